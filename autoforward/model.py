@@ -1,0 +1,183 @@
+"""The values that the parts hand to each other: frozen, comparable, without behaviour of their own.
+
+Vocabulary is that of SPEC.md, "Words". The side is always in the name: `host_port` is on the user's machine,
+`container_port` in the container. Addresses are text in their usual form (`127.0.0.1`, `::1`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Transport = Literal["tcp", "udp"]
+LaneName = Literal["agent", "socat", "nc", "devtcp"]
+LaneChoice = Literal["auto", "agent", "socat", "nc", "devtcp"]
+Source = Literal["declared", "detected", "manual"]
+LeaseState = Literal["bound", "reserved"]
+Status = Literal["active", "waiting", "reconnecting", "failed", "published", "ignored"]
+EventName = Literal[
+    "attached",
+    "detached",
+    "forwarded",
+    "updated",
+    "unforwarded",
+    "waiting",
+    "reconnecting",
+    "reconnected",
+    "failed",
+    "ignored",
+]
+OnAutoForward = Literal["notify", "openBrowser", "openBrowserOnce", "openPreview", "silent", "ignore"]
+AppProtocol = Literal["http", "https"]
+
+LANE_CHOICES: tuple[LaneChoice, ...] = ("auto", "agent", "socat", "nc", "devtcp")
+ON_AUTO_FORWARD: tuple[OnAutoForward, ...] = (
+    "notify",
+    "openBrowser",
+    "openBrowserOnce",
+    "openPreview",
+    "silent",
+    "ignore",
+)
+
+
+class ForwardKey(NamedTuple):
+    """What a forward is about, within one session.
+
+    `container_host` is None for the container itself, else a name or address as seen from the container.
+    """
+
+    transport: Transport
+    container_host: str | None
+    container_port: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Listener:
+    """A listening socket in the container, as the kernel shows it (`address` may be a wildcard)."""
+
+    transport: Transport
+    container_port: int
+    address: str
+
+
+Snapshot = tuple[Listener, ...]
+"""Complete, sorted and without duplicates, so that "nothing changed" is one comparison."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortSpec:
+    """One port that the user named. `text` is the SPEC as written; `host_port` is set when it is pinned."""
+
+    text: str
+    transport: Transport
+    container_host: str | None
+    container_port: int
+    host_port: int | None = None
+
+    @property
+    def key(self) -> ForwardKey:
+        return ForwardKey(self.transport, self.container_host, self.container_port)
+
+
+@dataclass(frozen=True, slots=True)
+class PortAttributes:
+    """Resolved attributes of one port (`portsAttributes` / `otherPortsAttributes`), None where nothing was said."""
+
+    label: str | None = None
+    protocol: AppProtocol | None = None
+    on_auto_forward: OnAutoForward = "notify"
+    require_local_port: bool | None = None
+    elevate_if_needed: bool | None = None
+    description: str | None = None
+    open_preview: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DialAddress:
+    """Where a relay connects to, from inside the container: an address (v4 or v6) or a host name, and a port."""
+
+    host: str
+    port: int
+
+    @property
+    def is_ipv6(self) -> bool:
+        return ":" in self.host
+
+
+@dataclass(frozen=True, slots=True)
+class LaneCapabilities:
+    """What a lane can do; shown in `status` and `doctor`."""
+
+    half_close: bool
+    udp: bool
+    confirms_connect: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What stays when a container is rebuilt; the key of sticky leases.
+
+    `engine` is the endpoint; `anchor` is `workspace:<folder>:<config file>`, `compose:<project>` or `name:<name>`;
+    `service` and `instance` tell compose services apart.
+    """
+
+    engine: str
+    anchor: str
+    service: str | None = None
+    instance: int = 1
+
+    def __str__(self) -> str:
+        suffix = f"/{self.service}#{self.instance}" if self.service else ""
+        return f"{self.engine}|{self.anchor}{suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPort:
+    """A port that the engine itself publishes (`docker run -p`)."""
+
+    transport: Transport
+    container_port: int
+    host_ip: str
+    host_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerInfo:
+    """What the engine says of one container, boiled down to what we act on."""
+
+    container_id: str
+    name: str
+    state: str
+    labels: dict[str, str] = field(hash=False)
+    image: str = ""
+    network_mode: str = ""
+    addresses: tuple[str, ...] = ()
+    published: tuple[PublishedPort, ...] = ()
+    user: str = ""
+
+    @property
+    def running(self) -> bool:
+        return self.state == "running"
+
+    @property
+    def workspace_folder(self) -> str | None:
+        return self.labels.get("devcontainer.local_folder")
+
+    @property
+    def config_file(self) -> str | None:
+        return self.labels.get("devcontainer.config_file")
+
+    @property
+    def project(self) -> str | None:
+        return self.labels.get("com.docker.compose.project")
+
+    @property
+    def service(self) -> str | None:
+        return self.labels.get("com.docker.compose.service")
+
+    @property
+    def instance(self) -> int:
+        number = self.labels.get("com.docker.compose.container-number", "1")
+        return int(number) if number.isdecimal() and len(number) < 6 else 1
