@@ -1,0 +1,223 @@
+"""The container engine: which endpoint, what it says of containers, processes started in them, its events.
+
+Everything here blocks and is called from worker threads. Exceptions of the SDK end here: callers see
+EngineUnreachableError (the endpoint does not answer), TargetError (no such container, not running) or AutoforwardError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import docker
+import requests
+from docker.context import ContextAPI
+from docker.context.config import get_current_context_name
+from docker.errors import APIError, DockerException, NotFound
+
+from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError, UsageError
+from autoforward.model import ContainerInfo, PublishedPort, Transport
+from autoforward.streams import SocketStream, start_exec
+
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+
+REQUEST_TIMEOUT_S = 30.0
+
+CONTAINER_ACTIONS = ("start", "die", "destroy", "remove", "pause", "unpause", "rename")
+"""What of an engine's events concerns a session (`remove` is Podman's word for `destroy`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEndpoint:
+    """Where the engine is (`unix:///…`, `tcp://…`) and where that was read, in words. Frozen for a session."""
+
+    host: str
+    source: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"host": self.host, "source": self.source}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> EngineEndpoint:
+        return cls(str(row["host"]), str(row["source"]))
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerEvent:
+    """One thing that happened to a container, as the engine told it."""
+
+    action: str
+    container_id: str
+    name: str
+    labels: Mapping[str, str]
+
+
+def resolve_endpoint(docker_host: str | None = None, context: str | None = None) -> EngineEndpoint:
+    """The endpoint that the docker CLI would use: flags, DOCKER_HOST, DOCKER_CONTEXT, the current context, the default.
+
+    Raises UsageError for both flags at once and for an unknown context (never a silent default).
+    """
+    if docker_host and context:
+        raise UsageError("--docker-host and --context exclude each other")
+    if docker_host:
+        return EngineEndpoint(docker_host, "--docker-host")
+    if not context and os.environ.get("DOCKER_HOST"):
+        return EngineEndpoint(os.environ["DOCKER_HOST"], "DOCKER_HOST")
+    source = "--context" if context else "DOCKER_CONTEXT"
+    name = context or os.environ.get("DOCKER_CONTEXT")
+    if not name:
+        name, source = get_current_context_name(), "the current docker context"
+    if name == "default":
+        return EngineEndpoint(DEFAULT_HOST, "the default socket")
+    found = ContextAPI.get_context(name)
+    if found is None:
+        raise UsageError(
+            f"no docker context is called {name!r} ({source})", hint="`docker context ls` lists the contexts"
+        )
+    host = str(found.Host)
+    return EngineEndpoint(host.replace("http+unix://", "unix://"), f"context {name} ({source})")
+
+
+class Engine:
+    """One engine. Thread-safe; opens its first connection on first use."""
+
+    def __init__(self, endpoint: EngineEndpoint) -> None:
+        self.endpoint = endpoint
+        self._lock = threading.Lock()
+        self._client: docker.DockerClient | None = None
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.endpoint.host}>"
+
+    @property
+    def client(self) -> docker.DockerClient:
+        """The SDK's client. Raises EngineUnreachableError."""
+        with self._lock:
+            if self._client is None:
+                with self._translated():
+                    self._client = docker.DockerClient(
+                        base_url=self.endpoint.host,
+                        version="auto",
+                        timeout=REQUEST_TIMEOUT_S,  # type: ignore[arg-type]  # the stubs know ints only
+                        max_pool_size=20,
+                    )
+            return self._client
+
+    def close(self) -> None:
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    @contextlib.contextmanager
+    def _translated(self, what: str = "") -> Iterator[None]:
+        try:
+            yield
+        except NotFound as error:
+            raise TargetError(f"no such container: {what}") from error
+        except APIError as error:
+            raise AutoforwardError(f"the engine says: {error.explanation or error}") from error
+        except (DockerException, requests.RequestException) as error:
+            raise EngineUnreachableError(
+                f"the engine at {self.endpoint.host} (from {self.endpoint.source}) does not answer",
+                hint="is it running, and may you use its socket? `docker info` tells",
+            ) from error
+
+    def version(self) -> str:
+        with self._translated():
+            return str(self.client.version().get("Version", "unknown"))
+
+    def inspect(self, container_ref: str) -> ContainerInfo:
+        """One container, by id, unique id prefix or name. Raises TargetError when there is none."""
+        with self._translated(container_ref):
+            return container_info(cast(Mapping[str, Any], self.client.api.inspect_container(container_ref)))
+
+    def find_containers(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
+        """Containers that carry all these labels (value None: whatever its value), stopped ones too, oldest first."""
+        wanted = [key if value is None else f"{key}={value}" for key, value in labels.items()]
+        with self._translated():
+            rows = self.client.api.containers(all=all, filters={"label": wanted} if wanted else {})
+        found = []
+        for row in sorted(rows, key=lambda row: row.get("Created", 0)):
+            with contextlib.suppress(TargetError):  # it went away between the two calls
+                found.append(self.inspect(row["Id"]))
+        return found
+
+    def names(self) -> list[str]:
+        """Names of all containers, for "did you mean"."""
+        with self._translated():
+            rows = self.client.api.containers(all=True)
+        return sorted(name.lstrip("/") for row in rows for name in row.get("Names") or ())
+
+    def open_exec(self, container_id: str, argv: Sequence[str], environment: Mapping[str, str]) -> SocketStream:
+        """Start a process in the container, with its stdin, stdout and stderr on one stream.
+
+        `argv[0]` must exist in the container: old engines leak the exec of a missing binary.
+        """
+        with self._translated(container_id):
+            api = self.client.api
+            created = api.exec_create(
+                container_id, list(argv), stdin=True, stdout=True, stderr=True, environment=dict(environment)
+            )
+        return start_exec(self.endpoint.host, str(api.api_version), created["Id"])
+
+    def events(self, on_open: Callable[[Any], None], since: int | None = None) -> Iterator[ContainerEvent]:
+        """Container events from now on (or from `since`, unix seconds), for ever; blocks between them.
+
+        `on_open` is handed the open stream: its `close()` from another thread ends the iteration. Raises
+        EngineUnreachableError when the engine goes away.
+        """
+        with self._translated():
+            stream = self.client.api.events(
+                since=since, filters={"type": "container", "event": list(CONTAINER_ACTIONS)}, decode=True
+            )
+            on_open(stream)
+            for row in stream:
+                actor = row.get("Actor") or {}
+                attributes = actor.get("Attributes") or {}
+                yield ContainerEvent(
+                    str(row.get("Action", "")),
+                    str(actor.get("ID", "")),
+                    str(attributes.get("name", "")),
+                    attributes,
+                )
+
+
+def container_info(raw: Mapping[str, Any]) -> ContainerInfo:
+    """The engine's `inspect` answer, boiled down. Tolerates missing parts: engines differ."""
+    config = raw.get("Config") or {}
+    network = raw.get("NetworkSettings") or {}
+    addresses = []
+    for attached in [network, *(network.get("Networks") or {}).values()]:
+        for key in ("IPAddress", "GlobalIPv6Address"):
+            address = (attached or {}).get(key)
+            if address and address not in addresses:
+                addresses.append(str(address))
+    published = []
+    for port, bindings in (network.get("Ports") or {}).items():
+        number, _, transport = port.partition("/")
+        for binding in bindings or ():
+            if number.isdecimal() and str(binding.get("HostPort", "")).isdecimal() and transport in ("tcp", "udp"):
+                published.append(
+                    PublishedPort(
+                        cast(Transport, transport),
+                        int(number),
+                        str(binding.get("HostIp") or "0.0.0.0"),  # what the engine says, nothing of ours
+                        int(binding["HostPort"]),
+                    )
+                )
+    return ContainerInfo(
+        container_id=str(raw["Id"]),
+        name=str(raw.get("Name", "")).lstrip("/"),
+        state=str((raw.get("State") or {}).get("Status", "unknown")),
+        labels={str(key): str(value) for key, value in (config.get("Labels") or {}).items()},
+        image=str(config.get("Image", "")),
+        network_mode=str((raw.get("HostConfig") or {}).get("NetworkMode", "")),
+        addresses=tuple(addresses),
+        published=tuple(sorted(set(published), key=lambda p: (p.container_port, p.host_port, p.host_ip))),
+        user=str(config.get("User", "")),
+    )
