@@ -1,0 +1,298 @@
+"""What devcontainer.json and the metadata label ask for in ports: found, parsed, merged. No engine, no CLI.
+
+Merging follows the specification: `forwardPorts` are united; of `portsAttributes` the last of equal keys wins;
+`otherPortsAttributes` and `shutdownAction` are taken whole from the last that has them. `appPort` counts from the
+file only: no CLI writes it into the label. Variables like `${localEnv:X}` are left as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import json5
+
+from autoforward.attributes import NO_RULES, AttributeRules, bounded, parse_attributes, quoted
+from autoforward.errors import UsageError
+from autoforward.model import ForwardKey, PortSpec
+from autoforward.portspec import decode_port_spec, encode_port_spec, is_port, parse_port_spec
+
+LABEL_LOCAL_FOLDER = "devcontainer.local_folder"
+LABEL_CONFIG_FILE = "devcontainer.config_file"
+LABEL_METADATA = "devcontainer.metadata"
+
+ShutdownAction = Literal["none", "stopContainer", "stopCompose"]
+SHUTDOWN_ACTIONS: tuple[ShutdownAction, ...] = ("none", "stopContainer", "stopCompose")
+
+# No real configuration comes near; the bounds keep a hostile image or a wrong path from costing memory and time.
+MAX_CONFIG_BYTES = 2 * 1024 * 1024
+MAX_DECLARED = 1000
+MAX_METADATA_ENTRIES = 1000
+
+# json5 (pyjson5 is another package) puts the position into its message and nowhere else.
+_JSON5_POSITION = re.compile(r"^<string>:(\d+) (.*) at column (\d+)$", re.DOTALL)
+# `docker run -p` has an address first: 127.0.0.1:8080:80, [::1]:8080:80, 127.0.0.1::80.
+_DOCKER_ADDRESS = re.compile(r"(\d+\.\d+\.\d+\.\d+|\[[0-9A-Fa-f:.]+\]):(.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class PortConfiguration:
+    """The ports that a configuration declares (one per forward key), the rules, and what was wrong with it."""
+
+    declared: tuple[PortSpec, ...] = ()
+    rules: AttributeRules = NO_RULES
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, as sessions are stored; `from_json` is its inverse."""
+        return {
+            "declared": [encode_port_spec(spec) for spec in self.declared],
+            "rules": self.rules.to_json(),
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PortConfiguration:
+        """Return what `to_json` wrote. Raises ValueError on anything else."""
+        declared, rules, warnings = data.get("declared", []), data.get("rules", {}), data.get("warnings", [])
+        if not isinstance(declared, list) or not isinstance(rules, Mapping) or not isinstance(warnings, list):
+            raise ValueError("not a stored port configuration")
+        if not all(isinstance(spec, Mapping) for spec in declared):
+            raise ValueError("not a stored port configuration: declared holds no SPECs")
+        return cls(
+            tuple(decode_port_spec(spec) for spec in declared),
+            AttributeRules.from_json(rules),
+            tuple(str(warning) for warning in warnings),
+        )
+
+
+def parse_config_text(text: str, place: str) -> dict[str, Any]:
+    """Parse the text of a devcontainer.json: JSON with comments and trailing commas, an object at the top.
+
+    Raises UsageError "PLACE:LINE:COLUMN: ..." (both from 1) on anything else.
+    """
+    text = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+    try:
+        value = json5.loads(text)
+    except RecursionError:
+        raise UsageError(f"{place}:1:1: nested too deeply") from None
+    except ValueError as error:
+        raise UsageError(_translate_json_error(error, place)) from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{place}:1:1: expected an object, found {type(value).__name__}")
+    return value
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read and parse one devcontainer.json. Raises UsageError; FileNotFoundError is left to the caller."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if len(data) > MAX_CONFIG_BYTES:
+        raise UsageError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        raise UsageError(f"{path}:{line}:{column}: not UTF-8") from None
+    return parse_config_text(text, str(path))
+
+
+def find_config_file(workspace_folder: Path, config_file: str | Path | None = None) -> Path | None:
+    """Return the configuration of a workspace folder, or None where there is none.
+
+    `config_file` (a flag or a label) wins when it exists; relative paths are taken from the current folder. Of
+    several `.devcontainer/*/devcontainer.json` none is chosen: only the user can say which.
+    """
+    if config_file is not None:
+        path = Path(config_file)
+        return path if path.is_file() else None
+    usual = (
+        workspace_folder / ".devcontainer" / "devcontainer.json",
+        workspace_folder / ".devcontainer.json",
+    )
+    for path in usual:
+        if path.is_file():
+            return path
+    several = sorted((workspace_folder / ".devcontainer").glob("*/devcontainer.json"))
+    return several[0] if len(several) == 1 else None
+
+
+def ports_from_configuration(config: Mapping[str, Any], place: str) -> PortConfiguration:
+    """Return what one (merged) configuration asks for. `place` is what warnings call it.
+
+    Entries that are not valid are left out, each with a warning. One spec is kept per forward key: a pinned one
+    wins over one without a local port; of two different pins the first stays, with a warning.
+    """
+    warnings: list[str] = []
+    specs = _forward_ports(config.get("forwardPorts"), place, warnings)
+    specs += _app_ports(config.get("appPort"), place, warnings)
+    declared = _one_per_key(specs, place, warnings)
+    if len(declared) > MAX_DECLARED:
+        warnings.append(f"{place}: {len(declared)} ports are declared, only the first {MAX_DECLARED} are used")
+        declared = declared[:MAX_DECLARED]
+    rules, rule_warnings = parse_attributes(config.get("portsAttributes"), config.get("otherPortsAttributes"), place)
+    return PortConfiguration(declared, rules, bounded((*warnings, *rule_warnings)))
+
+
+def merge_configurations(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge the keys that concern us, later entries last. Values of a wrong kind are kept for the warnings."""
+    merged: dict[str, Any] = {}
+    for entry in entries:
+        for name in ("otherPortsAttributes", "shutdownAction", "appPort"):
+            if name in entry:
+                merged[name] = entry[name]
+        attributes = entry.get("portsAttributes")
+        if isinstance(attributes, Mapping) and isinstance(merged.get("portsAttributes", {}), dict):
+            merged["portsAttributes"] = {**merged.get("portsAttributes", {}), **attributes}
+        elif attributes is not None:
+            merged.setdefault("portsAttributes", attributes)
+        ports = entry.get("forwardPorts")
+        if ports is not None:
+            known = merged.setdefault("forwardPorts", [])
+            known += [p for p in (ports if isinstance(ports, list) else [ports]) if p not in known]
+    return merged
+
+
+def parse_metadata_label(text: str) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
+    """Return the entries of a `devcontainer.metadata` label (a JSON array of objects, or one) and warnings.
+
+    The label may come with any image: nothing in it is fatal.
+    """
+    place = f"label {LABEL_METADATA}"
+    if len(text) > MAX_CONFIG_BYTES:
+        return (), (f"{place}: longer than {MAX_CONFIG_BYTES} characters, left out",)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return (), (f"{place}: no JSON ({quoted(str(error))}), left out",)
+    entries: Sequence[Any] = value if isinstance(value, list) else [value]
+    good = tuple(entry for entry in entries[:MAX_METADATA_ENTRIES] if isinstance(entry, dict))
+    if len(good) != len(entries):
+        return good, (f"{place}: {len(entries) - len(good)} entries are no objects, or too many",)
+    return good, ()
+
+
+def merged_for_container(
+    labels: Mapping[str, str], workspace_folder: str | None = None, config_file: str | None = None
+) -> tuple[dict[str, Any], str, tuple[str, ...]]:
+    """Merge label and file of one container; return the configuration, what to call it, and warnings.
+
+    `workspace_folder` and `config_file`, where given, win over the labels `devcontainer.local_folder` and
+    `devcontainer.config_file`. A file that is not there is left out. Raises UsageError for one that cannot be
+    parsed.
+    """
+    place = f"label {LABEL_METADATA}"
+    entries: list[dict[str, Any]] = []
+    warnings: tuple[str, ...] = ()
+    label = labels.get(LABEL_METADATA)
+    if label is not None:
+        from_label, warnings = parse_metadata_label(label)
+        # Nobody publishes or forwards by an appPort in a label: it would be a foreign image's wish.
+        entries += [{k: v for k, v in entry.items() if k != "appPort"} for entry in from_label]
+    path = _file_of_container(labels, workspace_folder, config_file)
+    if path is not None:
+        try:
+            entries.append(read_config_file(path))
+            place = str(path)
+        except FileNotFoundError:
+            warnings += (f"{path}: not there any more",)
+    return merge_configurations(entries), place, warnings
+
+
+def configuration_for_container(
+    labels: Mapping[str, str], workspace_folder: str | None = None, config_file: str | None = None
+) -> PortConfiguration:
+    """Return what a container's label and file ask for; arguments and errors as of `merged_for_container`."""
+    merged, place, warnings = merged_for_container(labels, workspace_folder, config_file)
+    configuration = ports_from_configuration(merged, place)
+    return replace(configuration, warnings=bounded((*warnings, *configuration.warnings)))
+
+
+def shutdown_action(config: Mapping[str, Any]) -> ShutdownAction | None:
+    """Return `shutdownAction` where it is one of the known three."""
+    value = config.get("shutdownAction")
+    return next((action for action in SHUTDOWN_ACTIONS if action == value), None)
+
+
+def _file_of_container(labels: Mapping[str, str], workspace_folder: str | None, config_file: str | None) -> Path | None:
+    folder = workspace_folder or labels.get(LABEL_LOCAL_FOLDER)
+    for named in (config_file, labels.get(LABEL_CONFIG_FILE)):
+        if named:
+            path = find_config_file(Path(folder or "."), named)
+            if path is not None:
+                return path
+    return find_config_file(Path(folder)) if folder else None
+
+
+def _forward_ports(value: object, place: str, warnings: list[str]) -> list[PortSpec]:
+    specs: list[PortSpec] = []
+    for index, entry in enumerate(_as_list(value)):
+        here = f"{place}: forwardPorts[{index}]" if isinstance(value, list) else f"{place}: forwardPorts"
+        # The specification knows no LOCAL:REMOTE and no range here; people write them, and the grammar has them.
+        specs += _parse_entry(entry, here, warnings)
+    return specs
+
+
+def _app_ports(value: object, place: str, warnings: list[str]) -> list[PortSpec]:
+    specs: list[PortSpec] = []
+    for index, entry in enumerate(_as_list(value)):
+        here = f"{place}: appPort[{index}]" if isinstance(value, list) else f"{place}: appPort"
+        if isinstance(entry, str) and (match := _DOCKER_ADDRESS.fullmatch(entry)):
+            warnings.append(f"{here}: address {match[1]} of {quoted(entry)} is left out, use --bind for one")
+            # 127.0.0.1::80 leaves the local port to the engine, and so to us.
+            entry = match[2].removeprefix(":")
+        found = _parse_entry(entry, here, warnings)
+        other_hosts = [spec for spec in found if spec.container_host is not None]
+        if other_hosts:
+            warnings.append(f"{here}: {quoted(entry)} names another host, appPort is of the container itself")
+        specs += [spec for spec in found if spec.container_host is None]
+    return specs
+
+
+def _as_list(value: object) -> list[object]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _parse_entry(entry: object, here: str, warnings: list[str]) -> tuple[PortSpec, ...]:
+    if is_port(entry):
+        return (PortSpec(str(entry), "tcp", None, entry),)
+    if not isinstance(entry, str):
+        warnings.append(f"{here}: {quoted(entry)} is neither a port nor host:port")
+        return ()
+    try:
+        return parse_port_spec(entry)
+    except UsageError as error:
+        warnings.append(f"{here}: {error}")
+        return ()
+
+
+def _one_per_key(specs: list[PortSpec], place: str, warnings: list[str]) -> tuple[PortSpec, ...]:
+    chosen: dict[ForwardKey, PortSpec] = {}
+    for spec in specs:
+        known = chosen.setdefault(spec.key, spec)
+        if known.host_port is None:
+            chosen[spec.key] = spec if spec.host_port is not None else known
+        elif spec.host_port not in (None, known.host_port):
+            warnings.append(f"{place}: {quoted(spec.text)} is left out, {quoted(known.text)} came first")
+    return tuple(chosen.values())
+
+
+def _translate_json_error(error: ValueError, place: str) -> str:
+    match = _JSON5_POSITION.match(str(error))
+    if match is None:
+        return f"{place}:1:1: {str(error).splitlines()[0] if str(error) else 'no JSON'}"
+    line, problem, column = int(match[1]), match[2], int(match[3])
+    # One line for people, even where the unexpected character is the line feed itself.
+    return f"{place}:{line}:{column}: " + problem.replace("\n", "\\n")
