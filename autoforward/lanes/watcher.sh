@@ -1,0 +1,191 @@
+# autoforward's watcher: reports the listening sockets of this container, for as long as its stdin is open.
+# POSIX sh (dash, bash, busybox ash); needs /proc and `sleep`, no writable directory, no particular user.
+#
+#   sh -c "$(this file)" autoforward-watcher SESSION_TOKEN POLL_INTERVAL_S [close-wait]
+#
+# stdout: "AF hello ..." once, then complete snapshots, one whenever the content differs from the last one:
+#   AF begin N / rows in the kernel's column order, volatile columns as 0 / AF end N
+# stdin:  ping N | kill PID TOKEN | kill9 PID TOKEN | socks PID TOKEN; answers go to stderr.
+# At EOF of stdin, or when stdout is gone: the poll loop is ended and waited for, processes of the session
+# (AUTOFORWARD_SESSION=SESSION_TOKEN in their environment) get TERM and after 0.4 s KILL. PID 1 of a container is
+# often `sleep`, which reaps nothing: every child is waited for here, or it stays as a zombie.
+
+export LC_ALL=C
+session=$1 interval=$2 want=$3
+max_rows=2048
+nl='
+'
+has() { command -v "$1" >/dev/null 2>&1; }
+
+has sleep || { echo 'AF fatal no sleep in this container' >&2; exit 69; }
+# Some busybox builds take whole seconds only, and would otherwise spin.
+fraction=1
+sleep 0.01 2>/dev/null || fraction=""
+if [ -z "$fraction" ]; then
+  case $interval in *.*) interval=${interval%.*}; [ "${interval:-0}" -gt 0 ] || interval=1 ;; esac
+fi
+
+if has grep; then filter=grep; elif has awk; then filter=awk; elif has sed; then filter=sed
+elif has cat; then filter=cat; else filter=read; fi
+state=0A
+[ "$want" = close-wait ] && state='0A|08'
+
+# The tables' interesting lines -> $raw. One fork: $( ) execs its only command in dash, bash and ash.
+read_tables() {
+  files=/proc/net/tcp
+  [ -r /proc/net/tcp6 ] && files="$files /proc/net/tcp6"
+  case $filter$state in
+    grep0A) raw=$(grep -h -m $max_rows -F -e ':0000 0A ' $files 2>/dev/null) ;;
+    grep*) raw=$(grep -h -m $max_rows -F -e ':0000 0A ' -e ' 08 ' $files 2>/dev/null) ;;
+    awk*) raw=$(awk '/ 0A / || / 08 /' $files 2>/dev/null) ;;
+    sed*) raw=$(sed -n -e '/ 0A /p' -e '/ 08 /p' $files 2>/dev/null) ;;
+    cat*) raw=$(cat $files 2>/dev/null) ;;
+    read*)
+      raw=
+      for file in $files; do
+        while IFS= read -r line; do
+          case $line in *' 0A '* | *' 08 '*) raw=$raw$nl$line ;; esac
+        done <$file
+      done ;;
+  esac
+}
+
+# $raw -> $rows: only what identifies a socket. Queue lengths and reference counts move on a busy listener.
+reduce() {
+  rows="" k=0 count=0
+  for word in $raw; do
+    case $word in *:) k=0 ;; *) k=$((k + 1)) ;; esac
+    case $k in
+      1) local=$word ;;
+      2) remote=$word ;;
+      3) st=$word ;;
+      7) uid=$word ;;
+      9)
+        case $st in 0A) ;; 08) [ "$state" = 0A ] && continue ;; *) continue ;; esac
+        count=$((count + 1))
+        [ $count -gt $max_rows ] && break
+        rows="${rows}0: $local $remote $st 0:0 0:0 0 $uid 0 $word$nl" ;;
+    esac
+  done
+}
+
+poll_loop() {
+  set -f
+  stop="" napping=""
+  # Not in mid-command: the trap only notes it and wakes the nap, the loop leaves at its own places.
+  trap 'stop=1; [ -n "$napping" ] && kill "$napping" 2>/dev/null' TERM
+  trap '' PIPE HUP INT
+  trap 'kill -TERM $$ 2>/dev/null' EXIT
+  number=0 last_raw=none last_rows=none
+  while [ -z "$stop" ]; do
+    read_tables
+    if [ "$raw" != "$last_raw" ]; then
+      last_raw=$raw
+      reduce
+      if [ "$rows" != "$last_rows" ]; then
+        last_rows=$rows number=$((number + 1))
+        printf 'AF begin %s\n%sAF end %s\n' $number "$rows" $number 2>/dev/null || break
+      fi
+    fi
+    sleep "$interval" &
+    napping=$!
+    [ -n "$stop" ] && kill "$napping" 2>/dev/null
+    wait "$napping"
+    slept=$?
+    if [ -n "$stop" ]; then
+      wait "$napping" 2>/dev/null
+      break
+    fi
+    napping=
+    # A sleep that fails would make this a busy loop; and our parent may have been killed.
+    [ $slept = 0 ] && kill -0 $$ 2>/dev/null || break
+  done
+  exit 0
+}
+
+# Whether process $1 carries $2 in its environment. Reads drop the NULs; a zombie's environment is empty.
+carries() {
+  case $1 in '' | *[!0-9]*) return 1 ;; esac
+  [ -r "/proc/$1/environ" ] || return 1
+  if [ $filter = grep ]; then
+    grep -q -F -e "$2" "/proc/$1/environ" 2>/dev/null
+    return
+  fi
+  { while IFS= read -r line || [ -n "$line" ]; do
+      case $line in *"$2"*) return 0 ;; esac
+      line=
+    done <"/proc/$1/environ"; } 2>/dev/null
+  return 1
+}
+
+# Processes of this session -> $pids.
+ours() {
+  pids=
+  if [ $filter = grep ]; then
+    for path in $(grep -l -F -e "AUTOFORWARD_SESSION=$session" /proc/[0-9]*/environ 2>/dev/null); do
+      path=${path#/proc/}
+      pids="$pids ${path%/environ}"
+    done
+  else
+    for path in /proc/[0-9]*; do
+      carries "${path#/proc/}" "AUTOFORWARD_SESSION=$session" && pids="$pids ${path#/proc/}"
+    done
+  fi
+}
+
+sweep() {
+  ours
+  [ -z "$pids" ] && return
+  kill -TERM $pids 2>/dev/null
+  for round in 1 2 3 4; do
+    if [ -n "$fraction" ]; then sleep 0.1; else sleep 1; fi
+    ours
+    [ -z "$pids" ] && return
+    [ -z "$fraction" ] && break
+  done
+  kill -KILL $pids 2>/dev/null
+}
+
+finish() {
+  trap '' TERM HUP INT PIPE
+  kill -TERM "$loop" 2>/dev/null
+  wait "$loop" 2>/dev/null
+  sweep
+  exit 0
+}
+
+loop_alive() {
+  status=
+  { IFS= read -r status <"/proc/$loop/stat"; } 2>/dev/null
+  case $status in '' | *') Z '* | *') X '*) return 1 ;; esac
+}
+
+trap '' PIPE
+echo "AF hello 1 pid=$$ filter=$filter interval=$interval" || exit 0
+trap finish TERM HUP INT
+poll_loop </dev/null &
+loop=$!
+
+while IFS=' ' read -r word number token rest; do
+  case $word in
+    ping) loop_alive && echo "pong $number" >&2 ;;
+    kill | kill9)
+      signal=TERM
+      [ "$word" = kill9 ] && signal=KILL
+      if [ -n "$token" ] && carries "$number" "AUTOFORWARD_RELAY=$token"; then
+        kill -$signal "$number" 2>/dev/null
+        echo "killed $number" >&2
+      else
+        echo "gone $number" >&2
+      fi ;;
+    socks)
+      inodes=
+      if [ -n "$token" ] && carries "$number" "AUTOFORWARD_RELAY=$token"; then
+        for part in $(ls -l "/proc/$number/fd" 2>/dev/null); do
+          case $part in 'socket:['*']') part=${part#*[}; inodes="$inodes ${part%]}" ;; esac
+        done
+      fi
+      echo "socks $number$inodes" >&2 ;;
+  esac
+done
+finish
