@@ -1,0 +1,326 @@
+"""The data plane: one thread, one selector, every byte of every relay.
+
+Control (asyncio, in another thread) and this loop speak by the messages below and share nothing else, so that the data
+plane can become a process of its own. Commands go in through `submit`, notices come out through the `notify` callable
+that the owner gave (it is called in the data plane's thread and must only hand the notice over).
+
+Why not asyncio here: a plain selector loop took 93 µs of CPU for a relayed connection where asyncio's streams took 217.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import itertools
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from autoforward.exec_channel import ExecChannel
+from autoforward.messages import (
+    AcceptPaused,
+    Command,
+    Drain,
+    ForwardCounters,
+    Notice,
+    ReadCounters,
+    RelayEnded,
+    Serve,
+    StreamFailed,
+    StreamReady,
+    StreamWanted,
+    Withdraw,
+)
+from autoforward.peers import closed_peers
+from autoforward.relay import Relay
+
+log = logging.getLogger(__name__)
+
+ACCEPTS_PER_TURN = 64
+"""Connections taken from one listener before other sockets have their turn."""
+
+ACCEPT_PAUSE_S = 0.5
+"""How long accepting rests after the process ran out of descriptors or memory."""
+
+PEER_CHECK_INTERVAL_S = 0.5
+"""How often half-closed clients are looked at for having closed altogether."""
+
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclass(slots=True)
+class _Served:
+    sockets: tuple[socket.socket, ...] = ()
+    relays: dict[int, Relay] = field(default_factory=dict)
+    counters: ForwardCounters = field(default_factory=ForwardCounters)
+
+
+class Timer:
+    """A callable due at a monotonic time; `cancel` is idempotent."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class DataPlane:
+    """Owns the thread, the selector, all relays. `start`, then `submit`, at the end `stop` (idempotent, joins)."""
+
+    def __init__(self, notify: Callable[[Notice], None]) -> None:
+        self._notify = notify
+        self._selector = selectors.DefaultSelector()
+        self._wake_receive, self._wake_send = socket.socketpair()
+        self._wake_receive.setblocking(False)
+        self._wake_send.setblocking(False)
+        self._commands: deque[Command] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._numbers = itertools.count(1)
+        self._served: dict[str, _Served] = {}
+        self._relays: dict[int, Relay] = {}
+        self._half_closed: set[Relay] = set()
+        self._peer_timer: Timer | None = None
+        self._drains: list[Drain] = []
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="autoforward-data", daemon=True)
+
+    def __repr__(self) -> str:
+        return f"<DataPlane {len(self._served)} forwards, {len(self._relays)} relays>"
+
+    # The other threads' side.
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, command: Command) -> None:
+        """Hand a command over; thread-safe, returns at once."""
+        self._commands.append(command)
+        self._wake()
+
+    def stop(self) -> None:
+        """End the loop and cut what is left. Idempotent."""
+        self._stopping = True
+        self._wake()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _wake(self) -> None:
+        try:
+            self._wake_send.send(b"\0")
+        except (BlockingIOError, OSError):  # full: it is awake already; closed: it has ended
+            pass
+
+    # What relays and channels use, in the data plane's thread.
+
+    def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        """Call `handler(ready events)` whenever `fd` is ready for `events`; 0 takes it off.
+
+        Nothing watched must be nothing registered: a hang-up is reported even with an empty mask, over and over.
+        """
+        known = self._selector.get_map().get(fd)
+        if not events:
+            if known is not None:
+                self._selector.unregister(fd)
+        elif known is None:
+            self._selector.register(fd, events, handler)
+        elif known.events != events or known.data is not handler:
+            self._selector.modify(fd, events, handler)
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(callback)
+        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._numbers), timer))
+        return timer
+
+    def notify(self, notice: Notice) -> None:
+        self._notify(notice)
+
+    def client_half_closed(self, relay: Relay) -> None:
+        """Have an eye on this relay's client: a full close looks the same on our socket."""
+        self._half_closed.add(relay)
+        if self._peer_timer is None:
+            self._peer_timer = self.call_later(PEER_CHECK_INTERVAL_S, self._check_peers)
+
+    def relay_ended(self, relay: Relay, *, refused: bool, reason: str | None) -> None:
+        self._half_closed.discard(relay)
+        self._relays.pop(relay.relay_id, None)
+        served = self._served.get(relay.forward_id)
+        if served is not None:
+            served.relays.pop(relay.relay_id, None)
+            served.counters.active -= 1
+            served.counters.refused += refused
+            if not served.sockets and not served.relays:
+                del self._served[relay.forward_id]
+        self._notify(RelayEnded(relay.forward_id, relay.relay_id, refused, reason))
+        self._settle_drains()
+
+    # The loop.
+
+    def _run(self) -> None:
+        self._selector.register(self._wake_receive, selectors.EVENT_READ, self._on_wake)
+        while not self._stopping:
+            for key, events in self._selector.select(self._next_delay_s()):
+                handler: Callable[[int], None] = key.data
+                handler(events)
+            while self._commands:
+                self._obey(self._commands.popleft())
+            self._run_timers()
+        for relay in list(self._relays.values()):
+            relay.cut("the supervisor ends")
+        while self._commands:
+            self._refuse(self._commands.popleft())
+        self._selector.close()
+        self._wake_receive.close()
+        self._wake_send.close()
+
+    def _next_delay_s(self) -> float | None:
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return None
+        return max(0.0, self._timers[0][0] - time.monotonic())
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            _, _, timer = heapq.heappop(self._timers)
+            callback, timer.callback = timer.callback, None
+            if callback is not None:
+                callback()
+
+    def _on_wake(self, _events: int) -> None:
+        try:
+            while len(self._wake_receive.recv(4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Serve(forward_id, sockets):
+                served = self._served.setdefault(forward_id, _Served())
+                for stale in set(served.sockets) - set(sockets):
+                    self.watch(stale.fileno(), 0, self._on_wake)
+                served.sockets = sockets
+                for listener in sockets:
+                    self._watch_listener(forward_id, listener)
+            case Withdraw(forward_id, reset, done):
+                self._withdraw(forward_id, reset)
+                done.set_result(None)
+            case StreamReady(relay_id, stream, plan):
+                relay = self._relays.get(relay_id)
+                channel = ExecChannel(self, stream, plan, relay)
+                if relay is None:  # cut while the process was being started: read it to its end
+                    channel.abort()
+            case StreamFailed(relay_id, reason):
+                if (relay := self._relays.get(relay_id)) is not None:
+                    relay.refuse(reason)
+            case Drain():
+                self._drains.append(command)
+                self.call_later(command.timeout_s, lambda: self._end_drain(command))
+                self._settle_drains()
+            case ReadCounters(done):
+                done.set_result({key: served.counters.copy() for key, served in self._served.items()})
+
+    def _refuse(self, command: Command) -> None:
+        """A command that came after the end: nobody may wait for it for ever."""
+        match command:
+            case Withdraw(_, _, done):
+                done.set_result(None)
+            case Drain(_, _, drained):
+                drained.set_result(True)
+            case ReadCounters(read):
+                read.set_result({})
+            case StreamReady(_, stream, _):
+                stream.close()
+            case Serve() | StreamFailed():
+                pass
+
+    # Listeners.
+
+    def _watch_listener(self, forward_id: str, listener: socket.socket) -> None:
+        self.watch(listener.fileno(), selectors.EVENT_READ, lambda _events: self._accept(forward_id, listener))
+
+    def _accept(self, forward_id: str, listener: socket.socket) -> None:
+        served = self._served[forward_id]
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                client, _address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in OUT_OF_RESOURCES:
+                    self._pause_accepting(forward_id, listener, error)
+                    return
+                if error.errno == errno.EINVAL:  # not listening any more: a Withdraw is on its way
+                    self.watch(listener.fileno(), 0, self._on_wake)
+                    return
+                continue  # that connection was aborted before we took it
+            relay_id = next(self._numbers)
+            relay = Relay(self, forward_id, relay_id, client, served.counters)
+            served.relays[relay_id] = self._relays[relay_id] = relay
+            served.counters.active += 1
+            served.counters.total += 1
+            self._notify(StreamWanted(forward_id, relay_id))
+
+    def _pause_accepting(self, forward_id: str, listener: socket.socket, error: OSError) -> None:
+        self.watch(listener.fileno(), 0, self._on_wake)
+        self._notify(AcceptPaused(forward_id, error.strerror or str(error)))
+
+        def resume() -> None:
+            served = self._served.get(forward_id)
+            if served is not None and listener in served.sockets:
+                self._watch_listener(forward_id, listener)
+
+        self.call_later(ACCEPT_PAUSE_S, resume)
+
+    def _withdraw(self, forward_id: str, reset: bool) -> None:
+        served = self._served.get(forward_id)
+        if served is None:
+            return
+        for listener in served.sockets:
+            if listener.fileno() >= 0:
+                self.watch(listener.fileno(), 0, self._on_wake)
+        served.sockets = ()
+        if reset:
+            for relay in list(served.relays.values()):
+                relay.cut("the forward ended")
+        if not served.relays:
+            self._served.pop(forward_id, None)
+
+    # Clients that closed altogether, and drains.
+
+    def _check_peers(self) -> None:
+        self._peer_timer = None
+        relays = [relay for relay in self._half_closed if relay.client is not None]
+        gone = closed_peers([relay.client for relay in relays if relay.client is not None])
+        for relay in relays:
+            if relay.client in gone:
+                self._half_closed.discard(relay)
+                relay.client_has_gone()
+        if self._half_closed:
+            self._peer_timer = self.call_later(PEER_CHECK_INTERVAL_S, self._check_peers)
+
+    def _open_relays(self, drain: Drain) -> list[Relay]:
+        return [
+            relay for key in drain.forward_ids if key in self._served for relay in self._served[key].relays.values()
+        ]
+
+    def _settle_drains(self) -> None:
+        for drain in [drain for drain in self._drains if not self._open_relays(drain)]:
+            self._drains.remove(drain)
+            drain.done.set_result(True)
+
+    def _end_drain(self, drain: Drain) -> None:
+        if drain in self._drains:
+            self._drains.remove(drain)
+            for relay in self._open_relays(drain):
+                relay.cut("not drained in time")
+            drain.done.set_result(False)

@@ -1,0 +1,234 @@
+"""A relay's far end on an exec stream of its own: one process in the container (socat, nc, bash) per connection.
+
+stdin and stdout carry the bytes. stderr carries what the lane's classifier turns into signals: the process's pid, that
+it has connected, that it could not, that the server has closed. Ending it early takes more than closing the stream (the
+process would stay): its stdin is ended, then the session's watcher is asked to kill it, then to kill it for good.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+from typing import TYPE_CHECKING
+
+from autoforward.errors import ProtocolError
+from autoforward.messages import KillWanted, RelayPlan, Signal
+from autoforward.relay import Outbox, Relay
+from autoforward.streams import STDERR, STDOUT, EngineStream
+
+if TYPE_CHECKING:
+    from autoforward.dataplane import DataPlane, Timer
+
+log = logging.getLogger(__name__)
+
+OPEN_TIMEOUT_S = 30.0
+"""A relay tool that neither connects nor fails by then is not waited for."""
+
+HARD_KILL_AFTER_S = 0.8
+ABANDON_AFTER_S = 5.0
+
+MAX_STDERR_LINE_BYTES = 4096
+"""Diagnostics of relay tools are short; what is longer is cut, what never ends a line is dropped."""
+
+
+class ExecChannel:
+    """See `relay.Channel` for the contract."""
+
+    def __init__(self, plane: DataPlane, stream: EngineStream, plan: RelayPlan, relay: Relay | None) -> None:
+        self._plane = plane
+        self._stream = stream
+        self._plan = plan
+        self._relay = relay
+        self._outbox = Outbox()
+        self._stderr = b""
+        self._container_pid: int | None = None
+        self._opened = False
+        self._paused = False
+        self._write_ended = False
+        self._failure: str | None = None
+        self._broken: str | None = None
+        self._asked_to_die = False
+        self._timer: Timer | None = None
+        if relay is not None:
+            relay.attach(self)
+            self._timer = plane.call_later(OPEN_TIMEOUT_S, self._open_timed_out)
+            if not plan.confirms_connect:
+                self._open()
+        self._watch()
+        self._read()
+
+    def __repr__(self) -> str:
+        return f"<ExecChannel pid={self._container_pid} of {self._relay}>"
+
+    # What the relay calls.
+
+    @property
+    def pending(self) -> int:
+        return self._outbox.size
+
+    def write(self, data: bytes) -> None:
+        self._outbox.append(data)
+        self._flush()
+
+    def write_eof(self) -> None:
+        self._write_ended = True
+        self._flush()
+
+    def pause(self) -> None:
+        self._paused = True
+        self._watch()
+
+    def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._watch()
+
+    def abort(self) -> None:
+        if self._relay is None and self._asked_to_die:
+            return
+        self._relay = None
+        self._paused = False
+        self._outbox.clear()
+        self._cancel_timer()
+        if self._stream.fileno() < 0:
+            return
+        self._stream.shutdown_write()
+        self._watch()
+        self._ask_to_die(hard=False)
+
+    # The stream.
+
+    def _watch(self) -> None:
+        fd = self._stream.fileno()
+        if fd < 0:
+            return
+        events = 0 if self._paused else selectors.EVENT_READ
+        if self._outbox.size:
+            events |= selectors.EVENT_WRITE
+        self._plane.watch(fd, events, self._on_stream)
+
+    def _on_stream(self, events: int) -> None:
+        if events & selectors.EVENT_READ and not self._paused:
+            self._read()
+        if events & selectors.EVENT_WRITE:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._stream.fileno() < 0:
+            return
+        had = self._outbox.size
+        try:
+            self._outbox.flush(self._stream.send)
+        except OSError:
+            # The process takes no more. What it has said is still to be read: its end comes from there.
+            self._outbox.clear()
+        if not self._outbox.size:
+            if self._write_ended:
+                self._stream.shutdown_write()
+            elif had and self._relay is not None:
+                self._relay.drained()
+        self._watch()
+
+    def _read(self) -> None:
+        try:
+            chunks = self._stream.recv()
+        except BlockingIOError:
+            return
+        except (OSError, ProtocolError) as error:
+            self._broken = self._broken or f"the stream to the container broke: {error}"
+            chunks = None
+        if chunks is None:
+            self._ended()
+            return
+        for stream, payload in chunks:
+            if stream == STDOUT:
+                if self._relay is not None:
+                    self._open()
+                    self._relay.data(payload)
+            elif stream == STDERR:
+                self._take_stderr(payload)
+            elif payload:
+                self._failure = self._failure or payload[:200].decode("utf-8", "replace").strip()
+
+    def _take_stderr(self, payload: bytes) -> None:
+        *lines, rest = (self._stderr + payload).split(b"\n")
+        self._stderr = rest[:MAX_STDERR_LINE_BYTES]
+        for line in lines:
+            signal = self._plan.classify(line[:MAX_STDERR_LINE_BYTES])
+            if signal is not None:
+                self._on_signal(signal)
+
+    def _on_signal(self, signal: Signal) -> None:
+        match signal.kind:
+            case "pid":
+                self._container_pid = int(signal.value)
+                if self._relay is None:
+                    self._ask_to_die(hard=False)
+            case "open":
+                if self._relay is not None:
+                    self._open()
+            case "failed":
+                self._failure = signal.value
+            case "broken":
+                self._broken = signal.value
+            case "server_eof":
+                # Ending its stdin makes the process end, and with it comes the rest of the answer.
+                self._outbox.clear()
+                self._stream.shutdown_write()
+
+    def _open(self) -> None:
+        if not self._opened and self._relay is not None:
+            self._opened = True
+            self._cancel_timer()
+            self._relay.opened()
+
+    # Ends.
+
+    def _ended(self) -> None:
+        """The process is gone and everything it said has been read."""
+        self._cancel_timer()
+        fd = self._stream.fileno()
+        if fd >= 0:
+            self._plane.watch(fd, 0, self._on_stream)
+            self._stream.close()
+        relay, self._relay = self._relay, None
+        if relay is None:
+            return
+        if self._failure is not None and not self._broken:
+            relay.refuse(self._failure)
+        elif self._broken is not None:
+            relay.broken(self._broken)
+        elif not self._opened:
+            relay.refuse("the relay process ended before it had connected")
+        else:
+            relay.server_ended()
+
+    def _open_timed_out(self) -> None:
+        relay = self._relay
+        if relay is not None and not self._opened:
+            relay.refuse(f"no connection to the server within {OPEN_TIMEOUT_S:.0f} s")
+
+    def _ask_to_die(self, *, hard: bool) -> None:
+        """One rung of the ladder: stdin has ended; TERM now, KILL later, at last only our end is closed."""
+        if self._container_pid is None or self._stream.fileno() < 0:
+            if not self._asked_to_die:
+                self._timer = self._plane.call_later(ABANDON_AFTER_S, self._abandon)
+                self._asked_to_die = True
+            return
+        self._asked_to_die = True
+        self._plane.notify(KillWanted(self._plan.session_id, self._container_pid, self._plan.token, hard))
+        self._cancel_timer()
+        if hard:
+            self._timer = self._plane.call_later(ABANDON_AFTER_S, self._abandon)
+        else:
+            self._timer = self._plane.call_later(HARD_KILL_AFTER_S, lambda: self._ask_to_die(hard=True))
+
+    def _abandon(self) -> None:
+        if self._stream.fileno() >= 0:
+            log.warning("a relay process (pid %s) in the container did not end in time", self._container_pid)
+            self._ended()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

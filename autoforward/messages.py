@@ -1,0 +1,142 @@
+"""What control and the data plane say to each other, and what a relay's process says of itself. Values only."""
+
+from __future__ import annotations
+
+import copy
+import socket
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from autoforward.streams import EngineStream
+
+
+class Signal(NamedTuple):
+    """What a line on a relay's stderr means. `value` is the pid, or the reason in words."""
+
+    kind: Literal["pid", "open", "failed", "broken", "server_eof"]
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayPlan:
+    """How to understand one relay process. `token` tells the process apart from one that reused its pid."""
+
+    session_id: str
+    token: str
+    classify: Callable[[bytes], Signal | None]
+    confirms_connect: bool
+
+
+@dataclass(slots=True)
+class ForwardCounters:
+    """Connections and bytes of one forward. `bytes_in` went into the container, `bytes_out` came out of it."""
+
+    active: int = 0
+    total: int = 0
+    refused: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+    def copy(self) -> ForwardCounters:
+        return copy.copy(self)
+
+
+# Commands, control to data plane.
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Accept on these listening sockets (they stay the caller's) and relay what comes."""
+
+    forward_id: str
+    sockets: tuple[socket.socket, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Stop accepting for a forward. `reset` also cuts its open relays. `done` is resolved when the sockets are free."""
+
+    forward_id: str
+    reset: bool
+    done: Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReady:
+    """The stream that a `StreamWanted` asked for; the data plane owns it from now on."""
+
+    relay_id: int
+    stream: EngineStream
+    plan: RelayPlan
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFailed:
+    """There is no stream for this relay, and why: its client is reset."""
+
+    relay_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Resolve `done` (with True) once no relay of these forwards is open, with False at the deadline, cutting them."""
+
+    forward_ids: frozenset[str]
+    timeout_s: float
+    done: Future[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCounters:
+    """Resolve `done` with a copy of the counters of every forward."""
+
+    done: Future[dict[str, ForwardCounters]]
+
+
+Command = Serve | Withdraw | StreamReady | StreamFailed | Drain | ReadCounters
+
+
+# Notices, data plane to control.
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWanted:
+    """A client connected: it needs a stream into the container."""
+
+    forward_id: str
+    relay_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillWanted:
+    """A relay's process has to go although its server has not closed: `hard` after it ignored the first time."""
+
+    session_id: str
+    container_pid: int
+    relay_token: str
+    hard: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RelayEnded:
+    """A relay is over. `refused` when the server could not be reached; `reason` is None for an ordinary end."""
+
+    forward_id: str
+    relay_id: int
+    refused: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptPaused:
+    """Accepting rests for a moment: the process is out of descriptors or memory."""
+
+    forward_id: str
+    reason: str
+
+
+Notice = StreamWanted | KillWanted | RelayEnded | AcceptPaused

@@ -1,0 +1,309 @@
+"""One client connection, joined to the far end that a lane provides.
+
+The far end is a `Channel`; it looks the same whether it is a process of its own on an exec stream or a stream of a
+mux. Contracts: the relay owns the client socket, the channel owns the engine's side. After `abort` a channel calls its
+relay no more. Half-close is kept: the client's FIN becomes `write_eof`, and the other direction goes on. All calls are
+made in the data plane's thread and none of them blocks.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from autoforward.messages import ForwardCounters
+
+if TYPE_CHECKING:
+    from autoforward.dataplane import DataPlane
+
+RECEIVE_BYTES = 256 * 1024
+HIGH_WATER_BYTES = 512 * 1024
+"""What one direction of one relay may hold before its source is not read any more."""
+
+LINGER_S = 2.0
+"""After the server's end, how long a client may still send before its connection is cut: closing a socket with unread
+bytes resets it, and the reset can overtake the answer."""
+
+GONE_GRACE_S = 1.0
+"""After the client closed altogether, how long the server may take to notice, from the last byte that moved."""
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Outbox:
+    """Bytes that wait for a socket to take them, in order."""
+
+    __slots__ = ("_chunks", "size")
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes | memoryview] = deque()
+        self.size = 0
+
+    def append(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self.size += len(data)
+
+    def clear(self) -> None:
+        self._chunks.clear()
+        self.size = 0
+
+    def flush(self, send: Callable[[bytes | memoryview], int]) -> int:
+        """Send as much as is taken; how many bytes that was. Raises OSError of `send` except BlockingIOError."""
+        before = self.size
+        while self._chunks:
+            chunk = self._chunks[0]
+            try:
+                sent = send(chunk)
+            except BlockingIOError:
+                break
+            self.size -= sent
+            if sent < len(chunk):
+                self._chunks[0] = memoryview(chunk)[sent:]
+                break
+            self._chunks.popleft()
+        return before - self.size
+
+
+class Channel(Protocol):
+    """The far end of a relay. It calls `opened`, `data`, `server_ended`, `refuse`, `broken`, `drained` of its relay."""
+
+    @property
+    def pending(self) -> int:
+        """Bytes written and not yet taken by the engine."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def write_eof(self) -> None:
+        """No more bytes from the client, once those written are gone. Idempotent."""
+
+    def pause(self) -> None:
+        """Read no more from the server until `resume`; both idempotent."""
+
+    def resume(self) -> None: ...
+
+    def abort(self) -> None:
+        """End it now, in the container too. Idempotent; the relay hears nothing more."""
+
+
+class Relay:
+    """One client connection. Accepted sockets are read only once the far end is open, so a refusal loses no bytes."""
+
+    __slots__ = (
+        "_channel",
+        "_client_ended",
+        "_counters",
+        "_moved",
+        "_outbox",
+        "_over",
+        "_plane",
+        "_reading",
+        "_server_ended",
+        "client",
+        "forward_id",
+        "relay_id",
+    )
+
+    def __init__(
+        self, plane: DataPlane, forward_id: str, relay_id: int, client: socket.socket, counters: ForwardCounters
+    ) -> None:
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.client: socket.socket | None = client
+        self.forward_id = forward_id
+        self.relay_id = relay_id
+        self._plane = plane
+        self._counters = counters
+        self._channel: Channel | None = None
+        self._outbox = Outbox()
+        self._reading = False
+        self._client_ended = False
+        self._server_ended = False
+        self._over = False
+        self._moved = 0
+
+    def __repr__(self) -> str:
+        return f"<Relay {self.relay_id} of {self.forward_id}>"
+
+    def attach(self, channel: Channel) -> None:
+        """Give the relay its far end, which will call `opened` or `refuse`."""
+        self._channel = channel
+
+    # What the channel calls.
+
+    def opened(self) -> None:
+        self._reading = True
+        self._watch()
+
+    def data(self, chunk: bytes) -> None:
+        self._counters.bytes_out += len(chunk)
+        self._moved += 1
+        self._outbox.append(chunk)
+        self._flush_client()
+        if self._channel is not None and self._outbox.size > HIGH_WATER_BYTES:
+            self._channel.pause()
+
+    def drained(self) -> None:
+        """The channel has taken what was written."""
+        self._moved += 1
+        if not self._client_ended and not self._over:
+            self._reading = True
+            self._watch()
+
+    def server_ended(self) -> None:
+        """Everything that the server had to say has been handed over, and the far end is closed both ways."""
+        self._channel = None
+        self._server_ended = True
+        if not self._outbox.size:
+            self._finish()
+
+    def refuse(self, reason: str) -> None:
+        """The server cannot be reached: the client is reset, never left with an empty success."""
+        self._end_with_reset(refused=True, reason=reason)
+
+    def broken(self, reason: str) -> None:
+        """The far end broke off in mid-stream."""
+        self._end_with_reset(refused=False, reason=reason)
+
+    # What the data plane calls.
+
+    def cut(self, reason: str) -> None:
+        self._end_with_reset(refused=False, reason=reason)
+
+    def client_has_gone(self) -> None:
+        """The client holds its socket no more: let what it sent arrive, then end the far end, server or not."""
+        moved = self._moved
+
+        def check() -> None:
+            if self._over:
+                return
+            if self._moved != moved or (self._channel is not None and self._channel.pending):
+                self.client_has_gone()
+            else:
+                self.cut("the client has gone")
+
+        self._plane.call_later(GONE_GRACE_S, check)
+
+    # The client's socket.
+
+    def _watch(self) -> None:
+        if self.client is None:
+            return
+        events = selectors.EVENT_READ if self._reading else 0
+        if self._outbox.size:
+            events |= selectors.EVENT_WRITE
+        self._plane.watch(self.client.fileno(), events, self._on_client)
+
+    def _on_client(self, events: int) -> None:
+        if events & selectors.EVENT_READ:
+            self._read_client()
+        if events & selectors.EVENT_WRITE and self.client is not None:
+            self._flush_client()
+
+    def _read_client(self) -> None:
+        if self.client is None or self._channel is None:
+            return
+        try:
+            data = self.client.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.cut(f"the client broke off: {error.strerror}")
+            return
+        if not data:
+            self._client_ended = True
+            self._reading = False
+            self._watch()
+            self._channel.write_eof()
+            self._plane.client_half_closed(self)
+            return
+        self._counters.bytes_in += len(data)
+        self._moved += 1
+        self._channel.write(data)
+        if self._channel is not None and self._channel.pending > HIGH_WATER_BYTES:
+            self._reading = False
+            self._watch()
+
+    def _flush_client(self) -> None:
+        if self.client is None:
+            return
+        try:
+            sent = self._outbox.flush(self.client.send)
+        except OSError as error:
+            self.cut(f"the client broke off: {error.strerror}")
+            return
+        self._moved += bool(sent)
+        if not self._outbox.size:
+            if self._channel is not None:
+                self._channel.resume()
+            if self._server_ended:
+                self._finish()
+                return
+        self._watch()
+
+    # Ends.
+
+    def _finish(self) -> None:
+        """The server closed and the client has everything: FIN to the client, and a moment for its last words."""
+        client = self._release(refused=False, reason=None)
+        if client is None:
+            return
+        try:
+            client.shutdown(socket.SHUT_WR)
+        except OSError:  # the client has gone meanwhile
+            client.close()
+            return
+        if self._client_ended:
+            client.close()
+        else:
+            _Linger(self._plane, client)
+
+    def _end_with_reset(self, *, refused: bool, reason: str) -> None:
+        channel, self._channel = self._channel, None
+        client = self._release(refused=refused, reason=reason)
+        if client is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            client.close()
+        if channel is not None:
+            channel.abort()
+
+    def _release(self, *, refused: bool, reason: str | None) -> socket.socket | None:
+        """Take the client's socket out of the relay and tell the plane that it is over; None the second time."""
+        client, self.client = self.client, None
+        self._over = True
+        self._outbox.clear()
+        if client is not None:
+            self._plane.watch(client.fileno(), 0, self._on_client)
+            self._plane.relay_ended(self, refused=refused, reason=reason)
+        return client
+
+
+class _Linger:
+    """A client whose server has closed: discard what it still sends, until it closes or its time is up."""
+
+    __slots__ = ("_client", "_plane", "_timer")
+
+    def __init__(self, plane: DataPlane, client: socket.socket) -> None:
+        self._plane = plane
+        self._client = client
+        self._timer = plane.call_later(LINGER_S, self._close)
+        plane.watch(client.fileno(), selectors.EVENT_READ, self._on_ready)
+
+    def _on_ready(self, _events: int) -> None:
+        try:
+            if self._client.recv(RECEIVE_BYTES):
+                return
+        except BlockingIOError:
+            return
+        except OSError:  # reset: as good an end as any
+            pass
+        self._close()
+
+    def _close(self) -> None:
+        self._timer.cancel()
+        if self._client.fileno() >= 0:
+            self._plane.watch(self._client.fileno(), 0, self._on_ready)
+            self._client.close()
