@@ -28,8 +28,9 @@ LABEL_METADATA = "devcontainer.metadata"
 ShutdownAction = Literal["none", "stopContainer", "stopCompose"]
 SHUTDOWN_ACTIONS: tuple[ShutdownAction, ...] = ("none", "stopContainer", "stopCompose")
 
-# No real configuration comes near; the bounds keep a hostile image or a wrong path from costing memory and time.
-MAX_CONFIG_BYTES = 2 * 1024 * 1024
+# No real configuration comes near; the bounds keep a hostile image or a wrong path from costing memory and time
+# (json5 needs about 6 s for a megabyte).
+MAX_CONFIG_BYTES = 512 * 1024
 MAX_DECLARED = 1000
 MAX_METADATA_ENTRIES = 1000
 
@@ -77,7 +78,11 @@ def parse_config_text(text: str, place: str) -> dict[str, Any]:
     """
     text = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
     try:
-        value = json5.loads(text)
+        try:
+            # The plain parser is a hundred times faster, and most files have no comments.
+            value = json.loads(text)
+        except ValueError:
+            value = json5.loads(text)
     except RecursionError:
         raise UsageError(f"{place}:1:1: nested too deeply") from None
     except ValueError as error:
