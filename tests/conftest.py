@@ -1,0 +1,333 @@
+"""Fixtures: an engine, images, containers that are removed again, a home for the product, and its commands.
+
+Tests that need an engine are skipped with the reason where there is none; with AUTOFORWARD_REQUIRE_ENGINE=1 they fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import docker
+import jsonschema
+import psutil
+import pytest
+
+from tests.containers import LABEL, ComposeProject, Container, event_lines, run_id, sweep, sweep_dead_runs
+from tests.images.build import ensure_images
+
+REPOSITORY_DIR = Path(__file__).resolve().parents[1]
+SCHEMA = REPOSITORY_DIR / "autoforward/port_event.schema.json"
+
+
+def _missing(reason: str) -> None:
+    if os.environ.get("AUTOFORWARD_REQUIRE_ENGINE") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever lives in tests/docker is marked `docker`."""
+    for item in items:
+        if "docker" in item.path.relative_to(REPOSITORY_DIR).parts:
+            item.add_marker(pytest.mark.docker)
+
+
+# -- engine, images, containers ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[docker.DockerClient]:
+    """The engine of the environment. What this run labelled is removed at the end."""
+    try:
+        client = docker.from_env(timeout=120)
+    except docker.errors.DockerException as error:
+        _missing(f"no container engine: {error} (`python3 -m scripts.engine ensure` gets one on Debian)")
+        raise AssertionError from error
+    try:
+        client.ping()
+    except Exception as error:
+        client.close()
+        _missing(f"no container engine: {error} (`python3 -m scripts.engine ensure` gets one on Debian)")
+        raise
+    sweep_dead_runs(client)
+    try:
+        yield client
+    finally:
+        sweep(client, run_id())
+        client.close()
+
+
+@pytest.fixture(scope="session")
+def images(engine: docker.DockerClient) -> Mapping[str, str]:
+    """Image name (see tests/images/recipes.py) to reference; missing ones are built."""
+    return ensure_images(engine, say=lambda line: print(line, file=sys.stderr))
+
+
+class ContainerFactory(Protocol):
+    def __call__(
+        self,
+        image: str = "full",
+        command: Sequence[str] = ("sleep", "infinity"),
+        *,
+        network: str | None = None,
+        user: str | None = None,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        **create_options: Any,
+    ) -> Container:
+        """Start one. `network` is a network's name, `none`, `host` or `container:<id>`; the rest is docker-py's."""
+
+
+@pytest.fixture
+def container(engine: docker.DockerClient, images: Mapping[str, str]) -> Iterator[ContainerFactory]:
+    """A factory of running containers, which are removed after the test."""
+    made: list[Container] = []
+
+    def make(
+        image: str = "full",
+        command: Sequence[str] = ("sleep", "infinity"),
+        *,
+        network: str | None = None,
+        user: str | None = None,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        **create_options: Any,
+    ) -> Container:
+        if network is not None:
+            # `network` of docker-py cannot say none, host and container:X; network_mode can say all of them.
+            create_options["network_mode"] = network
+        raw = engine.containers.create(
+            images[image],
+            list(command),
+            name=name or f"af-{uuid.uuid4().hex[:10]}",
+            labels={**(labels or {}), LABEL: run_id()},
+            user=user,
+            **create_options,
+        )
+        one = Container(engine, raw, image)
+        made.append(one)
+        raw.start()
+        return one
+
+    try:
+        yield make
+    finally:
+        for one in made:
+            one.remove()
+
+
+@pytest.fixture
+def network(engine: docker.DockerClient) -> Iterator[Callable[[], str]]:
+    """A factory of user-defined networks (these have the engine's DNS in their containers); gives the name."""
+    made: list[Any] = []
+
+    def make(**options: Any) -> str:
+        one = engine.networks.create(f"af-{uuid.uuid4().hex[:10]}", labels={LABEL: run_id()}, **options)
+        made.append(one)
+        return str(one.name)
+
+    yield make
+    for one in made:
+        one.reload()
+        for member in one.containers:
+            one.disconnect(member, force=True)
+        one.remove()
+
+
+# -- the product: its home, its commands ---------------------------------------------------------
+
+
+def supervisor_of(home: Path) -> psutil.Process | None:
+    """The live supervisor of that home: pid and start time from supervisor.json must both fit."""
+    try:
+        said = json.loads((home / "supervisor.json").read_text())
+        process = psutil.Process(int(said["pid"]))
+        started = float(said["pid_started"])
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        return None
+    return process if process.is_running() and abs(process.create_time() - started) < 1.0 else None
+
+
+def _processes_naming(home: Path) -> list[psutil.Process]:
+    # The folder's name is unique, so whoever has it in the command line or environment belongs to this test.
+    found = []
+    for process in psutil.process_iter():
+        if process.pid in (os.getpid(), os.getppid()):
+            continue
+        with contextlib.suppress(psutil.Error):
+            if str(home) in (process.environ().get("AUTOFORWARD_HOME"), *process.cmdline()):
+                found.append(process)
+    return found
+
+
+def end_everything_of(home: Path, *, timeout_s: float = 8.0) -> None:
+    """TERM, wait (the product drains up to 5 s), KILL. Fine when nothing runs."""
+    running = _processes_naming(home)
+    for process in running:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(running, timeout=timeout_s)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=timeout_s)
+
+
+def check_events(home: Path) -> int:
+    """Hold every line of the home's events.jsonl (and its rotated ones) against the schema; how many there were."""
+    logs = sorted(home.glob("events.jsonl*"))
+    if not logs:
+        return 0
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    count = 0
+    for log in logs:
+        for event in event_lines(log.read_text()):
+            problems = [f"{'.'.join(map(str, e.path))}: {e.message}" for e in validator.iter_errors(event)]
+            assert not problems, f"{log.name}: {event}: {problems}"
+            count += 1
+    return count
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """An AUTOFORWARD_HOME of the test's own. Afterwards its supervisor is ended and every event it wrote is checked.
+
+    Directly under /tmp, because the path of a unix socket may have about 100 bytes.
+    """
+    base = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+    folder = Path(tempfile.mkdtemp(prefix="af-", dir=base))
+    try:
+        yield folder
+    finally:
+        end_everything_of(folder)
+        try:
+            check_events(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Runner(Protocol):
+    def __call__(
+        self,
+        *argv: str,
+        env: Mapping[str, str | None] | None = None,
+        timeout_s: float = 60.0,
+        cwd: Path | None = None,
+        check: int | None = None,
+        input: str | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a console script to its end; `check` is the exit status it must have. In `env` None takes a name away."""
+
+
+def script(name: str) -> str:
+    """The path of a console script beside this Python, else the name as it is."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else name
+
+
+def command_env(home: Path, env: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """The environment of the product's commands under test."""
+    merged: dict[str, str | None] = {**os.environ, "AUTOFORWARD_HOME": str(home), **(env or {})}
+    merged["PATH"] = merged.get("PATH") or os.defpath
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+@pytest.fixture
+def run(home: Path) -> Runner:
+    """Runs `autoforward`, `devup`, `devdown` (or anything) with the test's home and no terminal."""
+
+    def run_it(
+        *argv: str,
+        env: Mapping[str, str | None] | None = None,
+        timeout_s: float = 60.0,
+        cwd: Path | None = None,
+        check: int | None = None,
+        input: str | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        source = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
+        done = subprocess.run(
+            [script(argv[0]), *argv[1:]],
+            env=command_env(home, env),
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            **source,  # type: ignore[call-overload]
+        )
+        if check is not None:
+            assert done.returncode == check, f"{argv}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run_it
+
+
+# -- compose (pytest-docker) ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def docker_compose_project_name() -> str:
+    return f"af-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="session")
+def docker_compose_file(images: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An app with a loopback server on 3000, and a db that says one line on 5432; local images only."""
+
+    def service(*command: str) -> dict[str, Any]:
+        return {
+            "image": images["full"],
+            "command": ["python3", "/opt/autoforward-test/server.py", *command],
+            "init": True,
+            "pull_policy": "never",
+            "labels": {LABEL: run_id()},
+        }
+
+    text = {
+        "services": {
+            "app": service("http", "--bind", "127.0.0.1", "--port", "3000", "--text", "hello from app"),
+            "db": service("closes-first", "--bind", "0.0.0.0", "--port", "5432", "--text", "hello from db"),
+        },
+        "networks": {"default": {"labels": {LABEL: run_id()}}},
+    }
+    path = tmp_path_factory.mktemp("compose") / "compose.yaml"
+    path.write_text(json.dumps(text))  # JSON is YAML
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def docker_setup() -> list[str]:
+    return ["up -d --wait"]
+
+
+@pytest.fixture(scope="session")
+def docker_cleanup() -> list[str]:
+    return ["down -v --timeout 1 --remove-orphans"]
+
+
+@pytest.fixture(scope="session")
+def compose_command() -> str:
+    """`docker compose`, where there is one."""
+    found = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+    if found.returncode:
+        _missing("no docker compose v2 (`python3 -m scripts.engine compose` gets it on Debian)")
+    return "docker compose"
+
+
+@pytest.fixture(scope="session")
+def compose_project(
+    compose_command: str, engine: docker.DockerClient, docker_compose_project_name: str, request: pytest.FixtureRequest
+) -> ComposeProject:
+    """A compose project that is up for the whole session: do not stop its containers."""
+    request.getfixturevalue("docker_services")
+    return ComposeProject(engine, docker_compose_project_name)

@@ -1,0 +1,1 @@
+"""Container images for the tests, made from Debian packages without a registry."""
