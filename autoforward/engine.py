@@ -20,7 +20,7 @@ from docker.context.config import get_current_context_name
 from docker.errors import APIError, DockerException, NotFound
 
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError, UsageError
-from autoforward.model import ContainerInfo, PublishedPort, Transport
+from autoforward.model import ContainerInfo, EngineEndpoint, PublishedPort, Transport
 from autoforward.streams import SocketStream, start_exec
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
@@ -29,21 +29,6 @@ REQUEST_TIMEOUT_S = 30.0
 
 CONTAINER_ACTIONS = ("start", "die", "destroy", "remove", "pause", "unpause", "rename")
 """What of an engine's events concerns a session (`remove` is Podman's word for `destroy`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineEndpoint:
-    """Where the engine is (`unix:///…`, `tcp://…`) and where that was read, in words. Frozen for a session."""
-
-    host: str
-    source: str
-
-    def to_json(self) -> dict[str, str]:
-        return {"host": self.host, "source": self.source}
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> EngineEndpoint:
-        return cls(str(row["host"]), str(row["source"]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,14 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineEndpoint:
+    """Where the engine is (`unix:///…`, `tcp://…`) and, in words, where that was read. Frozen for a session."""
+
+    host: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class PublishedPort:
     """A port that the engine itself publishes (`docker run -p`)."""
 

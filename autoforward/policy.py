@@ -1,0 +1,250 @@
+"""What should be forwarded now: a pure function of what the user asked for, what listens, and the time.
+
+Level-triggered: each call looks at a complete snapshot and says the whole wanted state; what was missed before is made
+good by the next call. `reconcile` then compares that with what there is and says the steps, without taking any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from autoforward.attributes import NO_RULES, AttributeRules
+from autoforward.model import (
+    DialAddress,
+    ForwardKey,
+    PortAttributes,
+    PortSpec,
+    PublishedPort,
+    Snapshot,
+    Source,
+    Status,
+)
+from autoforward.procnet import dial_addresses
+
+WITHDRAWAL_GRACE_S = 1.5
+"""A server that restarts under a file watcher is back within this; its port stays."""
+
+MAX_FORWARDS = 128
+"""Forwards of one session; a container must not be able to take every port of the host."""
+
+WILDCARDS = ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRules:
+    """Everything but the snapshot and the time that decides about one session's ports.
+
+    `blocked` is why nothing can be relayed (no lane), None when it can. `udp` says whether the lane carries datagrams.
+    """
+
+    auto: bool = True
+    declared: tuple[PortSpec, ...] = ()
+    manual: tuple[PortSpec, ...] = ()
+    attributes: AttributeRules = NO_RULES
+    exclude: tuple[tuple[int, int], ...] = ()
+    published: tuple[PublishedPort, ...] = ()
+    host_network: bool = False
+    stopped: frozenset[ForwardKey] = frozenset()
+    blocked: str | None = None
+    udp: bool = False
+    max_forwards: int = MAX_FORWARDS
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A port that listens or did a moment ago: the addresses, and when (monotonic seconds) it was last there."""
+
+    addresses: frozenset[str]
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One forward that should be. `serving` False: hold the host port, but refuse connections (`waiting`)."""
+
+    key: ForwardKey
+    dials: tuple[DialAddress, ...]
+    source: Source
+    attributes: PortAttributes
+    pinned_host_port: int | None
+    serving: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A port that is not forwarded, and why. `host_ip`/`host_port` say where it is reachable all the same."""
+
+    key: ForwardKey
+    status: Literal["published", "ignored", "failed"]
+    reason: str
+    source: Source
+    attributes: PortAttributes
+    host_ip: str | None = None
+    host_port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The wanted state. `overflow` ports are beyond the limit. `recheck_at_s`: when time alone changes the plan."""
+
+    wishes: Mapping[ForwardKey, Wish]
+    notices: Mapping[ForwardKey, Notice]
+    seen: Mapping[ForwardKey, Seen]
+    overflow: int = 0
+    recheck_at_s: float | None = None
+
+
+def plan(rules: SessionRules, snapshot: Snapshot, before: Mapping[ForwardKey, Seen], now_s: float) -> Plan:
+    """The wanted state. `before` is the `seen` of the last plan (of this container: the grace comes from it)."""
+    seen, recheck_at_s = _observe(snapshot, before, now_s)
+    wishes: dict[ForwardKey, Wish] = {}
+    notices: dict[ForwardKey, Notice] = {}
+    overflow = 0
+
+    candidates: dict[ForwardKey, tuple[Source, PortSpec | None]] = {}
+    for spec in rules.manual:
+        candidates[spec.key] = ("manual", spec)
+    for spec in rules.declared:
+        candidates.setdefault(spec.key, ("declared", spec))
+    if rules.auto:
+        for key in sorted(seen, key=lambda key: key.container_port):
+            candidates.setdefault(key, ("detected", None))
+
+    for key, (source, spec) in candidates.items():
+        if key in rules.stopped:
+            continue
+        attributes = rules.attributes.resolve(key)
+        notice = _why_not(rules, key, source, seen.get(key), attributes)
+        if notice is not None:
+            notices[key] = notice
+        elif len(wishes) >= rules.max_forwards:
+            overflow += 1
+        else:
+            wishes[key] = _wish(key, source, spec, seen.get(key), attributes)
+    return Plan(wishes, notices, seen, overflow, recheck_at_s)
+
+
+def _observe(
+    snapshot: Snapshot, before: Mapping[ForwardKey, Seen], now_s: float
+) -> tuple[dict[ForwardKey, Seen], float | None]:
+    """What listens now, and what vanished so recently that it still counts."""
+    addresses: dict[ForwardKey, set[str]] = {}
+    for listener in snapshot:
+        key = ForwardKey(listener.transport, None, listener.container_port)
+        addresses.setdefault(key, set()).add(listener.address)
+    seen = {key: Seen(frozenset(found), now_s) for key, found in addresses.items()}
+    recheck_at_s: float | None = None
+    for key, last in before.items():
+        expires_at_s = last.at_s + WITHDRAWAL_GRACE_S
+        if key not in seen and now_s < expires_at_s:
+            seen[key] = last
+            recheck_at_s = min(expires_at_s, recheck_at_s or expires_at_s)
+    return seen, recheck_at_s
+
+
+def _why_not(
+    rules: SessionRules, key: ForwardKey, source: Source, seen: Seen | None, attributes: PortAttributes
+) -> Notice | None:
+    """The reason for which this port is not forwarded; None when it is."""
+
+    def notice(
+        status: Literal["published", "ignored", "failed"], reason: str, at: PublishedPort | None = None
+    ) -> Notice:
+        return Notice(key, status, reason, source, attributes, at.host_ip if at else None, at.host_port if at else None)
+
+    if key.container_host is None and rules.host_network:
+        return notice("ignored", "the container is on the host's network: its ports are on the host already")
+    if source == "detected" and any(low <= key.container_port <= high for low, high in rules.exclude):
+        return notice("ignored", "excluded")
+    if source != "manual" and attributes.on_auto_forward == "ignore":
+        return notice("ignored", "onAutoForward is ignore")
+    if source != "manual" and (published := _published(rules, key, seen)) is not None:
+        return notice("published", f"published by the engine on {published.host_ip}:{published.host_port}", published)
+    if rules.blocked is not None:
+        return notice("failed", rules.blocked)
+    if key.transport == "udp" and not rules.udp:
+        return notice("failed", "UDP needs the agent lane, which is not available")
+    return None
+
+
+def _published(rules: SessionRules, key: ForwardKey, seen: Seen | None) -> PublishedPort | None:
+    """Where the engine publishes this port, if its server can be reached there: not one that is on loopback only."""
+    if key.container_host is not None:
+        return None
+    if seen is not None and all(address == "::1" or address.startswith("127.") for address in seen.addresses):
+        return None
+    for port in rules.published:
+        if (port.transport, port.container_port) == (key.transport, key.container_port):
+            return port
+    return None
+
+
+def _wish(
+    key: ForwardKey, source: Source, spec: PortSpec | None, seen: Seen | None, attributes: PortAttributes
+) -> Wish:
+    if key.container_host is not None:
+        dials: tuple[DialAddress, ...] = (DialAddress(key.container_host, key.container_port),)
+        serving = True
+    else:
+        # Not seen yet: loopback of either family is where a server of a dev container will most likely be.
+        dials = dial_addresses(seen.addresses if seen else WILDCARDS, key.container_port)
+        serving = seen is not None
+    return Wish(key, dials, source, attributes, spec.host_port if spec else None, serving)
+
+
+# What there is, and the steps from there to the plan.
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """A forward as it stands, as far as the steps depend on it."""
+
+    wish: Wish
+    status: Status | None
+    host_ip: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """In this order: close, then withdraw, serve and update what stays, then open."""
+
+    close: tuple[ForwardKey, ...] = ()
+    withdraw: tuple[Wish, ...] = ()
+    serve: tuple[Wish, ...] = ()
+    update: tuple[Wish, ...] = ()
+    open: tuple[Wish, ...] = ()
+    notices: tuple[Notice, ...] = field(default=())
+    dropped_notices: tuple[ForwardKey, ...] = ()
+
+
+def reconcile(
+    existing: Mapping[ForwardKey, Existing], noticed: Mapping[ForwardKey, Notice], wanted: Plan, host_ip: str
+) -> Steps:
+    """The steps from what there is to the plan. A changed pin or bind address is a close and an open."""
+    close, withdraw, serve, update, opens = [], [], [], [], []
+    for key, have in existing.items():
+        wish = wanted.wishes.get(key)
+        if wish is None or wish.pinned_host_port != have.wish.pinned_host_port or have.host_ip not in (None, host_ip):
+            close.append(key)
+        elif have.status == "failed":
+            if wish != have.wish:
+                close.append(key)
+        elif wish.serving and have.status == "waiting":
+            serve.append(wish)
+        elif not wish.serving and have.status == "active":
+            withdraw.append(wish)
+        elif wish != have.wish:
+            update.append(wish)
+    gone = set(close)
+    opens = [wish for key, wish in wanted.wishes.items() if key not in existing or key in gone]
+    return Steps(
+        close=tuple(close),
+        withdraw=tuple(withdraw),
+        serve=tuple(serve),
+        update=tuple(update),
+        open=tuple(opens),
+        notices=tuple(notice for key, notice in wanted.notices.items() if noticed.get(key) != notice),
+        dropped_notices=tuple(key for key in noticed if key not in wanted.notices),
+    )

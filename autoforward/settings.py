@@ -1,0 +1,148 @@
+"""What one session was asked to do: options, ports, attributes; everything needed to take it up again later.
+
+A `SessionRecord` is stored as it is in the registry (`sessions`), and is what the commands hand to the supervisor.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from autoforward.attributes import NO_RULES, AttributeRules
+from autoforward.model import (
+    LANE_CHOICES,
+    ContainerInfo,
+    EngineEndpoint,
+    Identity,
+    LaneChoice,
+    PortSpec,
+)
+from autoforward.portspec import decode_port_spec, encode_port_spec
+
+DEFAULT_POLL_INTERVAL_S = 0.5
+MIN_POLL_INTERVAL_S = 0.1
+MAX_POLL_INTERVAL_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How to watch and forward. `bind` None is loopback; `auto` False forwards declared ports only."""
+
+    lane: LaneChoice = "auto"
+    bind: str | None = None
+    exclude: tuple[tuple[int, int], ...] = ()
+    poll_interval_s: float = DEFAULT_POLL_INTERVAL_S
+    auto: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> SessionOptions:
+        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        lane = row["lane"]
+        if lane not in LANE_CHOICES:
+            raise ValueError(f"no such lane: {lane!r}")
+        interval_s = float(row["poll_interval_s"])
+        if not MIN_POLL_INTERVAL_S <= interval_s <= MAX_POLL_INTERVAL_S:
+            raise ValueError(f"poll interval out of range: {interval_s}")
+        return cls(
+            lane=lane,
+            bind=None if row["bind"] is None else str(row["bind"]),
+            exclude=tuple((int(low), int(high)) for low, high in row["exclude"]),
+            poll_interval_s=interval_s,
+            auto=bool(row["auto"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """One session. `attached`: detected and declared ports are its business, not only the `manual` ones.
+
+    `manual` are the SPECs of `forward --detach` and of `attach TARGET SPEC`; those of a foreground `forward` live only
+    as long as its connection and are never stored.
+    """
+
+    session_id: str
+    identity: Identity
+    endpoint: EngineEndpoint
+    container_id: str
+    container_name: str
+    target: str
+    workspace_folder: str | None = None
+    config_file: str | None = None
+    service: str | None = None
+    options: SessionOptions = field(default_factory=SessionOptions)
+    attached: bool = True
+    declared: tuple[PortSpec, ...] = ()
+    manual: tuple[PortSpec, ...] = ()
+    rules: AttributeRules = NO_RULES
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.session_id,
+            "identity": asdict(self.identity),
+            "engine": asdict(self.endpoint),
+            "container_id": self.container_id,
+            "container_name": self.container_name,
+            "target": self.target,
+            "workspace": self.workspace_folder,
+            "config_file": self.config_file,
+            "service": self.service,
+            "options": self.options.to_json(),
+            "attached": self.attached,
+            "declared": [encode_port_spec(spec) for spec in self.declared],
+            "manual": [encode_port_spec(spec) for spec in self.manual],
+            "rules": self.rules.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> SessionRecord:
+        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        identity = row["identity"]
+        return cls(
+            session_id=str(row["id"]),
+            identity=Identity(
+                str(identity["engine"]), str(identity["anchor"]), identity["service"], int(identity["instance"])
+            ),
+            endpoint=EngineEndpoint(str(row["engine"]["host"]), str(row["engine"]["source"])),
+            container_id=str(row["container_id"]),
+            container_name=str(row["container_name"]),
+            target=str(row["target"]),
+            workspace_folder=row["workspace"],
+            config_file=row["config_file"],
+            service=row["service"],
+            options=SessionOptions.from_json(row["options"]),
+            attached=bool(row["attached"]),
+            declared=tuple(decode_port_spec(spec) for spec in row["declared"]),
+            manual=tuple(decode_port_spec(spec) for spec in row["manual"]),
+            rules=AttributeRules.from_json(row["rules"]),
+        )
+
+    def in_container(self, info: ContainerInfo) -> SessionRecord:
+        return replace(self, container_id=info.container_id, container_name=info.name)
+
+
+def new_session_id() -> str:
+    return f"ses-{secrets.token_hex(4)}"
+
+
+def identity_of(endpoint: EngineEndpoint, info: ContainerInfo) -> Identity:
+    """What stays when this container is rebuilt: workspace and config file, else compose project, else its name."""
+    service = info.service if info.project else None
+    instance = info.instance if service else 1
+    if info.workspace_folder:
+        anchor = f"workspace:{info.workspace_folder}:{info.config_file or ''}"
+    elif info.project:
+        anchor = f"compose:{info.project}"
+    else:
+        anchor = f"name:{info.name}"
+    return Identity(endpoint.host, anchor, service, instance)
+
+
+def merge_specs(first: Sequence[PortSpec], then: Sequence[PortSpec]) -> tuple[PortSpec, ...]:
+    """Both, in order; of several with one key the last wins (it may carry another local port)."""
+    by_key = {spec.key: spec for spec in (*first, *then)}
+    return tuple(by_key.values())
