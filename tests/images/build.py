@@ -60,8 +60,8 @@ def _build(client: docker.DockerClient, name: str, dockerfile: str, layer: bytes
         fileobj=build_context(dockerfile, layer), custom_context=True, tag=reference(name), rm=True
     )
     for line in json_stream(answer):
-        if "error" in line:
-            raise RuntimeError(f"cannot build {reference(name)}: {line['error'].strip()}")
+        if isinstance(line, dict) and "error" in line:
+            raise RuntimeError(f"cannot build {reference(name)}: {line['error']}")
 
 
 def _import(client: docker.DockerClient, name: str, tree: bytes, changes: list[str]) -> None:
