@@ -122,8 +122,11 @@ def _clear_the_way() -> None:
     if pid is not None and not _dockerd_runs():
         PID_FILE.unlink(missing_ok=True)
     containerd = _pid_in(CONTAINERD_PID_FILE)
-    if containerd is not None and process_name(containerd) == "containerd" and pid != containerd:
-        _wait_until_gone(containerd, start_ticks(containerd), timeout_s=10)
+    if containerd is None:
+        return
+    if process_name(containerd) != "containerd" or _wait_until_gone(containerd, start_ticks(containerd), timeout_s=10):
+        # dockerd would take a zombie, or another process with that number, for its running containerd.
+        CONTAINERD_PID_FILE.unlink(missing_ok=True)
 
 
 def _wait_until_gone(pid: int, started: int | None, *, timeout_s: float) -> bool:
@@ -233,8 +236,14 @@ def devcontainers_cli() -> None:
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    CACHE_DIR.mkdir(exist_ok=True)
-    with (CACHE_DIR / "engine.lock").open("w") as lock:
+    try:
+        CACHE_DIR.mkdir(exist_ok=True)
+        lock = (CACHE_DIR / "engine.lock").open("w")
+    except OSError as error:
+        raise SetupError(
+            f"cannot write {CACHE_DIR}: {error.strerror}", "it belongs to another user: remove it"
+        ) from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
