@@ -31,6 +31,8 @@ MAX_FORWARDS = 128
 
 WILDCARDS = ("0.0.0.0", "::")
 
+NoticeStatus = Literal["published", "ignored", "failed"]
+
 
 @dataclass(frozen=True, slots=True)
 class SessionRules:
@@ -77,7 +79,7 @@ class Notice:
     """A port that is not forwarded, and why. `host_ip`/`host_port` say where it is reachable all the same."""
 
     key: ForwardKey
-    status: Literal["published", "ignored", "failed"]
+    status: NoticeStatus
     reason: str
     source: Source
     attributes: PortAttributes
@@ -104,10 +106,10 @@ def plan(rules: SessionRules, snapshot: Snapshot, before: Mapping[ForwardKey, Se
     overflow = 0
 
     candidates: dict[ForwardKey, tuple[Source, PortSpec | None]] = {}
-    for spec in rules.manual:
-        candidates[spec.key] = ("manual", spec)
-    for spec in rules.declared:
-        candidates.setdefault(spec.key, ("declared", spec))
+    for declared in rules.manual:
+        candidates[declared.key] = ("manual", declared)
+    for declared in rules.declared:
+        candidates.setdefault(declared.key, ("declared", declared))
     if rules.auto:
         for key in sorted(seen, key=lambda key: key.container_port):
             candidates.setdefault(key, ("detected", None))

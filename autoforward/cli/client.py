@@ -1,0 +1,137 @@
+"""The commands' end of the control socket: synchronous, light to import, plain errors.
+
+`autoforward list` has to answer in a blink: nothing here imports the engine's SDK, asyncio or rich.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from autoforward.errors import ERRORS_BY_EXIT_CODE, AutoforwardError
+from autoforward.paths import StatePaths
+from autoforward.supervisor.spawn import connect_to_supervisor, ensure_supervisor
+
+Message = dict[str, Any]
+
+
+class Call:
+    """One request on its connection: iterate for the messages before the result, then `result` is there.
+
+    A context manager; leaving it hangs up, which ends what a foreground request asked for.
+    """
+
+    def __init__(self, sock: socket.socket, request: Mapping[str, Any]) -> None:
+        self._sock = sock
+        self._file = sock.makefile("rb")
+        self.result: Message | None = None
+        self.send(request)
+
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+        self._sock.close()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        try:
+            self._sock.sendall(json.dumps(message).encode() + b"\n")
+        except OSError as error:
+            raise AutoforwardError(f"the supervisor hung up: {error.strerror}") from error
+
+    def __iter__(self) -> Iterator[Message]:
+        """Messages of type `progress`, `event`, `row`, `bound`; ends with the result. Raises what the supervisor reports."""
+        while True:
+            try:
+                line = self._file.readline()
+            except OSError as error:
+                raise AutoforwardError(f"the supervisor hung up: {error.strerror}") from error
+            if not line.endswith(b"\n"):
+                raise SupervisorGoneError("the supervisor ended before it had answered")
+            message = json.loads(line)
+            if message["type"] == "error":
+                kind = ERRORS_BY_EXIT_CODE.get(message["exit_code"], AutoforwardError)
+                raise kind(message["message"], hint=message["hint"])
+            if message["type"] == "result":
+                self.result = message
+                return
+            yield message
+
+
+class SupervisorGoneError(AutoforwardError):
+    """The supervisor ended while a command was waiting for it."""
+
+
+def call(request: Mapping[str, Any], paths: StatePaths | None = None, *, start: bool) -> Call | None:
+    """Send one request; None when there is no supervisor and `start` is False. Raises AutoforwardError."""
+    paths = paths or StatePaths.locate()
+    sock = ensure_supervisor(paths) if start else connect_to_supervisor(paths)
+    return None if sock is None else Call(sock, request)
+
+
+def ask(request: Mapping[str, Any], *, start: bool) -> Message | None:
+    """The result of a request that needs no messages on the way; None when there is no supervisor to ask."""
+    open_call = call(request, start=start)
+    if open_call is None:
+        return None
+    with open_call:
+        for _message in open_call:
+            pass
+        return open_call.result
+
+
+def has_stored_sessions(paths: StatePaths) -> bool:
+    """Whether a supervisor would have something to restore. A file that cannot be read is the supervisor's to report."""
+    try:
+        document = json.loads(paths.registry.read_bytes())
+        return bool(document["sessions"])
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def list_rows(target: str | None = None) -> list[Message]:
+    """The forwards as `list --json` shows them. Restores a supervisor that died with sessions; starts none for nothing."""
+    paths = StatePaths.locate()
+    result = ask({"op": "list", "target": target}, start=has_stored_sessions(paths))
+    return [] if result is None else list(result["rows"])
+
+
+def detach(
+    target: str | None,
+    *,
+    container_ids: Sequence[str] = (),
+    all: bool = False,
+    timeout_s: float | None = None,
+) -> list[Message]:
+    """End sessions and wait until their listeners are closed; the rows of the forwards that ended. [] without a supervisor."""
+    request = {
+        "op": "detach",
+        "target": target,
+        "container_ids": list(container_ids),
+        "all": all,
+        "timeout_s": timeout_s,
+    }
+    result = ask(request, start=False)
+    return [] if result is None else list(result["rows"])
+
+
+def follow_events(since: int | None = None, target: str | None = None, replay: bool = True) -> Iterator[str]:
+    """PORT_EVENT lines (without newline) as they happen, until the supervisor ends. Ends at once when there is none."""
+    open_call = call({"op": "events", "since": since, "target": target, "replay": replay}, start=False)
+    if open_call is None:
+        return
+    with open_call:
+        try:
+            for message in open_call:
+                if message["type"] == "event":
+                    yield message["line"]
+        except SupervisorGoneError:
+            return

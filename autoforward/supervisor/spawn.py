@@ -1,0 +1,115 @@
+"""Start the supervisor if it is not running, and wait until it is ready: a handshake over a pipe, never a sleep.
+
+Two commands that start it at once are put in order by a lock of their own (`starting.lock`); the second finds it running.
+The new process keeps nothing of the caller but what is listed in `KEPT_ENVIRONMENT`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+
+from autoforward.errors import AutoforwardError
+from autoforward.paths import StatePaths
+
+READY_TIMEOUT_S = 20.0
+CONNECT_TIMEOUT_S = 5.0
+
+KEPT_ENVIRONMENT = (
+    "AUTOFORWARD_HOME",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LOGNAME",
+    "PATH",
+    "TMPDIR",
+    "USER",
+    "XDG_RUNTIME_DIR",
+    "XDG_STATE_HOME",
+)
+
+
+def connect_to_supervisor(paths: StatePaths) -> socket.socket | None:
+    """A connection to the running supervisor, None when there is none."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(CONNECT_TIMEOUT_S)
+    try:
+        sock.connect(str(paths.supervisor_socket))
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        return None
+    except OSError as error:
+        sock.close()
+        raise AutoforwardError(f"the supervisor does not answer: {error}") from error
+    sock.settimeout(None)
+    return sock
+
+
+def ensure_supervisor(paths: StatePaths) -> socket.socket:
+    """A connection to the supervisor, which is started first if need be. Raises AutoforwardError with its last words."""
+    sock = connect_to_supervisor(paths)
+    if sock is not None:
+        return sock
+    import fasteners
+
+    paths.ensure()
+    lock = fasteners.InterProcessLock(str(paths.home / "starting.lock"))
+    if not lock.acquire(timeout=READY_TIMEOUT_S):
+        raise AutoforwardError("another command has been starting the supervisor for too long")
+    try:
+        sock = connect_to_supervisor(paths)
+        if sock is None:
+            _start(paths)
+            sock = connect_to_supervisor(paths)
+        if sock is None:
+            raise AutoforwardError("the supervisor ended as soon as it had started", hint=f"see {paths.supervisor_log}")
+        return sock
+    finally:
+        lock.release()
+
+
+def _start(paths: StatePaths) -> None:
+    ready_read, ready_write = os.pipe()
+    try:
+        with (
+            open(ready_read, "rb", buffering=0) as ready,  # noqa: PTH123  # a descriptor, not a path
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", "autoforward.supervisor", "--ready-fd", str(ready_write)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={
+                    "AUTOFORWARD_HOME": str(paths.home),
+                    **{key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ},
+                },
+                pass_fds=[ready_write],
+                start_new_session=True,
+            ) as process,
+        ):
+            os.close(ready_write)
+            ready_write = -1
+            # The first process forks and ends at once; what we wait for is the daemon's word or its end.
+            words = _read_until_end(ready)
+            process.wait()
+    finally:
+        if ready_write >= 0:
+            os.close(ready_write)
+    if words != "ready":
+        raise AutoforwardError(
+            f"the supervisor could not start: {words or 'it ended without a word'}", hint=f"see {paths.supervisor_log}"
+        )
+
+
+def _read_until_end(ready: object) -> str:
+    fileno = ready.fileno()  # type: ignore[attr-defined]  # any file object
+    received = b""
+    while select.select([fileno], [], [], READY_TIMEOUT_S)[0]:
+        data = os.read(fileno, 4096)
+        if not data:
+            break
+        received += data
+    return received.decode("utf-8", "replace").strip()
