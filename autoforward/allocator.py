@@ -1,0 +1,393 @@
+"""A bound host socket for a forward, or a reason why not.
+
+The bind is the test and the reservation: candidates are tried in order inside one registry transaction, and what
+was bound is written as a lease before anybody else can look. `plan_candidates` decides, `Allocator` does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from autoforward.model import ForwardKey, Source
+from autoforward.registry import (
+    Lease,
+    ProcessIdentity,
+    Registry,
+    RegistryDocument,
+    RegistryWriteError,
+    format_time,
+)
+from autoforward.sockets import (
+    DEFAULT_BACKLOG,
+    BoundPair,
+    HostPortDeniedError,
+    HostPortError,
+    HostPortTakenError,
+    bind_pair,
+    owners_of_ports,
+    start_listening,
+)
+
+FIRST_UNPRIVILEGED = 1024
+LAST_PORT = 65535
+# A bind takes some 10 µs and a transaction keeps others out: better say no than try all 64,512 numbers.
+MAX_ATTEMPTS = 4096
+# The key under which a lease remembers why it differs from the container's number.
+REMAP_KEY = "remap_reason"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    """Facts for the lease that do not decide anything."""
+
+    container_id: str
+    workspace: str | None
+    label: str | None
+    service: str | None
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationRequest:
+    """One forward that needs a host port.
+
+    `identity` is `str(model.Identity)`. `pinned_host_port` may not be remapped; `require_same` means that the
+    host port has to be the container's; `elevate` allows numbers below 1024. With `listen` the sockets accept
+    when they come back, without it they are reserved and refuse.
+    """
+
+    identity: str
+    key: ForwardKey
+    host_ip: str
+    row: LeaseRow
+    pinned_host_port: int | None = None
+    elevate: bool = False
+    require_same: bool = False
+    listen: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What was had; the caller owns `pair`.
+
+    `remap_reason` is set when the number is neither the container's nor the pinned one.
+    """
+
+    lease: Lease
+    pair: BoundPair
+    remap_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationFailure:
+    """What was not, in words for people."""
+
+    reason: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CandidatePlan:
+    """Numbers in the order to try. `strict`: the only candidate is the only choice. `refusal`: there is none.
+
+    `not_same` says why the container's own number is not a candidate (None when it is one).
+    """
+
+    candidates: Iterable[int] = ()
+    strict: bool = False
+    not_same: str | None = None
+    refusal: AllocationFailure | None = None
+
+
+def plan_candidates(
+    container_port: int,
+    *,
+    pinned_host_port: int | None = None,
+    sticky_host_port: int | None = None,
+    elevate: bool = False,
+    require_same: bool = False,
+    taken: Collection[int] = (),
+) -> CandidatePlan:
+    """Pinned, else sticky, same number, 8000 + n for a privileged n < 1000, then upward wrapping at 1024.
+
+    No number comes twice. `taken` (known to be in use) is left out of the walk upward only: for the numbers
+    that someone asked for, the bind itself has to say no. The walk is lazy, and may yield every number.
+    """
+    if pinned_host_port is not None:
+        return CandidatePlan((pinned_host_port,), strict=True)
+    privileged = container_port < FIRST_UNPRIVILEGED and not elevate
+    not_same = f"host port {container_port} is privileged" if privileged else None
+    if require_same:
+        if not_same is not None:
+            hint = "set elevateIfNeeded for this port, or take requireLocalPort away"
+            return CandidatePlan(strict=True, refusal=AllocationFailure(not_same, hint))
+        return CandidatePlan((container_port,), strict=True)
+    first: list[int] = []
+    if sticky_host_port is not None and (sticky_host_port >= FIRST_UNPRIVILEGED or elevate):
+        first.append(sticky_host_port)
+    if not privileged:
+        first.append(container_port)
+    if container_port < 1000:
+        first.append(8000 + container_port)
+    return CandidatePlan(_without_duplicates(first, taken), not_same=not_same)
+
+
+def _without_duplicates(first: Sequence[int], taken: Collection[int]) -> Iterator[int]:
+    wanted = dict.fromkeys(first)
+    yield from wanted
+    start = max(first[-1] + 1 if first else FIRST_UNPRIVILEGED, FIRST_UNPRIVILEGED)
+    walk = itertools.chain(range(start, LAST_PORT + 1), range(FIRST_UNPRIVILEGED, min(start, LAST_PORT + 1)))
+    for number in walk:
+        if number not in wanted and number not in taken:
+            yield number
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One request while it is being served; `why` is about the container's number, `taken_port` for its owner."""
+
+    request: AllocationRequest
+    result: Allocation | AllocationFailure | None = None
+    why: str | None = None
+    taken_port: int | None = None
+    kept: bool = False
+    holder: str | None = None
+
+
+@dataclass(slots=True)
+class _Holders:
+    """Who is known to hold numbers: rows that are bound by live processes. One look-up per process."""
+
+    document: RegistryDocument
+    alive: dict[ProcessIdentity, bool]
+    by_number: dict[tuple[str, int], Lease] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for lease in self.document.entries:
+            if self.holds(lease):
+                self.by_number[lease.transport, lease.host_port] = lease
+
+    def holds(self, lease: Lease) -> bool:
+        if lease.state != "bound":
+            return False
+        if lease.owner not in self.alive:
+            self.alive[lease.owner] = lease.owner.is_alive()
+        return self.alive[lease.owner]
+
+
+class Allocator:
+    """Leases and sockets for one process. Safe from any thread; blocks on the registry's lock and the disk.
+
+    When the registry cannot be written (disk full), forwards go on: `warn` says so once, and the rows are written
+    with the next transaction, or by `flush()`.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        process: ProcessIdentity,
+        warn: Callable[[str], None],
+        *,
+        backlog: int = DEFAULT_BACKLOG,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        owners: Callable[[Collection[int]], dict[int, str]] = owners_of_ports,
+    ) -> None:
+        self._registry = registry
+        self._process = process
+        self._warn = warn
+        self._backlog = backlog
+        self._clock = clock
+        self._owners = owners
+        self._lock = threading.Lock()
+        self._unwritten: dict[str, Lease] = {}
+
+    def __repr__(self) -> str:
+        return f"<Allocator pid {self._process.pid}, {len(self._unwritten)} rows not written>"
+
+    def allocate_many(self, requests: Sequence[AllocationRequest]) -> list[Allocation | AllocationFailure]:
+        """One result per request, in their order, in one transaction. Raises RegistryError (lock, version)."""
+        attempts = [_Attempt(request) for request in requests]
+        try:
+            self._transact(lambda document, now: self._serve(document, now, attempts))
+        except BaseException:
+            for attempt in attempts:
+                if isinstance(attempt.result, Allocation):
+                    attempt.result.pair.close()
+            raise
+        return self._with_owners(attempts)
+
+    def release(self, lease_ids: Collection[str]) -> None:
+        """The forwards ended and their sockets are closed: the leases stay, reserved. Idempotent."""
+
+        def change(document: RegistryDocument, now: datetime) -> list[Lease]:
+            changed = (document.mark_reserved(lease_id, now) for lease_id in lease_ids)
+            return [lease for lease in changed if lease is not None]
+
+        self._transact(change)
+
+    def update_rows(self, leases: Sequence[Lease]) -> None:
+        """Write these rows anew (a label, a container id that changed); `updated` becomes now."""
+
+        def change(document: RegistryDocument, now: datetime) -> list[Lease]:
+            return [replace(lease, updated=format_time(now)) for lease in leases]
+
+        self._transact(change)
+
+    def flush(self) -> bool:
+        """Write what could not be written before; True when nothing is left."""
+        if self._unwritten:
+            self._transact(lambda document, now: [])
+        return not self._unwritten
+
+    def _transact(self, change: Callable[[RegistryDocument, datetime], list[Lease]]) -> None:
+        """Run `change` on the document and write the leases it returns; remember them if that fails."""
+        with self._lock:
+            rows: dict[str, Lease] = dict(self._unwritten)
+            changed = False
+            try:
+                with self._registry.transaction() as document:
+                    for lease in rows.values():
+                        document.upsert(lease)
+                    now = self._clock()
+                    document.expire_reserved(now)
+                    for lease in change(document, now):
+                        rows[lease.id] = lease
+                        document.upsert(lease)
+                    changed = True
+            except RegistryWriteError as error:
+                if not changed:
+                    raise
+                if not self._unwritten:
+                    self._warn(f"{error}; forwards go on, and the registry is written later")
+                self._unwritten = rows
+            else:
+                self._unwritten = {}
+
+    def _serve(self, document: RegistryDocument, now: datetime, attempts: Sequence[_Attempt]) -> list[Lease]:
+        holders = _Holders(document, {self._process: True})
+        leases = []
+        for attempt in attempts:
+            attempt.result = self._serve_one(document, holders, now, attempt)
+            if isinstance(attempt.result, Allocation):
+                lease = attempt.result.lease
+                document.upsert(lease)
+                holders.by_number[lease.transport, lease.host_port] = lease
+                leases.append(lease)
+        return leases
+
+    def _serve_one(
+        self, document: RegistryDocument, holders: _Holders, now: datetime, attempt: _Attempt
+    ) -> Allocation | AllocationFailure:
+        request = attempt.request
+        found = document.find_leases(request.identity, request.key)
+        sticky = next((lease for lease in found if not holders.holds(lease)), None)
+        same, transport = request.key.container_port, request.key.transport
+        plan = plan_candidates(
+            same,
+            pinned_host_port=request.pinned_host_port,
+            sticky_host_port=None if sticky is None else sticky.host_port,
+            elevate=request.elevate,
+            require_same=request.require_same,
+            taken={number for held, number in holders.by_number if held == transport},
+        )
+        if plan.refusal is not None:
+            return plan.refusal
+        attempt.why = plan.not_same
+        for number in itertools.islice(plan.candidates, MAX_ATTEMPTS):
+            try:
+                pair = self._bind(request, number)
+            except (HostPortTakenError, HostPortDeniedError) as error:
+                if number == same or plan.strict:
+                    attempt.why = str(error)
+                    if isinstance(error, HostPortTakenError):
+                        attempt.taken_port = number
+                        holder = holders.by_number.get((transport, number))
+                        attempt.holder = None if holder is None else _describe_forward(holder)
+                if plan.strict:
+                    return AllocationFailure(str(error), error.hint or "stop what uses it, or choose another host port")
+            except HostPortError as error:
+                return AllocationFailure(str(error), error.hint)
+            else:
+                attempt.kept = sticky is not None and number == sticky.host_port
+                return self._allocation(document, request, sticky, pair, now, attempt)
+        return AllocationFailure(f"no free host port for container port {same}", "stop some forwards")
+
+    def _bind(self, request: AllocationRequest, number: int) -> BoundPair:
+        pair = bind_pair(request.host_ip, number, request.key.transport)
+        if request.listen:
+            try:
+                start_listening(pair, self._backlog)
+            except BaseException:
+                pair.close()
+                raise
+        return pair
+
+    def _allocation(
+        self,
+        document: RegistryDocument,
+        request: AllocationRequest,
+        sticky: Lease | None,
+        pair: BoundPair,
+        now: datetime,
+        attempt: _Attempt,
+    ) -> Allocation:
+        same, row = request.key.container_port, request.row
+        extra: dict[str, Any] = {} if sticky is None else dict(sticky.extra)
+        cause = extra.pop(REMAP_KEY, None)
+        reason = None
+        if pair.host_port != same and request.pinned_host_port is None:
+            if attempt.kept and attempt.why is None:
+                reason = "kept from last time" + (f" (then: {cause})" if isinstance(cause, str) else "")
+            else:
+                cause = reason = attempt.why
+            if isinstance(cause, str):
+                extra[REMAP_KEY] = cause
+        lease = Lease(
+            host_port=pair.host_port,
+            container_id=row.container_id,
+            container_port=same,
+            workspace=row.workspace,
+            pid=self._process.pid,
+            label=row.label,
+            id=document.new_lease_id() if sticky is None else sticky.id,
+            host_ip=request.host_ip,
+            transport=request.key.transport,
+            service=row.service,
+            container_host=request.key.container_host,
+            source=row.source,
+            state="bound",
+            pid_started=self._process.started,
+            updated=format_time(now),
+            identity=request.identity,
+            extra=extra,
+        )
+        return Allocation(lease, pair, reason)
+
+    def _with_owners(self, attempts: Sequence[_Attempt]) -> list[Allocation | AllocationFailure]:
+        """Say who holds the numbers that could not be had: after the transaction, for it is slow."""
+        unknown = {item.taken_port for item in attempts if item.taken_port is not None and item.holder is None}
+        owners = self._owners(unknown) if unknown else {}
+        results: list[Allocation | AllocationFailure] = []
+        for item in attempts:
+            result = item.result
+            if result is None:
+                raise RuntimeError("a request was not served")
+            owner = item.holder or (owners.get(item.taken_port) if item.taken_port is not None else None)
+            if owner is not None:
+                if isinstance(result, AllocationFailure):
+                    result = replace(result, reason=f"{result.reason} by {owner}")
+                elif result.remap_reason == item.why:
+                    result = replace(result, remap_reason=f"{result.remap_reason} by {owner}")
+            results.append(result)
+        return results
+
+
+def _describe_forward(lease: Lease) -> str:
+    """The forward that holds a number, as people know it."""
+    place = lease.workspace or f"container {lease.container_id[:12]}"
+    return f"{lease.id}, a forward of {place}"
