@@ -27,6 +27,12 @@ fi
 
 if has grep; then filter=grep; elif has awk; then filter=awk; elif has sed; then filter=sed
 elif has cat; then filter=cat; else filter=read; fi
+# NUL ends a string for some greps (busybox without -z): then environments are read by the shell itself.
+nul_grep=
+if [ $filter = grep ]; then
+  if printf 'a\0b' | grep -q -F -e b 2>/dev/null; then nul_grep='grep'
+  elif printf 'a\0b' | grep -z -q -F -e b 2>/dev/null; then nul_grep='grep -z'; fi
+fi
 state=0A
 [ "$want" = close-wait ] && state='0A|08'
 
@@ -103,32 +109,32 @@ poll_loop() {
   exit 0
 }
 
-# Whether process $1 carries $2 in its environment. Reads drop the NULs; a zombie's environment is empty.
-carries() {
+# Whether /proc/$1/$2 (environ or cmdline) contains $3. Reads drop the NULs; both files of a zombie are empty.
+holds() {
   case $1 in '' | *[!0-9]*) return 1 ;; esac
-  [ -r "/proc/$1/environ" ] || return 1
-  if [ $filter = grep ]; then
-    grep -q -F -e "$2" "/proc/$1/environ" 2>/dev/null
+  [ -r "/proc/$1/$2" ] || return 1
+  if [ -n "$nul_grep" ]; then
+    $nul_grep -q -F -e "$3" "/proc/$1/$2" 2>/dev/null
     return
   fi
   { while IFS= read -r line || [ -n "$line" ]; do
-      case $line in *"$2"*) return 0 ;; esac
+      case $line in *"$3"*) return 0 ;; esac
       line=
-    done <"/proc/$1/environ"; } 2>/dev/null
+    done <"/proc/$1/$2"; } 2>/dev/null
   return 1
 }
 
 # Processes of this session -> $pids.
 ours() {
   pids=
-  if [ $filter = grep ]; then
-    for path in $(grep -l -F -e "AUTOFORWARD_SESSION=$session" /proc/[0-9]*/environ 2>/dev/null); do
+  if [ -n "$nul_grep" ]; then
+    for path in $($nul_grep -l -F -e "AUTOFORWARD_SESSION=$session" /proc/[0-9]*/environ 2>/dev/null); do
       path=${path#/proc/}
       pids="$pids ${path%/environ}"
     done
   else
     for path in /proc/[0-9]*; do
-      carries "${path#/proc/}" "AUTOFORWARD_SESSION=$session" && pids="$pids ${path#/proc/}"
+      holds "${path#/proc/}" environ "AUTOFORWARD_SESSION=$session" && pids="$pids ${path#/proc/}"
     done
   fi
 }
@@ -143,7 +149,13 @@ sweep() {
     [ -z "$pids" ] && return
     [ -z "$fraction" ] && break
   done
-  kill -KILL $pids 2>/dev/null
+  # Children before the shells that wait for them, so that nothing is left as a zombie.
+  for pid in $pids; do
+    holds "$pid" cmdline autoforward-relay || kill -KILL "$pid" 2>/dev/null
+  done
+  [ -n "$fraction" ] && sleep 0.1
+  ours
+  [ -z "$pids" ] || kill -KILL $pids 2>/dev/null
 }
 
 finish() {
@@ -172,7 +184,7 @@ while IFS=' ' read -r word number token rest; do
     kill | kill9)
       signal=TERM
       [ "$word" = kill9 ] && signal=KILL
-      if [ -n "$token" ] && carries "$number" "AUTOFORWARD_RELAY=$token"; then
+      if [ -n "$token" ] && holds "$number" environ "AUTOFORWARD_RELAY=$token"; then
         kill -$signal "$number" 2>/dev/null
         echo "killed $number" >&2
       else
@@ -180,7 +192,7 @@ while IFS=' ' read -r word number token rest; do
       fi ;;
     socks)
       inodes=
-      if [ -n "$token" ] && carries "$number" "AUTOFORWARD_RELAY=$token"; then
+      if [ -n "$token" ] && holds "$number" environ "AUTOFORWARD_RELAY=$token"; then
         for part in $(ls -l "/proc/$number/fd" 2>/dev/null); do
           case $part in 'socket:['*']') part=${part#*[}; inodes="$inodes ${part%]}" ;; esac
         done
