@@ -271,7 +271,10 @@ class Allocator:
     def _serve(self, document: RegistryDocument, now: datetime, attempts: Sequence[_Attempt]) -> list[Lease]:
         holders = _Holders(document, {self._process: True})
         leases = []
-        for attempt in attempts:
+        # Who can take one number only comes first, so that nobody else of this burst is given it.
+        for attempt in sorted(
+            attempts, key=lambda item: not (item.request.pinned_host_port or item.request.require_same)
+        ):
             attempt.result = self._serve_one(document, holders, now, attempt)
             if isinstance(attempt.result, Allocation):
                 lease = attempt.result.lease
