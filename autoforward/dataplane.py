@@ -31,6 +31,7 @@ from autoforward.messages import (
     ReadCounters,
     RelayEnded,
     Serve,
+    ServerClosed,
     StreamFailed,
     StreamReady,
     StreamWanted,
@@ -222,6 +223,9 @@ class DataPlane:
             case StreamFailed(relay_id, reason):
                 if (relay := self._relays.get(relay_id)) is not None:
                     relay.refuse(reason)
+            case ServerClosed(relay_id):
+                if (relay := self._relays.get(relay_id)) is not None:
+                    relay.server_closed()
             case Drain():
                 self._drains.append(command)
                 self.call_later(command.timeout_s, lambda: self._end_drain(command))
@@ -240,7 +244,7 @@ class DataPlane:
                 read.set_result({})
             case StreamReady(_, stream, _):
                 stream.close()
-            case Serve() | StreamFailed():
+            case Serve() | StreamFailed() | ServerClosed():
                 pass
 
     # Listeners.

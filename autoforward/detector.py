@@ -1,8 +1,8 @@
 """The watch on one container: the watcher's exec stream, read on the control loop without blocking it.
 
-Snapshots go to `on_snapshot`, complete ones only. `on_lost` is called exactly once, when the stream is no good any more:
-the next snapshot of the next detector repairs whatever was missed. Lines for the watcher (`kill PID TOKEN`) go in through
-`send_line`. A watcher that does not answer a ping is as lost as one whose stream has ended.
+Frames (complete snapshots of the socket tables) go to `on_frame`, answers to `on_answer`, orders for the watcher in
+through `send`. `on_lost` is called exactly once, when the stream is no good any more: the first frame of the next
+detector repairs whatever was missed. A watcher that does not answer a ping is as lost as one whose stream has ended.
 """
 
 from __future__ import annotations
@@ -11,10 +11,19 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
-from typing import Protocol
 
 from autoforward.errors import ProtocolError
-from autoforward.model import Snapshot
+from autoforward.lanes.watcher import (
+    Answer,
+    Fatal,
+    Frame,
+    LineSplitter,
+    Pong,
+    WatcherStream,
+    encode_ping,
+    parse_answer,
+    printable,
+)
 from autoforward.streams import STDERR, STDOUT, EngineStream
 
 log = logging.getLogger(__name__)
@@ -25,14 +34,6 @@ PONG_TIMEOUT_S = 10.0
 MAX_OUTBOX_BYTES = 256 * 1024
 """Kill lines that wait for the engine to take them: thousands of relays. More means that nothing moves any more."""
 
-MAX_STDERR_LINE_BYTES = 4096
-
-
-class SnapshotParser(Protocol):
-    """The watcher's stdout, bytes in, snapshots out. Raises ProtocolError for what no watcher of ours would say."""
-
-    def feed(self, data: bytes) -> list[Snapshot]: ...
-
 
 class Detector:
     """Owns the stream. `start` once, `close` any time (idempotent, calls nobody)."""
@@ -40,17 +41,18 @@ class Detector:
     def __init__(
         self,
         stream: EngineStream,
-        parser: SnapshotParser,
-        on_snapshot: Callable[[Snapshot], None],
+        on_frame: Callable[[Frame], None],
+        on_answer: Callable[[Answer], None],
         on_lost: Callable[[str], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._stream = stream
-        self._parser = parser
-        self._on_snapshot = on_snapshot
+        self._parser = WatcherStream()
+        self._stderr = LineSplitter()
+        self._on_frame = on_frame
+        self._on_answer = on_answer
         self._on_lost = on_lost
         self._outbox = bytearray()
-        self._stderr = b""
         self._last_words = ""
         self._pings = itertools.count(1)
         self._awaited_pong: int | None = None
@@ -64,14 +66,14 @@ class Detector:
         self._timer = self._loop.call_later(PING_INTERVAL_S, self._ping)
         self._read()
 
-    def send_line(self, line: str) -> None:
-        """Queue a line for the watcher's stdin. After the end it is dropped: there is nobody left to tell."""
+    def send(self, order: bytes) -> None:
+        """Queue an order (`lanes.watcher.encode_*`) for the watcher's stdin; after the end it is dropped."""
         if self._stream.fileno() < 0:
             return
         if len(self._outbox) > MAX_OUTBOX_BYTES:
             self._lose("the watcher takes no more orders")
             return
-        self._outbox += line.encode() + b"\n"
+        self._outbox += order
         self._flush()
 
     def ping_now(self) -> None:
@@ -104,29 +106,31 @@ class Detector:
                 return
             for stream, payload in chunks:
                 if stream == STDOUT:
-                    for snapshot in self._parser.feed(payload):
-                        self._on_snapshot(snapshot)
+                    for event in self._parser.feed(payload):
+                        if isinstance(event, Frame):
+                            self._on_frame(event)
                 elif stream == STDERR:
-                    self._take_stderr(payload)
+                    for line in self._stderr.feed(payload):
+                        self._take_answer(line)
                 elif payload:
-                    self._last_words = payload[:200].decode("utf-8", "replace")
+                    self._last_words = printable(payload)
         except BlockingIOError:
             return
         except (OSError, ProtocolError) as error:
             self._lose(str(error))
 
-    def _take_stderr(self, payload: bytes) -> None:
-        *lines, rest = (self._stderr + payload).split(b"\n")
-        self._stderr = rest[:MAX_STDERR_LINE_BYTES]
-        for line in lines:
-            text = line[:MAX_STDERR_LINE_BYTES].decode("utf-8", "replace")
-            if text == f"pong {self._awaited_pong}":
-                self._awaited_pong = None
-                self._schedule(PING_INTERVAL_S, self._ping)
-            elif text.startswith("AF fatal "):
-                self._last_words = text.removeprefix("AF fatal ")
-            else:
-                log.debug("watcher: %r", text)
+    def _take_answer(self, line: bytes) -> None:
+        match parse_answer(line):
+            case Pong(number):
+                if number == self._awaited_pong:
+                    self._awaited_pong = None
+                    self._schedule(PING_INTERVAL_S, self._ping)
+            case Fatal(reason):
+                self._last_words = reason
+            case None:
+                log.debug("watcher: %s", printable(line))
+            case answer:
+                self._on_answer(answer)
 
     def _flush(self) -> None:
         fd = self._stream.fileno()
@@ -143,7 +147,7 @@ class Detector:
 
     def _ping(self) -> None:
         self._awaited_pong = next(self._pings)
-        self.send_line(f"ping {self._awaited_pong}")
+        self.send(encode_ping(self._awaited_pong))
         self._schedule(PONG_TIMEOUT_S, lambda: self._lose("the watcher does not answer"))
 
     def _schedule(self, delay_s: float, callback: Callable[[], None]) -> None:

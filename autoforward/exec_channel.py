@@ -1,7 +1,7 @@
 """A relay's far end on an exec stream of its own: one process in the container (socat, nc, bash) per connection.
 
-stdin and stdout carry the bytes. stderr carries what the lane's classifier turns into signals: the process's pid, that
-it has connected, that it could not, that the server has closed. Ending it early takes more than closing the stream (the
+stdin and stdout carry the bytes. stderr carries what `lanes.signals` understands: the process's pid, that it has
+connected, that an address did not answer, that the server has closed. Ending it early takes more than closing the stream (the
 process would stay): its stdin is ended, then the session's watcher is asked to kill it, then to kill it for good.
 """
 
@@ -12,7 +12,9 @@ import selectors
 from typing import TYPE_CHECKING
 
 from autoforward.errors import ProtocolError
-from autoforward.messages import KillWanted, RelayPlan, Signal
+from autoforward.lanes.signals import AttemptFailed, Broken, Opened, RelayPid, RelaySignal, ServerEof, classify_line
+from autoforward.lanes.watcher import LineSplitter, printable
+from autoforward.messages import KillWanted, RelayPlan, RelayStarted
 from autoforward.relay import Outbox, Relay
 from autoforward.streams import STDERR, STDOUT, EngineStream
 
@@ -27,9 +29,6 @@ OPEN_TIMEOUT_S = 30.0
 HARD_KILL_AFTER_S = 0.8
 ABANDON_AFTER_S = 5.0
 
-MAX_STDERR_LINE_BYTES = 4096
-"""Diagnostics of relay tools are short; what is longer is cut, what never ends a line is dropped."""
-
 
 class ExecChannel:
     """See `relay.Channel` for the contract."""
@@ -40,19 +39,20 @@ class ExecChannel:
         self._plan = plan
         self._relay = relay
         self._outbox = Outbox()
-        self._stderr = b""
+        self._stderr = LineSplitter()
         self._container_pid: int | None = None
         self._opened = False
         self._paused = False
         self._write_ended = False
         self._failure: str | None = None
+        self._failed_attempts = 0
         self._broken: str | None = None
         self._asked_to_die = False
         self._timer: Timer | None = None
         if relay is not None:
             relay.attach(self)
             self._timer = plane.call_later(OPEN_TIMEOUT_S, self._open_timed_out)
-            if not plan.confirms_connect:
+            if not plan.tool.capabilities.confirms_connect:
                 self._open()
         self._watch()
         self._read()
@@ -82,6 +82,12 @@ class ExecChannel:
         if self._paused:
             self._paused = False
             self._watch()
+
+    def server_closed(self) -> None:
+        # Ending its stdin makes the process end, and with it comes the rest of the answer.
+        self._outbox.clear()
+        self._write_ended = True
+        self._flush()
 
     def abort(self) -> None:
         if self._relay is None and self._asked_to_die:
@@ -146,35 +152,33 @@ class ExecChannel:
                     self._open()
                     self._relay.data(payload)
             elif stream == STDERR:
-                self._take_stderr(payload)
+                for line in self._stderr.feed(payload):
+                    signal = classify_line(self._plan.tool.dialect, line)
+                    if signal is not None:
+                        self._on_signal(signal)
             elif payload:
-                self._failure = self._failure or payload[:200].decode("utf-8", "replace").strip()
+                self._broken = self._broken or printable(payload)
 
-    def _take_stderr(self, payload: bytes) -> None:
-        *lines, rest = (self._stderr + payload).split(b"\n")
-        self._stderr = rest[:MAX_STDERR_LINE_BYTES]
-        for line in lines:
-            signal = self._plan.classify(line[:MAX_STDERR_LINE_BYTES])
-            if signal is not None:
-                self._on_signal(signal)
-
-    def _on_signal(self, signal: Signal) -> None:
-        match signal.kind:
-            case "pid":
-                self._container_pid = int(signal.value)
+    def _on_signal(self, signal: RelaySignal) -> None:
+        match signal:
+            case RelayPid(container_pid):
+                self._container_pid = container_pid
                 if self._relay is None:
                     self._ask_to_die(hard=False)
-            case "open":
-                if self._relay is not None:
-                    self._open()
-            case "failed":
-                self._failure = signal.value
-            case "broken":
-                self._broken = signal.value
-            case "server_eof":
-                # Ending its stdin makes the process end, and with it comes the rest of the answer.
-                self._outbox.clear()
-                self._stream.shutdown_write()
+                else:
+                    plan = self._plan
+                    started = RelayStarted(plan.session_id, self._relay.relay_id, container_pid, plan.token)
+                    self._plane.notify(started)
+            case Opened():
+                self._failed_attempts = 0
+                self._open()
+            case AttemptFailed(reason):
+                self._failed_attempts += 1
+                self._failure = reason
+            case Broken(reason):
+                self._broken = reason
+            case ServerEof():
+                self.server_closed()
 
     def _open(self) -> None:
         if not self._opened and self._relay is not None:
@@ -194,10 +198,10 @@ class ExecChannel:
         relay, self._relay = self._relay, None
         if relay is None:
             return
-        if self._failure is not None and not self._broken:
-            relay.refuse(self._failure)
-        elif self._broken is not None:
+        if self._broken is not None:
             relay.broken(self._broken)
+        elif self._failure is not None and self._failed_attempts >= self._plan.attempts:
+            relay.refuse(self._failure)
         elif not self._opened:
             relay.refuse("the relay process ended before it had connected")
         else:

@@ -1,33 +1,29 @@
-"""What control and the data plane say to each other, and what a relay's process says of itself. Values only."""
+"""What control and the data plane say to each other. Values only."""
 
 from __future__ import annotations
 
 import copy
 import socket
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from autoforward.lanes.commands import RelayTool
     from autoforward.streams import EngineStream
-
-
-class Signal(NamedTuple):
-    """What a line on a relay's stderr means. `value` is the pid, or the reason in words."""
-
-    kind: Literal["pid", "open", "failed", "broken", "server_eof"]
-    value: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RelayPlan:
-    """How to understand one relay process. `token` tells the process apart from one that reused its pid."""
+    """How to understand one relay process.
+
+    `token` tells the process apart from one that reused its pid; `attempts` is how many addresses it tries.
+    """
 
     session_id: str
     token: str
-    classify: Callable[[bytes], Signal | None]
-    confirms_connect: bool
+    tool: RelayTool
+    attempts: int
 
 
 @dataclass(slots=True)
@@ -82,6 +78,13 @@ class StreamFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerClosed:
+    """The server of this relay has closed, as seen from elsewhere than the relay's own words."""
+
+    relay_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Resolve `done` (with True) once no relay of these forwards is open, with False at the deadline, cutting them."""
 
@@ -97,7 +100,7 @@ class ReadCounters:
     done: Future[dict[str, ForwardCounters]]
 
 
-Command = Serve | Withdraw | StreamReady | StreamFailed | Drain | ReadCounters
+Command = Serve | Withdraw | StreamReady | StreamFailed | ServerClosed | Drain | ReadCounters
 
 
 # Notices, data plane to control.
@@ -109,6 +112,16 @@ class StreamWanted:
 
     forward_id: str
     relay_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStarted:
+    """The relay's process runs, under this pid in the container (again, with another pid, for its next attempt)."""
+
+    session_id: str
+    relay_id: int
+    container_pid: int
+    relay_token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,4 +152,4 @@ class AcceptPaused:
     reason: str
 
 
-Notice = StreamWanted | KillWanted | RelayEnded | AcceptPaused
+Notice = StreamWanted | RelayStarted | KillWanted | RelayEnded | AcceptPaused

@@ -85,6 +85,9 @@ class Channel(Protocol):
 
     def resume(self) -> None: ...
 
+    def server_closed(self) -> None:
+        """The server is known to have closed: hand over the rest of what it said, then `server_ended`."""
+
     def abort(self) -> None:
         """End it now, in the container too. Idempotent; the relay hears nothing more."""
 
@@ -169,6 +172,10 @@ class Relay:
         self._end_with_reset(refused=False, reason=reason)
 
     # What the data plane calls.
+
+    def server_closed(self) -> None:
+        if self._channel is not None:
+            self._channel.server_closed()
 
     def cut(self, reason: str) -> None:
         self._end_with_reset(refused=False, reason=reason)

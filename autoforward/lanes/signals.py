@@ -36,7 +36,14 @@ class ServerEof:
     """The server will send no more: close the relay's stdin, read its stdout to the end, and it is over."""
 
 
-RelaySignal = RelayPid | Opened | AttemptFailed | ServerEof
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The connection to the server broke off in mid-stream (a reset): the client gets a reset too."""
+
+    reason: str
+
+
+RelaySignal = RelayPid | Opened | AttemptFailed | ServerEof | Broken
 
 _PID = re.compile(rb"AF pid (\d{1,10})")
 # socat 1.7 and 1.8: `2026/11/21 10:19:02 socat[84] N socket 2 (fd 5) is at EOF`. Socket 1 is the client's side.
@@ -89,6 +96,9 @@ def _socat(line: bytes) -> RelaySignal | None:
         return None
     if level in b"EF" and (text.startswith(b"connect(") or b"getaddrinfo" in text or b"resol" in text):
         return AttemptFailed(printable(text.rpartition(b"): ")[2] or text))
+    # Its log names read and write by their C signature: `read(5, 0x55.., 8192): Connection reset by peer`.
+    if level == b"E" and text.startswith((b"read(", b"write(")) and b"reset by peer" in text:
+        return Broken(printable(text.rpartition(b"): ")[2]))
     return None
 
 
