@@ -1,0 +1,64 @@
+# What a person types. `make test` and `make demo` start from a fresh clone; a second time they are quick.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+CODE   := autoforward tests scripts examples
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit lint types format examples images engine clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+# Installed again when the metadata change; the package itself is editable.
+$(STAMP): pyproject.toml
+	@echo "venv: installing autoforward and what its tests need"
+	@$(PYTHON) -c 'import sys; sys.exit("python 3.11 or newer is needed, this is %d.%d (make PYTHON=…)" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV) || { echo "venv: failed (on Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: ## a loopback server in a container, answered on this machine's localhost
+	@PYTHON="$(PYTHON)" scripts/demo.sh
+
+test: lint types engine images ## everything; ends 0 only if the tests with an engine ran too
+	@$(BIN)/python -m scripts.engine compose
+	@$(BIN)/python -m scripts.engine devcontainers-cli >/dev/null
+	@echo "tests: all of them"
+	@AUTOFORWARD_REQUIRE_ENGINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+unit: $(STAMP) ## the tests that need no engine
+	@$(BIN)/python -m pytest -m 'not docker and not compose' $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff
+	@echo "lint: ruff"
+	@$(BIN)/ruff check --quiet $(CODE)
+	@$(BIN)/ruff format --quiet --check $(CODE) || { echo "lint: \`make format\` puts it right" >&2; exit 1; }
+
+types: $(STAMP) ## mypy
+	@echo "types: mypy"
+	@$(BIN)/mypy --no-error-summary
+
+format: $(STAMP) ## put the code into the house's form
+	@$(BIN)/ruff check --quiet --fix $(CODE)
+	@$(BIN)/ruff format --quiet $(CODE)
+
+engine: $(STAMP)
+	@$(BIN)/python -m scripts.engine ensure
+
+images: engine
+	@$(BIN)/python -m tests.images.build >/dev/null
+
+examples: engine ## each example runs and checks itself
+	@$(BIN)/python -m scripts.engine compose
+	@image=$${AUTOFORWARD_EXAMPLE_IMAGE:-$$($(BIN)/python -m tests.images.build full | cut -d' ' -f2)} && \
+	for name in hello compose two-worktrees; do \
+	  AUTOFORWARD_EXAMPLE_IMAGE=$$image $(BIN)/python examples/check.py $$name || exit 1; \
+	done
+
+clean: ## what these targets made here, and the engine if they started it
+	@$(PYTHON) -m scripts.engine stop
+	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
