@@ -213,6 +213,19 @@ CHECKS = {"hello": hello, "compose": compose, "two-worktrees": two_worktrees}
 # -- around them ---------------------------------------------------------------------------------
 
 
+def clean_up(folder: Path) -> None:
+    """Quiet and once more: after a success there is nothing to do. Where devdown fails, the containers go without it."""
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "check": False}
+    subprocess.run([command("devdown"), "--workspace-folder", str(folder), "--remove"], **quiet)
+    label = f"label=devcontainer.local_folder={folder}"
+    row = '{{.ID}} {{.Label "com.docker.compose.project"}}'
+    left = subprocess.run(["docker", "ps", "-a", "--filter", label, "--format", row], **quiet).stdout
+    for container_id, _, project in (line.partition(" ") for line in left.splitlines()):
+        subprocess.run(["docker", "rm", "-f", container_id], **quiet)
+        if project:
+            subprocess.run(["docker", "compose", "-p", project, "down", "-v", "--timeout", "1"], **quiet)
+
+
 def command_line(pid: int) -> str:
     """Empty when there is no such process."""
     if Path("/proc/self/cmdline").exists():
@@ -261,6 +274,8 @@ def main() -> int:
     started: list[Path] = []
     with own_home(), tempfile.TemporaryDirectory(prefix="autoforward-example-", ignore_cleanup_errors=True) as scratch:
         try:
+            for name in ("devup", "devdown", "autoforward"):
+                command(name)
             CHECKS[sys.argv[1]](Path(scratch), started)
         except CheckError as error:
             print(f"example {sys.argv[1]}: failed: {error}", file=sys.stderr)
@@ -269,13 +284,7 @@ def main() -> int:
             return 1
         finally:
             for folder in started:
-                # Quiet and again: after a success it has nothing to do.
-                subprocess.run(
-                    [command("devdown"), "--workspace-folder", str(folder), "--remove"],
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    check=False,
-                )
+                clean_up(folder)
     print(f"example {sys.argv[1]}: ok")
     return 0
 

@@ -13,7 +13,7 @@ show() {
   "$@"
 }
 
-make --no-print-directory PYTHON="${PYTHON:-python3}" .venv/.installed >&2
+make --silent --no-print-directory PYTHON="${PYTHON:-python3}" .venv/.installed >&2
 export PATH=$bin:$PATH
 
 # Short, because the path of a unix socket may have about 100 bytes.
@@ -27,6 +27,12 @@ finish() {
   trap - EXIT INT TERM
   # Quiet: after a good run the container is gone already, and this has nothing to do.
   devdown --workspace-folder "$example" --remove >/dev/null 2>&1 || true
+  leftover=$(docker ps -aq --filter "label=devcontainer.local_folder=$PWD/$example" 2>/dev/null) || true
+  if [ -n "$leftover" ]; then
+    say "demo: devdown left the container $leftover, removing it"
+    docker rm -f "$leftover" >/dev/null || true
+    status=1
+  fi
   python -m scripts.end_supervisor "$AUTOFORWARD_HOME" || true
   rm -rf "$AUTOFORWARD_HOME"
   if [ "$engine_was_ours" = no ]; then python -m scripts.engine stop || true; fi
@@ -58,7 +64,5 @@ event=$(python -m scripts.await_forward 3000 --timeout 30)
 printf '%s\n' "$event"
 show autoforward list
 url=$(printf '%s' "${event#PORT_EVENT: }" | python -c 'import json, sys; print(json.load(sys.stdin)["url"])')
-say ""
-say "\$ fetch $url"
-python -c 'import sys, urllib.request as u; print(u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=10).read().decode().strip())' "$url"
+show python -m scripts.fetch "$url"
 show devdown --workspace-folder "$example" --remove
