@@ -26,6 +26,9 @@ _TOKEN = re.compile(r"[0-9a-f]{32}")
 MIN_POLL_INTERVAL_S = 0.05
 MAX_POLL_INTERVAL_S = 60.0
 
+FULL_READ_INTERVAL_S = 3.0
+"""The tables are read at least this often, even when the cheap signs (socket count, last pid) say nothing changed."""
+
 
 @cache
 def script(name: ScriptName) -> str:
@@ -53,7 +56,8 @@ def watcher_argv(session_token: str, poll_interval_s: float, *, close_wait: bool
     interval = min(max(poll_interval_s, MIN_POLL_INTERVAL_S), MAX_POLL_INTERVAL_S)
     # At most three decimals and no trailing ".0": a `sleep` of whole seconds then gets what it understands.
     argument = f"{interval:.3f}".rstrip("0").rstrip(".")
-    argv = ["sh", "-c", script("watcher.sh"), "autoforward-watcher", check_token(session_token), argument]
+    skips = str(max(0, round(FULL_READ_INTERVAL_S / interval) - 1))
+    argv = ["sh", "-c", script("watcher.sh"), "autoforward-watcher", check_token(session_token), argument, skips]
     return [*argv, "close-wait"] if close_wait else argv
 
 

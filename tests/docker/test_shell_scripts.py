@@ -308,7 +308,13 @@ def test_watcher_sweeps_its_session_at_eof(container: ContainerFactory, image: s
 def test_watcher_leaves_when_its_stdout_is_gone(container: ContainerFactory) -> None:
     one = container()
     # `head` takes the greeting and goes; the next frame meets a closed pipe.
-    argv = ["bash", "-c", 'sh -c "$1" autoforward-watcher "$2" 0.1 | head -n 3', "-", *watcher_argv(SESSION, 0.1)[2:3]]
+    argv = [
+        "bash",
+        "-c",
+        'sh -c "$1" autoforward-watcher "$2" 0.1 29 | head -n 3',
+        "-",
+        *watcher_argv(SESSION, 0.1)[2:3],
+    ]
     stream = ExecStream(one, [*argv, SESSION])
     with cleaned_up(stream):
         stream.wait_for(lambda: stream.output.count(b"\n") == 3)
