@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from autoforward.leases import (
     CorruptDocumentError,
@@ -29,6 +30,9 @@ from autoforward.leases import (
     parse_time,
 )
 from autoforward.paths import StatePaths
+
+if TYPE_CHECKING:
+    import fasteners
 
 __all__ = [
     "Lease",
@@ -189,15 +193,18 @@ def _locked(paths: StatePaths, timeout_s: float) -> Iterator[None]:
     if not thread_lock.acquire(timeout=timeout_s):
         raise busy
     try:
+        # fasteners would create it with the umask's mode. Under the thread lock: see above.
+        lock = None
         try:
-            # fasteners would create it with the umask's mode. Under the thread lock: see above.
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             lock = fasteners.InterProcessLock(path)
             remaining_s = max(0.0, deadline_s - time.monotonic())
             acquired = lock.acquire(delay=0.005, max_delay=0.05, timeout=remaining_s)
         except (OSError, threading.ThreadError) as error:
+            _close_lock(lock)
             raise RegistryError(f"cannot lock the registry by {path}: {error}") from error
         if not acquired:
+            _close_lock(lock)
             raise busy
         try:
             yield
@@ -205,3 +212,9 @@ def _locked(paths: StatePaths, timeout_s: float) -> Iterator[None]:
             lock.release()
     finally:
         thread_lock.release()
+
+
+def _close_lock(lock: fasteners.InterProcessLock | None) -> None:
+    """After a vain wait fasteners keeps the file open; the collector closing it late would free the next lock."""
+    if lock is not None and lock.lockfile is not None:
+        lock.lockfile.close()
