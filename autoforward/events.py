@@ -6,6 +6,7 @@ An event states a fact: it is written after the fact. The schema is `port_event.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -201,7 +202,7 @@ class EventLog:
                 line = b"\n" + line
             if os.write(descriptor, line) != len(line):
                 os.ftruncate(descriptor, size)
-                raise OSError(28, "no space left on the device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
 

@@ -6,7 +6,6 @@ commanded; so it is 0700, and a folder that someone else could have prepared is 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Mapping
@@ -80,6 +79,8 @@ class StatePaths:
         path = self.home / "supervisor.sock"
         if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
             return path
+        import hashlib  # loads OpenSSL, for a case that is rare
+
         digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
         return _SHORT_FOLDER_PARENT / f"autoforward-{os.getuid()}-{digest}" / "supervisor.sock"
 

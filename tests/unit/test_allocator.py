@@ -1,0 +1,296 @@
+"""Which host port a forward gets, and what people read when it is another one."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoforward import allocator as allocator_module
+from autoforward.allocator import (
+    Allocation,
+    AllocationFailure,
+    AllocationRequest,
+    Allocator,
+    LeaseRow,
+    plan_candidates,
+)
+from autoforward.model import ForwardKey
+from autoforward.paths import StatePaths
+from autoforward.registry import ProcessIdentity, Registry, RegistryError, current_process
+from autoforward.sockets import HostPortTakenError, start_listening
+
+ROW = LeaseRow("c0ffee00c0ffee00", "/home/me/web", None, None, "detected")
+PORTS = itertools.count(26000, 10)
+
+
+@pytest.fixture
+def port() -> int:
+    """The first of ten numbers that no other test uses."""
+    return next(PORTS)
+
+
+class Home:
+    """A state folder with an allocator; whatever it hands out is closed at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = StatePaths(folder)
+        self.paths.ensure()
+        self.warnings: list[str] = []
+        self.registry = Registry(self.paths, self.warnings.append)
+        self.allocator = self.allocator_of(current_process())
+        self.given: list[Allocation] = []
+
+    def allocator_of(self, process: ProcessIdentity) -> Allocator:
+        return Allocator(self.registry, process, self.warnings.append, owners=self.owners)
+
+    def owners(self, host_ports: Collection[int]) -> dict[int, str]:
+        return {}
+
+    def ask(self, *requests: AllocationRequest) -> list[Allocation | AllocationFailure]:
+        results = self.allocator.allocate_many(requests)
+        self.given += [result for result in results if isinstance(result, Allocation)]
+        return results
+
+    def get(self, request: AllocationRequest) -> Allocation:
+        [result] = self.ask(request)
+        assert isinstance(result, Allocation), result
+        return result
+
+    def give_back(self, allocation: Allocation) -> None:
+        allocation.pair.close()
+        self.allocator.release([allocation.lease.id])
+
+    def rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(self.paths.registry.read_text())["entries"]
+        return rows
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    result = Home(tmp_path / "state")
+    yield result
+    for allocation in result.given:
+        allocation.pair.close()
+
+
+def wants(container_port: int, identity: str = "web", **more: Any) -> AllocationRequest:
+    return AllocationRequest(identity, ForwardKey("tcp", None, container_port), "127.0.0.1", ROW, **more)
+
+
+@contextmanager
+def foreign(host_port: int) -> Iterator[None]:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", host_port))
+        sock.listen()
+        yield
+
+
+def test_the_same_number_is_given_listens_and_is_recorded(home: Home, port: int) -> None:
+    given_one = home.get(wants(port))
+    assert (given_one.pair.host_port, given_one.remap_reason) == (port, None)
+    for address in ("127.0.0.1", "::1"):
+        socket.create_connection((address, port), timeout=10).close()
+    [row] = home.rows()
+    assert (row["host_port"], row["state"], row["pid"]) == (port, "bound", os.getpid())
+    assert row["id"].startswith("fwd-")
+    assert len(row["id"]) == 12
+
+
+def test_without_listen_it_is_reserved_and_refuses(home: Home, port: int) -> None:
+    given_one = home.get(wants(port, listen=False))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=10)
+    start_listening(given_one.pair)
+    socket.create_connection(("127.0.0.1", port), timeout=10).close()
+
+
+def test_a_taken_number_moves_up_and_says_why(home: Home, port: int) -> None:
+    home.owners = lambda numbers: dict.fromkeys(numbers, "nginx (pid 12)")  # type: ignore[method-assign]
+    home.allocator = home.allocator_of(current_process())
+    with foreign(port):
+        given_one = home.get(wants(port))
+    assert given_one.pair.host_port == port + 1
+    assert given_one.remap_reason == f"host port {port} is in use by nginx (pid 12)"
+
+
+def test_another_forward_is_named_by_its_place(home: Home, port: int) -> None:
+    first = home.get(wants(port, "web"))
+    second = home.get(wants(port, "api"))
+    assert second.pair.host_port == port + 1
+    assert second.remap_reason == (f"host port {port} is in use by {first.lease.id}, a forward of /home/me/web")
+
+
+def test_a_lease_sticks_with_its_id_and_its_reason(home: Home, port: int) -> None:
+    with foreign(port):
+        first = home.get(wants(port))
+    home.give_back(first)
+    assert [row["state"] for row in home.rows()] == ["reserved"]
+    again = home.get(wants(port))
+    assert (again.pair.host_port, again.lease.id) == (port + 1, first.lease.id)
+    assert again.remap_reason == f"kept from last time (then: host port {port} is in use)"
+    home.give_back(again)
+    third = home.get(wants(port))
+    assert third.remap_reason == again.remap_reason, "the cause is kept, not piled up"
+    assert len(home.rows()) == 1
+
+
+def test_a_lease_whose_number_is_gone_goes_back_to_the_same_number(home: Home, port: int) -> None:
+    with foreign(port):
+        first = home.get(wants(port))
+    home.give_back(first)
+    with foreign(port + 1):
+        again = home.get(wants(port))
+    assert (again.pair.host_port, again.remap_reason, again.lease.id) == (port, None, first.lease.id)
+
+
+def test_a_reserved_number_does_not_keep_others_out(home: Home, port: int) -> None:
+    home.give_back(home.get(wants(port, "web")))
+    assert home.get(wants(port, "other")).pair.host_port == port
+
+
+def test_rows_of_a_dead_process_are_taken_over_and_those_of_a_live_one_are_not(home: Home, port: int) -> None:
+    mine = home.get(wants(port))
+    second = home.get(wants(port))
+    assert second.lease.id != mine.lease.id
+    mine.pair.close()
+    second.pair.close()
+    dead = ProcessIdentity(os.getpid(), current_process().started - 1000)
+    home.allocator.update_rows([replace(mine.lease, pid_started=dead.started)])
+    assert home.get(wants(port)).lease.id == mine.lease.id
+
+
+def test_a_burst_is_one_write_and_no_number_comes_twice(home: Home, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes = []
+    monkeypatch.setattr(os, "fsync", writes.append)
+    results = home.ask(*[wants(port, f"box-{index % 64}") for index in range(128)])
+    ports = [result.pair.host_port for result in results if isinstance(result, Allocation)]
+    assert len(set(ports)) == 128
+    assert len(writes) == 2, "the file and its folder"
+    assert sorted(row["host_port"] for row in home.rows()) == sorted(ports)
+
+
+def test_who_needs_one_number_is_served_before_who_takes_any(home: Home, port: int) -> None:
+    with foreign(port):
+        results = home.ask(wants(port, "any"), wants(80, "pin", pinned_host_port=port + 1))
+    assert [result.pair.host_port for result in results if isinstance(result, Allocation)] == [port + 2, port + 1]
+    assert isinstance(results[1], Allocation)
+    assert results[1].remap_reason is None
+
+
+@pytest.mark.parametrize("more", [{"require_same": True}, {"pinned_host_port": 0}])
+def test_a_number_that_must_be_had_fails_with_its_owner(more: dict[str, Any], home: Home, port: int) -> None:
+    home.owners = lambda numbers: dict.fromkeys(numbers, "nginx (pid 12)")  # type: ignore[method-assign]
+    home.allocator = home.allocator_of(current_process())
+    more = {key: value if key == "require_same" else port for key, value in more.items()}
+    with foreign(port):
+        [result] = home.ask(wants(port, **more))
+    assert isinstance(result, AllocationFailure)
+    assert result.reason == f"host port {port} is in use by nginx (pid 12)"
+    assert result.hint
+    assert not home.paths.registry.exists()
+
+
+def test_privileged_numbers_are_moved_and_with_require_same_refused(home: Home) -> None:
+    [moved, refused] = home.ask(wants(987), wants(988, "other", require_same=True))
+    assert isinstance(moved, Allocation)
+    assert moved.pair.host_port >= 8987
+    assert moved.remap_reason == "host port 987 is privileged"
+    assert isinstance(refused, AllocationFailure)
+    assert refused.reason == "host port 988 is privileged"
+
+
+def test_a_number_lost_at_listen_is_passed_over(home: Home, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listen(pair: Any, backlog: int) -> None:
+        if pair.host_port == port:
+            raise HostPortTakenError(f"host port {port} is in use")
+        start_listening(pair, backlog)
+
+    monkeypatch.setattr(allocator_module, "start_listening", listen)
+    given_one = home.get(wants(port))
+    assert given_one.pair.host_port == port + 1
+    assert given_one.remap_reason == f"host port {port} is in use"
+
+
+def test_on_a_full_disk_forwards_go_on_and_rows_are_written_later(
+    home: Home, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        first = home.get(wants(port))
+        home.get(wants(port + 1))
+        assert not home.allocator.flush()
+    assert len(home.warnings) == 1
+    assert "forwards go on" in home.warnings[0]
+    assert home.allocator.flush()
+    assert {row["host_port"] for row in home.rows()} == {port, port + 1}
+    assert home.rows()[0]["id"] == first.lease.id
+
+
+def test_an_unusable_registry_is_an_error_and_nothing_stays_bound(home: Home, port: int) -> None:
+    home.paths.registry.write_text('{"version":99}')
+    with pytest.raises(RegistryError, match="version 99"):
+        home.ask(wants(port))
+    home.paths.registry.unlink()
+    assert home.get(wants(port)).pair.host_port == port
+
+
+NUMBERS = st.integers(1, 65535)
+
+
+@given(
+    container_port=NUMBERS,
+    sticky=st.none() | NUMBERS,
+    elevate=st.booleans(),
+    taken=st.sets(st.integers(1024, 65535), max_size=5),
+)
+def test_the_order_of_candidates(container_port: int, sticky: int | None, elevate: bool, taken: set[int]) -> None:
+    plan = plan_candidates(container_port, sticky_host_port=sticky, elevate=elevate, taken=taken)
+    numbers = list(plan.candidates)
+    assert len(set(numbers)) == len(numbers)
+    asked = {number for number in (sticky, container_port, 8000 + container_port) if number is not None}
+    assert set(range(1024, 65536)) - taken <= set(numbers) | asked, "every free number is reached"
+    if not elevate:
+        assert min(numbers) >= 1024
+    usable = [number for number in (sticky, container_port) if number and (number >= 1024 or elevate)]
+    if container_port < 1000:
+        usable.append(8000 + container_port)
+    first = list(dict.fromkeys(usable))
+    assert numbers[: len(first)] == first
+    assert (plan.not_same is None) == (container_port >= 1024 or elevate)
+    # Upward from the last wish, once around.
+    rest = numbers[len(first) :]
+    assert sum(after < before for before, after in itertools.pairwise(rest)) <= 1
+
+
+@given(container_port=NUMBERS, pinned=NUMBERS, sticky=st.none() | NUMBERS, same=st.booleans())
+def test_a_pin_is_the_only_candidate(container_port: int, pinned: int, sticky: int | None, same: bool) -> None:
+    plan = plan_candidates(container_port, pinned_host_port=pinned, sticky_host_port=sticky, require_same=same)
+    assert (list(plan.candidates), plan.strict) == ([pinned], True)
+
+
+def test_examples_of_the_order() -> None:
+    def first(count: int, *arguments: Any, **more: Any) -> list[int]:
+        return list(itertools.islice(plan_candidates(*arguments, **more).candidates, count))
+
+    assert first(3, 3000) == [3000, 3001, 3002]
+    assert first(3, 80) == [8080, 8081, 8082]
+    assert first(2, 1023) == [1024, 1025]
+    assert first(3, 80, elevate=True) == [80, 8080, 8081]
+    assert first(4, 3000, sticky_host_port=3005, taken={3001}) == [3005, 3000, 3002, 3003]
+    assert first(3, 65535) == [65535, 1024, 1025]
