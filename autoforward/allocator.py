@@ -271,10 +271,8 @@ class Allocator:
     def _serve(self, document: RegistryDocument, now: datetime, attempts: Sequence[_Attempt]) -> list[Lease]:
         holders = _Holders(document, {self._process: True})
         leases = []
-        # Who can take one number only comes first, so that nobody else of this burst is given it.
-        for attempt in sorted(
-            attempts, key=lambda item: not (item.request.pinned_host_port or item.request.require_same)
-        ):
+        # Who can take one number only comes first, then who had one: nobody else of this burst is given it.
+        for attempt in sorted(attempts, key=lambda item: _rank(item.request, document)):
             attempt.result = self._serve_one(document, holders, now, attempt)
             if isinstance(attempt.result, Allocation):
                 lease = attempt.result.lease
@@ -388,6 +386,12 @@ class Allocator:
                     result = replace(result, remap_reason=f"{result.remap_reason} by {owner}")
             results.append(result)
         return results
+
+
+def _rank(request: AllocationRequest, document: RegistryDocument) -> int:
+    if request.pinned_host_port is not None or request.require_same:
+        return 0
+    return 1 if document.find_leases(request.identity, request.key) else 2
 
 
 def _describe_forward(lease: Lease) -> str:

@@ -190,6 +190,14 @@ def test_who_needs_one_number_is_served_before_who_takes_any(home: Home, port: i
     assert results[1].remap_reason is None
 
 
+def test_who_had_a_number_is_served_before_who_comes_anew(home: Home, port: int) -> None:
+    home.give_back(home.get(wants(port, "old")))
+    [new, old] = home.ask(wants(port, "new"), wants(port, "old"))
+    assert isinstance(new, Allocation)
+    assert isinstance(old, Allocation)
+    assert (new.pair.host_port, old.pair.host_port) == (port + 1, port)
+
+
 @pytest.mark.parametrize("more", [{"require_same": True}, {"pinned_host_port": 0}])
 def test_a_number_that_must_be_had_fails_with_its_owner(more: dict[str, Any], home: Home, port: int) -> None:
     home.owners = lambda numbers: dict.fromkeys(numbers, "nginx (pid 12)")  # type: ignore[method-assign]
