@@ -16,9 +16,18 @@ help: ## this list
 $(STAMP): pyproject.toml
 	@echo "venv: installing autoforward and what its tests need"
 	@$(PYTHON) -c 'import sys; sys.exit("python 3.11 or newer is needed, this is %d.%d (make PYTHON=…)" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
-	@$(PYTHON) -m venv $(VENV) || { echo "venv: failed (on Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || $(MAKE) --silent --no-print-directory venv-with-apt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $(STAMP)
+
+# Debian keeps venv in a package of its own.
+.PHONY: venv-with-apt
+venv-with-apt:
+	@if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "venv: $(PYTHON) -m venv fails; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; fi
+	@echo "venv: installing python3-venv"
+	@apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3-venv >/dev/null
+	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
 
 demo: ## a loopback server in a container, answered on this machine's localhost
 	@PYTHON="$(PYTHON)" scripts/demo.sh
@@ -58,7 +67,9 @@ examples: engine ## each example runs and checks itself
 	  AUTOFORWARD_EXAMPLE_IMAGE=$$image $(BIN)/python examples/check.py $$name || exit 1; \
 	done
 
-clean: ## what these targets made here, and the engine if they started it
+clean: ## what these targets made here, the test images, and the engine if they started it
+	@! docker info >/dev/null 2>&1 || docker image ls --format '{{.Repository}}:{{.Tag}}' 'autoforward-test/*' \
+	  | xargs -r docker image rm >/dev/null
 	@$(PYTHON) -m scripts.engine stop
 	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import jsonschema
 import psutil
 import pytest
 
+from scripts.engine import engine_answers
 from tests.containers import LABEL, ComposeProject, Container, event_lines, run_id, sweep, sweep_dead_runs
 from tests.images.build import ensure_images
 
@@ -33,6 +35,11 @@ def _missing(reason: str) -> None:
     if os.environ.get("AUTOFORWARD_REQUIRE_ENGINE") == "1":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A terminated run ends like an interrupted one, so that fixtures clean up."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,17 +55,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def engine() -> Iterator[docker.DockerClient]:
     """The engine of the environment. What this run labelled is removed at the end."""
-    try:
-        client = docker.from_env(timeout=120)
-    except docker.errors.DockerException as error:
-        _missing(f"no container engine: {error} (`python3 -m scripts.engine ensure` gets one on Debian)")
-        raise AssertionError from error
-    try:
-        client.ping()
-    except Exception as error:
-        client.close()
-        _missing(f"no container engine: {error} (`python3 -m scripts.engine ensure` gets one on Debian)")
-        raise
+    # Asked by the command first: a docker-py client that cannot connect leaves its socket to the garbage collector.
+    if engine_answers() is None:
+        _missing("no container engine answers (`python3 -m scripts.engine ensure` gets one on Debian)")
+    client = docker.from_env(timeout=120)
     sweep_dead_runs(client)
     try:
         yield client

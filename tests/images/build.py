@@ -121,9 +121,8 @@ def _from_registry(client: docker.DockerClient, names: Iterable[str], say: Say) 
             nc = RECIPES[name].nc
             steps.append("RUN rm -f /bin/busybox" + (f" && ln -sf {nc} /usr/bin/nc" if nc else ""))
             # Debian's own image has bash and perl; an image for a lane must not have a second way.
-            unwanted = [] if "bash" in RECIPES[name].packages else ["/bin/bash", "/usr/bin/perl*"]
-            if unwanted:
-                steps.append("RUN rm -f " + " ".join(unwanted))
+            bash = "" if "bash" in RECIPES[name].packages else " /bin/bash"
+            steps.append(f"RUN rm -f /usr/bin/perl*{bash}")
             if RECIPES[name].has_python:
                 steps += [f"ADD layer.tar {HELPER_DIR}/", _WARM]
         _build(client, name, "\n".join(steps) + "\n", _single_file("server.py", server))
