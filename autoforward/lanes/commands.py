@@ -68,9 +68,10 @@ _NETCATS: dict[NetcatFlavour, tuple[LaneCapabilities, bool]] = {
 }
 
 # What a tool says of an address it never got through to; relay.sh then tries the next one. ncat words that like a
-# failure in mid-stream, so there it is what it says once connected that counts (the "!").
+# failure in mid-stream, and socat's wording moves from version to version, so there it is what they say once
+# connected that counts (the "!").
 _FAIL_TEXT: dict[Dialect, str] = {
-    "socat": " E connect(",
+    "socat": "!successfully connected",
     "openbsd": " failed: ",
     "openbsd-old": " failed: ",
     "traditional": " : ",

@@ -4,8 +4,9 @@
 #
 # Each COMMAND is a shell-quoted command line for one address, tried in order. Nothing reads stdin before it is
 # connected, so no client byte is lost with a failed attempt. There is a further attempt only when FAIL_TEXT, which
-# the tool says of a connection that was never made, was seen on stderr; or, when it starts with "!", when the rest
-# of it, which the tool says once it is connected, was not seen. stderr: "AF pid N" for every attempt (the last one counts), then what the tool says.
+# the tool says of a connection that was never made, was seen on stderr; or, when it starts with "!", when the rest of
+# it, which the tool says once it is connected, was not. stderr: "AF pid N" for every attempt (the last one counts),
+# then what the tool says.
 # With one COMMAND this shell becomes it: no further process. With more it stays and waits for its children,
 # also when it gets TERM (PID 1 of a container may reap nothing).
 

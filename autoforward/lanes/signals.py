@@ -76,9 +76,11 @@ def classify_line(dialect: Dialect, line: bytes) -> RelaySignal | None:
         case "ncat":
             if line.startswith(b"Ncat: Connected to "):
                 return Opened()
-            if line.startswith((b"Ncat: Version ", b"Ncat: ")) and b" bytes sent, " not in line:
-                return None if line.startswith(b"Ncat: Version ") else _after(line, b"Ncat: ")
-            return None
+            if line.startswith(b"Ncat: Connection reset"):
+                return Broken("Connection reset by peer")
+            if line.startswith(b"Ncat: Version ") or b" bytes sent, " in line:
+                return None
+            return _after(line, b"Ncat: ")
         case "busybox":
             return _after(line, b"): ") if b"can't connect" in line else _after(line, b"nc: bad address")
 
@@ -94,18 +96,22 @@ def _socat(line: bytes) -> RelaySignal | None:
         if text.startswith(b"socket 2 ") and text.endswith(b" is at EOF"):
             return ServerEof()
         return None
-    if level in b"EF" and (text.startswith(b"connect(") or b"getaddrinfo" in text or b"resol" in text):
-        return AttemptFailed(printable(text.rpartition(b"): ")[2] or text))
-    # Its log names read and write by their C signature: `read(5, 0x55.., 8192): Connection reset by peer`.
-    if level == b"E" and text.startswith((b"read(", b"write(")) and b"reset by peer" in text:
-        return Broken(printable(text.rpartition(b"): ")[2]))
+    # Names read and write by their C signature, as a warning: `read(5, 0x55.., 8192): Connection reset by peer`.
+    if text.startswith((b"read(", b"write(")):
+        return Broken(printable(text.rpartition(b"): ")[2])) if b"reset by peer" in text else None
+    # 1.7: `connect(5, AF=2 127.0.0.1:3999, 16): Connection refused`; 1.8: `TCP4:127.0.0.1:3999: Connection refused`.
+    if level in b"EF":
+        return AttemptFailed(printable(text.rpartition(b": ")[2]))
     return None
 
 
 def _devtcp(line: bytes) -> RelaySignal | None:
     if line == b"AF open":
         return Opened()
-    if b": /dev/tcp/" in line:
+    if line.startswith(b"cat: ") and b"reset by peer" in line:
+        return Broken(printable(line.rpartition(b": ")[2]))
+    # "Invalid argument" follows the line that says the name is unknown.
+    if b": /dev/tcp/" in line and not line.endswith(b"Invalid argument"):
         return AttemptFailed(printable(line.rpartition(b": ")[2]))
     return _resolve(line)
 

@@ -322,6 +322,47 @@ def test_watcher_leaves_when_its_stdout_is_gone(container: ContainerFactory) -> 
         eventually(lambda: nothing_left(one), timeout_s=3)
 
 
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+@pytest.mark.parametrize("tool", ["grep", "sed", "cat", None])
+def test_watcher_makes_do_with_what_there_is(container: ContainerFactory, shell: str, tool: str | None) -> None:
+    """busybox is not here: its shell prefers its own applets to any PATH."""
+    one = container()
+    tools = ["sleep", *([tool] if tool else [])]
+    links = "; ".join(f'ln -s "$(command -v {name})" /only/{name}' for name in tools)
+    one.shell(f"mkdir /only && {links}")
+    watch = Watcher(one, shell="/usr/bin/env PATH=/only " + one.shell(f"command -v {shell}").strip())
+    deaf = ExecStream(
+        one, ["sh", "-c", 'trap "" TERM; echo $$; exec sleep 300'], env=relay_environment("a" * 32, SESSION)
+    )
+    with cleaned_up(watch, deaf):
+        hello = watch.wait_for(lambda: watch.events[0] if watch.frames else None)
+        assert hello.filter == (tool or "read")
+        server = one.start_server(port=3000)
+        watch.wait_for(lambda: watch.listens(Listener("tcp", 3000, "127.0.0.1")))
+        server.stop()
+        watch.wait_for(lambda: not watch.listens(Listener("tcp", 3000, "127.0.0.1")))
+        deaf.wait_for(lambda: deaf.output)
+        watch.send(w.encode_kill(int(deaf.output), "b" * 32))
+        watch.wait_for(lambda: watch.answers == [w.Killed(int(deaf.output), False)])
+        watch.close_stdin()
+        assert watch.ends(3) == 0
+        assert deaf.ends(2) == 137
+
+
+def test_server_that_replaces_another_within_one_poll_is_seen_at_the_next(container: ContainerFactory) -> None:
+    """As many sockets as before: the last pid gives it away, not the count."""
+    one = container()
+    watch = Watcher(one, poll_interval_s=1)
+    first = one.start_server(port=3000)
+    with cleaned_up(watch):
+        watch.wait_for(lambda: watch.listens(Listener("tcp", 3000, "127.0.0.1")))
+        first.stop()
+        one.start_server(port=3001)
+        started = time.monotonic()
+        watch.wait_for(lambda: watch.listens(Listener("tcp", 3001, "127.0.0.1")))
+        assert time.monotonic() - started < 1.5
+
+
 # -- relays ----------------------------------------------------------------------------------------
 
 

@@ -259,7 +259,6 @@ STAMP = b"2026/11/21 10:19:02 socat[84] "
         ("socat", b"AF pid 84", RelayPid(84)),
         ("socat", STAMP + b"N opening connection to AF=2 127.0.0.1:3000", None),
         ("socat", STAMP + b"N successfully connected from local address AF=2 127.0.0.1:43424", Opened()),
-        # 1.8 names the peer, too.
         ("socat", STAMP + b"N successfully connected from local address AF=10 [0000::0001]:4", Opened()),
         ("socat", STAMP + b"N socket 1 (fd 0) is at EOF", None),
         ("socat", STAMP + b"N socket 2 (fd 5) is at EOF", ServerEof()),
@@ -274,8 +273,13 @@ STAMP = b"2026/11/21 10:19:02 socat[84] "
             STAMP + b'E getaddrinfo("db", "NULL", {1,0,1,6}, {}): Name or service not known',
             AttemptFailed("Name or service not known"),
         ),
-        ("socat", STAMP + b"E read(5, 0x5581, 8192): Connection reset by peer", Broken("Connection reset by peer")),
+        ("socat", STAMP + b"W read(5, 0x5581, 8192): Connection reset by peer", Broken("Connection reset by peer")),
+        ("socat", STAMP + b"E TCP4:127.0.0.1:3999: Connection refused", AttemptFailed("Connection refused")),
+        ("socat", STAMP + b"E write(1, 0x5581, 8192): Broken pipe", None),
         ("socat", b"socket 2 (fd 5) is at EOF", None),
+        ("devtcp", b"cat: -: Connection reset by peer", Broken("Connection reset by peer")),
+        ("devtcp", b"autoforward-relay: line 14: /dev/tcp/db/80: Invalid argument", None),
+        ("ncat", b"Ncat: Connection reset by peer.", Broken("Connection reset by peer")),
         ("devtcp", b"AF open", Opened()),
         (
             "devtcp",
