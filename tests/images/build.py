@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import docker
@@ -73,18 +73,18 @@ def _import(client: docker.DockerClient, name: str, tree: bytes, changes: list[s
 _WARM = f'RUN ["python3", "{HELPER_DIR}/server.py", "--help"]'
 
 
-def _from_packages(client: docker.DockerClient, names: Iterable[str], say: Say) -> None:
+def _from_packages(client: docker.DockerClient, names: Collection[str], say: Say) -> None:
     apt = private_apt.PrivateApt(CACHE_DIR / "apt")
     say("images: reading package lists")
     apt.update()
     with tempfile.TemporaryDirectory(prefix="autoforward-images-") as scratch:
         say("images: downloading packages")
         try:
-            trees = Trees(Path(scratch), apt)
+            trees = Trees(Path(scratch), apt, names)
         except private_apt.AptError:
             # Lists go stale: a version that was replaced on the mirror is not there any more.
             apt.update(force=True)
-            trees = Trees(Path(scratch), apt)
+            trees = Trees(Path(scratch), apt, names)
         path = 'ENV PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"'
         if any(name in RECIPES for name in names) and not _exists(client, "base"):
             _import(client, "base", trees.base(), [path, 'CMD ["/bin/sh"]'])
@@ -97,7 +97,7 @@ def _from_packages(client: docker.DockerClient, names: Iterable[str], say: Say) 
             _build(client, name, "\n".join(steps) + "\n", trees.layer(name))
 
 
-def _from_registry(client: docker.DockerClient, names: Iterable[str], say: Say) -> None:
+def _from_registry(client: docker.DockerClient, names: Collection[str], say: Say) -> None:
     server = (Path(__file__).parent / "server.py").read_bytes()
     for name in names:
         say(f"images: building {reference(name)} on {PUBLIC_BASE}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 from scripts.private_apt import PrivateApt, extract
@@ -45,13 +46,15 @@ def _skeleton(root: Path) -> None:
 
 
 class Trees:
-    """Downloads once, unpacks per image. `folder` is scratch space and may be deleted afterwards."""
+    """Downloads once, for the images named, and unpacks per image. `folder` is scratch space, of no use afterwards."""
 
-    def __init__(self, folder: Path, apt: PrivateApt) -> None:
+    def __init__(self, folder: Path, apt: PrivateApt, names: Collection[str]) -> None:
         self.folder = folder
         self._apt = apt
         self._base = apt.closure(BASE_PACKAGES)
-        extra = {name: apt.closure((*BASE_PACKAGES, *recipe.packages)) for name, recipe in RECIPES.items()}
+        extra = {
+            name: apt.closure((*BASE_PACKAGES, *recipe.packages)) for name, recipe in RECIPES.items() if name in names
+        }
         self._extra = {name: packages - self._base for name, packages in extra.items()}
         wanted = self._base.union(*self._extra.values()) | {"busybox-static"}
         self._debs: dict[str, Path] = {

@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -139,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
