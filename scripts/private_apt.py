@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+LISTS_LAST_S = 12 * 3600
 _INST_LINE = re.compile(r"^Inst (\S+)", re.MULTILINE)
 
 
@@ -79,9 +81,12 @@ class PrivateApt:
         return done.stdout
 
     def update(self, *, force: bool = False) -> None:
-        """Fetch the lists if there are none yet."""
-        if force or not any((self.folder / "lists").glob("*_Packages*")):
+        """Fetch the lists, if there are none or they are old: what they name may have been replaced since."""
+        stamp = self.folder / "updated"
+        age_s = time.time() - stamp.stat().st_mtime if stamp.exists() else LISTS_LAST_S
+        if force or age_s >= LISTS_LAST_S:
             self._run("apt-get", "-q", "update")
+            stamp.touch()
 
     def closure(self, packages: Sequence[str]) -> frozenset[str]:
         """The packages and everything they depend on; raises AptError when one does not exist."""
