@@ -1,0 +1,183 @@
+"""`devdown`: end a workspace's forwards, then stop or remove its container or compose project.
+
+Works for containers that any devcontainer CLI or editor started: they are found by their label. Nothing there is fine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from autoforward.cli import client, output
+from autoforward.devcontainer import LABEL_LOCAL_FOLDER, LABEL_METADATA, merged_for_container, shutdown_action
+from autoforward.engine import Engine, resolve_endpoint
+from autoforward.errors import EngineUnreachableError, TargetError, UsageError
+from autoforward.model import ContainerInfo, EngineEndpoint
+from autoforward.paths import StatePaths
+from autoforward.teardown import Unit, find_workspace_containers, group_units, remove_unit, stop_unit
+
+DEFAULT_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class DevdownRequest:
+    """What the user asked for. `timeout_s` bounds the wait for forwards, and for each container before it is killed."""
+
+    endpoint: EngineEndpoint
+    workspace_folder: str
+    remove: bool = False
+    volumes: bool = False
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    forwards_only: bool = False
+
+
+def take_down_workspace(request: DevdownRequest) -> None:
+    """Take one workspace down. Forwards end first, also where the engine does not answer.
+
+    Raises EngineUnreachableError after that.
+    """
+    folder = os.path.realpath(request.workspace_folder)
+    engine = Engine(request.endpoint)
+    try:
+        unreachable: EngineUnreachableError | None = None
+        units: list[Unit] = []
+        try:
+            units = group_units(engine, find_workspace_containers(engine, request.workspace_folder))
+        except EngineUnreachableError as error:
+            unreachable = error
+        ids = [info.container_id for unit in units for info in unit.containers]
+        ended = _detach(folder, ids, request.timeout_s)
+        if request.forwards_only:
+            if not ended:
+                output.say(f"nothing to end: no forwards of {folder}")
+            return
+        if unreachable is not None:
+            raise unreachable
+        if not units:
+            output.say(f"nothing to stop: no dev container of {folder}")
+        for unit in units:
+            _take_down(engine, unit, request)
+    finally:
+        engine.close()
+
+
+def take_down_all(request: DevdownRequest) -> None:
+    """Take down every dev container that has a session. Sessions of other containers stay. Raises like the above."""
+    engine = Engine(request.endpoint)
+    try:
+        had_session = stored_session_containers(StatePaths.locate())
+        units = group_units(engine, engine.find_containers({LABEL_LOCAL_FOLDER: None}))
+        chosen = [u for u in units if any(info.container_id in had_session for info in u.containers)]
+        ids = [info.container_id for unit in chosen for info in unit.containers]
+        if ids:
+            _detach(None, ids, request.timeout_s)
+        else:
+            output.say("nothing to end: no dev container has a session")
+        for unit in chosen if not request.forwards_only else ():
+            _take_down(engine, unit, request)
+    finally:
+        engine.close()
+
+
+def _take_down(engine: Engine, unit: Unit, request: DevdownRequest) -> None:
+    if _stays_up(unit.primary):
+        output.say(f"{unit.name} is left running: its shutdownAction is none")
+        return
+    if request.remove:
+        for what in remove_unit(engine, unit, request.timeout_s, volumes=request.volumes):
+            output.say(f"removed {what}")
+        return
+    stopped = stop_unit(engine, unit, request.timeout_s)
+    for name in stopped:
+        output.say(f"stopped container {name}")
+    if not stopped:
+        output.say(f"nothing to stop: {unit.name} is not running")
+
+
+def _stays_up(primary: ContainerInfo) -> bool:
+    """Return whether the configuration says `"shutdownAction": "none"`."""
+    try:
+        merged, _, _ = merged_for_container(primary.labels)
+    except UsageError as error:
+        # A file that was broken meanwhile is no reason to leave containers running.
+        output.warn(f"{error}; its shutdownAction is not known")
+        merged, _, _ = merged_for_container({LABEL_METADATA: primary.labels.get(LABEL_METADATA, "[]")})
+    return shutdown_action(merged) == "none"
+
+
+def stored_session_containers(paths: StatePaths) -> frozenset[str]:
+    """Return the container ids of all sessions in the registry, those of a supervisor that died included."""
+    try:
+        sessions = json.loads(paths.registry.read_bytes())["sessions"]
+        return frozenset(str(session["container_id"]) for session in sessions)
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        # Setting a corrupt file aside is the supervisor's business.
+        output.warn(f"{paths.registry} cannot be read ({error}): which containers have a session is not known")
+        return frozenset()
+
+
+def _detach(folder: str | None, container_ids: Sequence[str], timeout_s: float) -> list[dict[str, Any]]:
+    """End the sessions of these, wait until their listeners are closed, say so; return the forwards that ended."""
+    try:
+        rows = client.detach(folder, container_ids=container_ids, timeout_s=timeout_s)
+    except TargetError:
+        return []  # no session there: that is how it should be
+    for row in rows:
+        if row.get("localPort") is not None:
+            output.say(f"no longer forwarded: {row.get('containerName')} port {row.get('port')}")
+    return rows
+
+
+@click.command(
+    cls=output.Command,
+    help="End a workspace's forwards, then stop (or remove) its container or compose project.",
+    epilog="\b\nExamples:\n  devdown\n  devdown --workspace-folder ~/src/app --remove --volumes",
+)
+@click.option("--workspace-folder", default=".", metavar="DIR", help="The workspace (default: this folder).")
+@click.option("--remove", is_flag=True, help="Remove the containers, and a compose project's networks.")
+@click.option("--volumes", is_flag=True, help="With --remove: the volumes as well. Their data is lost.")
+@click.option("--all", "everything", is_flag=True, help="Every dev container that has a session.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, max=3600),
+    default=DEFAULT_TIMEOUT_S,
+    show_default=True,
+    metavar="S",
+    help="Seconds that a container gets to end by itself.",
+)
+@click.option("--forwards-only", is_flag=True, help="End the forwards and leave the containers running.")
+@output.engine_options
+def main(
+    workspace_folder: str,
+    remove: bool,
+    volumes: bool,
+    everything: bool,
+    timeout_s: float,
+    forwards_only: bool,
+    docker_host: str | None,
+    context: str | None,
+) -> None:
+    if volumes and not remove:
+        raise UsageError("--volumes needs --remove")
+    if forwards_only and remove:
+        raise UsageError("--forwards-only and --remove exclude each other")
+    request = DevdownRequest(
+        endpoint=resolve_endpoint(docker_host, context),
+        workspace_folder=workspace_folder,
+        remove=remove,
+        volumes=volumes,
+        timeout_s=timeout_s,
+        forwards_only=forwards_only,
+    )
+    if everything:
+        take_down_all(request)
+    else:
+        take_down_workspace(request)

@@ -1,0 +1,271 @@
+"""`devup`: run a devcontainer CLI's `up`, then forward what the container listens on.
+
+Everything that is not ours is passed on. stdout is the CLI's, with the result JSON last, byte for byte; ours, for
+people, goes to stderr. The exit status is the CLI's: whatever goes wrong with forwarding is a warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from autoforward.cli import attaching, client, output
+from autoforward.devcontainer import (
+    PortConfiguration,
+    configuration_for_container,
+    ports_from_configuration,
+)
+from autoforward.devcontainer_cli import (
+    DevcontainerCli,
+    UpArguments,
+    UpOutcome,
+    engine_environment,
+    find_cli,
+    parse_up_arguments,
+    read_merged_configuration,
+    run_up,
+    without_app_port,
+)
+from autoforward.engine import Engine, resolve_endpoint
+from autoforward.errors import AutoforwardError, UsageError
+from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
+from autoforward.portspec import parse_port_spec
+from autoforward.settings import SessionOptions
+from autoforward.teardown import find_workspace_containers
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+EVENT_PREFIX = "PORT_EVENT: "
+
+
+@dataclass(frozen=True, slots=True)
+class DevupRequest:
+    """What the user asked of us, validated; the rest of the command line is the CLI's."""
+
+    cli: DevcontainerCli
+    up: UpArguments
+    environ: dict[str, str]
+    endpoint: EngineEndpoint
+    specs: tuple[PortSpec, ...]
+    options: SessionOptions
+    ports_events: bool = False
+    follow: bool = False
+
+
+def run_with_forwarding(request: DevupRequest) -> int:
+    """Run `up` and forward; return the exit status. Raises UsageError for a configuration that cannot be parsed."""
+    with without_app_port(request.up, output.warn) as args:
+        if request.up.remove_existing_container:
+            _tolerating_failure(lambda: _end_old_forwards(request), "the old container's forwards are not ended")
+        outcome = run_up(request.cli, args, request.environ, _write_stdout)
+    container_id = outcome.container_id() if outcome.exit_code == 0 else None
+    attached: attaching.AttachResult | None = None
+    if container_id is not None:
+        wanted = container_id
+        attached = _tolerating_failure(lambda: _attach(request, wanted), "ports are not forwarded")
+    elif outcome.exit_code == 0:
+        output.warn("ports are not forwarded: the devcontainer CLI named no container in its last line")
+    events = attached.events if attached is not None else []
+    if attached is not None:
+        for warning in attached.warnings:
+            output.warn(warning)
+        output.print_mappings(attached.rows)
+    if request.ports_events:
+        _write_stdout("".join(line.rstrip("\n") + "\n" for line in events).encode())
+    _write_stdout(outcome.last_line)
+    if attached is not None and request.follow:
+        _follow(request, outcome, events)
+    return outcome.exit_code
+
+
+def _attach(request: DevupRequest, container_id: str) -> attaching.AttachResult:
+    engine = Engine(request.endpoint)
+    try:
+        # The result may name a short id; sessions are kept by the full one.
+        info = engine.inspect(container_id)
+    finally:
+        engine.close()
+    path = request.up.config_file()
+    folder = info.workspace_folder or (request.up.folder and os.path.realpath(request.up.folder))
+    config_file = info.config_file or (str(path.resolve()) if path is not None else None)
+    configuration = _port_configuration(request, info, config_file)
+    for warning in configuration.warnings:
+        output.warn(warning)
+    return attaching.attach(
+        info.container_id,
+        endpoint=request.endpoint,
+        workspace_folder=folder or None,
+        config_file=config_file,
+        configuration=configuration,
+        specs=request.specs,
+        options=request.options,
+        say=output.say,
+    )
+
+
+def _port_configuration(request: DevupRequest, info: ContainerInfo, config_file: str | None) -> PortConfiguration:
+    """Ask the CLI, which knows features and images; where it has no answer, read label and file ourselves."""
+    place = config_file or "the configuration"
+    try:
+        merged = read_merged_configuration(request.cli, request.up, request.environ)
+    except AutoforwardError as error:
+        log.info("merged configuration: %s", error)
+        path = request.up.config_file()
+        return configuration_for_container(info.labels, request.up.folder, str(path) if path else None)
+    return ports_from_configuration(merged, place)
+
+
+def _end_old_forwards(request: DevupRequest) -> None:
+    """End the forwards of the container that `--remove-existing-container` is about to remove."""
+    engine = Engine(request.endpoint)
+    try:
+        ids = [info.container_id for info in _containers_of(engine, request.up)]
+    finally:
+        engine.close()
+    if ids:
+        client.detach(None, container_ids=ids, timeout_s=None)
+
+
+def _containers_of(engine: Engine, up: UpArguments) -> list[ContainerInfo]:
+    if up.id_labels:
+        pairs = (label.partition("=") for label in up.id_labels)
+        return engine.find_containers({name: value for name, _, value in pairs})
+    if up.folder is None:
+        return []
+    config_file = up.config_file() if up.override_config is None else None
+    found = find_workspace_containers(engine, up.folder)
+    if config_file is None:
+        return found
+    # One folder may hold several configurations, each with its container.
+    mine = str(config_file.resolve())
+    return [info for info in found if not info.config_file or os.path.realpath(info.config_file) == mine]
+
+
+def _follow(request: DevupRequest, outcome: UpOutcome, events: Sequence[str]) -> None:
+    """Stream events until Ctrl-C; those already written with --ports-events are not written again."""
+    since = _last_seq(events) if request.ports_events else None
+    with contextlib.suppress(KeyboardInterrupt):
+        for line in client.follow_events(since, outcome.container_id(), since is None):
+            _write_stdout(line.rstrip("\n").encode() + b"\n")
+
+
+def _last_seq(events: Sequence[str]) -> int | None:
+    rows = (json.loads(line.removeprefix(EVENT_PREFIX)) for line in events)
+    return max((row["seq"] for row in rows), default=None)
+
+
+def _tolerating_failure(step: Callable[[], Result], consequence: str) -> Result | None:
+    """Run one step of ours whose failure must never be one of `up`: it becomes a loud warning, and None."""
+    try:
+        return step()
+    except AutoforwardError as error:
+        output.warn(f"{consequence}: {error}", hint=error.hint)
+    except KeyboardInterrupt:
+        output.warn(f"{consequence}: interrupted")
+    except Exception as error:  # a bug of ours is no reason to fail somebody's `up`
+        log.debug("unexpected", exc_info=True)
+        output.warn(f"{consequence}: unexpected {type(error).__name__}: {error}")
+    return None
+
+
+def _write_stdout(data: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # The reader has seen enough. `up` goes on, and so does forwarding.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_alone(cli: DevcontainerCli, up_args: Sequence[str], environ: dict[str, str]) -> NoReturn:
+    """Become the CLI: nothing of ours is left, signals and exit status included."""
+    command = [cli.path, "up", *up_args]
+    if sys.platform == "win32":
+        # exec there returns to the shell before the new program ends.
+        raise SystemExit(subprocess.run(command, env=environ, check=False).returncode)
+    try:
+        os.execve(cli.path, command, environ)
+    except OSError as error:
+        raise AutoforwardError(f"{cli.path} cannot be run: {error.strerror or error}") from None
+
+
+NEEDS_AUTO_FORWARD = {
+    "forward_ports": "--forward-port",
+    "ports_events": "--ports-events",
+    "follow": "--follow",
+    "lane": "--lane",
+    "bind": "--bind",
+    "exclude": "--exclude",
+    "poll_interval": "--poll-interval",
+    "no_auto": "--no-auto",
+}
+
+
+def _require_auto_forward(context: click.Context) -> None:
+    """Refuse flags that would say nothing: without --auto-forward, nothing of ours happens."""
+    for name, flag in NEEDS_AUTO_FORWARD.items():
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"{flag} needs --auto-forward", hint="without --auto-forward, devup runs `devcontainer up` only"
+            )
+
+
+EPILOG = """\b
+Examples:
+  devup --auto-forward --workspace-folder .
+  devup --auto-forward --forward-port 8080:80 --forward-port db:5432 --workspace-folder .
+
+Every other flag goes to `devcontainer up` unchanged; `devcontainer up --help` lists them.
+"""
+
+
+@click.command(
+    cls=output.Command,
+    context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]},
+    epilog=EPILOG,
+    help="Bring a dev container up, and make what listens in it answer on localhost.",
+)
+@click.option("--auto-forward", is_flag=True, help="Forward what listens in the container, detached.")
+@click.option("--forward-port", "forward_ports", multiple=True, metavar="SPEC", help="Forward SPEC as well.")
+@click.option("--ports-events", is_flag=True, help="Print the PORT_EVENT lines of the start before the result.")
+@click.option("--follow", is_flag=True, help="Stay, and print PORT_EVENT lines until Ctrl-C.")
+@click.option("--devcontainer-path", metavar="PATH", help="The devcontainer CLI to run.")
+@output.session_options()
+@output.engine_options
+@click.argument("up_args", nargs=-1, type=click.UNPROCESSED, metavar="[FLAGS OF devcontainer up]...")
+def main(
+    auto_forward: bool,
+    forward_ports: tuple[str, ...],
+    ports_events: bool,
+    follow: bool,
+    devcontainer_path: str | None,
+    docker_host: str | None,
+    context: str | None,
+    up_args: tuple[str, ...],
+    options: SessionOptions,
+) -> None:
+    environ = engine_environment(os.environ, docker_host, context)
+    if not auto_forward:
+        _require_auto_forward(click.get_current_context())
+        _run_alone(find_cli(devcontainer_path, os.environ), up_args, environ)
+    specs = tuple(spec for text in forward_ports for spec in parse_port_spec(text))
+    endpoint = resolve_endpoint(docker_host, context)
+    cli = find_cli(devcontainer_path, os.environ)
+    if sys.platform == "win32":
+        output.warn("ports are not forwarded: Linux and macOS are supported, Windows is not yet")
+        _run_alone(cli, up_args, environ)
+    up = parse_up_arguments(up_args)
+    request = DevupRequest(cli, up, environ, endpoint, specs, options, ports_events, follow)
+    raise SystemExit(run_with_forwarding(request))

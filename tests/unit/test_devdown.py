@@ -1,0 +1,250 @@
+"""`devdown` over a scripted engine: what ends, what is stopped, in which order, and what is left alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docker.errors import NotFound
+
+from autoforward.cli import client, devdown
+from autoforward.cli.devdown import DevdownRequest, take_down_all, take_down_workspace
+from autoforward.errors import EngineUnreachableError, TargetError
+from autoforward.model import ContainerInfo, EngineEndpoint
+
+LOCAL_FOLDER = "devcontainer.local_folder"
+PROJECT = "com.docker.compose.project"
+
+
+class FakeThing:
+    """A network or volume."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name = name
+        self._log = log
+
+    def remove(self) -> None:
+        self._log.append(f"remove {self.name}")
+
+
+class FakeThings:
+    def __init__(self, *things: FakeThing) -> None:
+        self._things = things
+
+    def list(self, filters: Mapping[str, str]) -> list[FakeThing]:
+        assert filters == {"label": f"{PROJECT}=p"}
+        return list(self._things)
+
+
+class FakeEngine:
+    """Engine, client and API in one; `log` is what was asked of it, in order."""
+
+    def __init__(self, containers: list[ContainerInfo], log: list[str]) -> None:
+        self.endpoint = EngineEndpoint("unix:///nowhere", "a test")
+        self.containers = containers
+        self.log = log
+        self.unreachable = False
+        self.gone: set[str] = set()
+        self.client = self
+        self.api = self
+        self.networks = FakeThings(FakeThing("p_default", log))
+        self.volumes = FakeThings(FakeThing("p_data", log))
+
+    def find_containers(self, labels: Mapping[str, str | None]) -> list[ContainerInfo]:
+        if self.unreachable:
+            raise EngineUnreachableError("no answer")
+        return [
+            info
+            for info in self.containers
+            if all(k in info.labels and v in (None, info.labels[k]) for k, v in labels.items())
+        ]
+
+    def stop(self, container_id: str, timeout: int) -> None:
+        if container_id in self.gone:
+            raise NotFound("gone")
+        self.log.append(f"stop {container_id} {timeout}")
+
+    def remove_container(self, container_id: str, v: bool, force: bool) -> None:
+        if container_id in self.gone:
+            raise NotFound("gone")
+        self.log.append(f"remove {container_id} volumes={v}")
+
+    def close(self) -> None:
+        self.log.append("close")
+
+
+def info(container_id: str, state: str = "running", **labels: str) -> ContainerInfo:
+    return ContainerInfo(container_id, f"name-{container_id}", state, labels)
+
+
+Make = Callable[..., tuple[FakeEngine, DevdownRequest]]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """A scene with these containers; each with a session answers `detach` with one row, the others with TargetError."""
+
+    def scene(*containers: ContainerInfo, sessions: tuple[str, ...] = ()) -> tuple[FakeEngine, DevdownRequest]:
+        log: list[str] = []
+        engine = FakeEngine(list(containers), log)
+
+        def detach(target: str | None, *, container_ids: list[str], timeout_s: float) -> list[dict[str, Any]]:
+            log.append(f"detach {','.join(container_ids)}")
+            if not set(container_ids) & set(sessions):
+                raise TargetError("no session")
+            return [{"containerName": "name-a", "port": 3000, "localPort": 3000}]
+
+        monkeypatch.setattr(devdown, "Engine", lambda endpoint: engine)
+        monkeypatch.setattr(client, "detach", detach)
+        monkeypatch.setenv("AUTOFORWARD_HOME", str(tmp_path / "home"))
+        if sessions:
+            (tmp_path / "home").mkdir()
+            rows = {"sessions": [{"container_id": container_id} for container_id in sessions]}
+            (tmp_path / "home" / "registry.json").write_text(json.dumps(rows))
+        return engine, DevdownRequest(engine.endpoint, str(tmp_path), timeout_s=2.5)
+
+    return scene
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_forwards_end_before_the_container_stops(make: Make, tmp_path: Path, capsys: Capture) -> None:
+    engine, request = make(info("a", **{LOCAL_FOLDER: str(tmp_path)}), sessions=("a",))
+    take_down_workspace(request)
+    assert engine.log == ["detach a", "stop a 3", "close"]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "no longer forwarded: name-a port 3000" in err
+    assert "stopped container name-a" in err
+
+
+def test_a_container_that_nobody_forwarded_is_stopped_too(make: Make, tmp_path: Path) -> None:
+    engine, request = make(info("a", **{LOCAL_FOLDER: str(tmp_path)}))
+    take_down_workspace(request)
+    assert "stop a 3" in engine.log
+
+
+def test_a_link_to_the_folder_is_the_folder(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    engine, request = make(
+        info("a", **{LOCAL_FOLDER: str(tmp_path / "real")}), info("b", **{LOCAL_FOLDER: str(tmp_path / "link")})
+    )
+    take_down_workspace(replace(request, workspace_folder=str(tmp_path / "link")))
+    assert {"stop a 3", "stop b 3"} <= set(engine.log)
+
+
+@pytest.mark.parametrize("state", ["exited", "created", "dead"])
+def test_nothing_running_is_fine(make: Make, tmp_path: Path, capsys: Capture, state: str) -> None:
+    engine, request = make(info("a", state, **{LOCAL_FOLDER: str(tmp_path)}))
+    take_down_workspace(request)
+    assert engine.log == ["detach a", "close"]
+    assert "nothing to stop: container name-a is not running" in capsys.readouterr().err
+
+
+def test_nothing_there_is_fine(make: Make, tmp_path: Path, capsys: Capture) -> None:
+    _, request = make()
+    take_down_workspace(request)
+    assert f"nothing to stop: no dev container of {tmp_path}" in capsys.readouterr().err
+
+
+def test_what_goes_away_meanwhile_is_down(make: Make, tmp_path: Path) -> None:
+    engine, request = make(info("a", **{LOCAL_FOLDER: str(tmp_path)}))
+    engine.gone.add("a")
+    take_down_workspace(replace(request, remove=True))
+    assert engine.log == ["detach a", "close"]
+
+
+def test_forwards_only(make: Make, tmp_path: Path) -> None:
+    engine, request = make(info("a", **{LOCAL_FOLDER: str(tmp_path)}), sessions=("a",))
+    take_down_workspace(replace(request, forwards_only=True))
+    assert engine.log == ["detach a", "close"]
+
+
+def test_forwards_end_even_where_the_engine_does_not_answer(make: Make) -> None:
+    engine, request = make()
+    engine.unreachable = True
+    with pytest.raises(EngineUnreachableError):
+        take_down_workspace(request)
+    assert engine.log == ["detach ", "close"]
+    take_down_workspace(replace(request, forwards_only=True))
+
+
+@pytest.mark.parametrize(
+    ("volumes", "removed"),
+    [
+        (False, ["remove p_default"]),
+        (True, ["remove p_default", "remove p_data"]),
+    ],
+)
+def test_a_compose_project_goes_as_a_whole(make: Make, tmp_path: Path, volumes: bool, removed: list[str]) -> None:
+    engine, request = make(
+        info("app", **{LOCAL_FOLDER: str(tmp_path), PROJECT: "p"}),
+        info("db", **{PROJECT: "p"}),
+        info("other", **{PROJECT: "q"}),
+    )
+    take_down_workspace(replace(request, remove=True, volumes=volumes))
+    assert engine.log[0] == "detach app,db"
+    # Side by side, so in any order among themselves.
+    assert sorted(engine.log[1:3]) == ["stop app 3", "stop db 3"]
+    assert sorted(engine.log[3:5]) == [f"remove app volumes={volumes}", f"remove db volumes={volumes}"]
+    assert engine.log[5:-1] == removed
+
+
+@pytest.mark.parametrize("where", ["file", "label"])
+def test_shutdown_action_none_leaves_it_running(make: Make, tmp_path: Path, capsys: Capture, where: str) -> None:
+    labels = {LOCAL_FOLDER: str(tmp_path)}
+    if where == "file":
+        (tmp_path / ".devcontainer.json").write_text('{"shutdownAction": "none"}')
+    else:
+        labels["devcontainer.metadata"] = '[{"shutdownAction": "none"}]'
+    engine, request = make(info("a", **labels), sessions=("a",))
+    take_down_workspace(request)
+    assert engine.log == ["detach a", "close"]
+    assert "container name-a is left running" in capsys.readouterr().err
+
+
+def test_a_file_broken_meanwhile_does_not_keep_it_running(make: Make, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / ".devcontainer.json").write_text("{")
+    engine, request = make(info("a", **{LOCAL_FOLDER: str(tmp_path)}))
+    take_down_workspace(request)
+    assert "stop a 3" in engine.log
+    assert re.search(r"\.devcontainer\.json:1:\d+: ", capsys.readouterr().err)
+
+
+def test_all_is_every_dev_container_with_a_session(make: Make, tmp_path: Path) -> None:
+    engine, request = make(
+        info("a", **{LOCAL_FOLDER: "/one"}),
+        info("b", **{LOCAL_FOLDER: "/two"}),
+        info("plain"),
+        sessions=("a", "plain"),
+    )
+    take_down_all(request)
+    assert engine.log == ["detach a", "stop a 3", "close"]
+
+
+def test_all_counts_a_session_of_any_service(make: Make) -> None:
+    engine, request = make(
+        info("app", **{LOCAL_FOLDER: "/one", PROJECT: "p"}), info("db", **{PROJECT: "p"}), sessions=("db",)
+    )
+    take_down_all(request)
+    assert sorted(engine.log[1:3]) == ["stop app 3", "stop db 3"]
+
+
+@pytest.mark.parametrize("registry", [None, "{", "[]", '{"sessions": [{}]}'])
+def test_all_without_sessions_is_fine(make: Make, tmp_path: Path, capsys: Capture, registry: str | None) -> None:
+    engine, request = make(info("a", **{LOCAL_FOLDER: "/one"}))
+    if registry is not None:
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "registry.json").write_text(registry)
+    take_down_all(request)
+    assert engine.log == ["close"]
+    err = capsys.readouterr().err
+    assert "nothing to end" in err
+    assert ("cannot be read" in err) == (registry is not None)

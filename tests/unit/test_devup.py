@@ -1,0 +1,304 @@
+"""`devup` around a scripted CLI: what is passed on, what is printed where, and that our failures stay ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoforward.cli import attaching, client, devup
+from autoforward.cli.devup import DevupRequest, run_with_forwarding
+from autoforward.devcontainer import PortConfiguration
+from autoforward.devcontainer_cli import DevcontainerCli, parse_up_arguments
+from autoforward.errors import AutoforwardError, EngineUnreachableError
+from autoforward.model import ContainerInfo, EngineEndpoint
+from autoforward.portspec import parse_port_spec
+from autoforward.settings import SessionOptions
+
+FULL_ID = "abc" + "0" * 61
+RESULT = b'{"outcome":"success",  "containerId":"abc"}\n'
+EVENTS = [
+    'PORT_EVENT: {"port":3000,"event":"forwarded","seq":4}',
+    'PORT_EVENT: {"port":null,"event":"attached","seq":5}',
+]
+
+UP = f"""
+    if sys.argv[1] == "up":
+        print("pulling")
+        sys.stdout.flush()
+        sys.stdout.buffer.write({RESULT!r})
+    else:
+        print(json.dumps({{"mergedConfiguration": {{"forwardPorts": [3000]}}, "configuration": {{}}}}))
+"""
+
+
+@dataclass
+class FakeAttached:
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    events: list[str] = field(default_factory=lambda: list(EVENTS))
+    warnings: list[str] = field(default_factory=list)
+
+
+class FakeEngine:
+    """Knows one container, under its short id too."""
+
+    def __init__(self, endpoint: EngineEndpoint) -> None:
+        self.endpoint = endpoint
+
+    def inspect(self, container_ref: str) -> ContainerInfo:
+        return ContainerInfo(FULL_ID, "dev", "running", {"devcontainer.local_folder": "/ws"})
+
+    def find_containers(self, labels: dict[str, str | None]) -> list[ContainerInfo]:
+        return [self.inspect("")]
+
+    def close(self) -> None:
+        self.endpoint = EngineEndpoint("closed", "closed")
+
+
+@dataclass
+class Scene:
+    """What a test sets up and what was asked of the parts around `devup`."""
+
+    request: DevupRequest
+    write_cli: Callable[[str], None]
+    calls: list[str] = field(default_factory=list)
+    attach: dict[str, Any] = field(default_factory=dict)
+    attached: FakeAttached | BaseException = field(default_factory=FakeAttached)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    cli = tmp_path / "devcontainer"
+
+    def write_cli(body: str) -> None:
+        cli.write_text(f"#!{sys.executable}\nimport json, os, sys\n" + textwrap.dedent(body))
+        cli.chmod(0o755)
+
+    write_cli(UP)
+    (tmp_path / "ws").mkdir()
+    request = DevupRequest(
+        cli=DevcontainerCli(str(cli), "a test"),
+        up=parse_up_arguments(["--workspace-folder", str(tmp_path / "ws")]),
+        environ=dict(os.environ),
+        endpoint=EngineEndpoint("unix:///nowhere", "a test"),
+        specs=parse_port_spec("8080:80"),
+        options=SessionOptions(),
+    )
+    made = Scene(request, write_cli)
+
+    def attach(container_ref: str, **given: Any) -> FakeAttached:
+        made.calls.append(f"attach {container_ref}")
+        made.attach = given
+        if isinstance(made.attached, BaseException):
+            raise made.attached
+        return made.attached
+
+    def detach(target: str | None, **given: Any) -> list[dict[str, Any]]:
+        made.calls.append(f"detach {given['container_ids']}")
+        return []
+
+    monkeypatch.setattr(devup, "Engine", FakeEngine)
+    monkeypatch.setattr(attaching, "attach", attach)
+    monkeypatch.setattr(client, "detach", detach)
+    return made
+
+
+Capture = pytest.CaptureFixture[bytes]
+
+
+def test_the_result_is_the_last_line_and_the_rest_comes_before(scene: Scene, capfdbinary: Capture) -> None:
+    assert run_with_forwarding(scene.request) == 0
+    assert capfdbinary.readouterr().out == b"pulling\n" + RESULT
+
+
+def test_the_events_of_the_start_come_before_the_result(scene: Scene, capfdbinary: Capture) -> None:
+    assert run_with_forwarding(replace(scene.request, ports_events=True)) == 0
+    events = "".join(f"{line}\n" for line in EVENTS).encode()
+    assert capfdbinary.readouterr().out == b"pulling\n" + events + RESULT
+
+
+def test_the_full_id_the_configuration_and_the_specs_reach_the_supervisor(scene: Scene) -> None:
+    run_with_forwarding(scene.request)
+    assert scene.calls == [f"attach {FULL_ID}"]
+    assert scene.attach["specs"] == parse_port_spec("8080:80")
+    assert scene.attach["workspace_folder"] == "/ws"
+    configuration = scene.attach["configuration"]
+    assert isinstance(configuration, PortConfiguration)
+    assert [spec.container_port for spec in configuration.declared] == [3000]
+
+
+def test_where_the_cli_has_no_merged_configuration_the_file_is_read(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "ws" / ".devcontainer.json").write_text('{"forwardPorts": [4000]}')
+    scene.write_cli(UP.replace('print(json.dumps({"merged', 'sys.exit(1); print(json.dumps({"merged'))
+    run_with_forwarding(scene.request)
+    assert [spec.container_port for spec in scene.attach["configuration"].declared] == [4000]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        AutoforwardError("no lane works", hint="install socat"),
+        EngineUnreachableError("no answer"),
+        RuntimeError("a bug"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_a_failure_to_forward_is_a_warning(scene: Scene, capfdbinary: Capture, failure: BaseException) -> None:
+    scene.attached = failure
+    assert run_with_forwarding(replace(scene.request, follow=True)) == 0
+    out, err = capfdbinary.readouterr()
+    assert out == b"pulling\n" + RESULT
+    assert b"forwarded" in err
+    assert str(failure).encode() in err
+    assert b"Traceback" not in err
+
+
+def test_a_failed_up_keeps_its_status_and_its_output(scene: Scene, capfdbinary: Capture) -> None:
+    scene.write_cli("""print('{"outcome":"error","containerId":"abc"}'); sys.exit(5)""")
+    assert run_with_forwarding(scene.request) == 5
+    assert capfdbinary.readouterr().out == b'{"outcome":"error","containerId":"abc"}\n'
+    assert scene.calls == []
+
+
+def test_a_result_without_a_container_is_said(scene: Scene, capfdbinary: Capture) -> None:
+    scene.write_cli("print('done')")
+    assert run_with_forwarding(scene.request) == 0
+    out, err = capfdbinary.readouterr()
+    assert out == b"done\n"
+    assert b"not forwarded" in err
+    assert scene.calls == []
+
+
+def test_app_port_does_not_reach_the_cli(scene: Scene, tmp_path: Path, capfdbinary: Capture) -> None:
+    (tmp_path / "ws" / ".devcontainer.json").write_text('{"image": "x", "appPort": 80}')
+    scene.write_cli("print(open(sys.argv[-1]).read(), sys.argv[-1])")
+    run_with_forwarding(scene.request)
+    content, _, path = capfdbinary.readouterr().out.decode().rstrip().rpartition(" ")
+    assert json.loads(content) == {"image": "x"}
+    assert not Path(path).exists()
+
+
+def test_the_old_container_s_forwards_end_before_it_is_removed(scene: Scene, tmp_path: Path) -> None:
+    up = parse_up_arguments(["--workspace-folder", str(tmp_path / "ws"), "--remove-existing-container"])
+    scene.write_cli(UP + f'\n    open({str(tmp_path / "ran")!r}, "w")')
+    ended_first: list[bool] = []
+    detach = client.detach
+
+    def watched(target: str | None, **given: Any) -> list[dict[str, Any]]:
+        ended_first.append(not (tmp_path / "ran").exists())
+        return detach(target, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "detach", watched)
+        run_with_forwarding(replace(scene.request, up=up))
+    assert ended_first == [True]
+    assert scene.calls == [f"detach ['{FULL_ID}']", f"attach {FULL_ID}"]
+
+
+@pytest.mark.parametrize(("ports_events", "asked"), [(True, (5, "abc", False)), (False, (None, "abc", True))])
+def test_follow_goes_on_after_the_events_already_written(
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: Capture,
+    ports_events: bool,
+    asked: tuple[int | None, str, bool],
+) -> None:
+    calls: list[tuple[int | None, str | None, bool]] = []
+
+    def follow_events(since: int | None, target: str | None, replay: bool) -> Iterator[str]:
+        calls.append((since, target, replay))
+        yield "PORT_EVENT: {}"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "follow_events", follow_events)
+    assert run_with_forwarding(replace(scene.request, follow=True, ports_events=ports_events)) == 0
+    assert calls == [asked]
+    assert capfdbinary.readouterr().out.endswith(RESULT + b"PORT_EVENT: {}\n")
+
+
+def devup_command(tmp_path: Path, *args: str, cli: str = "sys.exit(7)") -> subprocess.CompletedProcess[str]:
+    script = tmp_path / "devcontainer"
+    script.write_text(f"#!{sys.executable}\nimport json, os, sys\n{cli}\n")
+    script.chmod(0o755)
+    return subprocess.run(
+        [sys.executable, "-c", "from autoforward.cli.devup import main; main()", *args],
+        env=os.environ
+        | {
+            "AUTOFORWARD_HOME": str(tmp_path / "home"),
+            "AUTOFORWARD_DEVCONTAINER": str(script),
+            "DOCKER_HOST": f"unix://{tmp_path}/no-engine.sock",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+
+
+def test_without_auto_forward_it_is_the_cli_and_nothing_else(tmp_path: Path) -> None:
+    args = ["--workspace-folder", ".", "--mount", "type=bind,source=/a b", "--prebuild", "x", "--id-label=a=b"]
+    done = devup_command(tmp_path, *args, cli="print(json.dumps([os.getppid(), *sys.argv[1:]])); sys.exit(7)")
+    assert done.returncode == 7
+    # The parent of the CLI is this test: devup has become it.
+    assert json.loads(done.stdout) == [os.getpid(), "up", *args]
+    assert done.stderr == ""
+    assert not (tmp_path / "home").exists()
+
+
+def test_the_engine_flags_reach_the_cli_without_auto_forward_too(tmp_path: Path) -> None:
+    report = "print(os.environ.get('DOCKER_HOST'), os.environ.get('DOCKER_CONTEXT'), sys.argv[1:])"
+    done = devup_command(tmp_path, "--docker-host", "unix:///x", "--prebuild", cli=report)
+    assert done.stdout == "unix:///x None ['up', '--prebuild']\n"
+    done = devup_command(tmp_path, "--context", "far", cli=report)
+    assert done.stdout == "None far ['up']\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--forward-port", "3000"], ["--forward-port needs --auto-forward"]),
+        (["--ports-events"], ["--ports-events needs --auto-forward"]),
+        (["--follow"], ["--follow needs --auto-forward"]),
+        (["--auto-forward", "--forward-port", "0"], ["bad port SPEC '0'", "LOCAL:REMOTE"]),
+        (["--auto-forward", "--docker-host", "unix:///x", "--context", "y"], ["--docker-host and --context"]),
+        (["--auto-forward", "--devcontainer-path", "/no/such"], ["--devcontainer-path", "/no/such"]),
+    ],
+)
+def test_bad_usage_is_exit_2_before_the_cli_runs(tmp_path: Path, args: list[str], words: list[str]) -> None:
+    done = devup_command(tmp_path, *args, cli="print('ran')")
+    assert (done.returncode, done.stdout) == (2, "")
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("autoforward: error: ")
+    assert all(word in first for word in words)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_broken_configuration_is_exit_2_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / ".devcontainer.json").write_text('{\n  "forwardPorts": [3000,,]\n}')
+    done = devup_command(tmp_path, "--auto-forward", cli="print('ran')")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "autoforward: error: " in done.stderr
+    assert ".devcontainer.json:2:25: " in done.stderr
+
+
+def test_an_engine_that_does_not_answer_is_no_failed_up(tmp_path: Path) -> None:
+    done = devup_command(tmp_path, "--auto-forward", cli=textwrap.dedent(UP))
+    assert done.returncode == 0
+    assert done.stdout.encode() == b"pulling\n" + RESULT
+    assert "ports are not forwarded" in done.stderr
+    assert "no-engine.sock" in done.stderr
+
+
+def test_help_has_an_example(tmp_path: Path) -> None:
+    done = devup_command(tmp_path, "--help")
+    assert done.returncode == 0
+    assert "devup --auto-forward --workspace-folder ." in done.stdout
