@@ -36,7 +36,8 @@ test: lint types engine images ## everything; ends 0 only if the tests with an e
 	@$(BIN)/python -m scripts.engine compose
 	@$(BIN)/python -m scripts.engine devcontainers-cli >/dev/null
 	@echo "tests: all of them"
-	@AUTOFORWARD_REQUIRE_ENGINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@# exec: a signal to make has to reach pytest, which then cleans up.
+	@exec env AUTOFORWARD_REQUIRE_ENGINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 unit: $(STAMP) ## the tests that need no engine
 	@$(BIN)/python -m pytest -m 'not docker and not compose' $(PYTEST_ARGS)
