@@ -150,6 +150,12 @@ class Engine:
             )
         return start_exec(self.endpoint.host, str(api.api_version), created["Id"])
 
+    def exit_code(self, exec_id: str) -> int | None:
+        """How a process that was started with `open_exec` ended; None while it runs or when the engine forgot it."""
+        with self._translated(exec_id):
+            code = self.client.api.exec_inspect(exec_id).get("ExitCode")
+        return code if isinstance(code, int) else None
+
     def events(self, on_open: Callable[[Any], None], since: int | None = None) -> Iterator[ContainerEvent]:
         """Container events from now on (or from `since`, unix seconds), for ever; blocks between them.
 

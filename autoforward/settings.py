@@ -73,6 +73,7 @@ class SessionRecord:
     target: str
     workspace_folder: str | None = None
     config_file: str | None = None
+    project: str | None = None
     service: str | None = None
     options: SessionOptions = field(default_factory=SessionOptions)
     attached: bool = True
@@ -90,6 +91,7 @@ class SessionRecord:
             "target": self.target,
             "workspace": self.workspace_folder,
             "config_file": self.config_file,
+            "project": self.project,
             "service": self.service,
             "options": self.options.to_json(),
             "attached": self.attached,
@@ -113,6 +115,7 @@ class SessionRecord:
             target=str(row["target"]),
             workspace_folder=row["workspace"],
             config_file=row["config_file"],
+            project=row["project"],
             service=row["service"],
             options=SessionOptions.from_json(row["options"]),
             attached=bool(row["attached"]),

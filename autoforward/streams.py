@@ -87,8 +87,9 @@ class FrameDecoder:
 class SocketStream:
     """An exec stream hijacked from an HTTP connection to the engine."""
 
-    def __init__(self, sock: socket.socket, early: bytes) -> None:
+    def __init__(self, sock: socket.socket, early: bytes, exec_id: str) -> None:
         sock.setblocking(False)
+        self.exec_id = exec_id
         self._sock = sock
         self._decoder = FrameDecoder()
         self._early = self._decoder.feed(early)
@@ -170,7 +171,7 @@ def start_exec(host: str, api_version: str, exec_id: str) -> SocketStream:
         status = status_line.split(" ")[1:2]
         if status not in (["101"], ["200"]):
             raise AutoforwardError(f"the engine refused to start a process: {_error_text(sock, status_line, rest)}")
-        return SocketStream(sock, rest)
+        return SocketStream(sock, rest, exec_id)
     except OSError as error:
         sock.close()
         raise EngineUnreachableError(f"the engine at {host} dropped the connection: {error}") from error

@@ -44,6 +44,10 @@ class Connection:
     async def progress(self, text: str) -> None:
         await self.send({"type": "progress", "text": text})
 
+    async def event(self, line: str) -> None:
+        """A PORT_EVENT line, without its newline."""
+        await self.send({"type": "event", "line": line})
+
     async def receive(self) -> dict[str, Any] | None:
         """The next line that the command sends; None once it has gone. Raises ProtocolError."""
         try:
@@ -96,10 +100,15 @@ class ControlServer:
         self._server = await asyncio.start_unix_server(self._accept, str(self._path), limit=MAX_LINE_BYTES)
         self._path.chmod(0o600)
 
-    async def aclose(self, timeout_s: float) -> None:
+    def stop_accepting(self) -> None:
+        """No new requests; those that run go on. Idempotent."""
         if self._server is not None:
             self._server.close()
+            self._server = None
             self._path.unlink(missing_ok=True)
+
+    async def aclose(self, timeout_s: float) -> None:
+        self.stop_accepting()
         if self._tasks:
             _done, late = await asyncio.wait(self._tasks, timeout=timeout_s)
             for task in late:

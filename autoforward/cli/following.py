@@ -1,0 +1,132 @@
+"""`events` and `logs`: what was written, and what is being written."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from autoforward.cli import client
+from autoforward.events import LINE_PREFIX, encode_object, matches_target, read_events
+from autoforward.paths import StatePaths
+from autoforward.supervisor.spawn import connect_to_supervisor
+
+
+def print_logged(since: int, target: str | None) -> int:
+    """The events that the log holds."""
+    accepts = matches_target(target) if target else None
+    for values in read_events(StatePaths.locate(), since, accepts):
+        click.echo(LINE_PREFIX + encode_object(values))
+    return 0
+
+
+def follow_for_ever(since: int | None, target: str | None) -> int:
+    """Events as they happen, across supervisors that come and go, until Ctrl-C (exit 0)."""
+    paths = StatePaths.locate()
+    paths.ensure()
+    try:
+        if since is not None:
+            accepts = matches_target(target) if target else None
+            for values in read_events(paths, since, accepts):
+                since = values["seq"]
+                _write_line(LINE_PREFIX + encode_object(values))
+        first = True
+        while True:
+            for line in client.follow_events(since if first else None, target, replay=True):
+                _write_line(line)
+            first = False
+            _wait_for_supervisor(paths)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _write_line(line: str) -> None:
+    """Whoever reads us over a pipe wants each line now."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _wait_for_supervisor(paths: StatePaths) -> None:
+    """Until there is a control socket again. Started before the first look, the watch misses nothing."""
+    import watchfiles
+
+    folder = paths.supervisor_socket.parent
+    for _changes in watchfiles.watch(
+        folder, recursive=False, rust_timeout=1000, yield_on_timeout=True, raise_interrupt=True, debounce=50
+    ):
+        sock = connect_to_supervisor(paths)
+        if sock is not None:
+            sock.close()
+            return
+
+
+def print_log(target: str | None, follow: bool, count: int) -> int:
+    """The last lines of the supervisor's log, those that name `target`; then, with `follow`, what is added."""
+    path = StatePaths.locate().supervisor_log
+    words = _words_for(target)
+
+    def wanted(line: str) -> bool:
+        return not words or any(word in line for word in words)
+
+    last: deque[str] = deque(maxlen=count)
+    lines = _lines_of(path, follow, on_caught_up=lambda: _flush(last))
+    try:
+        for line, live in lines:
+            if not wanted(line):
+                continue
+            if live:
+                _write_line(line)
+            else:
+                last.append(line)
+    except KeyboardInterrupt:
+        return 0
+    _flush(last)
+    return 0
+
+
+def _flush(last: deque[str]) -> None:
+    while last:
+        click.echo(last.popleft())
+
+
+def _words_for(target: str | None) -> list[str]:
+    """What a log line about this target may call it: its name and the ids of its forwards."""
+    if target is None:
+        return []
+    rows = client.ask({"op": "list", "target": target}, start=False)
+    words = {target}
+    for row in rows["rows"] if rows else ():
+        words |= {str(row["containerName"]), *([str(row["id"])] if row["id"] else [])}
+    return sorted(words)
+
+
+def _lines_of(path: Path, follow: bool, on_caught_up: object) -> Iterator[tuple[str, bool]]:
+    """(line, live) of the rotated and the current file, then what is appended; opens the file again once it is rotated."""
+    rotated = path.with_name(path.name + ".1")
+    for source in (rotated, path):
+        if source.exists():
+            with source.open(encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    yield line.rstrip("\n"), False
+                position = file.tell()
+                inode = os.fstat(file.fileno()).st_ino
+        else:
+            position, inode = 0, -1
+    if not follow:
+        return
+    import watchfiles
+
+    on_caught_up()  # type: ignore[operator]  # a callable
+    for _changes in watchfiles.watch(path.parent, recursive=False, raise_interrupt=True, debounce=50, step=20):
+        if not path.exists():
+            continue
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if os.fstat(file.fileno()).st_ino == inode:
+                file.seek(position)
+            for line in file:
+                yield line.rstrip("\n"), True
+            position, inode = file.tell(), os.fstat(file.fileno()).st_ino

@@ -1,0 +1,234 @@
+"""`autoforward`: the commands. Each parses, calls, prints; what they do is elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autoforward import __version__
+from autoforward.cli import client, output
+from autoforward.errors import AutoforwardError
+from autoforward.model import LaneName
+
+if TYPE_CHECKING:
+    from autoforward.settings import SessionOptions
+
+LANES: tuple[LaneName, ...] = ("agent", "socat", "nc", "devtcp")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(cls=output.Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="autoforward")
+def main() -> None:
+    """Servers that listen inside a container, on localhost of this machine.
+
+    \b
+    Examples:
+      autoforward attach .              detect and forward what listens in this folder's dev container
+      autoforward forward web 8080:80   one port, until Ctrl-C
+      autoforward list                  what is forwarded, and what is not and why
+    """
+
+
+@main.command(
+    epilog="\b\nExamples:\n  autoforward attach\n  autoforward attach web --exclude 9229\n  autoforward attach shop/api 8080:80"
+)
+@click.argument("target", default=".", required=False)
+@click.argument("specs", nargs=-1, metavar="[SPEC]...")
+@output.session_options()
+@output.engine_options
+@json_option
+def attach(
+    target: str,
+    specs: tuple[str, ...],
+    options: SessionOptions,
+    docker_host: str | None,
+    context: str | None,
+    as_json: bool,
+) -> int:
+    """Detect and forward, detached. TARGET is a folder, a container, or PROJECT/SERVICE[#N]."""
+    from autoforward.cli.attaching import attach as attach_to
+    from autoforward.engine import Engine, resolve_endpoint
+    from autoforward.portspec import parse_port_spec
+    from autoforward.targets import resolve_target
+
+    wanted = [spec for text in specs for spec in parse_port_spec(text)]
+    endpoint = resolve_endpoint(docker_host, context)
+    engine = Engine(endpoint)
+    try:
+        info = resolve_target(engine, target)
+    finally:
+        engine.close()
+    name = info.workspace_folder if Path(target).is_dir() and info.workspace_folder else target
+    result = attach_to(info.container_id, endpoint=endpoint, options=options, specs=wanted, target=name)
+    for warning in result.warnings:
+        if warning != result.problem:
+            output.warn(warning)
+    if as_json:
+        click.echo(json.dumps(result.rows, indent=2))
+    else:
+        output.print_mappings(result.rows)
+    if result.problem:
+        raise AutoforwardError(
+            f"nothing can be forwarded from {info.name}: {result.problem}",
+            hint="install socat in the image (or netcat-openbsd, or bash)",
+        )
+    if not as_json and not result.rows:
+        output.say(f"Watching {info.name}: what starts to listen there is forwarded. `autoforward list` shows it.")
+    return 0
+
+
+@main.command(epilog="\b\nExamples:\n  autoforward forward web 8080:80\n  autoforward forward -d . db:5432")
+@click.argument("target")
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.option("-d", "--detach", is_flag=True, help="Hand the forwards over to the supervisor and return.")
+@output.session_options(no_auto=False)
+@output.engine_options
+@json_option
+def forward(
+    target: str,
+    specs: tuple[str, ...],
+    detach: bool,
+    options: SessionOptions,
+    docker_host: str | None,
+    context: str | None,
+    as_json: bool,
+) -> int:
+    """Forward only these ports; in the foreground until Ctrl-C, which lets open connections finish."""
+    from autoforward.cli.foreground import forward_ports
+
+    return forward_ports(target, specs, detach, options, docker_host, context, as_json)
+
+
+@main.command(epilog="\b\nExamples:\n  autoforward detach web\n  autoforward detach --all")
+@click.argument("target", required=False)
+@click.option("--all", "everything", is_flag=True, help="End every session.")
+@json_option
+def detach(target: str | None, everything: bool, as_json: bool) -> int:
+    """End a session and its forwards."""
+    _require_one(target, everything)
+    result = client.ask({"op": "detach", "target": _folder(target), "all": everything}, start=False)
+    if as_json:
+        click.echo(json.dumps(result["rows"] if result else [], indent=2))
+    elif result and result["sessions"]:
+        output.say(f"Ended {len(result['sessions'])} session(s), {len(result['rows'])} port(s).")
+    else:
+        output.say("Nothing to end: no such session.")
+    return 0
+
+
+@main.command(epilog="\b\nExamples:\n  autoforward stop fwd-1a2b3c4d\n  autoforward stop web\n  autoforward stop --all")
+@click.argument("target", required=False, metavar="[ID | TARGET]")
+@click.option("--all", "everything", is_flag=True, help="End every forward.")
+def stop(target: str | None, everything: bool) -> int:
+    """End one forward, or all of a target. New servers of an attached container are still forwarded."""
+    _require_one(target, everything)
+    result = client.ask({"op": "stop", "target": _folder(target), "all": everything}, start=False)
+    if result is None:
+        output.say("Nothing to stop: nothing is forwarded.")
+        return 0
+    for row in result["rows"]:
+        output.say(f"Stopped {output.describe_mapping(row)}")
+    return 0
+
+
+@main.command(name="list", epilog="\b\nExamples:\n  autoforward list\n  autoforward list --json | jq '.[].url'")
+@click.argument("target", required=False)
+@json_option
+@click.option("--watch", is_flag=True, help="Print the list again whenever it changes, until Ctrl-C.")
+def list_(target: str | None, as_json: bool, watch: bool) -> int:
+    """What is forwarded, and what is not and why."""
+    from autoforward.cli.listing import print_rows, watch_rows
+
+    if watch:
+        return watch_rows(_folder(target), as_json)
+    rows = client.list_rows(_folder(target))
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        print_rows(rows)
+    return 0
+
+
+@main.command(epilog="\b\nExamples:\n  autoforward events --follow\n  autoforward events --since 120 --target web")
+@click.option("--follow", is_flag=True, help="Stay, and print events as they happen, until Ctrl-C.")
+@click.option("--since", type=click.IntRange(min=0), metavar="SEQ", help="Only events after this number.")
+@click.option("--target", metavar="TARGET", help="Only events of this container, folder or forward.")
+def events(follow: bool, since: int | None, target: str | None) -> int:
+    """PORT_EVENT lines: those of the log, or with --follow as they happen."""
+    from autoforward.cli.following import follow_for_ever, print_logged
+
+    if follow:
+        return follow_for_ever(since, _folder(target))
+    return print_logged(since or 0, _folder(target))
+
+
+@main.command(epilog="\b\nExamples:\n  autoforward logs --lines 50\n  autoforward logs web --follow")
+@click.argument("target", required=False, metavar="[ID | TARGET]")
+@click.option("--follow", is_flag=True, help="Stay, and print lines as they are written, until Ctrl-C.")
+@click.option("--lines", type=click.IntRange(min=0), default=100, show_default=True, help="How many of the last lines.")
+def logs(target: str | None, follow: bool, lines: int) -> int:
+    """The supervisor's log; with ID or TARGET, the lines about it."""
+    from autoforward.cli.following import print_log
+
+    return print_log(_folder(target), follow, lines)
+
+
+@main.command(epilog="\b\nExamples:\n  autoforward status\n  autoforward status --json")
+@json_option
+def status(as_json: bool) -> int:
+    """The supervisor: pid, version, sessions, engines, lanes and what they can do."""
+    from autoforward.paths import StatePaths
+
+    result = client.ask({"op": "status"}, start=client.has_stored_sessions(StatePaths.locate()))
+    if as_json:
+        result = {key: value for key, value in (result or {"sessions": [], "engines": []}).items() if key != "type"}
+        click.echo(json.dumps({"running": "pid" in result, **result}, indent=2))
+        return 0
+    if result is None:
+        click.echo("no supervisor is running; nothing is forwarded")
+        return 0
+    click.echo(
+        f"supervisor {result['version']}, pid {result['pid']}, up {result['uptime_s']:.0f} s, state in {result['home']}"
+    )
+    for engine in result["engines"]:
+        click.echo(f"engine {engine['host']} ({engine['source']})")
+    for session in result["sessions"]:
+        click.echo(_describe_session(session))
+    return 0
+
+
+def _describe_session(session: Mapping[str, Any]) -> str:
+    lane = session["lane"]
+    if lane is None:
+        carried = "no lane"
+    else:
+        can = [name for name, able in (("half-close", lane["half_close"]), ("UDP", lane["udp"])) if able]
+        carried = f"lane {lane['name']} ({', '.join(can) or 'no half-close, no UDP'}; {lane['note']})"
+    problem = f": {session['problem']}" if session["problem"] else ""
+    return (
+        f"session {session['id']} of {session['container_name']}, {session['state']}{problem}, "
+        f"{session['forwards']} forward(s), {carried}"
+    )
+
+
+def _require_one(target: str | None, everything: bool) -> None:
+    if bool(target) == everything:
+        raise click.UsageError("name a target, or say --all")
+
+
+def _folder(target: str | None) -> str | None:
+    """A folder as sessions know it; anything else as it is."""
+    if target is not None and Path(target).is_dir():
+        return os.path.realpath(target)
+    return target
+
+
+def _sorted_ids(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return sorted({str(row["id"]) for row in rows if row["id"]})

@@ -1,0 +1,187 @@
+"""What people read, and the flags that commands share.
+
+Rules: data goes to stdout, words for people to stderr. An error is `autoforward: error: …`, lower case, with names and
+numbers, and a `hint` where there is a way out. No traceback. Colour only on a terminal, and not with NO_COLOR.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from autoforward.errors import AutoforwardError, UsageError
+from autoforward.model import LANE_CHOICES
+from autoforward.portspec import parse_port_set
+from autoforward.settings import DEFAULT_POLL_INTERVAL_S, MAX_POLL_INTERVAL_S, MIN_POLL_INTERVAL_S, SessionOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def say(text: str) -> None:
+    """A line for people."""
+    click.echo(text, err=True)
+
+
+def warn(text: str, *, hint: str | None = None) -> None:
+    """Something is not as it was asked for; the command goes on."""
+    _labelled("warning", "yellow", text, hint)
+
+
+def fail(error: AutoforwardError) -> int:
+    """Say what failed; returns the exit code."""
+    _labelled("error", "red", str(error), error.hint)
+    return error.exit_code
+
+
+def _labelled(kind: str, colour: str, text: str, hint: str | None) -> None:
+    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    label = click.style(f"{kind}:", fg=colour, bold=True) if coloured else f"{kind}:"
+    click.echo(f"autoforward: {label} {text}", err=True)
+    if hint:
+        click.echo(f"autoforward: hint: {hint}", err=True)
+
+
+class _OurErrors(click.Command):
+    """Errors of ours and of click's parser, said in the one form, with the documented exit codes."""
+
+    def main(  # type: ignore[override]  # click's overloads say when it returns; this one says the same
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        if not standalone_mode:
+            return super().main(args, prog_name, standalone_mode=False, **extra)
+        try:
+            status = super().main(args, prog_name, standalone_mode=False, **extra)
+        except AutoforwardError as error:
+            sys.exit(fail(error))
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "autoforward"
+            sys.exit(fail(UsageError(_lower_first(error.format_message()), hint=f"`{command} --help` shows how")))
+        except click.ClickException as error:
+            sys.exit(fail(AutoforwardError(_lower_first(error.format_message()))))
+        except click.Abort:
+            sys.exit(fail(AutoforwardError("interrupted")))
+        except BrokenPipeError:
+            # Whoever read our output has gone: `autoforward list | head`. Nothing more can be written, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+class Command(_OurErrors):
+    pass
+
+
+class Group(_OurErrors, click.Group):
+    command_class = Command
+
+
+def _lower_first(text: str) -> str:
+    return (text[:1].lower() + text[1:]).rstrip(".")
+
+
+def engine_options(function: F) -> F:
+    """`--docker-host` and `--context`, as `docker_host` and `context`."""
+    function = click.option("--context", metavar="NAME", help="The docker context to use.")(function)
+    return click.option("--docker-host", metavar="URL", help="The engine, like DOCKER_HOST.")(function)
+
+
+def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
+    """The flags that say how to watch and forward, handed on as one `options`: SessionOptions."""
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def call(
+            *args: Any,
+            lane: Any,
+            bind: str | None,
+            exclude: tuple[str, ...],
+            poll_interval: float,
+            no_auto: bool = False,
+            **rest: Any,
+        ) -> Any:
+            options = SessionOptions(
+                lane=lane,
+                bind=_checked_address(bind),
+                exclude=tuple(item for text in exclude for item in parse_port_set(text)),
+                poll_interval_s=poll_interval,
+                auto=not no_auto,
+            )
+            return function(*args, options=options, **rest)
+
+        flags = [
+            click.option("--lane", type=click.Choice(LANE_CHOICES), default="auto", help="How to carry connections."),
+            click.option("--bind", metavar="ADDR", help="Listen on ADDR instead of loopback (others may reach it)."),
+            click.option("--exclude", multiple=True, metavar="PORTS", help="Do not detect these: 9229,9000-9010."),
+            click.option(
+                "--poll-interval",
+                type=click.FloatRange(MIN_POLL_INTERVAL_S, MAX_POLL_INTERVAL_S),
+                default=DEFAULT_POLL_INTERVAL_S,
+                metavar="S",
+                help="Seconds between looks into the container.",
+                show_default=True,
+            ),
+        ]
+        if no_auto:
+            flags.append(click.option("--no-auto", is_flag=True, help="Forward declared ports only."))
+        for flag in reversed(flags):
+            call = flag(call)
+        return call  # type: ignore[return-value]  # the same function with other keywords
+
+    return decorate
+
+
+def _checked_address(text: str | None) -> str | None:
+    if text is None:
+        return None
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError as error:
+        raise UsageError(f"--bind takes an IP address of this machine, not {text!r}") from error
+
+
+def warn_of_bind(options: SessionOptions) -> None:
+    """Loudly, each time: what is bound elsewhere than on loopback can be reached by others."""
+    import ipaddress
+
+    if options.bind is not None and not ipaddress.ip_address(options.bind).is_loopback:
+        warn(f"forwards listen on {options.bind}: other machines can reach what runs in the container")
+
+
+def describe_mapping(row: Mapping[str, Any]) -> str:
+    """`Forwarding 127.0.0.1:3001 -> web:3000`: where a forward listens and what it leads to."""
+    host = row["hostIp"]
+    local = f"[{host}]:{row['localPort']}" if host and ":" in host else f"{host}:{row['localPort']}"
+    own = row["containerHost"] in (None, "127.0.0.1", "::1", "0.0.0.0", "::")
+    remote = f"{row['containerName']}:{row['port']}" if own else f"{row['containerHost']}:{row['port']}"
+    via = "" if own else f" (through {row['containerName']})"
+    label = f" [{row['label']}]" if row["label"] else ""
+    suffix = "/udp" if row["transport"] == "udp" else ""
+    return f"{local} -> {remote}{suffix}{via}{label}"
+
+
+def print_mappings(rows: Iterable[Mapping[str, Any]]) -> None:
+    """One line per port for people; `silent` ports have none, failures and remaps say why."""
+    for row in rows:
+        status, reason = row["status"], row["reason"]
+        if status == "failed":
+            warn(f"port {row['port']} of {row['containerName']} is not forwarded: {reason}")
+        elif row["onAutoForward"] == "silent":
+            continue
+        elif status in ("active", "reconnecting"):
+            say(f"Forwarding {describe_mapping(row)}" + (f" ({reason})" if reason else ""))
+        elif status == "waiting":
+            why = f"; {reason}" if reason else ""
+            say(f"Waiting    {describe_mapping(row)} (refused until its server is up{why})")
+        elif status == "published":
+            say(f"Published  {row['containerName']}:{row['port']}, {reason}")

@@ -1,0 +1,393 @@
+"""The table of one session's forwards: takes the steps that `policy.reconcile` decided, and says each fact once it is one.
+
+Owns the bound sockets. All methods run on the control loop, one at a time (the session sees to it); what blocks (binding
+under the registry's lock, files) runs in a worker thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence, Set
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from autoforward.allocator import AllocationFailure, AllocationRequest, Allocator, LeaseRow
+from autoforward.dataplane import DataPlane
+from autoforward.events import PortEvent, list_row
+from autoforward.leases import Lease
+from autoforward.messages import ForwardCounters, Serve, Withdraw
+from autoforward.model import DialAddress, EventName, ForwardKey, LaneName, PortAttributes, Status
+from autoforward.policy import Existing, Notice, Plan, Wish, reconcile
+from autoforward.sockets import BoundPair, HostPortError, start_listening, stop_listening
+
+LOOPBACK = "127.0.0.1"
+
+RETRY_FAILED_S = 5.0
+"""How often a host port that could not be had is tried again."""
+
+
+class Publisher(Protocol):
+    """Where events go; `publish` returns the event as it was written, numbered and dated."""
+
+    async def publish(self, event: PortEvent) -> PortEvent: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What all sessions share. `disk` serialises what takes the registry's lock."""
+
+    plane: DataPlane
+    allocator: Allocator
+    publisher: Publisher
+    disk: Executor
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Whose forwards these are, as events say it."""
+
+    identity: str
+    container_id: str
+    container_name: str
+    workspace_folder: str | None
+    service: str | None
+
+
+@dataclass(slots=True)
+class Forward:
+    """One row of the table. `pair` and `lease` are None while `failed`; `reason` says why it is not plainly active."""
+
+    wish: Wish
+    status: Status
+    host_ip: str
+    pair: BoundPair | None = None
+    lease: Lease | None = None
+    remap_reason: str | None = None
+    reason: str | None = None
+    since_s: float = field(default_factory=time.monotonic)
+    last_refusal: str | None = None
+
+    @property
+    def forward_id(self) -> str | None:
+        return self.lease.id if self.lease else None
+
+    @property
+    def host_port(self) -> int | None:
+        return self.pair.host_port if self.pair else None
+
+
+class Forwarder:
+    """The forwards and notices of one session."""
+
+    def __init__(self, services: Services, place: Place) -> None:
+        self._services = services
+        self.place = place
+        self._forwards: dict[ForwardKey, Forward] = {}
+        self._notices: dict[ForwardKey, Notice] = {}
+        self._overflow = 0
+        self._by_id: dict[str, Forward] = {}
+
+    def __repr__(self) -> str:
+        return f"<Forwarder {self.place.container_name}: {len(self._forwards)} forwards, {len(self._notices)} notices>"
+
+    # Looking.
+
+    @property
+    def forwards(self) -> Sequence[Forward]:
+        return tuple(self._forwards.values())
+
+    @property
+    def forward_ids(self) -> frozenset[str]:
+        return frozenset(self._by_id)
+
+    @property
+    def has_failures(self) -> bool:
+        return any(forward.status == "failed" for forward in self._forwards.values())
+
+    def key_of(self, forward_id: str) -> ForwardKey | None:
+        forward = self._by_id.get(forward_id)
+        return forward.wish.key if forward else None
+
+    def ids_of(self, keys: Set[ForwardKey]) -> frozenset[str]:
+        rows = (self._forwards[key] for key in keys if key in self._forwards)
+        return frozenset(row.forward_id for row in rows if row.forward_id is not None)
+
+    def why_not(self, key: ForwardKey) -> str:
+        """Why this key has no forward, for people."""
+        notice = self._notices.get(key)
+        return notice.reason if notice else "the limit of forwards is reached"
+
+    def dials_of(self, forward_id: str) -> tuple[DialAddress, ...] | None:
+        """Where a relay of this forward connects to; None when it is no longer there."""
+        forward = self._by_id.get(forward_id)
+        return forward.wish.dials if forward else None
+
+    def note_refusal(self, forward_id: str, reason: str | None) -> None:
+        """A connection found no server; the reason shows in `list` until one is found."""
+        forward = self._by_id.get(forward_id)
+        if forward is not None:
+            forward.last_refusal = reason
+
+    # Acting.
+
+    async def apply(self, plan: Plan, host_ip: str) -> None:
+        """Go from what there is to the plan. Events follow each step; a step that fails leaves a `failed` row."""
+        existing = {key: Existing(row.wish, row.status, row.host_ip) for key, row in self._forwards.items()}
+        steps = reconcile(existing, self._notices, plan, host_ip)
+        await self._close([self._forwards[key] for key in steps.close], None, reset=False)
+        for wish in steps.withdraw:
+            await self._withdraw(self._forwards[wish.key], wish)
+        reopen = [wish for wish in steps.serve if not await self._serve(self._forwards[wish.key], wish)]
+        for wish in steps.update:
+            await self._update(self._forwards[wish.key], wish)
+        await self._open([*reopen, *steps.open], host_ip)
+        for key in steps.dropped_notices:
+            await self._publish_notice("unforwarded", self._notices.pop(key))
+        for notice in steps.notices:
+            self._notices[notice.key] = notice
+            await self._publish_notice("failed" if notice.status == "failed" else "ignored", notice)
+        if plan.overflow and not self._overflow:
+            reason = f"{plan.overflow} more ports are not forwarded: the limit is {len(plan.wishes)}"
+            await self._services.publisher.publish(replace(self.session_event("ignored", reason), status="ignored"))
+        self._overflow = plan.overflow
+
+    async def retry_failed(self, host_ip: str) -> None:
+        """Try again for the host ports that could not be had; tells only of those that now can."""
+        failed = [row for row in self._forwards.values() if row.status == "failed"]
+        if failed:
+            await self._open([row.wish for row in failed], host_ip, quiet_failures=True)
+
+    async def suspend(self, reason: str) -> None:
+        """The container is out of reach: sockets stay bound, forwards say so."""
+        for row in self._forwards.values():
+            if row.status in ("active", "waiting"):
+                row.status, row.reason = "reconnecting", reason
+                await self._publish("reconnecting", row)
+
+    async def resume(self) -> None:
+        """It is back: forwards are what they were. The first snapshot then says what has changed."""
+        for row in self._forwards.values():
+            if row.status == "reconnecting" and row.pair is not None:
+                row.status, row.reason = ("active" if row.pair.listening else "waiting"), None
+                await self._publish("reconnected", row)
+
+    async def move_to(self, place: Place) -> None:
+        """The same workspace in another container: what is bound stays bound, its rows name the new one."""
+        if place == self.place:
+            return
+        self.place = place
+        leases = []
+        for row in self._forwards.values():
+            if row.lease is not None:
+                row.lease = replace(row.lease, container_id=place.container_id, workspace=place.workspace_folder)
+                leases.append(row.lease)
+        if leases:
+            await self._on_disk(lambda: self._services.allocator.update_rows(leases))
+
+    async def close_all(self, reason: str) -> None:
+        """End every forward: listeners closed, connections cut, leases reserved, events written."""
+        await self._close(list(self._forwards.values()), reason, reset=True)
+        self._notices.clear()
+        self._overflow = 0
+
+    async def close_one(self, key: ForwardKey, reason: str) -> None:
+        if key in self._forwards:
+            await self._close([self._forwards[key]], reason, reset=True)
+
+    # Steps.
+
+    async def _open(self, wishes: Sequence[Wish], host_ip: str, *, quiet_failures: bool = False) -> None:
+        if not wishes:
+            return
+        requests = [self._request(wish, host_ip) for wish in wishes]
+        results = await self._on_disk(lambda: self._services.allocator.allocate_many(requests))
+        for wish, result in zip(wishes, results, strict=True):
+            before = self._forwards.get(wish.key)
+            if isinstance(result, AllocationFailure):
+                reason = f"{result.reason}; {result.hint}" if result.hint else result.reason
+                row = Forward(wish, "failed", host_ip, reason=reason)
+                self._forwards[wish.key] = row
+                if not quiet_failures or before is None or before.reason != reason:
+                    await self._publish("failed", row)
+                continue
+            status: Status = "active" if wish.serving else "waiting"
+            remap = result.remap_reason
+            row = Forward(wish, status, host_ip, result.pair, result.lease, remap)
+            self._forwards[wish.key] = self._by_id[result.lease.id] = row
+            if wish.serving:
+                self._services.plane.submit(Serve(result.lease.id, result.pair.sockets))
+            await self._publish("forwarded" if wish.serving else "waiting", row)
+
+    def _request(self, wish: Wish, host_ip: str) -> AllocationRequest:
+        return AllocationRequest(
+            identity=self.place.identity,
+            key=wish.key,
+            host_ip=host_ip,
+            row=LeaseRow(
+                container_id=self.place.container_id,
+                workspace=self.place.workspace_folder,
+                label=wish.attributes.label,
+                service=self.place.service,
+                source=wish.source,
+            ),
+            pinned_host_port=wish.pinned_host_port,
+            elevate=bool(wish.attributes.elevate_if_needed),
+            require_same=bool(wish.attributes.require_local_port),
+            listen=wish.serving,
+        )
+
+    async def _serve(self, row: Forward, wish: Wish) -> bool:
+        """The server is up: accept. False when the number was lost meanwhile; it has to be opened anew."""
+        if row.pair is None or row.forward_id is None:
+            return False
+        try:
+            start_listening(row.pair)
+        except HostPortError:
+            await self._close([row], "the reserved host port was taken", reset=True)
+            return False
+        row.wish, row.status, row.reason, row.last_refusal = wish, "active", None, None
+        self._services.plane.submit(Serve(row.forward_id, row.pair.sockets))
+        await self._publish("forwarded", row)
+        return True
+
+    async def _withdraw(self, row: Forward, wish: Wish) -> None:
+        """The server is gone: refuse connections, keep the number."""
+        if row.pair is None or row.forward_id is None:
+            return
+        await self._stop_accepting(row.forward_id, reset=False)
+        stop_listening(row.pair)
+        row.wish, row.status = wish, "waiting"
+        await self._publish("waiting", row)
+
+    async def _update(self, row: Forward, wish: Wish) -> None:
+        before = self._event("updated", row)
+        row.wish = wish
+        after = self._event("updated", row)
+        if after != before:
+            await self._services.publisher.publish(after)
+
+    async def _close(self, rows: Sequence[Forward], reason: str | None, *, reset: bool) -> None:
+        """End these. Without `reset` open connections live on: their server may still be answering them."""
+        ended = []
+        for row in rows:
+            del self._forwards[row.wish.key]
+            if row.pair is not None and row.forward_id is not None:
+                del self._by_id[row.forward_id]
+                await self._stop_accepting(row.forward_id, reset=reset)
+                row.pair.close()
+                ended.append(row.forward_id)
+        if ended:
+            await self._on_disk(lambda: self._services.allocator.release(ended))
+        for row in rows:
+            why = reason or ("the server stopped" if row.wish.source == "detected" else "no longer asked for")
+            event = replace(self._event("unforwarded", row), status=None, auto_forwarded=False, reason=why)
+            await self._services.publisher.publish(event)
+
+    async def _stop_accepting(self, forward_id: str, *, reset: bool) -> None:
+        done: Future[None] = Future()
+        self._services.plane.submit(Withdraw(forward_id, reset, done))
+        await asyncio.wrap_future(done)
+
+    async def _on_disk(self, job: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._services.disk, job)
+
+    # Telling.
+
+    def replay_events(self, last_seq: int, now: str) -> list[PortEvent]:
+        """One `forwarded` event per forward that is up, for a consumer that comes late."""
+        rows = (row for row in self._forwards.values() if row.status == "active")
+        return [replace(self._event("forwarded", row), replay=True, seq=last_seq, time=now) for row in rows]
+
+    def session_event(self, event: EventName, reason: str | None = None) -> PortEvent:
+        place = self.place
+        return PortEvent(
+            event=event,
+            container_id=place.container_id,
+            container_name=place.container_name,
+            workspace_folder=place.workspace_folder,
+            service=place.service,
+            reason=reason,
+        )
+
+    def rows(
+        self, target: str, lane: LaneName | None, counters: Mapping[str, ForwardCounters]
+    ) -> Iterable[dict[str, Any]]:
+        """`list --json` rows: forwards, then notices."""
+        now_s = time.monotonic()
+        for row in self._forwards.values():
+            count = counters.get(row.forward_id or "", ForwardCounters())
+            yield list_row(
+                self._event("updated", row),
+                target=target,
+                source=row.wish.source,
+                lane=lane,
+                age_s=now_s - row.since_s,
+                connections_active=count.active,
+                connections_total=count.total,
+                connections_refused=count.refused,
+                bytes_in=count.bytes_in,
+                bytes_out=count.bytes_out,
+            )
+        for notice in self._notices.values():
+            yield list_row(
+                self._notice_event("ignored", notice),
+                target=target,
+                source=notice.source,
+                lane=None,
+                age_s=0.0,
+                connections_active=0,
+                connections_total=0,
+                connections_refused=0,
+                bytes_in=0,
+                bytes_out=0,
+            )
+
+    async def _publish(self, event: EventName, row: Forward) -> None:
+        await self._services.publisher.publish(self._event(event, row))
+
+    async def _publish_notice(self, event: EventName, notice: Notice) -> None:
+        facts = self._notice_event(event, notice)
+        await self._services.publisher.publish(replace(facts, status=None) if event == "unforwarded" else facts)
+
+    def _event(self, event: EventName, row: Forward) -> PortEvent:
+        wish = row.wish
+        host_port = row.host_port
+        pinned_or_same = wish.pinned_host_port or wish.key.container_port
+        return replace(
+            self._port_event(event, wish.key, wish.attributes),
+            auto_forwarded=row.status == "active",
+            host_port=host_port,
+            host_ip=row.host_ip if host_port is not None else None,
+            id=row.forward_id,
+            container_host=wish.dials[0].host,
+            remapped=host_port is not None and host_port != pinned_or_same,
+            status=row.status,
+            reason=row.reason or row.last_refusal or row.remap_reason,
+        )
+
+    def _notice_event(self, event: EventName, notice: Notice) -> PortEvent:
+        return replace(
+            self._port_event(event, notice.key, notice.attributes),
+            host_port=notice.host_port,
+            host_ip=notice.host_ip,
+            container_host=notice.key.container_host,
+            remapped=notice.host_port is not None and notice.host_port != notice.key.container_port,
+            status=notice.status,
+            reason=notice.reason,
+        )
+
+    def _port_event(self, event: EventName, key: ForwardKey, attributes: PortAttributes) -> PortEvent:
+        return replace(
+            self.session_event(event),
+            container_port=key.container_port,
+            protocol=attributes.protocol,
+            label=attributes.label,
+            on_auto_forward=attributes.on_auto_forward,
+            description=attributes.description,
+            open_preview=attributes.open_preview,
+            require_local_port=attributes.require_local_port,
+            elevate_if_needed=attributes.elevate_if_needed,
+            transport=key.transport,
+        )

@@ -1,0 +1,52 @@
+"""Ask a container, with one short exec, what could carry connections in it. Blocks; runs in a worker thread."""
+
+from __future__ import annotations
+
+import select
+import time
+
+from autoforward.engine import Engine
+from autoforward.errors import AutoforwardError, ProtocolError
+from autoforward.lanes.probe import MAX_REPORT, Probe, explain_exec_failure, parse_probe
+from autoforward.lanes.scripts import probe_argv
+from autoforward.streams import STDERR, STDOUT
+
+PROBE_TIMEOUT_S = 15.0
+"""A loaded engine takes seconds to start a process; the probe itself takes milliseconds."""
+
+
+class NoShellError(AutoforwardError):
+    """Nothing of ours can run in this container: it has no shell that works."""
+
+
+def probe_container(engine: Engine, container_id: str) -> Probe:
+    """What is there. Raises NoShellError, or what `Engine.open_exec` raises."""
+    stream = engine.open_exec(container_id, probe_argv(), {})
+    output = {STDOUT: b"", STDERR: b""}
+    deadline_s = time.monotonic() + PROBE_TIMEOUT_S
+    try:
+        stream.shutdown_write()
+        while True:
+            try:
+                chunks = stream.recv()
+            except BlockingIOError:
+                remaining_s = deadline_s - time.monotonic()
+                if remaining_s <= 0 or not select.select([stream], [], [], remaining_s)[0]:
+                    raise AutoforwardError(f"the container did not answer within {PROBE_TIMEOUT_S:.0f} s") from None
+                continue
+            if chunks is None:
+                break
+            for kind, payload in chunks:
+                if kind in output and len(output[kind]) <= MAX_REPORT:
+                    output[kind] += payload
+    except OSError as error:
+        raise AutoforwardError(f"the stream to the container broke: {error}") from error
+    finally:
+        stream.close()
+    try:
+        return parse_probe(output[STDOUT])
+    except ProtocolError as error:
+        exit_code = engine.exit_code(stream.exec_id)
+        if exit_code in (126, 127):
+            raise NoShellError(explain_exec_failure(exit_code, output[STDOUT], output[STDERR])) from error
+        raise AutoforwardError(str(error)) from error

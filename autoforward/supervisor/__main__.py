@@ -1,0 +1,76 @@
+"""`python -m autoforward.supervisor`: detach, say `ready` (or why not) on the given descriptor, serve.
+
+The process that was started forks and ends at once, so that the supervisor is nobody's child and leaves no zombie in a
+command that lives long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import logging.handlers
+import os
+import resource
+import sys
+
+from autoforward.errors import AutoforwardError
+from autoforward.paths import StatePaths
+from autoforward.supervisor.server import DEFAULT_IDLE_EXIT_S, Supervisor
+
+MAX_LOG_BYTES = 2 * 1024 * 1024
+WANTED_DESCRIPTORS = 65_536
+"""A relayed connection takes two; a thousand at once on several forwards is an ordinary load test."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m autoforward.supervisor")
+    parser.add_argument("--ready-fd", type=int, required=True)
+    ready_fd: int = parser.parse_args().ready_fd
+    if os.fork():
+        os._exit(0)  # no clean-up: everything belongs to the child now
+    os.umask(0o077)
+    paths = StatePaths.locate()
+    try:
+        paths.ensure()
+        _start_logging(paths)
+        _raise_descriptor_limit()
+        idle_exit_s = float(os.environ.get("AUTOFORWARD_IDLE_EXIT_S", DEFAULT_IDLE_EXIT_S))
+        asyncio.run(_serve(paths, idle_exit_s, ready_fd))
+    except (AutoforwardError, OSError, ValueError) as error:
+        logging.getLogger(__name__).exception("the supervisor failed")
+        _tell(ready_fd, str(error))
+        return 1
+    return 0
+
+
+async def _serve(paths: StatePaths, idle_exit_s: float, ready_fd: int) -> None:
+    supervisor = Supervisor(paths, idle_exit_s=idle_exit_s)
+    await supervisor.serve_until_done(lambda: _tell(ready_fd, "ready"))
+
+
+def _tell(ready_fd: int, word: str) -> None:
+    """Answer the command that waits; a second word, after it has gone on, is for nobody."""
+    try:
+        os.write(ready_fd, word.encode())
+        os.close(ready_fd)
+    except OSError:
+        logging.getLogger(__name__).debug("nobody waits for %r", word)
+
+
+def _start_logging(paths: StatePaths) -> None:
+    handler = logging.handlers.RotatingFileHandler(paths.supervisor_log, maxBytes=MAX_LOG_BYTES, backupCount=1)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=os.environ.get("AUTOFORWARD_LOG_LEVEL", "INFO").upper())
+    logging.captureWarnings(True)
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(WANTED_DESCRIPTORS, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The engines in use: one `Engine` and one follower of its event stream per endpoint, for as long as sessions need it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from autoforward.engine import ContainerEvent, Engine
+from autoforward.errors import AutoforwardError
+from autoforward.model import EngineEndpoint
+
+log = logging.getLogger(__name__)
+
+RETRY_S = (0.2, 0.4, 0.8, 1.6, 2.0)
+
+
+class EngineFollower:
+    """Follows the engine's events in a thread of its own.
+
+    `on_event` is called on the control loop; with None after every new connection: events may have been missed, and
+    whoever depends on them has to look for himself.
+    """
+
+    def __init__(self, engine: Engine, on_event: Callable[[ContainerEvent | None], None]) -> None:
+        self.engine = engine
+        self._on_event = on_event
+        self._loop = asyncio.get_running_loop()
+        self._stopping = threading.Event()
+        self._stream: Any = None
+        self._thread = threading.Thread(target=self._run, name=f"events of {engine.endpoint.host}", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread. Idempotent; does not wait for it: it may be in the middle of a connection attempt."""
+        self._stopping.set()
+        self._close_stream()
+
+    def _close_stream(self) -> None:
+        stream = self._stream
+        if stream is not None:
+            try:
+                stream.close()
+            except (OSError, ValueError, AttributeError) as error:
+                log.debug("closing the event stream of %s: %s", self.engine, error)
+
+    def _opened(self, stream: Any) -> None:
+        self._stream = stream
+        if self._stopping.is_set():
+            self._close_stream()
+        self._tell(None)
+
+    def _tell(self, event: ContainerEvent | None) -> None:
+        if not self._stopping.is_set():
+            self._loop.call_soon_threadsafe(self._on_event, event)
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                for event in self.engine.events(self._opened):
+                    failures = 0
+                    self._tell(event)
+                log.info("the event stream of %s ended", self.engine.endpoint.host)
+            except (AutoforwardError, OSError, ValueError, AttributeError) as error:
+                # A stream closed from another thread surfaces as any of these, depending on where it was.
+                if not self._stopping.is_set():
+                    log.info("the event stream of %s broke: %s", self.engine.endpoint.host, error)
+            self._stopping.wait(RETRY_S[min(failures, len(RETRY_S) - 1)])
+            failures += 1
+
+
+class Engines:
+    """Engines by endpoint. `on_event(endpoint, event)` is called on the control loop."""
+
+    def __init__(self, on_event: Callable[[EngineEndpoint, ContainerEvent | None], None]) -> None:
+        self._on_event = on_event
+        self._followers: dict[str, EngineFollower] = {}
+
+    def get(self, endpoint: EngineEndpoint) -> Engine:
+        follower = self._followers.get(endpoint.host)
+        if follower is None:
+            follower = EngineFollower(Engine(endpoint), lambda event: self._on_event(endpoint, event))
+            self._followers[endpoint.host] = follower
+        return follower.engine
+
+    def keep_only(self, hosts: set[str]) -> None:
+        for host in set(self._followers) - hosts:
+            self._followers.pop(host).close()
+
+    def close(self) -> None:
+        self.keep_only(set())
+
+    @property
+    def endpoints(self) -> list[EngineEndpoint]:
+        return [follower.engine.endpoint for follower in self._followers.values()]

@@ -1,0 +1,278 @@
+"""What the commands can ask of the supervisor, one method per `op` of the control socket (SPEC.md, "Control socket")."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from autoforward import __version__
+from autoforward.errors import AutoforwardError, PortUnavailableError, TargetError
+from autoforward.events import LINE_PREFIX, PortEvent, encode_line, encode_object, matches_target, read_events
+from autoforward.leases import format_time
+from autoforward.model import ForwardKey, PortSpec
+from autoforward.settings import SessionRecord, merge_specs
+from autoforward.supervisor.control import Connection, Handler
+from autoforward.supervisor.server import DRAIN_S, Supervisor
+from autoforward.supervisor.session import Session
+
+RESTORE_WAIT_S = 5.0
+"""How long `list` waits for sessions that are being restored; what is not back by then is shown as it is."""
+
+PATIENCE_S = 1.0
+"""After this a person is told what is being waited for."""
+
+
+class Handlers:
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def by_op(self) -> dict[str, Handler]:
+        return {
+            "ping": self.ping,
+            "attach": self.attach,
+            "forward": self.forward,
+            "detach": self.detach,
+            "stop": self.stop,
+            "list": self.list_forwards,
+            "status": self.status,
+            "events": self.events,
+        }
+
+    async def ping(self, _request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
+        return {"pid": os.getpid(), "version": __version__}
+
+    async def attach(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
+        """Begin or change a session; answers when a first snapshot has been applied."""
+        record = SessionRecord.from_json(request["record"])
+        with self._supervisor.hub.subscribe(lambda event: event.container_id == record.container_id) as heard:
+            session = self._supervisor.session_of(record.identity)
+            if session is None:
+                session = self._supervisor.add_session(record)
+                await self._supervisor.store_session(session)
+            else:
+                manual = merge_specs(session.record.manual, record.manual)
+                record = replace(record, session_id=session.record.session_id, manual=manual)
+                await session.update(record)
+                await self._supervisor.store_session(session)
+            await self._wait_settled(session, connection)
+            events = [_line(event) for event in heard.drain()]
+        if session.state == "ended":
+            raise TargetError(session.problem or "the session ended")
+        return {
+            "session_id": session.record.session_id,
+            "state": session.state,
+            "problem": session.problem,
+            "lane": session.tool.lane if session.tool else None,
+            "rows": await self._rows([session]),
+            "events": events,
+        }
+
+    async def forward(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
+        """Forward these SPECs only. Detached: until told otherwise. Else for as long as the connection lasts."""
+        record = SessionRecord.from_json(request["record"])
+        specs, detached = record.manual, bool(request["detached"])
+        session = self._supervisor.session_of(record.identity)
+        if session is None:
+            session = self._supervisor.add_session(replace(record, attached=False, manual=()))
+        claim_id = next(self._supervisor.claim_ids)
+        self._supervisor.foreground += 1
+        try:
+            await self._wait_settled(session, connection)
+            await session.claim(claim_id, specs)
+            self._check_bound(session, specs)
+            rows = await self._rows_of(session, specs)
+            if detached:
+                merged = replace(session.record, manual=merge_specs(session.record.manual, specs))
+                session.record = merged
+                await self._supervisor.store_session(session)
+                return {"rows": rows, "session_id": session.record.session_id, "pid": os.getpid()}
+            await connection.send({"type": "bound", "rows": rows})
+            await self._hold(session, specs, claim_id, connection)
+            return {"rows": rows}
+        finally:
+            self._supervisor.foreground -= 1
+            if session.state != "ended":
+                await session.release_claim(claim_id)
+                if not session.wanted:
+                    await self._supervisor.end_sessions([session], "no longer asked for")
+            self._supervisor.check_idle()
+
+    def _check_bound(self, session: Session, specs: Sequence[PortSpec]) -> None:
+        """Raises PortUnavailableError for a host port that cannot be had, AutoforwardError for other failures."""
+        if session.state == "ended":
+            raise TargetError(session.problem or "the session ended")
+        if session.state != "watching" or session.tool is None:
+            raise AutoforwardError(
+                f"nothing can be forwarded from {session.record.container_name}: {session.problem}",
+                hint="`autoforward doctor` lists what a container needs",
+            )
+        for forward in session.forwarder.forwards:
+            if forward.status == "failed" and any(spec.key == forward.wish.key for spec in specs):
+                number = forward.wish.pinned_host_port or forward.wish.key.container_port
+                raise PortUnavailableError(f"host port {number} cannot be had: {forward.reason}")
+        keys = {forward.wish.key for forward in session.forwarder.forwards}
+        for spec in specs:
+            if spec.key not in keys:
+                raise AutoforwardError(f"{spec.text} is not forwarded: {session.forwarder.why_not(spec.key)}")
+
+    async def _hold(self, session: Session, specs: Sequence[PortSpec], claim_id: int, connection: Connection) -> None:
+        """Until the command asks to drain, or hangs up, or the session ends (which is its error)."""
+        forward_ids = session.forwarder.ids_of({spec.key for spec in specs})
+        listening = asyncio.ensure_future(connection.receive())
+        ended = asyncio.ensure_future(session.wait_ended())
+        try:
+            await asyncio.wait([listening, ended], return_when=asyncio.FIRST_COMPLETED)
+            if not listening.done():
+                raise TargetError(f"{session.record.container_name}: {session.problem}")
+            drain = listening.result() is not None
+            await session.release_claim(claim_id)
+            if drain:
+                listening = asyncio.ensure_future(connection.receive())
+                draining = asyncio.ensure_future(self._supervisor.drain(forward_ids, DRAIN_S))
+                await asyncio.wait([listening, draining], return_when=asyncio.FIRST_COMPLETED)
+                if draining.done():
+                    return
+            await self._supervisor.drain(forward_ids, 0.0)
+        finally:
+            listening.cancel()
+            ended.cancel()
+
+    async def detach(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
+        """End sessions; answers when their listeners are closed."""
+        container_ids = {str(item) for item in request.get("container_ids") or ()}
+        sessions = [
+            session
+            for session in self._supervisor.sessions.values()
+            if request.get("all")
+            or session.record.container_id in container_ids
+            or (request.get("target") and matches(session.record, str(request["target"])))
+        ]
+        rows = await self._rows(sessions)
+        await self._supervisor.end_sessions(sessions, "detached")
+        return {"rows": rows, "sessions": [session.record.session_id for session in sessions]}
+
+    async def stop(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
+        """End one forward, or all of a target, or all; new servers of an attached container are still forwarded."""
+        target = request.get("target")
+        stopped: list[dict[str, Any]] = []
+        for session in list(self._supervisor.sessions.values()):
+            for row in await self._rows([session]):
+                if row["id"] is None:
+                    continue
+                if request.get("all") or row["id"] == target or matches(session.record, str(target)):
+                    if await session.stop_forward(row["id"]):
+                        stopped.append(row)
+                    await self._supervisor.store_session(session)
+            if not session.wanted:
+                await self._supervisor.end_sessions([session], "stopped by the user")
+        if target and not stopped and not self._find(str(target)):
+            raise TargetError(f"no forward and no session is called {target}", hint="`autoforward list` shows them")
+        return {"rows": stopped}
+
+    async def list_forwards(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
+        await self._wait_restored()
+        target = request.get("target")
+        return {"rows": await self._rows(self._find(str(target)) if target else self._supervisor.sessions.values())}
+
+    async def status(self, _request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
+        await self._wait_restored()
+        supervisor = self._supervisor
+        return {
+            "pid": os.getpid(),
+            "version": __version__,
+            "home": str(supervisor.paths.home),
+            "uptime_s": round(time.time() - supervisor.started_s, 1),
+            "engines": [
+                {"host": endpoint.host, "source": endpoint.source} for endpoint in supervisor.engines.endpoints
+            ],
+            "sessions": [session.describe() for session in supervisor.sessions.values()],
+        }
+
+    async def events(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
+        """Events as they happen, after what was missed (`since`) or what is up now (`replay`). Ends with the supervisor."""
+        hub, target = self._supervisor.hub, request.get("target")
+        accepts = matches_target(str(target)) if target else None
+        with hub.subscribe(lambda event: accepts is None or accepts(event.to_json())) as subscription:
+            sent = hub.last_seq
+            if request.get("since") is not None:
+                since = int(request["since"])
+                missed = await asyncio.to_thread(lambda: list(read_events(self._supervisor.paths, since, accepts)))
+                for values in missed:
+                    sent = max(sent, values["seq"])
+                    await connection.event(LINE_PREFIX + encode_object(values))
+            elif request.get("replay", True):
+                await self._wait_restored()
+                sent = hub.last_seq
+                now = format_time(datetime.now(UTC))
+                for session in self._supervisor.sessions.values():
+                    for event in session.forwarder.replay_events(sent, now):
+                        if accepts is None or accepts(event.to_json()):
+                            await connection.event(_line(event))
+            gone = asyncio.ensure_future(connection.receive())
+            try:
+                while True:
+                    getting = asyncio.ensure_future(subscription.get())
+                    await asyncio.wait([getting, gone], return_when=asyncio.FIRST_COMPLETED)
+                    if not getting.done():
+                        getting.cancel()
+                        break
+                    live = getting.result()
+                    if live is None:
+                        break
+                    if live.seq > sent:
+                        await connection.event(_line(live))
+            finally:
+                gone.cancel()
+        return {}
+
+    # Helpers.
+
+    async def _wait_settled(self, session: Session, connection: Connection) -> None:
+        waiting = asyncio.ensure_future(session.settled())
+        try:
+            if not (await asyncio.wait([waiting], timeout=PATIENCE_S))[0]:
+                await connection.progress(f"looking into {session.record.container_name} …")
+            await waiting
+        finally:
+            waiting.cancel()
+
+    async def _wait_restored(self) -> None:
+        waiting = [asyncio.ensure_future(session.settled()) for session in self._supervisor.sessions.values()]
+        if waiting:
+            _done, late = await asyncio.wait(waiting, timeout=RESTORE_WAIT_S)
+            for task in late:
+                task.cancel()
+
+    async def _rows(self, sessions: Any) -> list[dict[str, Any]]:
+        counters = await self._supervisor.counters()
+        return [row for session in sessions for row in session.rows(counters)]
+
+    async def _rows_of(self, session: Session, specs: Sequence[PortSpec]) -> list[dict[str, Any]]:
+        wanted: set[ForwardKey] = {spec.key for spec in specs}
+        ids = session.forwarder.ids_of(wanted)
+        return [row for row in await self._rows([session]) if row["id"] in ids]
+
+    def _find(self, target: str) -> list[Session]:
+        return [session for session in self._supervisor.sessions.values() if matches(session.record, target)]
+
+
+def _line(event: PortEvent) -> str:
+    return encode_line(event).rstrip("\n")
+
+
+def matches(record: SessionRecord, target: str) -> bool:
+    """Whether a person who says `target` means this session."""
+    if target in (record.session_id, record.container_name, record.target, record.workspace_folder):
+        return True
+    if record.project and target in (
+        record.project,
+        f"{record.project}/{record.service}",
+        f"{record.project}/{record.service}#{record.identity.instance}",
+    ):
+        return True
+    return len(target) >= 4 and record.container_id.startswith(target)

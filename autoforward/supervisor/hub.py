@@ -1,0 +1,80 @@
+"""Events on their way: numbered and written by the log in its own thread, then handed to whoever follows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from autoforward.events import EventLog, PortEvent
+
+MAX_BACKLOG = 10_000
+"""Events that a follower may be behind before it is cut off; it can come back with `--since`."""
+
+
+class Subscription:
+    """What one follower has not read yet; `get` returns None when it was cut off or the supervisor ends."""
+
+    def __init__(self, accepts: Callable[[PortEvent], bool]) -> None:
+        self._accepts = accepts
+        self._queue: asyncio.Queue[PortEvent | None] = asyncio.Queue()
+        self._ended = False
+
+    def offer(self, event: PortEvent) -> None:
+        if self._ended or not self._accepts(event):
+            return
+        if self._queue.qsize() >= MAX_BACKLOG:
+            self.end()
+        else:
+            self._queue.put_nowait(event)
+
+    def end(self) -> None:
+        self._ended = True
+        self._queue.put_nowait(None)
+
+    async def get(self) -> PortEvent | None:
+        return await self._queue.get()
+
+    def drain(self) -> list[PortEvent]:
+        """What is there now, without waiting."""
+        events = []
+        while not self._queue.empty():
+            event = self._queue.get_nowait()
+            if event is not None:
+                events.append(event)
+        return events
+
+
+class EventHub:
+    """`publish` keeps the order of the calls: one thread writes, and followers hear of what has been written."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="autoforward-events")
+        self._subscriptions: set[Subscription] = set()
+
+    @property
+    def last_seq(self) -> int:
+        return self._log.last_seq
+
+    async def publish(self, event: PortEvent) -> PortEvent:
+        written = await asyncio.get_running_loop().run_in_executor(self._thread, self._log.append, event)
+        for subscription in self._subscriptions:
+            subscription.offer(written)
+        return written
+
+    @contextlib.contextmanager
+    def subscribe(self, accepts: Callable[[PortEvent], bool]) -> Iterator[Subscription]:
+        subscription = Subscription(accepts)
+        self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+
+    def close(self) -> None:
+        """No more events: followers reach their end. Blocks for the last line to be written."""
+        for subscription in self._subscriptions:
+            subscription.end()
+        self._thread.shutdown()

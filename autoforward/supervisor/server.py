@@ -1,0 +1,300 @@
+"""The supervisor: all sessions of one user, in one detached process.
+
+Phases: `start` (lock, registry, data plane, restored sessions, control socket), `serve` (until told to stop or idle),
+`shut_down` (drain for a bounded time, say the end of every forward, leave the sessions on disk for the next one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import fasteners
+
+from autoforward import __version__
+from autoforward.allocator import Allocator
+from autoforward.dataplane import DataPlane
+from autoforward.engine import ContainerEvent
+from autoforward.errors import AutoforwardError
+from autoforward.events import EventLog
+from autoforward.leases import RegistryDocument, current_process
+from autoforward.messages import (
+    AcceptPaused,
+    Drain,
+    ForwardCounters,
+    KillWanted,
+    Notice,
+    ReadCounters,
+    RelayEnded,
+    RelayStarted,
+    StreamFailed,
+    StreamWanted,
+)
+from autoforward.model import EngineEndpoint, Identity
+from autoforward.paths import StatePaths
+from autoforward.registry import Registry
+from autoforward.settings import SessionRecord
+from autoforward.supervisor.control import ControlServer
+from autoforward.supervisor.engines import Engines
+from autoforward.supervisor.hub import EventHub
+from autoforward.supervisor.session import Session, SessionServices
+
+log = logging.getLogger(__name__)
+
+INSTANCE_LOCK_TIMEOUT_S = 15.0
+"""A predecessor that is shutting down holds the lock until it has drained."""
+
+DRAIN_S = 5.0
+CONTROL_CLOSE_S = 1.0
+DEFAULT_IDLE_EXIT_S = 60.0
+
+ENGINE_THREADS = 8
+"""Processes that are being started in containers at once: 20 at once take 1.6 s, more only makes all of them later."""
+
+T = TypeVar("T")
+
+
+class Supervisor:
+    """See the module. `serve_until_done` is the whole life; `handlers.py` answers the commands."""
+
+    def __init__(self, paths: StatePaths, *, idle_exit_s: float = DEFAULT_IDLE_EXIT_S) -> None:
+        self.paths = paths
+        self.started_s = time.time()
+        self.sessions: dict[str, Session] = {}
+        self.claim_ids = itertools.count(1)
+        self.foreground = 0
+        self._idle_exit_s = idle_exit_s
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._stop = asyncio.Event()
+        self._stop_reason = ""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lock = fasteners.InterProcessLock(str(paths.supervisor_lock))
+
+    # Phases.
+
+    async def serve_until_done(self, ready: Callable[[], None]) -> None:
+        await self._start()
+        try:
+            ready()
+            await self._stop.wait()
+        finally:
+            await self._shut_down()
+
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not await asyncio.to_thread(self._lock.acquire, timeout=INSTANCE_LOCK_TIMEOUT_S):
+            raise AutoforwardError("another supervisor runs and does not answer")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop, f"signal {signal.Signals(number).name}")
+        self.plane = DataPlane(lambda notice: self._hand_over(loop, notice))
+        self.registry = Registry(self.paths, self._warn)
+        process = current_process()
+        # One thread: everything that takes the registry's lock goes through it, in order.
+        self.disk = ThreadPoolExecutor(1, thread_name_prefix="autoforward-disk")
+        self.engine_pool = ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="autoforward-engine")
+        self.hub = EventHub(await asyncio.to_thread(EventLog, self.paths, self._warn))
+        self.engines = Engines(self._on_engine_event)
+        allocator = Allocator(self.registry, process, self._warn)
+        self.services = SessionServices(self.plane, allocator, self.hub, self.disk, self.engine_pool)
+        self.plane.start()
+        info = {"pid": process.pid, "pid_started": process.started, "version": __version__}
+        await self.on_disk(lambda: self._write_info(info))
+        await self._restore()
+        from autoforward.supervisor.handlers import Handlers
+
+        self._control = ControlServer(self.paths.supervisor_socket, Handlers(self).by_op())
+        await self._control.start()
+        self.check_idle()
+        log.info("supervisor %s started, pid %d, %d sessions restored", __version__, process.pid, len(self.sessions))
+
+    async def _restore(self) -> None:
+        """Take up the sessions of a supervisor that died, and free the leases that nobody holds any more."""
+
+        def take_over() -> list[SessionRecord]:
+            records = []
+            with self.registry.transaction() as document:
+                _reserve_rows_of_the_dead(document)
+                for row in list(document.sessions):
+                    try:
+                        records.append(SessionRecord.from_json(row))
+                    except (KeyError, TypeError, ValueError) as error:
+                        self._warn(f"a stored session cannot be read and is dropped: {error!r}")
+                        document.sessions.remove(row)
+            return records
+
+        for record in await self.on_disk(take_over):
+            self.add_session(record)
+
+    async def _shut_down(self) -> None:
+        log.info("supervisor ends: %s", self._stop_reason or "an error")
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self._control.stop_accepting()
+        forward_ids = frozenset(key for session in self.sessions.values() for key in session.forwarder.forward_ids)
+        await self.drain(forward_ids, DRAIN_S)
+        # The rows stay in the registry's sessions: whoever starts next takes them up again.
+        await self._end_all(self.sessions.values(), "the supervisor ended", forget=False)
+        self.engines.close()
+        self.plane.stop()
+        await asyncio.to_thread(self.hub.close)
+        # Followers have their last events; what still runs is cut.
+        await self._control.aclose(CONTROL_CLOSE_S)
+        self.engine_pool.shutdown(wait=False, cancel_futures=True)
+        self.disk.shutdown()
+        self.paths.supervisor_info.unlink(missing_ok=True)
+        self._lock.release()
+
+    def stop(self, reason: str) -> None:
+        self._stop_reason = self._stop_reason or reason
+        self._stop.set()
+
+    async def drain(self, forward_ids: frozenset[str], timeout_s: float) -> bool:
+        """Wait until the connections of these forwards have ended; False when they were cut at the deadline."""
+        done: Future[bool] = Future()
+        self.plane.submit(Drain(forward_ids, timeout_s, done))
+        return await asyncio.wrap_future(done)
+
+    async def counters(self) -> dict[str, ForwardCounters]:
+        done: Future[dict[str, ForwardCounters]] = Future()
+        self.plane.submit(ReadCounters(done))
+        return await asyncio.wrap_future(done)
+
+    # Sessions.
+
+    def session_of(self, identity: Identity) -> Session | None:
+        return next((session for session in self.sessions.values() if session.record.identity == identity), None)
+
+    def add_session(self, record: SessionRecord) -> Session:
+        session = Session(record, self.engines.get(record.endpoint), self.services, self._on_session_ended)
+        self.sessions[record.session_id] = session
+        session.start()
+        self.check_idle()
+        return session
+
+    async def store_session(self, session: Session) -> None:
+        """Write what the next supervisor needs; a session that lives on a foreground command only leaves nothing."""
+        record = session.record
+
+        def write() -> None:
+            with self.registry.transaction() as document:
+                if record.attached or record.manual:
+                    document.upsert_session(record.to_json())
+                else:
+                    document.remove_session(record.session_id)
+
+        await self.on_disk(write)
+
+    async def end_sessions(self, sessions: Iterable[Session], reason: str) -> None:
+        await self._end_all(sessions, reason, forget=True)
+
+    async def _end_all(self, sessions: Iterable[Session], reason: str, *, forget: bool) -> None:
+        ending = list(sessions)
+        if forget:
+            await self.on_disk(lambda: self._forget([session.record.session_id for session in ending]))
+        await asyncio.gather(*(session.end(reason) for session in ending))
+
+    def _forget(self, session_ids: list[str]) -> None:
+        with self.registry.transaction() as document:
+            for session_id in session_ids:
+                document.remove_session(session_id)
+
+    def _on_session_ended(self, session: Session, reason: str) -> None:
+        """A session is over, whoever ended it; one whose container is gone is not stored any more."""
+        log.info("session %s of %s ended: %s", session.record.session_id, session.record.container_name, reason)
+        self.sessions.pop(session.record.session_id, None)
+        self.engines.keep_only({other.record.endpoint.host for other in self.sessions.values()})
+        if not self._stop.is_set():
+            self._spawn(self.on_disk(lambda: self._forget([session.record.session_id])), "forget a session")
+        self.check_idle()
+
+    def check_idle(self) -> None:
+        """Start or stop the clock that ends a supervisor which nobody needs."""
+        busy = self.foreground or any(session.keeps_supervisor_alive for session in self.sessions.values())
+        if busy and self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        elif not busy and self._idle_timer is None:
+            loop = asyncio.get_running_loop()
+            self._idle_timer = loop.call_later(self._idle_exit_s, self.stop, "nothing to do")
+
+    # What comes in.
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, notice: Notice) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to tell
+            loop.call_soon_threadsafe(self._on_notice, notice)
+
+    def _on_notice(self, notice: Notice) -> None:
+        match notice:
+            case StreamWanted(forward_id, relay_id):
+                session = self._session_with(forward_id)
+                if session is None:
+                    self.plane.submit(StreamFailed(relay_id, "the forward has ended"))
+                else:
+                    session.on_stream_wanted(notice)
+            case RelayStarted(session_id):
+                if (session := self.sessions.get(session_id)) is not None:
+                    session.on_relay_started(notice)
+            case KillWanted(session_id):
+                if (session := self.sessions.get(session_id)) is not None:
+                    session.on_kill_wanted(notice)
+            case RelayEnded(forward_id):
+                if (session := self._session_with(forward_id)) is not None:
+                    session.on_relay_ended(notice)
+            case AcceptPaused(forward_id, reason):
+                log.warning("%s: accepting connections rests for a moment: %s", forward_id, reason)
+
+    def _session_with(self, forward_id: str) -> Session | None:
+        return next((s for s in self.sessions.values() if s.forwarder.key_of(forward_id) is not None), None)
+
+    def _on_engine_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
+        for session in self.sessions.values():
+            record = session.record
+            if record.endpoint.host != endpoint.host:
+                continue
+            if event is None:  # the event stream is new: things may have happened that it does not tell
+                session.notice_event(ContainerEvent("recheck", record.container_id, record.container_name, {}))
+            elif event.container_id == record.container_id:
+                session.notice_event(event)
+
+    # Small things.
+
+    async def on_disk(self, job: Callable[[], T]) -> T:
+        """Run `job` in the thread in which everything that takes the registry's lock runs."""
+        return await asyncio.get_running_loop().run_in_executor(self.disk, job)
+
+    def _spawn(self, work: object, name: str) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        task.set_name(name)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("%s: %s", task.get_name(), error)
+
+    def _warn(self, text: str) -> None:
+        log.warning("%s", text)
+
+    def _write_info(self, info: dict[str, object]) -> None:
+        descriptor = os.open(self.paths.supervisor_info, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(info, file)
+
+
+def _reserve_rows_of_the_dead(document: RegistryDocument) -> None:
+    from datetime import UTC, datetime
+
+    now = datetime.now(UTC)
+    for lease in list(document.entries):
+        if lease.state == "bound" and not lease.owner.is_alive():
+            document.mark_reserved(lease.id, now)

@@ -1,0 +1,86 @@
+"""TARGET, as people write it, to one container: a folder, a container id or name, or `project/service[#n]`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from autoforward.devcontainer import LABEL_LOCAL_FOLDER, find_config_file
+from autoforward.engine import Engine
+from autoforward.errors import TargetError
+from autoforward.model import ContainerInfo
+
+_SERVICE = re.compile(r"(?P<project>[^/#]+)/(?P<service>[^/#]+)(?:#(?P<instance>[0-9]{1,5}))?")
+
+
+def resolve_target(engine: Engine, target: str) -> ContainerInfo:
+    """The running container that is meant. Raises TargetError with the nearest names, or how to start it."""
+    folder = Path(target)
+    if folder.is_dir():
+        found = _of_folder(engine, folder, target)
+        if found is not None:
+            return found
+    info = _by_name(engine, target) or _by_service(engine, target)
+    if info is None:
+        raise TargetError(
+            f"no container, service or dev container folder is called {target}", hint=_nearest(engine, target)
+        )
+    if not info.running:
+        raise TargetError(
+            f"container {info.name} is not running (it is {info.state})",
+            hint=f"start it with `docker start {info.name}`",
+        )
+    return info
+
+
+def _of_folder(engine: Engine, folder: Path, target: str) -> ContainerInfo | None:
+    """The dev container of a folder; None when the folder is none of a dev container, so that a name may be meant."""
+    path = os.path.realpath(folder)
+    containers = engine.find_containers({LABEL_LOCAL_FOLDER: path})
+    if not containers and path != str(folder.absolute()):
+        containers = engine.find_containers({LABEL_LOCAL_FOLDER: str(folder.absolute())})
+    running = [info for info in containers if info.running]
+    if running:
+        return running[-1]
+    if not containers and find_config_file(folder) is None:
+        return None
+    state = f"; container {containers[-1].name} is {containers[-1].state}" if containers else ""
+    raise TargetError(
+        f"no dev container of {path} is running{state}",
+        hint=f"start it with `devup --auto-forward --workspace-folder {target}`",
+    )
+
+
+def _by_name(engine: Engine, target: str) -> ContainerInfo | None:
+    if "/" in target or "#" in target:
+        return None
+    try:
+        return engine.inspect(target)
+    except TargetError:
+        return None
+
+
+def _by_service(engine: Engine, target: str) -> ContainerInfo | None:
+    """`project/service` is its first running instance, `#n` that very one."""
+    parts = _SERVICE.fullmatch(target)
+    if parts is None:
+        return None
+    labels = {
+        "com.docker.compose.project": parts["project"],
+        "com.docker.compose.service": parts["service"],
+        "com.docker.compose.container-number": parts["instance"],
+    }
+    if parts["instance"] is None:
+        del labels["com.docker.compose.container-number"]
+    found = sorted(engine.find_containers(labels), key=lambda info: (not info.running, info.instance))
+    return found[0] if found else None
+
+
+def _nearest(engine: Engine, target: str) -> str:
+    names = engine.names()
+    near = difflib.get_close_matches(target, names, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(near) + "?"
+    return "`docker ps` lists the containers" if names else "no container exists on this engine"
