@@ -1,9 +1,9 @@
 """The byte stream of one `docker exec -i`, as the engine's API carries it over a socket.
 
-`EngineStream` is the whole interface that the rest of the program knows; other ways to carry the stream
-(the docker CLI over ssh, say) are other classes with the same five methods. Frames without a TTY
-(Engine API, "Attach to a container", "Stream format"): 1 byte stream (1 stdout, 2 stderr, 3 an error of the engine's own), 3 zero bytes,
-4 bytes big-endian length, payload. Zero-length frames happen and are not the end.
+`EngineStream` is the whole interface that the rest of the program knows; other ways to carry the stream (the docker CLI
+over ssh, say) are other classes with the same five methods. Frames without a TTY (Engine API, "Attach to a container",
+"Stream format"): 1 byte stream (1 stdout, 2 stderr, 3 an error of the engine's own), 3 zero bytes, 4 bytes big-endian
+length, payload. Zero-length frames happen and are not the end.
 """
 
 from __future__ import annotations

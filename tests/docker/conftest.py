@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +48,10 @@ class RecordedCli:
     name: str
     path: str
     record: Path
+
+    def up(self, workspace: Workspace) -> None:
+        """Run the plain CLI, without devup."""
+        subprocess.run([self.path, "up", *workspace.up_args], check=True, capture_output=True, timeout=100)
 
     def printed(self) -> bytes:
         return self.record.read_bytes()
