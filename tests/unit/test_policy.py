@@ -1,0 +1,338 @@
+"""What is forwarded and what is not, and the steps from one state to the next (tables; laws are in test_policy_laws.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from autoforward.attributes import AttributeRules, parse_attributes
+from autoforward.model import DialAddress, ForwardKey, Listener, PublishedPort, Snapshot
+from autoforward.policy import (
+    MAX_FORWARDS,
+    WITHDRAWAL_GRACE_S,
+    Existing,
+    Plan,
+    Seen,
+    SessionRules,
+    Steps,
+    Wish,
+    plan,
+    reconcile,
+)
+from autoforward.portspec import parse_port_spec
+
+NOW_S = 1000.0
+
+
+def key(container_port: int, transport: Any = "tcp", container_host: str | None = None) -> ForwardKey:
+    return ForwardKey(transport, container_host, container_port)
+
+
+def listening(*ports: int, address: str = "127.0.0.1", transport: Any = "tcp") -> Snapshot:
+    return tuple(sorted(Listener(transport, port, address) for port in ports))
+
+
+def specs(*texts: str) -> Any:
+    return tuple(spec for text in texts for spec in parse_port_spec(text))
+
+
+def attributes(**by_port: Mapping[str, Any]) -> AttributeRules:
+    """`_3000={"label": "web"}` is portsAttributes "3000"; `others` is otherPortsAttributes."""
+    others = by_port.pop("others", None)
+    rules, warnings = parse_attributes({name.lstrip("_"): value for name, value in by_port.items()}, others, "test")
+    assert not warnings
+    return rules
+
+
+def planned(rules: SessionRules, snapshot: Snapshot = (), before: Mapping[ForwardKey, Seen] | None = None) -> Plan:
+    return plan(rules, snapshot, before or {}, NOW_S)
+
+
+# -- who asked for a port ------------------------------------------------------------------------
+
+
+def test_a_port_that_listens_is_forwarded_at_once() -> None:
+    result = planned(SessionRules(), listening(3000))
+    wish = result.wishes[key(3000)]
+    assert (wish.source, wish.serving, wish.pinned_host_port) == ("detected", True, None)
+    assert wish.dials == (DialAddress("127.0.0.1", 3000),)
+    assert not result.notices
+    assert result.recheck_at_s is None
+
+
+@pytest.mark.parametrize(
+    ("declared", "manual", "source", "pin"),
+    [
+        ((), (), "detected", None),
+        (("3000",), (), "declared", None),
+        (("3000",), ("3000",), "manual", None),
+        (("3000",), ("8080:3000",), "manual", 8080),
+        (("9090:3000",), ("3000",), "manual", None),
+        ((), ("3000:3000",), "manual", 3000),
+    ],
+)
+def test_manual_before_declared_before_detected(
+    declared: tuple[str, ...], manual: tuple[str, ...], source: str, pin: int | None
+) -> None:
+    result = planned(SessionRules(declared=specs(*declared), manual=specs(*manual)), listening(3000))
+    assert list(result.wishes) == [key(3000)]
+    wish = result.wishes[key(3000)]
+    assert (wish.source, wish.pinned_host_port, wish.serving) == (source, pin, True)
+
+
+def test_without_auto_only_what_was_named() -> None:
+    result = planned(SessionRules(auto=False, declared=specs("3000")), listening(3000, 4000))
+    assert list(result.wishes) == [key(3000)]
+    assert not result.notices
+
+
+@pytest.mark.parametrize("source", ["declared", "manual"])
+def test_a_named_port_without_a_server_waits(source: str) -> None:
+    wish = planned(SessionRules(**{source: specs("3000")})).wishes[key(3000)]  # type: ignore[arg-type]
+    assert not wish.serving
+    assert wish.dials == (DialAddress("127.0.0.1", 3000), DialAddress("::1", 3000))
+
+
+def test_another_host_is_always_served() -> None:
+    """Whether `db` listens cannot be seen from here; a dial that fails is a reset, and the port stays."""
+    wish = planned(SessionRules(declared=specs("db:5432"))).wishes[key(5432, container_host="db")]
+    assert wish.serving
+    assert wish.dials == (DialAddress("db", 5432),)
+
+
+def test_another_host_and_the_containers_own_port_are_two_forwards() -> None:
+    result = planned(SessionRules(declared=specs("db:5432")), listening(5432))
+    assert set(result.wishes) == {key(5432), key(5432, container_host="db")}
+
+
+@pytest.mark.parametrize(
+    ("addresses", "dials"),
+    [
+        (["127.0.0.1"], ["127.0.0.1"]),
+        (["::1"], ["::1"]),
+        (["0.0.0.0"], ["127.0.0.1"]),
+        (["::"], ["127.0.0.1", "::1"]),
+        (["0.0.0.0", "::"], ["127.0.0.1", "::1"]),
+        (["127.0.0.1", "::1"], ["127.0.0.1", "::1"]),
+        (["172.17.0.2"], ["172.17.0.2"]),
+        (["127.0.0.5"], ["127.0.0.5"]),
+    ],
+)
+def test_the_address_that_was_seen_is_dialled(addresses: list[str], dials: list[str]) -> None:
+    """Several sockets on one port are one forward; a `::1`-only server is reached on `::1`."""
+    snapshot = tuple(sorted(Listener("tcp", 3000, address) for address in addresses))
+    [wish] = planned(SessionRules(), snapshot).wishes.values()
+    assert [dial.host for dial in wish.dials] == dials
+
+
+# -- time ----------------------------------------------------------------------------------------
+
+
+def test_a_server_that_vanished_is_kept_for_the_grace_only() -> None:
+    first = planned(SessionRules(), listening(3000))
+    assert first.seen == {key(3000): Seen(frozenset({"127.0.0.1"}), NOW_S)}
+    within = plan(SessionRules(), (), first.seen, NOW_S + WITHDRAWAL_GRACE_S - 0.01)
+    assert within.wishes == first.wishes
+    assert within.recheck_at_s == NOW_S + WITHDRAWAL_GRACE_S
+    after = plan(SessionRules(), (), within.seen, NOW_S + WITHDRAWAL_GRACE_S)
+    assert not after.wishes
+    assert not after.seen
+    assert after.recheck_at_s is None
+
+
+def test_a_declared_port_goes_back_to_waiting_after_the_grace() -> None:
+    rules = SessionRules(declared=specs("3000"))
+    first = planned(rules, listening(3000))
+    assert plan(rules, (), first.seen, NOW_S + WITHDRAWAL_GRACE_S - 0.01).wishes[key(3000)].serving
+    assert not plan(rules, (), first.seen, NOW_S + WITHDRAWAL_GRACE_S).wishes[key(3000)].serving
+
+
+def test_a_server_that_comes_back_elsewhere_is_dialled_there() -> None:
+    before = planned(SessionRules(), listening(3000)).seen
+    result = plan(SessionRules(), listening(3000, address="::1"), before, NOW_S + 0.5)
+    assert result.wishes[key(3000)].dials == (DialAddress("::1", 3000),)
+    assert result.recheck_at_s is None
+
+
+def test_the_next_look_is_at_the_first_expiry() -> None:
+    before = {
+        key(3000): Seen(frozenset({"127.0.0.1"}), NOW_S - 0.2),
+        key(4000): Seen(frozenset({"127.0.0.1"}), NOW_S - 1.0),
+        key(5000): Seen(frozenset({"127.0.0.1"}), NOW_S - 9.0),
+    }
+    result = planned(SessionRules(), before=before)
+    assert set(result.wishes) == {key(3000), key(4000)}
+    assert result.recheck_at_s == NOW_S - 1.0 + WITHDRAWAL_GRACE_S
+
+
+# -- what is not forwarded, and why --------------------------------------------------------------
+
+PUBLISHED = (PublishedPort("tcp", 3000, "0.0.0.0", 8300),)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "172.17.0.2"])
+@pytest.mark.parametrize("declared", [False, True])
+def test_what_the_engine_publishes_is_shown_and_not_forwarded(address: str, declared: bool) -> None:
+    rules = SessionRules(published=PUBLISHED, declared=specs("3000") if declared else ())
+    result = planned(rules, listening(3000, address=address))
+    assert not result.wishes
+    notice = result.notices[key(3000)]
+    assert (notice.status, notice.host_ip, notice.host_port) == ("published", "0.0.0.0", 8300)
+    assert "0.0.0.0:8300" in notice.reason
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.5", "::1"])
+def test_a_published_port_whose_server_is_on_loopback_is_forwarded(address: str) -> None:
+    result = planned(SessionRules(published=PUBLISHED), listening(3000, address=address))
+    assert list(result.wishes) == [key(3000)]
+    assert not result.notices
+
+
+def test_a_published_port_is_forwarded_all_the_same_when_the_user_says_so() -> None:
+    result = planned(SessionRules(published=PUBLISHED, manual=specs("3000")), listening(3000, address="0.0.0.0"))
+    assert list(result.wishes) == [key(3000)]
+
+
+def test_only_the_published_port_itself_is_published() -> None:
+    rules = SessionRules(published=PUBLISHED, udp=True, declared=specs("db:3000"))
+    snapshot = tuple(sorted(listening(3000, transport="udp", address="0.0.0.0") + listening(3001, address="0.0.0.0")))
+    assert set(planned(rules, snapshot).wishes) == {
+        key(3000, "udp"),
+        key(3001),
+        key(3000, container_host="db"),
+    }
+
+
+def test_on_the_hosts_network_nothing_of_the_container_is_bound() -> None:
+    rules = SessionRules(host_network=True, declared=specs("4000", "db:5432"), manual=specs("5000"))
+    result = planned(rules, listening(3000))
+    assert set(result.notices) == {key(3000), key(4000), key(5000)}
+    assert {notice.status for notice in result.notices.values()} == {"ignored"}
+    assert all("host already" in notice.reason for notice in result.notices.values())
+    assert set(result.wishes) == {key(5432, container_host="db")}
+
+
+def test_excluded_ports_are_not_detected_but_can_be_named() -> None:
+    rules = SessionRules(exclude=((3000, 3001), (9229, 9229)), declared=specs("3001"))
+    result = planned(rules, listening(3000, 3001, 3002, 9229))
+    assert set(result.wishes) == {key(3001), key(3002)}
+    assert {notice.key: notice.reason for notice in result.notices.values()} == {
+        key(3000): "excluded",
+        key(9229): "excluded",
+    }
+
+
+def test_on_auto_forward_ignore_never_binds_but_a_manual_spec_does() -> None:
+    ignoring = attributes(_3000={"onAutoForward": "ignore"}, _4000={"onAutoForward": "ignore"})
+    rules = SessionRules(attributes=ignoring, declared=specs("3000"))
+    result = planned(rules, listening(3000, 4000))
+    assert not result.wishes
+    assert {notice.key: (notice.status, notice.source) for notice in result.notices.values()} == {
+        key(3000): ("ignored", "declared"),
+        key(4000): ("ignored", "detected"),
+    }
+    manual = planned(SessionRules(attributes=ignoring, manual=specs("3000")), listening(3000))
+    assert list(manual.wishes) == [key(3000)]
+
+
+def test_other_ports_ignored_leaves_the_listed_ones() -> None:
+    rules = SessionRules(attributes=attributes(_3000={"label": "web"}, others={"onAutoForward": "ignore"}))
+    result = planned(rules, listening(3000, 4000))
+    assert [wish.attributes.label for wish in result.wishes.values()] == ["web"]
+    assert list(result.notices) == [key(4000)]
+
+
+def test_without_a_lane_every_port_fails_with_what_was_tried() -> None:
+    rules = SessionRules(blocked="no lane works in this container: none of …", declared=specs("db:5432"))
+    result = planned(rules, listening(3000))
+    assert not result.wishes
+    assert {(notice.status, notice.reason) for notice in result.notices.values()} == {("failed", rules.blocked)}
+    assert set(result.notices) == {key(3000), key(5432, container_host="db")}
+
+
+@pytest.mark.parametrize("udp", [False, True])
+def test_udp_needs_a_lane_that_carries_it(udp: bool) -> None:
+    result = planned(SessionRules(udp=udp, manual=specs("5353/udp")))
+    assert (key(5353, "udp") in result.wishes) is udp
+    if not udp:
+        notice = result.notices[key(5353, "udp")]
+        assert notice.status == "failed"
+        assert "UDP" in notice.reason
+
+
+def test_a_stopped_port_is_neither_forwarded_nor_shown() -> None:
+    rules = SessionRules(stopped=frozenset({key(3000), key(4000)}), declared=specs("4000"))
+    result = planned(rules, listening(3000, 4000, 5000))
+    assert set(result.wishes) == {key(5000)}
+    assert not result.notices
+
+
+def test_a_container_cannot_take_every_port_of_the_host() -> None:
+    many = listening(*range(20_000, 20_000 + MAX_FORWARDS + 7))
+    result = planned(SessionRules(manual=specs("80:8080")), many)
+    assert len(result.wishes) == MAX_FORWARDS
+    assert result.overflow == 8
+    assert key(8080) in result.wishes, "what was named comes first"
+
+
+@pytest.mark.parametrize("rules", [SessionRules(host_network=True), SessionRules(blocked="no lane")])
+def test_a_container_cannot_fill_the_list_with_ports_that_are_not_forwarded(rules: SessionRules) -> None:
+    """Each notice is a row and an event: a container with 2,000 listeners would write 2,000 of them."""
+    result = planned(rules, listening(*range(20_000, 22_000)))
+    assert len(result.notices) == MAX_FORWARDS
+    assert result.overflow == 2000 - MAX_FORWARDS
+
+
+# -- the steps -----------------------------------------------------------------------------------
+
+
+def existing(wish: Wish, status: Any, host_ip: str = "127.0.0.1") -> dict[ForwardKey, Existing]:
+    return {wish.key: Existing(wish, status, host_ip)}
+
+
+def one_wish(rules: SessionRules, snapshot: Snapshot = ()) -> Wish:
+    [wish] = planned(rules, snapshot).wishes.values()
+    return wish
+
+
+DECLARED = SessionRules(declared=specs("3000"))
+WAITING = one_wish(DECLARED)
+SERVING = one_wish(DECLARED, listening(3000))
+MOVED = one_wish(DECLARED, listening(3000, address="::1"))
+PINNED = one_wish(SessionRules(manual=specs("8080:3000")), listening(3000))
+
+
+@pytest.mark.parametrize(
+    ("have", "want", "steps"),
+    [
+        ({}, SERVING, Steps(open=(SERVING,))),
+        (existing(WAITING, "waiting"), SERVING, Steps(serve=(SERVING,))),
+        (existing(SERVING, "active"), WAITING, Steps(withdraw=(WAITING,))),
+        (existing(SERVING, "active"), SERVING, Steps()),
+        (existing(WAITING, "waiting"), WAITING, Steps()),
+        (existing(SERVING, "active"), MOVED, Steps(update=(MOVED,))),
+        (existing(SERVING, "active"), None, Steps(close=(key(3000),))),
+        (existing(SERVING, "active"), PINNED, Steps(close=(key(3000),), open=(PINNED,))),
+        (existing(SERVING, "failed"), SERVING, Steps()),
+        (existing(SERVING, "failed"), MOVED, Steps(close=(key(3000),), open=(MOVED,))),
+        (existing(SERVING, "active", "0.0.0.0"), SERVING, Steps(close=(key(3000),), open=(SERVING,))),
+    ],
+)
+def test_the_step_from_one_forward_to_the_next(
+    have: dict[ForwardKey, Existing], want: Wish | None, steps: Steps
+) -> None:
+    wanted = Plan({want.key: want} if want else {}, {}, {})
+    assert reconcile(have, {}, wanted, "127.0.0.1") == steps
+
+
+def test_notices_come_go_and_change_once() -> None:
+    blocked = planned(SessionRules(blocked="no lane"), listening(3000))
+    excluded = planned(SessionRules(exclude=((3000, 3000),)), listening(3000))
+    assert reconcile({}, {}, blocked, "127.0.0.1").notices == tuple(blocked.notices.values())
+    assert reconcile({}, blocked.notices, blocked, "127.0.0.1") == Steps()
+    assert reconcile({}, blocked.notices, excluded, "127.0.0.1").notices == tuple(excluded.notices.values())
+    gone = reconcile({}, blocked.notices, planned(SessionRules(), listening(3000)), "127.0.0.1")
+    assert gone.dropped_notices == (key(3000),)
+    assert [wish.key for wish in gone.open] == [key(3000)]

@@ -1,0 +1,92 @@
+"""Laws of the plan and of the steps to it, over generated rules, snapshots and histories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoforward.attributes import AttributeRules, parse_attributes
+from autoforward.model import ForwardKey, Listener, PublishedPort, Snapshot
+from autoforward.policy import Existing, Notice, Plan, Seen, SessionRules, Steps, plan, reconcile
+from autoforward.portspec import parse_port_spec
+
+NOW_S = 1000.0
+IGNORING, _ = parse_attributes({"3000": {"onAutoForward": "ignore"}}, None, "test")
+
+PORTS = st.sampled_from([80, 3000, 3001, 5432])
+ADDRESSES = st.sampled_from(["127.0.0.1", "::1", "0.0.0.0", "::", "172.17.0.2"])
+TRANSPORTS = st.sampled_from(["tcp", "udp"])
+SNAPSHOTS = st.sets(st.builds(Listener, TRANSPORTS, PORTS, ADDRESSES), max_size=8).map(
+    lambda found: tuple(sorted(found))
+)
+SPECS = st.lists(st.sampled_from(["3000", "8080:3000", "80", "db:5432", "15432:db:5432", "3001/udp"]), max_size=4).map(
+    lambda texts: tuple(spec for text in texts for spec in parse_port_spec(text))
+)
+KEYS = st.builds(ForwardKey, TRANSPORTS, st.none(), PORTS)
+SEEN = st.dictionaries(
+    KEYS, st.builds(Seen, st.frozensets(ADDRESSES, min_size=1), st.floats(NOW_S - 3, NOW_S + 3)), max_size=4
+)
+RULES = st.builds(
+    SessionRules,
+    auto=st.booleans(),
+    declared=SPECS,
+    manual=SPECS,
+    attributes=st.sampled_from([AttributeRules(), IGNORING]),
+    exclude=st.sampled_from([(), ((3001, 3001),)]),
+    published=st.sampled_from([(), (PublishedPort("tcp", 3000, "0.0.0.0", 8300),)]),
+    host_network=st.booleans(),
+    stopped=st.frozensets(KEYS, max_size=2),
+    blocked=st.sampled_from([None, None, "no lane"]),
+    udp=st.booleans(),
+    max_forwards=st.sampled_from([1, 2, 128]),
+)
+PLANS = st.builds(plan, RULES, SNAPSHOTS, SEEN, st.just(NOW_S))
+
+
+@given(RULES, SNAPSHOTS, SEEN)
+def test_the_plan_is_a_function_and_says_each_port_once(
+    rules: SessionRules, snapshot: Snapshot, before: dict[ForwardKey, Seen]
+) -> None:
+    first = plan(rules, snapshot, before, NOW_S)
+    again = plan(rules, snapshot, dict(reversed(before.items())), NOW_S)
+    assert first == again
+    assert list(first.wishes) == list(again.wishes)
+    assert not first.wishes.keys() & first.notices.keys()
+    assert not (first.wishes.keys() | first.notices.keys()) & rules.stopped
+    assert len(first.wishes) <= rules.max_forwards
+    assert all(wish.dials for wish in first.wishes.values())
+    assert first.recheck_at_s is None or first.recheck_at_s > NOW_S
+
+
+@given(RULES, SNAPSHOTS, SEEN)
+def test_looking_again_at_once_changes_nothing(
+    rules: SessionRules, snapshot: Snapshot, before: dict[ForwardKey, Seen]
+) -> None:
+    first = plan(rules, snapshot, before, NOW_S)
+    assert plan(rules, snapshot, first.seen, NOW_S) == first
+
+
+def carried_out(
+    have: Mapping[ForwardKey, Existing], noticed: Mapping[ForwardKey, Notice], steps: Steps
+) -> tuple[dict[ForwardKey, Existing], dict[ForwardKey, Notice]]:
+    """What there is after the steps, were every one to succeed."""
+    rows = {key: row for key, row in have.items() if key not in steps.close}
+    for wish in (*steps.withdraw, *steps.serve, *steps.open):
+        rows[wish.key] = Existing(wish, "active" if wish.serving else "waiting", "127.0.0.1")
+    for wish in steps.update:
+        rows[wish.key] = Existing(wish, rows[wish.key].status, "127.0.0.1")
+    notices = {key: notice for key, notice in noticed.items() if key not in steps.dropped_notices}
+    notices.update({notice.key: notice for notice in steps.notices})
+    return rows, notices
+
+
+@given(PLANS, PLANS)
+def test_the_steps_lead_to_the_plan_and_then_there_are_none(first: Plan, second: Plan) -> None:
+    have, noticed = carried_out({}, {}, reconcile({}, {}, first, "127.0.0.1"))
+    have, noticed = carried_out(have, noticed, reconcile(have, noticed, second, "127.0.0.1"))
+    assert {key: row.wish for key, row in have.items()} == second.wishes
+    assert all(row.status == ("active" if row.wish.serving else "waiting") for row in have.values())
+    assert noticed == second.notices
+    assert reconcile(have, noticed, second, "127.0.0.1") == Steps()
