@@ -149,7 +149,8 @@ class Forwarder:
             self._notices[notice.key] = notice
             await self._publish_notice("failed" if notice.status == "failed" else "ignored", notice)
         if plan.overflow and not self._overflow:
-            reason = f"{plan.overflow} more ports are not forwarded: the limit is {len(plan.wishes)}"
+            limit = max(len(plan.wishes), len(plan.notices))
+            reason = f"{plan.overflow} more ports are not forwarded: the limit is {limit}"
             await self._services.publisher.publish(replace(self.session_event("ignored", reason), status="ignored"))
         self._overflow = plan.overflow
 

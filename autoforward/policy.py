@@ -27,7 +27,8 @@ WITHDRAWAL_GRACE_S = 1.5
 """A server that restarts under a file watcher is back within this; its port stays."""
 
 MAX_FORWARDS = 128
-"""Forwards of one session; a container must not be able to take every port of the host."""
+"""Forwards of one session, and ports that it shows without forwarding them: a container must not be able to take every
+port of the host, nor to fill the list and the log of events."""
 
 WILDCARDS = ("0.0.0.0", "::")
 
@@ -89,7 +90,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The wanted state. `overflow` ports are beyond the limit. `recheck_at_s`: when time alone changes the plan."""
+    """The wanted state. `overflow` ports are beyond the limit, and not in it at all. `recheck_at_s`: when time alone changes the plan."""
 
     wishes: Mapping[ForwardKey, Wish]
     notices: Mapping[ForwardKey, Notice]
@@ -111,7 +112,7 @@ def plan(rules: SessionRules, snapshot: Snapshot, before: Mapping[ForwardKey, Se
     for declared in rules.declared:
         candidates.setdefault(declared.key, ("declared", declared))
     if rules.auto:
-        for key in sorted(seen, key=lambda key: key.container_port):
+        for key in sorted(seen, key=lambda key: (key.container_port, key.transport)):
             candidates.setdefault(key, ("detected", None))
 
     for key, (source, spec) in candidates.items():
@@ -119,9 +120,9 @@ def plan(rules: SessionRules, snapshot: Snapshot, before: Mapping[ForwardKey, Se
             continue
         attributes = rules.attributes.resolve(key)
         notice = _why_not(rules, key, source, seen.get(key), attributes)
-        if notice is not None:
+        if notice is not None and len(notices) < rules.max_forwards:
             notices[key] = notice
-        elif len(wishes) >= rules.max_forwards:
+        elif notice is not None or len(wishes) >= rules.max_forwards:
             overflow += 1
         else:
             wishes[key] = _wish(key, source, spec, seen.get(key), attributes)
