@@ -20,6 +20,8 @@ CONNECT_TIMEOUT_S = 5.0
 
 KEPT_ENVIRONMENT = (
     "AUTOFORWARD_HOME",
+    "AUTOFORWARD_IDLE_EXIT_S",
+    "AUTOFORWARD_LOG_LEVEL",
     "HOME",
     "LANG",
     "LC_ALL",
@@ -56,7 +58,10 @@ def ensure_supervisor(paths: StatePaths) -> socket.socket:
     import fasteners
 
     paths.ensure()
-    lock = fasteners.InterProcessLock(str(paths.home / "starting.lock"))
+    path = paths.home / "starting.lock"
+    # fasteners would create it with the umask's mode.
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    lock = fasteners.InterProcessLock(str(path))
     if not lock.acquire(timeout=READY_TIMEOUT_S):
         raise AutoforwardError("another command has been starting the supervisor for too long")
     try:
