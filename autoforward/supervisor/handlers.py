@@ -109,7 +109,7 @@ class Handlers:
         if session.state != "watching" or session.tool is None:
             raise AutoforwardError(
                 f"nothing can be forwarded from {session.record.container_name}: {session.problem}",
-                hint="`autoforward doctor` lists what a container needs",
+                hint="install socat in the image (or netcat-openbsd, or bash)",
             )
         for forward in session.forwarder.forwards:
             if forward.status == "failed" and any(spec.key == forward.wish.key for spec in specs):
