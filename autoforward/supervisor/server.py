@@ -46,7 +46,8 @@ from autoforward.settings import SessionRecord
 from autoforward.supervisor.control import ControlServer
 from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.hub import EventHub
-from autoforward.supervisor.session import Session, SessionServices
+from autoforward.supervisor.services import SessionServices
+from autoforward.supervisor.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -239,16 +240,16 @@ class Supervisor:
                 if session is None:
                     self.plane.submit(StreamFailed(relay_id, "the forward has ended"))
                 else:
-                    session.on_stream_wanted(notice)
+                    session.connections.on_stream_wanted(notice)
             case RelayStarted(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
-                    session.on_relay_started(notice)
+                    session.connections.on_relay_started(notice)
             case KillWanted(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
-                    session.on_kill_wanted(notice)
+                    session.connections.on_kill_wanted(notice)
             case RelayEnded(forward_id):
                 if (session := self._session_with(forward_id)) is not None:
-                    session.on_relay_ended(notice)
+                    session.connections.on_relay_ended(notice)
             case AcceptPaused(forward_id, reason):
                 log.warning("%s: accepting connections rests for a moment: %s", forward_id, reason)
 

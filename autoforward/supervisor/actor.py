@@ -1,0 +1,116 @@
+"""An actor: one task that takes what comes in one after the other, so that nothing changes between deciding and doing.
+
+Things that happen go into the inbox with `tell`; commands of others with `execute`, which returns their result. Whoever
+runs the actor's task reads with `next_item`. `ending` is set from outside (or by the task itself) and interrupts every wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from autoforward.errors import AutoforwardError, TargetError
+
+Item = TypeVar("Item")
+T = TypeVar("T")
+
+
+class Ending(Exception):  # noqa: N818  # control flow, not an error
+    """The actor is to end."""
+
+
+class Restart(Exception):  # noqa: N818  # control flow, not an error
+    """A command changed what the actor's task is based on: it has to begin again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    action: Callable[[], Awaitable[Any]]
+    done: asyncio.Future[Any]
+
+
+class Actor(Generic[Item]):
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ending = asyncio.Event()
+        self.end_reason = ""
+        self._inbox: asyncio.Queue[Item | _Command] = asyncio.Queue()
+
+    def tell(self, item: Item) -> None:
+        self._inbox.put_nowait(item)
+
+    def end(self, reason: str) -> None:
+        """Ask it to end; the first reason counts."""
+        self.end_reason = self.end_reason or reason
+        self.ending.set()
+
+    async def execute(self, action: Callable[[], Awaitable[T]]) -> T:
+        """Run `action` in the actor's turn. Raises what it raises; TargetError when the actor ends first."""
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._inbox.put_nowait(_Command(action, done))
+        ended = asyncio.ensure_future(self.ending.wait())
+        waiting: list[asyncio.Future[Any]] = [done, ended]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+        if not done.done():
+            done.cancel()
+            raise TargetError(f"the session of {self.name} ended: {self.end_reason}")
+        return done.result()
+
+    async def next_item(self, timeout_s: float | None) -> Item | None:
+        """What comes next, None after the timeout. Commands are carried out here. Raises Ending, Restart."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            getting = asyncio.ensure_future(self._inbox.get())
+            ending = asyncio.ensure_future(self.ending.wait())
+            remaining_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            waiting: list[asyncio.Future[Any]] = [getting, ending]
+            await asyncio.wait(waiting, timeout=remaining_s, return_when=asyncio.FIRST_COMPLETED)
+            ending.cancel()
+            if self.ending.is_set():
+                getting.cancel()
+                raise Ending
+            if not getting.done():
+                getting.cancel()
+                return None
+            item = getting.result()
+            if not isinstance(item, _Command):
+                return item
+            await self._carry_out(item)
+
+    async def _carry_out(self, command: _Command) -> None:
+        if command.done.done():  # whoever asked has gone
+            return
+        try:
+            result = await command.action()
+        except Restart:
+            command.done.set_result(None)
+            raise
+        except AutoforwardError as error:
+            command.done.set_exception(error)
+        else:
+            if not command.done.done():
+                command.done.set_result(result)
+
+    async def call(self, pool: Executor, job: Callable[[], T], discard: Callable[[T], None] | None = None) -> T:
+        """Run a blocking job in the pool. The end does not wait for it: what it returns then is given to `discard`."""
+        job_done: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(pool, job)
+        ending = asyncio.ensure_future(self.ending.wait())
+        waiting: list[asyncio.Future[Any]] = [job_done, ending]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        if job_done.done():
+            return job_done.result()
+
+        def came_late(late: asyncio.Future[T]) -> None:
+            if not late.cancelled() and late.exception() is None and discard is not None:
+                discard(late.result())
+
+        job_done.add_done_callback(came_late)
+        raise Ending

@@ -1,0 +1,138 @@
+"""Client connections of one session on their way into the container: streams for them, and an eye on their processes.
+
+Opening a stream goes beside the session's own task, for connections must not wait for each other. While the container is
+out of reach new connections wait, for a bounded time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+
+from autoforward.close_wait import CloseWaitTracker
+from autoforward.detector import Detector
+from autoforward.engine import Engine
+from autoforward.errors import AutoforwardError
+from autoforward.forwarder import Forwarder
+from autoforward.lanes.commands import RelayTool, relay_argv
+from autoforward.lanes.scripts import relay_environment
+from autoforward.lanes.watcher import Answer, Frame, Sockets, encode_kill, encode_sockets
+from autoforward.messages import (
+    KillWanted,
+    RelayEnded,
+    RelayPlan,
+    RelayStarted,
+    ServerClosed,
+    StreamFailed,
+    StreamReady,
+    StreamWanted,
+)
+from autoforward.supervisor.services import SessionServices
+
+log = logging.getLogger(__name__)
+
+HOLD_S = 10.0
+"""How long a new connection waits while the container is out of reach."""
+
+
+class Connections:
+    """`open_gate` when the container is watched, `close_gate` when it is not; the rest comes from the data plane."""
+
+    def __init__(self, session_id: str, engine: Engine, services: SessionServices, forwarder: Forwarder) -> None:
+        self.tool: RelayTool | None = None
+        self.problem: str | None = None
+        self._session_id = session_id
+        self._engine = engine
+        self._services = services
+        self._forwarder = forwarder
+        self._gate = asyncio.Event()
+        self._detector: Detector | None = None
+        self._session_token = ""
+        self._opening: set[asyncio.Task[None]] = set()
+        self._tracker = CloseWaitTracker()
+        self._dialled_ports: dict[int, frozenset[int]] = {}
+
+    def watched_by(self, detector: Detector, session_token: str) -> None:
+        """Relays from now on carry this token, and this watcher ends them."""
+        self._detector, self._session_token, self._tracker = detector, session_token, CloseWaitTracker()
+
+    def open_gate(self) -> None:
+        self._gate.set()
+
+    def close_gate(self) -> None:
+        self._gate.clear()
+
+    def cancel(self) -> None:
+        for task in self._opening:
+            task.cancel()
+
+    # Notices of the data plane.
+
+    def on_stream_wanted(self, notice: StreamWanted) -> None:
+        task = asyncio.create_task(self._open_stream(notice), name=f"stream for relay {notice.relay_id}")
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    def on_relay_started(self, notice: RelayStarted) -> None:
+        ports = self._dialled_ports.get(notice.relay_id)
+        if ports is not None and self.tool is not None and self.tool.needs_close_wait:
+            self._tracker.started(notice.relay_id, notice.container_pid, notice.relay_token, ports)
+
+    def on_relay_ended(self, notice: RelayEnded) -> None:
+        self._dialled_ports.pop(notice.relay_id, None)
+        self._tracker.ended(notice.relay_id)
+        self._forwarder.note_refusal(notice.forward_id, notice.reason if notice.refused else None)
+        if notice.refused:
+            name = self._forwarder.place.container_name
+            log.info("%s %s: a connection was refused: %s", name, notice.forward_id, notice.reason)
+
+    def on_kill_wanted(self, notice: KillWanted) -> None:
+        if self._detector is not None:
+            self._detector.send(encode_kill(notice.container_pid, notice.relay_token, hard=notice.hard))
+
+    async def _open_stream(self, wanted: StreamWanted) -> None:
+        plane = self._services.plane
+        try:
+            async with asyncio.timeout(HOLD_S):
+                await self._gate.wait()
+        except TimeoutError:
+            plane.submit(StreamFailed(wanted.relay_id, f"the container was out of reach for {HOLD_S:.0f} s"))
+            return
+        dials, tool, token = self._forwarder.dials_of(wanted.forward_id), self.tool, secrets.token_hex(16)
+        if dials is None or tool is None:
+            plane.submit(StreamFailed(wanted.relay_id, self.problem or "the forward has ended"))
+            return
+        self._dialled_ports[wanted.relay_id] = frozenset(dial.port for dial in dials)
+        plan = RelayPlan(self._session_id, token, tool, len(dials))
+        container_id, environment = self._forwarder.place.container_id, relay_environment(token, self._session_token)
+        try:
+            argv = relay_argv(tool, dials)
+            stream = await asyncio.get_running_loop().run_in_executor(
+                self._services.engine_pool, lambda: self._engine.open_exec(container_id, argv, environment)
+            )
+        except (AutoforwardError, ValueError) as error:
+            self._dialled_ports.pop(wanted.relay_id, None)
+            plane.submit(StreamFailed(wanted.relay_id, str(error)))
+            return
+        plane.submit(StreamReady(wanted.relay_id, stream, plan))
+
+    # What the watcher says.
+
+    def take_frame(self, frame: Frame) -> None:
+        """Look for servers that have closed, where the relay's tool does not say so itself."""
+        if self.tool is None or not self.tool.needs_close_wait:
+            return
+        closed, questions = self._tracker.frame(frame.table.close_wait)
+        self._tell_closed(closed)
+        for container_pid, relay_token in questions:
+            if self._detector is not None:
+                self._detector.send(encode_sockets(container_pid, relay_token))
+
+    def take_answer(self, answer: Answer) -> None:
+        if isinstance(answer, Sockets):
+            self._tell_closed(self._tracker.answer(answer.pid, answer.inodes))
+
+    def _tell_closed(self, relay_ids: list[int]) -> None:
+        for relay_id in relay_ids:
+            self._services.plane.submit(ServerClosed(relay_id))
