@@ -90,7 +90,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The wanted state. `overflow` ports are beyond the limit, and not in it at all. `recheck_at_s`: when time alone changes the plan."""
+    """The wanted state, less `overflow` ports beyond the limit. `recheck_at_s`: when time alone changes the plan."""
 
     wishes: Mapping[ForwardKey, Wish]
     notices: Mapping[ForwardKey, Notice]
