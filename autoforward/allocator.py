@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from autoforward.candidates import AllocationFailure, plan_candidates
 from autoforward.model import ForwardKey, Source
 from autoforward.registry import (
     Lease,
@@ -33,12 +34,12 @@ from autoforward.sockets import (
     start_listening,
 )
 
-FIRST_UNPRIVILEGED = 1024
-LAST_PORT = 65535
 # A bind takes some 10 µs and a transaction keeps others out: better say no than try all 64,512 numbers.
 MAX_ATTEMPTS = 4096
 # The key under which a lease remembers why it differs from the container's number.
 REMAP_KEY = "remap_reason"
+# Marks a lease whose number was pinned: a pin is only as sticky as the SPEC or the configuration that makes it.
+PIN_KEY = "pinned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,70 +82,6 @@ class Allocation:
     lease: Lease
     pair: BoundPair
     remap_reason: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class AllocationFailure:
-    """What was not, in words for people."""
-
-    reason: str
-    hint: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CandidatePlan:
-    """Numbers in the order to try. `strict`: the only candidate is the only choice. `refusal`: there is none.
-
-    `not_same` says why the container's own number is not a candidate (None when it is one).
-    """
-
-    candidates: Iterable[int] = ()
-    strict: bool = False
-    not_same: str | None = None
-    refusal: AllocationFailure | None = None
-
-
-def plan_candidates(
-    container_port: int,
-    *,
-    pinned_host_port: int | None = None,
-    sticky_host_port: int | None = None,
-    elevate: bool = False,
-    require_same: bool = False,
-    taken: Collection[int] = (),
-) -> CandidatePlan:
-    """Pinned, else sticky, same number, 8000 + n for a privileged n < 1000, then upward wrapping at 1024.
-
-    No number comes twice. `taken` (known to be in use) is left out of the walk upward only: for the numbers
-    that someone asked for, the bind itself has to say no. The walk is lazy, and may yield every number.
-    """
-    if pinned_host_port is not None:
-        return CandidatePlan((pinned_host_port,), strict=True)
-    privileged = container_port < FIRST_UNPRIVILEGED and not elevate
-    not_same = f"host port {container_port} is privileged" if privileged else None
-    if require_same:
-        if not_same is not None:
-            hint = "set elevateIfNeeded for this port, or take requireLocalPort away"
-            return CandidatePlan(strict=True, refusal=AllocationFailure(not_same, hint))
-        return CandidatePlan((container_port,), strict=True)
-    first: list[int] = []
-    if sticky_host_port is not None and (sticky_host_port >= FIRST_UNPRIVILEGED or elevate):
-        first.append(sticky_host_port)
-    if not privileged:
-        first.append(container_port)
-    if container_port < 1000:
-        first.append(8000 + container_port)
-    return CandidatePlan(_without_duplicates(first, taken), not_same=not_same)
-
-
-def _without_duplicates(first: Sequence[int], taken: Collection[int]) -> Iterator[int]:
-    wanted = dict.fromkeys(first)
-    yield from wanted
-    start = max(first[-1] + 1 if first else FIRST_UNPRIVILEGED, FIRST_UNPRIVILEGED)
-    walk = itertools.chain(range(start, LAST_PORT + 1), range(FIRST_UNPRIVILEGED, min(start, LAST_PORT + 1)))
-    for number in walk:
-        if number not in wanted and number not in taken:
-            yield number
 
 
 @dataclass(slots=True)
@@ -287,11 +224,12 @@ class Allocator:
         request = attempt.request
         found = document.find_leases(request.identity, request.key)
         sticky = next((lease for lease in found if not holders.holds(lease)), None)
+        kept_number = None if sticky is None or sticky.extra.get(PIN_KEY) else sticky.host_port
         same, transport = request.key.container_port, request.key.transport
         plan = plan_candidates(
             same,
             pinned_host_port=request.pinned_host_port,
-            sticky_host_port=None if sticky is None else sticky.host_port,
+            sticky_host_port=kept_number,
             elevate=request.elevate,
             require_same=request.require_same,
             taken={number for held, number in holders.by_number if held == transport},
@@ -314,7 +252,7 @@ class Allocator:
             except HostPortError as error:
                 return AllocationFailure(str(error), error.hint)
             else:
-                attempt.kept = sticky is not None and number == sticky.host_port
+                attempt.kept = number == kept_number
                 return self._allocation(document, request, sticky, pair, now, attempt)
         return AllocationFailure(f"no free host port for container port {same}", "stop some forwards")
 
@@ -340,6 +278,9 @@ class Allocator:
         same, row = request.key.container_port, request.row
         extra: dict[str, Any] = {} if sticky is None else dict(sticky.extra)
         cause = extra.pop(REMAP_KEY, None)
+        extra.pop(PIN_KEY, None)
+        if request.pinned_host_port is not None:
+            extra[PIN_KEY] = True
         reason = None
         if pair.host_port != same and request.pinned_host_port is None:
             if attempt.kept and attempt.why is None:

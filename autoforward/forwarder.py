@@ -13,7 +13,8 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from autoforward.allocator import AllocationFailure, AllocationRequest, Allocator, LeaseRow
+from autoforward.allocator import AllocationRequest, Allocator, LeaseRow
+from autoforward.candidates import AllocationFailure
 from autoforward.dataplane import DataPlane
 from autoforward.events import PortEvent, list_row
 from autoforward.leases import Lease
@@ -66,6 +67,7 @@ class Forward:
     lease: Lease | None = None
     remap_reason: str | None = None
     reason: str | None = None
+    hint: str | None = None
     since_s: float = field(default_factory=time.monotonic)
     last_refusal: str | None = None
 
@@ -207,10 +209,9 @@ class Forwarder:
         for wish, result in zip(wishes, results, strict=True):
             before = self._forwards.get(wish.key)
             if isinstance(result, AllocationFailure):
-                reason = f"{result.reason}; {result.hint}" if result.hint else result.reason
-                row = Forward(wish, "failed", host_ip, reason=reason)
+                row = Forward(wish, "failed", host_ip, reason=result.reason, hint=result.hint)
                 self._forwards[wish.key] = row
-                if not quiet_failures or before is None or before.reason != reason:
+                if not quiet_failures or before is None or before.reason != result.reason:
                     await self._publish("failed", row)
                 continue
             status: Status = "active" if wish.serving else "waiting"

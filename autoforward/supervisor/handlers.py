@@ -113,8 +113,7 @@ class Handlers:
             )
         for forward in session.forwarder.forwards:
             if forward.status == "failed" and any(spec.key == forward.wish.key for spec in specs):
-                number = forward.wish.pinned_host_port or forward.wish.key.container_port
-                raise PortUnavailableError(f"host port {number} cannot be had: {forward.reason}")
+                raise PortUnavailableError(forward.reason or "the host port cannot be had", hint=forward.hint)
         keys = {forward.wish.key for forward in session.forwarder.forwards}
         for spec in specs:
             if spec.key not in keys:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from autoforward.events import EventLog, PortEvent
+
+log = logging.getLogger(__name__)
 
 MAX_BACKLOG = 10_000
 """Events that a follower may be behind before it is cut off; it can come back with `--since`."""
@@ -46,6 +49,17 @@ class Subscription:
         return events
 
 
+def in_words(event: PortEvent) -> str:
+    """The event as a line of the log: `web fwd-1a2b3c4d forwarded 127.0.0.1:3001 -> 3000 (host port 3000 is in use)`."""
+    words = [event.container_name or "-", event.id or "-", event.event]
+    if event.container_port is not None:
+        remote = f"{event.container_host}:{event.container_port}" if event.container_host else f"{event.container_port}"
+        words.append(remote if event.host_port is None else f"{event.host_ip}:{event.host_port} -> {remote}")
+    if event.reason:
+        words.append(f"({event.reason})")
+    return " ".join(words)
+
+
 class EventHub:
     """`publish` keeps the order of the calls: one thread writes, and followers hear of what has been written."""
 
@@ -60,6 +74,7 @@ class EventHub:
 
     async def publish(self, event: PortEvent) -> PortEvent:
         written = await asyncio.get_running_loop().run_in_executor(self._thread, self._log.append, event)
+        log.info("%s", in_words(written))
         for subscription in self._subscriptions:
             subscription.offer(written)
         return written

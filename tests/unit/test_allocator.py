@@ -18,14 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoforward import allocator as allocator_module
-from autoforward.allocator import (
-    Allocation,
-    AllocationFailure,
-    AllocationRequest,
-    Allocator,
-    LeaseRow,
-    plan_candidates,
-)
+from autoforward.allocator import Allocation, AllocationRequest, Allocator, LeaseRow
+from autoforward.candidates import AllocationFailure, plan_candidates
 from autoforward.model import ForwardKey
 from autoforward.paths import StatePaths
 from autoforward.registry import ProcessIdentity, Registry, RegistryError, current_process
@@ -145,6 +139,16 @@ def test_a_lease_sticks_with_its_id_and_its_reason(home: Home, port: int) -> Non
     third = home.get(wants(port))
     assert third.remap_reason == again.remap_reason, "the cause is kept, not piled up"
     assert len(home.rows()) == 1
+
+
+def test_a_pin_is_no_habit(home: Home, port: int) -> None:
+    """Seen by hand: `forward web 8088:3100`, once ended, left the detected forward of 3100 on 8088 for good."""
+    pinned = home.get(wants(port, pinned_host_port=port + 5))
+    home.give_back(pinned)
+    again = home.get(wants(port))
+    assert (again.pair.host_port, again.remap_reason, again.lease.id) == (port, None, pinned.lease.id)
+    home.give_back(again)
+    assert home.get(wants(port)).pair.host_port == port
 
 
 def test_a_lease_whose_number_is_gone_goes_back_to_the_same_number(home: Home, port: int) -> None:
