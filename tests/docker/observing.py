@@ -1,0 +1,174 @@
+"""How the engine tests look at the product from outside: `list --json`, the event log, and commands that stay."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import Runner, command_env, script
+from tests.containers import event_lines, eventually
+
+_tried = itertools.count(random.SystemRandom().randrange(9000))
+
+Row = dict[str, Any]
+
+
+def free_port() -> int:
+    """A number that nobody on the host listens on; below the ephemeral range, and another one at each call."""
+    for step in _tried:
+        number = 20_000 + step % 9000
+        with socket.socket() as four, socket.socket(socket.AF_INET6) as six:
+            try:
+                six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                four.bind(("127.0.0.1", number))
+                six.bind(("::1", number))
+            except OSError:
+                continue
+        return number
+    raise AssertionError("no free port")
+
+
+def rows(run: Runner, *target: str) -> list[Row]:
+    """What `autoforward list --json` says."""
+    listed: list[Row] = json.loads(run("autoforward", "list", "--json", *target, check=0).stdout)
+    return listed
+
+
+def row_of(run: Runner, container_port: int, *target: str, status: str | None = None, timeout_s: float = 20.0) -> Row:
+    """The one row of that port, as soon as there is one (with that status)."""
+
+    def found() -> Row:
+        listed = [row for row in rows(run, *target) if row["port"] == container_port]
+        assert len(listed) == 1, f"rows of {container_port}: {listed}"
+        assert status in (None, listed[0]["status"]), f"{listed[0]['status']}, not {status}: {listed[0]['reason']}"
+        return listed[0]
+
+    return eventually(found, timeout_s=timeout_s, what=f"a row of port {container_port}")
+
+
+def logged(home: Path, container_port: int | None = None, *, since: int = 0) -> list[Row]:
+    """What events.jsonl holds, of all ports or of one."""
+    path = home / "events.jsonl"
+    found = event_lines(path.read_text()) if path.exists() else iter(())
+    return [
+        event for event in found if event["seq"] > since and (container_port is None or event["port"] == container_port)
+    ]
+
+
+def names(events: list[Row]) -> list[str]:
+    return [event["event"] for event in events]
+
+
+def wait_event(home: Path, name: str, container_port: int | None, *, since: int = 0, timeout_s: float = 20.0) -> Row:
+    """The first such event after `since`, as soon as it is written."""
+
+    def found() -> Row | None:
+        return next((event for event in logged(home, container_port, since=since) if event["event"] == name), None)
+
+    event = eventually(found, timeout_s=timeout_s, what=f"{name} of port {container_port}")
+    assert event is not None
+    return event
+
+
+def registry(home: Path) -> Row:
+    document: Row = json.loads((home / "registry.json").read_text())
+    return document
+
+
+class Command:
+    """A command that stays: its lines of stdout and stderr as they come. A context manager, which ends it."""
+
+    def __init__(self, home: Path, *argv: str) -> None:
+        self._process = subprocess.Popen(
+            [script(argv[0]), *argv[1:]],
+            env=command_env(home),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.argv = argv
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+
+    def wait_line(self, wanted: Callable[[str], object], *, timeout_s: float = 30.0) -> str:
+        """The first line that is wanted, now or later; an AssertionError with all lines when there is none."""
+        with self._changed:
+            self._changed.wait_for(lambda: any(map(wanted, self.lines)), timeout_s)
+            found = next((line for line in self.lines if wanted(line)), None)
+        assert found is not None, f"{self.argv}: not among {self.lines}"
+        return found
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, *, timeout_s: float = 30.0) -> int:
+        """Exit status; afterwards `lines` is complete."""
+        status = self._process.wait(timeout_s)
+        self._reader.join(timeout_s)
+        return status
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def events(self) -> list[Row]:
+        with self._changed:
+            return list(event_lines("\n".join(line for line in self.lines if line.startswith("PORT_EVENT: "))))
+
+
+def ask(
+    client: socket.socket, request: bytes = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", *, ends: bytes = b"hello\n"
+) -> bytes:
+    """One request on an open connection, and its answer up to `ends`."""
+    client.settimeout(20)
+    client.sendall(request)
+    received = b""
+    while not received.endswith(ends):
+        piece = client.recv(65536)
+        assert piece, f"the connection ended after {received!r}"
+        received += piece
+    return received
+
+
+@contextlib.contextmanager
+def within(limit_s: float) -> Iterator[None]:
+    """What happens inside takes at most that long."""
+    started = time.monotonic()
+    yield
+    took_s = time.monotonic() - started
+    assert took_s <= limit_s, f"took {took_s:.2f} s, at most {limit_s} s were allowed"
