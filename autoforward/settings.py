@@ -149,3 +149,16 @@ def merge_specs(first: Sequence[PortSpec], then: Sequence[PortSpec]) -> tuple[Po
     """Both, in order; of several with one key the last wins (it may carry another local port)."""
     by_key = {spec.key: spec for spec in (*first, *then)}
     return tuple(by_key.values())
+
+
+def matches(record: SessionRecord, target: str) -> bool:
+    """Whether a person who says `target` means this session."""
+    if target in (record.session_id, record.container_name, record.target, record.workspace_folder):
+        return True
+    if record.project and target in (
+        record.project,
+        f"{record.project}/{record.service}",
+        f"{record.project}/{record.service}#{record.identity.instance}",
+    ):
+        return True
+    return len(target) >= 4 and record.container_id.startswith(target)

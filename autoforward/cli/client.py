@@ -111,16 +111,26 @@ def detach(
     all: bool = False,
     timeout_s: float | None = None,
 ) -> list[Message]:
-    """End sessions and wait until their listeners are closed; the rows of the forwards that ended. [] without a supervisor."""
-    request = {
-        "op": "detach",
-        "target": target,
-        "container_ids": list(container_ids),
-        "all": all,
-        "timeout_s": timeout_s,
-    }
-    result = ask(request, start=False)
-    return [] if result is None else list(result["rows"])
+    """End sessions and wait until their listeners are closed; the rows of the forwards that ended."""
+    return list(end_sessions(target, container_ids=container_ids, everything=all, timeout_s=timeout_s)["rows"])
+
+
+def end_sessions(
+    target: str | None,
+    *,
+    container_ids: Sequence[str] = (),
+    everything: bool = False,
+    timeout_s: float | None = None,
+) -> Message:
+    """`rows` that ended and `sessions` by id. Those of a supervisor that was killed are ended on disk: nobody restores them."""
+    request = {"target": target, "container_ids": list(container_ids), "all": everything, "timeout_s": timeout_s}
+    paths = StatePaths.locate()
+    result = ask({"op": "detach", **request}, start=False)
+    if result is None and has_stored_sessions(paths):
+        from autoforward.cli.offline import forget_sessions
+
+        result = forget_sessions(paths, target, container_ids, everything)
+    return result or {"rows": [], "sessions": []}
 
 
 def follow_events(since: int | None = None, target: str | None = None, replay: bool = True) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,7 @@ def attach(
     """Detect and forward, detached. TARGET is a folder, a container, or PROJECT/SERVICE[#N]."""
     from autoforward.cli.attaching import attach as attach_to
     from autoforward.engine import Engine, resolve_endpoint
+    from autoforward.lanes.probe import NO_LANE_HINT
     from autoforward.portspec import parse_port_spec
     from autoforward.targets import resolve_target
 
@@ -77,7 +78,7 @@ def attach(
     if result.problem:
         raise AutoforwardError(
             f"nothing can be forwarded from {info.name}: {result.problem}",
-            hint="install socat in the image (or netcat-openbsd, or bash)",
+            hint=NO_LANE_HINT,
         )
     if not as_json and not result.rows:
         output.say(f"Watching {info.name}: what starts to listen there is forwarded. `autoforward list` shows it.")
@@ -113,10 +114,10 @@ def forward(
 def detach(target: str | None, everything: bool, as_json: bool) -> int:
     """End a session and its forwards."""
     _require_one(target, everything)
-    result = client.ask({"op": "detach", "target": _folder(target), "all": everything}, start=False)
+    result = client.end_sessions(_folder(target), everything=everything)
     if as_json:
-        click.echo(json.dumps(result["rows"] if result else [], indent=2))
-    elif result and result["sessions"]:
+        click.echo(json.dumps(result["rows"], indent=2))
+    elif result["sessions"]:
         output.say(f"Ended {len(result['sessions'])} session(s), {len(result['rows'])} port(s).")
     else:
         output.say("Nothing to end: no such session.")
@@ -228,7 +229,3 @@ def _folder(target: str | None) -> str | None:
     if target is not None and Path(target).is_dir():
         return os.path.realpath(target)
     return target
-
-
-def _sorted_ids(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    return sorted({str(row["id"]) for row in rows if row["id"]})

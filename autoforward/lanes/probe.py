@@ -15,6 +15,8 @@ MAX_REPORT = 64 * 1024
 
 MAX_LINES = 200
 
+NO_LANE_HINT = "install socat in the image (or netcat-openbsd, or bash)"
+
 _TOOLS = frozenset({"cat", "grep", "awk", "sed", "sleep", "ls", "fractional-sleep"})
 _NETCAT_COMMANDS = frozenset({("nc",), ("nc.openbsd",), ("ncat",), ("nc.traditional",), ("netcat",), ("busybox", "nc")})
 # Which netcat to take where there are several: those that half-close and speak up first.

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import logging
 import logging.handlers
 import os
+import queue
 import resource
 import sys
 
@@ -61,7 +63,14 @@ def _tell(ready_fd: int, word: str) -> None:
 def _start_logging(paths: StatePaths) -> None:
     handler = logging.handlers.RotatingFileHandler(paths.supervisor_log, maxBytes=MAX_LOG_BYTES, backupCount=1)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=os.environ.get("AUTOFORWARD_LOG_LEVEL", "INFO").upper())
+    # Written by a thread of its own: a slow disk must not hold up the control loop.
+    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    listener = logging.handlers.QueueListener(lines, handler)
+    listener.start()
+    atexit.register(listener.stop)
+    logging.basicConfig(
+        handlers=[logging.handlers.QueueHandler(lines)], level=os.environ.get("AUTOFORWARD_LOG_LEVEL", "INFO").upper()
+    )
     logging.captureWarnings(True)
 
 

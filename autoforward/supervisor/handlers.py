@@ -15,7 +15,7 @@ from autoforward.errors import AutoforwardError, PortUnavailableError, TargetErr
 from autoforward.events import LINE_PREFIX, PortEvent, encode_line, encode_object, matches_target, read_events
 from autoforward.leases import format_time
 from autoforward.model import ForwardKey, PortSpec
-from autoforward.settings import SessionRecord, merge_specs
+from autoforward.settings import SessionRecord, matches, merge_specs
 from autoforward.supervisor.control import Connection, Handler
 from autoforward.supervisor.server import DRAIN_S, Supervisor
 from autoforward.supervisor.session import Session
@@ -262,16 +262,3 @@ class Handlers:
 
 def _line(event: PortEvent) -> str:
     return encode_line(event).rstrip("\n")
-
-
-def matches(record: SessionRecord, target: str) -> bool:
-    """Whether a person who says `target` means this session."""
-    if target in (record.session_id, record.container_name, record.target, record.workspace_folder):
-        return True
-    if record.project and target in (
-        record.project,
-        f"{record.project}/{record.service}",
-        f"{record.project}/{record.service}#{record.identity.instance}",
-    ):
-        return True
-    return len(target) >= 4 and record.container_id.startswith(target)

@@ -175,7 +175,9 @@ class Supervisor:
         return next((session for session in self.sessions.values() if session.record.identity == identity), None)
 
     def add_session(self, record: SessionRecord) -> Session:
-        session = Session(record, self.engines.get(record.endpoint), self.services, self._on_session_ended)
+        session = Session(
+            record, self.engines.get(record.endpoint), self.services, self._on_session_ended, self.check_idle
+        )
         self.sessions[record.session_id] = session
         session.start()
         self.check_idle()

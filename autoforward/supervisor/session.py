@@ -64,15 +64,17 @@ class Session:
         engine: Engine,
         services: SessionServices,
         on_ended: Callable[[Session, str], None],
+        on_change: Callable[[], None],
     ) -> None:
         self.record = record
         self.engine = engine
-        self.state: State = "starting"
+        self._state: State = "starting"
         self.problem: str | None = None
         self.forwarder = Forwarder(services, self._place(record))
         self.connections = Connections(record.session_id, engine, services, self.forwarder)
         self._services = services
         self._on_ended = on_ended
+        self._on_change = on_change
         self._actor: Actor[Frame | _Lost | ContainerEvent] = Actor(record.container_name)
         self._task: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
@@ -126,6 +128,15 @@ class Session:
     async def settled(self) -> None:
         """Wait until a first snapshot has been applied, or it is known why there is none."""
         await self._settled.wait()
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        self._on_change()
 
     @property
     def tool(self) -> RelayTool | None:
