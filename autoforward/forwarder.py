@@ -266,6 +266,9 @@ class Forwarder:
     async def _update(self, row: Forward, wish: Wish) -> None:
         before = self._event("updated", row)
         row.wish = wish
+        if row.lease is not None and (row.lease.label, row.lease.source) != (wish.attributes.label, wish.source):
+            row.lease = lease = replace(row.lease, label=wish.attributes.label, source=wish.source)
+            await self._on_disk(lambda: self._services.allocator.update_rows([lease]))
         after = self._event("updated", row)
         if after != before:
             await self._services.publisher.publish(after)
