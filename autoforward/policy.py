@@ -57,10 +57,13 @@ class SessionRules:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A port that listens or did a moment ago: the addresses, and when (monotonic seconds) it was last there."""
+    """A port that listens or did a moment ago: the addresses, and when (monotonic seconds) it was found to be gone.
+
+    None while it listens: snapshots come only when something has changed, so the last one may be hours old.
+    """
 
     addresses: frozenset[str]
-    at_s: float
+    gone_at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +149,14 @@ def _observe(
     for listener in snapshot:
         key = ForwardKey(listener.transport, None, listener.container_port)
         addresses.setdefault(key, set()).add(listener.address)
-    seen = {key: Seen(frozenset(found), now_s) for key, found in addresses.items()}
+    seen = {key: Seen(frozenset(found)) for key, found in addresses.items()}
     recheck_at_s: float | None = None
     for key, last in before.items():
-        expires_at_s = last.at_s + WITHDRAWAL_GRACE_S
+        gone_at_s = now_s if last.gone_at_s is None else last.gone_at_s
+        expires_at_s = gone_at_s + WITHDRAWAL_GRACE_S
         if key not in seen and now_s < expires_at_s:
-            seen[key] = last
-            recheck_at_s = min(expires_at_s, recheck_at_s or expires_at_s)
+            seen[key] = Seen(last.addresses, gone_at_s)
+            recheck_at_s = expires_at_s if recheck_at_s is None else min(expires_at_s, recheck_at_s)
     return seen, recheck_at_s
 
 

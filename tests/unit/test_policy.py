@@ -131,13 +131,18 @@ def test_the_address_that_was_seen_is_dialled(addresses: list[str], dials: list[
 # -- time ----------------------------------------------------------------------------------------
 
 
+LATER_S = NOW_S + 3600
+
+
 def test_a_server_that_vanished_is_kept_for_the_grace_only() -> None:
+    """The grace counts from the moment it was missed: an hour without news lies between the two snapshots."""
     first = planned(SessionRules(), listening(3000))
-    assert first.seen == {key(3000): Seen(frozenset({"127.0.0.1"}), NOW_S)}
-    within = plan(SessionRules(), (), first.seen, NOW_S + WITHDRAWAL_GRACE_S - 0.01)
-    assert within.wishes == first.wishes
-    assert within.recheck_at_s == NOW_S + WITHDRAWAL_GRACE_S
-    after = plan(SessionRules(), (), within.seen, NOW_S + WITHDRAWAL_GRACE_S)
+    missed = plan(SessionRules(), (), first.seen, LATER_S)
+    assert missed.wishes == first.wishes
+    assert missed.recheck_at_s == LATER_S + WITHDRAWAL_GRACE_S
+    within = plan(SessionRules(), (), missed.seen, LATER_S + WITHDRAWAL_GRACE_S - 0.01)
+    assert within == missed
+    after = plan(SessionRules(), (), within.seen, LATER_S + WITHDRAWAL_GRACE_S)
     assert not after.wishes
     assert not after.seen
     assert after.recheck_at_s is None
@@ -145,9 +150,16 @@ def test_a_server_that_vanished_is_kept_for_the_grace_only() -> None:
 
 def test_a_declared_port_goes_back_to_waiting_after_the_grace() -> None:
     rules = SessionRules(declared=specs("3000"))
-    first = planned(rules, listening(3000))
-    assert plan(rules, (), first.seen, NOW_S + WITHDRAWAL_GRACE_S - 0.01).wishes[key(3000)].serving
-    assert not plan(rules, (), first.seen, NOW_S + WITHDRAWAL_GRACE_S).wishes[key(3000)].serving
+    missed = plan(rules, (), planned(rules, listening(3000)).seen, LATER_S)
+    assert missed.wishes[key(3000)].serving
+    assert not plan(rules, (), missed.seen, LATER_S + WITHDRAWAL_GRACE_S).wishes[key(3000)].serving
+
+
+def test_a_server_that_restarts_again_and_again_has_the_whole_grace_each_time() -> None:
+    missed = plan(SessionRules(), (), planned(SessionRules(), listening(3000)).seen, LATER_S)
+    back = plan(SessionRules(), listening(3000), missed.seen, LATER_S + 1)
+    missed_again = plan(SessionRules(), (), back.seen, LATER_S + 2)
+    assert missed_again.recheck_at_s == LATER_S + 2 + WITHDRAWAL_GRACE_S
 
 
 def test_a_server_that_comes_back_elsewhere_is_dialled_there() -> None:

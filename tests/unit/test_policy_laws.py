@@ -26,7 +26,7 @@ SPECS = st.lists(st.sampled_from(["3000", "8080:3000", "80", "db:5432", "15432:d
 )
 KEYS = st.builds(ForwardKey, TRANSPORTS, st.none(), PORTS)
 SEEN = st.dictionaries(
-    KEYS, st.builds(Seen, st.frozensets(ADDRESSES, min_size=1), st.floats(NOW_S - 3, NOW_S + 3)), max_size=4
+    KEYS, st.builds(Seen, st.frozensets(ADDRESSES, min_size=1), st.none() | st.floats(NOW_S - 3, NOW_S + 3)), max_size=4
 )
 RULES = st.builds(
     SessionRules,
