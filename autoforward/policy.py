@@ -132,15 +132,6 @@ def plan(rules: SessionRules, snapshot: Snapshot, before: Mapping[ForwardKey, Se
     return Plan(wishes, notices, seen, overflow, recheck_at_s)
 
 
-def seen_until(before: Mapping[ForwardKey, Seen], snapshot: Snapshot, now_s: float) -> dict[ForwardKey, Seen]:
-    """`before`, with what `snapshot` holds dated anew: for when a next snapshot comes after a time without change.
-
-    Snapshots come only when something changed, so the last one was true until now, and the grace counts from here.
-    """
-    held = {ForwardKey(listener.transport, None, listener.container_port) for listener in snapshot}
-    return {key: Seen(seen.addresses, max(seen.at_s, now_s)) if key in held else seen for key, seen in before.items()}
-
-
 def _observe(
     snapshot: Snapshot, before: Mapping[ForwardKey, Seen], now_s: float
 ) -> tuple[dict[ForwardKey, Seen], float | None]:

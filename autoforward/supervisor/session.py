@@ -25,7 +25,7 @@ from autoforward.lanes.scripts import watcher_argv
 from autoforward.lanes.watcher import Frame
 from autoforward.messages import ForwardCounters
 from autoforward.model import ContainerInfo, ForwardKey, PortSpec, Snapshot
-from autoforward.policy import WITHDRAWAL_GRACE_S, Seen, SessionRules, plan, seen_until
+from autoforward.policy import WITHDRAWAL_GRACE_S, Seen, SessionRules, plan
 from autoforward.probing import NoShellError, probe_container
 from autoforward.procnet import snapshot_from_rows
 from autoforward.settings import SessionRecord, merge_specs
@@ -380,7 +380,6 @@ class Session:
 
     async def _take_frame(self, frame: Frame, *, first: bool) -> None:
         addresses = self._info.addresses if self._info else ()
-        self._seen = seen_until(self._seen, self._snapshot, time.monotonic())
         self._snapshot = snapshot_from_rows(frame.table.rows, addresses)
         if first:
             self.state = "watching"
