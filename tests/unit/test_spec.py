@@ -1,0 +1,221 @@
+"""SPEC.md is normative: its commands, names and numbers against the code, in both directions.
+
+The formats (files, events, protocols) are in `test_spec_formats.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from functools import cache
+from typing import Any, cast
+
+import click
+import pytest
+
+from autoforward.attributes import parse_attributes
+from autoforward.cli import devdown, devup, main, output
+from autoforward.errors import ERRORS_BY_EXIT_CODE
+from autoforward.model import LANE_CHOICES, ON_AUTO_FORWARD
+from autoforward.portspec import MAX_RANGE_SIZE, parse_port_spec
+from autoforward.supervisor.spawn import KEPT_ENVIRONMENT
+from tests.unit.spec_text import SPEC, names, section, sources, table, ticked
+
+PROGRAMS: dict[str, click.Command] = {
+    "autoforward": main.main,
+    "devup": devup.main,
+    "devdown": devdown.main,
+    **{f"autoforward {name}": command for name, command in main.main.commands.items()},
+}
+
+# Commands.
+
+
+def flags_of(command: click.Command) -> set[str]:
+    return {name for option in command.params if isinstance(option, click.Option) for name in option.opts}
+
+
+def flags_in(title: str) -> set[str]:
+    return {name.split()[0] for name in names(title, "flag")}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_flag_of_a_command_is_in_its_section_and_no_other(name: str) -> None:
+    def plain() -> None: ...
+
+    command = PROGRAMS[name]
+    of_session = flags_of(click.command()(output.session_options()(plain)))
+    of_engine = flags_of(click.command()(output.engine_options(plain)))
+    own = section(name).split("\n### ", 1)[0]
+    documented = flags_in(name) if "| flag |" in own else set()
+    if "flags of a session" in own:
+        documented |= of_session - ({"--no-auto"} if "without `--no-auto`" in own else set())
+    if "of the engine" in own:
+        documented |= of_engine
+    assert documented == flags_of(command)
+
+
+def test_the_shared_flags_are_those_of_the_shared_tables() -> None:
+    def plain() -> None: ...
+
+    shared = flags_of(click.command()(output.engine_options(output.session_options()(plain))))
+    tables = section("Flags of a session")
+    assert set(re.findall(r"^\| `(--[a-z-]+)", tables, re.MULTILINE)) == shared
+
+
+def test_every_command_has_a_section_and_no_other() -> None:
+    headings = re.findall(r"^### (autoforward(?: [a-z]+)?|devup|devdown)$", SPEC, re.MULTILINE)
+    assert sorted(headings) == sorted(PROGRAMS)
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name != "autoforward"])
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    command = PROGRAMS[name]
+    assert "Example" in command.get_help(click.Context(command, info_name=name))
+
+
+def test_commands_that_are_not_there_yet_are_not_there() -> None:
+    line = next(line for line in section("Not yet").splitlines() if line.startswith("- `autoforward` commands"))
+    missing = set(ticked(line)) - {"autoforward"}
+    assert missing
+    assert not missing & set(main.main.commands)
+
+
+def test_exit_codes() -> None:
+    assert [int(row[0]) for row in table("Exit codes", "code")] == sorted({0, *ERRORS_BY_EXIT_CODE})
+
+
+def test_exit_codes_of_the_failure_table_are_documented_ones() -> None:
+    given = {row[2] for row in table("Failures", "what happens")} - {"", "the CLI's"}
+    assert {int(code) for code in given} == {0, *ERRORS_BY_EXIT_CODE}
+
+
+def test_lane_choices() -> None:
+    row = next(row for row in table("Flags of a session", "flag") if row[0] == "`--lane LANE`")
+    assert set(ticked(row[1])) == set(LANE_CHOICES)
+
+
+FORMS = {
+    "N": "3000",
+    "LOCAL:REMOTE": "8080:80",
+    "HOST:PORT": "db:5432",
+    "LOCAL:HOST:REMOTE": "5433:db:5432",
+    "A-B": "3000-3005",
+    "A-B:C-D": "8000-8005:3000-3005",
+}
+
+
+def test_forms_of_a_spec() -> None:
+    assert names("SPEC", "form") == list(FORMS)
+    for example in FORMS.values():
+        for suffix in ("", "/tcp", "/udp"):
+            assert parse_port_spec(example + suffix)
+    assert f"at most {MAX_RANGE_SIZE}" in section("SPEC")
+
+
+# Configuration.
+
+
+def test_attributes() -> None:
+    documented = names("Configuration", "attribute")
+    values: dict[str, Any] = {
+        "label": "x",
+        "protocol": "https",
+        "onAutoForward": "silent",
+        "requireLocalPort": True,
+        "elevateIfNeeded": True,
+        "description": "x",
+        "openPreview": True,
+    }
+    rules, warnings = parse_attributes({"3000": values}, None, "here")
+    assert not warnings
+    assert sorted(documented) == sorted(rules.to_json()["portsAttributes"]["3000"])
+    row = next(row for row in table("Configuration", "attribute") if row[0] == "`onAutoForward`")
+    assert set(ticked(row[1])) == set(ON_AUTO_FORWARD)
+
+
+def test_configuration_keys_are_read() -> None:
+    text = sources()["devcontainer.py"]
+    assert all(f'"{key}"' in text for key in names("Configuration", "key"))
+
+
+# Numbers and names.
+
+
+@cache
+def constants() -> dict[str, float]:
+    """Every number that a module of the package gives a name in capitals, as `module.NAME` (units of a timedelta: days)."""
+    found: dict[str, float] = {}
+    for name, text in sources().items():
+        if not name.endswith(".py"):
+            continue
+        module = name.removesuffix(".py").replace("/", ".")
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
+                value = number(node.value)
+                if value is not None:
+                    found[f"{module}.{node.targets[0].id}"] = value
+    return found
+
+
+def number(node: ast.expr) -> float | None:
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return value
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            factors = number(left), number(right)
+            return None if None in factors else math.prod(cast(tuple[float, float], factors))
+    return None
+
+
+@pytest.mark.parametrize("row", table("Limits and times", "constant"), ids=lambda row: ticked(row[0])[0])
+def test_constants_have_the_value_of_the_code(row: list[str]) -> None:
+    name = ticked(row[0])[0]
+    values = [value for key, value in constants().items() if f".{key}".endswith(f".{name}")]
+    assert values == [float(row[1])]
+
+
+def test_numbers_in_the_text_are_those_of_the_table() -> None:
+    """Where prose repeats a limit; a change of the constant has to reach it."""
+    value = {ticked(row[0])[0]: row[1] for row in table("Limits and times", "constant")}
+    for title, phrase in (
+        ("PORT_EVENT", f"wait up to {value['HOLD_S']} s"),
+        ("PORT_EVENT", f"tried again every {value['RETRY_FAILED_S']} s"),
+        ("PORT_EVENT", f"more than {value['MAX_BACKLOG']} events behind"),
+        ("status --json", f"stay bound for {value['DORMANT_AFTER_S']} s"),
+        ("Detection", f"at least every {value['FULL_READ_INTERVAL_S']} s"),
+        ("Detection", f"withdrawn {value['WITHDRAWAL_GRACE_S']} s later"),
+        ("Detection", f"pinged every {value['PING_INTERVAL_S']} s"),
+        ("Detection", f"answer for {value['PONG_TIMEOUT_S']} s"),
+        ("Allocation", f"at most {value['MAX_ATTEMPTS']} numbers"),
+        ("Relays", f"after {value['HARD_KILL_AFTER_S']} s SIGKILL"),
+        ("Relays", f"within {value['OPEN_TIMEOUT_S']} s"),
+        ("Relays", f"wait up to {value['HOLD_S']} s"),
+        ("Relays", f"send for {value['relay.LINGER_S']} s"),
+        ("Supervisor", f"ends {value['DEFAULT_IDLE_EXIT_S']} s after"),
+        ("Supervisor", f"up to {value['DRAIN_S']} s"),
+        ("Supervisor", f"up to {value['WANTED_DESCRIPTORS']} descriptors"),
+        ("Supervisor", f"at most {value['READY_TIMEOUT_S']} s"),
+        ("autoforward forward", f"up to {value['DRAIN_S']} s"),
+        ("State folder", f"more than {value['MAX_SOCKET_PATH_BYTES']} bytes"),
+    ):
+        assert phrase in section(title), phrase
+
+
+def test_environment_variables() -> None:
+    text = "".join(sources().values())
+    ours = set(re.findall(r"\bAUTOFORWARD_[A-Z_]+\b", text))
+    read = set(re.findall(r"""environ(?:\.get\(|\[)"([A-Z_]+)\"""", text))
+    documented = set(names("Environment variables", "variable"))
+    assert documented == ours | read
+    kept = section("Environment variables").rpartition("The supervisor keeps")[2]
+    assert ticked(kept) == list(KEPT_ENVIRONMENT)
+
+
+def test_links_within_lead_to_headings() -> None:
+    anchors = {
+        re.sub(r"[^a-z0-9_ -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", SPEC, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", SPEC)) <= anchors
