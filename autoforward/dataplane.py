@@ -4,6 +4,9 @@ Control (asyncio, in another thread) and this loop speak by the messages below a
 plane can become a process of its own. Commands go in through `submit`, notices come out through the `notify` callable
 that the owner gave (it is called in the data plane's thread and must only hand the notice over).
 
+Whatever has a descriptor is in `_relays` (clients), `_owned` (streams, clients whose server has closed) or `_served`
+(listeners, which stay the caller's): nothing is open that is not in one of them.
+
 Why not asyncio here: a plain selector loop took 93 µs of CPU for a relayed connection where asyncio's streams took 217.
 """
 
@@ -20,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from autoforward.exec_channel import ExecChannel
 from autoforward.messages import (
@@ -37,7 +41,7 @@ from autoforward.messages import (
     StreamWanted,
     Withdraw,
 )
-from autoforward.peers import closed_peers
+from autoforward.peers import closed_peers, reset_peers
 from autoforward.relay import Relay
 
 log = logging.getLogger(__name__)
@@ -49,9 +53,13 @@ ACCEPT_PAUSE_S = 0.5
 """How long accepting rests after the process ran out of descriptors or memory."""
 
 PEER_CHECK_INTERVAL_S = 0.5
-"""How often half-closed clients are looked at for having closed altogether."""
+"""How often clients that are not being read are looked at for having closed altogether, or reset."""
 
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -83,18 +91,23 @@ class DataPlane:
         self._wake_receive.setblocking(False)
         self._wake_send.setblocking(False)
         self._commands: deque[Command] = deque()
+        self._gate = threading.Lock()
+        self._ended = False
         self._timers: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count(1)
         self._served: dict[str, _Served] = {}
         self._relays: dict[int, Relay] = {}
-        self._half_closed: set[Relay] = set()
+        self._owned: set[Closeable] = set()
+        self._unwatched: set[Relay] = set()
         self._peer_timer: Timer | None = None
         self._drains: list[Drain] = []
+        self.turns = 0
+        """Turns of the loop so far: an idle data plane makes none."""
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="autoforward-data", daemon=True)
 
     def __repr__(self) -> str:
-        return f"<DataPlane {len(self._served)} forwards, {len(self._relays)} relays>"
+        return f"<DataPlane {len(self._served)} forwards, {len(self._relays)} relays, {len(self._owned)} streams>"
 
     # The other threads' side.
 
@@ -102,12 +115,18 @@ class DataPlane:
         self._thread.start()
 
     def submit(self, command: Command) -> None:
-        """Hand a command over; thread-safe, returns at once."""
-        self._commands.append(command)
-        self._wake()
+        """Hand a command over; thread-safe, returns at once. After the end its `done` is resolved all the same."""
+        with self._gate:
+            ended = self._ended
+            if not ended:
+                self._commands.append(command)
+        if ended:
+            self._refuse(command)
+        else:
+            self._wake()
 
     def stop(self) -> None:
-        """End the loop and cut what is left. Idempotent."""
+        """End the loop and cut what is left. Idempotent. Relays' processes end with their session's watcher."""
         self._stopping = True
         self._wake()
         if self._thread.is_alive():
@@ -143,14 +162,21 @@ class DataPlane:
     def notify(self, notice: Notice) -> None:
         self._notify(notice)
 
-    def client_half_closed(self, relay: Relay) -> None:
-        """Have an eye on this relay's client: a full close looks the same on our socket."""
-        self._half_closed.add(relay)
+    def adopt(self, owned: Closeable) -> None:
+        """Close this with the loop, should it still be there then."""
+        self._owned.add(owned)
+
+    def disown(self, owned: Closeable) -> None:
+        self._owned.discard(owned)
+
+    def watch_peer(self, relay: Relay) -> None:
+        """Have an eye on this relay's client, which is not read: a reset does not show, a full close looks like a half."""
+        self._unwatched.add(relay)
         if self._peer_timer is None:
             self._peer_timer = self.call_later(PEER_CHECK_INTERVAL_S, self._check_peers)
 
     def relay_ended(self, relay: Relay, *, refused: bool, reason: str | None) -> None:
-        self._half_closed.discard(relay)
+        self._unwatched.discard(relay)
         self._relays.pop(relay.relay_id, None)
         served = self._served.get(relay.forward_id)
         if served is not None:
@@ -167,19 +193,33 @@ class DataPlane:
     def _run(self) -> None:
         self._selector.register(self._wake_receive, selectors.EVENT_READ, self._on_wake)
         while not self._stopping:
+            self.turns += 1
             for key, events in self._selector.select(self._next_delay_s()):
-                handler: Callable[[int], None] = key.data
-                handler(events)
+                if not self._call(key.data, events):
+                    self._selector.unregister(key.fd)  # or it is the same again at once, for ever
             while self._commands:
-                self._obey(self._commands.popleft())
+                self._call(self._obey, self._commands.popleft())
             self._run_timers()
         for relay in list(self._relays.values()):
             relay.cut("the supervisor ends")
+        with self._gate:
+            self._ended = True
         while self._commands:
             self._refuse(self._commands.popleft())
+        for owned in list(self._owned):
+            owned.close()
         self._selector.close()
         self._wake_receive.close()
         self._wake_send.close()
+
+    def _call(self, call: Callable[..., None], *arguments: object) -> bool:
+        """A fault in one relay must not end all the others. Whether there was none."""
+        try:
+            call(*arguments)
+        except Exception:
+            log.exception("a fault in the data plane: %r %r", call, arguments)
+            return False
+        return True
 
     def _next_delay_s(self) -> float | None:
         while self._timers and self._timers[0][2].callback is None:
@@ -194,7 +234,7 @@ class DataPlane:
             _, _, timer = heapq.heappop(self._timers)
             callback, timer.callback = timer.callback, None
             if callback is not None:
-                callback()
+                self._call(callback)
 
     def _on_wake(self, _events: int) -> None:
         try:
@@ -208,7 +248,7 @@ class DataPlane:
             case Serve(forward_id, sockets):
                 served = self._served.setdefault(forward_id, _Served())
                 for stale in set(served.sockets) - set(sockets):
-                    self.watch(stale.fileno(), 0, self._on_wake)
+                    self._unwatch_listener(stale)
                 served.sockets = sockets
                 for listener in sockets:
                     self._watch_listener(forward_id, listener)
@@ -216,10 +256,8 @@ class DataPlane:
                 self._withdraw(forward_id, reset)
                 done.set_result(None)
             case StreamReady(relay_id, stream, plan):
-                relay = self._relays.get(relay_id)
-                channel = ExecChannel(self, stream, plan, relay)
-                if relay is None:  # cut while the process was being started: read it to its end
-                    channel.abort()
+                # None: cut while the process was being started. The channel then ends the process.
+                ExecChannel(self, stream, plan, self._relays.get(relay_id)).start()
             case StreamFailed(relay_id, reason):
                 if (relay := self._relays.get(relay_id)) is not None:
                     relay.refuse(reason)
@@ -252,6 +290,10 @@ class DataPlane:
     def _watch_listener(self, forward_id: str, listener: socket.socket) -> None:
         self.watch(listener.fileno(), selectors.EVENT_READ, lambda _events: self._accept(forward_id, listener))
 
+    def _unwatch_listener(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            self.watch(listener.fileno(), 0, self._on_wake)
+
     def _accept(self, forward_id: str, listener: socket.socket) -> None:
         served = self._served[forward_id]
         for _ in range(ACCEPTS_PER_TURN):
@@ -264,18 +306,23 @@ class DataPlane:
                     self._pause_accepting(forward_id, listener, error)
                     return
                 if error.errno == errno.EINVAL:  # not listening any more: a Withdraw is on its way
-                    self.watch(listener.fileno(), 0, self._on_wake)
+                    self._unwatch_listener(listener)
                     return
                 continue  # that connection was aborted before we took it
             relay_id = next(self._numbers)
-            relay = Relay(self, forward_id, relay_id, client, served.counters)
+            try:
+                relay = Relay(self, forward_id, relay_id, client, served.counters)
+            except OSError:  # it has gone already (macOS says so here)
+                client.close()
+                continue
             served.relays[relay_id] = self._relays[relay_id] = relay
             served.counters.active += 1
             served.counters.total += 1
+            self.watch_peer(relay)
             self._notify(StreamWanted(forward_id, relay_id))
 
     def _pause_accepting(self, forward_id: str, listener: socket.socket, error: OSError) -> None:
-        self.watch(listener.fileno(), 0, self._on_wake)
+        self._unwatch_listener(listener)
         self._notify(AcceptPaused(forward_id, error.strerror or str(error)))
 
         def resume() -> None:
@@ -290,8 +337,7 @@ class DataPlane:
         if served is None:
             return
         for listener in served.sockets:
-            if listener.fileno() >= 0:
-                self.watch(listener.fileno(), 0, self._on_wake)
+            self._unwatch_listener(listener)
         served.sockets = ()
         if reset:
             for relay in list(served.relays.values()):
@@ -299,17 +345,19 @@ class DataPlane:
         if not served.relays:
             self._served.pop(forward_id, None)
 
-    # Clients that closed altogether, and drains.
+    # Clients that reset or closed altogether, and drains.
 
     def _check_peers(self) -> None:
         self._peer_timer = None
-        relays = [relay for relay in self._half_closed if relay.client is not None]
-        gone = closed_peers([relay.client for relay in relays if relay.client is not None])
-        for relay in relays:
-            if relay.client in gone:
-                self._half_closed.discard(relay)
-                relay.client_has_gone()
-        if self._half_closed:
+        self._unwatched = {relay for relay in self._unwatched if not relay.is_reading}
+        clients = {relay.client: relay for relay in self._unwatched if relay.client is not None}
+        for client in reset_peers(clients):
+            clients.pop(client).cut("the client broke off")
+        # Only of a client whose FIN was read is everything known that it sent.
+        for client in closed_peers(client for client, relay in clients.items() if relay.client_ended):
+            self._unwatched.discard(clients[client])
+            clients[client].client_has_gone()
+        if self._unwatched:
             self._peer_timer = self.call_later(PEER_CHECK_INTERVAL_S, self._check_peers)
 
     def _open_relays(self, drain: Drain) -> list[Relay]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from autoforward.errors import ProtocolError
 from autoforward.lanes.signals import AttemptFailed, Broken, Opened, RelayPid, RelaySignal, ServerEof, classify_line
 from autoforward.lanes.watcher import LineSplitter, printable
-from autoforward.messages import KillWanted, RelayPlan, RelayStarted
+from autoforward.messages import AddressAnswered, KillWanted, RelayPlan, RelayStarted
 from autoforward.relay import Outbox, Relay
 from autoforward.streams import STDERR, STDOUT, EngineStream
 
@@ -29,6 +29,9 @@ OPEN_TIMEOUT_S = 30.0
 HARD_KILL_AFTER_S = 0.8
 ABANDON_AFTER_S = 5.0
 
+REST_S = 0.5
+"""How long bytes of the client's may still wait for a server that will send no more."""
+
 
 class ExecChannel:
     """See `relay.Channel` for the contract."""
@@ -42,23 +45,41 @@ class ExecChannel:
         self._stderr = LineSplitter()
         self._container_pid: int | None = None
         self._opened = False
+        self._confirmed = False
+        self._attempts = 0
         self._paused = False
         self._write_ended = False
         self._failure: str | None = None
         self._failed_attempts = 0
         self._broken: str | None = None
-        self._asked_to_die = False
+        self._aborted = False
         self._timer: Timer | None = None
-        if relay is not None:
-            relay.attach(self)
-            self._timer = plane.call_later(OPEN_TIMEOUT_S, self._open_timed_out)
-            if not plan.tool.capabilities.confirms_connect:
+
+    def __repr__(self) -> str:
+        return f"<ExecChannel pid={self._container_pid} of {self._relay}>"
+
+    def start(self) -> None:
+        """Begin; without a relay (its client has gone meanwhile) the process is ended."""
+        self._plane.adopt(self)
+        if self._relay is None:
+            self.abort()
+        else:
+            self._relay.attach(self)
+            self._timer = self._plane.call_later(OPEN_TIMEOUT_S, self._open_timed_out)
+            if not self._plan.tool.capabilities.confirms_connect:
                 self._open()
         self._watch()
         self._read()
 
-    def __repr__(self) -> str:
-        return f"<ExecChannel pid={self._container_pid} of {self._relay}>"
+    def close(self) -> None:
+        """Let go of the stream at once; what runs in the container is left to the watcher."""
+        self._cancel_timer()
+        fd = self._stream.fileno()
+        if fd >= 0:
+            self._plane.disown(self)
+            self._plane.watch(fd, 0, self._on_stream)
+            self._stream.shutdown_write()
+            self._stream.close()
 
     # What the relay calls.
 
@@ -67,6 +88,8 @@ class ExecChannel:
         return self._outbox.size
 
     def write(self, data: bytes) -> None:
+        if self._write_ended:  # the server has closed: nobody will read this
+            return
         self._outbox.append(data)
         self._flush()
 
@@ -85,13 +108,19 @@ class ExecChannel:
 
     def server_closed(self) -> None:
         # Ending its stdin makes the process end, and with it comes the rest of the answer.
+        self.write_eof()
+        if self._outbox.size:
+            self._cancel_timer()
+            self._timer = self._plane.call_later(REST_S, self._end_stdin)
+
+    def _end_stdin(self) -> None:
         self._outbox.clear()
-        self._write_ended = True
         self._flush()
 
     def abort(self) -> None:
-        if self._relay is None and self._asked_to_die:
+        if self._aborted:
             return
+        self._aborted = True
         self._relay = None
         self._paused = False
         self._outbox.clear()
@@ -100,7 +129,10 @@ class ExecChannel:
             return
         self._stream.shutdown_write()
         self._watch()
-        self._ask_to_die(hard=False)
+        if self._container_pid is not None:
+            self._ask_to_die(hard=False)
+        else:
+            self._timer = self._plane.call_later(ABANDON_AFTER_S, self._abandon)
 
     # The stream.
 
@@ -148,6 +180,7 @@ class ExecChannel:
             return
         for stream, payload in chunks:
             if stream == STDOUT:
+                self._confirmed = True
                 if self._relay is not None:
                     self._open()
                     self._relay.data(payload)
@@ -163,6 +196,7 @@ class ExecChannel:
         match signal:
             case RelayPid(container_pid):
                 self._container_pid = container_pid
+                self._attempts += 1
                 if self._relay is None:
                     self._ask_to_die(hard=False)
                 else:
@@ -171,6 +205,10 @@ class ExecChannel:
                     self._plane.notify(started)
             case Opened():
                 self._failed_attempts = 0
+                self._confirmed = True
+                if self._plan.attempts > 1 and self._relay is not None:
+                    relay, attempt = self._relay, self._attempts - 1
+                    self._plane.notify(AddressAnswered(relay.forward_id, relay.relay_id, attempt))
                 self._open()
             case AttemptFailed(reason):
                 self._failed_attempts += 1
@@ -190,22 +228,18 @@ class ExecChannel:
 
     def _ended(self) -> None:
         """The process is gone and everything it said has been read."""
-        self._cancel_timer()
-        fd = self._stream.fileno()
-        if fd >= 0:
-            self._plane.watch(fd, 0, self._on_stream)
-            self._stream.close()
+        self.close()
         relay, self._relay = self._relay, None
         if relay is None:
             return
         if self._broken is not None:
             relay.broken(self._broken)
-        elif self._failure is not None and self._failed_attempts >= self._plan.attempts:
-            relay.refuse(self._failure)
-        elif not self._opened:
-            relay.refuse("the relay process ended before it had connected")
-        else:
+        elif self._confirmed or (self._opened and self._failed_attempts < self._attempts):
             relay.server_ended()
+        elif self._plan.fallback and not self._opened:
+            relay.start_over()
+        else:
+            relay.refuse(self._failure or "the relay process ended before it had connected")
 
     def _open_timed_out(self) -> None:
         relay = self._relay
@@ -215,11 +249,7 @@ class ExecChannel:
     def _ask_to_die(self, *, hard: bool) -> None:
         """One rung of the ladder: stdin has ended; TERM now, KILL later, at last only our end is closed."""
         if self._container_pid is None or self._stream.fileno() < 0:
-            if not self._asked_to_die:
-                self._timer = self._plane.call_later(ABANDON_AFTER_S, self._abandon)
-                self._asked_to_die = True
             return
-        self._asked_to_die = True
         self._plane.notify(KillWanted(self._plan.session_id, self._container_pid, self._plan.token, hard))
         self._cancel_timer()
         if hard:

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 class RelayPlan:
     """How to understand one relay process.
 
-    `token` tells the process apart from one that reused its pid; `attempts` is how many addresses it tries.
+    `token` tells the process apart from one that reused its pid; `attempts` is how many addresses it tries. With
+    `fallback` there are more addresses than that: should these fail, another stream is wanted rather than a reset.
     """
 
     session_id: str
     token: str
     tool: RelayTool
     attempts: int
+    fallback: bool = False
 
 
 @dataclass(slots=True)
@@ -108,10 +110,14 @@ Command = Serve | Withdraw | StreamReady | StreamFailed | ServerClosed | Drain |
 
 @dataclass(frozen=True, slots=True)
 class StreamWanted:
-    """A client connected: it needs a stream into the container."""
+    """A client connected: it needs a stream into the container.
+
+    `retry`: the stream it got did not try every address, and found no server (see `RelayPlan.fallback`).
+    """
 
     forward_id: str
     relay_id: int
+    retry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +128,15 @@ class RelayStarted:
     relay_id: int
     container_pid: int
     relay_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddressAnswered:
+    """Of several addresses the one with this index has a server; the others did not answer, or were not tried."""
+
+    forward_id: str
+    relay_id: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,4 +167,4 @@ class AcceptPaused:
     reason: str
 
 
-Notice = StreamWanted | RelayStarted | KillWanted | RelayEnded | AcceptPaused
+Notice = StreamWanted | RelayStarted | AddressAnswered | KillWanted | RelayEnded | AcceptPaused

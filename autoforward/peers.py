@@ -1,7 +1,8 @@
-"""Has the client closed its socket, or only shut down its sending side? TCP sends the same FIN for both.
+"""Has the client closed its socket, or only shut down its sending side, or reset the connection?
 
-The kernel knows: on Linux a local client's own row in /proc/net/tcp{,6} loses its inode once no descriptor holds the
-socket. Elsewhere, and for clients of other machines, nothing can be told and nobody is reported.
+TCP sends the same FIN for a close and for a shutdown. The kernel knows: on Linux a local client's own row in
+/proc/net/tcp{,6} loses its inode once no descriptor holds the socket. Elsewhere, and for clients of other machines,
+nothing can be told and nobody is reported.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _TABLES = {socket.AF_INET: "/proc/net/tcp", socket.AF_INET6: "/proc/net/tcp6"}
@@ -23,24 +24,51 @@ def closed_peers(sockets: Iterable[socket.socket]) -> set[socket.socket]:
     if sys.platform != "linux":
         return set()
     gone: set[socket.socket] = set()
-    tables: dict[int, bytes] = {}
+    tables: dict[socket.AddressFamily, bytes] = {}
     for sock in sockets:
         try:
-            if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSE:
-                gone.add(sock)
-                continue
             ours, theirs = sock.getsockname(), sock.getpeername()
-            if sock.family not in tables:
-                tables[sock.family] = Path(_TABLES[socket.AddressFamily(sock.family)]).read_bytes()
-        except (OSError, KeyError):
-            # ENOTCONN: reset already. An unreadable table tells nothing; the other sockets may be of the other family.
-            if sock.fileno() >= 0 and sock.family not in tables:
-                tables.setdefault(sock.family, b"")
+        except OSError:  # ENOTCONN: reset, which is not ours to tell
             continue
-        inode = _inode(tables[sock.family], row_token(sock.family, theirs, ours))
-        if inode == b"0":
-            gone.add(sock)
+        for family, local, remote in _client_rows(sock, theirs, ours):
+            if family not in tables:
+                tables[family] = _read_table(family)
+            inode = _inode(tables[family], row_token(family, local, remote))
+            if inode is not None:
+                if inode == b"0":
+                    gone.add(sock)
+                break
     return gone
+
+
+def _client_rows(
+    sock: socket.socket, theirs: tuple[str, int], ours: tuple[str, int]
+) -> Iterator[tuple[socket.AddressFamily, tuple[str, int], tuple[str, int]]]:
+    """Where the client's end may be listed, as (table, its address, ours)."""
+    yield socket.AddressFamily(sock.family), theirs, ours
+    if sock.family == socket.AF_INET:  # some (every JVM) connect to v4 addresses with v6 sockets
+        yield socket.AF_INET6, ("::ffff:" + theirs[0], theirs[1]), ("::ffff:" + ours[0], ours[1])
+
+
+def _read_table(family: socket.AddressFamily) -> bytes:
+    try:
+        return Path(_TABLES[family]).read_bytes()
+    except (OSError, KeyError):  # tells nothing: no client is reported
+        return b""
+
+
+def reset_peers(sockets: Iterable[socket.socket]) -> set[socket.socket]:
+    """Those of the connected sockets that a reset has closed, which shows only to who reads or writes. Never raises."""
+    if sys.platform != "linux":
+        return set()
+    return {sock for sock in sockets if _is_reset(sock)}
+
+
+def _is_reset(sock: socket.socket) -> bool:
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSE
+    except OSError:
+        return True
 
 
 def row_token(family: int, local: tuple[str, int], remote: tuple[str, int]) -> bytes:

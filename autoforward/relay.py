@@ -3,7 +3,8 @@
 The far end is a `Channel`; it looks the same whether it is a process of its own on an exec stream or a stream of a
 mux. Contracts: the relay owns the client socket, the channel owns the engine's side. After `abort` a channel calls its
 relay no more. Half-close is kept: the client's FIN becomes `write_eof`, and the other direction goes on. All calls are
-made in the data plane's thread and none of them blocks.
+made in the data plane's thread and none of them blocks. A client's socket that is not being read tells nothing of a
+reset: the data plane looks at those (`watch_peer`) from time to time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from autoforward.messages import ForwardCounters
+from autoforward.messages import ForwardCounters, StreamWanted
 
 if TYPE_CHECKING:
     from autoforward.dataplane import DataPlane
@@ -30,6 +31,9 @@ bytes resets it, and the reset can overtake the answer."""
 
 GONE_GRACE_S = 1.0
 """After the client closed altogether, how long the server may take to notice, from the last byte that moved."""
+
+STALLED_S = 60.0
+"""After the client closed altogether, how long a server that reads nothing holds back what the client has sent."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -69,7 +73,8 @@ class Outbox:
 
 
 class Channel(Protocol):
-    """The far end of a relay. It calls `opened`, `data`, `server_ended`, `refuse`, `broken`, `drained` of its relay."""
+    """The far end of a relay. It calls `opened`, `data`, `drained`, `server_ended`, `refuse`, `start_over`, `broken`
+    of its relay."""
 
     @property
     def pending(self) -> int:
@@ -162,10 +167,19 @@ class Relay:
         self._server_ended = True
         if not self._outbox.size:
             self._finish()
+            return
+        # Read on and discard: a client that sends before it reads would otherwise wait for us, and we for it.
+        self._reading = not self._client_ended
+        self._watch()
 
     def refuse(self, reason: str) -> None:
         """The server cannot be reached: the client is reset, never left with an empty success."""
         self._end_with_reset(refused=True, reason=reason)
+
+    def start_over(self) -> None:
+        """There was no server at that far end, and there are others to try. Nothing has been read of the client."""
+        self._channel = None
+        self._plane.notify(StreamWanted(self.forward_id, self.relay_id, retry=True))
 
     def broken(self, reason: str) -> None:
         """The far end broke off in mid-stream."""
@@ -180,26 +194,49 @@ class Relay:
     def cut(self, reason: str) -> None:
         self._end_with_reset(refused=False, reason=reason)
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether the client's socket is watched, so that its end is noticed."""
+        return self._reading and not self._over
+
+    @property
+    def client_ended(self) -> bool:
+        """Whether the client's FIN has been read: it half-closed, or closed altogether."""
+        return self._client_ended
+
     def client_has_gone(self) -> None:
         """The client holds its socket no more: let what it sent arrive, then end the far end, server or not."""
-        moved = self._moved
+        self._wait_for_the_rest(0.0)
+
+    def _wait_for_the_rest(self, stalled_s: float) -> None:
+        progress = self._progress()
 
         def check() -> None:
             if self._over:
                 return
-            if self._moved != moved or (self._channel is not None and self._channel.pending):
-                self.client_has_gone()
+            if self._progress() != progress:
+                self._wait_for_the_rest(0.0)
+            elif progress[1] and stalled_s < STALLED_S:
+                self._wait_for_the_rest(stalled_s + GONE_GRACE_S)
             else:
                 self.cut("the client has gone")
 
         self._plane.call_later(GONE_GRACE_S, check)
+
+    def _progress(self) -> tuple[int, int]:
+        """Something that differs once bytes have moved, and how many still wait to go to the server."""
+        return self._moved, self._channel.pending if self._channel is not None else 0
 
     # The client's socket.
 
     def _watch(self) -> None:
         if self.client is None:
             return
-        events = selectors.EVENT_READ if self._reading else 0
+        events = 0
+        if self._reading:
+            events = selectors.EVENT_READ
+        else:
+            self._plane.watch_peer(self)
         if self._outbox.size:
             events |= selectors.EVENT_WRITE
         self._plane.watch(self.client.fileno(), events, self._on_client)
@@ -211,7 +248,7 @@ class Relay:
             self._flush_client()
 
     def _read_client(self) -> None:
-        if self.client is None or self._channel is None:
+        if self.client is None:
             return
         try:
             data = self.client.recv(RECEIVE_BYTES)
@@ -224,8 +261,10 @@ class Relay:
             self._client_ended = True
             self._reading = False
             self._watch()
-            self._channel.write_eof()
-            self._plane.client_half_closed(self)
+            if self._channel is not None:
+                self._channel.write_eof()
+            return
+        if self._channel is None:
             return
         self._counters.bytes_in += len(data)
         self._moved += 1
@@ -296,8 +335,12 @@ class _Linger:
     def __init__(self, plane: DataPlane, client: socket.socket) -> None:
         self._plane = plane
         self._client = client
-        self._timer = plane.call_later(LINGER_S, self._close)
+        self._timer = plane.call_later(LINGER_S, self.close)
+        plane.adopt(self)
         plane.watch(client.fileno(), selectors.EVENT_READ, self._on_ready)
+
+    def __repr__(self) -> str:
+        return f"<_Linger fd={self._client.fileno()}>"
 
     def _on_ready(self, _events: int) -> None:
         try:
@@ -307,10 +350,11 @@ class _Linger:
             return
         except OSError:  # reset: as good an end as any
             pass
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self._timer.cancel()
         if self._client.fileno() >= 0:
+            self._plane.disown(self)
             self._plane.watch(self._client.fileno(), 0, self._on_ready)
             self._client.close()
