@@ -28,6 +28,7 @@ from autoforward.messages import (
     StreamReady,
     StreamWanted,
 )
+from autoforward.streams import SocketStream
 from autoforward.supervisor.services import SessionServices
 
 log = logging.getLogger(__name__)
@@ -108,9 +109,14 @@ class Connections:
         container_id, environment = self._forwarder.place.container_id, relay_environment(token, self._session_token)
         try:
             argv = relay_argv(tool, dials)
-            stream = await asyncio.get_running_loop().run_in_executor(
+            opening = asyncio.get_running_loop().run_in_executor(
                 self._services.engine_pool, lambda: self._engine.open_exec(container_id, argv, environment)
             )
+            try:
+                stream = await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                opening.add_done_callback(_discard)
+                raise
         except (AutoforwardError, ValueError) as error:
             self._dialled_ports.pop(wanted.relay_id, None)
             plane.submit(StreamFailed(wanted.relay_id, str(error)))
@@ -136,3 +142,10 @@ class Connections:
     def _tell_closed(self, relay_ids: list[int]) -> None:
         for relay_id in relay_ids:
             self._services.plane.submit(ServerClosed(relay_id))
+
+
+def _discard(opening: asyncio.Future[SocketStream]) -> None:
+    """A stream that came when nobody wanted it any more: its process ends on stdin EOF."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().shutdown_write()
+        opening.result().close()
