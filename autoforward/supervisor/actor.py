@@ -90,10 +90,12 @@ class Actor(Generic[Item]):
         try:
             result = await command.action()
         except Restart:
-            command.done.set_result(None)
+            if not command.done.done():
+                command.done.set_result(None)
             raise
         except AutoforwardError as error:
-            command.done.set_exception(error)
+            if not command.done.done():
+                command.done.set_exception(error)
         else:
             if not command.done.done():
                 command.done.set_result(result)

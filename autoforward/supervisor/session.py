@@ -245,32 +245,35 @@ class Session:
         failures = 0
         while True:
             try:
-                info = await self._in_pool(lambda: self.engine.inspect(self.record.container_id))
-                if not info.running:
-                    await self._wait_for_start(info)
-                    failures = 0
-                    continue
-                await self._watch(info)
-                failures = 0
-            except Restart:
+                failures = await self._attempt(failures)
+            except Restart:  # wherever the command found us, also between two attempts
                 self._drop_detector()
                 failures = 0
-                continue
-            except TargetError as error:
-                raise TargetError(f"the container {self.record.container_name} is gone") from error
-            except NoShellError as error:
-                await self._give_up(str(error))
-                failures = 0
-                continue
-            except AutoforwardError as error:
-                log.info("%s: %s", self.record.container_name, error)
-                failures += 1
-                # The first loss is often over by the next attempt; only then it is worth a word.
-                if failures > 1 or isinstance(error, EngineUnreachableError):
-                    await self._become("reconnecting", str(error))
-                if failures > 3:
-                    self._settled.set()
-            await self._idle(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1] if failures else 0.0)
+
+    async def _attempt(self, failures: int) -> int:
+        """Look at the container, and watch it if it runs; how many attempts in a row have failed now."""
+        try:
+            info = await self._in_pool(lambda: self.engine.inspect(self.record.container_id))
+            if info.running:
+                await self._watch(info)
+            else:
+                await self._wait_for_start(info)
+            return 0
+        except TargetError as error:
+            raise TargetError(f"the container {self.record.container_name} is gone") from error
+        except NoShellError as error:
+            await self._give_up(str(error))
+            return 0
+        except AutoforwardError as error:
+            log.info("%s: %s", self.record.container_name, error)
+            failures += 1
+            # The first loss is often over by the next attempt; only then it is worth a word.
+            if failures > 1 or isinstance(error, EngineUnreachableError):
+                await self._become("reconnecting", str(error))
+            if failures > 3:
+                self._settled.set()
+        await self._idle(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
+        return failures
 
     async def _in_pool(self, job: Callable[[], T]) -> T:
         return await self._actor.call(self._services.engine_pool, job)
@@ -307,6 +310,7 @@ class Session:
 
     async def _become(self, state: State, problem: str) -> None:
         self.state, self.problem = state, problem
+        self._recheck_at_s = None  # nothing is decided until it is back
         self.connections.close_gate()
         await self.forwarder.suspend(problem)
 
@@ -394,9 +398,10 @@ class Session:
         if event.action == "pause":
             await self._become("reconnecting", "the container is paused")
         elif event.action == "unpause" and self.state == "reconnecting":
-            self.state, self.problem = "watching", None
+            self.state, self.problem = "watching", self.connections.problem
             self.connections.open_gate()
             await self.forwarder.resume()
+            await self._replan()
             if self._detector is not None:
                 self._detector.ping_now()
         elif event.action == "rename" and event.name:
