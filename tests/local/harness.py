@@ -85,6 +85,8 @@ class Recorder:
 
     def __init__(self, paths: StatePaths, registry: Registry) -> None:
         self.events: list[PortEvent] = []
+        self.connects = True
+        """Whether it tries the ports of events; each try is a connection that somebody has to answer."""
         self.foreign_ports: set[int] = set()
         """Host ports that somebody else listens on by now."""
         self._registry = registry
@@ -105,7 +107,7 @@ class Recorder:
         return written
 
     def _check(self, event: PortEvent) -> None:
-        if event.host_port is None or event.id is None or event.transport != "tcp":
+        if event.host_port is None or event.id is None or not self.connects:
             return
         [lease] = [lease for lease in self._registry.read().entries if lease.id == event.id]
         match event.event:
