@@ -152,8 +152,11 @@ class Engine:
 
     def exit_code(self, exec_id: str) -> int | None:
         """How a process that was started with `open_exec` ended; None while it runs or when the engine forgot it."""
-        with self._translated(exec_id):
-            code = self.client.api.exec_inspect(exec_id).get("ExitCode")
+        try:
+            with self._translated(exec_id):
+                code = self.client.api.exec_inspect(exec_id).get("ExitCode")
+        except TargetError:  # Podman forgets it when the container restarts
+            return None
         return code if isinstance(code, int) else None
 
     def events(self, on_open: Callable[[Any], None], since: int | None = None) -> Iterator[ContainerEvent]:
