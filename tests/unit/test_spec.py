@@ -186,6 +186,7 @@ def test_numbers_in_the_text_are_those_of_the_table() -> None:
         ("status --json", f"stay bound for {value['DORMANT_AFTER_S']} s"),
         ("Detection", f"at least every {value['FULL_READ_INTERVAL_S']} s"),
         ("Detection", f"withdrawn {value['WITHDRAWAL_GRACE_S']} s later"),
+        ("Detection", f"{value['RESTART_GRACE_S']} s after the container came back"),
         ("Detection", f"pinged every {value['PING_INTERVAL_S']} s"),
         ("Detection", f"answer for {value['PONG_TIMEOUT_S']} s"),
         ("Allocation", f"at most {value['MAX_ATTEMPTS']} numbers"),

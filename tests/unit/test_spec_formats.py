@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast, get_args
 
 import jsonschema
 
+from autoforward.allocator import PIN_KEY, REMAP_KEY
 from autoforward.attributes import NO_RULES, AttributeRules
 from autoforward.events import LINE_PREFIX, PortEvent, list_row
 from autoforward.lanes.commands import Netcat, NetcatFlavour, RelayTool, devtcp_tool, netcat_tool, socat_tool
+from autoforward.lanes.probe import Probe, choose_lane
 from autoforward.lanes.watcher import WatcherStream, encode_kill, encode_ping, encode_sockets, parse_answer
 from autoforward.leases import Lease, encode_document, parse_document
 from autoforward.model import LANE_CHOICES, EngineEndpoint, EventName, Identity, Status
@@ -62,8 +65,8 @@ def test_the_registry_example_is_one_that_we_write() -> None:
 
 def test_keys_of_an_entry() -> None:
     row = parse_document(fenced("json registry").encode()).entries[0].to_json()
-    assert names("registry.json", "key of an entry") == [key for key in row if key != "remap_reason"]
-    assert "`remap_reason`" in section("registry.json")
+    assert names("registry.json", "key of an entry") == [key for key in row if key != REMAP_KEY]
+    assert {f"`{REMAP_KEY}`", f"`{PIN_KEY}`"} <= set(re.findall(r"`\w+`", section("registry.json")))
     for key in ("transport", "source", "state"):
         documented = next(row for row in table("registry.json", "key of an entry") if row[0] == f"`{key}`")[1]
         for choice in ticked(documented):
@@ -227,7 +230,27 @@ def test_lanes_and_what_they_can_do() -> None:
     expected = {}
     for tool in tools():
         can = tool.capabilities
-        words = ["yes" if able else "no" for able in (can.half_close, can.udp, can.confirms_connect)]
+        words = ["yes" if able else "no" for able in (can.half_close, can.udp, can.confirms_connect, can.ipv6)]
         expected[tool.lane, tool.dialect] = [*words, tool.needs_close_wait]
-    assert {key: [*row[:3], "next poll" in row[3]] for key, row in documented.items()} == expected
+    assert {key: [*row[:4], "next poll" in row[4]] for key, row in documented.items()} == expected
     assert {lane for lane, _ in documented} | {"auto", "agent"} == set(LANE_CHOICES)
+
+
+def test_which_lane_and_which_netcat_is_taken() -> None:
+    text = section("Lanes")
+    order = ticked(text.partition("the first that the container has of ")[2].partition(";")[0])
+    flavours = ticked(text.partition("netcats the first of ")[2].partition(".\n")[0])
+    assert sorted(flavours) == sorted(get_args(NetcatFlavour))
+    netcats = tuple(Netcat(("nc",), flavour) for flavour in get_args(NetcatFlavour))
+    everything = Probe(socat="1.8", netcats=netcats, devtcp=True, tools=frozenset({"cat"}))
+    taken = []
+    for without in ({}, {"socat": ""}, {"socat": "", "netcats": ()}):
+        tool = choose_lane(replace(everything, **cast(Any, without)), "auto")
+        assert isinstance(tool, RelayTool)
+        taken.append(tool.lane)
+    assert taken == order
+    for at, flavour in enumerate(flavours):
+        left = tuple(netcat for netcat in netcats if netcat.flavour in flavours[at:])
+        tool = choose_lane(replace(everything, netcats=left), "nc")
+        assert isinstance(tool, RelayTool)
+        assert tool.dialect == flavour
