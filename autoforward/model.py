@@ -113,6 +113,7 @@ class LaneCapabilities:
     udp: bool
     confirms_connect: bool
     note: str = ""
+    ipv6: bool = True
 
 
 @dataclass(frozen=True, slots=True)

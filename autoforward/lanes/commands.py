@@ -63,7 +63,7 @@ _NETCATS: dict[NetcatFlavour, tuple[LaneCapabilities, bool]] = {
     "openbsd": (LaneCapabilities(True, False, True, f"OpenBSD nc; {_SEEN_LATE}"), True),
     "openbsd-old": (LaneCapabilities(False, False, True, f"OpenBSD nc without -N: no half-close; {_SEEN_LATE}"), True),
     "ncat": (LaneCapabilities(True, False, True, f"ncat; {_SEEN_LATE}"), True),
-    "traditional": (LaneCapabilities(True, False, True, "traditional nc; IPv4 only"), False),
+    "traditional": (LaneCapabilities(True, False, True, "traditional nc; IPv4 only", ipv6=False), False),
     "busybox": (LaneCapabilities(True, False, False, "busybox nc; does not say when it is connected"), False),
 }
 
@@ -84,13 +84,27 @@ _HOST = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]{0,252}|[0-9A-Fa-f:]{2,39}(%[0-9A
 _NUMERIC_V4 = re.compile(r"[0-9.]+")
 
 
+def usable_addresses(tool: RelayTool, addresses: Sequence[DialAddress]) -> tuple[DialAddress, ...]:
+    """Those of `addresses` that the tool can connect to. ValueError, for people, when that is none of several."""
+    usable = tuple(address for address in addresses if tool.capabilities.ipv6 or not address.is_ipv6)
+    if addresses and not usable:
+        name = shlex.join(tool.netcat.command) if tool.netcat else tool.lane
+        raise ValueError(
+            f"the server listens on {addresses[0].host}, and this container's {name} ({tool.dialect}) cannot do IPv6: "
+            "install socat or OpenBSD nc in it"
+        )
+    return usable
+
+
 def relay_argv(tool: RelayTool, addresses: Sequence[DialAddress]) -> list[str]:
     """Command of one relay's exec. `addresses` are tried in order, without losing a byte of the client's.
 
-    ValueError: no address, a host that is none, a port out of range. Environment: `scripts.relay_environment`.
+    ValueError: no address, a host that is none, a port out of range, none that the tool can connect to (see
+    `usable_addresses`). Environment: `scripts.relay_environment`.
     """
     if not addresses:
         raise ValueError("a relay needs an address to dial")
+    addresses = usable_addresses(tool, addresses)
     for address in addresses:
         if not _HOST.fullmatch(address.host) or not 0 < address.port < 65536:
             raise ValueError(f"cannot dial {address.host!r} port {address.port}")

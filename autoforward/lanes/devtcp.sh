@@ -2,15 +2,15 @@
 #
 #   bash -c "$(this file)" autoforward-relay HOST PORT [HOST PORT]...
 #
-# The addresses are tried in order; nothing reads stdin before one is connected. stderr: "AF pid N", bash's own
-# words for an attempt that failed, "AF open" once connected. A shell cannot shut down one direction of a socket:
+# The addresses are tried in order; nothing reads stdin before one is connected. stderr: "AF pid N" for
+# every attempt, bash's own words for one that failed, "AF open" once connected. A shell cannot shut down one direction of a socket:
 # there is no half-close. When the server closes, the client's side is ended and waited for.
 
 export LC_ALL=C
-echo "AF pid $$" >&2
 exec 4<&0
 connected=
 while [ $# -ge 2 ]; do
+  echo "AF pid $$" >&2
   if { exec 3<>"/dev/tcp/$1/$2"; }; then connected=1; break; fi
   shift 2
 done

@@ -19,8 +19,8 @@ NO_LANE_HINT = "install socat in the image (or netcat-openbsd, or bash)"
 
 _TOOLS = frozenset({"cat", "grep", "awk", "sed", "sleep", "ls", "fractional-sleep"})
 _NETCAT_COMMANDS = frozenset({("nc",), ("nc.openbsd",), ("ncat",), ("nc.traditional",), ("netcat",), ("busybox", "nc")})
-# Which netcat to take where there are several: those that half-close and speak up first.
-_PREFERENCE: tuple[NetcatFlavour, ...] = ("traditional", "openbsd", "ncat", "busybox", "openbsd-old")
+# Which netcat to take where there are several: those that half-close and speak up first, the one without IPv6 last.
+_PREFERENCE: tuple[NetcatFlavour, ...] = ("openbsd", "ncat", "busybox", "openbsd-old", "traditional")
 
 
 @dataclass(frozen=True, slots=True)

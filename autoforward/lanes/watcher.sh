@@ -171,7 +171,14 @@ ours() {
   fi
 }
 
+# A relay whose start was under way when the host went away shows up only after the first look.
 sweep() {
+  sweep_once
+  if [ -n "$fraction" ]; then sleep 0.4; else sleep 1; fi
+  sweep_once
+}
+
+sweep_once() {
   ours
   [ -z "$pids" ] && return
   kill -TERM $pids 2>/dev/null

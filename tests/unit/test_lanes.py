@@ -22,6 +22,7 @@ from autoforward.lanes.commands import (
     netcat_tool,
     relay_argv,
     socat_tool,
+    usable_addresses,
 )
 from autoforward.lanes.probe import MAX_LINES, NoLane, Probe, choose_lane, explain_exec_failure, parse_probe
 from autoforward.lanes.scripts import ScriptName, check_token, relay_environment, script, watcher_argv
@@ -248,6 +249,17 @@ def test_relay_needs_an_address_and_a_port() -> None:
             relay_argv(socat_tool(), [DialAddress("db", container_port)])
 
 
+def test_addresses_that_a_tool_cannot_reach_are_not_tried() -> None:
+    assert usable_addresses(nc("openbsd"), [V4, V6]) == (V4, V6)
+    assert usable_addresses(nc("traditional"), [V4, V6, NAME]) == (V4, NAME)
+    assert len(relay_argv(nc("traditional"), [V4, V6])) == len(relay_argv(nc("traditional"), [V4]))
+
+
+def test_tool_without_ipv6_says_so() -> None:
+    with pytest.raises(ValueError, match=r"listens on ::1, and this container's nc \(traditional\) cannot do IPv6"):
+        relay_argv(nc("traditional"), [V6])
+
+
 # -- what a relay says -----------------------------------------------------------------------------
 
 STAMP = b"2026/11/21 10:19:02 socat[84] "
@@ -363,6 +375,7 @@ AF probe end
 """
 BUSYBOX = Netcat(("busybox", "nc"), "busybox")
 OPENBSD = Netcat(("nc",), "openbsd")
+TRADITIONAL = Netcat(("nc.traditional",), "traditional")
 
 
 def test_probe_report() -> None:
@@ -405,6 +418,9 @@ def test_probe_report_that_is_none(report: bytes) -> None:
         (parse_probe(REPORT), "nc", "openbsd"),
         (parse_probe(REPORT), "devtcp", "devtcp"),
         (Probe(netcats=(BUSYBOX,)), "auto", "busybox"),
+        (Probe(netcats=(TRADITIONAL, OPENBSD)), "auto", "openbsd"),
+        (Probe(netcats=(TRADITIONAL, BUSYBOX)), "nc", "busybox"),
+        (Probe(netcats=(TRADITIONAL,)), "nc", "traditional"),
         (Probe(netcats=(BUSYBOX,), devtcp=True, tools=frozenset({"cat"})), "auto", "busybox"),
         (Probe(devtcp=True, tools=frozenset({"cat"})), "auto", "devtcp"),
     ],
