@@ -60,7 +60,7 @@ class Connection:
             return None
         try:
             message = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProtocolError("the request is not JSON") from error
         if not isinstance(message, dict):
             raise ProtocolError("the request is not an object")

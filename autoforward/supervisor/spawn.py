@@ -35,7 +35,9 @@ KEPT_ENVIRONMENT = (
 
 
 def connect_to_supervisor(paths: StatePaths) -> socket.socket | None:
-    """A connection to the running supervisor, None when there is none."""
+    """A connection to the running supervisor, None when there is none. Raises StateFolderError, AutoforwardError."""
+    if os.path.lexists(paths.home):
+        paths.ensure()  # in a folder that others can write to, somebody else may be listening
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(CONNECT_TIMEOUT_S)
     try:
