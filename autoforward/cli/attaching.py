@@ -82,6 +82,8 @@ def attach(
         configuration = configuration_for_container(info.labels, workspace_folder, config_file)
         warnings += configuration.warnings
     output.warn_of_bind(options)
+    if info.network_mode == "host":
+        warnings.append(f"{info.name} is on the host's network: its ports are on the host already, nothing is bound")
     record = record_for(
         info,
         endpoint,

@@ -50,7 +50,7 @@ def forward_ports(
         for message in open_call:
             if message["type"] == "progress":
                 output.say(message["text"])
-            elif message["type"] == "bound":
+            elif message["type"] in ("bound", "changed"):
                 if as_json:
                     click.echo(json.dumps(message["rows"]))
                 output.print_mappings(message["rows"])
@@ -71,8 +71,8 @@ def forward_ports(
 
 
 def _drain(open_call: client.Call) -> None:
-    output.say("Ending; open connections may finish (Ctrl-C again to cut them)")
     try:
+        output.say("Ending; open connections may finish (Ctrl-C again to cut them)")
         open_call.send({"drain": True})
         for _message in open_call:
             pass

@@ -80,7 +80,7 @@ def attach(
             f"nothing can be forwarded from {info.name}: {result.problem}",
             hint=NO_LANE_HINT,
         )
-    if not as_json and not result.rows:
+    if not as_json and not result.rows and info.network_mode != "host":
         output.say(f"Watching {info.name}: what starts to listen there is forwarded. `autoforward list` shows it.")
     return 0
 

@@ -92,7 +92,11 @@ class Handlers:
                 await self._supervisor.store_session(session)
                 return {"rows": rows, "session_id": session.record.session_id, "pid": os.getpid()}
             await connection.send({"type": "bound", "rows": rows})
-            await self._hold(session, specs, claim_id, connection)
+            telling = asyncio.create_task(self._tell_changes(session, specs, rows, connection), name="foreground")
+            try:
+                await self._hold(session, specs, claim_id, connection)
+            finally:
+                telling.cancel()
             return {"rows": rows}
         finally:
             self._supervisor.foreground -= 1
@@ -127,7 +131,8 @@ class Handlers:
         try:
             await asyncio.wait([listening, ended], return_when=asyncio.FIRST_COMPLETED)
             if not listening.done():
-                raise TargetError(f"{session.record.container_name}: {session.problem}")
+                name, problem = session.record.container_name, session.problem or "the session ended"
+                raise TargetError(problem if name in problem else f"{name}: {problem}")
             drain = listening.result() is not None
             await session.release_claim(claim_id)
             if drain:
@@ -140,6 +145,22 @@ class Handlers:
         finally:
             listening.cancel()
             ended.cancel()
+
+    async def _tell_changes(
+        self, session: Session, specs: Sequence[PortSpec], rows: list[dict[str, Any]], connection: Connection
+    ) -> None:
+        """Tell the command of a server that came up or went away, until cancelled."""
+        said = {row["id"]: row["status"] for row in rows}
+        with self._supervisor.hub.subscribe(lambda event: event.id in said) as heard:
+            while True:
+                now = {row["id"]: row for row in await self._rows_of(session, specs)}
+                # A container that is away comes back, or its end is an error with its own words.
+                changed = [row for key, row in now.items() if row["status"] not in (said.get(key), "reconnecting")]
+                if changed:
+                    said.update((row["id"], row["status"]) for row in changed)
+                    await connection.send({"type": "changed", "rows": changed})
+                if await heard.get() is None:
+                    return
 
     async def detach(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
         """End sessions; answers when their listeners are closed."""
