@@ -81,7 +81,9 @@ def wait_event(home: Path, name: str, container_port: int | None, *, since: int 
 
 
 def registry(home: Path) -> Row:
-    document: Row = json.loads((home / "registry.json").read_text())
+    """What registry.json holds; nothing when there is none yet."""
+    path = home / "registry.json"
+    document: Row = json.loads(path.read_text()) if path.exists() else {"entries": [], "sessions": []}
     return document
 
 
