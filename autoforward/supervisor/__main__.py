@@ -68,9 +68,10 @@ def _start_logging(paths: StatePaths) -> None:
     listener = logging.handlers.QueueListener(lines, handler)
     listener.start()
     atexit.register(listener.stop)
-    logging.basicConfig(
-        handlers=[logging.handlers.QueueHandler(lines)], level=os.environ.get("AUTOFORWARD_LOG_LEVEL", "INFO").upper()
-    )
+    queued = logging.handlers.QueueHandler(lines)
+    # It formats the record before the thread does; without one of its own basicConfig's would add a second prefix.
+    queued.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(handlers=[queued], level=os.environ.get("AUTOFORWARD_LOG_LEVEL", "INFO").upper())
     logging.captureWarnings(True)
 
 
