@@ -165,7 +165,7 @@ def test_relative_links_lead_somewhere(path: Path) -> None:
 @cache
 def names_defined(path: Path) -> frozenset[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def test_tests_that_are_named_exist() -> None:
