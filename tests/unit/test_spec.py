@@ -201,7 +201,7 @@ def test_numbers_in_the_text_are_those_of_the_table() -> None:
         ("autoforward forward", f"up to {value['DRAIN_S']} s"),
         ("State folder", f"more than {value['MAX_SOCKET_PATH_BYTES']} bytes"),
     ):
-        assert phrase in section(title), phrase
+        assert phrase in " ".join(section(title).split()), phrase
 
 
 def test_environment_variables() -> None:

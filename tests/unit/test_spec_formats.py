@@ -237,9 +237,9 @@ def test_lanes_and_what_they_can_do() -> None:
 
 
 def test_which_lane_and_which_netcat_is_taken() -> None:
-    text = section("Lanes")
+    text = " ".join(section("Lanes").split())
     order = ticked(text.partition("the first that the container has of ")[2].partition(";")[0])
-    flavours = ticked(text.partition("netcats the first of ")[2].partition(".\n")[0])
+    flavours = ticked(text.partition("netcats the first of ")[2].partition(".")[0])
     assert sorted(flavours) == sorted(get_args(NetcatFlavour))
     netcats = tuple(Netcat(("nc",), flavour) for flavour in get_args(NetcatFlavour))
     everything = Probe(socat="1.8", netcats=netcats, devtcp=True, tools=frozenset({"cat"}))
