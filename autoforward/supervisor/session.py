@@ -42,6 +42,9 @@ RESTART_GRACE_S = 10.0
 BACKOFF_S = (0.2, 0.4, 0.8, 1.6, 2.0)
 """Between attempts to watch a container that should be running; the last one repeats."""
 
+WORKED_S = 5.0
+"""A watch that lasted this long had worked; one that is lost sooner counts as a failed attempt, and is backed off from."""
+
 DORMANT_AFTER_S = 300.0
 """A container stopped for this long keeps neither its host ports nor the supervisor."""
 
@@ -228,14 +231,18 @@ class Session:
             self._actor.end(str(error))
         except Ending:
             pass
+        except Exception:
+            log.exception("a fault in the session of %s", self.record.container_name)
         finally:
-            self._actor.end("an error of ours")
+            self._actor.end("an error of ours, see the log")
             await self._wind_up(self._actor.end_reason)
 
     async def _wind_up(self, reason: str) -> None:
-        self._drop_detector()
-        self.connections.cancel()
+        self.connections.close_gate()
         await self.forwarder.close_all(reason)
+        # The watcher ends last: what it finds of this session's relays it takes with it.
+        await self.connections.aclose()
+        self._drop_detector()
         self.state, self.problem = "ended", reason
         await self._services.publisher.publish(self.forwarder.session_event("detached", reason))
         self._settled.set()
@@ -355,6 +362,7 @@ class Session:
 
     async def _follow(self, detector: Detector) -> None:
         frames = 0
+        began_s = time.monotonic()
         retry_at_s: float | None = None
         while True:
             now_s = time.monotonic()
@@ -370,7 +378,7 @@ class Session:
                     await self._take_frame(item, first=frames == 1)
                 case _Lost(lost, reason) if lost is detector:
                     self.connections.close_gate()
-                    if frames:
+                    if frames and time.monotonic() - began_s > WORKED_S:
                         log.info("%s: the watch was lost: %s", self.record.container_name, reason)
                         return
                     raise AutoforwardError(f"the watch on the container failed: {reason}")
