@@ -2,6 +2,9 @@
 
 Opening a stream goes beside the session's own task, for connections must not wait for each other. While the container is
 out of reach new connections wait, for a bounded time.
+
+Where a server may be on one of several addresses, the one that answered is dialled alone from then on: trying several
+takes three more processes in the container for every connection. When it does not answer any more, all are tried again.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from autoforward.detector import Detector
 from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError
 from autoforward.forwarder import Forwarder
-from autoforward.lanes.commands import RelayTool, relay_argv
+from autoforward.lanes.commands import RelayTool, relay_argv, usable_addresses
 from autoforward.lanes.scripts import relay_environment
 from autoforward.lanes.watcher import Answer, Frame, Sockets, encode_kill, encode_sockets
 from autoforward.messages import (
+    AddressAnswered,
     KillWanted,
     RelayEnded,
     RelayPlan,
@@ -28,6 +32,7 @@ from autoforward.messages import (
     StreamReady,
     StreamWanted,
 )
+from autoforward.model import DialAddress
 from autoforward.streams import SocketStream
 from autoforward.supervisor.services import SessionServices
 
@@ -35,6 +40,9 @@ log = logging.getLogger(__name__)
 
 HOLD_S = 10.0
 """How long a new connection waits while the container is out of reach."""
+
+LATE_STREAM_S = 2.0
+"""How long the end of a session waits for processes that are being started, so that the watcher's sweep finds them."""
 
 
 class Connections:
@@ -51,8 +59,11 @@ class Connections:
         self._detector: Detector | None = None
         self._session_token = ""
         self._opening: set[asyncio.Task[None]] = set()
+        self._starting: set[asyncio.Future[SocketStream]] = set()
+        self._closed = False
         self._tracker = CloseWaitTracker()
-        self._dialled_ports: dict[int, frozenset[int]] = {}
+        self._dialled: dict[int, tuple[DialAddress, ...]] = {}
+        self._answered: dict[str, DialAddress] = {}
 
     def watched_by(self, detector: Detector, session_token: str) -> None:
         """Relays from now on carry this token, and this watcher ends them."""
@@ -64,27 +75,45 @@ class Connections:
     def close_gate(self) -> None:
         self._gate.clear()
 
-    def cancel(self) -> None:
+    async def aclose(self) -> None:
+        """Give up what waits, and wait (not for ever) for the processes that are being started."""
+        self.close_gate()
+        self._closed = True
         for task in self._opening:
             task.cancel()
+        if self._starting:
+            await asyncio.wait(self._starting, timeout=LATE_STREAM_S)
 
     # Notices of the data plane.
 
     def on_stream_wanted(self, notice: StreamWanted) -> None:
+        if self._closed:
+            self._services.plane.submit(StreamFailed(notice.relay_id, "the forward has ended"))
+            return
         task = asyncio.create_task(self._open_stream(notice), name=f"stream for relay {notice.relay_id}")
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
     def on_relay_started(self, notice: RelayStarted) -> None:
-        ports = self._dialled_ports.get(notice.relay_id)
-        if ports is not None and self.tool is not None and self.tool.needs_close_wait:
+        dials = self._dialled.get(notice.relay_id)
+        if dials is not None and self.tool is not None and self.tool.needs_close_wait:
+            ports = frozenset(dial.port for dial in dials)
             self._tracker.started(notice.relay_id, notice.container_pid, notice.relay_token, ports)
 
+    def on_address_answered(self, notice: AddressAnswered) -> None:
+        dials = self._dialled.get(notice.relay_id, ())
+        if notice.attempt < len(dials):
+            self._answered[notice.forward_id] = dials[notice.attempt]
+
     def on_relay_ended(self, notice: RelayEnded) -> None:
-        self._dialled_ports.pop(notice.relay_id, None)
+        """Of any session: the forward may have ended before its last relay, and then nobody knows whose it was."""
+        self._dialled.pop(notice.relay_id, None)
         self._tracker.ended(notice.relay_id)
+        if self._forwarder.key_of(notice.forward_id) is None:
+            return
         self._forwarder.note_refusal(notice.forward_id, notice.reason if notice.refused else None)
         if notice.refused:
+            self._answered.pop(notice.forward_id, None)
             name = self._forwarder.place.container_name
             log.info("%s %s: a connection was refused: %s", name, notice.forward_id, notice.reason)
 
@@ -100,28 +129,42 @@ class Connections:
         except TimeoutError:
             plane.submit(StreamFailed(wanted.relay_id, f"the container was out of reach for {HOLD_S:.0f} s"))
             return
-        dials, tool, token = self._forwarder.dials_of(wanted.forward_id), self.tool, secrets.token_hex(16)
-        if dials is None or tool is None:
+        known, tool, token = self._forwarder.dials_of(wanted.forward_id), self.tool, secrets.token_hex(16)
+        if known is None or tool is None:
             plane.submit(StreamFailed(wanted.relay_id, self.problem or "the forward has ended"))
             return
-        self._dialled_ports[wanted.relay_id] = frozenset(dial.port for dial in dials)
-        plan = RelayPlan(self._session_id, token, tool, len(dials))
         container_id, environment = self._forwarder.place.container_id, relay_environment(token, self._session_token)
         try:
+            usable = usable_addresses(tool, known)
+            dials = self._dialled[wanted.relay_id] = self._choose(wanted, tool, usable)
+            plan = RelayPlan(self._session_id, token, tool, len(dials), fallback=len(dials) < len(usable))
             argv = relay_argv(tool, dials)
             opening = asyncio.get_running_loop().run_in_executor(
                 self._services.engine_pool, lambda: self._engine.open_exec(container_id, argv, environment)
             )
+            self._starting.add(opening)
+            opening.add_done_callback(self._starting.discard)
             try:
                 stream = await asyncio.shield(opening)
             except asyncio.CancelledError:
                 opening.add_done_callback(_discard)
                 raise
         except (AutoforwardError, ValueError) as error:
-            self._dialled_ports.pop(wanted.relay_id, None)
             plane.submit(StreamFailed(wanted.relay_id, str(error)))
             return
         plane.submit(StreamReady(wanted.relay_id, stream, plan))
+
+    def _choose(
+        self, wanted: StreamWanted, tool: RelayTool, usable: tuple[DialAddress, ...]
+    ) -> tuple[DialAddress, ...]:
+        """What this stream dials: the address that answered last time, or all."""
+        if wanted.retry:
+            self._answered.pop(wanted.forward_id, None)
+        answered = self._answered.get(wanted.forward_id)
+        # A tool that does not say when it is connected has eaten the client's first bytes when it fails.
+        if answered in usable and tool.capabilities.confirms_connect:
+            return (answered,)
+        return usable
 
     # What the watcher says.
 

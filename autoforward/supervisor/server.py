@@ -29,6 +29,7 @@ from autoforward.events import EventLog
 from autoforward.leases import RegistryDocument, current_process
 from autoforward.messages import (
     AcceptPaused,
+    AddressAnswered,
     Drain,
     ForwardCounters,
     KillWanted,
@@ -246,11 +247,15 @@ class Supervisor:
             case RelayStarted(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
                     session.connections.on_relay_started(notice)
+            case AddressAnswered(forward_id):
+                if (session := self._session_with(forward_id)) is not None:
+                    session.connections.on_address_answered(notice)
             case KillWanted(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
                     session.connections.on_kill_wanted(notice)
-            case RelayEnded(forward_id):
-                if (session := self._session_with(forward_id)) is not None:
+            case RelayEnded():
+                # To all: its forward may have ended before it.
+                for session in self.sessions.values():
                     session.connections.on_relay_ended(notice)
             case AcceptPaused(forward_id, reason):
                 log.warning("%s: accepting connections rests for a moment: %s", forward_id, reason)
