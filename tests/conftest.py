@@ -272,26 +272,6 @@ def run(home: Path) -> Runner:
     return run_it
 
 
-# -- the devcontainer CLIs -----------------------------------------------------------------------
-
-
-def _node_cli() -> str | None:
-    installed = REPOSITORY_DIR / ".cache/npm/node_modules/.bin/devcontainer"
-    given = os.environ.get("AUTOFORWARD_TEST_NODE_CLI")
-    return given or (str(installed) if installed.exists() else None)
-
-
-@pytest.fixture(params=["node", "rs"])
-def devcontainer_cli(request: pytest.FixtureRequest) -> str:
-    """The path of a `devcontainer` CLI, once the official one and once devcontainer-rs; for AUTOFORWARD_DEVCONTAINER."""
-    if request.param == "rs":
-        return script("devcontainer")
-    path = _node_cli()
-    if path is None:
-        pytest.skip("no official devcontainer CLI (`python3 -m scripts.engine devcontainers-cli` gets it, with npm)")
-    return path
-
-
 # -- compose (pytest-docker) ---------------------------------------------------------------------
 
 

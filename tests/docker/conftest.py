@@ -19,7 +19,7 @@ import pytest
 from tests.containers import LABEL, Container, run_id
 
 REPOSITORY_DIR = Path(__file__).resolve().parents[2]
-NODE_CLI_VARIABLE = "AUTOFORWARD_TEST_NODE_DEVCONTAINER"
+NODE_CLI_VARIABLE = "AUTOFORWARD_TEST_NODE_CLI"
 
 Kind = Literal["image", "dockerfile", "compose"]
 
@@ -37,7 +37,7 @@ sys.exit(done.returncode)
 
 def _node_cli() -> str | None:
     named = os.environ.get(NODE_CLI_VARIABLE)
-    beside = REPOSITORY_DIR / "node_modules" / ".bin" / "devcontainer"
+    beside = REPOSITORY_DIR / ".cache/npm/node_modules/.bin/devcontainer"
     return named or (str(beside) if beside.exists() else None)
 
 
@@ -62,7 +62,9 @@ def cli(request: pytest.FixtureRequest, tmp_path: Path) -> RecordedCli:
     """Both CLIs, one after the other."""
     if request.param == "node":
         real = _node_cli()
-        reason = f"no official devcontainer CLI: npm install @devcontainers/cli here, or set {NODE_CLI_VARIABLE}"
+        reason = (
+            f"no official devcontainer CLI: `python3 -m scripts.engine devcontainers-cli`, or set {NODE_CLI_VARIABLE}"
+        )
     else:
         beside = Path(sys.executable).with_name("devcontainer")
         real = str(beside) if beside.exists() else None
