@@ -49,9 +49,9 @@ def resolve_endpoint(docker_host: str | None = None, context: str | None = None)
     if docker_host and context:
         raise UsageError("--docker-host and --context exclude each other")
     if docker_host:
-        return EngineEndpoint(docker_host, "--docker-host")
+        return EngineEndpoint(_with_path(docker_host), "--docker-host")
     if not context and os.environ.get("DOCKER_HOST"):
-        return EngineEndpoint(os.environ["DOCKER_HOST"], "DOCKER_HOST")
+        return EngineEndpoint(_with_path(os.environ["DOCKER_HOST"]), "DOCKER_HOST")
     source = "--context" if context else "DOCKER_CONTEXT"
     name = context or os.environ.get("DOCKER_CONTEXT")
     if not name:
@@ -65,6 +65,11 @@ def resolve_endpoint(docker_host: str | None = None, context: str | None = None)
         )
     host = str(found.Host)
     return EngineEndpoint(host.replace("http+unix://", "unix://"), f"context {name} ({source})")
+
+
+def _with_path(host: str) -> str:
+    """`unix://` alone is the default socket, for the docker CLI and for its SDK."""
+    return DEFAULT_HOST if host == "unix://" else host
 
 
 class Engine:
@@ -106,7 +111,8 @@ class Engine:
             raise TargetError(f"no such container: {what}") from error
         except APIError as error:
             raise AutoforwardError(f"the engine says: {error.explanation or error}") from error
-        except (DockerException, requests.RequestException) as error:
+        except (DockerException, requests.RequestException, ValueError) as error:
+            # ValueError: what the SDK says of `tcp://host:99999`, and of an answer that is not JSON.
             raise EngineUnreachableError(
                 f"the engine at {self.endpoint.host} (from {self.endpoint.source}) does not answer",
                 hint="is it running, and may you use its socket? `docker info` tells",

@@ -69,11 +69,16 @@ class _OurErrors(click.Command):
             sys.exit(fail(AutoforwardError(_lower_first(error.format_message()))))
         except click.Abort:
             sys.exit(fail(AutoforwardError("interrupted")))
+        sys.exit(status if isinstance(status, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Here and not in `main`, because click's own answer to a broken pipe is exit status 1."""
+        try:
+            return super().invoke(ctx)
         except BrokenPipeError:
             # Whoever read our output has gone: `autoforward list | head`. Nothing more can be written, not even at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
-        sys.exit(status if isinstance(status, int) else 0)
+            return 0
 
 
 class Command(_OurErrors):
