@@ -18,7 +18,7 @@ from autoforward.model import ForwardKey, PortSpec
 from autoforward.settings import SessionRecord, matches, merge_specs
 from autoforward.supervisor.control import Connection, Handler
 from autoforward.supervisor.server import DRAIN_S, Supervisor
-from autoforward.supervisor.session import Session
+from autoforward.supervisor.session import STOPPED, Session
 
 RESTORE_WAIT_S = 5.0
 """How long `list` waits for sessions that are being restored; what is not back by then is shown as it is."""
@@ -92,11 +92,7 @@ class Handlers:
                 await self._supervisor.store_session(session)
                 return {"rows": rows, "session_id": session.record.session_id, "pid": os.getpid()}
             await connection.send({"type": "bound", "rows": rows})
-            telling = asyncio.create_task(self._tell_changes(session, specs, rows, connection), name="foreground")
-            try:
-                await self._hold(session, specs, claim_id, connection)
-            finally:
-                telling.cancel()
+            await self._hold(session, specs, rows, claim_id, connection)
             return {"rows": rows}
         finally:
             self._supervisor.foreground -= 1
@@ -123,18 +119,31 @@ class Handlers:
             if spec.key not in keys:
                 raise AutoforwardError(f"{spec.text} is not forwarded: {session.forwarder.why_not(spec.key)}")
 
-    async def _hold(self, session: Session, specs: Sequence[PortSpec], claim_id: int, connection: Connection) -> None:
-        """Until the command asks to drain, or hangs up, or the session ends (which is its error)."""
+    async def _hold(
+        self,
+        session: Session,
+        specs: Sequence[PortSpec],
+        rows: list[dict[str, Any]],
+        claim_id: int,
+        connection: Connection,
+    ) -> None:
+        """Until the command asks to drain or hangs up, all is stopped, or the session ends (which is its error)."""
         forward_ids = session.forwarder.ids_of({spec.key for spec in specs})
         listening = asyncio.ensure_future(connection.receive())
         ended = asyncio.ensure_future(session.wait_ended())
+        telling = asyncio.create_task(self._tell_changes(session, specs, rows, connection), name="foreground")
         try:
-            await asyncio.wait([listening, ended], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([listening, ended, telling], return_when=asyncio.FIRST_COMPLETED)
+            if not listening.done() and telling.done():
+                await connection.progress(STOPPED)
+                return
             if not listening.done():
                 name, problem = session.record.container_name, session.problem or "the session ended"
                 raise TargetError(problem if name in problem else f"{name}: {problem}")
             drain = listening.result() is not None
             await session.release_claim(claim_id)
+            # What somebody else wants too goes on, and its connections with it.
+            forward_ids -= session.forwarder.forward_ids
             if drain:
                 listening = asyncio.ensure_future(connection.receive())
                 draining = asyncio.ensure_future(self._supervisor.drain(forward_ids, DRAIN_S))
@@ -145,22 +154,29 @@ class Handlers:
         finally:
             listening.cancel()
             ended.cancel()
+            telling.cancel()
 
     async def _tell_changes(
         self, session: Session, specs: Sequence[PortSpec], rows: list[dict[str, Any]], connection: Connection
     ) -> None:
-        """Tell the command of a server that came up or went away, until cancelled."""
-        said = {row["id"]: row["status"] for row in rows}
+        """Tell the command of servers that came up or went away; returns once `stop` has ended every forward."""
+        said = {row["id"]: (row["status"], row["localPort"]) for row in rows}
         with self._supervisor.hub.subscribe(lambda event: event.id in said) as heard:
-            while True:
+            left = set(said)
+            while left:
                 now = {row["id"]: row for row in await self._rows_of(session, specs)}
                 # A container that is away comes back, or its end is an error with its own words.
-                changed = [row for key, row in now.items() if row["status"] not in (said.get(key), "reconnecting")]
+                changed = {
+                    key: (row["status"], row["localPort"])
+                    for key, row in now.items()
+                    if row["status"] != "reconnecting" and said.get(key) != (row["status"], row["localPort"])
+                }
                 if changed:
-                    said.update((row["id"], row["status"]) for row in changed)
-                    await connection.send({"type": "changed", "rows": changed})
-                if await heard.get() is None:
-                    return
+                    said.update(changed)
+                    await connection.send({"type": "changed", "rows": [now[key] for key in changed]})
+                event = await heard.get()
+                if event is not None and event.event == "unforwarded" and event.reason == STOPPED:
+                    left.discard(event.id)
 
     async def detach(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
         """End sessions; answers when their listeners are closed."""
@@ -189,7 +205,7 @@ class Handlers:
                         stopped.append(row)
                     await self._supervisor.store_session(session)
             if not session.wanted:
-                await self._supervisor.end_sessions([session], "stopped by the user")
+                await self._supervisor.end_sessions([session], STOPPED)
         if target and not stopped and not self._find(str(target)):
             raise TargetError(f"no forward and no session is called {target}", hint="`autoforward list` shows them")
         return {"rows": stopped}

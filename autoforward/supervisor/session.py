@@ -48,6 +48,9 @@ WORKED_S = 5.0
 DORMANT_AFTER_S = 300.0
 """A container stopped for this long keeps neither its host ports nor the supervisor."""
 
+STOPPED = "stopped by the user"
+"""The reason of a forward's end that a foreground `forward` takes as its own."""
+
 T = TypeVar("T")
 State = Literal["starting", "watching", "reconnecting", "stopped", "dormant", "failed", "ended"]
 
@@ -216,7 +219,7 @@ class Session:
             self._stopped_keys.add(key)
             manual = tuple(spec for spec in self.record.manual if spec.key != key)
             self.record = replace(self.record, manual=manual)
-            await self.forwarder.close_one(key, "stopped by the user")
+            await self.forwarder.close_one(key, STOPPED)
             return True
 
         return bool(await self._actor.execute(change))

@@ -233,3 +233,33 @@ def test_beside_an_attached_session(container: ContainerFactory, run: Runner, ho
     assert row["localPort"] == detected["localPort"]
     assert fetch(row["url"]) == "hello\n"
     assert is_refused("127.0.0.1", host_port)
+
+
+def test_stopped_from_elsewhere(container: ContainerFactory, run: Runner, home: Path) -> None:
+    server = container().start_server(port=free_port())
+    host_port = free_port()
+    with _forward(home, server, host_port) as command:
+        command.wait_line(_said(server, host_port).__eq__)
+        run("autoforward", "stop", row_of(run, server.port)["id"], check=0)
+        assert is_refused("127.0.0.1", host_port)
+        assert command.wait() == 0
+        assert command.lines[1:] == ["stopped by the user"]
+    assert registry(home)["sessions"] == []
+
+
+def test_two_commands_for_one_port(container: ContainerFactory, run: Runner, home: Path) -> None:
+    """What another one still wants goes on when the first ends, and no connection is cut."""
+    server = container().start_server(port=free_port())
+    host_port = free_port()
+    with _forward(home, server, host_port) as first, _forward(home, server, host_port) as second:
+        for command in (first, second):
+            command.wait_line(_said(server, host_port).__eq__)
+        with socket.create_connection(("127.0.0.1", host_port), timeout=20) as client:
+            ask(client)
+            first.signal(signal.SIGINT)
+            assert first.wait() == 0
+            ask(client)
+            assert fetch(f"http://127.0.0.1:{host_port}/") == "hello\n"
+        second.signal(signal.SIGINT)
+        assert second.wait() == 0
+    assert is_refused("127.0.0.1", host_port)
