@@ -69,7 +69,8 @@ def attach(
     name = info.workspace_folder if Path(target).is_dir() and info.workspace_folder else target
     result = attach_to(info.container_id, endpoint=endpoint, options=options, specs=wanted, target=name)
     for warning in result.warnings:
-        if warning != result.problem:
+        # The problem is about to be the error.
+        if not (result.problem and warning.endswith(result.problem)):
             output.warn(warning)
     if as_json:
         click.echo(json.dumps(result.rows, indent=2))
