@@ -18,6 +18,7 @@ import sys
 
 from autoforward.errors import AutoforwardError
 from autoforward.paths import StatePaths
+from autoforward.supervisor.handlers import Handlers
 from autoforward.supervisor.server import DEFAULT_IDLE_EXIT_S, Supervisor
 
 MAX_LOG_BYTES = 2 * 1024 * 1024
@@ -47,7 +48,7 @@ def main() -> int:
 
 
 async def _serve(paths: StatePaths, idle_exit_s: float, ready_fd: int) -> None:
-    supervisor = Supervisor(paths, idle_exit_s=idle_exit_s)
+    supervisor = Supervisor(paths, lambda made: Handlers(made).by_op(), idle_exit_s=idle_exit_s)
     await supervisor.serve_until_done(lambda: _tell(ready_fd, "ready"))
 
 

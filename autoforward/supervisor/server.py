@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -44,7 +44,7 @@ from autoforward.model import EngineEndpoint, Identity
 from autoforward.paths import StatePaths
 from autoforward.registry import Registry
 from autoforward.settings import SessionRecord
-from autoforward.supervisor.control import ControlServer
+from autoforward.supervisor.control import ControlServer, Handler
 from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.hub import EventHub
 from autoforward.supervisor.services import SessionServices
@@ -66,14 +66,21 @@ T = TypeVar("T")
 
 
 class Supervisor:
-    """See the module. `serve_until_done` is the whole life; `handlers.py` answers the commands."""
+    """See the module. `serve_until_done` is the whole life; `handlers` gives what answers the commands, by `op`."""
 
-    def __init__(self, paths: StatePaths, *, idle_exit_s: float = DEFAULT_IDLE_EXIT_S) -> None:
+    def __init__(
+        self,
+        paths: StatePaths,
+        handlers: Callable[[Supervisor], Mapping[str, Handler]],
+        *,
+        idle_exit_s: float = DEFAULT_IDLE_EXIT_S,
+    ) -> None:
         self.paths = paths
         self.started_s = time.time()
         self.sessions: dict[str, Session] = {}
         self.claim_ids = itertools.count(1)
         self.foreground = 0
+        self._handlers = handlers
         self._idle_exit_s = idle_exit_s
         self._idle_timer: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
@@ -111,9 +118,7 @@ class Supervisor:
         info = {"pid": process.pid, "pid_started": process.started, "version": __version__}
         await self.on_disk(lambda: self._write_info(info))
         await self._restore()
-        from autoforward.supervisor.handlers import Handlers
-
-        self._control = ControlServer(self.paths.supervisor_socket, Handlers(self).by_op())
+        self._control = ControlServer(self.paths.supervisor_socket, self._handlers(self))
         await self._control.start()
         self.check_idle()
         log.info("supervisor %s started, pid %d, %d sessions restored", __version__, process.pid, len(self.sessions))
