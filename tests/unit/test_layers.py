@@ -1,0 +1,146 @@
+"""Who may import whom: strictly downward, in the order of SPEC.md and DESIGN; Docker in few places; printing in one."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "autoforward"
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("cli.*",),
+    ("supervisor.__main__",),
+    ("supervisor.handlers",),
+    ("supervisor.server",),
+    ("supervisor.session",),
+    ("supervisor.connections",),
+    ("supervisor.services", "supervisor.control", "supervisor.hub", "supervisor.engines", "supervisor.actor"),
+    ("supervisor.spawn", "supervisor"),
+    ("forwarder",),
+    ("dataplane",),
+    ("exec_channel",),
+    ("relay", "peers"),
+    ("detector", "probing", "close_wait", "targets", "teardown", "devcontainer_cli"),
+    ("messages",),
+    ("engine",),
+    ("streams",),
+    ("allocator",),
+    ("events", "registry", "sockets"),
+    ("leases", "paths", "settings", "policy", "candidates", "masking"),
+    ("devcontainer", "lanes.*"),
+    ("attributes",),
+    ("portspec", "procnet"),
+    ("model", "errors", ""),
+)
+"""From the top down. A module imports from lower layers, and from its own package `x.*`; `""` is the package itself."""
+
+IMPORT_DOCKER = {"engine", "teardown"}
+"""The only modules that know the engine's SDK. (`streams` speaks to the engine too, without the SDK.)"""
+
+
+def name_of(path: Path) -> str:
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@cache
+def layer_of(module: str) -> int:
+    for number, layer in enumerate(LAYERS):
+        for name in layer:
+            package = name.removesuffix(".*")
+            if module == name or (name.endswith(".*") and (module == package or module.startswith(f"{package}."))):
+                return number
+    raise AssertionError(f"autoforward.{module} is in no layer: where does it belong?")
+
+
+def imports_of(module: str) -> Iterator[tuple[str, bool]]:
+    """(imported, only for type checkers) of all import statements, wherever they stand; relative ones resolved."""
+    tree = ast.parse(MODULES[module].read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    is_package = MODULES[module].name == "__init__.py"
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = f"autoforward.{module}".split(".")[: (1 if is_package else 0) - node.level or None]
+                base = ".".join([*above, *([base] if base else [])])
+            # `from autoforward.cli import client` imports a module, `from autoforward.model import X` a name of one.
+            names = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in OURS else base for alias in node.names]
+        for name in names:
+            yield name, id(node) in typing_only
+
+
+OURS = {f"autoforward.{name}".rstrip(".") for name in MODULES}
+
+
+def own_package(module: str) -> str | None:
+    layer = LAYERS[layer_of(module)]
+    return next((name for name in layer if name.endswith(".*") and module.startswith(name[:-2])), None)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_downward(module: str) -> None:
+    wrong = []
+    for imported, typing_only in imports_of(module):
+        if imported not in OURS or typing_only:
+            continue
+        other = imported.removeprefix("autoforward").removeprefix(".")
+        same_package = own_package(module) is not None and own_package(module) == own_package(other)
+        if layer_of(other) <= layer_of(module) and not same_package and other != module:
+            wrong.append(imported)
+    assert wrong == [], f"autoforward.{module} imports what is not below it"
+
+
+def test_the_layers_name_only_what_there_is() -> None:
+    named = {name.removesuffix(".*") for layer in LAYERS for name in layer}
+    assert named - set(MODULES) == set()
+
+
+def test_few_modules_know_the_engines_sdk() -> None:
+    sdk = {"docker", "requests", "urllib3"}
+    assert {
+        module for module in MODULES if any(imported.split(".")[0] in sdk for imported, _ in imports_of(module))
+    } == IMPORT_DOCKER
+
+
+def test_only_the_commands_print() -> None:
+    printing = set()
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Call) else ""
+            if text.startswith(("print(", "click.", "rich.")) or text in ("sys.stdout", "sys.stderr"):
+                printing.add(module)
+    assert {module for module in printing if not module.startswith("cli.")} == set()
+
+
+def test_decisions_and_parsers_do_no_io_and_know_no_clock() -> None:
+    """Values in, values out: time, files and sockets are passed in by whoever calls them."""
+    pure = (
+        "policy",
+        "portspec",
+        "attributes",
+        "procnet",
+        "lanes.watcher",
+        "lanes.probe",
+        "lanes.signals",
+        "close_wait",
+    )
+    impure = {"os", "time", "socket", "asyncio", "threading", "subprocess", "datetime", "pathlib", "random", "logging"}
+    found = {module: impure & {imported.split(".")[0] for imported, _ in imports_of(module)} for module in pure}
+    assert {module: names for module, names in found.items() if names} == {}
