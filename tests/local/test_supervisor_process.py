@@ -87,7 +87,10 @@ def ask(paths: StatePaths, request: bytes) -> list[dict[str, Any]]:
 
 
 def is_gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    # A zombie may still have threads that hold its sockets open, so those are waited for too.
+    if process.is_running() and process.status() == psutil.STATUS_ZOMBIE:
+        return len(list(Path(f"/proc/{process.pid}/task").iterdir())) == 1
+    return not process.is_running()
 
 
 # -- starting ------------------------------------------------------------------------------------

@@ -1,0 +1,150 @@
+"""What a session is asked to do: it survives the registry unchanged, and nonsense is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from autoforward.attributes import parse_attributes
+from autoforward.model import ContainerInfo, EngineEndpoint, Identity
+from autoforward.portspec import parse_port_spec
+from autoforward.settings import SessionOptions, SessionRecord, identity_of, merge_specs, new_session_id
+
+ENDPOINT = EngineEndpoint("unix:///engine", "--docker-host")
+RECORD = SessionRecord(
+    session_id="ses-12345678",
+    identity=Identity(ENDPOINT.host, "compose:shop", "api", 2),
+    endpoint=ENDPOINT,
+    container_id="c0ffee00",
+    container_name="shop-api-2",
+    target="shop/api#2",
+    workspace_folder="/home/me/shop",
+    config_file="/home/me/shop/.devcontainer/devcontainer.json",
+    project="shop",
+    service="api",
+    options=SessionOptions("socat", "0.0.0.0", ((3000, 3010),), 2.0, False),
+    attached=False,
+    declared=parse_port_spec("db:5432"),
+    manual=parse_port_spec("8000-8001:3000-3001"),
+    rules=parse_attributes({"3000": {"label": "web"}}, {"onAutoForward": "silent"}, "test")[0],
+)
+LEAST = SessionRecord("ses-1", Identity(ENDPOINT.host, "name:web"), ENDPOINT, "c0ffee00", "web", "web")
+
+
+@pytest.mark.parametrize("record", [RECORD, LEAST])
+def test_a_record_survives_the_registry(record: SessionRecord) -> None:
+    assert SessionRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+def paths_of(value: Any, *above: str | int) -> list[tuple[str | int, ...]]:
+    """Every place in a JSON value, itself excluded."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path for key, inner in items for path in [(*above, key), *paths_of(inner, *above, key)]]
+
+
+@pytest.mark.parametrize("path", [path for path in paths_of(RECORD.to_json()) if path[0] != "rules"], ids=str)
+def test_a_record_with_nonsense_in_it_is_an_error_of_three_kinds_or_text(path: tuple[str | int, ...]) -> None:
+    """The registry may have been edited, and the control socket may be spoken to by anybody of this user."""
+    row = json.loads(json.dumps(RECORD.to_json()))
+    inner = row
+    for step in path[:-1]:
+        inner = inner[step]
+    for nonsense in (None, {}, [[]], "x", -1, 10**9, True):
+        inner[path[-1]] = nonsense
+        try:
+            record = SessionRecord.from_json(row)
+        except (KeyError, TypeError, ValueError):
+            continue
+        assert isinstance(record, SessionRecord)
+        json.dumps(record.to_json())
+
+
+@pytest.mark.parametrize("key", [key for key in LEAST.to_json() if key != "rules"])
+def test_a_record_that_lacks_something_is_refused(key: str) -> None:
+    row = LEAST.to_json()
+    del row[key]
+    with pytest.raises(KeyError):
+        SessionRecord.from_json(row)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lane": "pigeon"},
+        {"poll_interval_s": 0},
+        {"poll_interval_s": 61},
+        {"poll_interval_s": "nan"},
+        {"poll_interval_s": None},
+        {"exclude": [[1]]},
+        {"exclude": [["a", "b"]]},
+    ],
+)
+def test_options_that_the_flags_would_not_have_let_through(change: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        SessionOptions.from_json({**SessionOptions().to_json(), **change})
+
+
+@pytest.mark.parametrize(
+    ("labels", "anchor", "service", "instance"),
+    [
+        ({}, "name:web", None, 1),
+        ({"devcontainer.local_folder": "/home/me/web"}, "workspace:/home/me/web:", None, 1),
+        (
+            {"devcontainer.local_folder": "/home/me/web", "devcontainer.config_file": "/home/me/web/dc.json"},
+            "workspace:/home/me/web:/home/me/web/dc.json",
+            None,
+            1,
+        ),
+        (
+            {
+                "com.docker.compose.project": "shop",
+                "com.docker.compose.service": "api",
+                "com.docker.compose.container-number": "3",
+            },
+            "compose:shop",
+            "api",
+            3,
+        ),
+        (
+            {
+                "devcontainer.local_folder": "/home/me/web",
+                "com.docker.compose.project": "shop",
+                "com.docker.compose.service": "api",
+            },
+            "workspace:/home/me/web:",
+            "api",
+            1,
+        ),
+        ({"com.docker.compose.service": "api", "com.docker.compose.container-number": "2"}, "name:web", None, 1),
+    ],
+)
+def test_what_stays_when_a_container_is_rebuilt(
+    labels: dict[str, str], anchor: str, service: str | None, instance: int
+) -> None:
+    before = identity_of(ENDPOINT, ContainerInfo("c0ffee", "web", "running", labels))
+    assert before == Identity("unix:///engine", anchor, service, instance)
+    assert identity_of(ENDPOINT, ContainerInfo("decaf0", "web", "exited", labels, image="other")) == before
+    assert identity_of(EngineEndpoint("tcp://other", ""), ContainerInfo("c0ffee", "web", "running", labels)) != before
+
+
+@pytest.mark.parametrize("number", ["", "x", "-1", "123456", "²", "1" * 5000])
+def test_a_container_number_that_is_none_is_the_first(number: str) -> None:
+    assert ContainerInfo("c", "n", "running", {"com.docker.compose.container-number": number}).instance == 1
+
+
+def test_of_specs_for_one_port_the_last_counts() -> None:
+    first = (*parse_port_spec("3000"), *parse_port_spec("db:5432"))
+    merged = merge_specs(first, (*parse_port_spec("8080:3000"), *parse_port_spec("5432")))
+    assert [(spec.container_host, spec.container_port, spec.host_port) for spec in merged] == [
+        (None, 3000, 8080),
+        ("db", 5432, None),
+        (None, 5432, None),
+    ]
+
+
+def test_session_ids_are_their_own() -> None:
+    ids = {new_session_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(one.startswith("ses-") and len(one) == 12 for one in ids)

@@ -1,0 +1,160 @@
+"""TARGET to container: folders first, then names, then `project/service[#n]`; and what is said when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from autoforward.engine import Engine
+from autoforward.errors import TargetError
+from autoforward.model import ContainerInfo
+from autoforward.targets import resolve_target
+
+LOCAL_FOLDER = "devcontainer.local_folder"
+
+
+class Containers:
+    """What `resolve_target` asks of an engine."""
+
+    def __init__(self, *containers: ContainerInfo) -> None:
+        self.containers = containers
+
+    def inspect(self, container_ref: str) -> ContainerInfo:
+        for info in self.containers:
+            if container_ref == info.name or (container_ref and info.container_id.startswith(container_ref)):
+                return info
+        raise TargetError(f"no such container: {container_ref}")
+
+    def find_containers(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
+        return [info for info in self.containers if labels.items() <= info.labels.items()]
+
+    def names(self) -> list[str]:
+        return sorted(info.name for info in self.containers)
+
+
+def info(name: str, state: str = "running", **labels: str) -> ContainerInfo:
+    return ContainerInfo(f"{name.encode().hex()}00", name, state, labels)
+
+
+def of_service(name: str, service: str, number: int, state: str = "running") -> ContainerInfo:
+    prefix = "com.docker.compose."
+    labels = {f"{prefix}project": "shop", f"{prefix}service": service, f"{prefix}container-number": str(number)}
+    return ContainerInfo(f"{name.encode().hex()}00", name, state, labels)
+
+
+def resolve(target: str, *containers: ContainerInfo) -> str:
+    return resolve_target(cast(Engine, Containers(*containers)), target).name
+
+
+def refused(target: str, *containers: ContainerInfo) -> TargetError:
+    with pytest.raises(TargetError) as caught:
+        resolve(target, *containers)
+    assert caught.value.exit_code == 4
+    return caught.value
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, called `web`, as a dev container's."""
+    folder = (tmp_path / "web").resolve()
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def configure(folder: Path) -> None:
+    (folder / ".devcontainer.json").write_text("{}")
+
+
+def test_a_name_or_an_id() -> None:
+    web, api = info("web"), info("api")
+    assert resolve("web", web, api) == "web"
+    assert resolve(api.container_id[:6], web, api) == "api"
+
+
+@pytest.mark.parametrize("target", [".", "{folder}", "../web"])
+def test_a_folder_is_its_running_container(folder: Path, target: str) -> None:
+    old = info("old", "exited", **{LOCAL_FOLDER: str(folder)})
+    new = info("new", **{LOCAL_FOLDER: str(folder)})
+    assert resolve(target.format(folder=folder), old, new, info("other")) == "new"
+
+
+def test_a_folder_reached_over_a_symbolic_link(folder: Path, tmp_path: Path) -> None:
+    """The official CLI labels the path as it was given, devcontainer-rs the real one."""
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    assert resolve(str(link), info("real", **{LOCAL_FOLDER: str(folder)})) == "real"
+    assert resolve(str(link), info("given", **{LOCAL_FOLDER: str(link)})) == "given"
+
+
+def test_a_folder_comes_before_a_container_of_that_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    labelled = info("labelled", **{LOCAL_FOLDER: str(folder)})
+    assert resolve("web", info("web"), labelled) == "labelled"
+
+
+def test_a_folder_that_is_no_dev_containers_does_not_hide_a_container(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert resolve("web", info("web")) == "web"
+    configure(folder)
+    error = refused("web", info("web"))
+    assert str(folder) in str(error)
+
+
+def test_a_folder_whose_container_does_not_run_says_how_to_start_it(folder: Path) -> None:
+    configure(folder)
+    error = refused(".")
+    assert f"no dev container of {folder} is running" in str(error)
+    assert error.hint == "start it with `devup --auto-forward --workspace-folder .`"
+    error = refused(".", info("web-1", "exited", **{LOCAL_FOLDER: str(folder)}))
+    assert "container web-1 is exited" in str(error)
+
+
+def test_a_folder_that_is_none_of_a_dev_container(folder: Path) -> None:
+    assert str(refused(".")) == "no container, service or dev container folder is called ."
+
+
+@pytest.mark.parametrize("state", ["exited", "paused", "created"])
+def test_a_container_that_does_not_run_says_how_to_start_it(state: str) -> None:
+    error = refused("web", info("web", state))
+    assert str(error) == f"container web is not running (it is {state})"
+    expected = "docker unpause web" if state == "paused" else "docker start web"
+    assert expected in (error.hint or "")
+
+
+def test_services() -> None:
+    shop = [
+        of_service("shop-api-1", "api", 1, "exited"),
+        of_service("shop-api-3", "api", 3),
+        of_service("shop-api-2", "api", 2),
+        of_service("shop-db-1", "db", 1),
+    ]
+    assert resolve("shop/api", *shop) == "shop-api-2", "the first that runs"
+    assert resolve("shop/api#3", *shop) == "shop-api-3"
+    assert resolve("shop/db", *shop) == "shop-db-1"
+    assert "shop-api-1 is not running" in str(refused("shop/api#1", *shop))
+    for target in ("shop/api#9", "shop/nope", "other/api", "shop/api#", "shop/", "/api", "a/b/c"):
+        assert target in str(refused(target, *shop))
+
+
+@pytest.mark.parametrize(
+    ("target", "names", "hint"),
+    [
+        ("wbe", ["web", "db"], "did you mean web?"),
+        ("shop-ap", ["shop-api-1", "shop-api-2"], "did you mean shop-api-2 or shop-api-1?"),
+        ("zzz", ["web"], "`docker ps` lists the containers"),
+        ("zzz", [], "no container exists on this engine"),
+    ],
+)
+def test_the_nearest_names(target: str, names: list[str], hint: str) -> None:
+    error: Any = refused(target, *map(info, names))
+    assert error.hint == hint
+
+
+def test_an_empty_name_is_nobodys() -> None:
+    assert str(refused("", info("web")))
