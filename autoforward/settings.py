@@ -107,25 +107,37 @@ class SessionRecord:
         return cls(
             session_id=str(row["id"]),
             identity=Identity(
-                str(identity["engine"]), str(identity["anchor"]), identity["service"], int(identity["instance"])
+                str(identity["engine"]), str(identity["anchor"]), _text(identity["service"]), int(identity["instance"])
             ),
             endpoint=EngineEndpoint(str(row["engine"]["host"]), str(row["engine"]["source"])),
             container_id=str(row["container_id"]),
             container_name=str(row["container_name"]),
             target=str(row["target"]),
-            workspace_folder=row["workspace"],
-            config_file=row["config_file"],
-            project=row["project"],
-            service=row["service"],
+            workspace_folder=_text(row["workspace"]),
+            config_file=_text(row["config_file"]),
+            project=_text(row["project"]),
+            service=_text(row["service"]),
             options=SessionOptions.from_json(row["options"]),
             attached=bool(row["attached"]),
-            declared=tuple(decode_port_spec(spec) for spec in row["declared"]),
-            manual=tuple(decode_port_spec(spec) for spec in row["manual"]),
+            declared=_specs(row["declared"]),
+            manual=_specs(row["manual"]),
             rules=AttributeRules.from_json(row["rules"]),
         )
 
     def in_container(self, info: ContainerInfo) -> SessionRecord:
         return replace(self, container_id=info.container_id, container_name=info.name)
+
+
+def _text(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"neither text nor null: {value!r}")
+    return value
+
+
+def _specs(rows: object) -> tuple[PortSpec, ...]:
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("no list of SPECs")
+    return tuple(decode_port_spec(row) for row in rows)
 
 
 def new_session_id() -> str:

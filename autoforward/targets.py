@@ -28,9 +28,10 @@ def resolve_target(engine: Engine, target: str) -> ContainerInfo:
             f"no container, service or dev container folder is called {target}", hint=_nearest(engine, target)
         )
     if not info.running:
+        verb = "unpause" if info.state == "paused" else "start"
         raise TargetError(
             f"container {info.name} is not running (it is {info.state})",
-            hint=f"start it with `docker start {info.name}`",
+            hint=f"{verb} it with `docker {verb} {info.name}`",
         )
     return info
 
