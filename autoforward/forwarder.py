@@ -105,6 +105,11 @@ class Forwarder:
         return frozenset(self._by_id)
 
     @property
+    def leases(self) -> list[Lease]:
+        """The leases that are bound now."""
+        return [row.lease for row in tuple(self._forwards.values()) if row.lease is not None]
+
+    @property
     def has_failures(self) -> bool:
         return any(forward.status == "failed" for forward in self._forwards.values())
 
@@ -192,7 +197,9 @@ class Forwarder:
     async def close_all(self, reason: str) -> None:
         """End every forward: listeners closed, connections cut, leases reserved, events written."""
         await self._close(list(self._forwards.values()), reason, reset=True)
-        self._notices.clear()
+        notices, self._notices = self._notices, {}
+        for notice in notices.values():
+            await self._publish_notice("unforwarded", replace(notice, reason=reason))
         self._overflow = 0
 
     async def close_one(self, key: ForwardKey, reason: str) -> None:

@@ -79,6 +79,9 @@ class Handlers:
         session = self._supervisor.session_of(record.identity)
         if session is None:
             session = self._supervisor.add_session(replace(record, attached=False, manual=()))
+        elif session.record.options != replace(record.options, auto=session.record.options.auto):
+            name = session.record.container_name
+            await connection.progress(f"{name} has a session already: its own --lane, --bind, … go on to count")
         claim_id = next(self._supervisor.claim_ids)
         self._supervisor.foreground += 1
         try:

@@ -105,7 +105,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, f"signal {signal.Signals(number).name}")
         self.plane = DataPlane(lambda notice: self._hand_over(loop, notice))
-        self.registry = Registry(self.paths, self._warn)
+        self.registry = Registry(self.paths, self._warn, recover=self._what_is_live)
         process = current_process()
         # One thread: everything that takes the registry's lock goes through it, in order.
         self.disk = ThreadPoolExecutor(1, thread_name_prefix="autoforward-disk")
@@ -277,6 +277,16 @@ class Supervisor:
                 session.notice_event(ContainerEvent("recheck", record.container_id, record.container_name, {}))
             elif event.container_id == record.container_id:
                 session.notice_event(event)
+
+    def _what_is_live(self) -> RegistryDocument:
+        """What a corrupt registry is rebuilt from. Called in the disk thread: only copies are looked at."""
+        document = RegistryDocument()
+        for session in list(self.sessions.values()):
+            if session.record.attached or session.record.manual:
+                document.upsert_session(session.record.to_json())
+            for lease in session.forwarder.leases:
+                document.upsert(lease)
+        return document
 
     # Small things.
 
