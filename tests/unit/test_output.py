@@ -1,0 +1,157 @@
+"""What people read: one line a port, errors and hints in one form, flags that are checked where they are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from autoforward.cli import output
+from autoforward.errors import AutoforwardError, EngineUnreachableError, PortUnavailableError, TargetError, UsageError
+from autoforward.settings import SessionOptions
+from tests.unit.test_listing import row
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    captured = capsys.readouterr()
+    assert captured.out == "", "words for people go to stderr"
+    return captured.err.splitlines()
+
+
+# -- ports ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "127.0.0.1:3000 -> web:3000"),
+        ({"localPort": 3001}, "127.0.0.1:3001 -> web:3000"),
+        ({"label": "shop"}, "127.0.0.1:3000 -> web:3000 [shop]"),
+        ({"hostIp": "::1"}, "[::1]:3000 -> web:3000"),
+        ({"containerHost": "db", "port": 5432}, "127.0.0.1:3000 -> db:5432 (through web)"),
+        ({"transport": "udp"}, "127.0.0.1:3000 -> web:3000/udp"),
+        ({"containerHost": "::"}, "127.0.0.1:3000 -> web:3000"),
+    ],
+)
+def test_where_a_forward_listens_and_leads(changes: dict[str, Any], line: str) -> None:
+    assert output.describe_mapping(row(**changes)) == line
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({}, ["Forwarding 127.0.0.1:3000 -> web:3000"]),
+        (
+            {"localPort": 3001, "reason": "host port 3000 is in use"},
+            ["Forwarding 127.0.0.1:3001 -> web:3000 (host port 3000 is in use)"],
+        ),
+        ({"status": "waiting"}, ["Waiting    127.0.0.1:3000 -> web:3000 (refused until its server is up)"]),
+        (
+            {"status": "published", "reason": "published by the engine on 0.0.0.0:8300"},
+            ["Published  web:3000, published by the engine on 0.0.0.0:8300"],
+        ),
+        ({"status": "ignored", "reason": "excluded"}, []),
+        ({"onAutoForward": "silent"}, []),
+        (
+            {"status": "failed", "reason": "no lane", "localPort": None, "onAutoForward": "silent"},
+            ["autoforward: warning: port 3000 of web is not forwarded: no lane"],
+        ),
+    ],
+)
+def test_one_line_a_port(capsys: pytest.CaptureFixture[str], changes: dict[str, Any], lines: list[str]) -> None:
+    output.print_mappings([row(**changes)])
+    assert said(capsys) == lines
+
+
+# -- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "exit_code"),
+    [
+        (AutoforwardError, 1),
+        (UsageError, 2),
+        (EngineUnreachableError, 3),
+        (TargetError, 4),
+        (PortUnavailableError, 5),
+        (lambda text, hint: click.UsageError(text), 2),
+        (lambda text, hint: click.BadParameter(text), 2),
+        (lambda text, hint: click.ClickException(text), 1),
+    ],
+)
+def test_every_error_has_its_exit_code_and_its_line(kind: Any, exit_code: int) -> None:
+    @click.command(cls=output.Command)
+    def fails() -> None:
+        raise kind("The thing broke", hint="mend it")
+
+    result = CliRunner().invoke(fails, prog_name="fails")
+    assert result.exit_code == exit_code
+    assert result.stdout == ""
+    first, *rest = result.stderr.splitlines()
+    assert first.startswith("autoforward: error: ")
+    assert first.endswith("he thing broke")
+    assert all(line.startswith("autoforward: hint: ") for line in rest)
+
+
+def test_the_status_that_a_command_returns_is_the_programs() -> None:
+    @click.command(cls=output.Command)
+    def returns() -> int:
+        return 4
+
+    assert CliRunner().invoke(returns).exit_code == 4
+
+
+def test_warnings_say_their_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    output.warn("it rains", hint="take an umbrella")
+    assert said(capsys) == ["autoforward: warning: it rains", "autoforward: hint: take an umbrella"]
+
+
+# -- flags ---------------------------------------------------------------------------------------
+
+
+def options_of(*argv: str, no_auto: bool = True) -> Any:
+    @click.command(cls=output.Command)
+    @output.session_options(no_auto=no_auto)
+    @output.engine_options
+    def takes(options: SessionOptions, docker_host: str | None, context: str | None) -> None:
+        taken.append((options, docker_host, context))
+
+    taken: list[Any] = []
+    result = CliRunner().invoke(takes, argv)
+    return taken[0] if taken else (result.exit_code, result.stderr)
+
+
+def test_flags_become_options() -> None:
+    assert options_of() == (SessionOptions(), None, None)
+    argv = ["--lane", "nc", "--bind", "0.0.0.0", "--exclude", "1,2-3", "--exclude", "9", "--poll-interval", "2"]
+    argv += ["--no-auto", "--docker-host", "tcp://x", "--context", "c"]
+    options = SessionOptions("nc", "0.0.0.0", ((1, 1), (2, 3), (9, 9)), 2.0, False)
+    assert options_of(*argv) == (options, "tcp://x", "c")
+
+
+def test_addresses_are_in_their_usual_form() -> None:
+    assert options_of("--bind", "0:0:0:0:0:0:0:1")[0].bind == "::1"
+    for text in ("localhost", "1.2.3", "", "127.0.0.1:80"):
+        exit_code, words = options_of("--bind", text)
+        assert exit_code == 2
+        assert repr(text) in words
+
+
+def test_forward_detects_nothing_so_it_has_no_such_flag() -> None:
+    assert options_of("--no-auto", no_auto=False)[0] == 2
+    assert options_of(no_auto=False)[0].auto is True
+
+
+@pytest.mark.parametrize(
+    ("bind", "loud"),
+    [(None, False), ("127.0.0.1", False), ("::1", False), ("127.0.0.5", False), ("0.0.0.0", True), ("::", True)],
+)
+def test_binding_elsewhere_than_on_loopback_is_said_loudly(
+    capsys: pytest.CaptureFixture[str], bind: str | None, loud: bool
+) -> None:
+    output.warn_of_bind(SessionOptions(bind=bind))
+    lines = said(capsys)
+    assert len(lines) == loud
+    assert all(bind is not None and bind in line and line.startswith("autoforward: warning: ") for line in lines)
