@@ -50,13 +50,15 @@ class Handlers:
         """Begin or change a session; answers when a first snapshot has been applied."""
         record = SessionRecord.from_json(request["record"])
         with self._supervisor.hub.subscribe(lambda event: event.container_id == record.container_id) as heard:
-            session = self._supervisor.session_of(record.identity)
+            session = self._supervisor.session_for(record)
             if session is None:
                 session = self._supervisor.add_session(record)
                 await self._supervisor.store_session(session)
             else:
                 manual = merge_specs(session.record.manual, record.manual)
-                record = replace(record, session_id=session.record.session_id, manual=manual)
+                before = session.record
+                identity = before.identity if before.container_id == record.container_id else record.identity
+                record = replace(record, session_id=before.session_id, identity=identity, manual=manual)
                 await session.update(record)
                 await self._supervisor.store_session(session)
             await self._wait_settled(session, connection)
@@ -76,7 +78,7 @@ class Handlers:
         """Forward these SPECs only. Detached: until told otherwise. Else for as long as the connection lasts."""
         record = SessionRecord.from_json(request["record"])
         specs, detached = record.manual, bool(request["detached"])
-        session = self._supervisor.session_of(record.identity)
+        session = self._supervisor.session_for(record)
         if session is None:
             session = self._supervisor.add_session(replace(record, attached=False, manual=()))
         elif session.record.options != replace(record.options, auto=session.record.options.auto):

@@ -40,7 +40,7 @@ from autoforward.messages import (
     StreamFailed,
     StreamWanted,
 )
-from autoforward.model import EngineEndpoint, Identity
+from autoforward.model import EngineEndpoint
 from autoforward.paths import StatePaths
 from autoforward.registry import Registry
 from autoforward.settings import SessionRecord
@@ -177,8 +177,11 @@ class Supervisor:
 
     # Sessions.
 
-    def session_of(self, identity: Identity) -> Session | None:
-        return next((session for session in self.sessions.values() if session.record.identity == identity), None)
+    def session_for(self, record: SessionRecord) -> Session | None:
+        """The session that this record is about: of the same container (it may have another name by now), else identity."""
+        sessions = self.sessions.values()
+        same = next((one for one in sessions if one.record.container_id == record.container_id), None)
+        return same or next((one for one in sessions if one.record.identity == record.identity), None)
 
     def add_session(self, record: SessionRecord) -> Session:
         session = Session(

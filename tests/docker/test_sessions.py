@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ContainerFactory, Runner, supervisor_of
-from tests.containers import eventually, fetch, is_refused
-from tests.docker.observing import ask, free_port, logged, names, registry, row_of, rows, wait_event
+from tests.containers import HELPER_DIR, eventually, fetch, is_refused
+from tests.docker.observing import Command, ask, free_port, logged, names, registry, row_of, rows, wait_event
 
 
 def _labels(folder: str, **configuration: object) -> dict[str, str]:
@@ -430,3 +430,150 @@ def test_lost_supervisor_is_made_good_by_the_next_command(
         assert fetch(f"http://127.0.0.1:{after[server.port][0]}/") == f"hello {index}\n"
     seqs = [event["seq"] for event in logged(home)]
     assert seqs == sorted(set(seqs)), "numbers go on where the last one stopped"
+
+
+def test_foreground_command_says_that_the_supervisor_was_lost(container: ContainerFactory, home: Path) -> None:
+    server = container().start_server(port=free_port())
+    host_port = free_port()
+    with Command(home, "autoforward", "forward", server.container.name, f"{host_port}:{server.port}") as command:
+        command.wait_line(lambda line: line.startswith("Forwarding"))
+        supervisor = supervisor_of(home)
+        assert supervisor is not None
+        supervisor.kill()
+        assert command.wait() == 1
+        assert [line for line in command.lines[1:] if not line.startswith("autoforward: hint: ")] == [
+            "autoforward: error: the supervisor ended before it had answered"
+        ]
+
+
+def test_container_that_went_away_with_the_supervisor(container: ContainerFactory, run: Runner, home: Path) -> None:
+    app = container()
+    server = app.start_server(port=free_port())
+    run("autoforward", "attach", app.name, check=0)
+    row_of(run, server.port, status="active")
+    supervisor = supervisor_of(home)
+    assert supervisor is not None
+    supervisor.kill()
+    supervisor.wait(timeout=20)
+    app.remove()
+    assert rows(run) == []
+    eventually(lambda: registry(home)["sessions"] == [])
+    assert [entry["state"] for entry in registry(home)["entries"]] == ["reserved"]
+
+
+# -- other things that happen to containers ------------------------------------------------------
+
+
+def test_restart_of_a_container_that_is_its_server(container: ContainerFactory, run: Runner, home: Path) -> None:
+    port = free_port()
+    app = container(command=["python3", f"{HELPER_DIR}/server.py", "http", "--port", str(port)])
+    run("autoforward", "attach", app.name, check=0)
+    before = row_of(run, port, status="active")
+    for _ in range(2):
+        since = logged(home)[-1]["seq"]
+        app.restart()
+        # Whether the loss was seen as such or was over at once: afterwards a page comes, from the same number.
+        assert eventually(lambda: fetch(before["url"]) == "hello\n", timeout_s=20)
+        row = row_of(run, port, status="active")
+        assert (row["localPort"], row["id"]) == (before["localPort"], before["id"])
+        assert "unforwarded" not in names(logged(home, port, since=since))
+
+
+def test_pause_and_unpause(container: ContainerFactory, run: Runner, home: Path) -> None:
+    app = container()
+    server = app.start_server(port=free_port())
+    run("autoforward", "attach", app.name, check=0)
+    row = row_of(run, server.port, status="active")
+    app.raw.pause()
+    since = wait_event(home, "reconnecting", server.port)["seq"]
+    assert "paused" in row_of(run, server.port, status="reconnecting")["reason"]
+    with socket.create_connection(("127.0.0.1", row["localPort"]), timeout=20) as client:
+        app.raw.unpause()
+        assert ask(client).endswith(b"hello\n"), "what came in the pause is served after it"
+    wait_event(home, "reconnected", server.port, since=since)
+    assert row_of(run, server.port, status="active")["localPort"] == row["localPort"]
+
+
+def test_renamed_container(container: ContainerFactory, run: Runner) -> None:
+    app = container()
+    server = app.start_server(port=free_port())
+    run("autoforward", "attach", app.name, check=0)
+    before = row_of(run, server.port, status="active")
+    renamed = f"{app.name}-renamed"
+    app.raw.rename(renamed)
+    eventually(lambda: row_of(run, server.port)["containerName"] == renamed)
+    run("autoforward", "attach", renamed, check=0)
+    [after] = rows(run)
+    assert (after["id"], after["localPort"]) == (before["id"], before["localPort"]), "one session, not a second one"
+    run("autoforward", "detach", renamed, check=0)
+    assert rows(run) == []
+
+
+def test_pinned_number_that_is_taken_is_had_once_it_is_free(
+    container: ContainerFactory, run: Runner, home: Path
+) -> None:
+    app = container()
+    server = app.start_server(port=free_port())
+    pinned = free_port()
+    with socket.create_server(("127.0.0.1", pinned)):
+        done = run("autoforward", "attach", app.name, f"{pinned}:{server.port}", check=0)
+        assert f"port {server.port} of {app.name} is not forwarded: host port {pinned} is in use" in done.stderr
+        row = row_of(run, server.port, status="failed")
+        assert (row["localPort"], row["id"]) == (None, None)
+    event = wait_event(home, "forwarded", server.port)
+    assert event["localPort"] == pinned
+    assert fetch(f"http://127.0.0.1:{pinned}/") == "hello\n"
+    assert names(logged(home, server.port)) == ["failed", "forwarded"], "told once, however often it was tried"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"user": "dev"},
+        {"user": "dev", "read_only": True},
+        {"cap_drop": ["ALL"], "security_opt": ["no-new-privileges"]},
+        {"init": True},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_containers_that_are_run_otherwise(
+    container: ContainerFactory, run: Runner, options: dict[str, object]
+) -> None:
+    app = container(**options)  # type: ignore[arg-type]
+    run("autoforward", "attach", app.name, check=0)
+    server = app.start_server(port=free_port())
+    row = row_of(run, server.port, status="active")
+    assert fetch(row["url"]) == "hello\n"
+    run("autoforward", "detach", app.name, check=0)
+    eventually(lambda: app.processes(of_tests=False) == [], timeout_s=10)
+
+
+def test_current_folder_is_the_default_target(container: ContainerFactory, run: Runner, tmp_path: Path) -> None:
+    folder = tmp_path.resolve()
+    app, other = container(labels=_labels(str(folder))), container()
+    server = app.start_server(port=free_port())
+    other.start_server(port=free_port())
+    run("autoforward", "attach", other.name, check=0)
+    run("autoforward", "attach", cwd=folder, check=0)
+    for target in (".", str(folder)):
+        listed = json.loads(run("autoforward", "list", "--json", target, cwd=folder, check=0).stdout)
+        assert [(row["port"], row["target"]) for row in listed] == [(server.port, str(folder))]
+    run("autoforward", "stop", ".", cwd=folder, check=0)
+    assert [row["containerName"] for row in rows(run)] == [other.name]
+    run("autoforward", "detach", ".", cwd=folder, check=0)
+    assert [row["containerName"] for row in rows(run)] == [other.name]
+
+
+def test_bind_address_is_said_loudly_each_time(container: ContainerFactory, run: Runner, home: Path) -> None:
+    app = container()
+    server = app.start_server(port=free_port())
+    run("autoforward", "attach", app.name, check=0)
+    loopback = row_of(run, server.port, status="active")
+    assert loopback["hostIp"] == "127.0.0.1"
+    for _ in range(2):
+        said = run("autoforward", "attach", app.name, "--bind", "0.0.0.0", check=0).stderr
+        assert "autoforward: warning: forwards listen on 0.0.0.0" in said
+        row = row_of(run, server.port, status="active")
+        assert (row["hostIp"], row["localPort"]) == ("0.0.0.0", loopback["localPort"])
+        assert fetch(f"http://127.0.0.1:{row['localPort']}/") == "hello\n"
+    assert names(logged(home, server.port)) == ["forwarded", "unforwarded", "forwarded"]
