@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from autoforward.errors import ERRORS_BY_EXIT_CODE, AutoforwardError
@@ -17,17 +18,28 @@ from autoforward.supervisor.spawn import connect_to_supervisor, ensure_superviso
 Message = dict[str, Any]
 
 
+class SupervisorGoneError(AutoforwardError):
+    """The supervisor ended while a command was waiting for it."""
+
+
 class Call:
     """One request on its connection: iterate for the messages before the result, then `result` is there.
 
-    A context manager; leaving it hangs up, which ends what a foreground request asked for.
+    A context manager; leaving it hangs up, which ends what a foreground request asked for. A supervisor that ends in the
+    moment in which it is asked (idle, killed) has heard nothing: with `again`, which gives a connection to the next one or
+    None, the request is sent once more.
     """
 
-    def __init__(self, sock: socket.socket, request: Mapping[str, Any]) -> None:
-        self._sock = sock
-        self._file = sock.makefile("rb")
+    def __init__(
+        self,
+        sock: socket.socket,
+        request: Mapping[str, Any],
+        again: Callable[[], socket.socket | None] | None = None,
+    ) -> None:
         self.result: Message | None = None
-        self.send(request)
+        self._request = request
+        self._again = again
+        self._begin(sock)
 
     def __enter__(self) -> Call:
         return self
@@ -40,20 +52,21 @@ class Call:
         self._sock.close()
 
     def send(self, message: Mapping[str, Any]) -> None:
+        """Raises SupervisorGoneError."""
         try:
             self._sock.sendall(json.dumps(message).encode() + b"\n")
         except OSError as error:
-            raise AutoforwardError(f"the supervisor hung up: {error.strerror}") from error
+            raise SupervisorGoneError(f"the supervisor hung up: {error.strerror}") from error
 
     def __iter__(self) -> Iterator[Message]:
         """Messages of type `progress`, `event`, `row`, `bound`; ends with the result. Raises what the supervisor reports."""
         while True:
-            try:
-                line = self._file.readline()
-            except OSError as error:
-                raise AutoforwardError(f"the supervisor hung up: {error.strerror}") from error
+            line = self._read_line()
+            if not line and self._begin_again():
+                continue
             if not line.endswith(b"\n"):
                 raise SupervisorGoneError("the supervisor ended before it had answered")
+            self._again = None
             message = json.loads(line)
             if message["type"] == "error":
                 kind = ERRORS_BY_EXIT_CODE.get(message["exit_code"], AutoforwardError)
@@ -63,16 +76,40 @@ class Call:
                 return
             yield message
 
+    def _begin(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._file = sock.makefile("rb")
+        # Should the supervisor hang up on the request: why, or that it has gone, is there to be read.
+        with contextlib.suppress(SupervisorGoneError):
+            self.send(self._request)
 
-class SupervisorGoneError(AutoforwardError):
-    """The supervisor ended while a command was waiting for it."""
+    def _begin_again(self) -> bool:
+        again, self._again = self._again, None
+        sock = again() if again is not None else None
+        if sock is None:
+            return False
+        self.close()
+        self._begin(sock)
+        return True
+
+    def _read_line(self) -> bytes:
+        try:
+            return self._file.readline()
+        except ConnectionError:
+            return b""
+        except OSError as error:
+            raise AutoforwardError(f"cannot hear the supervisor: {error.strerror}") from error
 
 
 def call(request: Mapping[str, Any], paths: StatePaths | None = None, *, start: bool) -> Call | None:
     """Send one request; None when there is no supervisor and `start` is False. Raises AutoforwardError."""
     paths = paths or StatePaths.locate()
-    sock = ensure_supervisor(paths) if start else connect_to_supervisor(paths)
-    return None if sock is None else Call(sock, request)
+
+    def connect() -> socket.socket | None:
+        return ensure_supervisor(paths) if start else connect_to_supervisor(paths)
+
+    sock = connect()
+    return None if sock is None else Call(sock, request, connect)
 
 
 def ask(request: Mapping[str, Any], *, start: bool) -> Message | None:
