@@ -172,6 +172,38 @@ async def test_a_bug_in_a_request_is_an_error_for_that_command(tmp_path: Path) -
         assert caught.value.hint
 
 
+@in_loop
+async def test_a_supervisor_that_ends_as_it_is_asked_is_asked_again_once(tmp_path: Path) -> None:
+    """Met after kill -9: the dying process still has the socket open for a moment, and hears nothing any more."""
+
+    def dying() -> socket.socket:
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return ours
+
+    async with serving(tmp_path):
+        with Call(dying(), {"op": "echo", "say": 1}, lambda: connected(tmp_path)) as one:
+            assert len(await asyncio.to_thread(list, one)) == 2
+            assert one.result == {"type": "result", "said": 1}
+        for again in (None, lambda: None, dying):
+            with Call(dying(), {"op": "echo"}, again) as one, pytest.raises(SupervisorGoneError):
+                list(one)
+
+
+@in_loop
+async def test_a_request_that_was_heard_is_not_sent_twice(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (server, handlers):
+        again = []
+        with Call(connected(tmp_path), {"op": "hold"}, lambda: again.append(1)) as one:  # type: ignore[arg-type, func-returns-value]
+            messages = iter(one)
+            await asyncio.to_thread(next, messages)
+            await server.aclose(0.0)
+            with pytest.raises(SupervisorGoneError):
+                await asyncio.to_thread(list, messages)
+        assert handlers.heard.empty()
+        assert again == []
+
+
 # -- events on their way -------------------------------------------------------------------------
 
 
