@@ -6,7 +6,6 @@ registry at that moment.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import pytest
 from autoforward.allocator import Allocator
 from autoforward.attributes import AttributeRules, parse_attributes
 from autoforward.errors import AutoforwardError
-from autoforward.forwarder import Forwarder, Place, Services
+from autoforward.forwarder import Forwarder, Services
 from autoforward.leases import current_process
 from autoforward.messages import ForwardCounters
 from autoforward.model import ForwardKey, Listener, PublishedPort
@@ -361,26 +360,6 @@ async def test_a_bind_address_that_changed_moves_the_forward(table: Table, port:
     assert table.publisher.names == ["forwarded", "unforwarded", "forwarded"]
     assert accepts(port, "127.0.0.2")
     assert not accepts(port, LOOPBACK)
-
-
-def test_two_forwarders_never_share_a_number(tmp_path: Path, port: int) -> None:
-    @in_loop
-    async def race() -> None:
-        tables = [Table(tmp_path / "home") for _ in range(4)]
-        others = [
-            Place(f"unix:///engine|name:web{number}", "c0ffee", f"web{number}", None, None) for number in range(4)
-        ]
-        try:
-            for table, place in zip(tables, others, strict=True):
-                table.forwarder.place = place
-            await asyncio.gather(*(table.apply(SessionRules(), port) for table in tables))
-            assert len({table.host_port(port) for table in tables}) == 4
-            assert sum(event.remapped for table in tables for event in table.publisher.events) == 3
-        finally:
-            for table in tables:
-                table.close()
-
-    race()
 
 
 @in_loop

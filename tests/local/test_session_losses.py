@@ -1,0 +1,218 @@
+"""A session against an engine of socketpairs, when watchers, containers and engines go away and come back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoforward.supervisor import connections as connections_module
+from autoforward.supervisor import session as session_module
+from tests.containers import eventually
+from tests.local.fake_engine import NO_TOOLS, OPENED
+from tests.local.harness import accepts, free_port
+from tests.local.world import Worlds, client_of, closing, received
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Worlds:
+    return Worlds(tmp_path / "home")
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture(autouse=True)
+def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "BACKOFF_S", (0.01,))
+
+
+@pytest.mark.parametrize("how", ["end", "nonsense"])
+@closing
+async def test_a_watcher_that_is_lost_is_started_again(world: Any, port: int, how: str) -> None:
+    one = world()
+    first = await one.begin(port)
+    host_port = one.host_port(port)
+    if how == "end":
+        first.end()
+    else:
+        first.say(b"AF begin 99\n")
+    second = await one.engine.watcher(2)
+    second.listen(port)
+    with client_of(host_port):
+        await one.engine.relay()  # the gate is open again
+    assert one.publisher.names == ["attached", "forwarded"], "no news: nothing that a user knows of has changed"
+    if how == "nonsense":
+        assert await asyncio.to_thread(first.hears_eof), "what talks nonsense is let go"
+
+
+@closing
+async def test_a_container_that_restarts_keeps_its_host_port(world: Any, port: int) -> None:
+    one = world()
+    watcher = await one.begin(port)
+    host_port = one.host_port(port)
+    one.engine.change(state="exited")
+    watcher.end()
+    event = await one.publisher.wait_for("reconnecting")
+    assert (event.host_port, event.status, event.reason) == (host_port, "reconnecting", "the container is exited")
+    assert one.session.state == "stopped"
+    one.engine.change(state="running")
+    one.event("start")
+    (await one.engine.watcher(2)).listen()
+    event = await one.publisher.wait_for("reconnected")
+    assert (event.host_port, event.status) == (host_port, "active")
+    (await one.engine.watcher(2)).listen(port)
+    with client_of(host_port):
+        await one.engine.relay()
+    assert one.publisher.names == ["attached", "forwarded", "reconnecting", "reconnected"]
+
+
+@closing
+async def test_the_servers_of_a_restarted_container_have_a_time_to_come_back(
+    world: Any, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "RESTART_GRACE_S", 0.3)
+    monkeypatch.setattr(session_module, "WITHDRAWAL_GRACE_S", 0.05)
+    monkeypatch.setattr("autoforward.policy.WITHDRAWAL_GRACE_S", 0.05)
+    one = world()
+    watcher = await one.begin(port)
+    watcher.end()
+    (await one.engine.watcher(2)).listen()
+    await one.publisher.wait_for("unforwarded")
+    assert one.publisher.names == ["attached", "forwarded", "unforwarded"]
+
+
+@pytest.mark.parametrize("stopped_first", [False, True])
+@closing
+async def test_a_container_that_is_removed_ends_its_session(world: Any, port: int, stopped_first: bool) -> None:
+    one = world()
+    watcher = await one.begin(port)
+    host_port = one.host_port(port)
+    if stopped_first:
+        one.engine.change(state="exited")
+        watcher.end()
+        await one.publisher.wait_for("reconnecting")
+        one.engine.info = None
+        one.event("destroy")
+    else:
+        one.engine.info = None
+        watcher.end()
+    await one.session.wait_ended()
+    assert one.publisher.names[-2:] == ["unforwarded", "detached"]
+    assert {event.reason for event in one.publisher.events[-2:]} == {"the container web is gone"}
+    assert one.ended == ["the container web is gone"]
+    assert not accepts(host_port)
+    assert one.leases()[port].state == "reserved"
+
+
+@closing
+async def test_a_paused_container_and_its_end(world: Any, port: int) -> None:
+    one = world()
+    watcher = await one.begin(port)
+    host_port = one.host_port(port)
+    one.event("pause")
+    await one.publisher.wait_for("reconnecting")
+    with client_of(host_port):
+        one.event("unpause")
+        await one.publisher.wait_for("reconnected")
+        await one.engine.relay()
+    assert await asyncio.to_thread(watcher.read) == b"ping 1\n", "is the watcher still there?"
+    assert one.publisher.names == ["attached", "forwarded", "reconnecting", "reconnected"]
+    assert len(one.engine.watchers) == 1
+
+
+@closing
+async def test_without_a_lane_a_pause_changes_nothing(world: Any, port: int) -> None:
+    """The reason was forgotten with the pause, and ports that nothing can carry were bound."""
+    one = world(probe=NO_TOOLS)
+    watcher = await one.begin(port)
+    one.event("pause")
+    one.event("unpause")
+    other = free_port()
+    watcher.listen(port, other)
+    await asyncio.to_thread(eventually, lambda: len(one.statuses()) == 2)
+    assert one.statuses() == {port: "failed", other: "failed"}
+
+
+@closing
+async def test_a_pause_within_the_grace_is_not_a_busy_loop(
+    world: Any, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grace ran out while nothing could be decided, and the session asked the clock over and over."""
+    monkeypatch.setattr("autoforward.policy.WITHDRAWAL_GRACE_S", 0.1)
+    one = world()
+    watcher = await one.begin(port)
+    watcher.listen()
+    await asyncio.to_thread(eventually, lambda: one.session._recheck_at_s is not None)
+    one.event("pause")
+    await one.publisher.wait_for("reconnecting")
+    turns = 0
+    next_item = one.session._actor.next_item
+
+    async def counted(timeout_s: float | None) -> Any:
+        nonlocal turns
+        turns += 1
+        return await next_item(timeout_s)
+
+    monkeypatch.setattr(one.session._actor, "next_item", counted)
+    await asyncio.sleep(0.3)  # the grace, thrice: there is nothing that could be waited for
+    assert turns <= 2
+    one.event("unpause")
+    await one.publisher.wait_for("unforwarded")
+
+
+@closing
+async def test_connections_to_a_container_out_of_reach_are_held_and_then_reset(
+    world: Any, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections_module, "HOLD_S", 0.2)
+    one = world()
+    watcher = await one.begin(port)
+    one.engine.change(state="exited")
+    watcher.end()
+    await one.publisher.wait_for("reconnecting")
+    with client_of(one.host_port(port)) as client, pytest.raises(ConnectionResetError):
+        await received(client)
+    assert one.engine.relays == []
+
+
+@closing
+async def test_a_connection_that_was_held_is_carried_once_the_container_is_back(world: Any, port: int) -> None:
+    one = world()
+    watcher = await one.begin(port)
+    one.engine.change(state="exited")
+    watcher.end()
+    await one.publisher.wait_for("reconnecting")
+    with client_of(one.host_port(port)) as client:
+        client.sendall(b"early")
+        one.engine.change(state="running")
+        one.event("start")
+        (await one.engine.watcher(2)).listen(port)
+        relay = await one.engine.relay()
+        relay.say(OPENED, stream=2)
+        assert await asyncio.to_thread(relay.read) == b"early"
+
+
+@closing
+async def test_a_container_stopped_for_long_keeps_its_leases_only(
+    world: Any, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "DORMANT_AFTER_S", 0.05)
+    one = world()
+    watcher = await one.begin(port)
+    host_port = one.host_port(port)
+    one.engine.change(state="exited")
+    watcher.end()
+    await one.publisher.wait_for("unforwarded")
+    await asyncio.to_thread(eventually, lambda: one.session.state == "dormant")
+    assert not one.session.keeps_supervisor_alive
+    assert not accepts(host_port)
+    one.engine.change(state="running")
+    one.event("start")
+    (await one.engine.watcher(2)).listen(port)
+    await asyncio.to_thread(eventually, lambda: one.statuses() == {port: "active"})
+    assert one.host_port(port) == host_port
