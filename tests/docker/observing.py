@@ -10,8 +10,8 @@ import random
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,16 @@ def free_port() -> int:
                 continue
         return number
     raise AssertionError("no free port")
+
+
+def new_folder() -> str:
+    """The path of a workspace that nobody has."""
+    return f"/home/someone/ws-{uuid.uuid4().hex[:8]}"
+
+
+def dev_container_labels(folder: str, **configuration: object) -> dict[str, str]:
+    """Labels of a dev container of that folder; `configuration` is its devcontainer.json."""
+    return {"devcontainer.local_folder": folder, "devcontainer.metadata": json.dumps([configuration])}
 
 
 def rows(run: Runner, *target: str) -> list[Row]:
@@ -165,12 +175,3 @@ def ask(
         assert piece, f"the connection ended after {received!r}"
         received += piece
     return received
-
-
-@contextlib.contextmanager
-def within(limit_s: float) -> Iterator[None]:
-    """What happens inside takes at most that long."""
-    started = time.monotonic()
-    yield
-    took_s = time.monotonic() - started
-    assert took_s <= limit_s, f"took {took_s:.2f} s, at most {limit_s} s were allowed"

@@ -1,29 +1,27 @@
-"""Sessions on a real engine: declared ports, two workspaces, attach again, ends, restarts, rebuilds, lost supervisors."""
+"""Sessions on a real engine: declared ports, two workspaces, attach again, stop and detach, status and logs."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
-import uuid
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ContainerFactory, Runner, supervisor_of
-from tests.containers import HELPER_DIR, eventually, fetch, is_refused
-from tests.docker.observing import Command, ask, free_port, logged, names, registry, row_of, rows, wait_event
-
-
-def _labels(folder: str, **configuration: object) -> dict[str, str]:
-    """Those of a dev container of that folder; `configuration` is its devcontainer.json."""
-    return {"devcontainer.local_folder": folder, "devcontainer.metadata": json.dumps([configuration])}
-
-
-def _folder() -> str:
-    return f"/home/someone/ws-{uuid.uuid4().hex[:8]}"
-
+from tests.containers import eventually, fetch, is_refused
+from tests.docker.observing import (
+    ask,
+    dev_container_labels,
+    free_port,
+    logged,
+    names,
+    new_folder,
+    registry,
+    row_of,
+    rows,
+    wait_event,
+)
 
 # -- declared ports ------------------------------------------------------------------------------
 
@@ -32,7 +30,7 @@ def test_declared_port_refuses_until_its_server_is_up_and_again_when_it_stops(
     container: ContainerFactory, run: Runner, home: Path
 ) -> None:
     port = free_port()
-    app = container(labels=_labels(_folder(), forwardPorts=[port]))
+    app = container(labels=dev_container_labels(new_folder(), forwardPorts=[port]))
     said = run("autoforward", "attach", app.name, check=0).stderr
     assert f"Waiting    127.0.0.1:{port} -> {app.name}:{port} (refused until its server is up)" in said
     row = row_of(run, port, status="waiting")
@@ -57,7 +55,7 @@ def test_declared_port_refuses_until_its_server_is_up_and_again_when_it_stops(
 
 def test_number_of_a_waiting_port_is_nobody_elses(container: ContainerFactory, run: Runner) -> None:
     port = free_port()
-    app = container(labels=_labels(_folder(), forwardPorts=[port]))
+    app = container(labels=dev_container_labels(new_folder(), forwardPorts=[port]))
     run("autoforward", "attach", app.name, check=0)
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         with socket.socket(family) as other, pytest.raises(OSError, match="in use"):
@@ -68,8 +66,8 @@ def test_number_of_a_waiting_port_is_nobody_elses(container: ContainerFactory, r
 
 
 def test_two_workspaces_on_one_number(container: ContainerFactory, run: Runner, home: Path) -> None:
-    folders = [_folder(), _folder()]
-    apps = [container(labels=_labels(folder)) for folder in folders]
+    folders = [new_folder(), new_folder()]
+    apps = [container(labels=dev_container_labels(folder)) for folder in folders]
     port = apps[0].start_server(port=free_port(), text="hello from 0").port
     apps[1].start_server(port=port, text="hello from 1")
     first = run("autoforward", "attach", apps[0].name, check=0).stderr
@@ -99,7 +97,7 @@ def test_two_workspaces_on_one_number(container: ContainerFactory, run: Runner, 
 
 
 def test_remapped_number_is_kept_over_detach_and_attach(container: ContainerFactory, run: Runner, home: Path) -> None:
-    apps = [container(labels=_labels(_folder())) for _ in range(2)]
+    apps = [container(labels=dev_container_labels(new_folder())) for _ in range(2)]
     port = apps[0].start_server(port=free_port(), text="0").port
     apps[1].start_server(port=port, text="1")
     for app in apps:
@@ -161,7 +159,7 @@ def test_another_poll_interval_cuts_nothing(container: ContainerFactory, run: Ru
 
 def test_no_auto_forwards_what_is_declared_only(container: ContainerFactory, run: Runner) -> None:
     port = free_port()
-    app = container(labels=_labels(_folder(), forwardPorts=[port]))
+    app = container(labels=dev_container_labels(new_folder(), forwardPorts=[port]))
     app.start_server(port=port)
     app.start_server(port=free_port())
     run("autoforward", "attach", app.name, "--no-auto", check=0)
@@ -280,233 +278,7 @@ def test_logs_are_about_what_is_asked_for(container: ContainerFactory, run: Runn
     assert len(run("autoforward", "logs", "--lines", "1", check=0).stdout.splitlines()) == 1
 
 
-# -- containers that stop, start, vanish and come again ------------------------------------------
-
-
-def test_container_stops_and_starts(container: ContainerFactory, run: Runner, home: Path) -> None:
-    app = container()
-    server = app.start_server(port=free_port())
-    run("autoforward", "attach", app.name, check=0)
-    before = row_of(run, server.port, status="active")
-    app.stop()
-    since = wait_event(home, "reconnecting", server.port)["seq"]
-    row = row_of(run, server.port, status="reconnecting")
-    assert (row["localPort"], row["id"], row["autoForwarded"]) == (before["localPort"], before["id"], False)
-    assert row["reason"]
-    with socket.socket() as other, pytest.raises(OSError, match="in use"):
-        other.bind(("127.0.0.1", before["localPort"]))
-    app.start()
-    app.start_server(port=server.port, text="after the start")
-    wait_event(home, "reconnected", server.port, since=since)
-    row = row_of(run, server.port, status="active")
-    assert (row["localPort"], row["id"]) == (before["localPort"], before["id"])
-    assert fetch(row["url"]) == "after the start\n"
-    assert names(logged(home, server.port)) == ["forwarded", "reconnecting", "reconnected"]
-
-
-def test_connection_made_while_the_container_restarts_is_served(
-    container: ContainerFactory, run: Runner, home: Path
-) -> None:
-    app = container()
-    server = app.start_server(port=free_port())
-    run("autoforward", "attach", app.name, check=0)
-    host_port = row_of(run, server.port, status="active")["localPort"]
-    app.stop()
-    wait_event(home, "reconnecting", server.port)
-    with socket.create_connection(("127.0.0.1", host_port), timeout=20) as client:
-        app.start()
-        app.start_server(port=server.port, text="hello")
-        assert ask(client).endswith(b"hello\n")
-
-
-def test_server_that_does_not_come_back_with_its_container(
-    container: ContainerFactory, run: Runner, home: Path
-) -> None:
-    app = container()
-    server = app.start_server(port=free_port())
-    run("autoforward", "attach", app.name, check=0)
-    host_port = row_of(run, server.port, status="active")["localPort"]
-    app.restart()
-    wait_event(home, "unforwarded", server.port, timeout_s=40)
-    assert is_refused("127.0.0.1", host_port)
-    assert rows(run) == []
-
-
-def test_container_removed_and_built_anew(container: ContainerFactory, run: Runner, home: Path) -> None:
-    folder = _folder()
-    old = container(labels=_labels(folder))
-    server = old.start_server(port=free_port(), text="old")
-    # Somebody else has the number, so that "the same again" is not just the default.
-    with socket.create_server(("127.0.0.1", server.port)):
-        run("autoforward", "attach", old.name, check=0)
-    before = row_of(run, server.port, status="active")
-    assert before["localPort"] != server.port
-    old.remove()
-    event = wait_event(home, "unforwarded", server.port)
-    assert (event["status"], event["autoForwarded"], event["localPort"]) == (None, False, before["localPort"])
-    wait_event(home, "detached", None)
-    assert is_refused("127.0.0.1", before["localPort"])
-    eventually(lambda: registry(home)["sessions"] == [])
-    [entry] = registry(home)["entries"]
-    assert (entry["state"], entry["host_port"], entry["workspace"]) == ("reserved", before["localPort"], folder)
-
-    new = container(labels=_labels(folder))
-    new.start_server(port=server.port, text="new")
-    run("autoforward", "attach", new.name, check=0)
-    after = row_of(run, server.port, status="active")
-    assert (after["localPort"], after["id"], after["containerId"]) == (before["localPort"], before["id"], new.id)
-    assert fetch(after["url"]) == "new\n"
-
-
-def test_new_container_takes_over_the_sockets_of_the_old_one(
-    container: ContainerFactory, run: Runner, home: Path
-) -> None:
-    folder = _folder()
-    old = container(labels=_labels(folder))
-    server = old.start_server(port=free_port(), text="old")
-    run("autoforward", "attach", old.name, check=0)
-    before = row_of(run, server.port, status="active")
-    new = container(labels=_labels(folder))
-    new.start_server(port=server.port, text="new")
-    run("autoforward", "attach", new.name, check=0)
-    [after] = rows(run)
-    assert (after["localPort"], after["id"], after["containerId"]) == (before["localPort"], before["id"], new.id)
-    assert fetch(after["url"]) == "new\n"
-    assert "unforwarded" not in names(logged(home, server.port))
-    assert len(registry(home)["sessions"]) == 1
-    old.remove()
-    assert fetch(after["url"]) == "new\n", "the old one's end is nothing to the session any more"
-    eventually(lambda: old.id not in run("docker", "ps", "-q", "--no-trunc").stdout)
-    assert row_of(run, server.port)["status"] == "active"
-
-
-# -- the supervisor ------------------------------------------------------------------------------
-
-
-def test_supervisor_ends_when_nothing_is_left_to_do(container: ContainerFactory, run: Runner, home: Path) -> None:
-    app = container()
-    run("autoforward", "attach", app.name, env={"AUTOFORWARD_IDLE_EXIT_S": "1"}, check=0)
-    supervisor = supervisor_of(home)
-    assert supervisor is not None
-    run("autoforward", "detach", app.name, check=0)
-    supervisor.wait(timeout=20)
-    assert not (home / "supervisor.sock").exists()
-    assert rows(run) == []
-    assert supervisor_of(home) is None, "listing nothing starts nothing"
-
-
-def test_one_supervisor_for_all(container: ContainerFactory, run: Runner, home: Path) -> None:
-    pids = set()
-    for _ in range(2):
-        run("autoforward", "attach", container().name, check=0)
-        supervisor = supervisor_of(home)
-        assert supervisor is not None
-        pids.add(supervisor.pid)
-    assert len(pids) == 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_lost_supervisor_is_made_good_by_the_next_command(
-    container: ContainerFactory, run: Runner, home: Path, number: int
-) -> None:
-    app = container()
-    servers = [app.start_server(port=free_port(), text=f"hello {index}") for index in range(2)]
-    pinned = free_port()
-    run("autoforward", "attach", app.name, f"{pinned}:{servers[1].port}", check=0)
-    with socket.create_server(("127.0.0.1", (other := app.start_server(port=free_port())).port)):
-        remapped = row_of(run, other.port, status="active")
-    assert remapped["remapped"]
-    before = {row["port"]: (row["localPort"], row["id"]) for row in rows(run)}
-    assert len(before) == 3
-    supervisor = supervisor_of(home)
-    assert supervisor is not None
-    os.kill(supervisor.pid, number)
-    supervisor.wait(timeout=20)
-    assert is_refused("127.0.0.1", pinned)
-
-    after = {row["port"]: (row["localPort"], row["id"]) for row in rows(run)}
-    assert after == before
-    for index, server in enumerate(servers):
-        assert fetch(f"http://127.0.0.1:{after[server.port][0]}/") == f"hello {index}\n"
-    seqs = [event["seq"] for event in logged(home)]
-    assert seqs == sorted(set(seqs)), "numbers go on where the last one stopped"
-
-
-def test_foreground_command_says_that_the_supervisor_was_lost(container: ContainerFactory, home: Path) -> None:
-    server = container().start_server(port=free_port())
-    host_port = free_port()
-    with Command(home, "autoforward", "forward", server.container.name, f"{host_port}:{server.port}") as command:
-        command.wait_line(lambda line: line.startswith("Forwarding"))
-        supervisor = supervisor_of(home)
-        assert supervisor is not None
-        supervisor.kill()
-        assert command.wait() == 1
-        assert [line for line in command.lines[1:] if not line.startswith("autoforward: hint: ")] == [
-            "autoforward: error: the supervisor ended before it had answered"
-        ]
-
-
-def test_container_that_went_away_with_the_supervisor(container: ContainerFactory, run: Runner, home: Path) -> None:
-    app = container()
-    server = app.start_server(port=free_port())
-    run("autoforward", "attach", app.name, check=0)
-    row_of(run, server.port, status="active")
-    supervisor = supervisor_of(home)
-    assert supervisor is not None
-    supervisor.kill()
-    supervisor.wait(timeout=20)
-    app.remove()
-    assert rows(run) == []
-    eventually(lambda: registry(home)["sessions"] == [])
-    assert [entry["state"] for entry in registry(home)["entries"]] == ["reserved"]
-
-
-# -- other things that happen to containers ------------------------------------------------------
-
-
-def test_restart_of_a_container_that_is_its_server(container: ContainerFactory, run: Runner, home: Path) -> None:
-    port = free_port()
-    app = container(command=["python3", f"{HELPER_DIR}/server.py", "http", "--port", str(port)])
-    run("autoforward", "attach", app.name, check=0)
-    before = row_of(run, port, status="active")
-    for _ in range(2):
-        since = logged(home)[-1]["seq"]
-        app.restart()
-        # Whether the loss was seen as such or was over at once: afterwards a page comes, from the same number.
-        assert eventually(lambda: fetch(before["url"]) == "hello\n", timeout_s=20)
-        row = row_of(run, port, status="active")
-        assert (row["localPort"], row["id"]) == (before["localPort"], before["id"])
-        assert "unforwarded" not in names(logged(home, port, since=since))
-
-
-def test_pause_and_unpause(container: ContainerFactory, run: Runner, home: Path) -> None:
-    app = container()
-    server = app.start_server(port=free_port())
-    run("autoforward", "attach", app.name, check=0)
-    row = row_of(run, server.port, status="active")
-    app.raw.pause()
-    since = wait_event(home, "reconnecting", server.port)["seq"]
-    assert "paused" in row_of(run, server.port, status="reconnecting")["reason"]
-    with socket.create_connection(("127.0.0.1", row["localPort"]), timeout=20) as client:
-        app.raw.unpause()
-        assert ask(client).endswith(b"hello\n"), "what came in the pause is served after it"
-    wait_event(home, "reconnected", server.port, since=since)
-    assert row_of(run, server.port, status="active")["localPort"] == row["localPort"]
-
-
-def test_renamed_container(container: ContainerFactory, run: Runner) -> None:
-    app = container()
-    server = app.start_server(port=free_port())
-    run("autoforward", "attach", app.name, check=0)
-    before = row_of(run, server.port, status="active")
-    renamed = f"{app.name}-renamed"
-    app.raw.rename(renamed)
-    eventually(lambda: row_of(run, server.port)["containerName"] == renamed)
-    run("autoforward", "attach", renamed, check=0)
-    [after] = rows(run)
-    assert (after["id"], after["localPort"]) == (before["id"], before["localPort"]), "one session, not a second one"
-    run("autoforward", "detach", renamed, check=0)
-    assert rows(run) == []
+# -- other ways to ask ---------------------------------------------------------------------------
 
 
 def test_pinned_number_that_is_taken_is_had_once_it_is_free(
@@ -526,31 +298,9 @@ def test_pinned_number_that_is_taken_is_had_once_it_is_free(
     assert names(logged(home, server.port)) == ["failed", "forwarded"], "told once, however often it was tried"
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"user": "dev"},
-        {"user": "dev", "read_only": True},
-        {"cap_drop": ["ALL"], "security_opt": ["no-new-privileges"]},
-        {"init": True},
-    ],
-    ids=lambda options: "-".join(options),
-)
-def test_containers_that_are_run_otherwise(
-    container: ContainerFactory, run: Runner, options: dict[str, object]
-) -> None:
-    app = container(**options)  # type: ignore[arg-type]
-    run("autoforward", "attach", app.name, check=0)
-    server = app.start_server(port=free_port())
-    row = row_of(run, server.port, status="active")
-    assert fetch(row["url"]) == "hello\n"
-    run("autoforward", "detach", app.name, check=0)
-    eventually(lambda: app.processes(of_tests=False) == [], timeout_s=10)
-
-
 def test_current_folder_is_the_default_target(container: ContainerFactory, run: Runner, tmp_path: Path) -> None:
     folder = tmp_path.resolve()
-    app, other = container(labels=_labels(str(folder))), container()
+    app, other = container(labels=dev_container_labels(str(folder))), container()
     server = app.start_server(port=free_port())
     other.start_server(port=free_port())
     run("autoforward", "attach", other.name, check=0)
