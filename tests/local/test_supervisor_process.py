@@ -172,6 +172,7 @@ def test_a_signal_ends_it_and_leaves_no_socket(paths: StatePaths, number: int) -
     process = start(paths)
     with connected(paths) as follower:
         follower.sendall(b'{"op":"events"}\n')
+        ask(paths, b'{"op":"ping"}\n')  # whose answer tells that the follower, who came first, has been heard
         process.send_signal(number)
         assert [answer["type"] for answer in answers_of(follower)] == ["result"], "a follower is told the end"
     eventually(lambda: is_gone(process), timeout_s=TIMEOUT_S)
