@@ -69,6 +69,7 @@ def _percentile(sorted_values: list[float], percent: int) -> float:
     return sorted_values[-(-len(sorted_values) * percent // 100) - 1]
 
 
+@pytest.mark.timeout(300)
 def test_server_answers_soon_after_it_listens(
     container: ContainerFactory, run: Runner, record_property: Callable[[str, object], None]
 ) -> None:
