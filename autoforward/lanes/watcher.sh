@@ -131,7 +131,8 @@ poll_loop() {
     wait "$napping"
     slept=$?
     if [ -n "$stop" ]; then
-      wait "$napping" 2>/dev/null
+      # A signal may cut a wait short, and the nap may have been too young to be hit.
+      while kill "$napping" 2>/dev/null; do wait "$napping" 2>/dev/null; done
       break
     fi
     napping=
@@ -199,7 +200,13 @@ sweep_once() {
 
 finish() {
   trap '' TERM HUP INT PIPE
-  kill -TERM "$loop" 2>/dev/null
+  # Not once: a shell that was forked a moment ago loses what comes before its own traps are set.
+  for round in 1 2 3 4 5 6 7 8 9 10; do
+    kill -TERM "$loop" 2>/dev/null
+    if [ -n "$fraction" ]; then sleep 0.05; else sleep 1; fi
+    loop_alive || break
+  done
+  loop_alive && kill -KILL "$loop" 2>/dev/null
   wait "$loop" 2>/dev/null
   sweep
   exit 0
