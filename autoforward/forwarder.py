@@ -7,6 +7,7 @@ under the registry's lock, files) runs in a worker thread.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import Executor, Future
@@ -17,11 +18,13 @@ from autoforward.allocator import AllocationRequest, Allocator, LeaseRow
 from autoforward.candidates import AllocationFailure
 from autoforward.dataplane import DataPlane
 from autoforward.events import PortEvent, list_row
-from autoforward.leases import Lease
+from autoforward.leases import Lease, RegistryError
 from autoforward.messages import ForwardCounters, Serve, Withdraw
 from autoforward.model import DialAddress, EventName, ForwardKey, LaneName, PortAttributes, Status
 from autoforward.policy import Existing, Notice, Plan, Wish, reconcile
 from autoforward.sockets import BoundPair, HostPortError, start_listening, stop_listening
+
+log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 
@@ -291,7 +294,11 @@ class Forwarder:
                 row.pair.close()
                 ended.append(row.forward_id)
         if ended:
-            await self._on_disk(lambda: self._services.allocator.release(ended))
+            try:
+                await self._on_disk(lambda: self._services.allocator.release(ended))
+            except RegistryError as error:
+                # The sockets are closed all the same. Rows of a process that is gone are reserved by the next one.
+                log.warning("%s: %s", self.place.container_name, error)
         for row in rows:
             why = reason or ("the server stopped" if row.wish.source == "detected" else "no longer asked for")
             event = replace(self._event("unforwarded", row), status=None, auto_forwarded=False, reason=why)

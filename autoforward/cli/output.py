@@ -7,6 +7,7 @@ numbers, and a `hint` where there is a way out. No traceback. Colour only on a t
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ from autoforward.errors import AutoforwardError, UsageError
 from autoforward.model import LANE_CHOICES
 from autoforward.portspec import parse_port_set
 from autoforward.settings import DEFAULT_POLL_INTERVAL_S, MAX_POLL_INTERVAL_S, MIN_POLL_INTERVAL_S, SessionOptions
+
+log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,6 +61,8 @@ class _OurErrors(click.Command):
     ) -> Any:
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
+        if level := os.environ.get("AUTOFORWARD_LOG_LEVEL"):
+            logging.basicConfig(level=logging.getLevelNamesMapping().get(level.upper(), logging.WARNING))
         try:
             status = super().main(args, prog_name, standalone_mode=False, **extra)
         except AutoforwardError as error:
@@ -69,6 +74,10 @@ class _OurErrors(click.Command):
             sys.exit(fail(AutoforwardError(_lower_first(error.format_message()))))
         except click.Abort:
             sys.exit(fail(AutoforwardError("interrupted")))
+        except Exception as error:
+            log.debug("a fault of ours", exc_info=True)
+            hint = "AUTOFORWARD_LOG_LEVEL=DEBUG shows where; please report it"
+            sys.exit(fail(AutoforwardError(f"a fault in autoforward: {type(error).__name__}: {error}", hint=hint)))
         sys.exit(status if isinstance(status, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -88,7 +88,9 @@ class Engines:
 
     def keep_only(self, hosts: set[str]) -> None:
         for host in set(self._followers) - hosts:
-            self._followers.pop(host).close()
+            follower = self._followers.pop(host)
+            follower.close()
+            follower.engine.close()
 
     def close(self) -> None:
         self.keep_only(set())

@@ -91,6 +91,7 @@ class Session:
         self._snapshot: Snapshot = ()
         self._seen: dict[ForwardKey, Seen] = {}
         self._recheck_at_s: float | None = None
+        self._stopped_at_s: float | None = None
 
     def __repr__(self) -> str:
         return f"<Session {self.record.session_id} {self.record.container_name} {self.state}>"
@@ -242,14 +243,16 @@ class Session:
 
     async def _wind_up(self, reason: str) -> None:
         self.connections.close_gate()
-        await self.forwarder.close_all(reason)
-        # The watcher ends last: what it finds of this session's relays it takes with it.
-        await self.connections.aclose()
-        self._drop_detector()
-        self.state, self.problem = "ended", reason
-        await self._services.publisher.publish(self.forwarder.session_event("detached", reason))
-        self._settled.set()
-        self._on_ended(self, reason)
+        try:
+            await self.forwarder.close_all(reason)
+        finally:
+            # The watcher ends last: what it finds of this session's relays it takes with it.
+            await self.connections.aclose()
+            self._drop_detector()
+            self.state, self.problem = "ended", reason
+            await self._services.publisher.publish(self.forwarder.session_event("detached", reason))
+            self._settled.set()
+            self._on_ended(self, reason)
 
     async def _watch_for_ever(self) -> None:
         failures = 0
@@ -265,6 +268,7 @@ class Session:
         try:
             info = await self._in_pool(lambda: self.engine.inspect(self.record.container_id))
             if info.running:
+                self._stopped_at_s = None
                 await self._watch(info)
             else:
                 await self._wait_for_start(info)
@@ -299,9 +303,13 @@ class Session:
     async def _wait_for_start(self, info: ContainerInfo) -> None:
         """The container is not running: keep the ports for a while, then only the leases, until it starts."""
         self._drop_detector()
-        await self._become("stopped" if info.state != "paused" else "reconnecting", f"the container is {info.state}")
+        if self._stopped_at_s is None:
+            self._stopped_at_s = time.monotonic()
+        if self.state != "dormant":
+            state: State = "reconnecting" if info.state == "paused" else "stopped"
+            await self._become(state, f"the container is {info.state}")
         self._settled.set()
-        deadline_s = time.monotonic() + DORMANT_AFTER_S
+        deadline_s = self._stopped_at_s + DORMANT_AFTER_S
         while True:
             remaining_s = max(0.0, deadline_s - time.monotonic()) if self.state != "dormant" else None
             item = await self._actor.next_item(remaining_s)
