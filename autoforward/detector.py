@@ -81,6 +81,10 @@ class Detector:
         if self._awaited_pong is None and self._stream.fileno() >= 0:
             self._ping()
 
+    def retire(self) -> None:
+        """Say nothing more, but stay: its relays live as long as its stream. `close` then ends both."""
+        self._on_frame = self._on_answer = self._on_lost = _say_nothing
+
     def close(self) -> None:
         """Let go of the stream; the watcher sees EOF on its stdin, ends, and takes the session's relays with it."""
         if self._timer is not None:
@@ -155,3 +159,7 @@ class Detector:
             self._timer.cancel()
         if self._stream.fileno() >= 0:
             self._timer = self._loop.call_later(delay_s, callback)
+
+
+def _say_nothing(_word: object) -> None:
+    """What a retired watcher has to say is for nobody."""

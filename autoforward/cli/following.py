@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections import deque
@@ -34,11 +35,11 @@ def follow_for_ever(since: int | None, target: str | None) -> int:
             for values in read_events(paths, since, accepts):
                 since = values["seq"]
                 _write_line(LINE_PREFIX + encode_object(values))
-        first = True
         while True:
-            for line in client.follow_events(since if first else None, target, replay=True):
+            for line in client.follow_events(since, target, replay=True):
                 _write_line(line)
-            first = False
+                # With the next supervisor it goes on where it was, so that nothing in between is missed.
+                since = json.loads(line.removeprefix(LINE_PREFIX))["seq"]
             _wait_for_supervisor(paths)
     except KeyboardInterrupt:
         return 0

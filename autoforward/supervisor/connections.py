@@ -63,11 +63,27 @@ class Connections:
         self._closed = False
         self._tracker = CloseWaitTracker()
         self._dialled: dict[int, tuple[DialAddress, ...]] = {}
+        self._watch_of: dict[int, str] = {}
+        self._retired: dict[str, Detector] = {}
         self._answered: dict[str, DialAddress] = {}
 
     def watched_by(self, detector: Detector, session_token: str) -> None:
         """Relays from now on carry this token, and this watcher ends them."""
         self._detector, self._session_token, self._tracker = detector, session_token, CloseWaitTracker()
+
+    def retire_watch(self) -> bool:
+        """Before another watch begins: keep the watcher for as long as its relays are open. False when it has none."""
+        token, detector = self._session_token, self._detector
+        if detector is None or token not in self._watch_of.values():
+            return False
+        detector.retire()
+        self._retired[token] = detector
+        self._detector = None
+        return True
+
+    def _close_retired(self) -> None:
+        for token in set(self._retired) - set(self._watch_of.values()):
+            self._retired.pop(token).close()
 
     def open_gate(self) -> None:
         self._gate.set()
@@ -81,6 +97,8 @@ class Connections:
         self._closed = True
         for task in self._opening:
             task.cancel()
+        self._watch_of.clear()
+        self._close_retired()
         if self._starting:
             await asyncio.wait(self._starting, timeout=LATE_STREAM_S)
 
@@ -108,6 +126,8 @@ class Connections:
     def on_relay_ended(self, notice: RelayEnded) -> None:
         """Of any session: the forward may have ended before its last relay, and then nobody knows whose it was."""
         self._dialled.pop(notice.relay_id, None)
+        self._watch_of.pop(notice.relay_id, None)
+        self._close_retired()
         self._tracker.ended(notice.relay_id)
         if self._forwarder.key_of(notice.forward_id) is None:
             return
@@ -137,6 +157,7 @@ class Connections:
         try:
             usable = usable_addresses(tool, known)
             dials = self._dialled[wanted.relay_id] = self._choose(wanted, tool, usable)
+            self._watch_of[wanted.relay_id] = self._session_token
             plan = RelayPlan(self._session_id, token, tool, len(dials), fallback=len(dials) < len(usable))
             argv = relay_argv(tool, dials)
             opening = asyncio.get_running_loop().run_in_executor(

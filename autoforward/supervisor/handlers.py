@@ -86,9 +86,13 @@ class Handlers:
             await connection.progress(f"{name} has a session already: its own --lane, --bind, … go on to count")
         claim_id = next(self._supervisor.claim_ids)
         self._supervisor.foreground += 1
+        session.awaited += 1
         try:
-            await self._wait_settled(session, connection)
-            await session.claim(claim_id, specs)
+            try:
+                await self._wait_settled(session, connection)
+                await session.claim(claim_id, specs)
+            finally:
+                session.awaited -= 1
             self._check_bound(session, specs)
             rows = await self._rows_of(session, specs)
             if detached:

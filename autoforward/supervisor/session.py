@@ -85,6 +85,8 @@ class Session:
         self._task: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         self._claims: dict[int, tuple[PortSpec, ...]] = {}
+        self.awaited = 0
+        """Commands that are about to claim ports of it."""
         self._stopped_keys: set[ForwardKey] = set()
         self._info: ContainerInfo | None = None
         self._detector: Detector | None = None
@@ -164,7 +166,7 @@ class Session:
     @property
     def wanted(self) -> bool:
         """Whether anybody still wants anything of this session."""
-        return self.record.attached or bool(self.record.manual) or bool(self._claims)
+        return self.record.attached or bool(self.record.manual) or bool(self._claims) or self.awaited > 0
 
     def notice_event(self, event: ContainerEvent) -> None:
         """The engine said something about this container, or may have failed to."""
@@ -368,6 +370,11 @@ class Session:
         try:
             detector.start()
             await self._follow(detector)
+        except Restart:
+            # Only how to watch has changed: connections that are open now keep their watcher, and it keeps them.
+            if self.record.container_id == info.container_id and self.connections.retire_watch():
+                self._detector = None
+            raise
         finally:
             self._drop_detector()
 

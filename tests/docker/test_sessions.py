@@ -144,7 +144,6 @@ def test_attach_again_replaces_options_adds_ports_and_cuts_nothing(
     assert len(registry(home)["sessions"]) == 1
 
 
-@pytest.mark.xfail(reason="another interval needs another watcher, whose predecessor takes its relays along")
 def test_another_poll_interval_cuts_nothing(container: ContainerFactory, run: Runner, home: Path) -> None:
     app = container()
     server = app.start_server(port=free_port())
