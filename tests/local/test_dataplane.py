@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -175,11 +176,9 @@ def test_slow_client_holds_the_server_back(here: Rig) -> None:
 def test_process_that_ends_while_the_client_is_slow_costs_no_cpu(here: Rig) -> None:
     """The stream hangs up while nobody reads it: a hang-up is reported to every selector that asks for anything."""
     client, far = here.relay()
-    channel = eventually(lambda: _relay_of(here, far.relay_id)._channel)
-    total = 0
-    while not channel._paused:  # type: ignore[attr-defined]
-        far.stdout(bytes(50_000))
-        total += 50_000
+    # One frame that is longer than everything that can be on its way, so that it can be filled until nothing moves.
+    far.sock.sendall(struct.pack(">BxxxI", 1, 1 << 30))
+    total = fill(far.sock, bytes(1 << 20))
     far.exit()
     assert here.turns_during(1.0) <= IDLE_TURNS
     assert len(read_all(client)) == total
