@@ -90,8 +90,9 @@ def _start(paths: StatePaths) -> None:
                 stderr=subprocess.DEVNULL,
                 cwd="/",
                 env={
-                    "AUTOFORWARD_HOME": str(paths.home),
                     **{key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ},
+                    "AUTOFORWARD_HOME": str(paths.home),
+                },
                 },
                 pass_fds=[ready_write],
                 start_new_session=True,
