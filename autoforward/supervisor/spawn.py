@@ -19,7 +19,6 @@ READY_TIMEOUT_S = 20.0
 CONNECT_TIMEOUT_S = 5.0
 
 KEPT_ENVIRONMENT = (
-    "AUTOFORWARD_HOME",
     "AUTOFORWARD_IDLE_EXIT_S",
     "AUTOFORWARD_LOG_LEVEL",
     "HOME",
@@ -92,7 +91,6 @@ def _start(paths: StatePaths) -> None:
                 env={
                     **{key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ},
                     "AUTOFORWARD_HOME": str(paths.home),
-                },
                 },
                 pass_fds=[ready_write],
                 start_new_session=True,
