@@ -19,6 +19,7 @@ READY_TIMEOUT_S = 20.0
 CONNECT_TIMEOUT_S = 5.0
 
 KEPT_ENVIRONMENT = (
+    "AUTOFORWARD_HOME",
     "AUTOFORWARD_IDLE_EXIT_S",
     "AUTOFORWARD_LOG_LEVEL",
     "HOME",
@@ -90,6 +91,7 @@ def _start(paths: StatePaths) -> None:
                 cwd="/",
                 env={
                     **{key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ},
+                    # Last: a caller may have been given another home than the environment names.
                     "AUTOFORWARD_HOME": str(paths.home),
                 },
                 pass_fds=[ready_write],
