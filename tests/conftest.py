@@ -38,8 +38,13 @@ def _missing(reason: str) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A terminated run ends like an interrupted one, so that fixtures clean up."""
+    """A terminated run ends like an interrupted one, so that fixtures clean up.
+
+    SIGINT too: a shell without job control starts what is in its background with SIGINT ignored, which children inherit
+    (a command that follows would not end on Ctrl-C); seen when CI ran `make test &`.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

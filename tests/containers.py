@@ -241,7 +241,9 @@ class Container:
         code, output = self.exec(["sh", "-c", _PROCESSES], user="root")
         assert code == 0, output
         body, _, own = output.rpartition("self ")
-        rows = [_parse_process(block) for block in body.split("\n@") if block.strip()]
+        # A process that ends while it is looked at leaves the shell's complaint in place of its lines.
+        blocks = (block.lstrip("@") for block in ("\n" + body).split("\n@"))
+        rows = [_parse_process(block) for block in blocks if block.partition("\n")[0].isdigit() and ")" in block]
         found = [row for row in rows if row.ppid != int(own)]
         if of_tests:
             return found

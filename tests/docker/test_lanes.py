@@ -211,7 +211,7 @@ def test_ipv6_servers(attached: Attached) -> None:
             assert fetch(f"http://127.0.0.1:{host_port}/") == f"on {bind}\n"
             assert fetch(f"http://[::1]:{host_port}/") == f"on {bind}\n"
             continue
-        with dial(host_port) as client, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), dial(host_port) as client:  # connect() itself can see it
             client.recv(1)
         eventually(lambda port=server.port: "cannot do IPv6" in (attached.row(port)["reason"] or ""))
 
@@ -220,7 +220,7 @@ def test_host_and_port_with_nothing_behind_is_a_reset_with_its_reason(attached: 
     attached.attach("afbox:3999")
     row = attached.row(3999)
     assert row["status"] == "active"
-    with dial(row["localPort"]) as client, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), dial(row["localPort"]) as client:
         # Whatever the tool did with the question: no answer and an EOF would be a success that is none.
         read_all(client)
 
