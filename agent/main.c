@@ -1,0 +1,199 @@
+/* The agent: one exec carries every connection into a container. PROTOCOL.md says what is spoken on stdin and stdout.
+ *
+ * It never forks, writes no file, and ends when the host does: at the end of stdin, or after 15 s of silence. */
+#include "agent.h"
+
+enum { EVENTS = 64, STDIN_KEY = 0, STDOUT_KEY = 1, INPUT = 64 * 1024, SILENCE_MS = 15000, FAREWELL_MS = 40 };
+enum bye_reason { BYE_STDIN = 1, BYE_SILENCE = 2, BYE_PROTOCOL = 3 };
+enum exit_status { EXIT_FINE = 0, EXIT_USAGE = 2, EXIT_PROTOCOL = 3, EXIT_SILENCE = 4 };
+
+u64 now;
+static int epoll;
+static struct decoder decoder;
+static u8 input[INPUT];
+static u64 last_heard;
+static u32 silence_ms = SILENCE_MS;
+static bool netlink = true;
+static long old_flags[2];
+
+static void say(const char *what, const char *detail) {
+	static const char before[] = "agent: ";
+	sys_write(2, before, sizeof before - 1);
+	sys_write(2, what, text_size(what));
+	sys_write(2, detail, text_size(detail));
+	sys_write(2, "\n", 1);
+}
+
+_Noreturn static void leave(int status) {
+	streams_cut();
+	sys_fcntl(0, F_SETFL, old_flags[0]);
+	sys_fcntl(1, F_SETFL, old_flags[1]);
+	sys_exit(status);
+}
+
+/* Says why, as far as stdout takes it within a blink. */
+_Noreturn static void end(enum bye_reason reason, int status, const char *what, const char *detail) {
+	u8 payload[128];
+	u32 size = 0;
+	payload[size++] = (u8)reason;
+	for (const char *part = what; part; part = part == what ? detail : NULL)
+		for (u32 i = 0; part[i] && size < sizeof payload; i++) payload[size++] = (u8)part[i];
+	if (decoder.greeted && out_room() > sizeof payload + HEADER_SIZE) out_frame(BYE, 0, 0, payload, size);
+	for (u64 until = now_ms() + FAREWELL_MS; decoder.greeted && out_flush() == 0 && out_pending();) {
+		struct pollfd stdout_poll = {1, POLLOUT, 0};
+		u64 moment = now_ms();
+		if (moment >= until) break;
+		struct __kernel_timespec left = {0, (long long)(until - moment) * 1000000};
+		sys_ppoll(&stdout_poll, 1, &left);
+	}
+	if (status) say(what, detail);
+	leave(status);
+}
+
+_Noreturn static void wrong(const char *what) {
+	end(BYE_PROTOCOL, decoder.greeted ? EXIT_PROTOCOL : EXIT_USAGE, "not our protocol: ", what);
+}
+
+static void handle(const struct event *event) {
+	const char *error = NULL;
+	u8 hello[HELLO_SIZE];
+	switch (event->type) {
+	case HELLO:
+		streams_start(epoll, event->value);
+		out_bytes(hello, wire_hello(hello, WINDOW));
+		break;
+	case PING: out_frame(PONG, 0, 0, event->bytes, event->size); break;
+	case PONG: break;
+	case WATCH: watch_start(event->value, event->udp, netlink); break;
+	default: error = streams_frame(event);
+	}
+	if (error) wrong(error);
+}
+
+static void read_stdin(void) {
+	long size = sys_read(0, input, sizeof input);
+	if (size == -EAGAIN || size == -EINTR) return;
+	if (size <= 0) end(BYE_STDIN, EXIT_FINE, "stdin ended", "");
+	const u8 *at = input;
+	size_t left = (size_t)size;
+	struct event event;
+	const char *error;
+	last_heard = now;
+	while (wire_next(&decoder, &at, &left, &event, &error)) handle(&event);
+	if (error) wrong(error);
+}
+
+static void watch_pipe(int fd, u64 key, u32 events) {
+	static bool known[2];
+	struct epoll_event event = {events, key};
+	if (sys_epoll_ctl(epoll, known[fd] ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) < 0) {
+		say("stdin and stdout have to be pipes or sockets", "");
+		leave(EXIT_USAGE);
+	}
+	known[fd] = true;
+}
+
+/* stdout is full: wait for it, and for what the host says as far as there is room for the answers. */
+static void wait_for_stdout(int timeout_ms) {
+	bool room = out_room() >= ROOM_FOR_INPUT;
+	struct pollfd polls[2] = {{0, (short)(POLLRDHUP | (room ? POLLIN : 0)), 0}, {1, POLLOUT, 0}};
+	struct __kernel_timespec timeout = {timeout_ms / 1000, timeout_ms % 1000 * 1000000LL};
+	if (sys_ppoll(polls, 2, &timeout) <= 0) return;
+	now = now_ms();
+	if (room && polls[0].revents) read_stdin();
+	else if (polls[0].revents & (POLLHUP | POLLRDHUP | POLLERR)) end(BYE_STDIN, EXIT_FINE, "stdin ended", "");
+}
+
+enum { PIPE_SIZE = 1 << 20 }; /* what any user may ask for */
+
+static void serve(void) {
+	static struct epoll_event events[EVENTS];
+	long count = 0, at = 0;
+	bool want_out = false;
+	for (;;) {
+		if (out_flush() < 0) leave(EXIT_FINE); /* nobody is there to read */
+		now = now_ms();
+		/* After a pause of the container the host's words are there, only not read yet. */
+		if (now - last_heard >= silence_ms && out_room() >= ROOM_FOR_INPUT) read_stdin();
+		if (now - last_heard >= silence_ms) end(BYE_SILENCE, EXIT_SILENCE, "no word from the host", "");
+		u64 wake = last_heard + silence_ms, next;
+		bool full = out_room() < ROOM_FOR_STREAMS;
+		if (!full && (next = streams_expire(now)) < wake) wake = next;
+		if (!full && (next = watch_turn()) < wake) wake = next;
+		if (out_flush() < 0) leave(EXIT_FINE);
+		int timeout_ms = wake > now ? (int)(wake - now) : 0;
+		if (out_room() < ROOM_FOR_STREAMS) {
+			wait_for_stdout(timeout_ms);
+			continue;
+		}
+		/* What an earlier turn left over comes first: epoll would tell of the same busy streams again. */
+		if (at == count) {
+			if (out_pending() != want_out) watch_pipe(1, STDOUT_KEY, (want_out = !want_out) ? EPOLLOUT : 0);
+			count = sys_epoll_wait(epoll, events, EVENTS, timeout_ms);
+			at = 0;
+			if (count < 0) count = 0;
+			now = now_ms();
+		}
+		for (; at < count && out_room() >= ROOM_FOR_STREAMS; at++) {
+			if (events[at].data == STDIN_KEY) read_stdin();
+			else if (events[at].data == STDOUT_KEY) {
+				if (events[at].events & (EPOLLERR | EPOLLHUP)) leave(EXIT_FINE);
+			} else streams_ready(events[at].data, events[at].events);
+		}
+	}
+}
+
+static bool same_text(const char *a, const char *b) { return text_size(a) == text_size(b) && !memcmp(a, b, text_size(a)); }
+
+/* Only tests give arguments, and `--version`, with which the host sees that we can run here. */
+static void parse_arguments(int argc, char **argv) {
+	for (int i = 1; i < argc; i++) {
+		const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
+		u64 number;
+		size_t digits = parse_number((const u8 *)value, text_size(value), &number);
+		if (same_text(name, "--version")) {
+			static const char version[] = "autoforward-agent protocol 1\n";
+			sys_write(1, version, sizeof version - 1);
+			sys_exit(EXIT_FINE);
+		}
+		if (same_text(name, "--no-netlink")) netlink = false;
+		else if (same_text(name, "--silence-ms") && digits) silence_ms = (u32)number, i++;
+		else if (same_text(name, "--dns-port") && digits) sources.port = (u16)number, i++;
+		else if (same_text(name, "--hosts")) sources.hosts = value, i++;
+		else if (same_text(name, "--resolv")) sources.resolv = value, i++;
+		else {
+			say("unknown argument: ", name);
+			sys_exit(EXIT_USAGE);
+		}
+	}
+}
+
+int agent_main(int argc, char **argv);
+int agent_main(int argc, char **argv) {
+	static const struct {
+		void (*handler)(int);
+		unsigned long flags;
+		void *restorer;
+		u64 mask;
+	} ignore = {(void (*)(int))1 /* SIG_IGN */, 0, NULL, 0};
+	u64 limits[2];
+	parse_arguments(argc, argv);
+	SYS(rt_sigaction, 13 /* SIGPIPE */, &ignore, 0, 8, 0, 0);
+	if (SYS(prlimit64, 0, 7 /* NOFILE */, 0, limits, 0, 0) == 0) {
+		limits[0] = limits[1];
+		SYS(prlimit64, 0, 7, limits, 0, 0, 0);
+	}
+	/* The ends that we hold are ours alone in an exec; put back at the end for whoever runs us by hand. */
+	for (int fd = 0; fd < 2; fd++) {
+		old_flags[fd] = sys_fcntl(fd, F_GETFL, 0);
+		sys_fcntl(fd, F_SETFL, old_flags[fd] | O_NONBLOCK);
+		/* The engine reads what is there: larger pipes, larger pieces. No pipe, or too much: as it was. */
+		sys_fcntl(fd, F_SETPIPE_SZ, PIPE_SIZE);
+	}
+	now = last_heard = now_ms();
+	epoll = sys_epoll_create();
+	watch_pipe(0, STDIN_KEY, EPOLLIN | EPOLLRDHUP);
+	watch_pipe(1, STDOUT_KEY, 0);
+	serve();
+	return 0;
+}
