@@ -4,16 +4,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-CODE   := autoforward tests scripts examples
+CODE   := autoforward tests scripts examples bench hatch_build.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint types format examples images engine clean
+.PHONY: help demo test unit lint types format wheel examples images engine clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 # Installed again when the metadata change; the package itself is editable.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml hatch_build.py $(wildcard agent/*.[ch]) agent/Makefile
 	@echo "venv: installing autoforward and what its tests need"
 	@$(PYTHON) -c 'import sys; sys.exit("python 3.11 or newer is needed, this is %d.%d (make PYTHON=…)" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || $(MAKE) --silent --no-print-directory venv-with-apt
@@ -61,12 +61,24 @@ engine: $(STAMP)
 images: engine
 	@$(BIN)/python -m tests.images.build >/dev/null
 
+wheel: $(STAMP) ## the release wheel, with the agent for amd64 and arm64 inside
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check build ziglang
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) --silent --no-print-directory -C agent OUT=../build/agent all aarch64
+	@machine=$$(uname -m) && mkdir -p autoforward/agentbin && \
+	  { [ "$$machine" != x86_64 ] || cp build/agent/agent autoforward/agentbin/agent-linux-amd64; } && \
+	  cp build/agent/agent-aarch64 autoforward/agentbin/agent-linux-arm64
+	@$(BIN)/python -m build --wheel --outdir dist >/dev/null && ls dist/*.whl
+
 examples: engine ## each example runs and checks itself
 	@$(BIN)/python -m scripts.engine compose
 	@image=$${AUTOFORWARD_EXAMPLE_IMAGE:-$$($(BIN)/python -m tests.images.build full | cut -d' ' -f2)} && \
 	for name in hello compose two-worktrees; do \
 	  AUTOFORWARD_EXAMPLE_IMAGE=$$image $(BIN)/python examples/check.py $$name || exit 1; \
 	done
+
+.PHONY: bench
+bench: engine ## our lanes against the others' ways, in one run; writes docs/benchmarks.md (BENCH_ARGS="--quick --check")
+	@exec $(BIN)/python -m bench $(or $(BENCH_ARGS),--memory)
 
 clean: ## what these targets made here, the test images, and the engine if they started it
 	@! docker info >/dev/null 2>&1 || docker image ls --format '{{.Repository}}:{{.Tag}}' 'autoforward-test/*' \

@@ -16,7 +16,6 @@ import errno
 import heapq
 import itertools
 import logging
-import selectors
 import socket
 import threading
 import time
@@ -26,14 +25,23 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from autoforward.exec_channel import ExecChannel
+from autoforward.frames import Hello
 from autoforward.messages import (
     AcceptPaused,
     Command,
     Drain,
     ForwardCounters,
+    MuxEnd,
+    MuxLost,
+    MuxPace,
+    MuxRetire,
+    MuxSaid,
+    MuxStart,
     Notice,
+    OpenOnMux,
     ReadCounters,
     RelayEnded,
+    Route,
     Serve,
     ServerClosed,
     StreamFailed,
@@ -41,8 +49,12 @@ from autoforward.messages import (
     StreamWanted,
     Withdraw,
 )
+from autoforward.model import DialAddress, Transport
+from autoforward.mux import Mux, MuxEvent
 from autoforward.peers import closed_peers, reset_peers
+from autoforward.poller import READ, default_poller
 from autoforward.relay import Relay
+from autoforward.udp import UdpServer
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +78,9 @@ class Closeable(Protocol):
 class _Served:
     sockets: tuple[socket.socket, ...] = ()
     relays: dict[int, Relay] = field(default_factory=dict)
+    route: Route | None = None
+    refused_last: bool = False
+    udp: tuple[UdpServer, ...] = ()
     counters: ForwardCounters = field(default_factory=ForwardCounters)
 
 
@@ -86,7 +101,8 @@ class DataPlane:
 
     def __init__(self, notify: Callable[[Notice], None]) -> None:
         self._notify = notify
-        self._selector = selectors.DefaultSelector()
+        self._poller = default_poller()
+        self._watched: dict[int, tuple[int, Callable[[int], None]]] = {}
         self._wake_receive, self._wake_send = socket.socketpair()
         self._wake_receive.setblocking(False)
         self._wake_send.setblocking(False)
@@ -101,6 +117,9 @@ class DataPlane:
         self._unwatched: set[Relay] = set()
         self._peer_timer: Timer | None = None
         self._drains: list[Drain] = []
+        self._muxes: dict[str, Mux] = {}
+        self._retired: dict[str, list[Mux]] = {}
+        self._turn_ends: list[Callable[[], None]] = []
         self.turns = 0
         """Turns of the loop so far: an idle data plane makes none."""
         self._stopping = False
@@ -145,19 +164,23 @@ class DataPlane:
 
         Nothing watched must be nothing registered: a hang-up is reported even with an empty mask, over and over.
         """
-        known = self._selector.get_map().get(fd)
-        if not events:
-            if known is not None:
-                self._selector.unregister(fd)
-        elif known is None:
-            self._selector.register(fd, events, handler)
-        elif known.events != events or known.data is not handler:
-            self._selector.modify(fd, events, handler)
+        known = self._watched.get(fd)
+        before = known[0] if known is not None else 0
+        if events != before:
+            self._poller.change(fd, before, events)
+        if events:
+            self._watched[fd] = (events, handler)
+        elif known is not None:
+            del self._watched[fd]
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(callback)
         heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._numbers), timer))
         return timer
+
+    def at_turn_end(self, callback: Callable[[], None]) -> None:
+        """Call this once, before the loop waits again: what many put together in a turn can go out as one."""
+        self._turn_ends.append(callback)
 
     def notify(self, notice: Notice) -> None:
         self._notify(notice)
@@ -185,21 +208,33 @@ class DataPlane:
             served.counters.refused += refused
             if not served.sockets and not served.relays:
                 del self._served[relay.forward_id]
-        self._notify(RelayEnded(relay.forward_id, relay.relay_id, refused, reason))
-        self._settle_drains()
+            news = refused or served.refused_last
+            served.refused_last = refused
+        else:
+            news = refused
+        if news or not relay.routed:
+            self._notify(RelayEnded(relay.forward_id, relay.relay_id, refused, reason))
+        if self._drains:
+            self._settle_drains()
 
     # The loop.
 
     def _run(self) -> None:
-        self._selector.register(self._wake_receive, selectors.EVENT_READ, self._on_wake)
+        self.watch(self._wake_receive.fileno(), READ, self._on_wake)
         while not self._stopping:
             self.turns += 1
-            for key, events in self._selector.select(self._next_delay_s()):
-                if not self._call(key.data, events):
-                    self._selector.unregister(key.fd)  # or it is the same again at once, for ever
+            for fd, events in self._poller.wait(self._next_delay_s()):
+                wanted, handler = self._watched.get(fd, (0, _nobody))
+                # 0: taken off by what was handled before it in this turn.
+                if events & wanted and not self._call(handler, events & wanted):
+                    self.watch(fd, 0, _nobody)  # or it is the same again at once, for ever
             while self._commands:
                 self._call(self._obey, self._commands.popleft())
             self._run_timers()
+            while self._turn_ends:
+                due, self._turn_ends = self._turn_ends, []
+                for callback in due:
+                    self._call(callback)
         for relay in list(self._relays.values()):
             relay.cut("the supervisor ends")
         with self._gate:
@@ -208,7 +243,7 @@ class DataPlane:
             self._refuse(self._commands.popleft())
         for owned in list(self._owned):
             owned.close()
-        self._selector.close()
+        self._poller.close()
         self._wake_receive.close()
         self._wake_send.close()
 
@@ -247,11 +282,36 @@ class DataPlane:
         match command:
             case Serve(forward_id, sockets):
                 served = self._served.setdefault(forward_id, _Served())
+                if sockets and sockets[0].type == socket.SOCK_DGRAM:
+                    self._serve_udp(served, sockets)
+                    return
                 for stale in set(served.sockets) - set(sockets):
                     self._unwatch_listener(stale)
                 served.sockets = sockets
                 for listener in sockets:
                     self._watch_listener(forward_id, listener)
+            case Route(forward_id):
+                served = self._served.setdefault(forward_id, _Served())
+                served.route = command
+                for server in served.udp:
+                    server.route(command)
+            case MuxStart():
+                self._start_mux(command)
+            case MuxPace(session_id, interval_ms):
+                if (mux := self._muxes.get(session_id)) is not None:
+                    mux.watch(interval_ms, udp=True)
+            case MuxRetire(session_id):
+                if (mux := self._muxes.pop(session_id, None)) is not None:
+                    mux.retire()
+                    kept = [one for one in self._retired.get(session_id, ()) if not one.is_closed]
+                    self._retired[session_id] = [*kept, mux]
+            case MuxEnd(session_id):
+                if (mux := self._muxes.pop(session_id, None)) is not None:
+                    mux.close()
+                for mux in self._retired.pop(session_id, ()):
+                    mux.close()
+            case OpenOnMux(relay_id, session_id, transport, dials):
+                self._open_on_mux(relay_id, session_id, transport, dials)
             case Withdraw(forward_id, reset, done):
                 self._withdraw(forward_id, reset)
                 done.set_result(None)
@@ -280,15 +340,64 @@ class DataPlane:
                 drained.set_result(True)
             case ReadCounters(read):
                 read.set_result({})
-            case StreamReady(_, stream, _):
+            case StreamReady(stream=stream) | MuxStart(stream=stream):
                 stream.close()
-            case Serve() | StreamFailed() | ServerClosed():
+            case Serve() | Route() | MuxPace() | MuxRetire() | MuxEnd() | OpenOnMux() | StreamFailed() | ServerClosed():
                 pass
+
+    # Agents.
+
+    def _start_mux(self, command: MuxStart) -> None:
+        session_id = command.session_id
+
+        def said(event: MuxEvent) -> None:
+            if isinstance(event, Hello):
+                mux.watch(command.poll_interval_ms, udp=True)
+            self._notify(MuxSaid(session_id, event))
+
+        def lost(reason: str) -> None:
+            if self._muxes.get(session_id) is mux:
+                del self._muxes[session_id]
+                self._notify(MuxLost(session_id, reason))
+
+        mux = Mux(self, command.stream, said, lost)
+        before, self._muxes[session_id] = self._muxes.get(session_id), mux
+        if before is not None:
+            before.close()
+        mux.start()
+
+    def _open_on_mux(
+        self, relay_id: int, session_id: str, transport: Transport, dials: tuple[DialAddress, ...]
+    ) -> None:
+        relay, mux = self._relays.get(relay_id), self.mux_of(session_id)
+        if relay is None:
+            return
+        if mux is None:
+            relay.refuse("the connection to the container was lost")
+            return
+        relay.attach(mux.open(relay, transport, dials))
+        relay.opened()
+
+    def mux_of(self, session_id: str) -> Mux | None:
+        """The mux of this session, while connections can be opened on it."""
+        mux = self._muxes.get(session_id)
+        return mux if mux is not None and mux.is_up else None
+
+    def _serve_udp(self, served: _Served, sockets: tuple[socket.socket, ...]) -> None:
+        for server in served.udp:
+            server.close()
+        served.sockets = sockets
+        served.udp = tuple(UdpServer(self, sock, served.counters) for sock in sockets)
+        if served.route is not None:
+            for server in served.udp:
+                server.route(served.route)
 
     # Listeners.
 
     def _watch_listener(self, forward_id: str, listener: socket.socket) -> None:
-        self.watch(listener.fileno(), selectors.EVENT_READ, lambda _events: self._accept(forward_id, listener))
+        # Accepted sockets inherit it, on Linux; one system call a connection less.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.watch(listener.fileno(), READ, lambda _events: self._accept(forward_id, listener))
 
     def _unwatch_listener(self, listener: socket.socket) -> None:
         if listener.fileno() >= 0:
@@ -318,6 +427,13 @@ class DataPlane:
             served.relays[relay_id] = self._relays[relay_id] = relay
             served.counters.active += 1
             served.counters.total += 1
+            route = served.route
+            mux = self.mux_of(route.session_id) if route is not None else None
+            if route is not None and mux is not None:
+                relay.routed = True
+                relay.attach(mux.open(relay, route.transport, route.dials))
+                relay.opened()
+                continue
             self.watch_peer(relay)
             self._notify(StreamWanted(forward_id, relay_id))
 
@@ -336,6 +452,9 @@ class DataPlane:
         served = self._served.get(forward_id)
         if served is None:
             return
+        for server in served.udp:
+            server.close()
+        served.udp = ()
         for listener in served.sockets:
             self._unwatch_listener(listener)
         served.sockets = ()
@@ -376,3 +495,7 @@ class DataPlane:
             for relay in self._open_relays(drain):
                 relay.cut("not drained in time")
             drain.done.set_result(False)
+
+
+def _nobody(_events: int) -> None:
+    """Who is called for a descriptor that is watched no more."""

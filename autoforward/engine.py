@@ -7,7 +7,9 @@ EngineUnreachableError (the endpoint does not answer), TargetError (no such cont
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ from autoforward.streams import SocketStream, start_exec
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 
 REQUEST_TIMEOUT_S = 30.0
+
+TAR_SLACK_BYTES = 64 * 1024
+"""Headers and padding around one file of a tar, generously."""
 
 CONTAINER_ACTIONS = ("start", "die", "destroy", "remove", "pause", "unpause", "rename")
 """What of an engine's events concerns a session (`remove` is Podman's word for `destroy`)."""
@@ -156,6 +161,46 @@ class Engine:
             )
         return start_exec(self.endpoint.host, str(api.api_version), created["Id"])
 
+    def architecture(self, info: ContainerInfo) -> str:
+        """What the container's programs are built for, in the engine's words: `amd64`, `arm64`."""
+        with self._translated(info.image):
+            image = cast(Any, self.client.api).inspect_image(info.image_id or info.image)
+            return str(image.get("Architecture", "unknown"))
+
+    def put_archive(self, container_id: str, folder: str, tar: bytes) -> None:
+        """Unpack a tar in the container. An engine may say yes and do nothing (into a tmpfs): look for what was put."""
+        with self._translated(container_id):
+            try:
+                taken = self.client.api.put_archive(container_id, folder, tar)
+            except NotFound:
+                raise AutoforwardError("there is no such folder") from None
+            if not taken:
+                raise AutoforwardError(f"the engine did not take files for {folder}")
+
+    def read_member(self, container_id: str, path: str, max_bytes: int = 0) -> tuple[tarfile.TarInfo, bytes] | None:
+        """What is at a path in the container, links not followed, and up to `max_bytes` of a file. None: there is nothing.
+
+        Owner, mode and content are the container's word: a folder of any size and a file of any length are only begun.
+        """
+        with self._translated(container_id):
+            try:
+                chunks, _ = self.client.api.get_archive(container_id, path, chunk_size=TAR_SLACK_BYTES)
+            except NotFound:
+                return None
+            data = b""
+            for chunk in chunks:
+                data += chunk
+                if len(data) >= max_bytes + TAR_SLACK_BYTES:
+                    break
+            chunks.close()
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as tar:
+                member = tar.next()
+                file = tar.extractfile(member) if member is not None and member.isreg() and max_bytes else None
+                return (member, file.read(max_bytes) if file is not None else b"") if member is not None else None
+        except (tarfile.TarError, EOFError):  # longer than what was read of it, or no tar
+            return None
+
     def exit_code(self, exec_id: str) -> int | None:
         """How a process that was started with `open_exec` ended; None while it runs or when the engine forgot it."""
         try:
@@ -216,8 +261,18 @@ def container_info(raw: Mapping[str, Any]) -> ContainerInfo:
         state=str((raw.get("State") or {}).get("Status", "unknown")),
         labels={str(key): str(value) for key, value in (config.get("Labels") or {}).items()},
         image=str(config.get("Image", "")),
+        image_id=str(raw.get("Image", "")),
         network_mode=str((raw.get("HostConfig") or {}).get("NetworkMode", "")),
         addresses=tuple(addresses),
         published=tuple(sorted(set(published), key=lambda p: (p.container_port, p.host_port, p.host_ip))),
         user=str(config.get("User", "")),
+        writable_mounts=tuple(
+            str(mount["Destination"])
+            for mount in raw.get("Mounts") or ()
+            if mount.get("RW") and mount.get("Destination") and mount.get("Type") != "tmpfs"
+        ),
+        tmpfs_mounts=(
+            *((raw.get("HostConfig") or {}).get("Tmpfs") or {}),
+            *(str(mount.get("Destination")) for mount in raw.get("Mounts") or () if mount.get("Type") == "tmpfs"),
+        ),
     )

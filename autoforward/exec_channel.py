@@ -106,6 +106,9 @@ class ExecChannel:
             self._paused = False
             self._watch()
 
+    def consumed(self, size: int) -> None:
+        """The engine's stream has its own flow control."""
+
     def server_closed(self) -> None:
         # Ending its stdin makes the process end, and with it comes the rest of the answer.
         self.write_eof()

@@ -19,8 +19,8 @@ from autoforward.candidates import AllocationFailure
 from autoforward.dataplane import DataPlane
 from autoforward.events import PortEvent, list_row
 from autoforward.leases import Lease, RegistryError
-from autoforward.messages import ForwardCounters, Serve, Withdraw
-from autoforward.model import DialAddress, EventName, ForwardKey, LaneName, PortAttributes, Status
+from autoforward.messages import ForwardCounters, Route, Serve, Withdraw
+from autoforward.model import DialAddress, EventName, ForwardKey, LaneName, PortAttributes, Status, Transport
 from autoforward.policy import Existing, Notice, Plan, Wish, reconcile
 from autoforward.sockets import BoundPair, HostPortError, start_listening, stop_listening
 
@@ -93,6 +93,7 @@ class Forwarder:
         self._notices: dict[ForwardKey, Notice] = {}
         self._overflow = 0
         self._by_id: dict[str, Forward] = {}
+        self._mux: str | None = None
 
     def __repr__(self) -> str:
         return f"<Forwarder {self.place.container_name}: {len(self._forwards)} forwards, {len(self._notices)} notices>"
@@ -134,6 +135,10 @@ class Forwarder:
         forward = self._by_id.get(forward_id)
         return forward.wish.dials if forward else None
 
+    def transport_of(self, forward_id: str) -> Transport:
+        forward = self._by_id.get(forward_id)
+        return forward.wish.key.transport if forward else "tcp"
+
     def note_refusal(self, forward_id: str, reason: str | None) -> None:
         """A connection found no server; the reason shows in `list` until one is found."""
         forward = self._by_id.get(forward_id)
@@ -142,19 +147,31 @@ class Forwarder:
 
     # Acting.
 
+    def route_over(self, session_id: str | None) -> None:
+        """Connections go over the mux of this session from now on; None: each gets a stream of its own."""
+        self._mux = session_id
+        for row in self._forwards.values():
+            self._route(row)
+
+    def _route(self, row: Forward) -> None:
+        if row.forward_id is not None and row.status != "failed":
+            wish = row.wish
+            self._services.plane.submit(Route(row.forward_id, self._mux or "", wish.key.transport, wish.dials))
+
     async def apply(self, plan: Plan, host_ip: str) -> None:
         """Go from what there is to the plan. Events follow each step; a step that fails leaves a `failed` row."""
         existing = {key: Existing(row.wish, row.status, row.host_ip) for key, row in self._forwards.items()}
         steps = reconcile(existing, self._notices, plan, host_ip)
         await self._close([self._forwards[key] for key in steps.close], None, reset=False)
+        # Before what takes their place: who follows the events would take a new forward for ended otherwise.
+        for key in steps.dropped_notices:
+            await self._publish_notice("unforwarded", self._notices.pop(key))
         for wish in steps.withdraw:
             await self._withdraw(self._forwards[wish.key], wish)
         reopen = [wish for wish in steps.serve if not await self._serve(self._forwards[wish.key], wish)]
         for wish in steps.update:
             await self._update(self._forwards[wish.key], wish)
         await self._open([*reopen, *steps.open], host_ip)
-        for key in steps.dropped_notices:
-            await self._publish_notice("unforwarded", self._notices.pop(key))
         for notice in steps.notices:
             self._notices[notice.key] = notice
             await self._publish_notice("failed" if notice.status == "failed" else "ignored", notice)
@@ -228,6 +245,7 @@ class Forwarder:
             remap = result.remap_reason
             row = Forward(wish, status, host_ip, result.pair, result.lease, remap)
             self._forwards[wish.key] = self._by_id[result.lease.id] = row
+            self._route(row)
             if wish.serving:
                 self._services.plane.submit(Serve(result.lease.id, result.pair.sockets))
             await self._publish("forwarded" if wish.serving else "waiting", row)
@@ -260,6 +278,7 @@ class Forwarder:
             await self._close([row], "the reserved host port was taken", reset=True)
             return False
         row.wish, row.status, row.reason, row.last_refusal = wish, "active", None, None
+        self._route(row)
         self._services.plane.submit(Serve(row.forward_id, row.pair.sockets))
         await self._publish("forwarded", row)
         return True
@@ -276,6 +295,7 @@ class Forwarder:
     async def _update(self, row: Forward, wish: Wish) -> None:
         before = self._event("updated", row)
         row.wish = wish
+        self._route(row)
         if row.lease is not None and (row.lease.label, row.lease.source) != (wish.attributes.label, wish.source):
             row.lease = lease = replace(row.lease, label=wish.attributes.label, source=wish.source)
             await self._on_disk(lambda: self._services.allocator.update_rows([lease]))

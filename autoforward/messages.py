@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from autoforward.lanes.commands import RelayTool
+    from autoforward.model import DialAddress, Transport
+    from autoforward.mux import MuxEvent
     from autoforward.streams import EngineStream
 
 
@@ -51,6 +53,57 @@ class Serve:
 
     forward_id: str
     sockets: tuple[socket.socket, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Connections of this forward go over the mux of this session, whenever it is up, without asking control."""
+
+    forward_id: str
+    session_id: str
+    transport: Transport
+    dials: tuple[DialAddress, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MuxStart:
+    """An agent runs on this stream: greet it, and ask for snapshots at this pace. The data plane owns the stream."""
+
+    session_id: str
+    stream: EngineStream
+    poll_interval_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class MuxPace:
+    """Ask the agent of this session for snapshots at another pace."""
+
+    session_id: str
+    poll_interval_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class MuxRetire:
+    """Nothing new goes over the agent of this session, and nobody listens to it; it ends after its last connection."""
+
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class MuxEnd:
+    """End the agents of this session, retired ones too, and with them the connections over them."""
+
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOnMux:
+    """The answer to a `StreamWanted` of a session whose mux is up: it goes over that one."""
+
+    relay_id: int
+    session_id: str
+    transport: Transport
+    dials: tuple[DialAddress, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +155,21 @@ class ReadCounters:
     done: Future[dict[str, ForwardCounters]]
 
 
-Command = Serve | Withdraw | StreamReady | StreamFailed | ServerClosed | Drain | ReadCounters
+Command = (
+    Serve
+    | Route
+    | MuxStart
+    | MuxPace
+    | MuxRetire
+    | MuxEnd
+    | OpenOnMux
+    | Withdraw
+    | StreamReady
+    | StreamFailed
+    | ServerClosed
+    | Drain
+    | ReadCounters
+)
 
 
 # Notices, data plane to control.
@@ -118,6 +185,22 @@ class StreamWanted:
     forward_id: str
     relay_id: int
     retry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MuxSaid:
+    """The agent of this session said something that is not about one connection."""
+
+    session_id: str
+    event: MuxEvent
+
+
+@dataclass(frozen=True, slots=True)
+class MuxLost:
+    """The agent of this session is gone, and the connections over it with it."""
+
+    session_id: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +250,4 @@ class AcceptPaused:
     reason: str
 
 
-Notice = StreamWanted | RelayStarted | AddressAnswered | KillWanted | RelayEnded | AcceptPaused
+Notice = StreamWanted | MuxSaid | MuxLost | RelayStarted | AddressAnswered | KillWanted | RelayEnded | AcceptPaused

@@ -161,10 +161,14 @@ class ContainerInfo:
     state: str
     labels: dict[str, str] = field(hash=False)
     image: str = ""
+    image_id: str = ""
     network_mode: str = ""
     addresses: tuple[str, ...] = ()
     published: tuple[PublishedPort, ...] = ()
     user: str = ""
+    writable_mounts: tuple[str, ...] = ()
+    tmpfs_mounts: tuple[str, ...] = ()
+    """Paths that the engine cannot put a file at."""
 
     @property
     def running(self) -> bool:

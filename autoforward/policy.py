@@ -30,6 +30,9 @@ MAX_FORWARDS = 128
 """Forwards of one session, and ports that it shows without forwarding them: a container must not be able to take every
 port of the host, nor to fill the list and the log of events."""
 
+EPHEMERAL_UDP = 32_768
+"""From here on a bound UDP socket is most likely a client's (a resolver waiting for its answer), not a server's."""
+
 WILDCARDS = ("0.0.0.0", "::")
 
 NoticeStatus = Literal["published", "ignored", "failed"]
@@ -52,6 +55,7 @@ class SessionRules:
     stopped: frozenset[ForwardKey] = frozenset()
     blocked: str | None = None
     udp: bool = False
+    auto_udp: bool = False
     max_forwards: int = MAX_FORWARDS
 
 
@@ -116,7 +120,8 @@ def plan(rules: SessionRules, snapshot: Snapshot, before: Mapping[ForwardKey, Se
         candidates.setdefault(declared.key, ("declared", declared))
     if rules.auto:
         for key in sorted(seen, key=lambda key: (key.container_port, key.transport)):
-            candidates.setdefault(key, ("detected", None))
+            if key.transport == "tcp" or key.container_port < EPHEMERAL_UDP:
+                candidates.setdefault(key, ("detected", None))
 
     for key, (source, spec) in candidates.items():
         if key in rules.stopped:
@@ -165,6 +170,8 @@ def _why_not(
         return notice("ignored", "the container is on the host's network: its ports are on the host already")
     if source == "detected" and any(low <= key.container_port <= high for low, high in rules.exclude):
         return notice("ignored", "excluded")
+    if source == "detected" and key.transport == "udp" and not rules.auto_udp:
+        return notice("ignored", "UDP is forwarded when it is asked for, or with --auto-udp")
     if source != "manual" and attributes.on_auto_forward == "ignore":
         return notice("ignored", "onAutoForward is ignore")
     if source != "manual" and (published := _published(rules, key, seen)) is not None:
@@ -197,7 +204,8 @@ def _wish(
     else:
         # Not seen yet: loopback of either family is where a server of a dev container will most likely be.
         dials = dial_addresses(seen.addresses if seen else WILDCARDS, key.container_port)
-        serving = seen is not None
+        # There is no refusing a datagram, so a UDP port is served whether or not somebody is there.
+        serving = seen is not None or key.transport == "udp"
     return Wish(key, dials, source, attributes, spec.host_port if spec else None, serving)
 
 

@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from .model import DialAddress, Listener, Snapshot
+from .frames import MAX_ADDRESSES
+from .model import DialAddress, Listener, Snapshot, Transport
 
 SocketState = Literal["listen", "close_wait"]
 
@@ -28,6 +29,9 @@ MAX_LINE = 512
 
 ENGINE_DNS = "127.0.0.11"
 """Docker's embedded DNS: in every container on a user-defined network, at a random port, never a server of ours."""
+
+MAX_DIALS = MAX_ADDRESSES
+"""Addresses of one port that are tried: what one OPEN of the agent holds. A server on more of them is on these too."""
 
 _LISTEN_TOKEN = b":0000 0A "
 _CLOSE_WAIT_TOKEN = b" 08 "
@@ -51,6 +55,7 @@ class SocketRow:
     state: SocketState
     uid: int
     inode: int
+    transport: Transport = "tcp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ def snapshot_from_rows(rows: Iterable[SocketRow], own_addresses: Iterable[str] =
     return tuple(
         sorted(
             {
-                Listener("tcp", row.local_port, row.local_address)
+                Listener(row.transport, row.local_port, row.local_address)
                 for row in rows
                 if row.state == "listen" and row.local_port != 0 and is_reachable(row.local_address, own)
             }
@@ -130,7 +135,7 @@ def dial_addresses(addresses: Iterable[str], container_port: int) -> tuple[DialA
     """Where to connect for the listeners seen on one port, in the order to try: the address that was seen.
 
     A v4 wildcard is 127.0.0.1; `::` may be dual-stack or v6-only, which the table does not tell: 127.0.0.1, then ::1.
-    Plain loopback comes first, specific addresses last. No addresses give an empty tuple.
+    Plain loopback comes first, specific addresses last, MAX_DIALS in all. No addresses give an empty tuple.
     """
     seen = set(addresses)
     order: list[str] = []
@@ -139,7 +144,7 @@ def dial_addresses(addresses: Iterable[str], container_port: int) -> tuple[DialA
     if seen & {"::1", "::"}:
         order.append("::1")
     order += sorted(seen - {"127.0.0.1", "0.0.0.0", "::", "::1"}, key=lambda text: (":" in text, text))
-    return tuple(DialAddress(host, container_port) for host in order)
+    return tuple(DialAddress(host, container_port) for host in order[:MAX_DIALS])
 
 
 def _parse_row(line: bytes) -> SocketRow | None:

@@ -9,9 +9,11 @@ reset: the data plane looks at those (`watch_peer`) from time to time.
 
 from __future__ import annotations
 
+import itertools
 import selectors
 import socket
 import struct
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 RECEIVE_BYTES = 256 * 1024
 HIGH_WATER_BYTES = 512 * 1024
 """What one direction of one relay may hold before its source is not read any more."""
+
+MAX_GATHERED = 64
+"""Chunks in one `sendmsg`; the systems' own limit is 1,024."""
 
 LINGER_S = 2.0
 """After the server's end, how long a client may still send before its connection is cut: closing a socket with unread
@@ -54,6 +59,24 @@ class Outbox:
     def clear(self) -> None:
         self._chunks.clear()
         self.size = 0
+
+    def flush_gathered(self, sock: socket.socket) -> int:
+        """Like `flush`, with one system call for many chunks."""
+        before = self.size
+        while self._chunks:
+            batch = list(itertools.islice(self._chunks, MAX_GATHERED))
+            try:
+                left = sock.sendmsg(batch)
+            except BlockingIOError:
+                break
+            self.size -= left
+            for chunk in batch:
+                if left < len(chunk):
+                    self._chunks[0] = memoryview(chunk)[left:]
+                    return before - self.size
+                left -= len(chunk)
+                self._chunks.popleft()
+        return before - self.size
 
     def flush(self, send: Callable[[bytes | memoryview], int]) -> int:
         """Send as much as is taken; how many bytes that was. Raises OSError of `send` except BlockingIOError."""
@@ -93,6 +116,9 @@ class Channel(Protocol):
     def server_closed(self) -> None:
         """The server is known to have closed: hand over the rest of what it said, then `server_ended`."""
 
+    def consumed(self, size: int) -> None:
+        """The client has taken so many bytes of what the server sent."""
+
     def abort(self) -> None:
         """End it now, in the container too. Idempotent; the relay hears nothing more."""
 
@@ -104,22 +130,28 @@ class Relay:
         "_channel",
         "_client_ended",
         "_counters",
+        "_flush_due",
+        "_mask",
         "_moved",
         "_outbox",
         "_over",
         "_plane",
         "_reading",
         "_server_ended",
+        "_server_half_ended",
+        "_told_end",
         "client",
         "forward_id",
         "relay_id",
+        "routed",
     )
 
     def __init__(
         self, plane: DataPlane, forward_id: str, relay_id: int, client: socket.socket, counters: ForwardCounters
     ) -> None:
         client.setblocking(False)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sys.platform != "linux":  # there it is inherited from the listener
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.client: socket.socket | None = client
         self.forward_id = forward_id
         self.relay_id = relay_id
@@ -130,6 +162,12 @@ class Relay:
         self._reading = False
         self._client_ended = False
         self._server_ended = False
+        self._server_half_ended = False
+        self._told_end = False
+        self._flush_due = False
+        self._mask = 0
+        self.routed = False
+        """Its far end was opened without asking control, which then need not hear of an ordinary end either."""
         self._over = False
         self._moved = 0
 
@@ -150,9 +188,9 @@ class Relay:
         self._counters.bytes_out += len(chunk)
         self._moved += 1
         self._outbox.append(chunk)
-        self._flush_client()
-        if self._channel is not None and self._outbox.size > HIGH_WATER_BYTES:
-            self._channel.pause()
+        if not self._flush_due:
+            self._flush_due = True
+            self._plane.at_turn_end(self._flush_client)
 
     def drained(self) -> None:
         """The channel has taken what was written."""
@@ -161,12 +199,17 @@ class Relay:
             self._reading = True
             self._watch()
 
+    def server_eof(self) -> None:
+        """The server has said everything but still listens: the client sees its FIN and may go on."""
+        self._server_half_ended = True
+        self._flush_client()
+
     def server_ended(self) -> None:
         """Everything that the server had to say has been handed over, and the far end is closed both ways."""
         self._channel = None
         self._server_ended = True
-        if not self._outbox.size:
-            self._finish()
+        self._flush_client()
+        if self._over:
             return
         # Read on and discard: a client that sends before it reads would otherwise wait for us, and we for it.
         self._reading = not self._client_ended
@@ -239,7 +282,9 @@ class Relay:
             self._plane.watch_peer(self)
         if self._outbox.size:
             events |= selectors.EVENT_WRITE
-        self._plane.watch(self.client.fileno(), events, self._on_client)
+        if events != self._mask:
+            self._mask = events
+            self._plane.watch(self.client.fileno(), events, self._on_client)
 
     def _on_client(self, events: int) -> None:
         if events & selectors.EVENT_READ:
@@ -274,23 +319,42 @@ class Relay:
             self._watch()
 
     def _flush_client(self) -> None:
+        self._flush_due = False
         if self.client is None:
             return
         try:
-            sent = self._outbox.flush(self.client.send)
+            sent = self._outbox.flush_gathered(self.client)
         except OSError as error:
             self.cut(f"the client broke off: {error.strerror}")
             return
         self._moved += bool(sent)
+        if sent and self._channel is not None:
+            self._channel.consumed(sent)
         if not self._outbox.size:
             if self._channel is not None:
                 self._channel.resume()
+            if self._server_half_ended:
+                self._half_finish()
             if self._server_ended:
                 self._finish()
                 return
+        elif self._channel is not None and self._outbox.size > HIGH_WATER_BYTES:
+            self._channel.pause()
         self._watch()
 
     # Ends.
+
+    def _half_finish(self) -> None:
+        """The client has everything: tell it so, and read on."""
+        if self.client is None or self._server_ended:
+            return
+        if self._told_end:
+            return
+        self._told_end = True
+        try:
+            self.client.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self.cut(f"the client broke off: {error.strerror}")
 
     def _finish(self) -> None:
         """The server closed and the client has everything: FIN to the client, and a moment for its last words."""
@@ -298,7 +362,8 @@ class Relay:
         if client is None:
             return
         try:
-            client.shutdown(socket.SHUT_WR)
+            if not self._told_end:
+                client.shutdown(socket.SHUT_WR)
         except OSError:  # the client has gone meanwhile
             client.close()
             return

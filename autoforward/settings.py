@@ -35,6 +35,7 @@ class SessionOptions:
     exclude: tuple[tuple[int, int], ...] = ()
     poll_interval_s: float = DEFAULT_POLL_INTERVAL_S
     auto: bool = True
+    auto_udp: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,6 +55,7 @@ class SessionOptions:
             exclude=tuple((int(low), int(high)) for low, high in row["exclude"]),
             poll_interval_s=interval_s,
             auto=bool(row["auto"]),
+            auto_udp=bool(row.get("auto_udp", False)),
         )
 
 

@@ -23,6 +23,8 @@ ENGINE_ERROR = 3
 RECEIVE_BYTES = 256 * 1024
 """One `recv` per turn of a loop: large enough for bulk, small enough that one stream starves nobody."""
 
+_HEAD = struct.Struct(">B3sI")
+
 MAX_RESPONSE_HEAD_BYTES = 64 * 1024
 """An HTTP response head is a few hundred bytes; more than this is no engine."""
 
@@ -66,21 +68,27 @@ class FrameDecoder:
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         chunks: list[tuple[int, bytes]] = []
         position, end = 0, len(data)
+        stream, remaining = self._stream, self._remaining
+        if self._head:
+            data = self._head + data
+            end = len(data)
+            self._head = b""
         while position < end:
-            if self._remaining:
-                take = min(self._remaining, end - position)
-                chunks.append((self._stream, data[position : position + take]))
-                self._remaining -= take
+            if remaining:
+                take = min(remaining, end - position)
+                chunks.append((stream, data[position : position + take]))
+                remaining -= take
                 position += take
-                continue
-            need = 8 - len(self._head)
-            self._head += data[position : position + need]
-            position += need
-            if len(self._head) == 8:
-                self._stream, padding, self._remaining = struct.unpack(">B3sI", self._head)
-                if padding != b"\0\0\0" or self._stream > ENGINE_ERROR:
-                    raise ProtocolError(f"the engine sent a frame that is none: {self._head.hex()}")
-                self._head = b""
+            elif end - position < _HEAD.size:
+                self._head = data[position:]
+                break
+            else:
+                stream, padding, remaining = _HEAD.unpack_from(data, position)
+                if padding != b"\0\0\0" or stream > ENGINE_ERROR:
+                    head = data[position : position + _HEAD.size]
+                    raise ProtocolError(f"the engine sent a frame that is none: {head.hex()}")
+                position += _HEAD.size
+        self._stream, self._remaining = stream, remaining
         return chunks
 
 

@@ -210,6 +210,7 @@ NEEDS_AUTO_FORWARD = {
     "exclude": "--exclude",
     "poll_interval": "--poll-interval",
     "no_auto": "--no-auto",
+    "auto_udp": "--auto-udp",
 }
 
 

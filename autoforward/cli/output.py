@@ -120,6 +120,7 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
             exclude: tuple[str, ...],
             poll_interval: float,
             no_auto: bool = False,
+            auto_udp: bool = False,
             **rest: Any,
         ) -> Any:
             options = SessionOptions(
@@ -128,6 +129,7 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
                 exclude=tuple(item for text in exclude for item in parse_port_set(text)),
                 poll_interval_s=poll_interval,
                 auto=not no_auto,
+                auto_udp=auto_udp,
             )
             return function(*args, options=options, **rest)
 
@@ -146,6 +148,7 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
         ]
         if no_auto:
             flags.append(click.option("--no-auto", is_flag=True, help="Forward declared ports only."))
+            flags.append(click.option("--auto-udp", is_flag=True, help="Forward detected UDP ports too."))
         for flag in reversed(flags):
             call = flag(call)
         return call  # type: ignore[return-value]  # the same function with other keywords

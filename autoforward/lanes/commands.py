@@ -17,7 +17,7 @@ from ..model import DialAddress, LaneCapabilities, LaneName
 from .scripts import script
 
 NetcatFlavour = Literal["openbsd", "openbsd-old", "traditional", "ncat", "busybox"]
-Dialect = Literal["socat", "devtcp", "openbsd", "openbsd-old", "traditional", "ncat", "busybox"]
+Dialect = Literal["agent", "socat", "devtcp", "openbsd", "openbsd-old", "traditional", "ncat", "busybox"]
 """Who speaks on a relay's stderr: the lane, or for nc the flavour."""
 
 LINGER_S = 86_400
@@ -42,6 +42,11 @@ class RelayTool:
     needs_close_wait: bool
     """A server that closes first is only seen as a CLOSE_WAIT row: run the watcher with `close_wait`."""
     netcat: Netcat | None = None
+
+
+def agent_tool() -> RelayTool:
+    note = "one process for everything"
+    return RelayTool("agent", "agent", LaneCapabilities(True, True, True, note), False)
 
 
 def socat_tool() -> RelayTool:

@@ -93,7 +93,7 @@ def choose_lane(probe: Probe, choice: LaneChoice) -> RelayTool | NoLane:
     if probe.devtcp and "cat" in probe.tools:
         found["devtcp"] = devtcp_tool()
     if choice == "agent":
-        return NoLane("the agent lane is not built yet; socat, nc or bash can carry connections", ("agent",))
+        return NoLane("the agent is none of the container's own tools", ("agent",))
     wanted = ("socat", "nc", "devtcp") if choice == "auto" else (choice,)
     for name in wanted:
         if name in found:

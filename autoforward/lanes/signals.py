@@ -83,6 +83,8 @@ def classify_line(dialect: Dialect, line: bytes) -> RelaySignal | None:
             return _after(line, b"Ncat: ")
         case "busybox":
             return _after(line, b"): ") if b"can't connect" in line else _after(line, b"nc: bad address")
+        case "agent":  # it has no relays of its own process
+            return None
 
 
 def _socat(line: bytes) -> RelaySignal | None:

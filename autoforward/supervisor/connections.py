@@ -24,6 +24,8 @@ from autoforward.lanes.watcher import Answer, Frame, Sockets, encode_kill, encod
 from autoforward.messages import (
     AddressAnswered,
     KillWanted,
+    MuxEnd,
+    OpenOnMux,
     RelayEnded,
     RelayPlan,
     RelayStarted,
@@ -67,8 +69,8 @@ class Connections:
         self._retired: dict[str, Detector] = {}
         self._answered: dict[str, DialAddress] = {}
 
-    def watched_by(self, detector: Detector, session_token: str) -> None:
-        """Relays from now on carry this token, and this watcher ends them."""
+    def watched_by(self, detector: Detector | None, session_token: str) -> None:
+        """Relays from now on carry this token, and this watcher ends them. None: they have no processes of their own."""
         self._detector, self._session_token, self._tracker = detector, session_token, CloseWaitTracker()
 
     def retire_watch(self) -> bool:
@@ -99,6 +101,7 @@ class Connections:
             task.cancel()
         self._watch_of.clear()
         self._close_retired()
+        self._services.plane.submit(MuxEnd(self._session_id))
         if self._starting:
             await asyncio.wait(self._starting, timeout=LATE_STREAM_S)
 
@@ -152,6 +155,10 @@ class Connections:
         known, tool, token = self._forwarder.dials_of(wanted.forward_id), self.tool, secrets.token_hex(16)
         if known is None or tool is None:
             plane.submit(StreamFailed(wanted.relay_id, self.problem or "the forward has ended"))
+            return
+        if tool.lane == "agent":
+            transport = self._forwarder.transport_of(wanted.forward_id)
+            plane.submit(OpenOnMux(wanted.relay_id, self._session_id, transport, known))
             return
         container_id, environment = self._forwarder.place.container_id, relay_environment(token, self._session_token)
         try:

@@ -33,6 +33,8 @@ from autoforward.messages import (
     Drain,
     ForwardCounters,
     KillWanted,
+    MuxLost,
+    MuxSaid,
     Notice,
     ReadCounters,
     RelayEnded,
@@ -252,6 +254,12 @@ class Supervisor:
                     self.plane.submit(StreamFailed(relay_id, "the forward has ended"))
                 else:
                     session.connections.on_stream_wanted(notice)
+            case MuxSaid(session_id):
+                if (session := self.sessions.get(session_id)) is not None:
+                    session.on_mux_said(notice)
+            case MuxLost(session_id):
+                if (session := self.sessions.get(session_id)) is not None:
+                    session.on_mux_lost(notice)
             case RelayStarted(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
                     session.connections.on_relay_started(notice)

@@ -15,22 +15,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
+from autoforward.deploy import AgentDoesNotRunError, NoAgentError, deploy_agent
 from autoforward.detector import Detector
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.forwarder import LOOPBACK, RETRY_FAILED_S, Forwarder, Place
-from autoforward.lanes.commands import RelayTool
+from autoforward.lanes.commands import RelayTool, agent_tool
 from autoforward.lanes.probe import NoLane, choose_lane
 from autoforward.lanes.scripts import watcher_argv
 from autoforward.lanes.watcher import Frame
-from autoforward.messages import ForwardCounters
-from autoforward.model import ContainerInfo, ForwardKey, PortSpec, Snapshot
+from autoforward.messages import ForwardCounters, MuxLost, MuxSaid
+from autoforward.model import ContainerInfo, ForwardKey, LaneChoice, PortSpec, Snapshot
 from autoforward.policy import WITHDRAWAL_GRACE_S, Seen, SessionRules, plan
 from autoforward.probing import NoShellError, probe_container
 from autoforward.procnet import snapshot_from_rows
 from autoforward.settings import SessionRecord, merge_specs
 from autoforward.streams import SocketStream
 from autoforward.supervisor.actor import Actor, Ending, Restart
+from autoforward.supervisor.agent_link import AgentLink
 from autoforward.supervisor.connections import Connections
 from autoforward.supervisor.services import SessionServices
 
@@ -57,7 +59,7 @@ State = Literal["starting", "watching", "reconnecting", "stopped", "dormant", "f
 
 @dataclass(frozen=True, slots=True)
 class _Lost:
-    detector: Detector
+    detector: Detector | AgentLink
     reason: str
 
 
@@ -89,7 +91,8 @@ class Session:
         """Commands that are about to claim ports of it."""
         self._stopped_keys: set[ForwardKey] = set()
         self._info: ContainerInfo | None = None
-        self._detector: Detector | None = None
+        self._detector: Detector | AgentLink | None = None
+        self._agent: AgentLink | None = None
         self._snapshot: Snapshot = ()
         self._seen: dict[ForwardKey, Seen] = {}
         self._recheck_at_s: float | None = None
@@ -179,16 +182,19 @@ class Session:
             before, self.record = self.record, record
             self._stopped_keys.clear()
             await self.forwarder.move_to(self._place(record))
+            repaced = before.options.poll_interval_s != record.options.poll_interval_s
             rewatch = (
                 before.container_id != record.container_id
                 or before.options.lane != record.options.lane
-                or before.options.poll_interval_s != record.options.poll_interval_s
+                or (self._agent is None and repaced)
                 or self.state != "watching"
                 or self.tool is None
             )
             if rewatch:
                 self._settled.clear()
                 raise Restart
+            if repaced and self._agent is not None:
+                self._agent.set_pace(record.options.poll_interval_s)
             await self._replan()
 
         await self._actor.execute(change)
@@ -342,18 +348,89 @@ class Session:
         restarted = bool(self._seen)
         self.record = self.record.in_container(info)
         await self.forwarder.move_to(self._place(self.record))
-        probe = await self._in_pool(lambda: probe_container(self.engine, info.container_id))
-        choice = choose_lane(probe, self.record.options.lane)
-        if isinstance(choice, NoLane):
-            self.connections.tool, self.problem = None, f"no lane works in this container: {choice.reason}"
-        else:
-            self.connections.tool, self.problem = choice, None
-        self.connections.problem = self.problem
+        if restarted:
+            self._extend_grace()
+        agent, why_not = await self._watch_with_agent(info)
+        watch = agent or await self._watch_with_shell(info, why_not)
+        self._detector = watch
+        try:
+            if isinstance(watch, Detector):
+                watch.start()
+            await self._follow(watch)
+        except Restart:
+            # Only how to watch has changed: connections that are open now keep their watcher, and it keeps them.
+            if self.record.container_id == info.container_id:
+                if isinstance(watch, AgentLink):
+                    watch.retire()
+                    self._detector = self._agent = None
+                elif self.connections.retire_watch():
+                    self._detector = None
+            raise
+        finally:
+            self._drop_detector()
+
+    async def _watch_with_agent(self, info: ContainerInfo) -> tuple[AgentLink | None, str | None]:
+        """The agent, running; or None and the reason for which it is not the lane (None where nobody asked for it)."""
+        if self.record.options.lane not in ("auto", "agent"):
+            return None, None
+        unusable: dict[str, str] = {}
+        link: AgentLink | None = None
+        while link is None:
+            try:
+                path = await self._in_pool(lambda: deploy_agent(self.engine, info, tuple(unusable)))
+                link = await self._start_agent(path)
+            except AgentDoesNotRunError as error:
+                unusable[path] = f"{path}: {error}"
+            except NoAgentError as error:
+                return None, "; ".join((*unusable.values(), str(error)))
+        self.connections.tool, self.problem = agent_tool(), None
+        self.connections.problem = None
+        self.connections.watched_by(None, "")
+        self.forwarder.route_over(self.record.session_id)
+        return link, None
+
+    async def _start_agent(self, path: str) -> AgentLink:
+        """Run what is at `path` and hear it say hello. Raises NoAgentError, and what the engine raises."""
+        link = AgentLink(
+            self.record.session_id,
+            self._services,
+            self._actor.tell,
+            lambda reason: self._actor.tell(_Lost(link, reason)),
+        )
+        stream = await self._actor.call(
+            self._services.engine_pool,
+            lambda: self.engine.open_exec(self.record.container_id, [path], {}),
+            _discard,
+        )
+        self._agent = link
+        try:
+            await link.start(stream, self.record.options.poll_interval_s)
+        except NoAgentError:
+            self._agent = None
+            raise
+        return link
+
+    async def _watch_with_shell(self, info: ContainerInfo, why_no_agent: str | None) -> Detector:
+        """The shell watcher, and the best of the tools that the container has."""
+        self.forwarder.route_over(None)
+        try:
+            probe = await self._in_pool(lambda: probe_container(self.engine, info.container_id))
+        except NoShellError as error:
+            raise (NoShellError(f"{error}; {why_no_agent}") if why_no_agent else error) from error
+        lane: LaneChoice = self.record.options.lane
+        choice = choose_lane(probe, lane) if lane != "agent" else NoLane(why_no_agent or "", ("agent",))
+        tool, self.problem = (None, choice.reason) if isinstance(choice, NoLane) else (choice, None)
+        if tool is None:
+            self.problem = f"no lane works in this container: {self.problem}"
+            if why_no_agent and lane == "auto":
+                self.problem += f"; {why_no_agent}"
+        elif why_no_agent:
+            note = f"{tool.capabilities.note}; not the agent, because {why_no_agent}"
+            tool = replace(tool, capabilities=replace(tool.capabilities, note=note))
+        self.connections.tool, self.connections.problem = tool, self.problem
         token = secrets.token_hex(16)
         argv = watcher_argv(
-            token,
-            self.record.options.poll_interval_s,
-            close_wait=self.tool is not None and self.tool.needs_close_wait,
+            token, self.record.options.poll_interval_s, close_wait=tool is not None and tool.needs_close_wait
         )
         pool = self._services.engine_pool
         stream = await self._actor.call(pool, lambda: self.engine.open_exec(info.container_id, argv, {}), _discard)
@@ -363,22 +440,18 @@ class Session:
             self.connections.take_answer,
             lambda reason: self._actor.tell(_Lost(detector, reason)),
         )
-        self._detector = detector
         self.connections.watched_by(detector, token)
-        if restarted:
-            self._extend_grace()
-        try:
-            detector.start()
-            await self._follow(detector)
-        except Restart:
-            # Only how to watch has changed: connections that are open now keep their watcher, and it keeps them.
-            if self.record.container_id == info.container_id and self.connections.retire_watch():
-                self._detector = None
-            raise
-        finally:
-            self._drop_detector()
+        return detector
 
-    async def _follow(self, detector: Detector) -> None:
+    def on_mux_said(self, notice: MuxSaid) -> None:
+        if self._agent is not None:
+            self._agent.on_said(notice)
+
+    def on_mux_lost(self, notice: MuxLost) -> None:
+        if self._agent is not None:
+            self._agent.on_mux_lost(notice)
+
+    async def _follow(self, detector: Detector | AgentLink) -> None:
         frames = 0
         began_s = time.monotonic()
         retry_at_s: float | None = None
@@ -436,6 +509,9 @@ class Session:
 
     def _drop_detector(self) -> None:
         detector, self._detector = self._detector, None
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            agent.close()
         self.connections.close_gate()
         if detector is not None:
             detector.close()
@@ -477,6 +553,7 @@ class Session:
             stopped=frozenset(self._stopped_keys),
             blocked=None if self.tool is not None else self.problem,
             udp=self.tool is not None and self.tool.capabilities.udp,
+            auto_udp=record.options.auto_udp,
         )
 
     @staticmethod

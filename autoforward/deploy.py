@@ -1,0 +1,107 @@
+"""Put the agent into a container: by content, once, into a folder of its own, seen to be there, unchanged, before it is run.
+
+An upload can be refused (read-only root), or go where nobody in the container sees it (below a tmpfs: the engine says yes,
+and shows the file when asked), or the place can be mounted noexec. So each place is tried in turn, and the caller says at
+which of them the agent did not run. Blocks; runs in a worker thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import tarfile
+from collections.abc import Collection, Sequence
+from functools import cache
+from importlib import resources
+
+from autoforward.engine import Engine
+from autoforward.errors import AutoforwardError
+from autoforward.model import ContainerInfo
+
+log = logging.getLogger(__name__)
+
+FOLDER = ".autoforward"
+MODE = 0o755
+"""Executable by the container's user, whoever that is; only root can change it."""
+
+MAX_ELF_BYTES = 256 * 1024
+"""No agent of ours is larger; also what is read of a file that should be one."""
+
+
+class NoAgentError(AutoforwardError):
+    """The agent cannot be had in this container; the message is the reason, for `status`."""
+
+
+@cache
+def agent_binary(architecture: str) -> bytes:
+    """The agent for a Linux container of this architecture (`amd64`, `arm64`). Raises NoAgentError."""
+    file = resources.files("autoforward").joinpath("agentbin", f"agent-linux-{architecture}")
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoAgentError(f"the agent was not built for {architecture} containers") from None
+
+
+class AgentDoesNotRunError(NoAgentError):
+    """The agent is in the container, and its process ended before it said a word: another place may do."""
+
+
+def deploy_agent(engine: Engine, info: ContainerInfo, unusable: Collection[str] = ()) -> str:
+    """The path of the agent in the container, none of the `unusable` ones. Raises NoAgentError, and what the engine raises."""
+    binary = agent_binary(engine.architecture(info))
+    name = f"agent-{hashlib.sha256(binary).hexdigest()[:16]}"
+    reasons = []
+    for place in places(info):
+        path = f"{place.rstrip('/')}/{FOLDER}/{name}"
+        if path in unusable:
+            continue
+        if is_ours(engine, info.container_id, path, binary):
+            return path
+        try:
+            engine.put_archive(info.container_id, place, archive(name, binary))
+        except AutoforwardError as error:
+            reasons.append(f"{place}: {error}")
+            continue
+        if is_ours(engine, info.container_id, path, binary):
+            return path
+        reasons.append(f"{place}: what is uploaded there does not arrive as it was")
+    if not reasons:
+        raise NoAgentError("there is no other place for it")
+    raise NoAgentError(f"the agent cannot be put into the container ({'; '.join(reasons)})")
+
+
+def is_ours(engine: Engine, container_id: str, path: str, binary: bytes) -> bool:
+    """Whether that very file is there, and it and its folder are root's alone to change.
+
+    Anybody in the container may have made a folder of that name in `/tmp` first, with a program of his own in it; it
+    would run as the container's default user, who may be root.
+    """
+    folder = engine.read_member(container_id, path.rpartition("/")[0])
+    if folder is None or not folder[0].isdir() or not _is_roots_alone(folder[0]):
+        return False
+    file = engine.read_member(container_id, path, MAX_ELF_BYTES)
+    return file is not None and file[0].isreg() and _is_roots_alone(file[0]) and file[1] == binary
+
+
+def _is_roots_alone(member: tarfile.TarInfo) -> bool:
+    return member.uid == 0 and not member.mode & 0o022
+
+
+def places(info: ContainerInfo) -> Sequence[str]:
+    """Where to try, in order. `/tmp` is often there to be emptied; `/` is there in an image of a single file too."""
+    found = dict.fromkeys(("/tmp", "/", *info.writable_mounts))  # in the container
+    return tuple(place for place in found if place not in info.tmpfs_mounts)
+
+
+def archive(name: str, binary: bytes) -> bytes:
+    """A tar of `.autoforward/` (0755, root) and the agent in it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        folder = tarfile.TarInfo(FOLDER)
+        folder.type, folder.mode = tarfile.DIRTYPE, MODE
+        tar.addfile(folder)
+        file = tarfile.TarInfo(f"{FOLDER}/{name}")
+        file.size, file.mode = len(binary), MODE
+        tar.addfile(file, io.BytesIO(binary))
+    return buffer.getvalue()

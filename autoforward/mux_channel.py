@@ -1,0 +1,227 @@
+"""One client connection on the agent's mux: its credit both ways, its place in the queue, its two ends.
+
+See `relay.Channel` for the contract towards the relay. All calls are made in the data plane's thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from autoforward import frames, wire
+from autoforward.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from autoforward.mux import Mux
+
+WINDOW_BYTES = 1024 * 1024
+"""What the agent may send on one stream before we give more credit: enough for bulk at the latency of a busy loop."""
+
+CREDIT_STEP_BYTES = WINDOW_BYTES // 4
+"""Credit is given back in steps of this size: a frame for each small chunk would double the traffic."""
+
+TURN_BYTES = frames.MAX_PAYLOAD
+"""What one stream may put into a turn while others wait: one frame."""
+
+
+class FarEnd(Protocol):
+    """Who a channel belongs to: a `Relay`, or a UDP flow."""
+
+    def data(self, chunk: bytes) -> None: ...
+    def drained(self) -> None: ...
+    def server_eof(self) -> None: ...
+    def server_ended(self) -> None: ...
+    def refuse(self, reason: str) -> None: ...
+    def broken(self, reason: str) -> None: ...
+
+
+class MuxChannel:
+    """See `relay.Channel` for the contract. Usable at once: what is sent before the answer is the server's, or nobody's."""
+
+    __slots__ = (
+        "_consumed",
+        "_credit",
+        "_datagrams",
+        "_eof_sent",
+        "_mux",
+        "_number",
+        "_parts",
+        "_queue",
+        "_queued",
+        "_ready",
+        "_received",
+        "_relay",
+        "_server_ended",
+        "_write_ended",
+    )
+
+    def __init__(self, mux: Mux, number: int, relay: FarEnd, credit: int, *, datagrams: bool = False) -> None:
+        self._mux = mux
+        self._number = number
+        self._relay: FarEnd | None = relay
+        self._credit = credit
+        self._queue: deque[bytes | memoryview] = deque()
+        self._queued = 0
+        self._ready = False
+        self._received = 0
+        self._consumed = 0
+        self._write_ended = self._eof_sent = self._server_ended = False
+        self._datagrams = datagrams
+        self._parts: list[bytes] = []
+
+    def __repr__(self) -> str:
+        return f"<MuxChannel {self._number} of {self._relay}>"
+
+    # What the relay calls.
+
+    @property
+    def pending(self) -> int:
+        return self._queued
+
+    def write(self, data: bytes) -> None:
+        if not self._queue and len(data) <= self._credit and len(data) <= TURN_BYTES and not self._mux.is_backlogged:
+            self._credit -= len(data)
+            self._mux.send_data(self._number, data)
+            return
+        self._queue.append(data)
+        self._queued += len(data)
+        self._become_ready()
+
+    def write_datagram(self, datagram: bytes) -> bool:
+        """One datagram in one frame, now or not at all."""
+        if len(datagram) > self._credit or self._mux.is_backlogged:
+            return False
+        self._credit -= len(datagram)
+        self._mux.send_data(self._number, datagram)
+        return True
+
+    def write_eof(self) -> None:
+        if self._write_ended:
+            return
+        self._write_ended = True
+        if not self._queue:
+            self._send_eof()
+
+    def consumed(self, count: int) -> None:
+        """The client has taken this many bytes: the agent may send as many more."""
+        self._consumed += count
+        if self._consumed >= CREDIT_STEP_BYTES and not self._server_ended:
+            self._mux.send(wire.encode_credit(self._number, self._consumed))
+            self._received -= self._consumed
+            self._consumed = 0
+
+    def pause(self) -> None:
+        """Nothing to do: without `consumed` there is no new credit."""
+
+    def resume(self) -> None:
+        pass
+
+    def server_closed(self) -> None:
+        """The agent says so itself."""
+
+    def abort(self) -> None:
+        if self._relay is not None:
+            self._relay = None
+            self._queue.clear()
+            self._mux.send(wire.encode_reset(self._number, 0))
+            self._mux.forget(self._number)
+
+    # What the mux calls.
+
+    def take_turn(self) -> bool:
+        """Put up to one turn's bytes into the mux; True when there is more that may go."""
+        budget = min(TURN_BYTES, self._credit)
+        while self._queue and budget > 0:
+            chunk = self._queue[0]
+            if len(chunk) <= budget:
+                part = self._queue.popleft()
+            else:
+                view = memoryview(chunk)  # slices of a view copy nothing
+                part, self._queue[0] = view[:budget], view[budget:]
+            self._mux.send_data(self._number, part)
+            budget -= len(part)
+            self._credit -= len(part)
+            self._queued -= len(part)
+        self._ready = bool(self._queue) and self._credit > 0
+        if not self._queue:
+            if self._write_ended:
+                self._send_eof()
+            elif self._relay is not None:
+                self._relay.drained()
+        return self._ready
+
+    def take_credit(self, count: int) -> None:
+        self._credit += count
+        if self._credit > frames.MAX_CREDIT:
+            raise ProtocolError("the agent gave more credit than there can be bytes")
+        if self._queue:
+            self._become_ready()
+
+    def take_data(self, payload: bytes, *, last: bool) -> None:
+        if self._server_ended or not (payload or self._datagrams):
+            raise ProtocolError("the agent sent data after its end, or none")
+        self._received += len(payload)
+        if self._received > WINDOW_BYTES:
+            raise ProtocolError("the agent sent more than it had credit for")
+        if self._datagrams:
+            self._parts.append(payload)
+            if not last:
+                return
+            payload, self._parts = b"".join(self._parts), []
+        if self._relay is not None:
+            self._relay.data(payload)
+
+    def take_eof(self) -> None:
+        if self._server_ended:
+            raise ProtocolError("the agent ended a stream twice")
+        self._server_ended = True
+        if self._eof_sent:
+            self._finish()
+        elif self._relay is not None:
+            self._relay.server_eof()
+
+    def refused(self, number: int) -> None:
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            relay.refuse(in_words(number))
+
+    def broke(self, reason: str) -> None:
+        relay, self._relay = self._relay, None
+        self._queue.clear()
+        if relay is not None:
+            relay.broken(reason)
+
+    def _send_eof(self) -> None:
+        self._eof_sent = True
+        self._mux.send(wire.encode_eof(self._number))
+        if self._server_ended:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Both directions have ended in order."""
+        self._mux.forget(self._number)
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            relay.server_ended()
+
+    def _become_ready(self) -> None:
+        if not self._ready and self._credit > 0:
+            self._ready = True
+            self._mux.queue_turn(self)
+
+
+_LINUX_ERRORS = {
+    2: "no such host",
+    24: "too many connections at once",
+    101: "network unreachable",
+    104: "connection reset by peer",
+    105: "no buffer space left in the agent",
+    110: "connection timed out",
+    111: "connection refused",
+    113: "no route to host",
+}
+"""The agent's numbers are those of Linux, whatever this host's are."""
+
+
+def in_words(number: int) -> str:
+    return _LINUX_ERRORS.get(number, f"error {number}")
