@@ -1,4 +1,4 @@
-"""What is detected, how soon, and what it costs: measured on a real engine with the shell watcher."""
+"""What is detected, how soon, and what it costs: measured on a real engine, with the agent and the shell watcher."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from tests.conftest import ContainerFactory, Runner
 from tests.containers import Container, eventually, fetch, is_refused
 from tests.docker.observing import free_port, logged, names, row_of, rows, wait_event
 
-P95_LIMIT_S = 1.2
-"""From listen() in the container to an answer on the host, with the shell watcher's default interval."""
+P95_LIMIT_S = {"agent": 0.5, "socat": 1.2}
+"""From listen() in the container to an answer on the host, at the lane's default interval. The agent's goal is 0.15 s on a
+machine that does nothing else: `make bench` holds it to that."""
 
 STARTS = 30
 
@@ -70,11 +71,12 @@ def _percentile(sorted_values: list[float], percent: int) -> float:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("lane", P95_LIMIT_S)
 def test_server_answers_soon_after_it_listens(
-    container: ContainerFactory, run: Runner, record_property: Callable[[str, object], None]
+    container: ContainerFactory, run: Runner, record_property: Callable[[str, object], None], lane: str
 ) -> None:
     app = container()
-    run("autoforward", "attach", app.name, check=0)
+    run("autoforward", "attach", app.name, "--lane", lane, check=0)
     dice = random.Random(5)
     until_accept_s, until_answer_s = [], []
     for _ in range(STARTS):
@@ -90,11 +92,13 @@ def test_server_answers_soon_after_it_listens(
     for what, values in (("host port accepts", until_accept_s), ("first byte of the answer", until_answer_s)):
         values.sort()
         p50, p95 = _percentile(values, 50), _percentile(values, 95)
-        print(f"listen() -> {what}: p50 {p50 * 1000:.0f} ms, p95 {p95 * 1000:.0f} ms, max {values[-1] * 1000:.0f} ms")
+        print(
+            f"{lane}: listen() -> {what}: p50 {p50 * 1000:.0f} ms, p95 {p95 * 1000:.0f} ms, max {values[-1] * 1000:.0f} ms"
+        )
         record_property(what, f"p50 {p50:.3f} s, p95 {p95:.3f} s")
     assert len(until_answer_s) == STARTS
     assert min(until_answer_s) > 0, "the two clocks are not the same"
-    assert _percentile(until_answer_s, 95) <= P95_LIMIT_S
+    assert _percentile(until_answer_s, 95) <= P95_LIMIT_S[lane]
 
 
 def test_port_is_withdrawn_after_its_server_stops(container: ContainerFactory, run: Runner) -> None:
@@ -154,10 +158,11 @@ def test_dns_of_the_engine_is_never_forwarded(
 
 @pytest.mark.timeout(180)
 def test_idle_session_starts_no_process(engine: docker.DockerClient, container: ContainerFactory, run: Runner) -> None:
-    apps = [container(), container("busybox")]
-    for app in apps:
-        run("autoforward", "attach", app.name, check=0)
-    server = apps[0].start_server(port=free_port())
+    lanes = (("agent", container()), ("socat", container()), ("nc", container("busybox")))
+    apps = [app for _lane, app in lanes]
+    for lane, app in lanes:
+        run("autoforward", "attach", app.name, "--lane", lane, check=0)
+    server = apps[1].start_server(port=free_port())
     row_of(run, server.port, status="active")
     started_s = time.time()
     time.sleep(30)

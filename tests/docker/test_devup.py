@@ -108,7 +108,7 @@ def test_the_events_of_the_start_come_before_the_result(
 
 def test_nothing_can_be_forwarded_and_up_is_fine(cli: RecordedCli, workspace: WorkspaceFactory, run: Runner) -> None:
     one = workspace(image="nolane", forwardPorts=[free_port()])
-    done = devup(run, cli, one)
+    done = devup(run, cli, one, "--lane", "socat")
     assert done.returncode == 0
     assert done.stdout.encode() == cli.printed()
     assert "socat" in done.stderr

@@ -38,6 +38,7 @@ class Lane:
 
 
 LANES = [
+    Lane("agent", "full", "agent", "agent", 1.0),
     Lane("socat", "full", "socat", "socat", 1.0),
     Lane("openbsd-nc", "openbsd", "nc", "openbsd", 2.0),
     Lane("traditional-nc", "traditional", "nc", "traditional", 2.0, ipv6=False),
@@ -48,7 +49,7 @@ LANES = [
 
 
 def is_watcher(process: Process) -> bool:
-    return "autoforward-watcher" in process.command
+    return "autoforward-watcher" in process.command or "/.autoforward/agent-" in "".join(process.command[:1])
 
 
 def relays_in(container: Container) -> list[Process]:

@@ -73,17 +73,18 @@ def test_container_on_the_hosts_network(container: ContainerFactory, run: Runner
 
 
 def test_container_without_any_lane(container: ContainerFactory, run: Runner, home: Path) -> None:
-    app = container("nolane")
+    # The root's filesystem is read-only: no place for the agent either.
+    app = container("nolane", read_only=True)
     server = app.start_server(port=free_port())
     done = run("autoforward", "attach", app.name)
     assert done.returncode == 1
     [error, *_] = [line for line in done.stderr.splitlines() if "error:" in line]
     assert error.startswith(f"autoforward: error: nothing can be forwarded from {app.name}: ")
-    assert all(tool in done.stderr for tool in ("socat", "nc", "bash")), "what was tried, what would help"
+    assert all(tool in done.stderr for tool in ("socat", "nc", "bash", "agent")), "what was tried, what would help"
     assert "hint:" in done.stderr
     assert "Traceback" not in done.stderr
     row = row_of(run, server.port, status="failed")
-    assert all(tool in row["reason"] for tool in ("socat", "nc", "bash")), row["reason"]
+    assert all(tool in row["reason"] for tool in ("socat", "nc", "bash", "agent")), row["reason"]
     assert (row["localPort"], row["id"]) == (None, None)
     assert names(logged(home, server.port)) == ["failed"]
     assert is_refused("127.0.0.1", server.port)
@@ -99,8 +100,9 @@ def test_lane_that_is_not_there(container: ContainerFactory, run: Runner) -> Non
     done = run("autoforward", "attach", app.name, "--lane", "socat")
     assert done.returncode == 1
     assert "socat" in done.stderr
-    # Without the demand there is one.
-    run("autoforward", "attach", app.name, check=0)
-    [row] = rows(run)
-    assert (row["status"], row["lane"]) == ("active", "nc")
-    assert fetch(row["url"]) == "hello\n"
+    # Another demand, or none at all, can be met.
+    for demand, lane in ((["--lane", "nc"], "nc"), ([], "agent")):
+        run("autoforward", "attach", app.name, *demand, check=0)
+        [row] = rows(run)
+        assert (row["status"], row["lane"]) == ("active", lane)
+        assert fetch(row["url"]) == "hello\n"

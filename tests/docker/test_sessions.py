@@ -144,16 +144,36 @@ def test_attach_again_replaces_options_adds_ports_and_cuts_nothing(
     assert len(registry(home)["sessions"]) == 1
 
 
-def test_another_poll_interval_cuts_nothing(container: ContainerFactory, run: Runner, home: Path) -> None:
+@pytest.mark.parametrize("lane", ["agent", "socat"])
+def test_another_poll_interval_cuts_nothing(container: ContainerFactory, run: Runner, home: Path, lane: str) -> None:
     app = container()
     server = app.start_server(port=free_port())
-    run("autoforward", "attach", app.name, check=0)
+    run("autoforward", "attach", app.name, "--lane", lane, check=0)
     host_port = row_of(run, server.port, status="active")["localPort"]
     with socket.create_connection(("127.0.0.1", host_port), timeout=20) as client:
         ask(client)
-        run("autoforward", "attach", app.name, "--poll-interval", "0.2", check=0)
+        run("autoforward", "attach", app.name, "--lane", lane, "--poll-interval", "0.2", check=0)
         ask(client)
     assert names(logged(home, server.port)) == ["forwarded"]
+
+
+def test_another_lane_cuts_nothing(container: ContainerFactory, run: Runner, home: Path) -> None:
+    """What carries a connection stays until the connection has ended, and not longer."""
+    app = container()
+    server = app.start_server(port=free_port())
+    clients = []
+    for lane in ("agent", "socat", "agent"):
+        run("autoforward", "attach", app.name, "--lane", lane, check=0)
+        row = row_of(run, server.port, status="active")
+        assert row["lane"] == lane
+        clients.append(socket.create_connection(("127.0.0.1", row["localPort"]), timeout=20))
+        for client in clients:
+            ask(client)
+    assert names(logged(home, server.port)) == ["forwarded"]
+    for client in clients:
+        client.close()
+    [left] = eventually(lambda: (found := app.processes(of_tests=False))[1:] == [] and found, timeout_s=20)
+    assert left.name.startswith("agent-")
 
 
 def test_no_auto_forwards_what_is_declared_only(container: ContainerFactory, run: Runner) -> None:
@@ -213,13 +233,16 @@ def test_stop_of_what_is_not_there(container: ContainerFactory, run: Runner) -> 
     assert "fwd-00000000" in done.stderr
 
 
-def test_nothing_stays_in_the_container_after_detach(container: ContainerFactory, run: Runner) -> None:
+@pytest.mark.parametrize(("lane", "processes"), [("agent", 1), ("socat", 2)])
+def test_nothing_stays_in_the_container_after_detach(
+    container: ContainerFactory, run: Runner, lane: str, processes: int
+) -> None:
     app = container()
     server = app.start_server(port=free_port())
-    run("autoforward", "attach", app.name, check=0)
+    run("autoforward", "attach", app.name, "--lane", lane, check=0)
     with socket.create_connection(("127.0.0.1", row_of(run, server.port)["localPort"]), timeout=20) as client:
         ask(client)
-        assert len(app.processes(of_tests=False)) >= 2, "the watcher and a relay"
+        assert len(app.processes(of_tests=False)) >= processes, "the agent, or a watcher and a relay"
         run("autoforward", "detach", app.name, check=0)
         eventually(lambda: app.processes(of_tests=False) == [], timeout_s=10)
         with pytest.raises(ConnectionResetError):
@@ -245,10 +268,10 @@ def test_status_shows_the_supervisor_its_sessions_and_what_their_lane_can(
     [session] = status["sessions"]
     assert (session["container_id"], session["container_name"], session["state"]) == (app.id, app.name, "watching")
     lane = session["lane"]
-    assert (lane["name"], lane["half_close"], lane["udp"]) == ("socat", True, False)
+    assert (lane["name"], lane["half_close"], lane["udp"]) == ("agent", True, True)
     said = run("autoforward", "status", check=0).stdout
     assert f"pid {supervisor.pid}" in said
-    assert "lane socat (half-close" in said
+    assert "lane agent (half-close, UDP" in said
 
 
 @pytest.mark.parametrize(("lane", "half_close"), [("nc", True), ("devtcp", False)])

@@ -92,6 +92,10 @@ class FakeEngine:
             raise TargetError(f"no such container: {container_ref}")
         return self.info
 
+    def architecture(self, _info: ContainerInfo) -> str:
+        """One that there is no agent for: these sessions are on the shell lanes."""
+        return "pdp11"
+
     def open_exec(self, container_id: str, argv: Sequence[str], environment: Mapping[str, str]) -> SocketStream:
         if not self.inspect(container_id).running:
             raise AutoforwardError("the engine says: the container is not running")

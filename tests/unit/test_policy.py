@@ -10,6 +10,7 @@ import pytest
 from autoforward.attributes import AttributeRules, parse_attributes
 from autoforward.model import DialAddress, ForwardKey, Listener, PublishedPort, Snapshot
 from autoforward.policy import (
+    EPHEMERAL_UDP,
     MAX_FORWARDS,
     WITHDRAWAL_GRACE_S,
     Existing,
@@ -208,7 +209,7 @@ def test_a_published_port_is_forwarded_all_the_same_when_the_user_says_so() -> N
 
 
 def test_only_the_published_port_itself_is_published() -> None:
-    rules = SessionRules(published=PUBLISHED, udp=True, declared=specs("db:3000"))
+    rules = SessionRules(published=PUBLISHED, udp=True, auto_udp=True, declared=specs("db:3000"))
     snapshot = tuple(sorted(listening(3000, transport="udp", address="0.0.0.0") + listening(3001, address="0.0.0.0")))
     assert set(planned(rules, snapshot).wishes) == {
         key(3000, "udp"),
@@ -272,6 +273,29 @@ def test_udp_needs_a_lane_that_carries_it(udp: bool) -> None:
         notice = result.notices[key(5353, "udp")]
         assert notice.status == "failed"
         assert "UDP" in notice.reason
+
+
+def test_detected_udp_is_shown_and_forwarded_only_when_that_is_asked_for() -> None:
+    snapshot = listening(5353, transport="udp", address="0.0.0.0")
+    notice = planned(SessionRules(udp=True), snapshot).notices[key(5353, "udp")]
+    assert notice.status == "ignored"
+    assert "--auto-udp" in notice.reason
+    assert list(planned(SessionRules(udp=True, auto_udp=True), snapshot).wishes) == [key(5353, "udp")]
+    assert list(planned(SessionRules(udp=True, declared=specs("5353/udp")), snapshot).wishes) == [key(5353, "udp")]
+
+
+@pytest.mark.parametrize(("port", "shown"), [(EPHEMERAL_UDP - 1, True), (EPHEMERAL_UDP, False), (60_000, False)])
+def test_udp_ports_of_clients_are_not_shown(port: int, shown: bool) -> None:
+    for auto_udp in (False, True):
+        result = planned(SessionRules(udp=True, auto_udp=auto_udp), listening(port, transport="udp"))
+        assert ({*result.notices, *result.wishes} == {key(port, "udp")}) is shown
+    named = planned(SessionRules(udp=True, manual=specs(f"{port}/udp")), listening(port, transport="udp"))
+    assert list(named.wishes) == [key(port, "udp")]
+
+
+def test_a_udp_port_is_served_whether_or_not_a_server_is_seen() -> None:
+    (wish,) = planned(SessionRules(udp=True, manual=specs("5353/udp"))).wishes.values()
+    assert wish.serving
 
 
 def test_a_stopped_port_is_neither_forwarded_nor_shown() -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoforward.frames import MIN_WINDOW, Open
 from autoforward.model import DialAddress, Listener
 from autoforward.procnet import (
     MAX_LINE,
@@ -17,6 +18,7 @@ from autoforward.procnet import (
     parse_proc_net_tcp,
     snapshot_from_rows,
 )
+from autoforward.wire import Decoder, encode_hello, encode_open
 
 HEADER = (
     b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"
@@ -136,6 +138,15 @@ def test_reachable(address: str, reachable: bool) -> None:
 )
 def test_dial_the_address_that_was_seen(seen: list[str], dialled: list[str]) -> None:
     assert dial_addresses(seen, 3000) == tuple(DialAddress(host, 3000) for host in dialled)
+
+
+def test_no_more_addresses_than_an_open_of_the_agent_holds() -> None:
+    """A server on nine addresses made the data plane raise while it accepted, and its port was deaf from then on."""
+    dials = dial_addresses([f"127.0.0.{last}" for last in range(1, 12)], 3000)
+    assert [dial.host for dial in dials[:2]] == ["127.0.0.1", "127.0.0.10"]
+    assert Open(1, "tcp", 3000, tuple(dial.host for dial in dials)) in Decoder("agent").feed(
+        encode_hello(MIN_WINDOW) + encode_open(1, "tcp", 3000, [dial.host for dial in dials])
+    )
 
 
 def test_columns_that_move_at_row_ten_thousand() -> None:

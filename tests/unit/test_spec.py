@@ -19,6 +19,7 @@ from autoforward.cli import devdown, devup, main, output
 from autoforward.errors import ERRORS_BY_EXIT_CODE
 from autoforward.model import LANE_CHOICES, ON_AUTO_FORWARD
 from autoforward.portspec import MAX_RANGE_SIZE, parse_port_spec
+from autoforward.procnet import MAX_DIALS
 from autoforward.supervisor.spawn import KEPT_ENVIRONMENT
 from tests.unit.spec_text import SPEC, names, section, sources, table, ticked
 
@@ -50,7 +51,8 @@ def test_every_flag_of_a_command_is_in_its_section_and_no_other(name: str) -> No
     own = section(name).split("\n### ", 1)[0]
     documented = flags_in(name) if "| flag |" in own else set()
     if "flags of a session" in own:
-        documented |= of_session - ({"--no-auto"} if "without `--no-auto`" in own else set())
+        without = re.search(r"flags of a session \(without ([^)]*)\)", own)
+        documented |= of_session - set(ticked(without[1]) if without else ())
     if "of the engine" in own:
         documented |= of_engine
     assert documented == flags_of(command)
@@ -187,13 +189,26 @@ def test_numbers_in_the_text_are_those_of_the_table() -> None:
         ("Detection", f"at least every {value['FULL_READ_INTERVAL_S']} s"),
         ("Detection", f"withdrawn {value['WITHDRAWAL_GRACE_S']} s later"),
         ("Detection", f"{value['RESTART_GRACE_S']} s after the container came back"),
-        ("Detection", f"pinged every {value['PING_INTERVAL_S']} s"),
+        ("Detection", f"pinged every {value['detector.PING_INTERVAL_S']} s"),
         ("Detection", f"answer for {value['PONG_TIMEOUT_S']} s"),
+        ("Detection", f"every {float(value['AGENT_POLL_INTERVAL_S']) * 1000:.0f} ms unless"),
+        ("Detection", f"every {float(value['DEFAULT_POLL_INTERVAL_S']) * 1000:.0f} ms"),
+        ("Flags of a session", f"default {value['DEFAULT_POLL_INTERVAL_S']}. At that value the agent"),
+        ("Flags of a session", f"takes {value['AGENT_POLL_INTERVAL_S']} |"),
+        ("Agent", f"nothing for {value['HELLO_TIMEOUT_S']} s"),
+        ("Agent", f"pings it every {value['mux.PING_INTERVAL_S']} s; after {value['SILENCE_LIMIT_S']} s"),
         ("Allocation", f"at most {value['MAX_ATTEMPTS']} numbers"),
         ("Relays", f"after {value['HARD_KILL_AFTER_S']} s SIGKILL"),
         ("Relays", f"within {value['OPEN_TIMEOUT_S']} s"),
         ("Relays", f"wait up to {value['HOLD_S']} s"),
         ("Relays", f"send for {value['relay.LINGER_S']} s"),
+        ("Relays", f"{int(value['WINDOW_BYTES']) >> 20} MiB that the client has not taken"),
+        ("Relays", f"at most {int(value['relay.HIGH_WATER_BYTES']) >> 10} KiB"),
+        ("Relays", f"the first {MAX_DIALS} that were seen"),
+        ("UDP", f"from {value['EPHEMERAL_UDP']} on"),
+        ("UDP", f"ends after {value['IDLE_S']} s"),
+        ("UDP", f"at most {value['MAX_FLOWS']} flows"),
+        ("UDP", f"up to {value['MAX_DATAGRAM_BYTES']} bytes"),
         ("Supervisor", f"ends {value['DEFAULT_IDLE_EXIT_S']} s after"),
         ("Supervisor", f"up to {value['DRAIN_S']} s"),
         ("Supervisor", f"up to {value['WANTED_DESCRIPTORS']} descriptors"),

@@ -15,7 +15,15 @@ import jsonschema
 from autoforward.allocator import PIN_KEY, REMAP_KEY
 from autoforward.attributes import NO_RULES, AttributeRules
 from autoforward.events import LINE_PREFIX, PortEvent, list_row
-from autoforward.lanes.commands import Netcat, NetcatFlavour, RelayTool, devtcp_tool, netcat_tool, socat_tool
+from autoforward.lanes.commands import (
+    Netcat,
+    NetcatFlavour,
+    RelayTool,
+    agent_tool,
+    devtcp_tool,
+    netcat_tool,
+    socat_tool,
+)
 from autoforward.lanes.probe import Probe, choose_lane
 from autoforward.lanes.watcher import WatcherStream, encode_kill, encode_ping, encode_sockets, parse_answer
 from autoforward.leases import Lease, encode_document, parse_document
@@ -222,7 +230,7 @@ def test_orders_and_answers_of_the_watcher() -> None:
 
 def tools() -> list[RelayTool]:
     flavours = get_args(NetcatFlavour)
-    return [socat_tool(), *(netcat_tool(Netcat(("nc",), flavour)) for flavour in flavours), devtcp_tool()]
+    return [agent_tool(), socat_tool(), *(netcat_tool(Netcat(("nc",), flavour)) for flavour in flavours), devtcp_tool()]
 
 
 def test_lanes_and_what_they_can_do() -> None:
@@ -233,7 +241,7 @@ def test_lanes_and_what_they_can_do() -> None:
         words = ["yes" if able else "no" for able in (can.half_close, can.udp, can.confirms_connect, can.ipv6)]
         expected[tool.lane, tool.dialect] = [*words, tool.needs_close_wait]
     assert {key: [*row[:4], "next poll" in row[4]] for key, row in documented.items()} == expected
-    assert {lane for lane, _ in documented} | {"auto", "agent"} == set(LANE_CHOICES)
+    assert {lane for lane, _ in documented} | {"auto"} == set(LANE_CHOICES)
 
 
 def test_which_lane_and_which_netcat_is_taken() -> None:

@@ -1,0 +1,212 @@
+"""A small host for the agent as a local child: it sends what tests ask for, keeps credit, and collects what comes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoforward import wire
+from autoforward.frames import (
+    MAX_PAYLOAD,
+    Bye,
+    Credit,
+    Data,
+    Eof,
+    Hello,
+    Opened,
+    Pong,
+    Process,
+    Refused,
+    Reset,
+    SnapshotEvent,
+)
+
+WINDOW = 256 * 1024
+TIMEOUT_S = 30.0
+
+
+@dataclass
+class Stream:
+    """What the host knows of one stream. `frozen`: what comes is kept, but gives no credit back."""
+
+    number: int
+    credit: int
+    udp: bool = False
+    frozen: bool = False
+    opened: int | None = None
+    refused: int | None = None
+    reset: int | None = None
+    eof: bool = False
+    received: bytearray = field(default_factory=bytearray)
+    datagrams: list[bytes] = field(default_factory=list)
+    owed: int = 0
+    first_byte_at: float = 0.0
+    outgoing: bytearray = field(default_factory=bytearray)
+
+    @property
+    def over(self) -> bool:
+        return self.eof or self.reset is not None or self.refused is not None
+
+
+class AgentClient:
+    """`wait` is the only place where anything is read or written."""
+
+    def __init__(self, binary: Path, *arguments: str, greet: bool = True) -> None:
+        self.process = subprocess.Popen(
+            [binary, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        )
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self.stdin, False)
+        self.decoder = wire.Decoder()
+        self.pending = bytearray()
+        self.streams: dict[int, Stream] = {}
+        self.window = 0
+        self.snapshots: list[SnapshotEvent] = []
+        self.processes: dict[int, Process] = {}
+        self.pongs: list[bytes] = []
+        self.bye: Bye | None = None
+        self.ended = False
+        self.partial: defaultdict[int, bytes] = defaultdict(bytes)
+        if greet:
+            self.send(wire.encode_hello(WINDOW))
+            self.wait(lambda: self.window > 0, "the agent's hello")
+
+    def send(self, data: bytes) -> None:
+        self.pending += data
+
+    def open(self, number: int, port: int, *addresses: str, udp: bool = False) -> Stream:
+        stream = self.streams[number] = Stream(number, self.window, udp)
+        self.send(wire.encode_open(number, "udp" if udp else "tcp", port, addresses or ("127.0.0.1",)))
+        return stream
+
+    def upload(self, stream: Stream, data: bytes) -> None:
+        """Sends `data` as the credit allows."""
+        stream.outgoing += data
+        self._send_within_credit(stream)
+
+    def _send_within_credit(self, stream: Stream) -> None:
+        while stream.outgoing and stream.credit:
+            size = min(len(stream.outgoing), stream.credit, MAX_PAYLOAD)
+            self.send(wire.encode_data(stream.number, bytes(stream.outgoing[:size])))
+            del stream.outgoing[:size]
+            stream.credit -= size
+
+    def wait(self, until: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
+        """Reads and writes until `until` holds; AssertionError at the timeout or when the agent ends first."""
+        deadline = time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.stdout, selectors.EVENT_READ)
+            writing = False
+            while not until():
+                assert not self.ended, f"the agent ended while waiting for {what}: {self.bye}"
+                if bool(self.pending) != writing:
+                    writing = not writing
+                    (selector.register if writing else selector.unregister)(
+                        self.stdin, *([selectors.EVENT_WRITE] if writing else [])
+                    )
+                left = deadline - time.monotonic()
+                assert left > 0, f"no {what} within {timeout_s} s"
+                for key, _ in selector.select(left):
+                    if key.fd == self.stdin:
+                        self._write()
+                    else:
+                        self._read()
+
+    def write_out(self) -> None:
+        """Writes all that is pending without reading anything."""
+        os.set_blocking(self.stdin, True)
+        while self.pending:
+            self._write()
+        os.set_blocking(self.stdin, False)
+
+    def _write(self) -> None:
+        try:
+            written = os.write(self.stdin, self.pending[: 1 << 16])
+        except BrokenPipeError:
+            self.pending.clear()
+            return
+        del self.pending[:written]
+
+    def _read(self) -> None:
+        data = os.read(self.stdout, 1 << 18)
+        self.ended = not data
+        for event in self.decoder.feed(data):
+            match event:
+                case Data():
+                    self._take(event)
+                case Hello():
+                    self.window = event.window
+                case Opened():
+                    self.streams[event.stream].opened = event.address_index
+                case Refused():
+                    self.streams[event.stream].refused = event.errno
+                case Reset():
+                    self.streams[event.stream].reset = event.errno
+                case Eof():
+                    self.streams[event.stream].eof = True
+                case Credit():
+                    stream = self.streams[event.stream]
+                    stream.credit += event.size
+                    self._send_within_credit(stream)
+                case SnapshotEvent():
+                    self.snapshots.append(event)
+                case Process():
+                    self.processes[event.inode] = event
+                case Pong():
+                    self.pongs.append(event.payload)
+                case Bye():
+                    self.bye = event
+                case _:
+                    raise AssertionError(f"not for the host: {event}")
+
+    def _take(self, event: Data) -> None:
+        stream = self.streams[event.stream]
+        stream.first_byte_at = stream.first_byte_at or time.monotonic()
+        if stream.udp:
+            self.partial[stream.number] += event.payload
+            if event.last:
+                stream.datagrams.append(self.partial.pop(stream.number))
+        else:
+            stream.received += event.payload
+        stream.owed += len(event.payload)
+        if stream.owed >= WINDOW // 4 and not stream.frozen:
+            self.send(wire.encode_credit(stream.number, stream.owed))
+            stream.owed = 0
+
+    def thaw(self, stream: Stream) -> None:
+        stream.frozen = False
+        self.send(wire.encode_credit(stream.number, stream.owed))
+        stream.owed = 0
+
+    def until_end(self, timeout_s: float = TIMEOUT_S) -> int:
+        """Reads to the end of stdout; the exit status."""
+        self.wait(lambda: self.ended, "end of the agent", timeout_s)
+        return self.process.wait(timeout_s)
+
+    def stderr_text(self) -> str:
+        """All of stderr; only after the end."""
+        assert self.process.stderr
+        return self.process.stderr.read().decode()
+
+    def close(self) -> None:
+        """Ends the agent, whatever state it is in; a sanitizer's report fails the test here."""
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.stdout.close()
+            status = self.process.wait(TIMEOUT_S)
+        finally:
+            self.process.kill()
+            text = self.process.stderr.read().decode() if not self.process.stderr.closed else ""
+            self.process.stderr.close()
+        assert status >= 0, f"the agent died of signal {-status}"
+        assert "ERROR: " not in text and "runtime error" not in text, text

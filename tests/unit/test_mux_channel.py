@@ -1,0 +1,99 @@
+"""One stream over the agent, from the host's side: what a hostile agent may not do. Without sockets."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from autoforward import frames
+from autoforward.errors import ProtocolError
+from autoforward.mux import MAX_SNAPSHOTS, Mux
+from autoforward.mux_channel import CREDIT_STEP_BYTES, WINDOW_BYTES, MuxChannel
+
+
+class FakeEnds:
+    """The mux on one side and the relay on the other, as far as a channel that only receives needs them."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.sent: list[bytes] = []
+        self.ended = False
+
+    def data(self, chunk: bytes) -> None:
+        self.received += len(chunk)
+
+    def server_eof(self) -> None:
+        self.ended = True
+
+    def send(self, frame: bytes) -> None:
+        self.sent.append(frame)
+
+
+def channel(*, datagrams: bool = False) -> tuple[MuxChannel, FakeEnds]:
+    ends = FakeEnds()
+    return MuxChannel(cast(Mux, ends), 1, cast(Any, ends), frames.MIN_WINDOW, datagrams=datagrams), ends
+
+
+def test_a_window_is_taken_and_with_what_the_client_took_so_much_more() -> None:
+    stream, ends = channel()
+    stream.take_data(bytes(WINDOW_BYTES), last=True)
+    stream.consumed(CREDIT_STEP_BYTES)
+    assert len(ends.sent) == 1
+    stream.take_data(bytes(CREDIT_STEP_BYTES), last=True)
+    assert ends.received == WINDOW_BYTES + CREDIT_STEP_BYTES
+
+
+@pytest.mark.parametrize("datagrams", [False, True])
+def test_data_beyond_the_credit_is_a_violation(datagrams: bool) -> None:
+    stream, ends = channel(datagrams=datagrams)
+    stream.take_data(bytes(WINDOW_BYTES), last=True)
+    with pytest.raises(ProtocolError, match="credit"):
+        stream.take_data(b"x", last=True)
+    assert ends.received == WINDOW_BYTES
+
+
+def test_parts_of_a_datagram_count_before_it_is_whole() -> None:
+    stream, ends = channel(datagrams=True)
+    stream.take_data(bytes(WINDOW_BYTES), last=False)
+    with pytest.raises(ProtocolError, match="credit"):
+        stream.take_data(b"x", last=False)
+    assert ends.received == 0
+
+
+def test_data_after_the_end_is_a_violation() -> None:
+    stream, ends = channel()
+    stream.take_eof()
+    assert ends.ended
+    with pytest.raises(ProtocolError, match="after its end"):
+        stream.take_data(b"x", last=True)
+    with pytest.raises(ProtocolError, match="twice"):
+        stream.take_eof()
+
+
+def test_no_bytes_are_a_datagram_and_no_data() -> None:
+    stream, ends = channel(datagrams=True)
+    stream.take_data(b"", last=True)
+    assert ends.received == 0
+    with pytest.raises(ProtocolError, match="none"):
+        channel()[0].take_data(b"", last=True)
+
+
+def test_credit_beyond_its_sum_is_a_violation() -> None:
+    stream, _ = channel()
+    stream.take_credit(frames.MAX_CREDIT - frames.MIN_WINDOW)
+    with pytest.raises(ProtocolError, match="more credit"):
+        stream.take_credit(1)
+
+
+def test_snapshots_without_end_are_a_violation() -> None:
+    """Control takes them one after the other: what it cannot keep up with would pile up in memory."""
+    told: list[object] = []
+    nobody = cast(Any, None)
+    mux = Mux(nobody, nobody, told.append, nobody)
+    mux._take(frames.Process(1, 1, b"python3"))
+    for _ in range(MAX_SNAPSHOTS):
+        mux._take(frames.SnapshotEvent((), False))
+    with pytest.raises(ProtocolError, match="without end"):
+        mux._take(frames.SnapshotEvent((), False))
+    assert len(told) == MAX_SNAPSHOTS

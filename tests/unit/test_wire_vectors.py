@@ -1,0 +1,292 @@
+"""The protocol's bytes, the same for both ends: every vector runs against autoforward.wire and against agent/wire.c.
+
+Each message whole, byte by byte, and with a tail; each malformed one is an error in both.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import json
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoforward import frames, wire
+from autoforward.errors import ProtocolError
+from autoforward.frames import Data, Event, Hello, Ping, SocketEntry
+from tests.agent_build import build
+
+_VECTORS = json.loads((Path(__file__).parent / "wire_vectors.json").read_text())
+_HELLO = wire.encode_hello(262_144)
+_TAIL = wire.encode_ping(b"the tail")
+
+HELLOS = [pytest.param(vector, id=vector["name"]) for vector in _VECTORS["hellos"]]
+FRAMES = [pytest.param(vector, id=f"{vector['name']}, to {vector['to']}") for vector in _VECTORS["frames"]]
+GOOD = [param for param in FRAMES if "error" not in param.values[0]]
+BAD = [param for param in FRAMES if "error" in param.values[0]]
+TO_AGENT = [param for param in FRAMES if param.values[0]["to"] == "agent"]
+TO_HOST = [param for param in GOOD if param.values[0]["to"] == "host"]
+
+_BYTES = ("payload", "command_line")
+_TRANSPORTS = {"tcp": 6, "udp": 17}
+
+
+def event_of(row: Sequence[Any]) -> Event:
+    """An event from its JSON: the name of its class, then its fields, bytes in hexadecimal."""
+    kind = getattr(frames, row[0])
+    values: list[Any] = []
+    for name, value in zip(kind._fields, row[1:], strict=True):
+        if name in _BYTES:
+            values.append(bytes.fromhex(value))
+        elif name == "entries":
+            values.append(tuple(SocketEntry(*entry) for entry in value))
+        else:
+            values.append(tuple(value) if isinstance(value, list) else value)
+    return kind(*values)  # type: ignore[no-any-return]
+
+
+def joined(events: Sequence[Event]) -> list[Event]:
+    """Parts of one DATA frame put together, as they would have come whole."""
+    result: list[Event] = []
+    for event in events:
+        if isinstance(event, Data) and result and isinstance(result[-1], Data) and not result[-1].last:
+            event = Data(event.stream, result.pop().payload + event.payload, event.last)  # type: ignore[union-attr]
+        result.append(event)
+    return result
+
+
+def decode(role: frames.Role, pieces: Sequence[bytes]) -> list[Event]:
+    decoder = wire.Decoder(role)
+    events = [event for piece in (_HELLO, *pieces) for event in decoder.feed(piece)]
+    assert isinstance(events[0], Hello)
+    return joined(events[1:])
+
+
+def single_bytes(data: bytes) -> list[bytes]:
+    return [data[i : i + 1] for i in range(len(data))]
+
+
+@dataclass
+class Checker:
+    """agent/checks/wire_check.c as a child."""
+
+    process: subprocess.Popen[str]
+    closed: bool = field(default=False, init=False)
+
+    def ask(self, line: str) -> str:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def decode(self, pieces: Sequence[bytes]) -> tuple[list[str], str]:
+        """Lines of events (parts of DATA joined) and the last line: `ok` or `error …`."""
+        assert self.process.stdout
+        line = self.ask("decode " + " ".join(piece.hex() for piece in pieces if piece))
+        events: list[str] = []
+        partial = ""
+        while not line.startswith(("ok", "error")):
+            kind, stream, value, udp, last, payload = (line + " ").split(" ")[:6]
+            if kind == "4":
+                payload = partial + payload
+                partial = payload if last == "0" else ""
+            if last == "1":
+                events.append(f"{kind} {stream} {value} {udp} {payload}")
+            line = self.process.stdout.readline().strip()
+        return events, line
+
+
+@pytest.fixture(scope="module", params=["wire-check", "wire-check-asan"])
+def checker(request: pytest.FixtureRequest) -> Iterator[Checker]:
+    with subprocess.Popen([build(request.param)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield Checker(process)
+        assert process.stdin
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("vector", GOOD)
+def test_host_decodes(vector: dict[str, Any]) -> None:
+    role, data = vector["to"], bytes.fromhex(vector["bytes"])
+    events = [event_of(row) for row in vector["events"]]
+    assert decode(role, [data]) == events
+    assert decode(role, single_bytes(data)) == events
+    assert decode(role, [data + _TAIL]) == [*events, Ping(b"the tail")]
+    for cut in range(1, min(len(data), 64)):
+        assert decode(role, [data[:cut], data[cut:] + _TAIL]) == [*events, Ping(b"the tail")]
+
+
+@pytest.mark.parametrize("vector", BAD)
+def test_host_refuses(vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["bytes"])
+    for pieces in ([data + _TAIL * 20], single_bytes(data + _TAIL * 20)):
+        with pytest.raises(ProtocolError):
+            decode(vector["to"], pieces)
+
+
+@pytest.mark.parametrize("vector", HELLOS)
+def test_host_greets(vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["bytes"])
+    for pieces in ([data], single_bytes(data), [data + _TAIL]):
+        decoder = wire.Decoder("host")
+        if "error" in vector:
+            with pytest.raises(ProtocolError):
+                for piece in pieces:
+                    decoder.feed(piece)
+        else:
+            events = [event for piece in pieces for event in decoder.feed(piece)]
+            assert events[0] == Hello(vector["window"])
+            assert decoder.between_frames
+
+
+@pytest.mark.parametrize("vector", TO_AGENT)
+def test_agent_decodes(checker: Checker, vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["bytes"])
+    expected = [c_line(event_of(row)) for row in vector.get("events", [])]
+    tail = c_line(Ping(b"the tail"))
+    for pieces, events in (
+        ([_HELLO, data], expected),
+        ([_HELLO, *single_bytes(data)], expected),
+        ([_HELLO + data + _TAIL], [*expected, tail]),
+        ([_HELLO[:5], _HELLO[5:] + data[:3], data[3:] + _TAIL], [*expected, tail]),
+    ):
+        if "error" in vector:
+            assert checker.decode([*pieces, _TAIL * 20])[1].startswith("error ")
+        else:
+            assert checker.decode(pieces) == (["0 0 262144 0 ", *events], "ok")
+
+
+@pytest.mark.parametrize("vector", HELLOS)
+def test_agent_greets(checker: Checker, vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["bytes"])
+    for pieces in ([data], single_bytes(data)):
+        events, end = checker.decode(pieces)
+        if "error" in vector:
+            assert events == []
+            assert end.startswith("error ")
+        else:
+            assert (events, end) == ([f"0 0 {vector['window']} 0 "], "ok")
+            assert checker.ask(f"hello {vector['window']}") == vector["bytes"]
+
+
+@pytest.mark.parametrize("vector", TO_HOST)
+def test_agent_encodes(checker: Checker, vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["bytes"])
+    entries = [entry for row in vector["events"] if row[0] == "SnapshotEvent" for entry in row[1]]
+    at = 0
+    while at < len(data):
+        size, stream = int.from_bytes(data[at + 2 : at + 4], "big"), int.from_bytes(data[at + 4 : at + 8], "big")
+        assert checker.ask(f"header {data[at]} {data[at + 1]} {size} {stream}") == data[at : at + 8].hex()
+        if data[at] == frames.SNAPSHOT:
+            for row in range(at + 8, at + 8 + size, frames.ENTRY_SIZE):
+                assert c_entry(checker, entries.pop(0)) == data[row : row + frames.ENTRY_SIZE].hex()
+        at += 8 + size
+    assert not entries
+
+
+def c_entry(checker: Checker, entry: Sequence[Any]) -> str:
+    transport, port, text, uid, inode = entry
+    address = ipaddress.ip_address(text)
+    line = f"entry {_TRANSPORTS[transport]} {address.version} {port} {uid} {inode} {address.packed.hex()}"
+    return checker.ask(line)
+
+
+def c_line(event: Event) -> str:
+    """The line that wire_check prints of this event."""
+    match event:
+        case frames.Open():
+            payload = wire.encode_open(event.stream, event.transport, event.port, event.addresses)[8:]
+            return f"1 {event.stream} 0 0 {payload.hex()}"
+        case frames.Data():
+            return f"4 {event.stream} 0 0 {event.payload.hex()}"
+        case frames.Eof():
+            return f"5 {event.stream} 0 0 "
+        case frames.Reset():
+            return f"6 {event.stream} {event.errno} 0 {event.errno:08x}"
+        case frames.Credit():
+            return f"7 {event.stream} {event.size} 0 {event.size:08x}"
+        case frames.Ping():
+            return f"8 0 0 0 {event.payload.hex()}"
+        case frames.Pong():
+            return f"9 0 0 0 {event.payload.hex()}"
+        case frames.Watch():
+            return f"10 0 {event.interval_ms} {int(event.udp)} {event.interval_ms:08x}{int(event.udp):02x}"
+    raise AssertionError(event)
+
+
+def test_a_snapshot_is_bounded_over_its_frames() -> None:
+    entry = SocketEntry("tcp", 3000, "127.0.0.1", 0, 1)
+    full = wire.encode_snapshot([entry] * 1024, more=True)
+    decoder = wire.Decoder()
+    decoder.feed(_HELLO + full * 4)
+    with pytest.raises(ProtocolError, match="4096"):
+        decoder.feed(wire.encode_snapshot([entry]))
+
+
+@given(st.binary(max_size=600), st.lists(st.integers(0, 600), max_size=8), st.sampled_from(["host", "agent"]))
+def test_any_bytes_cut_anywhere_mean_the_same(data: bytes, cuts: list[int], role: frames.Role) -> None:
+    """Events, or ProtocolError and nothing else."""
+    edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    pieces = [data[a:b] for a, b in itertools.pairwise(edges)]
+    assert outcome(role, pieces) == outcome(role, [data])
+
+
+def outcome(role: frames.Role, pieces: Sequence[bytes]) -> list[Event] | None:
+    try:
+        events = decode(role, pieces)
+    except ProtocolError:
+        return None
+    return [Data(e.stream, e.payload, False) if isinstance(e, Data) else e for e in events]
+
+
+def test_what_is_encoded_is_checked() -> None:
+    for bad in (0, 1 << 32):
+        with pytest.raises(ValueError, match="stream"):
+            wire.encode_open(bad, "tcp", 80, ["127.0.0.1"])
+    with pytest.raises(ValueError, match="address"):
+        wire.encode_open(1, "tcp", 80, [])
+    with pytest.raises(ValueError, match="254"):
+        wire.encode_open(1, "tcp", 80, ["a" * 254])
+    with pytest.raises(ValueError, match="window"):
+        wire.encode_hello(1)
+
+
+fuzzing = pytest.mark.skipif("AUTOFORWARD_FUZZ_S" not in os.environ, reason="AUTOFORWARD_FUZZ_S says how long to fuzz")
+
+
+@fuzzing
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("role", ["host", "agent"])
+def test_fuzz_the_hosts_decoder(role: frames.Role) -> None:
+    """Mutations of the vectors, cut anywhere: the same events as whole, or ProtocolError in both."""
+    seed = int.from_bytes(os.urandom(4), "big")
+    rng = random.Random(seed)
+    seeds = [bytes.fromhex(vector["bytes"]) for vector in _VECTORS["frames"] if vector["to"] == role]
+    until = time.monotonic() + float(os.environ["AUTOFORWARD_FUZZ_S"])
+    while time.monotonic() < until:
+        data = bytearray(b"".join(rng.choices(seeds, k=rng.randint(1, 3))))
+        for _ in range(rng.randrange(5)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        edges = sorted({0, len(data), *rng.choices(range(len(data)), k=rng.randrange(6))})
+        pieces = [bytes(data[a:b]) for a, b in itertools.pairwise(edges)]
+        assert outcome(role, pieces) == outcome(role, [bytes(data)]), f"seed {seed}: {data.hex()}"
+
+
+@fuzzing
+@pytest.mark.timeout(0)
+def test_fuzz_the_agents_parsers() -> None:
+    seeds = sorted((Path(__file__).parents[2] / "agent" / "checks" / "corpus").iterdir())
+    done = subprocess.run(
+        [build("fuzz"), os.environ["AUTOFORWARD_FUZZ_S"], *seeds], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
