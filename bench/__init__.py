@@ -1,0 +1,1 @@
+"""The benchmark: our lanes and the mechanisms of others, on a real engine, in one run. `python -m bench --help`."""
