@@ -9,32 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Literal, TypeVar
 
-from autoforward.deploy import AgentDoesNotRunError, NoAgentError, deploy_agent
-from autoforward.detector import Detector
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.forwarder import LOOPBACK, RETRY_FAILED_S, Forwarder, Place
-from autoforward.lanes.commands import RelayTool, agent_tool
-from autoforward.lanes.probe import NoLane, choose_lane
-from autoforward.lanes.scripts import watcher_argv
+from autoforward.lanes.commands import RelayTool
 from autoforward.lanes.watcher import Frame
 from autoforward.messages import ForwardCounters, MuxLost, MuxSaid
-from autoforward.model import ContainerInfo, ForwardKey, LaneChoice, PortSpec, Snapshot
+from autoforward.model import ContainerInfo, ForwardKey, PortSpec, Snapshot
 from autoforward.policy import WITHDRAWAL_GRACE_S, Seen, SessionRules, plan
-from autoforward.probing import NoShellError, probe_container
+from autoforward.probing import NoShellError
 from autoforward.procnet import snapshot_from_rows
 from autoforward.settings import SessionRecord, merge_specs
-from autoforward.streams import SocketStream
 from autoforward.supervisor.actor import Actor, Ending, Restart
-from autoforward.supervisor.agent_link import AgentLink
 from autoforward.supervisor.connections import Connections
 from autoforward.supervisor.services import SessionServices
+from autoforward.supervisor.watching import Item, Lost, Watch, Watching
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +51,6 @@ T = TypeVar("T")
 State = Literal["starting", "watching", "reconnecting", "stopped", "dormant", "failed", "ended"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Lost:
-    detector: Detector | AgentLink
-    reason: str
-
-
 class Session:
     """Start it with `start`, end it with `end`; both once. `record` is what is stored."""
 
@@ -83,7 +71,8 @@ class Session:
         self._services = services
         self._on_ended = on_ended
         self._on_change = on_change
-        self._actor: Actor[Frame | _Lost | ContainerEvent] = Actor(record.container_name)
+        self._actor: Actor[Item] = Actor(record.container_name)
+        self._watching = Watching(record.session_id, engine, services, self._actor, self.connections, self.forwarder)
         self._task: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         self._claims: dict[int, tuple[PortSpec, ...]] = {}
@@ -91,8 +80,6 @@ class Session:
         """Commands that are about to claim ports of it."""
         self._stopped_keys: set[ForwardKey] = set()
         self._info: ContainerInfo | None = None
-        self._detector: Detector | AgentLink | None = None
-        self._agent: AgentLink | None = None
         self._snapshot: Snapshot = ()
         self._seen: dict[ForwardKey, Seen] = {}
         self._recheck_at_s: float | None = None
@@ -186,15 +173,12 @@ class Session:
             rewatch = (
                 before.container_id != record.container_id
                 or before.options.lane != record.options.lane
-                or (self._agent is None and repaced)
                 or self.state != "watching"
                 or self.tool is None
             )
-            if rewatch:
+            if rewatch or (repaced and not self._watching.set_pace(record.options.poll_interval_s)):
                 self._settled.clear()
                 raise Restart
-            if repaced and self._agent is not None:
-                self._agent.set_pace(record.options.poll_interval_s)
             await self._replan()
 
         await self._actor.execute(change)
@@ -256,7 +240,7 @@ class Session:
         finally:
             # The watcher ends last: what it finds of this session's relays it takes with it.
             await self.connections.aclose()
-            self._drop_detector()
+            self._drop_watch()
             self.state, self.problem = "ended", reason
             await self._services.publisher.publish(self.forwarder.session_event("detached", reason))
             self._settled.set()
@@ -268,7 +252,7 @@ class Session:
             try:
                 failures = await self._attempt(failures)
             except Restart:  # wherever the command found us, also between two attempts
-                self._drop_detector()
+                self._drop_watch()
                 failures = 0
 
     async def _attempt(self, failures: int) -> int:
@@ -310,7 +294,7 @@ class Session:
 
     async def _wait_for_start(self, info: ContainerInfo) -> None:
         """The container is not running: keep the ports for a while, then only the leases, until it starts."""
-        self._drop_detector()
+        self._drop_watch()
         if self._stopped_at_s is None:
             self._stopped_at_s = time.monotonic()
         if self.state != "dormant":
@@ -350,108 +334,25 @@ class Session:
         await self.forwarder.move_to(self._place(self.record))
         if restarted:
             self._extend_grace()
-        agent, why_not = await self._watch_with_agent(info)
-        watch = agent or await self._watch_with_shell(info, why_not)
-        self._detector = watch
         try:
-            if isinstance(watch, Detector):
-                watch.start()
+            watch = await self._watching.begin(info, self.record.options)
+            self.problem = self.connections.problem
             await self._follow(watch)
         except Restart:
             # Only how to watch has changed: connections that are open now keep their watcher, and it keeps them.
             if self.record.container_id == info.container_id:
-                if isinstance(watch, AgentLink):
-                    watch.retire()
-                    self._detector = self._agent = None
-                elif self.connections.retire_watch():
-                    self._detector = None
+                self._watching.retire()
             raise
         finally:
-            self._drop_detector()
-
-    async def _watch_with_agent(self, info: ContainerInfo) -> tuple[AgentLink | None, str | None]:
-        """The agent, running; or None and the reason for which it is not the lane (None where nobody asked for it)."""
-        if self.record.options.lane not in ("auto", "agent"):
-            return None, None
-        unusable: dict[str, str] = {}
-        link: AgentLink | None = None
-        while link is None:
-            try:
-                path = await self._in_pool(lambda: deploy_agent(self.engine, info, tuple(unusable)))
-                link = await self._start_agent(path)
-            except AgentDoesNotRunError as error:
-                unusable[path] = f"{path}: {error}"
-            except NoAgentError as error:
-                return None, "; ".join((*unusable.values(), str(error)))
-        self.connections.tool, self.problem = agent_tool(), None
-        self.connections.problem = None
-        self.connections.watched_by(None, "")
-        self.forwarder.route_over(self.record.session_id)
-        return link, None
-
-    async def _start_agent(self, path: str) -> AgentLink:
-        """Run what is at `path` and hear it say hello. Raises NoAgentError, and what the engine raises."""
-        link = AgentLink(
-            self.record.session_id,
-            self._services,
-            self._actor.tell,
-            lambda reason: self._actor.tell(_Lost(link, reason)),
-        )
-        stream = await self._actor.call(
-            self._services.engine_pool,
-            lambda: self.engine.open_exec(self.record.container_id, [path], {}),
-            _discard,
-        )
-        self._agent = link
-        try:
-            await link.start(stream, self.record.options.poll_interval_s)
-        except NoAgentError:
-            self._agent = None
-            raise
-        return link
-
-    async def _watch_with_shell(self, info: ContainerInfo, why_no_agent: str | None) -> Detector:
-        """The shell watcher, and the best of the tools that the container has."""
-        self.forwarder.route_over(None)
-        try:
-            probe = await self._in_pool(lambda: probe_container(self.engine, info.container_id))
-        except NoShellError as error:
-            raise (NoShellError(f"{error}; {why_no_agent}") if why_no_agent else error) from error
-        lane: LaneChoice = self.record.options.lane
-        choice = choose_lane(probe, lane) if lane != "agent" else NoLane(why_no_agent or "", ("agent",))
-        tool, self.problem = (None, choice.reason) if isinstance(choice, NoLane) else (choice, None)
-        if tool is None:
-            self.problem = f"no lane works in this container: {self.problem}"
-            if why_no_agent and lane == "auto":
-                self.problem += f"; {why_no_agent}"
-        elif why_no_agent:
-            note = f"{tool.capabilities.note}; not the agent, because {why_no_agent}"
-            tool = replace(tool, capabilities=replace(tool.capabilities, note=note))
-        self.connections.tool, self.connections.problem = tool, self.problem
-        token = secrets.token_hex(16)
-        argv = watcher_argv(
-            token, self.record.options.poll_interval_s, close_wait=tool is not None and tool.needs_close_wait
-        )
-        pool = self._services.engine_pool
-        stream = await self._actor.call(pool, lambda: self.engine.open_exec(info.container_id, argv, {}), _discard)
-        detector = Detector(
-            stream,
-            self._actor.tell,
-            self.connections.take_answer,
-            lambda reason: self._actor.tell(_Lost(detector, reason)),
-        )
-        self.connections.watched_by(detector, token)
-        return detector
+            self._drop_watch()
 
     def on_mux_said(self, notice: MuxSaid) -> None:
-        if self._agent is not None:
-            self._agent.on_said(notice)
+        self._watching.on_mux_said(notice)
 
     def on_mux_lost(self, notice: MuxLost) -> None:
-        if self._agent is not None:
-            self._agent.on_mux_lost(notice)
+        self._watching.on_mux_lost(notice)
 
-    async def _follow(self, detector: Detector | AgentLink) -> None:
+    async def _follow(self, watch: Watch) -> None:
         frames = 0
         began_s = time.monotonic()
         retry_at_s: float | None = None
@@ -467,7 +368,7 @@ class Session:
                 case Frame():
                     frames += 1
                     await self._take_frame(item, first=frames == 1)
-                case _Lost(lost, reason) if lost is detector:
+                case Lost(lost, reason) if lost is watch:
                     self.connections.close_gate()
                     if frames and time.monotonic() - began_s > WORKED_S:
                         log.info("%s: the watch was lost: %s", self.record.container_name, reason)
@@ -501,20 +402,14 @@ class Session:
             self.connections.open_gate()
             await self.forwarder.resume()
             await self._replan()
-            if self._detector is not None:
-                self._detector.ping_now()
+            self._watching.ping_now()
         elif event.action == "rename" and event.name:
             self.record = replace(self.record, container_name=event.name)
             await self.forwarder.move_to(self._place(self.record))
 
-    def _drop_detector(self) -> None:
-        detector, self._detector = self._detector, None
-        agent, self._agent = self._agent, None
-        if agent is not None:
-            agent.close()
+    def _drop_watch(self) -> None:
         self.connections.close_gate()
-        if detector is not None:
-            detector.close()
+        self._watching.drop()
 
     def _extend_grace(self) -> None:
         """Servers of a container that was away may take a while to come back: their ports wait for them."""
@@ -561,9 +456,3 @@ class Session:
         return Place(
             str(record.identity), record.container_id, record.container_name, record.workspace_folder, record.service
         )
-
-
-def _discard(stream: SocketStream) -> None:
-    """A stream that came when nobody wanted it any more: its process ends on stdin EOF."""
-    stream.shutdown_write()
-    stream.close()

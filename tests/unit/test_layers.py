@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("supervisor.handlers",),
     ("supervisor.server",),
     ("supervisor.session",),
+    ("supervisor.watching",),
     ("supervisor.connections", "supervisor.agent_link"),
     ("supervisor.services", "supervisor.control", "supervisor.hub", "supervisor.engines", "supervisor.actor"),
     ("supervisor.spawn", "supervisor"),

@@ -1,0 +1,202 @@
+"""How one container is watched and its connections are carried: by the agent, else by a shell watcher and a tool.
+
+The lane is chosen anew whenever a watch begins: what could not run before may have been installed. `connections` and
+`forwarder` are told of the choice; frames and losses go to the session's actor.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from autoforward.deploy import AgentDoesNotRunError, NoAgentError, deploy_agent
+from autoforward.detector import Detector
+from autoforward.engine import ContainerEvent, Engine
+from autoforward.forwarder import Forwarder
+from autoforward.lanes.commands import agent_tool
+from autoforward.lanes.probe import NoLane, choose_lane
+from autoforward.lanes.scripts import watcher_argv
+from autoforward.lanes.watcher import Frame
+from autoforward.messages import MuxLost, MuxSaid
+from autoforward.model import ContainerInfo
+from autoforward.probing import NoShellError, probe_container
+from autoforward.settings import SessionOptions
+from autoforward.streams import SocketStream
+from autoforward.supervisor.actor import Actor
+from autoforward.supervisor.agent_link import AgentLink
+from autoforward.supervisor.connections import Connections
+from autoforward.supervisor.services import SessionServices
+
+T = TypeVar("T")
+Watch = Detector | AgentLink
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """This watch is over, and why."""
+
+    watch: Watch
+    reason: str
+
+
+Item = Frame | Lost | ContainerEvent
+"""What a session's actor hears."""
+
+
+class Watching:
+    """`begin`, then `drop` or `retire`; one watch at a time."""
+
+    def __init__(
+        self,
+        session_id: str,
+        engine: Engine,
+        services: SessionServices,
+        actor: Actor[Item],
+        connections: Connections,
+        forwarder: Forwarder,
+    ) -> None:
+        self._session_id = session_id
+        self._engine = engine
+        self._services = services
+        self._actor = actor
+        self._connections = connections
+        self._forwarder = forwarder
+        self._watch: Watch | None = None
+        self._starting: AgentLink | None = None
+
+    async def begin(self, info: ContainerInfo, options: SessionOptions) -> Watch:
+        """A watch that runs, and the lane that goes with it; `connections.problem` says why there is none.
+
+        Raises NoShellError where nothing can be run at all, and what the engine raises.
+        """
+        agent, why_not = await self._begin_with_agent(info, options)
+        if agent is not None:
+            self._watch = agent
+            return agent
+        detector = await self._begin_with_shell(info, options, why_not)
+        self._watch = detector
+        detector.start()
+        return detector
+
+    def retire(self) -> None:
+        """Another watch is to begin: this one says nothing more, and stays for as long as its connections are open."""
+        watch = self._watch
+        if isinstance(watch, AgentLink):
+            watch.retire()
+            self._watch = None
+        elif watch is not None and self._connections.retire_watch():
+            self._watch = None
+
+    def drop(self) -> None:
+        """End it. Idempotent."""
+        watch, self._watch = self._watch, None
+        starting, self._starting = self._starting, None
+        for ended in (watch, starting):
+            if ended is not None:
+                ended.close()
+
+    def ping_now(self) -> None:
+        if self._watch is not None:
+            self._watch.ping_now()
+
+    def set_pace(self, poll_interval_s: float) -> bool:
+        """Another poll interval, if the watch can change it without a new beginning."""
+        if isinstance(self._watch, AgentLink):
+            self._watch.set_pace(poll_interval_s)
+            return True
+        return False
+
+    def on_mux_said(self, notice: MuxSaid) -> None:
+        if (link := self._link) is not None:
+            link.on_said(notice)
+
+    def on_mux_lost(self, notice: MuxLost) -> None:
+        if (link := self._link) is not None:
+            link.on_mux_lost(notice)
+
+    @property
+    def _link(self) -> AgentLink | None:
+        return self._watch if isinstance(self._watch, AgentLink) else self._starting
+
+    async def _in_pool(self, job: Callable[[], T], discard: Callable[[T], None] | None = None) -> T:
+        return await self._actor.call(self._services.engine_pool, job, discard)
+
+    async def _begin_with_agent(
+        self, info: ContainerInfo, options: SessionOptions
+    ) -> tuple[AgentLink | None, str | None]:
+        """The agent, running; or None and the reason for which it is not the lane (None where nobody asked for it)."""
+        if options.lane not in ("auto", "agent"):
+            return None, None
+        unusable: dict[str, str] = {}
+        link: AgentLink | None = None
+        while link is None:
+            try:
+                path = await self._in_pool(lambda: deploy_agent(self._engine, info, tuple(unusable)))
+                link = await self._start_agent(info, path, options.poll_interval_s)
+            except AgentDoesNotRunError as error:
+                unusable[path] = f"{path}: {error}"
+            except NoAgentError as error:
+                return None, "; ".join((*unusable.values(), str(error)))
+        self._connections.tool, self._connections.problem = agent_tool(), None
+        self._connections.watched_by(None, "")
+        self._forwarder.route_over(self._session_id)
+        return link, None
+
+    async def _start_agent(self, info: ContainerInfo, path: str, poll_interval_s: float) -> AgentLink:
+        """Run what is at `path` and hear it say hello. Raises NoAgentError, and what the engine raises."""
+        link = AgentLink(
+            self._session_id,
+            self._services,
+            self._actor.tell,
+            lambda reason: self._actor.tell(Lost(link, reason)),
+        )
+        stream = await self._in_pool(lambda: self._engine.open_exec(info.container_id, [path], {}), _discard)
+        self._starting = link
+        try:
+            await link.start(stream, poll_interval_s)
+        finally:
+            self._starting = None
+        return link
+
+    async def _begin_with_shell(
+        self, info: ContainerInfo, options: SessionOptions, why_no_agent: str | None
+    ) -> Detector:
+        """The shell watcher, and the best of the tools that the container has."""
+        self._forwarder.route_over(None)
+        try:
+            probe = await self._in_pool(lambda: probe_container(self._engine, info.container_id))
+        except NoShellError as error:
+            raise (NoShellError(f"{error}; {why_no_agent}") if why_no_agent else error) from error
+        lane = options.lane
+        choice = choose_lane(probe, lane) if lane != "agent" else NoLane(why_no_agent or "", ("agent",))
+        if isinstance(choice, NoLane):
+            tool, problem = None, f"no lane works in this container: {choice.reason}"
+            if why_no_agent and lane == "auto":
+                problem += f"; {why_no_agent}"
+            self._connections.tool, self._connections.problem = None, problem
+        else:
+            tool = choice
+            if why_no_agent:
+                note = f"{tool.capabilities.note}; not the agent, because {why_no_agent}"
+                tool = replace(tool, capabilities=replace(tool.capabilities, note=note))
+            self._connections.tool, self._connections.problem = tool, None
+        token = secrets.token_hex(16)
+        close_wait = tool is not None and tool.needs_close_wait
+        argv = watcher_argv(token, options.poll_interval_s, close_wait=close_wait)
+        stream = await self._in_pool(lambda: self._engine.open_exec(info.container_id, argv, {}), _discard)
+        detector = Detector(
+            stream,
+            self._actor.tell,
+            self._connections.take_answer,
+            lambda reason: self._actor.tell(Lost(detector, reason)),
+        )
+        self._connections.watched_by(detector, token)
+        return detector
+
+
+def _discard(stream: SocketStream) -> None:
+    """A stream that came when nobody wanted it any more: its process ends on stdin EOF."""
+    stream.shutdown_write()
+    stream.close()
