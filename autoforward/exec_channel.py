@@ -15,7 +15,8 @@ from autoforward.errors import ProtocolError
 from autoforward.lanes.signals import AttemptFailed, Broken, Opened, RelayPid, RelaySignal, ServerEof, classify_line
 from autoforward.lanes.watcher import LineSplitter, printable
 from autoforward.messages import AddressAnswered, KillWanted, RelayPlan, RelayStarted
-from autoforward.relay import Outbox, Relay
+from autoforward.outbox import Outbox
+from autoforward.relay import Relay
 from autoforward.streams import STDERR, STDOUT, EngineStream
 
 if TYPE_CHECKING:

@@ -9,30 +9,20 @@ reset: the data plane looks at those (`watch_peer`) from time to time.
 
 from __future__ import annotations
 
-import itertools
 import selectors
 import socket
 import struct
 import sys
-from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from autoforward.messages import ForwardCounters, StreamWanted
+from autoforward.outbox import RECEIVE_BYTES, Linger, Outbox
 
 if TYPE_CHECKING:
     from autoforward.dataplane import DataPlane
 
-RECEIVE_BYTES = 256 * 1024
 HIGH_WATER_BYTES = 512 * 1024
 """What one direction of one relay may hold before its source is not read any more."""
-
-MAX_GATHERED = 64
-"""Chunks in one `sendmsg`; the systems' own limit is 1,024."""
-
-LINGER_S = 2.0
-"""After the server's end, how long a client may still send before its connection is cut: closing a socket with unread
-bytes resets it, and the reset can overtake the answer."""
 
 GONE_GRACE_S = 1.0
 """After the client closed altogether, how long the server may take to notice, from the last byte that moved."""
@@ -41,58 +31,6 @@ STALLED_S = 60.0
 """After the client closed altogether, how long a server that reads nothing holds back what the client has sent."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-
-class Outbox:
-    """Bytes that wait for a socket to take them, in order."""
-
-    __slots__ = ("_chunks", "size")
-
-    def __init__(self) -> None:
-        self._chunks: deque[bytes | memoryview] = deque()
-        self.size = 0
-
-    def append(self, data: bytes) -> None:
-        self._chunks.append(data)
-        self.size += len(data)
-
-    def clear(self) -> None:
-        self._chunks.clear()
-        self.size = 0
-
-    def flush_gathered(self, sock: socket.socket) -> int:
-        """Like `flush`, with one system call for many chunks."""
-        before = self.size
-        while self._chunks:
-            batch = list(itertools.islice(self._chunks, MAX_GATHERED))
-            try:
-                left = sock.sendmsg(batch)
-            except BlockingIOError:
-                break
-            self.size -= left
-            for chunk in batch:
-                if left < len(chunk):
-                    self._chunks[0] = memoryview(chunk)[left:]
-                    return before - self.size
-                left -= len(chunk)
-                self._chunks.popleft()
-        return before - self.size
-
-    def flush(self, send: Callable[[bytes | memoryview], int]) -> int:
-        """Send as much as is taken; how many bytes that was. Raises OSError of `send` except BlockingIOError."""
-        before = self.size
-        while self._chunks:
-            chunk = self._chunks[0]
-            try:
-                sent = send(chunk)
-            except BlockingIOError:
-                break
-            self.size -= sent
-            if sent < len(chunk):
-                self._chunks[0] = memoryview(chunk)[sent:]
-                break
-            self._chunks.popleft()
-        return before - self.size
 
 
 class Channel(Protocol):
@@ -370,7 +308,7 @@ class Relay:
         if self._client_ended:
             client.close()
         else:
-            _Linger(self._plane, client)
+            Linger(self._plane, client)
 
     def _end_with_reset(self, *, refused: bool, reason: str) -> None:
         channel, self._channel = self._channel, None
@@ -390,36 +328,3 @@ class Relay:
             self._plane.watch(client.fileno(), 0, self._on_client)
             self._plane.relay_ended(self, refused=refused, reason=reason)
         return client
-
-
-class _Linger:
-    """A client whose server has closed: discard what it still sends, until it closes or its time is up."""
-
-    __slots__ = ("_client", "_plane", "_timer")
-
-    def __init__(self, plane: DataPlane, client: socket.socket) -> None:
-        self._plane = plane
-        self._client = client
-        self._timer = plane.call_later(LINGER_S, self.close)
-        plane.adopt(self)
-        plane.watch(client.fileno(), selectors.EVENT_READ, self._on_ready)
-
-    def __repr__(self) -> str:
-        return f"<_Linger fd={self._client.fileno()}>"
-
-    def _on_ready(self, _events: int) -> None:
-        try:
-            if self._client.recv(RECEIVE_BYTES):
-                return
-        except BlockingIOError:
-            return
-        except OSError:  # reset: as good an end as any
-            pass
-        self.close()
-
-    def close(self) -> None:
-        self._timer.cancel()
-        if self._client.fileno() >= 0:
-            self._plane.disown(self)
-            self._plane.watch(self._client.fileno(), 0, self._on_ready)
-            self._client.close()

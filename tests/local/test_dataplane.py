@@ -28,7 +28,8 @@ from autoforward.messages import (
     StreamWanted,
     Withdraw,
 )
-from autoforward.relay import HIGH_WATER_BYTES, RECEIVE_BYTES
+from autoforward.outbox import RECEIVE_BYTES
+from autoforward.relay import HIGH_WATER_BYTES
 from tests.containers import eventually
 from tests.local.plane_rig import FORWARD, TIMEOUT_S, Rig, fill, read_all, reset, rig
 

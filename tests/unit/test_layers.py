@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dataplane",),
     ("exec_channel",),
     ("relay", "peers", "mux", "udp"),
+    ("outbox",),
     ("mux_channel",),
     ("detector", "deploy", "probing", "close_wait", "targets", "teardown", "devcontainer_cli"),
     ("messages",),

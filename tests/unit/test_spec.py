@@ -201,7 +201,7 @@ def test_numbers_in_the_text_are_those_of_the_table() -> None:
         ("Relays", f"after {value['HARD_KILL_AFTER_S']} s SIGKILL"),
         ("Relays", f"within {value['OPEN_TIMEOUT_S']} s"),
         ("Relays", f"wait up to {value['HOLD_S']} s"),
-        ("Relays", f"send for {value['relay.LINGER_S']} s"),
+        ("Relays", f"send for {value['outbox.LINGER_S']} s"),
         ("Relays", f"{int(value['WINDOW_BYTES']) >> 20} MiB that the client has not taken"),
         ("Relays", f"at most {int(value['relay.HIGH_WATER_BYTES']) >> 10} KiB"),
         ("Relays", f"the first {MAX_DIALS} that were seen"),

@@ -1,0 +1,107 @@
+"""What a socket has not taken yet: bytes on their way out, and a connection on its way to its end."""
+
+from __future__ import annotations
+
+import itertools
+import selectors
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autoforward.dataplane import DataPlane
+
+RECEIVE_BYTES = 256 * 1024
+
+MAX_GATHERED = 64
+"""Chunks in one `sendmsg`; the systems' own limit is 1,024."""
+
+LINGER_S = 2.0
+"""After the server's end, how long a client may still send before its connection is cut: closing a socket with unread
+bytes resets it, and the reset can overtake the answer."""
+
+
+class Outbox:
+    """Bytes that wait for a socket to take them, in order."""
+
+    __slots__ = ("_chunks", "size")
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes | memoryview] = deque()
+        self.size = 0
+
+    def append(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self.size += len(data)
+
+    def clear(self) -> None:
+        self._chunks.clear()
+        self.size = 0
+
+    def flush_gathered(self, sock: socket.socket) -> int:
+        """Like `flush`, with one system call for many chunks."""
+        before = self.size
+        while self._chunks:
+            batch = list(itertools.islice(self._chunks, MAX_GATHERED))
+            try:
+                left = sock.sendmsg(batch)
+            except BlockingIOError:
+                break
+            self.size -= left
+            for chunk in batch:
+                if left < len(chunk):
+                    self._chunks[0] = memoryview(chunk)[left:]
+                    return before - self.size
+                left -= len(chunk)
+                self._chunks.popleft()
+        return before - self.size
+
+    def flush(self, send: Callable[[bytes | memoryview], int]) -> int:
+        """Send as much as is taken; how many bytes that was. Raises OSError of `send` except BlockingIOError."""
+        before = self.size
+        while self._chunks:
+            chunk = self._chunks[0]
+            try:
+                sent = send(chunk)
+            except BlockingIOError:
+                break
+            self.size -= sent
+            if sent < len(chunk):
+                self._chunks[0] = memoryview(chunk)[sent:]
+                break
+            self._chunks.popleft()
+        return before - self.size
+
+
+class Linger:
+    """A client whose server has closed: discard what it still sends, until it closes or its time is up."""
+
+    __slots__ = ("_client", "_plane", "_timer")
+
+    def __init__(self, plane: DataPlane, client: socket.socket) -> None:
+        self._plane = plane
+        self._client = client
+        self._timer = plane.call_later(LINGER_S, self.close)
+        plane.adopt(self)
+        plane.watch(client.fileno(), selectors.EVENT_READ, self._on_ready)
+
+    def __repr__(self) -> str:
+        return f"<Linger fd={self._client.fileno()}>"
+
+    def _on_ready(self, _events: int) -> None:
+        try:
+            if self._client.recv(RECEIVE_BYTES):
+                return
+        except BlockingIOError:
+            return
+        except OSError:  # reset: as good an end as any
+            pass
+        self.close()
+
+    def close(self) -> None:
+        self._timer.cancel()
+        if self._client.fileno() >= 0:
+            self._plane.disown(self)
+            self._plane.watch(self._client.fileno(), 0, self._on_ready)
+            self._client.close()
