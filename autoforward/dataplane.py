@@ -433,6 +433,7 @@ class DataPlane:
                 relay.routed = True
                 relay.attach(mux.open(relay, route.transport, route.dials))
                 relay.opened()
+                relay.read_now()
                 continue
             self.watch_peer(relay)
             self._notify(StreamWanted(forward_id, relay_id))

@@ -122,6 +122,10 @@ class Relay:
         self._reading = True
         self._watch()
 
+    def read_now(self) -> None:
+        """Once open: most clients speak first, and their first bytes are there before the loop would look."""
+        self._read_client()
+
     def data(self, chunk: bytes) -> None:
         self._counters.bytes_out += len(chunk)
         self._moved += 1
