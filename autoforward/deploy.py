@@ -89,9 +89,13 @@ def _is_roots_alone(member: tarfile.TarInfo) -> bool:
 
 
 def places(info: ContainerInfo) -> Sequence[str]:
-    """Where to try, in order. `/tmp` is often there to be emptied; `/` is there in an image of a single file too."""
-    found = dict.fromkeys(("/tmp", "/", *info.writable_mounts))  # in the container
-    return tuple(place for place in found if place not in info.tmpfs_mounts)
+    """Where to try, in order. `/tmp` is often there to be emptied; `/` is there in an image of a single file too.
+
+    Of mounts only volumes: the engine cannot put files into a tmpfs, and what is bound is a folder of the user's, where
+    nothing of ours belongs.
+    """
+    found = dict.fromkeys(("/tmp", "/", *info.writable_volumes))  # in the container
+    return tuple(place for place in found if place not in info.other_mounts)
 
 
 def archive(name: str, binary: bytes) -> bytes:

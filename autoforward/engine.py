@@ -266,13 +266,13 @@ def container_info(raw: Mapping[str, Any]) -> ContainerInfo:
         addresses=tuple(addresses),
         published=tuple(sorted(set(published), key=lambda p: (p.container_port, p.host_port, p.host_ip))),
         user=str(config.get("User", "")),
-        writable_mounts=tuple(
+        writable_volumes=tuple(
             str(mount["Destination"])
             for mount in raw.get("Mounts") or ()
-            if mount.get("RW") and mount.get("Destination") and mount.get("Type") != "tmpfs"
+            if mount.get("RW") and mount.get("Destination") and mount.get("Type") == "volume"
         ),
-        tmpfs_mounts=(
+        other_mounts=(
             *((raw.get("HostConfig") or {}).get("Tmpfs") or {}),
-            *(str(mount.get("Destination")) for mount in raw.get("Mounts") or () if mount.get("Type") == "tmpfs"),
+            *(str(mount.get("Destination")) for mount in raw.get("Mounts") or () if mount.get("Type") != "volume"),
         ),
     )

@@ -166,8 +166,8 @@ class ContainerInfo:
     addresses: tuple[str, ...] = ()
     published: tuple[PublishedPort, ...] = ()
     user: str = ""
-    writable_mounts: tuple[str, ...] = ()
-    tmpfs_mounts: tuple[str, ...] = ()
+    writable_volumes: tuple[str, ...] = ()
+    other_mounts: tuple[str, ...] = ()
     """Paths that the engine cannot put a file at."""
 
     @property

@@ -93,7 +93,7 @@ def binary(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def info(*mounts: str, tmpfs: tuple[str, ...] = ()) -> ContainerInfo:
-    return ContainerInfo("0" * 64, "web", "running", {}, writable_mounts=mounts, tmpfs_mounts=tmpfs)
+    return ContainerInfo("0" * 64, "web", "running", {}, writable_volumes=mounts, other_mounts=tmpfs)
 
 
 @pytest.mark.usefixtures("binary")
