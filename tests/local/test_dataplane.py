@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from autoforward import dataplane, relay
+from autoforward import dataplane, outbox, relay
 from autoforward.messages import (
     AcceptPaused,
     KillWanted,
@@ -451,7 +451,7 @@ def _descriptors() -> int:
 def test_three_hundred_connections_leave_no_descriptor(here: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every end that a connection can come to closes its client, its stream, and takes both off the selector."""
     monkeypatch.setattr(relay, "GONE_GRACE_S", 0.05)
-    monkeypatch.setattr(relay, "LINGER_S", 0.2)
+    monkeypatch.setattr(outbox, "LINGER_S", 0.2)
     monkeypatch.setattr(dataplane, "PEER_CHECK_INTERVAL_S", 0.05)
     before = _descriptors()
     assert here.counters().total == 0  # the listener is being watched by now
