@@ -8,10 +8,11 @@ from typing import Any
 
 from autoforward.cli import client, output
 from autoforward.devcontainer import PortConfiguration, configuration_for_container
-from autoforward.engine import Engine
+from autoforward.engine import Engine, resolve_endpoint
 from autoforward.errors import AutoforwardError
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.settings import SessionOptions, SessionRecord, identity_of, new_session_id
+from autoforward.targets import resolve_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,16 @@ class AttachResult:
     events: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problem: str | None = None
+
+
+def find_target(target: str, docker_host: str | None, context: str | None) -> tuple[EngineEndpoint, ContainerInfo]:
+    """The engine that the flags and the environment name, and the running container that is meant. Raises TargetError."""
+    endpoint = resolve_endpoint(docker_host, context)
+    engine = Engine(endpoint)
+    try:
+        return endpoint, resolve_target(engine, target)
+    finally:
+        engine.close()
 
 
 def record_for(

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -105,7 +105,7 @@ def _words_for(target: str | None) -> list[str]:
     return sorted(words)
 
 
-def _lines_of(path: Path, follow: bool, on_caught_up: object) -> Iterator[tuple[str, bool]]:
+def _lines_of(path: Path, follow: bool, on_caught_up: Callable[[], None]) -> Iterator[tuple[str, bool]]:
     """(line, live) of the rotated and the current file, then what is appended; opens the file again once it is rotated."""
     rotated = path.with_name(path.name + ".1")
     for source in (rotated, path):
@@ -121,7 +121,7 @@ def _lines_of(path: Path, follow: bool, on_caught_up: object) -> Iterator[tuple[
         return
     import watchfiles
 
-    on_caught_up()  # type: ignore[operator]  # a callable
+    on_caught_up()
     for _changes in watchfiles.watch(path.parent, recursive=False, raise_interrupt=True, debounce=50, step=20):
         if not path.exists():
             continue

@@ -10,12 +10,10 @@ from types import FrameType
 import click
 
 from autoforward.cli import client, output
-from autoforward.cli.attaching import record_for
-from autoforward.engine import Engine, resolve_endpoint
+from autoforward.cli.attaching import find_target, record_for
 from autoforward.errors import AutoforwardError
 from autoforward.portspec import parse_port_spec
 from autoforward.settings import SessionOptions
-from autoforward.targets import resolve_target
 
 
 class _Interrupted(Exception):  # noqa: N818  # Ctrl-C is no error here
@@ -33,12 +31,7 @@ def forward_ports(
 ) -> int:
     """Exit status. The first Ctrl-C (or SIGTERM) drains, the second ends at once; both are 0."""
     specs = [spec for text in texts for spec in parse_port_spec(text)]
-    endpoint = resolve_endpoint(docker_host, context)
-    engine = Engine(endpoint)
-    try:
-        info = resolve_target(engine, target)
-    finally:
-        engine.close()
+    endpoint, info = find_target(target, docker_host, context)
     output.warn_of_bind(options)
     record = record_for(info, endpoint, target=target, options=options, specs=specs, attached=False)
     _raise_on_signals()

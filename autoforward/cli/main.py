@@ -54,18 +54,12 @@ def attach(
 ) -> int:
     """Detect and forward, detached. TARGET is a folder, a container, or PROJECT/SERVICE[#N]."""
     from autoforward.cli.attaching import attach as attach_to
-    from autoforward.engine import Engine, resolve_endpoint
+    from autoforward.cli.attaching import find_target
     from autoforward.lanes.probe import NO_LANE_HINT
     from autoforward.portspec import parse_port_spec
-    from autoforward.targets import resolve_target
 
     wanted = [spec for text in specs for spec in parse_port_spec(text)]
-    endpoint = resolve_endpoint(docker_host, context)
-    engine = Engine(endpoint)
-    try:
-        info = resolve_target(engine, target)
-    finally:
-        engine.close()
+    endpoint, info = find_target(target, docker_host, context)
     name = info.workspace_folder if Path(target).is_dir() and info.workspace_folder else target
     result = attach_to(info.container_id, endpoint=endpoint, options=options, specs=wanted, target=name)
     for warning in result.warnings:

@@ -13,6 +13,7 @@ from typing import Any
 from autoforward import __version__
 from autoforward.errors import AutoforwardError, PortUnavailableError, TargetError
 from autoforward.events import LINE_PREFIX, PortEvent, encode_line, encode_object, matches_target, read_events
+from autoforward.lanes.probe import NO_LANE_HINT
 from autoforward.leases import format_time
 from autoforward.model import ForwardKey, PortSpec
 from autoforward.settings import SessionRecord, matches, merge_specs
@@ -118,7 +119,7 @@ class Handlers:
         if session.state != "watching" or session.tool is None:
             raise AutoforwardError(
                 f"nothing can be forwarded from {session.record.container_name}: {session.problem}",
-                hint="install socat in the image (or netcat-openbsd, or bash)",
+                hint=NO_LANE_HINT,
             )
         for forward in session.forwarder.forwards:
             if forward.status == "failed" and any(spec.key == forward.wish.key for spec in specs):

@@ -101,7 +101,7 @@ def _start(paths: StatePaths) -> None:
             os.close(ready_write)
             ready_write = -1
             # The first process forks and ends at once; what we wait for is the daemon's word or its end.
-            words = _read_until_end(ready)
+            words = _read_until_end(ready.fileno())
             process.wait()
     finally:
         if ready_write >= 0:
@@ -112,8 +112,7 @@ def _start(paths: StatePaths) -> None:
         )
 
 
-def _read_until_end(ready: object) -> str:
-    fileno = ready.fileno()  # type: ignore[attr-defined]  # any file object
+def _read_until_end(fileno: int) -> str:
     received = b""
     while select.select([fileno], [], [], READY_TIMEOUT_S)[0]:
         data = os.read(fileno, 4096)
