@@ -61,6 +61,9 @@ static const struct {
 	[PING] = {8, 8, true, false},
 	[PONG] = {8, 8, true, false},
 	[WATCH] = {5, 5, true, false},
+	[LISTEN] = {SECRET_SIZE + 1 + 4, SECRET_SIZE + 1 + 16, true, false},
+	[DIRECT] = {TOKEN_SIZE, TOKEN_SIZE, true, true},
+	[MOVE] = {0, 0, true, true},
 };
 
 static const char *check_header(const u8 *header) {
@@ -98,6 +101,10 @@ static const char *check_payload(struct event *event) {
 		event->value = get_u32(event->bytes);
 		event->udp = event->bytes[4] & 1;
 		return event->bytes[4] > 1 ? "watch flags" : NULL;
+	case LISTEN: {
+		u32 kind = event->bytes[SECRET_SIZE], length = event->size - SECRET_SIZE - 1;
+		return (kind == 4 && length == 4) || (kind == 6 && length == 16) ? NULL : "address";
+	}
 	default: return NULL;
 	}
 }

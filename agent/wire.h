@@ -19,6 +19,10 @@ enum frame_type {
 	SNAPSHOT,
 	PROCESS,
 	BYE,
+	LISTEN,
+	LISTENING,
+	DIRECT,
+	MOVE,
 };
 
 enum {
@@ -36,6 +40,8 @@ enum {
 	ENTRY_SIZE = 32,
 	SNAPSHOT_MORE = 1,
 	SNAPSHOT_CUT = 2,
+	SECRET_SIZE = 16,
+	TOKEN_SIZE = 16,
 };
 
 enum { TRANSPORT_TCP = 6, TRANSPORT_UDP = 17 };

@@ -30,7 +30,11 @@ SNAPSHOT_MORE, SNAPSHOT_CUT = 1, 2  # flags: another frame follows; there were m
 MAX_COMMAND: Final = 1024
 MAX_BYE_TEXT: Final = 255
 
+SECRET_SIZE: Final = 16
+TOKEN_SIZE: Final = 16
+
 OPEN, OPENED, REFUSED, DATA, EOF, RESET, CREDIT, PING, PONG, WATCH, SNAPSHOT, PROCESS, BYE = range(1, 14)
+LISTEN, LISTENING, DIRECT, MOVE = range(14, 18)
 
 Role = Literal["host", "agent"]
 ByeReason = Literal["stdin ended", "silence", "protocol error"]
@@ -145,9 +149,35 @@ class Bye(NamedTuple):
     text: str
 
 
-Event = (
-    Hello | Open | Opened | Refused | Data | Eof | Reset | Credit | Ping | Pong | Watch | SnapshotEvent | Process | Bye
-)
+class Listen(NamedTuple):
+    """Listen for direct connections on `address`, one of the container's own. `secret`: SECRET_SIZE bytes."""
+
+    secret: bytes
+    address: str
+
+
+class Listening(NamedTuple):
+    """Where direct connections are taken; port 0: nowhere (any more), with the reason, 0 after too many bad attempts."""
+
+    port: int
+    errno: int
+
+
+class Direct(NamedTuple):
+    """The direct connection that brings this `token` (TOKEN_SIZE bytes) is for this stream."""
+
+    stream: int
+    token: bytes
+
+
+class Move(NamedTuple):
+    """Every byte of the sender's after this comes over the direct connection."""
+
+    stream: int
+
+
+_OfStream = Open | Opened | Refused | Data | Eof | Reset | Credit | Direct | Move
+Event = _OfStream | Hello | Ping | Pong | Watch | SnapshotEvent | Process | Bye | Listen | Listening
 
 
 class Rule(NamedTuple):
@@ -166,9 +196,16 @@ _BOTH_WAYS: Final = {
     CREDIT: Rule(4, 4, True),
     PING: Rule(8, 8, False),
     PONG: Rule(8, 8, False),
+    MOVE: Rule(0, 0, True),
 }
 RULES: Final[dict[Role, dict[int, Rule]]] = {
-    "agent": _BOTH_WAYS | {OPEN: Rule(7, MAX_OPEN, True), WATCH: Rule(5, 5, False)},
+    "agent": _BOTH_WAYS
+    | {
+        OPEN: Rule(7, MAX_OPEN, True),
+        WATCH: Rule(5, 5, False),
+        LISTEN: Rule(SECRET_SIZE + 1 + 4, SECRET_SIZE + 1 + 16, False),
+        DIRECT: Rule(TOKEN_SIZE, TOKEN_SIZE, True),
+    },
     "host": _BOTH_WAYS
     | {
         OPENED: Rule(1, 1, True),
@@ -176,5 +213,6 @@ RULES: Final[dict[Role, dict[int, Rule]]] = {
         SNAPSHOT: Rule(0, MAX_PAYLOAD // ENTRY_SIZE * ENTRY_SIZE, False, SNAPSHOT_MORE | SNAPSHOT_CUT),
         PROCESS: Rule(12, 12 + MAX_COMMAND, False),
         BYE: Rule(1, 1 + MAX_BYE_TEXT, False),
+        LISTENING: Rule(6, 6, False),
     },
 }

@@ -11,8 +11,8 @@ Cost, CPython 3.11 on one core (best of five): DATA frames of 32 KiB decode at 1
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Final
 
 from autoforward.errors import ProtocolError
@@ -21,19 +21,21 @@ from autoforward.frames import (
     BYE_REASONS,
     CREDIT,
     DATA,
+    DIRECT,
     EOF,
     HEADER_SIZE,
     HELLO_SIZE,
+    LISTEN,
+    LISTENING,
     MAGIC,
     MAX_ADDRESSES,
     MAX_BYE_TEXT,
-    MAX_CREDIT,
     MAX_ENTRIES,
-    MAX_ERRNO,
     MAX_NAME,
     MAX_STREAM,
     MAX_WINDOW,
     MIN_WINDOW,
+    MOVE,
     OPEN,
     OPENED,
     PING,
@@ -42,41 +44,27 @@ from autoforward.frames import (
     REFUSED,
     RESET,
     RULES,
+    SECRET_SIZE,
     SNAPSHOT,
     SNAPSHOT_CUT,
     SNAPSHOT_MORE,
+    TOKEN_SIZE,
     VERSION,
     WATCH,
-    Bye,
     ByeReason,
-    Credit,
     Data,
-    Eof,
     Event,
-    Hello,
-    Open,
-    Opened,
-    Ping,
-    Pong,
-    Process,
-    Refused,
-    Reset,
     Role,
     SnapshotEvent,
     SocketEntry,
-    Watch,
 )
 from autoforward.model import Transport
+from autoforward.payloads import ENTRY, HELLO, PARSERS, PROCESS_HEAD, TRANSPORTS, U32, parse_entry, parse_hello
 
-_TRANSPORTS: Final[dict[int, Transport]] = {6: "tcp", 17: "udp"}
-_TRANSPORT_NUMBERS: Final = {name: number for number, name in _TRANSPORTS.items()}
+_TRANSPORT_NUMBERS: Final = {name: number for number, name in TRANSPORTS.items()}
 
 _HEADER = struct.Struct(">BBHI")
-_HELLO = struct.Struct(">8sHHI")
 _VALUE_FRAME = struct.Struct(">BBHII")
-_ENTRY = struct.Struct(">BBHIQ16s")
-_PROCESS = struct.Struct(">QI")
-_U32 = struct.Struct(">I")
 
 
 class Decoder:
@@ -123,7 +111,7 @@ class Decoder:
             if end < HELLO_SIZE:
                 self._keep(data, 0)
                 return events
-            append(_parse_hello(data))
+            append(parse_hello(data))
             self._greeted = True
             at = HELLO_SIZE
         unpack_header = _HEADER.unpack_from
@@ -167,7 +155,7 @@ class Decoder:
             if kind == SNAPSHOT:
                 self._take_entries(payload, flags, events)
             else:
-                append(_PARSERS[kind](stream, payload))
+                append(PARSERS[kind](stream, payload))
         self._data_left = left
         self._data_stream = stream
         return events
@@ -177,99 +165,14 @@ class Decoder:
         self._needed = needed
 
     def _take_entries(self, payload: bytes, flags: int, events: list[Event]) -> None:
-        if len(payload) % _ENTRY.size:
+        if len(payload) % ENTRY.size:
             raise ProtocolError(f"a snapshot of {len(payload)} bytes")
-        self._entries.extend(_parse_entry(*fields) for fields in _ENTRY.iter_unpack(payload))
+        self._entries.extend(parse_entry(*fields) for fields in ENTRY.iter_unpack(payload))
         if len(self._entries) > MAX_ENTRIES or (flags & SNAPSHOT_MORE and not payload):
             raise ProtocolError(f"a snapshot of more than {MAX_ENTRIES} sockets")
         if not flags & SNAPSHOT_MORE:
             events.append(SnapshotEvent(tuple(self._entries), bool(flags & SNAPSHOT_CUT)))
             self._entries.clear()
-
-
-def _parse_hello(data: bytes) -> Hello:
-    _, version, flags, window = _HELLO.unpack_from(data)
-    if version != VERSION or flags or not MIN_WINDOW <= window <= MAX_WINDOW:
-        raise ProtocolError(f"the agent speaks version {version} (flags {flags}, window {window}), we speak {VERSION}")
-    return Hello(window)
-
-
-def _parse_open(stream: int, payload: bytes) -> Event:
-    transport, port, count = _TRANSPORTS.get(payload[0]), payload[1] << 8 | payload[2], payload[3]
-    if transport is None or not port or not 1 <= count <= MAX_ADDRESSES:
-        raise ProtocolError(f"OPEN of transport {payload[0]}, port {port}, {count} addresses")
-    addresses = []
-    at = 4
-    for _ in range(count):
-        kind, size = payload[at : at + 2] if at + 2 <= len(payload) else (255, 0)
-        value = payload[at + 2 : at + 2 + size]
-        at += 2 + size
-        if len(value) != size or ((kind, size) not in ((4, 4), (6, 16)) and (kind or not 1 <= size <= MAX_NAME)):
-            raise ProtocolError(f"OPEN with an address of kind {kind} and {size} bytes")
-        addresses.append(str(ip_address(value)) if kind else value.decode("ascii", "replace"))
-    if at != len(payload):
-        raise ProtocolError(f"OPEN with {len(payload) - at} bytes too many")
-    return Open(stream, transport, port, tuple(addresses))
-
-
-def _parse_errno(payload: bytes) -> int:
-    (number,) = _U32.unpack(payload)
-    if number > MAX_ERRNO:
-        raise ProtocolError(f"an error number of {number}")
-    return int(number)
-
-
-def _parse_credit(stream: int, payload: bytes) -> Event:
-    (size,) = _U32.unpack(payload)
-    if not 0 < size <= MAX_CREDIT:
-        raise ProtocolError(f"a credit of {size}")
-    return Credit(stream, size)
-
-
-def _parse_watch(_: int, payload: bytes) -> Event:
-    if payload[4] > 1:
-        raise ProtocolError(f"WATCH with flags {payload[4]}")
-    return Watch(_U32.unpack_from(payload)[0], payload[4] == 1)
-
-
-def _parse_entry(transport: int, family: int, port: int, uid: int, inode: int, address: bytes) -> SocketEntry:
-    name = _TRANSPORTS.get(transport)
-    if name is None or not port or family not in (4, 6) or (family == 4 and any(address[4:])):
-        raise ProtocolError(f"a socket of transport {transport}, family {family}, port {port}")
-    text = str(IPv4Address(address[:4]) if family == 4 else IPv6Address(address))
-    return SocketEntry(name, port, text, uid, inode)
-
-
-def _parse_process(_: int, payload: bytes) -> Event:
-    inode, pid = _PROCESS.unpack_from(payload)
-    return Process(inode, pid, payload[_PROCESS.size :])
-
-
-def _parse_bye(_: int, payload: bytes) -> Event:
-    if not 1 <= payload[0] <= len(BYE_REASONS):
-        raise ProtocolError(f"BYE for reason {payload[0]}")
-    return Bye(BYE_REASONS[payload[0] - 1], payload[1:].decode("utf-8", "replace"))
-
-
-def _parse_opened(stream: int, payload: bytes) -> Event:
-    if payload[0] >= MAX_ADDRESSES:
-        raise ProtocolError(f"OPENED with address number {payload[0]}")
-    return Opened(stream, payload[0])
-
-
-_PARSERS: Final[dict[int, Callable[[int, bytes], Event]]] = {
-    OPEN: _parse_open,
-    OPENED: _parse_opened,
-    REFUSED: lambda stream, payload: Refused(stream, _parse_errno(payload)),
-    EOF: lambda stream, _: Eof(stream),
-    RESET: lambda stream, payload: Reset(stream, _parse_errno(payload)),
-    CREDIT: _parse_credit,
-    PING: lambda _, payload: Ping(payload),
-    PONG: lambda _, payload: Pong(payload),
-    WATCH: _parse_watch,
-    PROCESS: _parse_process,
-    BYE: _parse_bye,
-}
 
 
 def _frame(kind: int, stream: int, payload: bytes = b"", flags: int = 0) -> bytes:
@@ -280,7 +183,7 @@ def encode_hello(window: int) -> bytes:
     """The first bytes of either side; `window` within MIN_WINDOW and MAX_WINDOW (ValueError)."""
     if not MIN_WINDOW <= window <= MAX_WINDOW:
         raise ValueError(f"window {window} is not within {MIN_WINDOW} and {MAX_WINDOW}")
-    return _HELLO.pack(MAGIC, VERSION, 0, window)
+    return HELLO.pack(MAGIC, VERSION, 0, window)
 
 
 def encode_open(stream: int, transport: Transport, port: int, addresses: Sequence[str]) -> bytes:
@@ -340,7 +243,29 @@ def encode_pong(payload: bytes) -> bytes:
 
 def encode_watch(interval_ms: int, *, udp: bool = False) -> bytes:
     """Ask for snapshots at that pace, 0 to stop; each WATCH is answered by a complete one."""
-    return _frame(WATCH, 0, _U32.pack(interval_ms) + bytes((udp,)))
+    return _frame(WATCH, 0, U32.pack(interval_ms) + bytes((udp,)))
+
+
+def encode_listen(secret: bytes, address: str) -> bytes:
+    """`secret`: SECRET_SIZE bytes that prove a direct connection; `address`: IPv4 or IPv6 (ValueError)."""
+    own = ip_address(address)
+    return _frame(LISTEN, 0, _sized(secret, SECRET_SIZE) + bytes((own.version,)) + own.packed)
+
+
+def encode_direct(stream: int, token: bytes) -> bytes:
+    """`token`: TOKEN_SIZE bytes (ValueError), random, of this stream alone, in the place of the one before."""
+    return _frame(DIRECT, stream, _sized(token, TOKEN_SIZE))
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    if len(value) != size:
+        raise ValueError(f"{len(value)} bytes, not {size}")
+    return value
+
+
+def encode_move(stream: int) -> bytes:
+    """What we say on this stream after this comes over the direct connection."""
+    return _HEADER.pack(MOVE, 0, 0, stream)
 
 
 # What an agent sends; the host needs these for its tests alone.
@@ -362,15 +287,20 @@ def encode_snapshot(entries: Sequence[SocketEntry], *, more: bool = False, cut: 
     for entry in entries:
         address = ip_address(entry.address)
         number = _TRANSPORT_NUMBERS[entry.transport]
-        rows.append(_ENTRY.pack(number, address.version, entry.port, entry.uid, entry.inode, address.packed))
+        rows.append(ENTRY.pack(number, address.version, entry.port, entry.uid, entry.inode, address.packed))
     return _frame(SNAPSHOT, 0, b"".join(rows), more * SNAPSHOT_MORE | cut * SNAPSHOT_CUT)
 
 
 def encode_process(inode: int, pid: int, command_line: bytes) -> bytes:
     """Who holds the socket with that inode."""
-    return _frame(PROCESS, 0, _PROCESS.pack(inode, pid) + command_line)
+    return _frame(PROCESS, 0, PROCESS_HEAD.pack(inode, pid) + command_line)
 
 
 def encode_bye(reason: ByeReason, text: str = "") -> bytes:
     """The last frame."""
     return _frame(BYE, 0, bytes((BYE_REASONS.index(reason) + 1,)) + text.encode()[:MAX_BYE_TEXT])
+
+
+def encode_listening(port: int, errno: int = 0) -> bytes:
+    """Direct connections are taken at `port`; 0: nowhere."""
+    return _frame(LISTENING, 0, struct.pack(">HI", port, errno))

@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("devcontainer", "lanes.*"),
     ("attributes",),
     ("portspec", "procnet", "wire"),
+    ("payloads",),
     (
         "poller",
         "frames",

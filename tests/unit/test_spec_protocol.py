@@ -65,9 +65,10 @@ def test_who_sends_which_frame() -> None:
 
 
 def test_which_frames_are_of_a_stream() -> None:
-    assert "OPEN to CREDIT are of a stream, PING and what follows it are of stream 0" in prose()
+    assert "OPEN to CREDIT, DIRECT and MOVE are of a stream, all others are of stream 0" in prose()
+    of_stream = {*range(frames.OPEN, frames.CREDIT + 1), frames.DIRECT, frames.MOVE}
     for rules in frames.RULES.values():
-        assert all(rule.of_stream == (number <= frames.CREDIT) for number, rule in rules.items())
+        assert all(rule.of_stream == (number in of_stream) for number, rule in rules.items())
 
 
 def test_flags_are_those_of_a_snapshot() -> None:
@@ -96,6 +97,11 @@ def test_sizes_of_the_frames() -> None:
     assert agent[frames.WATCH].max_size == 4 + 1
     assert fields(payload("PROCESS")) + frames.MAX_COMMAND == host[frames.PROCESS].max_size
     assert fields(payload("BYE")) + frames.MAX_BYE_TEXT == host[frames.BYE].max_size
+    assert "address (4 or 16 bytes)" in payload("LISTEN")
+    assert fields(payload("LISTEN")) + 4 == agent[frames.LISTEN].min_size
+    assert fields(payload("LISTEN")) + 16 == agent[frames.LISTEN].max_size
+    assert fields(payload("LISTENING")) == host[frames.LISTENING].max_size
+    assert fields(payload("DIRECT")) == agent[frames.DIRECT].max_size
 
 
 def test_hello() -> None:

@@ -37,7 +37,7 @@ BAD = [param for param in FRAMES if "error" in param.values[0]]
 TO_AGENT = [param for param in FRAMES if param.values[0]["to"] == "agent"]
 TO_HOST = [param for param in GOOD if param.values[0]["to"] == "host"]
 
-_BYTES = ("payload", "command_line")
+_BYTES = ("payload", "command_line", "secret", "token")
 _TRANSPORTS = {"tcp": 6, "udp": 17}
 
 
@@ -221,7 +221,32 @@ def c_line(event: Event) -> str:
             return f"9 0 0 0 {event.payload.hex()}"
         case frames.Watch():
             return f"10 0 {event.interval_ms} {int(event.udp)} {event.interval_ms:08x}{int(event.udp):02x}"
+        case frames.Listen():
+            return f"14 0 0 0 {wire.encode_listen(event.secret, event.address)[8:].hex()}"
+        case frames.Direct():
+            return f"16 {event.stream} 0 0 {event.token.hex()}"
+        case frames.Move():
+            return f"17 {event.stream} 0 0 "
     raise AssertionError(event)
+
+
+def test_frames_of_direct_connections_are_encoded_as_decoded() -> None:
+    again: list[bytes] = []
+    for vector in (param.values[0] for param in GOOD):
+        for event in (event_of(row) for row in vector["events"]):
+            match event:
+                case frames.Listen():
+                    again.append(wire.encode_listen(*event))
+                case frames.Listening():
+                    again.append(wire.encode_listening(*event))
+                case frames.Direct():
+                    again.append(wire.encode_direct(*event))
+                case frames.Move():
+                    again.append(wire.encode_move(*event))
+                case _:
+                    continue
+            assert again[-1].hex() in vector["bytes"]
+    assert {frame[0] for frame in again} == {frames.LISTEN, frames.LISTENING, frames.DIRECT, frames.MOVE}
 
 
 def test_a_snapshot_is_bounded_over_its_frames() -> None:
@@ -259,6 +284,12 @@ def test_what_is_encoded_is_checked() -> None:
         wire.encode_open(1, "tcp", 80, ["a" * 254])
     with pytest.raises(ValueError, match="window"):
         wire.encode_hello(1)
+    with pytest.raises(ValueError, match="db"):
+        wire.encode_listen(bytes(16), "db")
+    with pytest.raises(ValueError, match="15 bytes"):
+        wire.encode_listen(bytes(15), "127.0.0.1")
+    with pytest.raises(ValueError, match="17 bytes"):
+        wire.encode_direct(1, bytes(17))
 
 
 fuzzing = pytest.mark.skipif("AUTOFORWARD_FUZZ_S" not in os.environ, reason="AUTOFORWARD_FUZZ_S says how long to fuzz")
