@@ -360,7 +360,7 @@ class DataPlane:
                 del self._muxes[session_id]
                 self._notify(MuxLost(session_id, reason))
 
-        mux = Mux(self, command.stream, said, lost)
+        mux = Mux(self, command.stream, said, lost, command.direct_address)
         before, self._muxes[session_id] = self._muxes.get(session_id), mux
         if before is not None:
             before.close()

@@ -67,11 +67,15 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class MuxStart:
-    """An agent runs on this stream: greet it, and ask for snapshots at this pace. The data plane owns the stream."""
+    """An agent runs on this stream: greet it, and ask for snapshots at this pace. The data plane owns the stream.
+
+    `direct_address`: the container's own, where bulk may go on a direct connection; None: it stays on the stream.
+    """
 
     session_id: str
     stream: EngineStream
     poll_interval_ms: int
+    direct_address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from autoforward import frames, wire
+from autoforward.direct import DirectGate
 from autoforward.errors import ProtocolError
 from autoforward.lanes.watcher import LineSplitter, printable
 from autoforward.model import DialAddress, Transport
@@ -53,7 +54,9 @@ class Mux:
         stream: EngineStream,
         on_event: Callable[[MuxEvent], None],
         on_lost: Callable[[str], None],
+        direct_address: str | None = None,
     ) -> None:
+        """`direct_address`: one of the container's own at which this machine may reach it; None: no direct path."""
         self._plane = plane
         self._stream = stream
         self._on_event = on_event
@@ -73,6 +76,7 @@ class Mux:
         self._last_words = ""
         self._timer: Timer | None = None
         self._is_retired = False
+        self.direct = DirectGate(plane, self, direct_address) if direct_address is not None else None
 
     def __repr__(self) -> str:
         return f"<Mux {self._stream!r}, {len(self._channels)} channels>"
@@ -125,6 +129,8 @@ class Mux:
             return
         if self._timer is not None:
             self._timer.cancel()
+        if self.direct is not None:
+            self.direct.close()
         self._plane.disown(self)
         self._plane.watch(fd, 0, self._on_stream)
         self._stream.shutdown_write()
@@ -253,7 +259,14 @@ class Mux:
                     channel.refused(number)
             case frames.Reset(stream, number):
                 if (channel := self._channels.pop(stream, None)) is not None:
-                    channel.broke(in_words(number) if number else "the agent ended the connection")
+                    channel.reset(in_words(number) if number else "the agent ended the connection")
+            case frames.Move(stream):
+                if (channel := self._channels.get(stream)) is not None:
+                    channel.take_move()
+            case frames.Listening():
+                if self.direct is None:
+                    raise ProtocolError("the agent listens although nobody asked it to")
+                self.direct.listening(event)
             case frames.Hello(window):
                 self._window = window
                 self._on_event(event)

@@ -5,8 +5,9 @@ See `relay.Channel` for the contract towards the relay. All calls are made in th
 
 from __future__ import annotations
 
+import socket
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from autoforward import frames, wire
 from autoforward.errors import ProtocolError
@@ -19,6 +20,10 @@ WINDOW_BYTES = 1024 * 1024
 
 CREDIT_STEP_BYTES = WINDOW_BYTES // 4
 """Credit is given back in steps of this size: a frame for each small chunk would double the traffic."""
+
+BULK_BYTES = 256 * 1024
+"""A stream that has moved this much one way is worth a connection of its own. Looked at when credit goes back, which is
+in steps of this size at most: nothing is counted for the small ones."""
 
 TURN_BYTES = frames.MAX_PAYLOAD
 """What one stream may put into a turn while others wait: one frame."""
@@ -33,6 +38,15 @@ class FarEnd(Protocol):
     def server_ended(self) -> None: ...
     def refuse(self, reason: str) -> None: ...
     def broken(self, reason: str) -> None: ...
+    def server_reset(self, reason: str) -> None: ...
+
+
+@runtime_checkable
+class MovableEnd(FarEnd, Protocol):
+    """One that can go on over a direct connection."""
+
+    def hold_client(self) -> None: ...
+    def moved(self, far: socket.socket) -> None: ...
 
 
 class MuxChannel:
@@ -42,22 +56,27 @@ class MuxChannel:
         "_consumed",
         "_credit",
         "_datagrams",
+        "_direct",
         "_eof_sent",
+        "_far",
+        "_move_sent",
+        "_moves",
         "_mux",
-        "_number",
         "_parts",
         "_queue",
         "_queued",
         "_ready",
         "_received",
         "_relay",
+        "_returned",
         "_server_ended",
         "_write_ended",
+        "number",
     )
 
     def __init__(self, mux: Mux, number: int, relay: FarEnd, credit: int, *, datagrams: bool = False) -> None:
         self._mux = mux
-        self._number = number
+        self.number = number
         self._relay: FarEnd | None = relay
         self._credit = credit
         self._queue: deque[bytes | memoryview] = deque()
@@ -68,9 +87,13 @@ class MuxChannel:
         self._write_ended = self._eof_sent = self._server_ended = False
         self._datagrams = datagrams
         self._parts: list[bytes] = []
+        # The direct path: the credit that came back, whether a connection was asked for, and the connection.
+        self._returned = 0
+        self._direct = self._moves = self._move_sent = False
+        self._far: socket.socket | None = None
 
     def __repr__(self) -> str:
-        return f"<MuxChannel {self._number} of {self._relay}>"
+        return f"<MuxChannel {self.number} of {self._relay}>"
 
     # What the relay calls.
 
@@ -81,7 +104,7 @@ class MuxChannel:
     def write(self, data: bytes) -> None:
         if not self._queue and len(data) <= self._credit and len(data) <= TURN_BYTES and not self._mux.is_backlogged:
             self._credit -= len(data)
-            self._mux.send_data(self._number, data)
+            self._mux.send_data(self.number, data)
             return
         self._queue.append(data)
         self._queued += len(data)
@@ -92,7 +115,7 @@ class MuxChannel:
         if len(datagram) > self._credit or self._mux.is_backlogged:
             return False
         self._credit -= len(datagram)
-        self._mux.send_data(self._number, datagram)
+        self._mux.send_data(self.number, datagram)
         return True
 
     def write_eof(self) -> None:
@@ -106,9 +129,10 @@ class MuxChannel:
         """The client has taken this many bytes: the agent may send as many more."""
         self._consumed += count
         if self._consumed >= CREDIT_STEP_BYTES and not self._server_ended:
-            self._mux.send(wire.encode_credit(self._number, self._consumed))
+            self._mux.send(wire.encode_credit(self.number, self._consumed))
             self._received -= self._consumed
             self._consumed = 0
+            self._is_bulk()
 
     def pause(self) -> None:
         """Nothing to do: without `consumed` there is no new credit."""
@@ -123,8 +147,9 @@ class MuxChannel:
         if self._relay is not None:
             self._relay = None
             self._queue.clear()
-            self._mux.send(wire.encode_reset(self._number, 0))
-            self._mux.forget(self._number)
+            self._mux.send(wire.encode_reset(self.number, 0))
+            self._mux.forget(self.number)
+            self._let_direct_go()
 
     # What the mux calls.
 
@@ -138,20 +163,24 @@ class MuxChannel:
             else:
                 view = memoryview(chunk)  # slices of a view copy nothing
                 part, self._queue[0] = view[:budget], view[budget:]
-            self._mux.send_data(self._number, part)
+            self._mux.send_data(self.number, part)
             budget -= len(part)
             self._credit -= len(part)
             self._queued -= len(part)
         self._ready = bool(self._queue) and self._credit > 0
         if not self._queue:
-            if self._write_ended:
+            if self._write_ended and not self._eof_sent:
                 self._send_eof()
-            elif self._relay is not None:
+            elif self._relay is not None and not self._moves:
                 self._relay.drained()
+            self._move()
         return self._ready
 
     def take_credit(self, count: int) -> None:
         self._credit += count
+        self._returned += count
+        if self._returned >= BULK_BYTES:
+            self._is_bulk()
         if self._credit > frames.MAX_CREDIT:
             raise ProtocolError("the agent gave more credit than there can be bytes")
         if self._queue:
@@ -185,21 +214,70 @@ class MuxChannel:
         if relay is not None:
             relay.refuse(in_words(number))
 
+    def reset(self, reason: str) -> None:
+        """The server broke off; what it said before is to arrive."""
+        relay, self._relay = self._relay, None
+        self._queue.clear()
+        self._let_direct_go()
+        if relay is not None:
+            relay.server_reset(reason)
+
     def broke(self, reason: str) -> None:
         relay, self._relay = self._relay, None
         self._queue.clear()
+        self._let_direct_go()
         if relay is not None:
             relay.broken(reason)
 
+    # The direct path: once the connection is there, what is queued goes out, MOVE goes both ways, then the relay has it.
+
+    def direct_ready(self, far: socket.socket) -> None:
+        if not isinstance(self._relay, MovableEnd) or (self._server_ended and self._write_ended):
+            far.close()
+            return
+        self._far = far
+        self._moves = True
+        self._relay.hold_client()
+        if not self._queue:
+            self._move()
+
+    def take_move(self) -> None:
+        """All that the agent had on the mux has arrived. It was told to go first, so the connection is there."""
+        far, self._far = self._far, None
+        if not self._move_sent or far is None:
+            raise ProtocolError("the agent moved a stream that was not to move")
+        self._received = WINDOW_BYTES  # not a byte more of it on the mux
+        if isinstance(self._relay, MovableEnd):
+            self._relay.moved(far)
+
+    def _is_bulk(self) -> None:
+        if not self._direct and not self._datagrams and self._mux.direct is not None:
+            self._direct = self._mux.direct.want(self)
+
+    def _move(self) -> None:
+        if self._moves and not self._move_sent:
+            self._move_sent = True
+            self._mux.send(wire.encode_move(self.number))
+
+    def _let_direct_go(self) -> None:
+        if self._direct and self._mux.direct is not None:
+            self._direct = False
+            self._mux.direct.release(self)
+        self._moves = False
+        far, self._far = self._far, None
+        if far is not None:
+            far.close()
+
     def _send_eof(self) -> None:
         self._eof_sent = True
-        self._mux.send(wire.encode_eof(self._number))
+        self._mux.send(wire.encode_eof(self.number))
         if self._server_ended:
             self._finish()
 
     def _finish(self) -> None:
         """Both directions have ended in order."""
-        self._mux.forget(self._number)
+        self._mux.forget(self.number)
+        self._let_direct_go()
         relay, self._relay = self._relay, None
         if relay is not None:
             relay.server_ended()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from autoforward.messages import ForwardCounters, StreamWanted
 from autoforward.outbox import RECEIVE_BYTES, Linger, Outbox
+from autoforward.splicer import Splicer
 
 if TYPE_CHECKING:
     from autoforward.dataplane import DataPlane
@@ -68,6 +69,7 @@ class Relay:
         "_channel",
         "_client_ended",
         "_counters",
+        "_far",
         "_flush_due",
         "_mask",
         "_moved",
@@ -77,6 +79,7 @@ class Relay:
         "_reading",
         "_server_ended",
         "_server_half_ended",
+        "_splicer",
         "_told_end",
         "client",
         "forward_id",
@@ -108,6 +111,8 @@ class Relay:
         """Its far end was opened without asking control, which then need not hear of an ordinary end either."""
         self._over = False
         self._moved = 0
+        self._far: socket.socket | None = None
+        self._splicer: Splicer | None = None
 
     def __repr__(self) -> str:
         return f"<Relay {self.relay_id} of {self.forward_id}>"
@@ -144,12 +149,18 @@ class Relay:
     def server_eof(self) -> None:
         """The server has said everything but still listens: the client sees its FIN and may go on."""
         self._server_half_ended = True
-        self._flush_client()
+        if self._splicer is not None:
+            self._splicer.server_eof()
+        else:
+            self._flush_client()
 
     def server_ended(self) -> None:
         """Everything that the server had to say has been handed over, and the far end is closed both ways."""
         self._channel = None
         self._server_ended = True
+        if self._splicer is not None:
+            self._splicer.server_eof()
+            return
         self._flush_client()
         if self._over:
             return
@@ -170,6 +181,75 @@ class Relay:
         """The far end broke off in mid-stream."""
         self._end_with_reset(refused=False, reason=reason)
 
+    def server_reset(self, reason: str) -> None:
+        """The server broke off: the client gets what came before, and then a reset of its own."""
+        if self._splicer is not None:
+            self._channel = None
+            self._splicer.finish_then(lambda: self.broken(reason))
+        else:
+            self.broken(reason)
+
+    # The direct path (`direct.py`): the bytes leave the channel, which stays for the ends.
+
+    def hold_client(self) -> None:
+        """Read nothing more of the client until `moved`."""
+        self._reading = False
+        self._watch()
+
+    def moved(self, far: socket.socket) -> None:
+        """All that came over the channel is here; what comes after it comes from `far`, which is ours now."""
+        self._far = far
+        self._flush_client()
+
+    def _splice(self, client: socket.socket, far: socket.socket) -> None:
+        """The client has what came over the channel: from here on the kernel moves the bytes."""
+        self._far = None
+        self._plane.watch(client.fileno(), 0, self._on_client)
+        self._mask = 0
+        try:
+            self._splicer = Splicer(
+                self._plane, self, client, far, client_ended=self._client_ended, server_ended=self._told_end
+            )
+        except OSError as error:
+            far.close()
+            self.cut(f"the direct connection could not be used: {error.strerror}")
+            return
+        self._splicer.start()
+        if self._server_half_ended or self._server_ended:
+            self._splicer.server_eof()
+
+    # What the splicer calls.
+
+    def up_moved(self, size: int) -> None:
+        self._counters.bytes_in += size
+        self._moved += 1
+
+    def down_moved(self, size: int) -> None:
+        self._counters.bytes_out += size
+        self._moved += 1
+
+    def client_said_all(self) -> None:
+        self._client_ended = True
+        if self._channel is not None:
+            self._channel.write_eof()
+        if self._told_end and not self._over:
+            self._finish()
+
+    def server_said_all(self) -> None:
+        if self._client_ended:
+            self._finish()
+        else:
+            self._half_finish()
+
+    def stopped_reading(self) -> None:
+        self._plane.watch_peer(self)
+
+    def client_broke(self, reason: str) -> None:
+        self.cut(reason)
+
+    def far_broke(self, reason: str) -> None:
+        self.broken(reason)
+
     # What the data plane calls.
 
     def server_closed(self) -> None:
@@ -182,7 +262,7 @@ class Relay:
     @property
     def is_reading(self) -> bool:
         """Whether the client's socket is watched, so that its end is noticed."""
-        return self._reading and not self._over
+        return (self._reading if self._splicer is None else self._splicer.reads_client) and not self._over
 
     @property
     def client_ended(self) -> bool:
@@ -210,6 +290,8 @@ class Relay:
 
     def _progress(self) -> tuple[int, int]:
         """Something that differs once bytes have moved, and how many still wait to go to the server."""
+        if self._splicer is not None:
+            return self._moved, self._splicer.pending
         return self._moved, self._channel.pending if self._channel is not None else 0
 
     # The client's socket.
@@ -280,6 +362,9 @@ class Relay:
             if self._server_ended:
                 self._finish()
                 return
+            if self._far is not None and self.client is not None:
+                self._splice(self.client, self._far)
+                return
         elif self._channel is not None and self._outbox.size > HIGH_WATER_BYTES:
             self._channel.pause()
         self._watch()
@@ -328,6 +413,10 @@ class Relay:
         client, self.client = self.client, None
         self._over = True
         self._outbox.clear()
+        if self._splicer is not None:
+            self._splicer.close()
+        if self._far is not None:
+            self._far.close()
         if client is not None:
             self._plane.watch(client.fileno(), 0, self._on_client)
             self._plane.relay_ended(self, refused=refused, reason=reason)

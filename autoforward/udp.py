@@ -78,6 +78,9 @@ class UdpFlow:
     def broken(self, _reason: str) -> None:
         self.server_ended()
 
+    def server_reset(self, _reason: str) -> None:
+        self.server_ended()
+
 
 class UdpServer:
     """One bound UDP socket of a forward (the caller's to close)."""

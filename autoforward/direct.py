@@ -1,0 +1,227 @@
+"""The direct path: a stream that turns out to be bulk gets a TCP connection of its own to the agent.
+
+The agent listens only after we asked it to (LISTEN, with a secret that travels over the exec stream alone). Each stream
+has a fresh token (DIRECT); the connection begins with both sides proving that they know the secret, neither sends it.
+Whatever fails here, the stream stays on the mux and nobody notices. Protocol: SPEC.md, "Direct path".
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import logging
+import os
+import selectors
+import socket
+from typing import TYPE_CHECKING, Final, Protocol
+
+from autoforward import wire
+from autoforward.frames import Listening
+
+if TYPE_CHECKING:
+    from autoforward.dataplane import DataPlane, Timer
+
+log = logging.getLogger(__name__)
+
+SECRET_BYTES: Final = 16
+TOKEN_BYTES: Final = 16
+NONCE_BYTES: Final = 16
+PROOF_BYTES: Final = 32
+HOST_WORDS: Final = b"autoforward direct host"
+AGENT_WORDS: Final = b"autoforward direct agent"
+
+MAX_DIRECT: Final = 64
+"""Direct connections over one agent at once; what comes after them stays on the mux."""
+
+HANDSHAKE_TIMEOUT_S: Final = 2.0
+"""The container is on this machine: a handshake takes less than a millisecond, or a firewall swallows it."""
+
+MAX_FAILURES: Final = 3
+"""Handshakes in a row that may fail before no more are tried with this agent."""
+
+
+def proof(secret: bytes, words: bytes, token: bytes, nonce: bytes) -> bytes:
+    """What shows that `secret` is known, without telling it: 32 bytes of HMAC-SHA256."""
+    return hmac.digest(secret, words + token + nonce, "sha256")
+
+
+class DirectUser(Protocol):
+    """A stream that may move; it owns the connection from `direct_ready` on."""
+
+    @property
+    def number(self) -> int: ...
+
+    def direct_ready(self, far: socket.socket) -> None: ...
+
+
+class MuxWriter(Protocol):
+    def send(self, frame: bytes | memoryview) -> None: ...
+
+
+class DirectGate:
+    """The agent's listener, as the host sees it: asked for with the first stream that is bulk."""
+
+    def __init__(self, plane: DataPlane, mux: MuxWriter, address: str) -> None:
+        self._plane = plane
+        self._mux = mux
+        self._address = address
+        self._secret = os.urandom(SECRET_BYTES)
+        self._port: int | None = None
+        self._asked = self._shut = False
+        self._waiting: dict[int, DirectUser] = {}
+        self._handshakes: set[_Handshake] = set()
+        self._failures = 0
+        self.active = 0
+        """Streams that have a direct connection, or are about to."""
+
+    def __repr__(self) -> str:
+        return f"<DirectGate {self._address}:{self._port} active={self.active}>"
+
+    def want(self, user: DirectUser) -> bool:
+        """A direct connection for this stream, if it can be had; `release` it once it is over. Whether it is tried."""
+        if self._shut or self.active >= MAX_DIRECT:
+            return False
+        self.active += 1
+        if self._port is not None:
+            self._connect(user, self._port)
+            return True
+        self._waiting[user.number] = user
+        if not self._asked:
+            self._asked = True
+            self._mux.send(wire.encode_listen(self._secret, self._address))
+        return True
+
+    def release(self, user: DirectUser) -> None:
+        """That stream is over."""
+        self._waiting.pop(user.number, None)
+        for handshake in [one for one in self._handshakes if one.user is user]:
+            handshake.close()
+        self.active -= 1
+
+    def listening(self, said: Listening) -> None:
+        """The agent's answer, or its word that it listens no more."""
+        if not said.port:
+            self._close_gate(f"the agent cannot listen there: {os.strerror(said.errno)}")
+            return
+        if self._shut or self._port is not None:
+            return
+        self._port = said.port
+        waiting, self._waiting = self._waiting, {}
+        for user in waiting.values():
+            self._connect(user, said.port)
+
+    def close(self) -> None:
+        """The mux is over."""
+        self._shut = True
+        self._waiting.clear()
+        for handshake in list(self._handshakes):
+            handshake.close()
+
+    def _connect(self, user: DirectUser, port: int) -> None:
+        token = os.urandom(TOKEN_BYTES)
+        self._mux.send(wire.encode_direct(user.number, token))
+        handshake = _Handshake(self, self._plane, user, self._secret, token)
+        self._handshakes.add(handshake)
+        handshake.start(self._address, port)
+
+    # What handshakes say.
+
+    def forget(self, handshake: _Handshake) -> None:
+        self._handshakes.discard(handshake)
+
+    def proven(self, user: DirectUser, far: socket.socket) -> None:
+        self._failures = 0
+        user.direct_ready(far)
+
+    def failed(self, reason: str, *, unreachable: bool) -> None:
+        self._failures += 1
+        if unreachable or self._failures >= MAX_FAILURES:
+            self._close_gate(reason)
+
+    def _close_gate(self, reason: str) -> None:
+        if not self._shut:
+            self._shut = True
+            self._waiting.clear()
+            log.info("no direct path to %s, bulk stays on the exec stream: %s", self._address, reason)
+
+
+class _Handshake:
+    """From the connection to the proof. Closed in silence when its stream ends first."""
+
+    def __init__(self, gate: DirectGate, plane: DataPlane, user: DirectUser, secret: bytes, token: bytes) -> None:
+        self.user = user
+        self._gate = gate
+        self._plane = plane
+        nonce = os.urandom(NONCE_BYTES)
+        self._hello = token + nonce + proof(secret, HOST_WORDS, token, nonce)
+        self._expected = proof(secret, AGENT_WORDS, token, nonce)
+        self._answer = b""
+        self._sock: socket.socket | None = None
+        self._timer: Timer | None = None
+
+    def start(self, address: str, port: int) -> None:
+        self._plane.adopt(self)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            self._sock = sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            result = sock.connect_ex((address, port))
+        except OSError as error:  # no descriptors left: not the path's fault
+            self._fail(error.strerror or str(error), unreachable=False)
+            return
+        if result not in (0, errno.EINPROGRESS):
+            self._fail(os.strerror(result), unreachable=True)
+            return
+        self._timer = self._plane.call_later(HANDSHAKE_TIMEOUT_S, self._timed_out)
+        self._plane.watch(sock.fileno(), selectors.EVENT_WRITE, self._on_ready)
+
+    def _on_ready(self, events: int) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            if self._hello:
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if error:
+                    self._fail(os.strerror(error), unreachable=True)
+                    return
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._hello = self._hello[sock.send(self._hello) :]
+                if not self._hello:
+                    self._plane.watch(sock.fileno(), selectors.EVENT_READ, self._on_ready)
+                return
+            data = sock.recv(PROOF_BYTES - len(self._answer))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(error.strerror or str(error), unreachable=False)
+            return
+        self._answer += data
+        if not data:
+            self._fail("it ended the handshake", unreachable=False)
+        elif len(self._answer) == PROOF_BYTES:
+            if hmac.compare_digest(self._answer, self._expected):
+                self._plane.watch(sock.fileno(), 0, self._on_ready)
+                self._sock = None
+                self.close()
+                self._gate.proven(self.user, sock)
+            else:
+                self._fail("who answers there is not our agent", unreachable=True)
+
+    def _timed_out(self) -> None:
+        self._fail(f"no answer within {HANDSHAKE_TIMEOUT_S:.0f} s", unreachable=not self._answer)
+
+    def _fail(self, reason: str, *, unreachable: bool) -> None:
+        self.close()
+        self._gate.failed(reason, unreachable=unreachable)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._gate.forget(self)
+        self._plane.disown(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._plane.watch(sock.fileno(), 0, self._on_ready)
+            sock.close()
