@@ -25,10 +25,19 @@ DEFAULT_POLL_INTERVAL_S = 0.5
 MIN_POLL_INTERVAL_S = 0.1
 MAX_POLL_INTERVAL_S = 60.0
 
+DEFAULT_MAX_PORTS = 128
+HIGHEST_MAX_PORTS = 1000
+"""Forwards of one session, and ports that it shows without forwarding them: a container must not be able to take every
+port of the host, nor to fill the list and the log of events."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How to watch and forward. `bind` None is loopback; `auto` False forwards declared ports only."""
+    """How to watch and forward. `bind` None is loopback; `auto` False forwards declared ports only.
+
+    `direct`: bulk may take the direct path. `notify`: desktop notifications. `default_exclude`: what is known to be no
+    server of the user's (editors' own, sshd) is not forwarded by itself.
+    """
 
     lane: LaneChoice = "auto"
     bind: str | None = None
@@ -36,6 +45,10 @@ class SessionOptions:
     poll_interval_s: float = DEFAULT_POLL_INTERVAL_S
     auto: bool = True
     auto_udp: bool = False
+    direct: bool = True
+    notify: bool = True
+    max_ports: int = DEFAULT_MAX_PORTS
+    default_exclude: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,6 +62,9 @@ class SessionOptions:
         interval_s = float(row["poll_interval_s"])
         if not MIN_POLL_INTERVAL_S <= interval_s <= MAX_POLL_INTERVAL_S:
             raise ValueError(f"poll interval out of range: {interval_s}")
+        max_ports = int(row.get("max_ports", DEFAULT_MAX_PORTS))
+        if not 1 <= max_ports <= HIGHEST_MAX_PORTS:
+            raise ValueError(f"number of ports out of range: {max_ports}")
         return cls(
             lane=lane,
             bind=None if row["bind"] is None else str(row["bind"]),
@@ -56,6 +72,10 @@ class SessionOptions:
             poll_interval_s=interval_s,
             auto=bool(row["auto"]),
             auto_udp=bool(row.get("auto_udp", False)),
+            direct=bool(row.get("direct", True)),
+            notify=bool(row.get("notify", True)),
+            max_ports=max_ports,
+            default_exclude=bool(row.get("default_exclude", True)),
         )
 
 

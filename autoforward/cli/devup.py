@@ -211,6 +211,7 @@ NEEDS_AUTO_FORWARD = {
     "poll_interval": "--poll-interval",
     "no_auto": "--no-auto",
     "auto_udp": "--auto-udp",
+    "no_direct": "--no-direct",
 }
 
 

@@ -121,6 +121,7 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
             poll_interval: float,
             no_auto: bool = False,
             auto_udp: bool = False,
+            no_direct: bool,
             **rest: Any,
         ) -> Any:
             options = SessionOptions(
@@ -130,6 +131,7 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
                 poll_interval_s=poll_interval,
                 auto=not no_auto,
                 auto_udp=auto_udp,
+                direct=not no_direct and _is_on("AUTOFORWARD_DIRECT"),
             )
             return function(*args, options=options, **rest)
 
@@ -145,6 +147,7 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
                 help="Seconds between looks into the container.",
                 show_default=True,
             ),
+            click.option("--no-direct", is_flag=True, help="Carry bulk through the engine too, not on a direct path."),
         ]
         if no_auto:
             flags.append(click.option("--no-auto", is_flag=True, help="Forward declared ports only."))
@@ -154,6 +157,14 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
         return call  # type: ignore[return-value]  # the same function with other keywords
 
     return decorate
+
+
+def _is_on(variable: str) -> bool:
+    """Whether a variable says yes; unset it does. Raises UsageError for anything but yes and no."""
+    text = os.environ.get(variable, "1").lower()
+    if text not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise UsageError(f"{variable} is {text!r}: neither true nor false")
+    return text in ("1", "true", "yes", "on")
 
 
 def _checked_address(text: str | None) -> str | None:

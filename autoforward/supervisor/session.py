@@ -449,6 +449,7 @@ class Session:
             blocked=None if self.tool is not None else self.problem,
             udp=self.tool is not None and self.tool.capabilities.udp,
             auto_udp=record.options.auto_udp,
+            max_forwards=record.options.max_ports,
         )
 
     @staticmethod

@@ -131,6 +131,25 @@ def test_flags_become_options() -> None:
     assert options_of(*argv) == (options, "tcp://x", "c")
 
 
+@pytest.mark.parametrize(("value", "direct"), [(None, True), ("yes", True), ("0", False), ("FALSE", False)])
+def test_the_direct_path_is_switched_off_by_flag_or_variable(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, direct: bool
+) -> None:
+    monkeypatch.delenv("AUTOFORWARD_DIRECT", raising=False)
+    if value is not None:
+        monkeypatch.setenv("AUTOFORWARD_DIRECT", value)
+    assert options_of()[0].direct is direct
+    assert options_of("--no-direct", no_auto=False)[0].direct is False
+
+
+def test_a_variable_that_is_neither_yes_nor_no_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOFORWARD_DIRECT", "maybe")
+    exit_code, words = options_of()
+    assert exit_code == 2
+    assert "AUTOFORWARD_DIRECT" in words
+    assert "maybe" in words
+
+
 def test_addresses_are_in_their_usual_form() -> None:
     assert options_of("--bind", "0:0:0:0:0:0:0:1")[0].bind == "::1"
     for text in ("localhost", "1.2.3", "", "127.0.0.1:80"):

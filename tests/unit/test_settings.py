@@ -24,7 +24,9 @@ RECORD = SessionRecord(
     config_file="/home/me/shop/.devcontainer/devcontainer.json",
     project="shop",
     service="api",
-    options=SessionOptions("socat", "0.0.0.0", ((3000, 3010),), 2.0, False),
+    options=SessionOptions(
+        "socat", "0.0.0.0", ((3000, 3010),), 2.0, False, True, False, False, max_ports=7, default_exclude=False
+    ),
     attached=False,
     declared=parse_port_spec("db:5432"),
     manual=parse_port_spec("8000-8001:3000-3001"),
@@ -78,6 +80,8 @@ def test_a_record_that_lacks_something_is_refused(key: str) -> None:
         {"poll_interval_s": "nan"},
         {"poll_interval_s": None},
         {"exclude": [[1]]},
+        {"max_ports": 0},
+        {"max_ports": 1001},
         {"exclude": [["a", "b"]]},
     ],
 )
