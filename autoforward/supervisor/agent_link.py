@@ -46,12 +46,12 @@ class AgentLink:
     def __repr__(self) -> str:
         return f"<AgentLink of {self._session_id}>"
 
-    async def start(self, stream: SocketStream, poll_interval_s: float) -> None:
+    async def start(self, stream: SocketStream, poll_interval_s: float, direct_address: str | None) -> None:
         """Hand the stream over and wait for the agent's hello. Raises NoAgentError when it does not come.
 
         AgentDoesNotRunError when its process ended before; once only, for a link that failed is of no more use.
         """
-        self._services.plane.submit(MuxStart(self._session_id, stream, _interval_ms(poll_interval_s)))
+        self._services.plane.submit(MuxStart(self._session_id, stream, _interval_ms(poll_interval_s), direct_address))
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 await self._greeted

@@ -172,7 +172,7 @@ class Session:
             repaced = before.options.poll_interval_s != record.options.poll_interval_s
             rewatch = (
                 before.container_id != record.container_id
-                or before.options.lane != record.options.lane
+                or (before.options.lane, before.options.direct) != (record.options.lane, record.options.direct)
                 or self.state != "watching"
                 or self.tool is None
             )

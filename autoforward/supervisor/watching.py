@@ -7,6 +7,7 @@ The lane is chosen anew whenever a watch begins: what could not run before may h
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -20,7 +21,7 @@ from autoforward.lanes.probe import NoLane, choose_lane
 from autoforward.lanes.scripts import watcher_argv
 from autoforward.lanes.watcher import Frame
 from autoforward.messages import MuxLost, MuxSaid
-from autoforward.model import ContainerInfo
+from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.probing import NoShellError, probe_container
 from autoforward.settings import SessionOptions
 from autoforward.streams import SocketStream
@@ -134,7 +135,7 @@ class Watching:
         while link is None:
             try:
                 path = await self._in_pool(lambda: deploy_agent(self._engine, info, tuple(unusable)))
-                link = await self._start_agent(info, path, options.poll_interval_s)
+                link = await self._start_agent(info, path, options)
             except AgentDoesNotRunError as error:
                 unusable[path] = f"{path}: {error}"
             except NoAgentError as error:
@@ -144,7 +145,7 @@ class Watching:
         self._forwarder.route_over(self._session_id)
         return link, None
 
-    async def _start_agent(self, info: ContainerInfo, path: str, poll_interval_s: float) -> AgentLink:
+    async def _start_agent(self, info: ContainerInfo, path: str, options: SessionOptions) -> AgentLink:
         """Run what is at `path` and hear it say hello. Raises NoAgentError, and what the engine raises."""
         link = AgentLink(
             self._session_id,
@@ -155,7 +156,8 @@ class Watching:
         stream = await self._in_pool(lambda: self._engine.open_exec(info.container_id, [path], {}), _discard)
         self._starting = link
         try:
-            await link.start(stream, poll_interval_s)
+            direct_address = direct_address_of(self._engine.endpoint, info) if options.direct else None
+            await link.start(stream, options.poll_interval_s, direct_address)
         finally:
             self._starting = None
         return link
@@ -194,6 +196,17 @@ class Watching:
         )
         self._connections.watched_by(detector, token)
         return detector
+
+
+def direct_address_of(endpoint: EngineEndpoint, info: ContainerInfo) -> str | None:
+    """Where bulk may reach the container without the engine: only one whose engine is on a local socket of this Linux.
+
+    None, too, for a container without addresses of its own (no network, the host's, another container's). Whether the
+    address can be reached from here shows when it is tried.
+    """
+    if sys.platform != "linux" or not endpoint.host.startswith("unix://"):
+        return None
+    return next((address for address in info.addresses if address), None)
 
 
 def _discard(stream: SocketStream) -> None:

@@ -19,6 +19,7 @@ class FakeEnds:
         self.received = 0
         self.sent: list[bytes] = []
         self.ended = False
+        self.direct = None
 
     def data(self, chunk: bytes) -> None:
         self.received += len(chunk)
