@@ -109,6 +109,10 @@ class Rig:
         self.plane.stop()
         self._closing.close()
 
+    def keep(self, sock: socket.socket) -> None:
+        """Close it at the end."""
+        self._closing.enter_context(sock)
+
     def serve(self, forward_id: str) -> socket.socket:
         listener = self._closing.enter_context(socket.create_server(("127.0.0.1", 0), backlog=512))
         listener.setblocking(False)

@@ -1,0 +1,463 @@
+"""The direct path from end to end without an engine: our data plane, a real agent as a child, servers on loopback.
+
+The agent speaks over a socket pair as over an exec stream; the "container's address" is 127.0.0.1. What went over the mux
+is counted there, so that each test sees whether the bulk of it has moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import random
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from autoforward import frames, wire
+from autoforward.direct import PROOF_BYTES
+from autoforward.frames import Hello
+from autoforward.messages import MuxEnd, MuxLost, MuxSaid, MuxStart, Route
+from autoforward.model import DialAddress
+from autoforward.streams import STDOUT
+from tests.agent_build import build
+from tests.local.plane_rig import FORWARD, TIMEOUT_S, Rig, read_all, reset, rig
+
+SESSION = "ses-direct"
+WINDOW = 256 * 1024
+F = TypeVar("F", bound=frames.Event)
+MOST_ON_THE_MUX = 24 << 20
+"""More than what goes over the mux until a stream has moved on a machine that is busy; a fraction of SIZE."""
+
+SIZE = 96 << 20
+
+
+def descriptors(pid: int | str) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+class AgentStream:
+    """What `SocketStream` is to an exec: here to a child, without the engine's frames. Counts both ways."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.heard = self.said = 0
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def recv(self) -> list[tuple[int, bytes]] | None:
+        data = self.sock.recv(256 * 1024)
+        self.heard += len(data)
+        return [(STDOUT, data)] if data else None
+
+    def send(self, data: bytes | bytearray | memoryview) -> int:
+        sent = self.sock.send(data)
+        self.said += sent
+        return sent
+
+    def shutdown_write(self) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Direct:
+    """A rig whose forward leads to `server`, over an agent of its own."""
+
+    def __init__(self, one: Rig, binary: Path, address: str | None = "127.0.0.1") -> None:
+        self.rig = one
+        ours, theirs = socket.socketpair()
+        self.agent = subprocess.Popen([binary], stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL)
+        theirs.close()
+        self.stream = AgentStream(ours)
+        self.server = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.server.settimeout(TIMEOUT_S)
+        port = self.server.getsockname()[1]
+        one.plane.submit(Route(FORWARD, SESSION, "tcp", (DialAddress("127.0.0.1", port),)))
+        one.plane.submit(MuxStart(SESSION, self.stream, 0, address))
+        while not isinstance(one.expect(MuxSaid).event, Hello):
+            pass
+
+    def close(self) -> None:
+        self.rig.plane.submit(MuxEnd(SESSION))
+        self.server.close()
+        self.agent.wait(TIMEOUT_S)
+
+    def pair(self) -> tuple[socket.socket, socket.socket]:
+        """A client and the server's end of its connection."""
+        client = self.rig.connect()
+        served, _ = self.server.accept()
+        served.settimeout(TIMEOUT_S)
+        return client, served
+
+    def agent_fds(self) -> int:
+        return descriptors(self.agent.pid)
+
+
+@pytest.fixture(scope="module", params=["agent", "agent-asan"])
+def binary(request: pytest.FixtureRequest) -> Path:
+    return build(request.param)
+
+
+@pytest.fixture
+def direct(binary: Path) -> Iterator[Direct]:
+    with rig() as one:
+        path = Direct(one, binary)
+        yield path
+        path.close()
+
+
+def pattern(size: int, seed: int = 1) -> bytes:
+    """Bytes of which no piece looks like another: what is lost, doubled or out of order changes the hash."""
+    return random.Random(seed).randbytes(1 << 20) * (size >> 20) + b"end"
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (piece := sock.recv(size - len(data))):
+        data += piece
+    return data
+
+
+def in_thread(call: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    return thread
+
+
+def eventually(true: Callable[[], bool], what: str) -> None:
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not true():
+        assert time.monotonic() < deadline_s, f"not within {TIMEOUT_S} s: {what}"
+        time.sleep(0.01)
+
+
+def test_a_download_leaves_the_mux_and_is_whole(direct: Direct) -> None:
+    client, served = direct.pair()
+    data = pattern(SIZE)
+    thread = in_thread(lambda: (served.sendall(data), served.close()))  # type: ignore[func-returns-value]
+    got = read_all(client)
+    thread.join(TIMEOUT_S)
+    assert digest(got) == digest(data)
+    assert direct.stream.heard < MOST_ON_THE_MUX
+    client.close()
+    eventually(lambda: direct.rig.counters().active == 0, "the relay's end")
+    assert direct.rig.counters().bytes_out == len(data)
+
+
+def test_an_upload_leaves_the_mux_and_is_whole(direct: Direct) -> None:
+    client, served = direct.pair()
+    data = pattern(SIZE)
+    thread = in_thread(lambda: (client.sendall(data), client.shutdown(socket.SHUT_WR)))  # type: ignore[func-returns-value]
+    got = read_all(served)
+    thread.join(TIMEOUT_S)
+    assert digest(got) == digest(data)
+    assert direct.stream.said < MOST_ON_THE_MUX
+    served.sendall(b"thanks")
+    served.close()
+    assert read_all(client) == b"thanks"
+    eventually(lambda: direct.rig.counters().active == 0, "the relay's end")
+    assert direct.rig.counters().bytes_in == len(data)
+
+
+def test_both_ways_at_once_and_half_closed(direct: Direct) -> None:
+    """The client ends first and still gets everything that comes after."""
+    client, served = direct.pair()
+    up, down = pattern(SIZE, 2), pattern(SIZE, 3)
+    first, rest = down[: SIZE // 2], down[SIZE // 2 :]
+    arrived: list[bytes] = []
+    said = in_thread(lambda: (client.sendall(up), client.shutdown(socket.SHUT_WR)))  # type: ignore[func-returns-value]
+    heard = in_thread(lambda: arrived.append(read_all(served)))
+
+    def answer() -> None:
+        served.sendall(first)
+        heard.join(TIMEOUT_S)  # everything else is said after the client's end
+        served.sendall(rest)
+        served.close()
+
+    answered = in_thread(answer)
+    got = read_all(client)
+    for thread in (said, heard, answered):
+        thread.join(TIMEOUT_S)
+    assert digest(arrived[0]) == digest(up)
+    assert digest(got) == digest(down)
+    eventually(lambda: direct.rig.counters().active == 0, "the relay's end")
+
+
+def test_a_server_that_ends_first_still_hears_the_client(direct: Direct) -> None:
+    client, served = direct.pair()
+    data = pattern(SIZE // 2)
+    in_thread(lambda: (served.sendall(data), served.shutdown(socket.SHUT_WR)))  # type: ignore[func-returns-value]
+    assert digest(read_all(client)) == digest(data)
+    thread = in_thread(lambda: (client.sendall(data), client.close()))  # type: ignore[func-returns-value]
+    assert digest(read_all(served)) == digest(data)
+    thread.join(TIMEOUT_S)
+    assert direct.stream.heard < MOST_ON_THE_MUX and direct.stream.said < MOST_ON_THE_MUX
+    eventually(lambda: direct.rig.counters().active == 0, "the relay's end")
+
+
+def moved_pair(direct: Direct) -> tuple[socket.socket, socket.socket]:
+    """A pair that is on the direct path for certain: its server sends until more has come than the mux carried."""
+    client, served = direct.pair()
+    before = direct.stream.heard
+    piece = pattern(4 << 20)
+    for _ in range(64):
+        thread = in_thread(lambda: served.sendall(piece))
+        received = 0
+        mux_before = direct.stream.heard
+        while received < len(piece):
+            received += len(client.recv(1 << 20))
+        thread.join(TIMEOUT_S)
+        if direct.stream.heard - mux_before < len(piece) // 8:
+            return client, served
+    raise AssertionError(f"still on the mux after {direct.stream.heard - before} bytes")
+
+
+def test_a_server_that_resets_resets_the_client_after_its_last_words(direct: Direct) -> None:
+    client, served = moved_pair(direct)
+    served.sendall(b"last words")
+    assert exactly(client, 10) == b"last words"
+    reset(served)
+    with pytest.raises(ConnectionResetError):
+        read_all(client)
+
+
+def test_a_client_that_resets_resets_the_server_and_nothing_stays(direct: Direct) -> None:
+    fds = direct.agent_fds()
+    client, served = moved_pair(direct)
+    assert direct.agent_fds() > fds + 1  # the server's connection, the direct one, its pipes, the listener
+    reset(client)
+    with pytest.raises(ConnectionResetError):
+        read_all(served)
+    eventually(lambda: direct.rig.counters().active == 0, "the relay's end")
+    eventually(lambda: direct.agent_fds() == fds + 1, "the agent keeps the listener alone")
+
+
+def test_a_killed_agent_is_no_end_of_an_answer(direct: Direct) -> None:
+    """Its kernel sends a FIN on the direct connection: half a file must not look whole."""
+    client, served = moved_pair(direct)
+    served.sendall(b"half of")
+    assert exactly(client, 7) == b"half of"
+    direct.agent.send_signal(signal.SIGKILL)
+    with pytest.raises(ConnectionResetError):
+        read_all(client)
+    direct.rig.expect(MuxLost)
+
+
+def test_a_stalled_client_holds_up_nobody_and_loses_nothing(direct: Direct) -> None:
+    client, served = moved_pair(direct)
+    data = pattern(SIZE)
+    thread = in_thread(lambda: (served.sendall(data), served.close()))  # type: ignore[func-returns-value]
+    with contextlib.suppress(TimeoutError):
+        thread.join(0.5)
+    assert thread.is_alive()  # the buffers between are full, and hold a fraction of it
+    other, other_served = direct.pair()
+    other.sendall(b"ping")
+    assert exactly(other_served, 4) == b"ping"
+    turns = direct.rig.turns_during(0.5)
+    assert turns < 50, "the loop spins while a client does not read"
+    assert digest(read_all(client)) == digest(data)
+    thread.join(TIMEOUT_S)
+
+
+def test_a_drain_waits_for_a_moved_stream(direct: Direct) -> None:
+    client, served = moved_pair(direct)
+    drained = direct.rig.drain(TIMEOUT_S)
+    served.sendall(b"more")
+    served.close()
+    assert exactly(client, 4) == b"more"
+    client.close()
+    assert drained.result(TIMEOUT_S)
+
+
+def test_a_drain_at_its_end_cuts_a_moved_stream(direct: Direct) -> None:
+    client, served = moved_pair(direct)
+    assert not direct.rig.drain(0.1).result(TIMEOUT_S)
+    for end in (client, served):
+        with pytest.raises(ConnectionResetError):
+            read_all(end)
+
+
+def test_more_streams_than_may_move_stay_on_the_mux_and_are_whole(direct: Direct) -> None:
+    pairs = [direct.pair() for _ in range(70)]
+    data = pattern(2 << 20)
+    threads = [in_thread(lambda one=served: (one.sendall(data), one.close())) for _, served in pairs]  # type: ignore[misc]
+    digests: list[str] = []
+    readers = [in_thread(lambda one=client: digests.append(digest(read_all(one)))) for client, _ in pairs]  # type: ignore[misc]
+    for thread in (*threads, *readers):
+        thread.join(TIMEOUT_S)
+    assert digests == [digest(data)] * 70
+
+
+@pytest.mark.parametrize("address", [None, "192.0.2.1", "2001:db8::1"])
+def test_where_there_is_no_way_the_mux_carries_everything(binary: Path, address: str | None) -> None:
+    """No address; one that is not the agent's own, on which it cannot listen."""
+    with rig() as one:
+        path = Direct(one, binary, address)
+        client, served = path.pair()
+        data = pattern(32 << 20)
+        thread = in_thread(lambda: (served.sendall(data), served.close()))  # type: ignore[func-returns-value]
+        assert digest(read_all(client)) == digest(data)
+        assert path.stream.heard > len(data)
+        thread.join(TIMEOUT_S)
+        path.close()
+
+
+@pytest.mark.timeout(300)
+def test_drops_of_either_end_at_random_moments(direct: Direct) -> None:
+    """Whatever moment it is, bulk, handshake or move: no descriptor stays, and what arrived is a beginning of what was sent."""
+    seed = int(os.environ.get("AUTOFORWARD_SEED") or random.randrange(1 << 32))
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    data = pattern(8 << 20)
+    moved_pair(direct)[0].close()
+    eventually(lambda: direct.rig.counters().active == 0, "the first relay's end")
+    fds, own = direct.agent_fds(), descriptors("self")
+    for _ in range(60):
+        client, served = direct.pair()
+        sender, receiver = (client, served) if chance.random() < 0.5 else (served, client)
+        until = chance.choice((64, 256, 257, 300, 512, 1024, 4096)) * 1024 + chance.randrange(4096)
+
+        def send(sock: socket.socket = sender) -> None:
+            with contextlib.suppress(OSError):
+                sock.sendall(data)
+
+        thread = in_thread(send)
+        got = b""
+        with contextlib.suppress(OSError):
+            while len(got) < until and (piece := receiver.recv(64 * 1024)):
+                got += piece
+        assert data.startswith(got)
+        first, second = chance.choice(((sender, receiver), (receiver, sender)))
+        if chance.random() < 0.5:
+            reset(first)
+        else:
+            with contextlib.suppress(OSError):
+                first.shutdown(socket.SHUT_RDWR)
+            first.close()
+        thread.join(TIMEOUT_S)
+        second.close()
+    eventually(lambda: direct.rig.counters().active == 0, "the relays' ends")
+    eventually(lambda: direct.agent_fds() == fds, "the agent's descriptors")
+    eventually(lambda: descriptors("self") == own, "the host's descriptors")
+
+
+# A stranger at the address, an agent that lies: the test plays both.
+
+
+class PlayedAgent:
+    """The far end of a mux, which says what the test wants."""
+
+    def __init__(self, one: Rig, address: str | None) -> None:
+        self.rig = one
+        ours, self.sock = socket.socketpair()
+        one.keep(self.sock)
+        self.sock.settimeout(TIMEOUT_S)
+        self.decoder = wire.Decoder("agent")
+        self.frames: deque[frames.Event] = deque()
+        self.saw_move = False
+        one.plane.submit(Route(FORWARD, SESSION, "tcp", (DialAddress("127.0.0.1", 80),)))
+        one.plane.submit(MuxStart(SESSION, AgentStream(ours), 0, address))
+        self.sock.sendall(wire.encode_hello(WINDOW))
+        one.expect(MuxSaid)
+
+    def expect(self, kind: type[F]) -> F:
+        """The next frame of this kind; others are passed over."""
+        while True:
+            while self.frames:
+                frame = self.frames.popleft()
+                self.saw_move |= isinstance(frame, frames.Move)
+                if isinstance(frame, kind):
+                    return frame
+            self.frames.extend(self.decoder.feed(self.sock.recv(1 << 16)))
+
+    def bulk(self, client: socket.socket, stream: int) -> None:
+        """So much data that the host wants to move the stream."""
+        for _ in range(8):
+            self.sock.sendall(wire.encode_data(stream, bytes(64 * 1024 - 1)))
+            exactly(client, 64 * 1024 - 1)
+
+
+@pytest.mark.parametrize("answer", [bytes(PROOF_BYTES), b"HTTP/1.1 400 Bad Request\r\n\r\n....", b"short", b""])
+def test_who_does_not_know_the_secret_gets_no_stream(answer: bytes) -> None:
+    with rig() as one, socket.create_server(("127.0.0.1", 0)) as stranger:
+        stranger.settimeout(TIMEOUT_S)
+        agent = PlayedAgent(one, "127.0.0.1")
+        client = one.connect()
+        number = agent.expect(frames.Open).stream
+        agent.bulk(client, number)
+        secret = agent.expect(frames.Listen).secret
+        agent.sock.sendall(wire.encode_listening(stranger.getsockname()[1]))
+        token = agent.expect(frames.Direct).token
+        far, _ = stranger.accept()
+        far.settimeout(TIMEOUT_S)
+        hello = exactly(far, 64)
+        assert hello[:16] == token
+        assert hello[32:] == hmac.digest(secret, b"autoforward direct host" + hello[:32], "sha256")
+        assert secret not in hello
+        far.sendall(answer)
+        if len(answer) < PROOF_BYTES:
+            far.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionResetError):
+            assert read_all(far) == b""
+        far.close()
+        agent.sock.sendall(wire.encode_data(number, b"goes on") + wire.encode_eof(number))
+        assert read_all(client) == b"goes on"
+        client.sendall(b"and back")
+        client.close()
+        said = b""
+        while not said.endswith(b"and back"):
+            said += agent.expect(frames.Data).payload
+        assert not agent.saw_move
+
+
+@pytest.mark.parametrize("lie", [wire.encode_move(1), wire.encode_listening(4000)], ids=["move", "listening"])
+def test_an_agent_that_does_what_nobody_asked_for_loses_its_session_alone(lie: bytes) -> None:
+    with rig() as one:
+        agent = PlayedAgent(one, None)
+        client = one.connect()
+        assert agent.expect(frames.Open).stream == 1
+        agent.sock.sendall(lie)
+        assert one.expect(MuxLost).session_id == SESSION
+        with pytest.raises(ConnectionResetError):
+            read_all(client)
+
+
+def test_data_on_the_mux_after_the_move_ends_the_session() -> None:
+    with rig() as one, socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(TIMEOUT_S)
+        agent = PlayedAgent(one, "127.0.0.1")
+        client = one.connect()
+        number = agent.expect(frames.Open).stream
+        agent.bulk(client, number)
+        secret = agent.expect(frames.Listen).secret
+        agent.sock.sendall(wire.encode_listening(listener.getsockname()[1]))
+        far, _ = listener.accept()
+        hello = exactly(far, 64)
+        far.sendall(hmac.digest(secret, b"autoforward direct agent" + hello[:32], "sha256"))
+        agent.expect(frames.Move)
+        agent.sock.sendall(wire.encode_move(number))
+        far.sendall(b"directly")
+        assert exactly(client, 8) == b"directly"
+        agent.sock.sendall(wire.encode_data(number, b"late"))
+        assert "credit" in one.expect(MuxLost).reason
+        with pytest.raises(ConnectionResetError):
+            read_all(client)
+        far.close()
