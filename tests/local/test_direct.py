@@ -101,6 +101,7 @@ class Direct:
         client = self.rig.connect()
         served, _ = self.server.accept()
         served.settimeout(TIMEOUT_S)
+        self.rig.keep(served)
         return client, served
 
     def agent_fds(self) -> int:
@@ -335,9 +336,15 @@ def test_drops_of_either_end_at_random_moments(direct: Direct) -> None:
         sender, receiver = (client, served) if chance.random() < 0.5 else (served, client)
         until = chance.choice((64, 256, 257, 300, 512, 1024, 4096)) * 1024 + chance.randrange(4096)
 
-        def send(sock: socket.socket = sender) -> None:
-            with contextlib.suppress(OSError):
-                sock.sendall(data)
+        stop = threading.Event()
+
+        def send(sock: socket.socket = sender, stop: threading.Event = stop) -> None:
+            # Never blocked for long: a socket that a thread waits on does not close until the thread is through.
+            sock.settimeout(0.05)
+            view = memoryview(data)
+            while view and not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    view = view[sock.send(view) :]
 
         thread = in_thread(send)
         got = b""
@@ -345,14 +352,13 @@ def test_drops_of_either_end_at_random_moments(direct: Direct) -> None:
             while len(got) < until and (piece := receiver.recv(64 * 1024)):
                 got += piece
         assert data.startswith(got)
+        stop.set()
+        thread.join(TIMEOUT_S)
         first, second = chance.choice(((sender, receiver), (receiver, sender)))
         if chance.random() < 0.5:
             reset(first)
         else:
-            with contextlib.suppress(OSError):
-                first.shutdown(socket.SHUT_RDWR)
             first.close()
-        thread.join(TIMEOUT_S)
         second.close()
     eventually(lambda: direct.rig.counters().active == 0, "the relays' ends")
     eventually(lambda: direct.agent_fds() == fds, "the agent's descriptors")
