@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hmac
+import itertools
 import logging
 import os
 import selectors
@@ -69,7 +70,9 @@ class DirectGate:
         self._port: int | None = None
         self._asked = self._shut = False
         self._waiting: dict[int, DirectUser] = {}
+        self._announced: dict[bytes, _Handshake] = {}
         self._handshakes: set[_Handshake] = set()
+        self._numbers = itertools.count(1)
         self._failures = 0
         self.active = 0
         """Streams that have a direct connection, or are about to."""
@@ -114,15 +117,24 @@ class DirectGate:
         """The mux is over."""
         self._shut = True
         self._waiting.clear()
+        self._announced.clear()
         for handshake in list(self._handshakes):
             handshake.close()
 
     def _connect(self, user: DirectUser, port: int) -> None:
         token = os.urandom(TOKEN_BYTES)
-        self._mux.send(wire.encode_direct(user.number, token))
-        handshake = _Handshake(self, self._plane, user, self._secret, token)
+        handshake = _Handshake(self, self._plane, user, self._secret, token, (self._address, port))
         self._handshakes.add(handshake)
-        handshake.start(self._address, port)
+        # A connection is faster than the exec stream: it begins once the agent is known to have the token.
+        ping = next(self._numbers).to_bytes(8, "big")
+        self._announced[ping] = handshake
+        self._mux.send(wire.encode_direct(user.number, token) + wire.encode_ping(ping))
+
+    def pong(self, payload: bytes) -> None:
+        """The agent has had all that was sent before the ping with that payload."""
+        handshake = self._announced.pop(payload, None)
+        if handshake is not None:
+            handshake.start()
 
     # What handshakes say.
 
@@ -135,6 +147,7 @@ class DirectGate:
 
     def failed(self, reason: str, *, unreachable: bool) -> None:
         self._failures += 1
+        log.debug("no direct connection to %s for one stream: %s", self._address, reason)
         if unreachable or self._failures >= MAX_FAILURES:
             self._close_gate(reason)
 
@@ -148,8 +161,17 @@ class DirectGate:
 class _Handshake:
     """From the connection to the proof. Closed in silence when its stream ends first."""
 
-    def __init__(self, gate: DirectGate, plane: DataPlane, user: DirectUser, secret: bytes, token: bytes) -> None:
+    def __init__(
+        self,
+        gate: DirectGate,
+        plane: DataPlane,
+        user: DirectUser,
+        secret: bytes,
+        token: bytes,
+        address: tuple[str, int],
+    ) -> None:
         self.user = user
+        self._address = address
         self._gate = gate
         self._plane = plane
         nonce = os.urandom(NONCE_BYTES)
@@ -158,14 +180,17 @@ class _Handshake:
         self._answer = b""
         self._sock: socket.socket | None = None
         self._timer: Timer | None = None
+        self._closed = False
 
-    def start(self, address: str, port: int) -> None:
+    def start(self) -> None:
+        if self._closed:
+            return
         self._plane.adopt(self)
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
         try:
             self._sock = sock = socket.socket(family, socket.SOCK_STREAM)
             sock.setblocking(False)
-            result = sock.connect_ex((address, port))
+            result = sock.connect_ex(self._address)
         except OSError as error:  # no descriptors left: not the path's fault
             self._fail(error.strerror or str(error), unreachable=False)
             return
@@ -217,6 +242,7 @@ class _Handshake:
 
     def close(self) -> None:
         """Idempotent."""
+        self._closed = True
         self._gate.forget(self)
         self._plane.disown(self)
         if self._timer is not None:

@@ -272,6 +272,9 @@ class Mux:
                 self._on_event(event)
             case frames.Ping(payload):
                 self.send(wire.encode_pong(payload))
+            case frames.Pong(payload):
+                if self.direct is not None:
+                    self.direct.pong(payload)
             case frames.Bye(reason, text):
                 self._last_words = f"the agent ended: {text or reason}"
             case frames.SnapshotEvent():

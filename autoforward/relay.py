@@ -69,6 +69,7 @@ class Relay:
         "_channel",
         "_client_ended",
         "_counters",
+        "_ended_on_mux",
         "_far",
         "_flush_due",
         "_mask",
@@ -112,6 +113,7 @@ class Relay:
         self._over = False
         self._moved = 0
         self._far: socket.socket | None = None
+        self._ended_on_mux = False
         self._splicer: Splicer | None = None
 
     def __repr__(self) -> str:
@@ -162,7 +164,7 @@ class Relay:
             self._splicer.server_eof()
             return
         self._flush_client()
-        if self._over:
+        if self._over or self._far is not None or self._splicer is not None:
             return
         # Read on and discard: a client that sends before it reads would otherwise wait for us, and we for it.
         self._reading = not self._client_ended
@@ -199,6 +201,7 @@ class Relay:
     def moved(self, far: socket.socket) -> None:
         """All that came over the channel is here; what comes after it comes from `far`, which is ours now."""
         self._far = far
+        self._ended_on_mux = self._server_half_ended
         self._flush_client()
 
     def _splice(self, client: socket.socket, far: socket.socket) -> None:
@@ -206,9 +209,11 @@ class Relay:
         self._far = None
         self._plane.watch(client.fileno(), 0, self._on_client)
         self._mask = 0
+        if self._ended_on_mux:
+            self._half_finish()
         try:
             self._splicer = Splicer(
-                self._plane, self, client, far, client_ended=self._client_ended, server_ended=self._told_end
+                self._plane, self, client, far, client_ended=self._client_ended, server_ended=self._ended_on_mux
             )
         except OSError as error:
             far.close()
@@ -344,7 +349,7 @@ class Relay:
 
     def _flush_client(self) -> None:
         self._flush_due = False
-        if self.client is None:
+        if self.client is None or self._splicer is not None:  # it may have been due when the bytes moved
             return
         try:
             sent = self._outbox.flush_gathered(self.client)
@@ -357,13 +362,13 @@ class Relay:
         if not self._outbox.size:
             if self._channel is not None:
                 self._channel.resume()
+            if self._far is not None:
+                self._splice(self.client, self._far)
+                return
             if self._server_half_ended:
                 self._half_finish()
             if self._server_ended:
                 self._finish()
-                return
-            if self._far is not None and self.client is not None:
-                self._splice(self.client, self._far)
                 return
         elif self._channel is not None and self._outbox.size > HIGH_WATER_BYTES:
             self._channel.pause()

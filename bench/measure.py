@@ -57,7 +57,7 @@ def one_round(load: Load, way: Way, effort: Effort) -> None:
     settle(way, before)
     if not way.slow or effort.whole:
         _many_at_once(load, way, effort, before)
-    bulk_bytes = effort.fast_bulk_bytes if way.name in ("direct", "published") else effort.bulk_bytes
+    bulk_bytes = effort.fast_bulk_bytes if way.name in ("direct", "published", "agent") else effort.bulk_bytes
     way.add("out_mb_s", load("get", *where, bulk_bytes)["mb_s"])
     way.add("in_mb_s", load("put", *where, bulk_bytes)["mb_s"])
     settle(way, before)

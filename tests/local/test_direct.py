@@ -385,11 +385,13 @@ class PlayedAgent:
         one.expect(MuxSaid)
 
     def expect(self, kind: type[F]) -> F:
-        """The next frame of this kind; others are passed over."""
+        """The next frame of this kind; pings are answered, others passed over."""
         while True:
             while self.frames:
                 frame = self.frames.popleft()
                 self.saw_move |= isinstance(frame, frames.Move)
+                if isinstance(frame, frames.Ping):
+                    self.sock.sendall(wire.encode_pong(frame.payload))
                 if isinstance(frame, kind):
                     return frame
             self.frames.extend(self.decoder.feed(self.sock.recv(1 << 16)))
@@ -412,6 +414,7 @@ def test_who_does_not_know_the_secret_gets_no_stream(answer: bytes) -> None:
         secret = agent.expect(frames.Listen).secret
         agent.sock.sendall(wire.encode_listening(stranger.getsockname()[1]))
         token = agent.expect(frames.Direct).token
+        agent.expect(frames.Ping)
         far, _ = stranger.accept()
         far.settimeout(TIMEOUT_S)
         hello = exactly(far, 64)
@@ -455,6 +458,8 @@ def test_data_on_the_mux_after_the_move_ends_the_session() -> None:
         agent.bulk(client, number)
         secret = agent.expect(frames.Listen).secret
         agent.sock.sendall(wire.encode_listening(listener.getsockname()[1]))
+        agent.expect(frames.Direct)
+        agent.expect(frames.Ping)
         far, _ = listener.accept()
         hello = exactly(far, 64)
         far.sendall(hmac.digest(secret, b"autoforward direct agent" + hello[:32], "sha256"))
