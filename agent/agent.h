@@ -28,11 +28,22 @@ struct address {
 	u8 bytes[16];
 };
 void streams_start(int epoll, u32 host_window);
-const char *streams_frame(const struct event *event); /* OPEN, DATA, END, RESET, CREDIT; what is wrong, or NULL */
+const char *streams_frame(const struct event *event); /* OPEN to CREDIT, LISTEN to MOVE; what is wrong, or NULL */
 void streams_ready(u64 key, u32 events);
 u64 streams_expire(u64 now); /* ends what took too long; returns when to look again */
 void streams_cut(void);      /* resets every server connection */
 extern u64 now;              /* of this turn of the loop */
+
+/* direct.c: connections from the host that carry one stream each. Their keys in epoll have no stream number. */
+enum { DIRECT_KEY = 16 };
+extern u64 direct_inode; /* of our own listener: nobody's port */
+void direct_ready(u64 key, u32 events);
+u64 direct_expire(u64 now); /* as streams_expire */
+
+/* sha256.c */
+enum { DIGEST_SIZE = 32, HMAC_MOST = 64 };
+/* At most 64 bytes of key, HMAC_MOST of message. */
+void hmac_sha256(const u8 *key, u32 key_size, const u8 *message, u32 size, u8 *digest);
 
 /* resolve.c: names. */
 struct sources {
@@ -46,6 +57,8 @@ int dns_send(const u8 *name, u32 size, u16 id); /* A under id, AAAA under id ^ 1
 u32 dns_parse(const u8 *answer, u32 size, u16 id, int *which, struct address *found, u32 most);
 bool parse_address(const u8 *text, u32 size, struct address *address);
 long read_file(const char *path, u8 *to, u32 size);
+/* Makes a socket address; returns its size. */
+u32 socket_address(struct sockaddr_in6 *to, const struct address *address, u32 port);
 int connect_address(int type, const struct address *address, u32 port, int *fd); /* 0, -EINPROGRESS or why not */
 
 /* detect.c: listening sockets and whose they are. */

@@ -119,6 +119,7 @@ static void serve(void) {
 		u64 wake = last_heard + silence_ms, next;
 		bool full = out_room() < ROOM_FOR_STREAMS;
 		if (!full && (next = streams_expire(now)) < wake) wake = next;
+		if (!full && (next = direct_expire(now)) < wake) wake = next;
 		if (!full && (next = watch_turn()) < wake) wake = next;
 		if (out_flush() < 0) leave(EXIT_FINE);
 		int timeout_ms = wake > now ? (int)(wake - now) : 0;
@@ -138,7 +139,8 @@ static void serve(void) {
 			if (events[at].data == STDIN_KEY) read_stdin();
 			else if (events[at].data == STDOUT_KEY) {
 				if (events[at].events & (EPOLLERR | EPOLLHUP)) leave(EXIT_FINE);
-			} else streams_ready(events[at].data, events[at].events);
+			} else if (events[at].data >> 32) streams_ready(events[at].data, events[at].events);
+			else direct_ready(events[at].data, events[at].events);
 		}
 	}
 }

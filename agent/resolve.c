@@ -163,21 +163,26 @@ static u32 dns_query(u8 *to, const u8 *name, u32 size, u16 id, u32 type) {
 	return at + 4;
 }
 
-int connect_address(int type, const struct address *address, u32 port, int *fd) {
+u32 socket_address(struct sockaddr_in6 *to, const struct address *address, u32 port) {
 	struct sockaddr_in v4 = {.sin_family = AF_INET};
-	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
-	bool is_v4 = address->family == 4;
+	*to = (struct sockaddr_in6){.sin6_family = AF_INET6};
 	put_u16((u8 *)&v4.sin_port, port);
-	put_u16((u8 *)&v6.sin6_port, port);
+	put_u16((u8 *)&to->sin6_port, port);
 	memcpy(&v4.sin_addr, address->bytes, 4);
-	memcpy(&v6.sin6_addr, address->bytes, 16);
-	const void *where = is_v4 ? (const void *)&v4 : (const void *)&v6;
-	size_t size = is_v4 ? sizeof v4 : sizeof v6;
-	*fd = sys_socket(is_v4 ? AF_INET : AF_INET6, type, 0);
+	memcpy(&to->sin6_addr, address->bytes, 16);
+	if (address->family == 6) return sizeof *to;
+	memcpy(to, &v4, sizeof v4);
+	return sizeof v4;
+}
+
+int connect_address(int type, const struct address *address, u32 port, int *fd) {
+	struct sockaddr_in6 where;
+	u32 size = socket_address(&where, address, port);
+	*fd = sys_socket(where.sin6_family, type, 0);
 	if (*fd < 0) return *fd;
-	int result = (int)sys_connect(*fd, where, size);
+	int result = (int)sys_connect(*fd, &where, size);
 	/* Over loopback the handshake is done by now: asking again is cheaper than a turn through epoll. */
-	if (result == -EINPROGRESS) result = (int)sys_connect(*fd, where, size);
+	if (result == -EINPROGRESS) result = (int)sys_connect(*fd, &where, size);
 	if (result == -EISCONN) result = 0;
 	if (result == -EALREADY) result = -EINPROGRESS;
 	if (result == 0 || result == -EINPROGRESS) return result;

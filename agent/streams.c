@@ -1,51 +1,14 @@
-/* Connections to servers: dialled in the order that the host gave, then bytes both ways under credit.
+/* Streams: bytes both ways between the host and a server's connection, under credit. See streams.h.
  *
  * A hang-up is reported by epoll whatever one asked for. Where it comes while the host gives no credit, the socket leaves
  * epoll with its bytes unread and comes back with the next CREDIT. */
-#include "agent.h"
+#include "streams.h"
 
-enum { MAX_STREAMS = 4096, TURN = 32 * 1024, MAX_DATAGRAM = 65507, MAX_FOUND = 16 };
-enum { CONNECT_MS = 20000, DNS_MS = 2000, DNS_SECOND_ANSWER_MS = 200, UDP_IDLE_MS = 60000 };
-enum stream_state { RESOLVING, CONNECTING, CONNECTED };
+enum { TURN = 32 * 1024, MAX_DATAGRAM = 65507, UDP_IDLE_MS = 60000 };
 
-struct piece {
-	struct piece *next;
-	u32 start, end;
-	u8 bytes[CHUNK - 16];
-};
-
-/* Lives in a chunk while the stream is on its way to a server. */
-struct dial {
-	u8 payload[MAX_OPEN];
-	u32 size, at;
-	u8 index, addresses; /* of those that the host gave */
-	u8 found_at, found_count;
-	u8 answered; /* bit 0: A, bit 1: AAAA */
-	u16 id;
-	int error;
-	struct address found[MAX_FOUND];
-};
-_Static_assert(sizeof(struct dial) <= CHUNK && sizeof(struct piece) == CHUNK, "both fit a chunk");
-
-struct stream {
-	u32 number; /* 0: not in use */
-	int fd;
-	u32 credit;   /* bytes that the host still takes */
-	u32 granted;  /* bytes that the host may still send */
-	u32 owed;     /* taken by the server, not given back yet */
-	u32 kept;     /* of datagrams that wait for the name, and what they cost */
-	u32 mask;     /* what epoll watches */
-	u64 deadline; /* 0: none */
-	struct dial *dial;
-	struct piece *first, *last;
-	int write_error;
-	u16 next; /* index + 1 in the chain of its hash, or of the unused */
-	u8 state;
-	bool udp, in_epoll, host_end, server_end;
-};
-
-static struct stream streams[MAX_STREAMS];
-static u16 chains[MAX_STREAMS], unused, high; /* streams[high] and above were never used */
+struct stream streams[MAX_STREAMS];
+u16 streams_high;
+static u16 chains[MAX_STREAMS], unused;
 static int epoll;
 static u32 host_window;
 static u64 next_look = UINT64_MAX;
@@ -66,7 +29,7 @@ static struct stream *find(u32 number) {
 static struct stream *add(u32 number) {
 	u16 at = unused;
 	if (at) unused = streams[at - 1].next;
-	else if (high < MAX_STREAMS) at = ++high;
+	else if (streams_high < MAX_STREAMS) at = ++streams_high;
 	else return NULL;
 	struct stream *s = &streams[at - 1];
 	u16 *chain = &chains[number % MAX_STREAMS];
@@ -83,13 +46,14 @@ static void drop_buffer(struct stream *s) {
 	}
 }
 
-static void close_socket(struct stream *s) {
+void close_socket(struct stream *s) {
 	if (s->fd >= 0) sys_close(s->fd); /* leaves epoll with it */
 	s->fd = -1;
 	s->in_epoll = false;
 }
 
-static void finish(struct stream *s) {
+void finish(struct stream *s) {
+	direct_drop(s);
 	close_socket(s);
 	drop_buffer(s);
 	if (s->dial) chunk_give(s->dial);
@@ -101,29 +65,42 @@ static void finish(struct stream *s) {
 	unused = at;
 }
 
+/* Whoever closes it, from now on. */
+static void close_with_reset(int fd) {
+	static const int linger[2] = {1, 0};
+	sys_setsockopt(fd, SOL_SOCKET, SO_LINGER, linger, sizeof linger);
+}
+
 /* Closes so that the server sees a reset: what it has got of this connection may not be whole. */
 static void cut(struct stream *s) {
-	static const int linger[2] = {1, 0};
-	if (s->fd >= 0 && !s->udp) sys_setsockopt(s->fd, SOL_SOCKET, SO_LINGER, linger, sizeof linger);
+	if (s->fd >= 0 && !s->udp) close_with_reset(s->fd);
+	if (s->direct) close_with_reset(s->direct->fd);
 	finish(s);
 }
 
-static void reset(struct stream *s, int error) {
+void reset(struct stream *s, int error) {
 	out_value(RESET, s->number, (u32)(error == EPIPE ? ECONNRESET : error));
+	direct_leave(s);
 	cut(s);
 }
 
-static void refuse(u32 number, int error) { out_value(REFUSED, number, (u32)error); }
+void refuse(u32 number, int error) { out_value(REFUSED, number, (u32)error); }
 
-static void set_deadline(struct stream *s, u64 when) {
+void set_deadline(struct stream *s, u64 when) {
 	s->deadline = when;
 	if (when < next_look) next_look = when;
 }
 
-static bool watch_socket(struct stream *s, u32 mask) {
+bool watch(int fd, bool known, u32 mask, u64 key) {
+	struct epoll_event event = {mask, key};
+	return sys_epoll_ctl(epoll, known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+void unwatch(int fd) { sys_epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL); }
+
+bool watch_socket(struct stream *s, u32 mask) {
 	if (s->in_epoll && s->mask == mask) return true;
-	struct epoll_event event = {mask, (u64)s->number << 32 | (u64)(s - streams)};
-	if (sys_epoll_ctl(epoll, s->in_epoll ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, s->fd, &event) < 0) return false;
+	if (!watch(s->fd, s->in_epoll, mask, (u64)s->number << 32 | (u64)(s - streams))) return false;
 	s->in_epoll = true;
 	s->mask = mask;
 	return true;
@@ -131,6 +108,7 @@ static bool watch_socket(struct stream *s, u32 mask) {
 
 /* Asks epoll for what this stream can do now. May end it: the last call of who makes it. */
 static void refresh(struct stream *s) {
+	if (s->moved) return direct_refresh(s);
 	bool readable = s->udp ? s->credit >= MAX_DATAGRAM : s->credit && !s->server_end;
 	u32 mask = (readable ? EPOLLIN : 0) | (s->first ? EPOLLOUT : 0);
 	bool parked = !s->in_epoll && s->mask == EPOLLHUP;
@@ -138,29 +116,38 @@ static void refresh(struct stream *s) {
 	if (!watch_socket(s, mask)) reset(s, ENOMEM);
 }
 
-static void park(struct stream *s) {
-	sys_epoll_ctl(epoll, EPOLL_CTL_DEL, s->fd, NULL);
+void park(struct stream *s) {
+	if (s->in_epoll) unwatch(s->fd);
 	s->in_epoll = false;
 	s->mask = EPOLLHUP;
 }
 
+/* The server has all that the host will ever say. */
+static bool host_through(struct stream *s) { return s->host_end && !s->first && (!s->moved || direct_through(s->direct)); }
+
+void pass_host_end(struct stream *s) {
+	if (s->shut || s->write_error || s->server_end || !host_through(s)) return; /* at the server's end closing does it */
+	sys_shutdown(s->fd, SHUT_WR);
+	s->shut = true;
+}
+
 /* Both directions are through: false when the stream is gone. */
-static bool still_open(struct stream *s) {
-	if (!s->host_end || !s->server_end || s->first) return true;
+bool still_open(struct stream *s) {
+	if (!s->server_end || !host_through(s)) return true;
 	finish(s);
 	return false;
 }
 
 static void give_back(struct stream *s, u32 size) {
 	s->owed += size;
-	if (s->owed < WINDOW / 4 || s->host_end) return;
+	if (s->owed < WINDOW / 4 || s->host_end || s->moved) return;
 	out_value(CREDIT, s->number, s->owed);
 	s->granted += s->owed;
 	s->owed = 0;
 }
 
 /* The server takes no more. What it still has to say is read to its end; then comes the reset. */
-static bool write_failed(struct stream *s, int error) {
+bool write_failed(struct stream *s, int error) {
 	drop_buffer(s);
 	s->write_error = error;
 	if (!s->server_end) return true;
@@ -204,7 +191,7 @@ static void take_kept(struct stream *s, u8 *to, u32 size) {
 }
 
 /* Writes what is kept until the server takes no more; false when the stream is gone. */
-static bool write_kept(struct stream *s) {
+bool write_kept(struct stream *s) {
 	while (s->first) {
 		struct iovec parts[16];
 		long count = 0;
@@ -216,7 +203,7 @@ static bool write_kept(struct stream *s) {
 		give_back(s, (u32)written);
 		take_kept(s, NULL, (u32)written);
 	}
-	if (s->host_end && !s->server_end) sys_shutdown(s->fd, SHUT_WR); /* else closing does it */
+	pass_host_end(s);
 	return still_open(s);
 }
 
@@ -237,7 +224,7 @@ static void send_kept_datagrams(struct stream *s) {
 	}
 }
 
-static void opened(struct stream *s) {
+void opened(struct stream *s) {
 	out_frame(OPENED, 0, s->number, &s->dial->index, 1);
 	chunk_give(s->dial);
 	s->dial = NULL;
@@ -247,89 +234,8 @@ static void opened(struct stream *s) {
 		set_deadline(s, now + UDP_IDLE_MS);
 		send_kept_datagrams(s);
 	}
-	if (s->udp || write_kept(s)) refresh(s);
-}
-
-/* A dial of a port that nobody listens on can meet itself, where the kernel picked that very port to dial from. */
-static bool met_itself(struct stream *s, u32 port) {
-	struct sockaddr_in6 own = {0};
-	int size = sizeof own;
-	if (s->udp || port < 1024) return false;
-	return sys_getsockname(s->fd, &own, &size) == 0 && get_u16((u8 *)&own.sin6_port) == port;
-}
-
-static void dial_failed(struct stream *s, int error) {
-	close_socket(s);
-	s->dial->error = error;
-}
-
-/* Goes on with the next address: to a connection, a wait, or a refusal. */
-static void dial_next(struct stream *s) {
-	struct dial *d = s->dial;
-	u32 port = get_u16(d->payload + 1);
-	for (;;) {
-		while (d->found_at < d->found_count) {
-			const struct address *address = &d->found[d->found_at++];
-			int result = connect_address(s->udp ? SOCK_DGRAM : SOCK_STREAM, address, port, &s->fd);
-			if (result < 0 && result != -EINPROGRESS) {
-				dial_failed(s, -result);
-			} else if (result == 0 && met_itself(s, port)) {
-				dial_failed(s, ECONNREFUSED);
-			} else {
-				static const int on = 1;
-				if (!s->udp) sys_setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-				if (result == 0) return opened(s);
-				s->state = CONNECTING;
-				set_deadline(s, now + CONNECT_MS);
-				if (watch_socket(s, EPOLLOUT)) return;
-				dial_failed(s, ENOMEM);
-			}
-		}
-		if (d->at == d->size) {
-			refuse(s->number, d->error);
-			return finish(s);
-		}
-		u32 kind = d->payload[d->at], length = d->payload[d->at + 1];
-		const u8 *bytes = d->payload + d->at + 2;
-		d->at += 2 + length;
-		d->index = d->addresses++;
-		d->found_at = d->found_count = 0;
-		d->error = ENOENT;
-		if (kind) {
-			d->found[0].family = (u8)kind;
-			memcpy(d->found[0].bytes, bytes, length);
-			d->found_count = 1;
-		} else if (!(d->found_count = (u8)hosts_lookup(bytes, length, d->found, MAX_FOUND))) {
-			sys_getrandom(&d->id, sizeof d->id);
-			d->answered = 0;
-			s->fd = dns_send(bytes, length, d->id);
-			if (s->fd < 0) continue;
-			s->state = RESOLVING;
-			set_deadline(s, now + DNS_MS);
-			if (watch_socket(s, EPOLLIN)) return;
-			dial_failed(s, ENOENT);
-		}
-	}
-}
-
-static void dns_ready(struct stream *s) {
-	struct dial *d = s->dial;
-	u8 answer[1500];
-	long size = sys_read(s->fd, answer, sizeof answer);
-	if (size == -EAGAIN) return;
-	if (size < 0) {
-		d->answered = 3; /* nobody is there to ask */
-	} else {
-		int which;
-		u32 count = dns_parse(answer, (u32)size, d->id, &which, d->found + d->found_count, MAX_FOUND / 2);
-		if (which < 0 || d->answered & 1 << which) return;
-		d->answered |= (u8)(1 << which);
-		d->found_count = (u8)(d->found_count + count);
-		if (d->found_count) set_deadline(s, now + DNS_SECOND_ANSWER_MS);
-	}
-	if (d->answered != 3) return;
-	close_socket(s);
-	dial_next(s);
+	if (s->moved) direct_run(s, true, true);
+	else if (s->udp || write_kept(s)) refresh(s);
 }
 
 static void receive_datagrams(struct stream *s) {
@@ -359,7 +265,7 @@ static void receive(struct stream *s) {
 	if (still_open(s)) refresh(s);
 }
 
-static int socket_error(struct stream *s) {
+int socket_error(struct stream *s) {
 	int error = 0, size = sizeof error;
 	sys_getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &error, &size);
 	return error;
@@ -386,17 +292,13 @@ static void connection_ready(struct stream *s, u32 events) {
 void streams_ready(u64 key, u32 events) {
 	struct stream *s = &streams[(u32)key];
 	if (s->number != (u32)(key >> 32)) return; /* gone since epoll told of it */
-	if (s->state == RESOLVING) {
-		dns_ready(s);
-	} else if (s->state == CONNECTING) {
-		int error = socket_error(s);
-		if (!error && met_itself(s, get_u16(s->dial->payload + 1))) error = ECONNREFUSED;
-		if (!error) return opened(s);
-		dial_failed(s, error);
-		dial_next(s);
+	if (s->state != CONNECTED) {
+		dial_ready(s);
 	} else if (s->udp) {
 		if (events & EPOLLERR) socket_error(s); /* read, so that it does not wake us again */
 		receive_datagrams(s);
+	} else if (s->moved && !(s->server_end && events & (EPOLLHUP | EPOLLERR))) {
+		direct_run(s, events & ~(u32)EPOLLIN, events & ~(u32)EPOLLOUT);
 	} else {
 		connection_ready(s, events);
 	}
@@ -440,6 +342,7 @@ static void on_datagram(struct stream *s, const struct event *e) {
 
 static const char *on_data(struct stream *s, const struct event *e) {
 	if (s->host_end) return "data after eof";
+	if (s->moved) return "data after move";
 	if (e->size > s->granted) return "credit";
 	s->granted -= e->size;
 	if (s->udp) {
@@ -471,19 +374,26 @@ static const char *on_end(struct stream *s) {
 	}
 	if (s->host_end) return "eof twice";
 	s->host_end = true;
-	if (s->state != CONNECTED || s->first) return NULL;
-	if (!s->write_error && !s->server_end) sys_shutdown(s->fd, SHUT_WR); /* else closing does it */
+	if (s->state != CONNECTED) return NULL;
+	pass_host_end(s);
 	still_open(s);
 	return NULL;
 }
 
 const char *streams_frame(const struct event *e) {
 	if (e->type == OPEN) return on_open(e);
+	if (e->type == LISTEN) return direct_listen(e);
 	struct stream *s = find(e->stream);
+	if (e->type == DIRECT) return direct_expect(s, e->bytes);
 	if (!s) return NULL; /* it ended; the frames crossed */
-	if (e->type == DATA) return on_data(s, e);
-	if (e->type == END) return on_end(s);
-	if (e->type == RESET) return cut(s), NULL;
+	switch (e->type) {
+	case DATA: return on_data(s, e);
+	case END: return on_end(s);
+	case RESET: return cut(s), NULL;
+	case MOVE: return direct_move(s);
+	default: break;
+	}
+	if (s->moved) return NULL;
 	if (e->value > MAX_CREDIT - s->credit) return "credit";
 	s->credit += e->value;
 	if (s->state == CONNECTED) refresh(s);
@@ -493,7 +403,7 @@ const char *streams_frame(const struct event *e) {
 u64 streams_expire(u64 moment) {
 	if (moment < next_look) return next_look;
 	next_look = UINT64_MAX;
-	for (u32 i = 0; i < high; i++) {
+	for (u32 i = 0; i < streams_high; i++) {
 		struct stream *s = &streams[i];
 		if (!s->number || !s->deadline) continue;
 		if (moment < s->deadline) {
@@ -502,15 +412,13 @@ u64 streams_expire(u64 moment) {
 			out_frame(END, 0, s->number, NULL, 0);
 			finish(s);
 		} else {
-			int error = s->state == CONNECTING ? ETIMEDOUT : ENOENT;
-			dial_failed(s, error);
-			dial_next(s);
+			dial_late(s);
 		}
 	}
 	return next_look;
 }
 
 void streams_cut(void) {
-	for (u32 i = 0; i < high; i++)
+	for (u32 i = 0; i < streams_high; i++)
 		if (streams[i].number) cut(&streams[i]);
 }

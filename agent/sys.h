@@ -8,6 +8,7 @@
 #include <asm/errno.h>
 #include <asm/poll.h>
 #include <asm/socket.h>
+#include <asm/stat.h>
 #include <asm/unistd.h>
 #include <linux/eventpoll.h>
 #include <linux/fcntl.h>
@@ -58,6 +59,7 @@ static inline long sys6(long number, long a, long b, long c, long d, long e, lon
 #define sys_open(path, flags) sys_openat(AT_FDCWD, path, flags)
 #define sys_openat(folder, path, flags) ((int)SYS(openat, folder, path, (flags) | O_CLOEXEC, 0, 0, 0))
 #define sys_close(fd) SYS(close, fd, 0, 0, 0, 0, 0)
+#define sys_fstat(fd, to) SYS(fstat, fd, to, 0, 0, 0, 0)
 #define sys_fcntl(fd, what, value) SYS(fcntl, fd, what, value, 0, 0, 0)
 #define sys_getdents(fd, to, size) SYS(getdents64, fd, to, size, 0, 0, 0)
 #define sys_readlinkat(folder, path, to, size) SYS(readlinkat, folder, path, to, size, 0, 0)
@@ -68,6 +70,12 @@ static inline long sys6(long number, long a, long b, long c, long d, long e, lon
 #define sys_getsockname(fd, to, size) SYS(getsockname, fd, to, size, 0, 0, 0)
 #define sys_setsockopt(fd, level, name, value, size) SYS(setsockopt, fd, level, name, value, size, 0)
 #define sys_getsockopt(fd, level, name, value, size) SYS(getsockopt, fd, level, name, value, size, 0)
+#define sys_bind(fd, address, size) SYS(bind, fd, address, size, 0, 0, 0)
+#define sys_listen(fd, backlog) SYS(listen, fd, backlog, 0, 0, 0, 0)
+#define sys_accept(fd) ((int)SYS(accept4, fd, 0, 0, SOCK_FLAGS, 0, 0))
+#define sys_pipe(fds) SYS(pipe2, fds, SOCK_FLAGS, 0, 0, 0, 0)
+#define sys_splice(from, to, size) SYS(splice, from, 0, to, 0, size, 3 /* SPLICE_F_MOVE, SPLICE_F_NONBLOCK */)
+#define sys_discard(fd, size) SYS(recvfrom, fd, 0, size, 0x20 /* MSG_TRUNC */, 0, 0)
 #define sys_epoll_create() ((int)SYS(epoll_create1, O_CLOEXEC, 0, 0, 0, 0, 0))
 #define sys_epoll_ctl(epoll, what, fd, event) SYS(epoll_ctl, epoll, what, fd, event, 0, 0)
 #define sys_epoll_wait(epoll, events, count, ms) SYS(epoll_pwait, epoll, events, count, ms, 0, 8)

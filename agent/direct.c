@@ -1,0 +1,325 @@
+/* Direct connections: a TCP connection from the host that carries the bytes of one stream, past stdin and stdout.
+ *
+ * Who connects proves with an HMAC that it knows the secret of LISTEN and the token of a stream. Until MOVE the
+ * connection only waits. Then bytes go from socket to socket through a pipe for each direction; a pipe is filled only
+ * when it is empty, so that what waits is known, and a stalled side holds up its source in the kernel. */
+#include "streams.h"
+
+enum { CONNECTIONS = 64, GREETINGS = 8, SLOTS = CONNECTIONS + GREETINGS, BAD_LIMIT = 16, NONCE_SIZE = 16 };
+enum { GREETING_MS = 2000, LEAVE_MS = 20000 };
+enum { PUMP_PIPE = 256 * 1024, PUMP_TURN = 512 * 1024 };
+enum direct_state { UNUSED, GREETING, PROVEN, MOVED, LEAVING };
+enum fault { NONE, SOURCE, SINK };
+
+static struct direct slots[SLOTS];
+static u32 greetings, bad;
+static bool asked, listener_watched;
+static int listener = -1;
+static u8 secret[SECRET_SIZE];
+static u64 next_look = UINT64_MAX;
+u64 direct_inode = UINT64_MAX;
+
+static u64 key_of(const struct direct *d) { return DIRECT_KEY + 1 + (u64)(d - slots); }
+
+/* Mask 0 takes it out of epoll: a hang-up is told of whatever one asks for. */
+static bool watch_direct(struct direct *d, u32 mask) {
+	if (mask == d->mask) return true;
+	if (!mask) unwatch(d->fd);
+	else if (!watch(d->fd, d->mask != 0, mask, key_of(d))) return false;
+	d->mask = mask;
+	return true;
+}
+
+static void set_limit(struct direct *d, u64 when) {
+	d->deadline = when;
+	if (when < next_look) next_look = when;
+}
+
+static void say_listening(u32 port, int error) {
+	u8 payload[6];
+	put_u16(payload, port);
+	put_u32(payload + 2, (u32)error);
+	out_frame(LISTENING, 0, 0, payload, sizeof payload);
+}
+
+static void stop_listening(int error) {
+	if (listener < 0) return;
+	sys_close(listener);
+	listener = -1;
+	say_listening(0, error);
+}
+
+static void watch_listener(void) {
+	bool wanted = greetings < GREETINGS;
+	if (listener < 0 || wanted == listener_watched) return;
+	watch(listener, true, wanted ? EPOLLIN : 0, DIRECT_KEY);
+	listener_watched = wanted;
+}
+
+static void close_pump(struct pump *p) {
+	if (p->from < 0) return;
+	sys_close(p->from);
+	sys_close(p->to);
+}
+
+static bool open_pump(struct pump *p) {
+	int ends[2];
+	if (sys_pipe(ends) < 0) return false;
+	sys_fcntl(ends[1], F_SETPIPE_SZ, PUMP_PIPE); /* one of any size will do */
+	*p = (struct pump){ends[0], ends[1], 0, false};
+	return true;
+}
+
+static void release(struct direct *d) {
+	sys_close(d->fd); /* leaves epoll with it */
+	close_pump(&d->up);
+	close_pump(&d->down);
+	if (d->stream) d->stream->direct = NULL;
+	if (d->state == GREETING) greetings--;
+	d->state = UNUSED;
+	d->mask = 0;
+	watch_listener();
+}
+
+static void bad_greeting(struct direct *d) {
+	release(d);
+	if (++bad == BAD_LIMIT) stop_listening(0);
+}
+
+static int open_listener(const struct address *address, u32 *port) {
+	struct sockaddr_in6 own;
+	u32 size = socket_address(&own, address, 0);
+	long error = sys_splice(-1, -1, 0);
+	if (error != -EBADF && error != 0) return (int)-error; /* forbidden here, or not known */
+	listener = sys_socket(own.sin6_family, SOCK_STREAM, 0);
+	if (listener < 0) return -listener;
+	error = sys_bind(listener, &own, size);
+	if (!error) error = sys_listen(listener, CONNECTIONS);
+	if (!error) error = sys_getsockname(listener, &own, &size);
+	struct stat about;
+	if (!error) error = sys_fstat(listener, &about);
+	if (!error && !watch(listener, false, EPOLLIN, DIRECT_KEY)) error = -ENOMEM;
+	listener_watched = true;
+	*port = get_u16((u8 *)&own.sin6_port);
+	if (!error) direct_inode = about.st_ino;
+	return (int)-error;
+}
+
+const char *direct_listen(const struct event *e) {
+	struct address address = {.family = e->bytes[SECRET_SIZE]};
+	u32 port = 0;
+	if (asked) return "listen twice";
+	asked = true;
+	memcpy(secret, e->bytes, sizeof secret);
+	memcpy(address.bytes, e->bytes + SECRET_SIZE + 1, e->size - SECRET_SIZE - 1);
+	int error = open_listener(&address, &port);
+	if (!error) say_listening(port, 0);
+	else if (listener >= 0) stop_listening(error);
+	else say_listening(0, error);
+	return NULL;
+}
+
+static void accept_some(void) {
+	static const int on = 1;
+	while (greetings < GREETINGS) {
+		int fd = sys_accept(listener);
+		if (fd == -EAGAIN || fd == -EINTR || fd == -ECONNABORTED) return;
+		if (fd < 0) return stop_listening(-fd); /* to try again and again would be all that we do */
+		struct direct *d = slots;
+		while (d->state != UNUSED) d++;
+		*d = (struct direct){.fd = fd, .state = GREETING, .up.from = -1, .down.from = -1};
+		greetings++;
+		set_limit(d, now + GREETING_MS);
+		sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+		if (!watch_direct(d, EPOLLIN)) release(d);
+	}
+	watch_listener();
+}
+
+/* Token and nonce are the first half of the greeting. */
+static void sign(const char *label, const u8 *greeting, u8 *mac) {
+	u8 message[HMAC_MOST];
+	u32 size = (u32)text_size(label);
+	memcpy(message, label, size);
+	memcpy(message + size, greeting, TOKEN_SIZE + NONCE_SIZE);
+	hmac_sha256(secret, sizeof secret, message, size + TOKEN_SIZE + NONCE_SIZE, mac);
+}
+
+/* Takes as long wherever they differ. */
+static bool differ(const u8 *a, const u8 *b, u32 size) {
+	u32 found = 0;
+	while (size--) found |= (u32)(a[size] ^ b[size]);
+	return found != 0;
+}
+
+static struct stream *expecting(const u8 *token) {
+	for (struct stream *s = streams; s < streams + streams_high; s++)
+		if (s->number && s->expects && !memcmp(s->token, token, TOKEN_SIZE)) return s;
+	return NULL;
+}
+
+static void read_greeting(struct direct *d) {
+	u8 mac[DIGEST_SIZE];
+	struct stream *s;
+	long size = sys_read(d->fd, d->greeting + d->have, sizeof d->greeting - d->have);
+	if (size == -EAGAIN || size == -EINTR) return;
+	if (size <= 0) return bad_greeting(d);
+	d->have = (u8)(d->have + size);
+	if (d->have < sizeof d->greeting) return;
+	sign("autoforward direct host", d->greeting, mac);
+	if (differ(mac, d->greeting + TOKEN_SIZE + NONCE_SIZE, sizeof mac)) return bad_greeting(d);
+	if (!(s = expecting(d->greeting))) return bad_greeting(d);
+	u32 others = 0;
+	for (u32 i = 0; i < SLOTS; i++) others += slots[i].state > GREETING;
+	sign("autoforward direct agent", d->greeting, mac);
+	if (others == CONNECTIONS || !open_pump(&d->up) || !open_pump(&d->down) || !watch_direct(d, EPOLLRDHUP) ||
+	    sys_send(d->fd, mac, sizeof mac) != sizeof mac)
+		return release(d);
+	s->expects = false;
+	s->direct = d;
+	d->stream = s;
+	d->state = PROVEN;
+	d->deadline = 0;
+	greetings--;
+	watch_listener();
+}
+
+const char *direct_expect(struct stream *s, const u8 *token) {
+	if (!asked) return "direct before listen";
+	if (!s) return NULL;
+	if (s->udp) return "direct for udp";
+	if (s->moved) return NULL;
+	direct_drop(s);
+	s->expects = true;
+	s->lost = false;
+	memcpy(s->token, token, sizeof s->token);
+	return NULL;
+}
+
+const char *direct_move(struct stream *s) {
+	struct direct *d = s->direct;
+	if (s->moved || (!d && !s->lost)) return s->moved ? "move twice" : "move without a connection";
+	if (!d) return reset(s, ECONNRESET), NULL;
+	s->moved = true;
+	d->state = MOVED;
+	d->deadline = 0;
+	d->up.done = s->host_end;
+	out_frame(MOVE, 0, s->number, NULL, 0);
+	if (s->server_end) sys_shutdown(d->fd, SHUT_WR);
+	if (s->state == CONNECTED) direct_run(s, true, true);
+	else if (!watch_direct(d, 0)) reset(s, ENOMEM);
+	return NULL;
+}
+
+/* What waits in the pipe first, then what the source has, a turn's worth of it. */
+static enum fault pump(struct pump *p, int source, int sink, int *error) {
+	for (u32 sum = 0; sum < PUMP_TURN;) {
+		if (!p->held) {
+			long got = p->done ? -EAGAIN : sys_splice(source, p->to, PUMP_PIPE);
+			p->done = p->done || got == 0;
+			if (p->done || got == -EAGAIN || got == -EINTR) return NONE;
+			if (got < 0) return *error = (int)-got, SOURCE;
+			p->held = (u32)got;
+		}
+		long put = sys_splice(p->from, sink, p->held);
+		if (put == -EAGAIN || put == -EINTR) return NONE;
+		if (put <= 0) return *error = put ? (int)-put : EIO, SINK;
+		p->held -= (u32)put;
+		sum += (u32)put;
+	}
+	return NONE;
+}
+
+void direct_run(struct stream *s, bool up, bool down) {
+	struct direct *d = s->direct;
+	int error;
+	if (s->first && !write_kept(s)) return;
+	if (up && !s->first && !s->write_error) {
+		enum fault fault = pump(&d->up, d->fd, s->fd, &error);
+		if (fault == SOURCE) return reset(s, error);
+		if (fault == SINK && !write_failed(s, error)) return;
+		pass_host_end(s);
+	}
+	if (s->write_error) d->up.done = true, d->up.held = 0;
+	if (down && !s->server_end) {
+		enum fault fault = pump(&d->down, s->fd, d->fd, &error);
+		if (fault != NONE) return reset(s, error);
+		if (d->down.done) {
+			s->server_end = true;
+			if (s->write_error) return reset(s, s->write_error);
+			out_frame(END, 0, s->number, NULL, 0);
+			sys_shutdown(d->fd, SHUT_WR);
+		}
+	}
+	if (still_open(s)) direct_refresh(s);
+}
+
+void direct_refresh(struct stream *s) {
+	struct direct *d = s->direct;
+	bool blocked = s->first || d->up.held;
+	u32 server = (!s->server_end && !d->down.held ? EPOLLIN : 0) | (blocked ? EPOLLOUT : 0);
+	u32 host = (!d->up.done && !blocked ? EPOLLIN : 0) | (d->down.held ? EPOLLOUT : 0);
+	/* A server that has ended and hangs up has reset: that is to be told. */
+	if (!server && !s->server_end) park(s);
+	else if (!watch_socket(s, server)) return reset(s, ENOMEM);
+	if (!watch_direct(d, host)) reset(s, ENOMEM);
+}
+
+bool direct_through(const struct direct *d) { return d->up.done && !d->up.held; }
+
+void direct_leave(struct stream *s) {
+	struct direct *d = s->direct;
+	if (!d) return;
+	s->direct = NULL;
+	d->stream = NULL;
+	d->state = LEAVING;
+	set_limit(d, now + LEAVE_MS);
+	/* To close with bytes unread would be a reset, and that overtakes what the host has not read yet. */
+	sys_shutdown(d->fd, SHUT_WR);
+	if (!watch_direct(d, EPOLLIN)) release(d);
+}
+
+void direct_drop(struct stream *s) {
+	if (s->direct) release(s->direct);
+}
+
+static void lose(struct direct *d) {
+	d->stream->lost = true;
+	release(d);
+}
+
+void direct_ready(u64 key, u32 events) {
+	if (key == DIRECT_KEY) {
+		if (listener >= 0) accept_some();
+		return;
+	}
+	struct direct *d = &slots[key - DIRECT_KEY - 1];
+	switch ((enum direct_state)d->state) {
+	case UNUSED: break; /* gone since epoll told of it */
+	case GREETING: read_greeting(d); break;
+	case PROVEN:
+		if (events & (EPOLLHUP | EPOLLERR)) return lose(d);
+		/* Given up, or all said before the MOVE that is on its way. */
+		set_limit(d, now + LEAVE_MS);
+		watch_direct(d, 0);
+		break;
+	case MOVED: direct_run(d->stream, events & ~(u32)EPOLLOUT, events & ~(u32)EPOLLIN); break;
+	case LEAVING: {
+		long size = sys_discard(d->fd, PUMP_TURN);
+		if (size <= 0 && size != -EAGAIN && size != -EINTR) release(d);
+	}
+	}
+}
+
+u64 direct_expire(u64 moment) {
+	if (moment < next_look) return next_look;
+	next_look = UINT64_MAX;
+	for (struct direct *d = slots; d < slots + SLOTS; d++) {
+		if (d->state == UNUSED || !d->deadline) continue;
+		if (moment < d->deadline) set_limit(d, d->deadline);
+		else if (d->state == GREETING) bad_greeting(d);
+		else if (d->state == PROVEN) lose(d);
+		else release(d);
+	}
+	return next_look;
+}

@@ -1,0 +1,104 @@
+/* What the three parts of a stream's life share: dial.c brings it to a server, streams.c carries its bytes over stdin and
+ * stdout, direct.c over a connection of its own. */
+#ifndef AGENT_STREAMS_H
+#define AGENT_STREAMS_H
+
+#include "agent.h"
+
+enum { MAX_STREAMS = 4096, MAX_FOUND = 16 };
+enum stream_state { RESOLVING, CONNECTING, CONNECTED };
+
+struct piece {
+	struct piece *next;
+	u32 start, end;
+	u8 bytes[CHUNK - 16];
+};
+
+/* Lives in a chunk while the stream is on its way to a server. */
+struct dial {
+	u8 payload[MAX_OPEN];
+	u32 size, at;
+	u8 index, addresses; /* of those that the host gave */
+	u8 found_at, found_count;
+	u8 answered; /* bit 0: A, bit 1: AAAA */
+	u16 id;
+	int error;
+	struct address found[MAX_FOUND];
+};
+_Static_assert(sizeof(struct dial) <= CHUNK && sizeof(struct piece) == CHUNK, "both fit a chunk");
+
+struct stream {
+	u32 number; /* 0: not in use */
+	int fd;
+	u32 credit;   /* bytes that the host still takes */
+	u32 granted;  /* bytes that the host may still send */
+	u32 owed;     /* taken by the server, not given back yet */
+	u32 kept;     /* of datagrams that wait for the name, and what they cost */
+	u32 mask;     /* what epoll watches */
+	u64 deadline; /* 0: none */
+	struct dial *dial;
+	struct piece *first, *last;
+	struct direct *direct; /* a proven connection from the host */
+	int write_error;
+	u16 next; /* index + 1 in the chain of its hash, or of the unused */
+	u8 state;
+	bool udp, in_epoll, host_end, server_end;
+	bool shut;             /* the server has been told of the host's end */
+	bool expects, lost;    /* a connection with `token` may come; one came, and went before MOVE */
+	bool moved;            /* the bytes go over `direct` */
+	u8 token[TOKEN_SIZE];
+};
+
+extern struct stream streams[MAX_STREAMS];
+extern u16 streams_high; /* streams[streams_high] and above were never used */
+
+/* streams.c */
+void close_socket(struct stream *s);
+void finish(struct stream *s);
+void reset(struct stream *s, int error);
+void refuse(u32 number, int error);
+void set_deadline(struct stream *s, u64 when);
+void opened(struct stream *s); /* ends its dial */
+int socket_error(struct stream *s);
+bool watch(int fd, bool known, u32 mask, u64 key); /* `known`: epoll has it already */
+void unwatch(int fd);
+bool watch_socket(struct stream *s, u32 mask);
+void park(struct stream *s);                    /* out of epoll: what hangs up is told of whatever one asks for */
+void pass_host_end(struct stream *s);           /* once, when the server has all that the host said */
+bool still_open(struct stream *s);              /* these three: false when the stream is gone */
+bool write_kept(struct stream *s);
+bool write_failed(struct stream *s, int error); /* the server takes no more */
+
+/* dial.c */
+void dial_next(struct stream *s);
+void dial_ready(struct stream *s);
+void dial_late(struct stream *s);
+
+/* direct.c */
+struct pump {
+	int from, to; /* a pipe: what is written to `to` is read from `from` */
+	u32 held;     /* bytes in the pipe */
+	bool done;    /* the source has ended */
+};
+
+struct direct {
+	int fd;
+	u32 mask; /* 0: not in epoll */
+	u8 state;
+	u8 have; /* of the greeting */
+	u64 deadline;
+	struct stream *stream;
+	struct pump up, down; /* towards the server, towards the host */
+	u8 greeting[64];
+};
+
+const char *direct_listen(const struct event *e);
+const char *direct_expect(struct stream *s, const u8 *token); /* DIRECT; NULL for a stream that has ended */
+const char *direct_move(struct stream *s);
+void direct_run(struct stream *s, bool up, bool down); /* moves bytes, may end the stream */
+void direct_refresh(struct stream *s);
+bool direct_through(const struct direct *d); /* all that the host said over it is with the server */
+void direct_leave(struct stream *s);         /* lets it end in order, without the stream */
+void direct_drop(struct stream *s);
+
+#endif
