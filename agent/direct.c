@@ -160,7 +160,6 @@ static struct stream *expecting(const u8 *token) {
 
 static void read_greeting(struct direct *d) {
 	u8 mac[DIGEST_SIZE];
-	struct stream *s;
 	long size = sys_read(d->fd, d->greeting + d->have, sizeof d->greeting - d->have);
 	if (size == -EAGAIN || size == -EINTR) return;
 	if (size <= 0) return bad_greeting(d);
@@ -168,11 +167,11 @@ static void read_greeting(struct direct *d) {
 	if (d->have < sizeof d->greeting) return;
 	sign("autoforward direct host", d->greeting, mac);
 	if (differ(mac, d->greeting + TOKEN_SIZE + NONCE_SIZE, sizeof mac)) return bad_greeting(d);
-	if (!(s = expecting(d->greeting))) return bad_greeting(d);
 	u32 others = 0;
 	for (u32 i = 0; i < SLOTS; i++) others += slots[i].state > GREETING;
 	sign("autoforward direct agent", d->greeting, mac);
-	if (others == CONNECTIONS || !open_pump(&d->up) || !open_pump(&d->down) || !watch_direct(d, EPOLLRDHUP) ||
+	struct stream *s = expecting(d->greeting); /* none: it has ended meanwhile, most likely */
+	if (!s || others == CONNECTIONS || !open_pump(&d->up) || !open_pump(&d->down) || !watch_direct(d, EPOLLRDHUP) ||
 	    sys_send(d->fd, mac, sizeof mac) != sizeof mac)
 		return release(d);
 	s->expects = false;

@@ -158,7 +158,7 @@ AGENT = {
     "dial.DNS_MS": (1000, ["(no search domains), {} s at most"]),
     "dial.DNS_SECOND_ANSWER_MS": (1, ["the other has {} ms more"]),
     "streams.UDP_IDLE_MS": (1000, ["{} s without a datagram either way"]),
-    "direct.CONNECTIONS": (1, ["While {} streams have a direct connection"]),
+    "direct.CONNECTIONS": (1, ["or {} streams have a direct connection"]),
     "direct.GREETINGS": (1, ["At most {} are looked at at a time"]),
     "direct.BAD_LIMIT": (1, ["After {} such it closes"]),
     "direct.GREETING_MS": (1000, ["not there within {} s"]),
