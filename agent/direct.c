@@ -7,7 +7,7 @@
 
 enum { CONNECTIONS = 64, GREETINGS = 8, SLOTS = CONNECTIONS + GREETINGS, BAD_LIMIT = 16, NONCE_SIZE = 16 };
 enum { GREETING_MS = 2000, LEAVE_MS = 20000 };
-enum { PUMP_PIPE = 256 * 1024, PUMP_TURN = 512 * 1024 };
+enum { PUMP_PIPE = 512 * 1024, PUMP_TURN = 512 * 1024 }; /* all pipes together: what the kernel lets a user have */
 enum direct_state { UNUSED, GREETING, PROVEN, MOVED, LEAVING };
 enum fault { NONE, SOURCE, SINK };
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from autoforward import wire
 from tests.agent_build import build
 from tests.local.agent_client import AgentClient
-
-LOOPBACK = "127.0.0.1"
+from tests.local.direct_far import LOOPBACK, Far, NewFar
 
 StartAgent = Callable[..., AgentClient]
 Handler = Callable[[socket.socket], None]
@@ -68,3 +69,21 @@ def serve() -> Iterator[Callable[..., int]]:
     for listener in listeners:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
+
+
+@pytest.fixture
+def far(start: StartAgent) -> Iterator[NewFar]:
+    made: list[Far] = []
+
+    def begin(address: str = LOOPBACK, *arguments: str) -> Far:
+        agent, secret = start(*arguments), os.urandom(16)
+        agent.send(wire.encode_listen(secret, address))
+        agent.wait(lambda: bool(agent.listening), "LISTENING")
+        assert agent.listening[0].errno == 0 and agent.listening[0].port
+        made.append(Far(agent, address, agent.listening[0].port, secret))
+        return made[-1]
+
+    yield begin
+    for one in made:
+        for sock in one.sockets:
+            sock.close()
