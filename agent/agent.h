@@ -36,6 +36,7 @@ extern u64 now;              /* of this turn of the loop */
 
 /* direct.c: connections from the host that carry one stream each. Their keys in epoll have no stream number. */
 enum { DIRECT_KEY = 16 };
+extern u64 direct_inode; /* of our own listener: nobody's port */
 void direct_ready(u64 key, u32 events);
 u64 direct_expire(u64 now); /* as streams_expire */
 

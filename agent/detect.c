@@ -22,7 +22,7 @@ static u8 buffer[32 * 1024] __attribute__((aligned(8)));
 
 static void add_entry(u32 transport, u32 family, const u8 *address, u32 port, u32 uid, u64 inode) {
 	static const u8 mapped[12] = {[10] = 0xff, [11] = 0xff};
-	if (!port) return;
+	if (!port || inode == direct_inode) return;
 	if (fresh_count == MAX_ENTRIES) {
 		cut_short = true;
 		return;

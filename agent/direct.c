@@ -7,7 +7,7 @@
 
 enum { CONNECTIONS = 64, GREETINGS = 8, SLOTS = CONNECTIONS + GREETINGS, BAD_LIMIT = 16, NONCE_SIZE = 16 };
 enum { GREETING_MS = 2000, LEAVE_MS = 20000 };
-enum { PUMP_PIPE = 256 * 1024, PUMP_TURN = 512 * 1024 };
+enum { PUMP_PIPE = 512 * 1024, PUMP_TURN = 512 * 1024 }; /* all pipes together: what the kernel lets a user have */
 enum direct_state { UNUSED, GREETING, PROVEN, MOVED, LEAVING };
 enum fault { NONE, SOURCE, SINK };
 
@@ -17,6 +17,7 @@ static bool asked, listener_watched;
 static int listener = -1;
 static u8 secret[SECRET_SIZE];
 static u64 next_look = UINT64_MAX;
+u64 direct_inode = UINT64_MAX;
 
 static u64 key_of(const struct direct *d) { return DIRECT_KEY + 1 + (u64)(d - slots); }
 
@@ -95,9 +96,12 @@ static int open_listener(const struct address *address, u32 *port) {
 	error = sys_bind(listener, &own, size);
 	if (!error) error = sys_listen(listener, CONNECTIONS);
 	if (!error) error = sys_getsockname(listener, &own, &size);
+	struct stat about;
+	if (!error) error = sys_fstat(listener, &about);
 	if (!error && !watch(listener, false, EPOLLIN, DIRECT_KEY)) error = -ENOMEM;
 	listener_watched = true;
 	*port = get_u16((u8 *)&own.sin6_port);
+	if (!error) direct_inode = about.st_ino;
 	return (int)-error;
 }
 
@@ -156,7 +160,6 @@ static struct stream *expecting(const u8 *token) {
 
 static void read_greeting(struct direct *d) {
 	u8 mac[DIGEST_SIZE];
-	struct stream *s;
 	long size = sys_read(d->fd, d->greeting + d->have, sizeof d->greeting - d->have);
 	if (size == -EAGAIN || size == -EINTR) return;
 	if (size <= 0) return bad_greeting(d);
@@ -164,11 +167,11 @@ static void read_greeting(struct direct *d) {
 	if (d->have < sizeof d->greeting) return;
 	sign("autoforward direct host", d->greeting, mac);
 	if (differ(mac, d->greeting + TOKEN_SIZE + NONCE_SIZE, sizeof mac)) return bad_greeting(d);
-	if (!(s = expecting(d->greeting))) return bad_greeting(d);
 	u32 others = 0;
 	for (u32 i = 0; i < SLOTS; i++) others += slots[i].state > GREETING;
 	sign("autoforward direct agent", d->greeting, mac);
-	if (others == CONNECTIONS || !open_pump(&d->up) || !open_pump(&d->down) || !watch_direct(d, EPOLLRDHUP) ||
+	struct stream *s = expecting(d->greeting); /* none: it has ended meanwhile, most likely */
+	if (!s || others == CONNECTIONS || !open_pump(&d->up) || !open_pump(&d->down) || !watch_direct(d, EPOLLRDHUP) ||
 	    sys_send(d->fd, mac, sizeof mac) != sizeof mac)
 		return release(d);
 	s->expects = false;

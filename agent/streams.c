@@ -123,7 +123,9 @@ void park(struct stream *s) {
 }
 
 /* The server has all that the host will ever say. */
-static bool host_through(struct stream *s) { return s->host_end && !s->first && (!s->moved || direct_through(s->direct)); }
+static bool host_through(struct stream *s) {
+	return s->host_end && !s->first && (!s->moved || direct_through(s->direct));
+}
 
 void pass_host_end(struct stream *s) {
 	if (s->shut || s->write_error || s->server_end || !host_through(s)) return; /* at the server's end closing does it */

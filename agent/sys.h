@@ -8,6 +8,7 @@
 #include <asm/errno.h>
 #include <asm/poll.h>
 #include <asm/socket.h>
+#include <asm/stat.h>
 #include <asm/unistd.h>
 #include <linux/eventpoll.h>
 #include <linux/fcntl.h>
@@ -58,6 +59,7 @@ static inline long sys6(long number, long a, long b, long c, long d, long e, lon
 #define sys_open(path, flags) sys_openat(AT_FDCWD, path, flags)
 #define sys_openat(folder, path, flags) ((int)SYS(openat, folder, path, (flags) | O_CLOEXEC, 0, 0, 0))
 #define sys_close(fd) SYS(close, fd, 0, 0, 0, 0, 0)
+#define sys_fstat(fd, to) SYS(fstat, fd, to, 0, 0, 0, 0)
 #define sys_fcntl(fd, what, value) SYS(fcntl, fd, what, value, 0, 0, 0)
 #define sys_getdents(fd, to, size) SYS(getdents64, fd, to, size, 0, 0, 0)
 #define sys_readlinkat(folder, path, to, size) SYS(readlinkat, folder, path, to, size, 0, 0)

@@ -1,5 +1,5 @@
 /* Throws bytes at what reads other people's bytes: the decoder (whole and in pieces must give the same), and the parsers
- * of DNS answers and addresses. Built with sanitizers; a seed, the time and mutations of the corpus are all it takes.
+ * of DNS answers and addresses, and the HMAC. Built with sanitizers; a seed, the time and mutations of the corpus are all it takes.
  *
  *   fuzz SECONDS [FILE]...
  *
@@ -50,6 +50,8 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size) {
 		if (digest(copy, size, cut) != whole) abort();
 	if (size > 2) dns_parse(copy, (u32)size, (u16)get_u16(copy), &which, found, 8);
 	parse_address(copy, (u32)size, found);
+	u8 digest_of[DIGEST_SIZE];
+	hmac_sha256(copy, lesser((u32)size, 64), copy, lesser((u32)size, HMAC_MOST), digest_of);
 	free(copy);
 	return 0;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import socket
 import subprocess
 import time
 from collections import defaultdict
@@ -20,6 +21,8 @@ from autoforward.frames import (
     Data,
     Eof,
     Hello,
+    Listening,
+    Move,
     Opened,
     Pong,
     Process,
@@ -44,6 +47,7 @@ class Stream:
     refused: int | None = None
     reset: int | None = None
     eof: bool = False
+    moved: bool = False
     received: bytearray = field(default_factory=bytearray)
     datagrams: list[bytes] = field(default_factory=list)
     owed: int = 0
@@ -72,6 +76,7 @@ class AgentClient:
         self.snapshots: list[SnapshotEvent] = []
         self.processes: dict[int, Process] = {}
         self.pongs: list[bytes] = []
+        self.listening: list[Listening] = []
         self.bye: Bye | None = None
         self.ended = False
         self.partial: defaultdict[int, bytes] = defaultdict(bytes)
@@ -141,6 +146,7 @@ class AgentClient:
         for event in self.decoder.feed(data):
             match event:
                 case Data():
+                    assert not self.streams[event.stream].moved, "DATA after MOVE"
                     self._take(event)
                 case Hello():
                     self.window = event.window
@@ -162,6 +168,10 @@ class AgentClient:
                     self.processes[event.inode] = event
                 case Pong():
                     self.pongs.append(event.payload)
+                case Move():
+                    self.streams[event.stream].moved = True
+                case Listening():
+                    self.listening.append(event)
                 case Bye():
                     self.bye = event
                 case _:
@@ -185,6 +195,12 @@ class AgentClient:
         stream.frozen = False
         self.send(wire.encode_credit(stream.number, stream.owed))
         stream.owed = 0
+
+    def settle(self) -> None:
+        """Waits until all that was sent has been read and acted upon."""
+        count = len(self.pongs)
+        self.send(wire.encode_ping(b"settled?"))
+        self.wait(lambda: len(self.pongs) > count, "pong")
 
     def until_end(self, timeout_s: float = TIMEOUT_S) -> int:
         """Reads to the end of stdout; the exit status."""
@@ -210,3 +226,24 @@ class AgentClient:
             self.process.stderr.close()
         assert status >= 0, f"the agent died of signal {-status}"
         assert "ERROR: " not in text and "runtime error" not in text, text
+
+
+def echo(connection: socket.socket) -> None:
+    while data := connection.recv(1 << 16):
+        connection.sendall(data)
+
+
+def descriptors(agent: AgentClient) -> int:
+    return len(list(Path(f"/proc/{agent.process.pid}/fd").iterdir()))
+
+
+def cpu_s(agent: AgentClient) -> float:
+    fields = Path(f"/proc/{agent.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until(check: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.005)

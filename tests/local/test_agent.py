@@ -14,14 +14,13 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from autoforward import wire
-from tests.agent_build import build
-from tests.local.agent_client import WINDOW, AgentClient
+from tests.local.agent_client import WINDOW, AgentClient, cpu_s, descriptors, echo, wait_until
 
 LOOPBACK = "127.0.0.1"
 ECONNREFUSED, ECONNRESET, ENOENT = 111, 104, 2
@@ -31,70 +30,9 @@ StartAgent = Callable[..., AgentClient]
 Handler = Callable[[socket.socket], None]
 
 
-@pytest.fixture(scope="module", params=["agent", "agent-asan"])
-def binary(request: pytest.FixtureRequest) -> Path:
-    return build(request.param)
-
-
-@pytest.fixture
-def start(binary: Path) -> Iterator[StartAgent]:
-    agents: list[AgentClient] = []
-
-    def begin(*arguments: str, greet: bool = True) -> AgentClient:
-        agents.append(AgentClient(binary, *arguments, greet=greet))
-        return agents[-1]
-
-    yield begin
-    for agent in agents:
-        agent.close()
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., int]]:
-    """`serve(handler, address)` gives the port of a server with a thread for each connection."""
-    listeners: list[socket.socket] = []
-
-    def begin(handler: Handler, address: str = LOOPBACK) -> int:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        listener = socket.create_server((address, 0), family=family, backlog=1024)
-        listeners.append(listener)
-
-        def accept() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                threading.Thread(target=handle, args=(connection,), daemon=True).start()
-
-        def handle(connection: socket.socket) -> None:
-            with connection:
-                try:
-                    handler(connection)
-                except OSError:
-                    pass  # the agent ended or reset it: the tests look at what the host sees
-
-        threading.Thread(target=accept, daemon=True).start()
-        return int(listener.getsockname()[1])
-
-    yield begin
-    for listener in listeners:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-
-
-def echo(connection: socket.socket) -> None:
-    while data := connection.recv(1 << 16):
-        connection.sendall(data)
-
-
 def free_port() -> int:
     with socket.create_server((LOOPBACK, 0)) as listener:
         return int(listener.getsockname()[1])
-
-
-def descriptors(agent: AgentClient) -> int:
-    return len(list(Path(f"/proc/{agent.process.pid}/fd").iterdir()))
 
 
 # The beginning and the end.
@@ -175,13 +113,6 @@ def stuck(agent: AgentClient) -> bool:
         return not select.select([], [writer], [], 0)[1]
     finally:
         os.close(writer)
-
-
-def wait_until(check: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < deadline, f"no {what}"
-        time.sleep(0.005)
 
 
 def test_silence_ends_it(start: StartAgent) -> None:
@@ -476,11 +407,6 @@ def test_hang_up_without_credit_loses_no_byte_and_burns_no_cpu(start: StartAgent
     agent.thaw(stream)
     agent.wait(lambda: stream.eof, "end")
     assert stream.received == payload
-
-
-def cpu_s(agent: AgentClient) -> float:
-    fields = Path(f"/proc/{agent.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_streams_beyond_the_limit_are_refused(start: StartAgent) -> None:

@@ -1,0 +1,385 @@
+"""Direct connections of the agent as a local child: who gets one, and the switch in mid-stream. Twice: plain, and with
+the sanitizers. Own addresses are loopback's here."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from autoforward import wire
+from autoforward.frames import Listening
+from tests.local.agent_client import TIMEOUT_S, WINDOW, descriptors, echo
+from tests.local.conftest import StartAgent
+from tests.local.direct_far import (
+    LINGER_0,
+    LOOPBACK,
+    NewFar,
+    Serve,
+    closed_silently,
+    idle_cpu_s,
+    in_thread,
+    is_reset,
+    proof,
+    read_all,
+    reset,
+)
+
+MEBIBYTE = 1 << 20
+EADDRNOTAVAIL = 99
+
+
+# The listener.
+
+
+@pytest.mark.parametrize("address", [LOOPBACK, "::1"])
+def test_it_listens_there_and_nobody_takes_that_for_a_servers_port(far: NewFar, address: str) -> None:
+    direct = far(address)
+    direct.agent.send(wire.encode_watch(100))
+    direct.agent.wait(lambda: bool(direct.agent.snapshots), "a snapshot")
+    assert direct.port not in {entry.port for entry in direct.agent.snapshots[0].entries}
+    socket.create_connection((address, direct.port), TIMEOUT_S).close()
+
+
+def test_no_address_of_its_own(start: StartAgent) -> None:
+    agent = start()
+    before = descriptors(agent)
+    agent.send(wire.encode_listen(bytes(16), "192.0.2.1"))
+    agent.wait(lambda: bool(agent.listening), "LISTENING")
+    assert agent.listening == [Listening(0, EADDRNOTAVAIL)]
+    assert descriptors(agent) == before
+
+
+def test_nothing_listens_before_listen(start: StartAgent, serve: Serve) -> None:
+    agent = start()
+    stream = agent.open(1, serve(echo))
+    agent.wait(lambda: stream.opened == 0, "opening")
+    agent.send(wire.encode_direct(1, bytes(16)))
+    assert agent.until_end() == 3
+    assert agent.bye and "direct before listen" in agent.bye.text
+
+
+@pytest.mark.parametrize("what", ["other words", "another secret", "cut short"])
+def test_who_cannot_prove_it_hears_nothing_and_16_end_the_listener(far: NewFar, serve: Serve, what: str) -> None:
+    direct = far()
+    agent = direct.agent
+    stream = agent.open(1, serve(echo))
+    token = direct.expect(stream)
+    before = descriptors(agent)
+    for count in range(16):
+        agent.settle()
+        assert len(agent.listening) == 1, f"after {count}"
+        words = {
+            "other words": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".ljust(64),
+            "another secret": direct.greeting(token, os.urandom(16)),
+            "cut short": direct.greeting(token)[:63],
+        }[what]
+        connection = direct.dial(words)
+        if what == "cut short":
+            connection.shutdown(socket.SHUT_WR)
+        assert closed_silently(connection)
+    agent.wait(lambda: len(agent.listening) == 2, "the end of the listener")
+    assert agent.listening[1] == Listening(0, 0)
+    with pytest.raises(ConnectionRefusedError):
+        direct.dial(b"")
+    agent.upload(stream, b"still there")
+    agent.wait(lambda: stream.received == b"still there", "echo")
+    assert descriptors(agent) == before - 1 + (stream.opened is None)
+
+
+def test_the_slow_are_closed_and_counted_and_8_hold_nobody_up_for_long(far: NewFar, serve: Serve) -> None:
+    direct = far()
+    agent = direct.agent
+    stream = agent.open(1, serve(echo))
+    agent.wait(lambda: stream.opened == 0, "opening")
+    greeting = direct.greeting(direct.expect(stream))
+    began = time.monotonic()
+    slow = [direct.dial(b"") for _ in range(8)]
+    slow += [direct.dial(greeting[:40])]
+    proven = direct.dial(greeting)
+    assert proven.recv(100) == proof(direct.secret, b"agent", greeting[:32])
+    assert all(closed_silently(connection) for connection in slow)
+    assert time.monotonic() - began >= 2
+    for _ in range(16 - len(slow)):
+        assert len(agent.listening) == 1
+        assert closed_silently(direct.dial(bytes(64)))
+        agent.settle()
+    agent.wait(lambda: len(agent.listening) == 2, "the end of the listener")
+
+
+def test_a_greeting_may_come_in_pieces_and_a_token_is_good_once(far: NewFar, serve: Serve) -> None:
+    direct = far()
+    agent = direct.agent
+    stream = agent.open(1, serve(echo))
+    greeting = direct.greeting(direct.expect(stream))
+    first = direct.dial(greeting[:20])
+    agent.settle()
+    first.sendall(greeting[20:50])
+    agent.settle()
+    first.sendall(greeting[50:])
+    assert first.recv(100) == proof(direct.secret, b"agent", greeting[:32])
+    for _ in range(10):  # with the next ten more than it would take to end the listener, if these counted as bad
+        assert closed_silently(direct.dial(greeting))
+    agent.send(wire.encode_move(1))
+    agent.wait(lambda: stream.moved, "MOVE")
+    for _ in range(10):
+        assert closed_silently(direct.dial(greeting))
+    agent.settle()
+    assert len(agent.listening) == 1
+    first.sendall(b"hello")
+    assert first.recv(100) == b"hello"
+
+
+def test_a_later_direct_replaces_token_and_connection(far: NewFar, serve: Serve) -> None:
+    direct = far()
+    agent = direct.agent
+    stream = agent.open(1, serve(echo))
+    old = direct.greeting(direct.expect(stream))
+    connection = direct.connect(stream)
+    assert closed_silently(direct.dial(old))
+    second = direct.move(stream)
+    assert connection.recv(1) == b""
+    second.sendall(b"hello")
+    assert second.recv(100) == b"hello"
+
+
+def test_64_at_once(far: NewFar, serve: Serve) -> None:
+    direct = far()
+    agent = direct.agent
+    before = descriptors(agent)
+    port = serve(echo)
+    streams = [agent.open(number, port) for number in range(1, 66)]
+    connections = [direct.move(stream) for stream in streams[:64]]
+    for _ in range(20):  # many more than it would take, if these were counted as bad
+        greeting = direct.greeting(direct.expect(streams[64]))
+        assert closed_silently(direct.dial(greeting))
+    agent.settle()
+    assert len(agent.listening) == 1
+    agent.send(wire.encode_reset(1))
+    agent.settle()
+    connections[0] = direct.dial(greeting)
+    assert connections[0].recv(100) == proof(direct.secret, b"agent", greeting[:32])
+    agent.send(wire.encode_move(65))
+    agent.wait(lambda: streams[64].moved, "MOVE")
+    for number, connection in enumerate(connections):
+        connection.sendall(b"%d" % number)
+        assert connection.recv(100) == b"%d" % number
+    agent.send(b"".join(wire.encode_reset(stream.number) for stream in streams))
+    agent.settle()
+    assert descriptors(agent) == before
+
+
+# What is not the protocol.
+
+
+@pytest.mark.parametrize(
+    ("frame", "word"),
+    [
+        (wire.encode_listen(bytes(16), LOOPBACK), "listen twice"),
+        (wire.encode_move(2), "move without a connection"),
+        (wire.encode_move(3), "move without a connection"),
+        (wire.encode_direct(3, bytes(16)), "direct for udp"),
+        (wire.encode_move(1), "move twice"),
+        (wire.encode_data(1, b"x"), "data after move"),
+        (wire.encode_eof(1) + wire.encode_data(1, b"x"), "data after eof"),
+        (wire.encode_eof(1) + wire.encode_eof(1), "eof twice"),
+    ],
+)
+def test_what_is_not_the_protocol_ends_it(far: NewFar, serve: Serve, frame: bytes, word: str) -> None:
+    """Stream 1 is moved, 2 is not, 3 is of UDP."""
+    direct = far()
+    agent = direct.agent
+    port = serve(echo)
+    connection = direct.move(agent.open(1, port))
+    agent.open(2, port)
+    agent.open(3, port, udp=True)
+    agent.send(frame)
+    assert agent.until_end() == 3
+    assert agent.bye and word in agent.bye.text
+    assert is_reset(connection)
+
+
+def test_what_crosses_the_end_or_the_move_is_passed_over(far: NewFar, serve: Serve) -> None:
+    direct = far()
+    agent = direct.agent
+    stream = agent.open(1, serve(echo))
+    connection = direct.move(stream)
+    agent.send(wire.encode_credit(1, 1 << 30) * 4 + wire.encode_direct(1, bytes(16)))
+    agent.send(wire.encode_move(99) + wire.encode_direct(99, bytes(16)))
+    agent.settle()
+    connection.sendall(b"hello")
+    assert connection.recv(100) == b"hello"
+
+
+# Bytes.
+
+
+@pytest.mark.parametrize("address", [LOOPBACK, "::1"])
+def test_both_ways_at_once_with_the_switch_in_mid_stream(far: NewFar, serve: Serve, address: str) -> None:
+    direct = far(address)
+    agent = direct.agent
+    before = descriptors(agent)
+    payload = random.randbytes(MEBIBYTE) * 48
+    first, later = payload[: 3 * MEBIBYTE + 77], payload[3 * MEBIBYTE + 77 :]
+    stream = agent.open(1, serve(echo))
+    agent.upload(stream, first)
+    agent.wait(lambda: len(stream.received) > MEBIBYTE, "the first bytes")
+    connection = direct.move(stream)
+    rest: list[bytes] = []
+
+    def send() -> None:
+        connection.sendall(later)
+        connection.shutdown(socket.SHUT_WR)
+
+    reader = in_thread(lambda: rest.append(read_all(connection)))
+    in_thread(send)
+    agent.send(wire.encode_eof(1))
+    agent.wait(lambda: stream.eof, "end", 90)
+    reader.join(TIMEOUT_S)
+    assert len(stream.received) < len(payload) / 2 < len(rest[0])
+    assert hashlib.sha256(stream.received + rest[0]).digest() == hashlib.sha256(payload).digest()
+    agent.settle()
+    assert descriptors(agent) == before
+
+
+def test_a_download_moves_while_the_mux_is_stalled(far: NewFar, serve: Serve) -> None:
+    """The agent's MOVE does not wait for credit: what the server said is on the one path or the other, once."""
+    payload = random.randbytes(24 * MEBIBYTE)
+    direct = far()
+    agent = direct.agent
+    stream = agent.open(1, serve(lambda connection: connection.sendall(payload)))
+    stream.frozen = True
+    agent.wait(lambda: len(stream.received) == WINDOW, "a window")
+    connection = direct.move(stream)
+    rest = read_all(connection)
+    agent.wait(lambda: stream.eof, "end")
+    assert stream.received + rest == payload
+
+
+def test_what_the_agent_keeps_for_a_slow_server_goes_first(far: NewFar, serve: Serve) -> None:
+    let_go, done = threading.Event(), threading.Event()
+    digest = hashlib.sha256()
+
+    def read_late(connection: socket.socket) -> None:
+        assert let_go.wait(TIMEOUT_S)
+        while data := connection.recv(1 << 16):
+            digest.update(data)
+        done.set()
+
+    direct = far()
+    agent = direct.agent
+    stream = agent.open(1, serve(read_late))
+    payload = random.randbytes(32 * MEBIBYTE)
+    agent.upload(stream, payload)
+    agent.wait(lambda: stream.opened is not None and not agent.pending and stream.credit == 0, "a stall")
+    sent = len(payload) - len(stream.outgoing)
+    stream.outgoing.clear()
+    connection = direct.move(stream)
+    sender = in_thread(lambda: connection.sendall(payload[sent:]))
+    assert idle_cpu_s(agent) < 0.2
+    let_go.set()
+    sender.join(TIMEOUT_S)
+    connection.shutdown(socket.SHUT_WR)
+    assert not done.wait(0.2)
+    agent.send(wire.encode_eof(1))
+    agent.settle()
+    assert done.wait(TIMEOUT_S) and digest.digest() == hashlib.sha256(payload).digest()
+
+
+@pytest.mark.parametrize("up", [True, False], ids=["a server", "none"])
+def test_moved_while_the_dial_takes_its_time(far: NewFar, serve: Serve, tmp_path: Path, up: bool) -> None:
+    """The nameserver is mute, so that the second address has its turn after 2 s: all is said by then."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as names, socket.create_server((LOOPBACK, 0)) as closed:
+        names.bind((LOOPBACK, 0))
+        resolv = tmp_path / "resolv.conf"
+        resolv.write_text(f"nameserver {LOOPBACK}\n")
+        direct = far(LOOPBACK, "--dns-port", str(names.getsockname()[1]), "--resolv", str(resolv))
+        agent = direct.agent
+        before = descriptors(agent)
+        port = serve(echo) if up else closed.getsockname()[1]
+        closed.close()
+        stream = agent.open(1, port, "mute.invalid", LOOPBACK)
+        agent.upload(stream, b"over the mux, ")
+        connection = direct.move(stream)
+        assert stream.opened is None
+        connection.sendall(b"directly")
+        connection.shutdown(socket.SHUT_WR)
+        agent.send(wire.encode_eof(1))
+        agent.settle()
+        if up:
+            assert read_all(connection) == b"over the mux, directly"
+            agent.wait(lambda: stream.eof, "end")
+        else:
+            agent.wait(lambda: stream.refused is not None, "refusal")
+            assert closed_silently(connection)
+        agent.settle()
+        assert descriptors(agent) == before
+
+
+def test_random_lives(far: NewFar, serve: Serve) -> None:
+    """Streams that are moved, or nearly, and ended in every order by either side: the agent stands, and keeps nothing."""
+    rng = random.Random(7)
+
+    def whim(connection: socket.socket) -> None:
+        own = random.Random(connection.getpeername()[1])
+        for _ in range(own.randrange(4)):
+            connection.sendall(bytes(own.randrange(1, 1 << 20)))
+            if own.random() < 0.5:
+                connection.recv(1 << 16)
+        if own.random() < 0.3:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+        elif own.random() < 0.5:
+            connection.shutdown(socket.SHUT_WR)
+            echo(connection)
+
+    direct = far()
+    agent = direct.agent
+    before = descriptors(agent)
+    ports = [serve(whim), serve(whim), serve(echo)]
+    living: dict[int, socket.socket] = {}
+    over: set[int] = set()
+    for number in range(1, 151):
+        stream = agent.open(number, rng.choice(ports))
+        stream.frozen = rng.random() < 0.2
+        agent.upload(stream, bytes(rng.randrange(1, 1 << 17)))
+        greeting = direct.greeting(direct.expect(stream))
+        connection = direct.dial(greeting)
+        if not stream.over and connection.recv(100):
+            living[number] = connection
+            connection.settimeout(0)
+            if rng.random() < 0.8 and not stream.outgoing:
+                agent.send(wire.encode_move(number))
+        for other in rng.sample(sorted(living), min(len(living), 4)):
+            stream, connection, choice = agent.streams[other], living[other], rng.random()
+            with contextlib.suppress(OSError):
+                if choice < 0.4:
+                    connection.send(bytes(rng.randrange(1, 1 << 20)))
+                elif choice < 0.7:
+                    connection.recv(1 << 20)
+                elif choice < 0.8:
+                    connection.shutdown(socket.SHUT_WR)
+                elif choice < 0.9:
+                    reset(living.pop(other))
+            if choice > 0.6 and other not in over and not stream.outgoing:
+                over.add(other)
+                agent.send(wire.encode_eof(other) if rng.random() < 0.5 else wire.encode_reset(other))
+        agent.settle()
+        if len(living) > 40:
+            living.pop(min(living)).close()
+    for stream in agent.streams.values():
+        stream.outgoing.clear()
+        agent.send(wire.encode_reset(stream.number))
+    for connection in direct.sockets:
+        connection.close()
+    agent.settle()
+    deadline = time.monotonic() + TIMEOUT_S
+    while descriptors(agent) != before:
+        assert time.monotonic() < deadline, "descriptors are left"
+        agent.settle()
