@@ -1,20 +1,24 @@
 """Attributes of ports: `portsAttributes` and `otherPortsAttributes` of devcontainer.json, as a list of rules.
 
-How rules combine is VS Code's way, which the specification leaves open: the exact number wins; every other kind of
-key only fills what is still unset, and does not hand on `requireLocalPort`; for another host (`db:5432`) numbers do
-not match at all; where nothing was set, `otherPortsAttributes` applies as a whole.
+A key is a port number, a range, `host:port`, or else a regular expression on the server's command line. How rules
+combine is VS Code's way, which the specification leaves open: the exact number wins; every other kind of key only fills
+what is still unset (by number, or by where a range begins; expressions last, in the order written), and does not hand on
+`requireLocalPort`; for another host (`db:5432`) numbers and ranges do not match at all; where nothing was set,
+`otherPortsAttributes` applies as a whole.
 
 The text may come out of a container's labels: it is bounded and stripped of control characters here, once.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
+from autoforward.expressions import Budget, Expression
 from autoforward.model import ON_AUTO_FORWARD, AppProtocol, ForwardKey, OnAutoForward, PortAttributes
-from autoforward.portspec import is_port, parse_host
+from autoforward.portspec import MAX_PORT, is_port, parse_host
 
 HTTPS_PORTS = frozenset({443, 8443})
 APP_PROTOCOLS: tuple[AppProtocol, ...] = ("http", "https")
@@ -22,9 +26,15 @@ APP_PROTOCOLS: tuple[AppProtocol, ...] = ("http", "https")
 # Longer text is no label; the bound keeps a hostile image from filling terminals and logs.
 MAX_TEXT_LENGTH = 200
 MAX_RULES = 1000
+MAX_EXPRESSIONS = 64
 MAX_WARNINGS = 50
 
-RuleKind = Literal["number", "host_port"]
+RuleKind = Literal["number", "range", "host_port", "expression"]
+
+# VS Code takes no spaces here; as an expression such a key would never match.
+_RANGE = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*(\d+)\s*", re.ASCII)
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +75,30 @@ _JSON_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class AttributeRule:
-    """One key of `portsAttributes` with what it sets. `container_host` is None for the container itself."""
+    """One key of `portsAttributes` with what it sets.
+
+    `low` to `high` are container ports (the same one twice but for a range), behind all of them for an expression, so that rules
+    sort as VS Code has them. `container_host` is None for the container itself.
+    """
 
     key: str
     kind: RuleKind
     container_host: str | None
-    container_port: int
+    low: int
+    high: int
+    expression: Expression | None
     values: AttributeValues
 
     def matches(self, key: ForwardKey, process: str | None) -> bool:
-        """Return whether the rule speaks of `key`; `process` is the command line, for kinds that look at it."""
-        return (self.container_host, self.container_port) == (key.container_host, key.container_port)
+        """Return whether the rule speaks of `key`; `process` is its server's command line, where it is known."""
+        if self.expression is not None:
+            return process is not None and self.expression.is_in(process)
+        return self.container_host == key.container_host and self.low <= key.container_port <= self.high
 
 
 @dataclass(frozen=True, slots=True)
 class AttributeRules:
-    """All rules of one session, in the order written; the last of equal keys has won already."""
+    """All rules of one session, in the order in which they are asked; the last of equal keys has won already."""
 
     rules: tuple[AttributeRule, ...] = ()
     others: AttributeValues = _NOTHING
@@ -108,6 +126,11 @@ class AttributeRules:
             open_preview=values.open_preview,
         )
 
+    @property
+    def look_at_processes(self) -> bool:
+        """Return whether a port's attributes can depend on whose it is."""
+        return any(rule.expression is not None for rule in self.rules)
+
     def to_json(self) -> dict[str, Any]:
         """Return the two keys as devcontainer.json has them; `from_json` is the inverse."""
         return {
@@ -134,22 +157,30 @@ def parse_attributes(
     each value that is not valid; nothing in a configuration's attributes is fatal.
     """
     warnings: list[str] = []
-    rules: dict[tuple[str, str | None, int], AttributeRule] = {}
+    budget = Budget()
+    rules: dict[tuple[object, ...], AttributeRule] = {}
+    expressions = 0
     for name, entry in _entries(ports_attributes, f"{place}: portsAttributes", warnings):
         here = f"{place}: portsAttributes {quoted(name)}"
         if len(rules) >= MAX_RULES:
             warnings.append(f"{place}: portsAttributes: more than {MAX_RULES} keys, the rest is left out")
             break
-        classified = _classify_key(name)
-        if isinstance(classified, str):
-            warnings.append(f"{here}: {classified}")
+        try:
+            kind, host, low, high, expression = _parse_key(name, budget)
+        except ValueError as error:
+            warnings.append(f"{here}: {error}")
+            continue
+        expressions += expression is not None
+        if expression is not None and expressions > MAX_EXPRESSIONS:
+            warnings.append(f"{here}: more than {MAX_EXPRESSIONS} regular expressions, left out")
             continue
         values = _parse_values(entry, here, warnings)
-        rules[classified] = AttributeRule(name, *classified, values)
+        rules[kind, host, low, high, expression] = AttributeRule(name, kind, host, low, high, expression, values)
     others = _NOTHING
     if other_ports_attributes is not None:
         others = _parse_values(other_ports_attributes, f"{place}: otherPortsAttributes", warnings)
-    return AttributeRules(tuple(rules.values()), others), bounded(warnings)
+    ordered = sorted(rules.values(), key=lambda rule: rule.low)
+    return AttributeRules(tuple(ordered), others), bounded(warnings)
 
 
 def quoted(value: object) -> str:
@@ -171,22 +202,35 @@ def bounded(warnings: Iterable[str]) -> tuple[str, ...]:
     return (*unique[:MAX_WARNINGS], f"and {len(unique) - MAX_WARNINGS} more of these")
 
 
-def _classify_key(name: str) -> tuple[RuleKind, str | None, int] | str:
-    """Return kind, host and port of a key of `portsAttributes`, or what is wrong with it."""
-    if _is_number(name):
-        port = int(name) if len(name) <= 5 else 0
-        return ("number", None, port) if is_port(port) else "not in 1-65535"
-    host, _, digits = name.rpartition(":")
-    if _is_number(digits) and len(digits) <= 5 and is_port(int(digits)):
+def _parse_key(name: str, budget: Budget) -> tuple[RuleKind, str | None, int, int, Expression | None]:
+    """Return kind, host, first and last port, and expression of a key of `portsAttributes`. Raises ValueError."""
+    if number := _NUMBER.fullmatch(name):
+        port = _parse_number(number[1])
+        return "number", None, port, port, None
+    if bounds := _RANGE.fullmatch(name):
+        low, high = _parse_number(bounds[1]), _parse_number(bounds[2])
+        if low > high:
+            raise ValueError("the range runs backwards")
+        return "range", None, low, high, None
+    if parts := _HOST_PORT.fullmatch(name):
         try:
-            return "host_port", parse_host(host), int(digits)
+            host = parse_host(parts[1])
         except ValueError:
-            return "not supported yet, only a port number or host:port is"
-    return "not supported yet, only a port number or host:port is"
+            pass  # then it is an expression, for better or worse
+        else:
+            port = _parse_number(parts[2])
+            return "host_port", host, port, port, None
+    if not name:
+        raise ValueError("no key")
+    # Behind all the numbers.
+    return "expression", None, MAX_PORT + 1, MAX_PORT + 1, Expression(name, budget)
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal()
+def _parse_number(digits: str) -> int:
+    port = int(digits) if len(digits) <= 5 else 0
+    if not is_port(port):
+        raise ValueError(f"{quoted(digits)} is not in 1-{MAX_PORT}")
+    return port
 
 
 def _entries(value: object, here: str, warnings: list[str]) -> list[tuple[str, object]]:

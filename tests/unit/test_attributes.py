@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoforward.attributes import (
+    MAX_EXPRESSIONS,
     MAX_RULES,
     MAX_TEXT_LENGTH,
     MAX_WARNINGS,
@@ -59,7 +60,7 @@ def test_every_attribute_is_read() -> None:
     )
 
 
-NUMBER_AND_OTHERS = (
+NUMBER_AND_OTHERS: tuple[dict[str, object], dict[str, object]] = (
     {"3000": {"label": "web"}, "4000": {}, "db:5432": {"label": "sql", "requireLocalPort": True}},
     {"label": "rest", "onAutoForward": "silent", "requireLocalPort": True},
 )
@@ -123,13 +124,17 @@ def test_what_is_said_beats_the_https_default() -> None:
     [
         ([], None, "f: portsAttributes: '[]' is no object"),
         ({"3000": 5}, None, "f: portsAttributes '3000': '5' is no object"),
-        ({"0": {}}, None, "f: portsAttributes '0': not in 1-65535"),
-        ({"65536": {}}, None, "f: portsAttributes '65536': not in 1-65535"),
-        ({"9" * 30: {}}, None, f"f: portsAttributes '{'9' * 30}': not in 1-65535"),
-        ({"3000-3010": {}}, None, "f: portsAttributes '3000-3010': not supported yet"),
-        ({".+/server.js": {}}, None, "f: portsAttributes '.+/server.js': not supported yet"),
-        ({"a b:80": {}}, None, "f: portsAttributes 'a b:80': not supported yet"),
-        ({"db:0": {}}, None, "f: portsAttributes 'db:0': not supported yet"),
+        ({"0": {}}, None, "f: portsAttributes '0': '0' is not in 1-65535"),
+        ({"65536": {}}, None, "f: portsAttributes '65536': '65536' is not in 1-65535"),
+        ({"9" * 30: {}}, None, f"f: portsAttributes '{'9' * 30}': '{'9' * 30}' is not in 1-65535"),
+        ({"3010-3000": {}}, None, "f: portsAttributes '3010-3000': the range runs backwards"),
+        ({"0-10": {}}, None, "f: portsAttributes '0-10': '0' is not in 1-65535"),
+        ({"db:0": {}}, None, "f: portsAttributes 'db:0': '0' is not in 1-65535"),
+        ({"db:99999": {}}, None, "f: portsAttributes 'db:99999': '99999' is not in 1-65535"),
+        ({"": {}}, None, "f: portsAttributes '': no key"),
+        ({"a(b": {}}, None, "f: portsAttributes 'a(b': no regular expression: a group is not closed"),
+        ({"*.js": {}}, None, "f: portsAttributes '*.js': no regular expression: nothing to repeat"),
+        ({"a" * 600: {}}, None, "': longer than 512 characters"),
         ({"1": {"label": 5}}, None, "f: portsAttributes '1': label '5' is not text"),
         ({"1": {"label": None}}, None, "f: portsAttributes '1': label 'None' is not text"),
         ({"1": {"protocol": "ftp"}}, None, "'1': protocol 'ftp' is not one of http, https"),
@@ -177,8 +182,18 @@ def test_rules_and_warnings_are_bounded() -> None:
     assert warnings[-1].endswith("more of these")
 
 
-def test_json_round_trip() -> None:
-    rules = rules_of(*NUMBER_AND_OTHERS)
+def test_expressions_are_bounded_in_number() -> None:
+    rules, warnings = parse_attributes({f"server{n}": {"label": "x"} for n in range(MAX_EXPRESSIONS + 2)}, None, "f")
+    assert len(rules.rules) == MAX_EXPRESSIONS
+    assert [warning.partition(": ")[2] for warning in warnings] == [
+        f"portsAttributes 'server{n}': more than {MAX_EXPRESSIONS} regular expressions, left out"
+        for n in (MAX_EXPRESSIONS, MAX_EXPRESSIONS + 1)
+    ]
+
+
+@pytest.mark.parametrize("ports", [NUMBER_AND_OTHERS[0], {"3000-3010": {"label": "r"}, r"app\.py": {"label": "e"}}])
+def test_json_round_trip(ports: dict[str, object]) -> None:
+    rules = rules_of(ports, NUMBER_AND_OTHERS[1])
     assert AttributeRules.from_json(json.loads(json.dumps(rules.to_json()))) == rules
 
 

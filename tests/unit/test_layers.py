@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("leases", "paths", "settings", "policy", "candidates", "masking"),
     ("devcontainer", "lanes.*"),
     ("attributes",),
-    ("portspec", "procnet", "wire"),
+    ("portspec", "procnet", "wire", "expressions"),
     ("payloads",),
     (
         "poller",

@@ -1,0 +1,318 @@
+"""Regular expressions as JavaScript has them (VS Code's keys of `portsAttributes`), matched within bounds.
+
+Pattern and text may both be hostile: an image's label brings the one, a container's process the other. So a pattern is
+read here first, and only what JavaScript means by it goes on to the library, in a small part of the library's syntax:
+no fuzzy matching, no recursion, no set operations, nothing whose compilation is dear. Pattern and text are bounded, a
+search has a deadline, and all searches of one configuration share a budget of CPU time; an expression that overdraws is
+switched off, and said once.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+
+import regex
+
+log = logging.getLogger(__name__)
+
+MAX_EXPRESSION_LENGTH = 512
+"""No real one is a tenth of it."""
+
+MAX_SUBJECT_LENGTH = 1024
+"""Characters of a command line that are looked at; the agent sends no more."""
+
+MAX_DEPTH = 50
+"""Groups within groups: the library's compiler recurses, and nobody reads such an expression."""
+
+SEARCH_TIMEOUT_S = 0.05
+"""A search takes some 10 µs; one that needs this long would need for ever."""
+
+BUDGET_S = 0.3
+"""CPU time that the searches of one configuration may take in one go: how long a hostile one can hold up the others."""
+
+BUDGET_REFILL = 0.01
+"""How much of the time that passes becomes new budget. Each text is searched once, so that what is usual never gets there."""
+
+MAX_REMEMBERED = 4096
+"""Results kept for one expression, one for each text: what a container can have in listening processes."""
+
+_QUANTIFIER = re.compile(r"\{(\d{1,9})(?:(,)(\d{1,9})?)?\}")
+_BACK_REFERENCE = re.compile(r"[1-9]\d{0,2}")
+_GROUP_NAME = re.compile(r"<([A-Za-z_][A-Za-z0-9_]{0,31})>")
+_HEX = {"x": re.compile(r"[0-9A-Fa-f]{2}"), "u": re.compile(r"[0-9A-Fa-f]{4}")}
+_CONTROL = {"f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "0": "\0"}
+_ANY_BUT_LINE_ENDS = r"[^\n\r\u2028\u2029]"
+_GROUP_OPENINGS = {"(?:": True, "(?=": False, "(?!": False, "(?<=": False, "(?<!": False}
+"""As in JavaScript and in the library; whether it can be repeated."""
+
+
+class ExpressionError(ValueError):
+    """Not a regular expression, or not one that is taken; the message says why."""
+
+
+class Budget:
+    """CPU time for searches, in seconds; refilled slowly. One for each configuration."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._left_s = BUDGET_S
+        self._at_s = clock()
+
+    def spend(self, cpu_s: float) -> None:
+        now_s = self._clock()
+        self._left_s = min(BUDGET_S, self._left_s + (now_s - self._at_s) * BUDGET_REFILL) - cpu_s
+        self._at_s = now_s
+
+    @property
+    def is_overdrawn(self) -> bool:
+        return self._left_s < 0
+
+
+class Expression:
+    """One expression; equal to others of the same source. `fault` is why it was switched off, None while it works.
+
+    Raises ExpressionError for what is no JavaScript expression.
+    """
+
+    __slots__ = ("_budget", "_pattern", "_remembered", "fault", "source")
+
+    def __init__(self, source: str, budget: Budget | None = None) -> None:
+        self.source = source
+        self.fault: str | None = None
+        self._budget = budget or Budget()
+        self._remembered: dict[str, bool] = {}
+        translated = translate(source)
+        try:
+            self._pattern = regex.compile(translated, flags=regex.VERSION0 | regex.ASCII)
+        except (regex.error, RecursionError, OverflowError) as error:
+            # Its positions are those of the translation.
+            problem = str(error).partition(" at position")[0] if isinstance(error, regex.error) else "too large"
+            raise ExpressionError(f"no regular expression: {problem}") from None
+
+    def __repr__(self) -> str:
+        return f"<Expression {self.source!r}{' off' if self.fault else ''}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Expression) and other.source == self.source
+
+    def __hash__(self) -> int:
+        return hash(self.source)
+
+    def is_in(self, text: str) -> bool:
+        """Whether it matches anywhere in `text`, of which the first MAX_SUBJECT_LENGTH characters count.
+
+        Takes SEARCH_TIMEOUT_S at most; False once it is switched off.
+        """
+        text = text[:MAX_SUBJECT_LENGTH]
+        if self.fault is not None:
+            return False
+        known = self._remembered.get(text)
+        if known is not None:
+            return known
+        if self._budget.is_overdrawn:
+            self._switch_off(f"the expressions together took more than {BUDGET_S * 1000:.0f} ms")
+            return False
+        began_s = time.thread_time()
+        try:
+            found = self._pattern.search(text, timeout=SEARCH_TIMEOUT_S, concurrent=True) is not None
+        except TimeoutError:
+            found = False
+            self._switch_off(f"it took more than {SEARCH_TIMEOUT_S * 1000:.0f} ms on one command line")
+        self._budget.spend(time.thread_time() - began_s)
+        if len(self._remembered) >= MAX_REMEMBERED:
+            self._remembered.clear()
+        self._remembered[text] = found
+        return found
+
+    def _switch_off(self, why: str) -> None:
+        self.fault = why
+        log.warning("the regular expression %r is switched off: %s", self.source, why)
+
+
+def translate(source: str) -> str:
+    """A JavaScript expression (no flags) in the library's syntax, for its `VERSION0` and `ASCII` flags.
+
+    Raises ExpressionError for what JavaScript would not take either, and for what is too long or too deep.
+    """
+    if len(source) > MAX_EXPRESSION_LENGTH:
+        raise ExpressionError(f"longer than {MAX_EXPRESSION_LENGTH} characters")
+    return _Reader(source).read()
+
+
+class _Reader:
+    """One pass over the expression. What JavaScript lets pass for the web's sake (`a{`, `]`, `\\-`) is a literal here too."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._at = 0
+        self._groups = 0
+        self._open: list[bool] = []
+        """For each group that is open, whether it can be repeated."""
+        self._repeatable = False
+
+    def read(self) -> str:
+        parts = []
+        while self._at < len(self._source):
+            parts.append(self._next())
+        if self._open:
+            raise ExpressionError("no regular expression: a group is not closed")
+        return "".join(parts)
+
+    def _next(self) -> str:
+        character = self._source[self._at]
+        if character in "*+?" or (character == "{" and _QUANTIFIER.match(self._source, self._at)):
+            return self._quantifier()
+        if character == "(":
+            return self._group()
+        self._at += 1
+        self._repeatable = character not in "^$|"
+        match character:
+            case ")":
+                if not self._open:
+                    raise ExpressionError("no regular expression: a group is closed that was not opened")
+                self._repeatable = self._open.pop()
+                return ")"
+            case "[":
+                return self._set()
+            case "\\":
+                return self._escape()
+            case "|":
+                return "|"
+            case "^":
+                return r"\A"
+            case "$":
+                return r"\Z"
+            case ".":
+                return _ANY_BUT_LINE_ENDS
+        return _literal(character)
+
+    def _quantifier(self) -> str:
+        if not self._repeatable:
+            raise ExpressionError("no regular expression: nothing to repeat")
+        self._repeatable = False
+        counted = _QUANTIFIER.match(self._source, self._at)
+        if counted is None:
+            text = self._source[self._at]
+            self._at += 1
+        else:
+            low, high = counted[1], counted[3] or ""
+            if high and int(high) < int(low):
+                raise ExpressionError("no regular expression: numbers out of order")
+            text = f"{{{_bounded(low)},{_bounded(high)}}}" if counted[2] else f"{{{_bounded(low)}}}"
+            self._at = counted.end()
+        if self._source.startswith("?", self._at):
+            self._at += 1
+            return text + "?"
+        return text
+
+    def _group(self) -> str:
+        if len(self._open) >= MAX_DEPTH:
+            raise ExpressionError(f"more than {MAX_DEPTH} groups within each other")
+        self._repeatable = False
+        for opening, repeatable in _GROUP_OPENINGS.items():
+            if self._source.startswith(opening, self._at):
+                self._open.append(repeatable)
+                self._at += len(opening)
+                return opening
+        self._open.append(True)
+        self._groups += 1
+        if not self._source.startswith("(?", self._at):
+            self._at += 1
+            return "("
+        name = _GROUP_NAME.match(self._source, self._at + 2)
+        if name is None:
+            raise ExpressionError("no regular expression: (? is followed by something that JavaScript does not know")
+        self._at = name.end()
+        return f"(?P<{name[1]}>"
+
+    def _escape(self) -> str:
+        """What follows a backslash outside a set."""
+        if self._at >= len(self._source):
+            raise ExpressionError("no regular expression: a backslash at its end")
+        character = self._source[self._at]
+        if character in "bB":
+            self._at += 1
+            self._repeatable = False
+            return "\\" + character
+        if number := _BACK_REFERENCE.match(self._source, self._at):
+            if int(number[0]) > self._groups:
+                raise ExpressionError(f"no regular expression: there is no group {number[0]} before \\{number[0]}")
+            self._at += len(number[0])
+            return rf"(?:\{number[0]})"
+        if character == "k" and (name := _GROUP_NAME.match(self._source, self._at + 1)):
+            self._at = name.end()
+            return f"(?P={name[1]})"
+        return self._character_escape()
+
+    def _character_escape(self) -> str:
+        """An escape that stands for one character, or for a class of them, in a set and outside."""
+        character = self._source[self._at]
+        self._at += 1
+        if character in "dDwWsS":
+            return "\\" + character
+        if character in _CONTROL:
+            return _literal(_CONTROL[character])
+        if character in _HEX and (digits := _HEX[character].match(self._source, self._at)):
+            self._at = digits.end()
+            return _literal(chr(int(digits[0], 16)))
+        if (
+            character == "c"
+            and self._source[self._at : self._at + 1].isascii()
+            and self._source[self._at :][:1].isalpha()
+        ):
+            self._at += 1
+            return _literal(chr(ord(self._source[self._at - 1]) % 32))
+        return _literal(character)
+
+    def _set(self) -> str:
+        """`[...]`, from behind the bracket on."""
+        negated = self._source.startswith("^", self._at)
+        self._at += negated
+        parts: list[str] = []
+        while not self._source.startswith("]", self._at):
+            if self._at >= len(self._source):
+                raise ExpressionError("no regular expression: a set is not closed")
+            low = self._set_atom()
+            if self._source.startswith("-", self._at) and self._source[self._at + 1 : self._at + 2] not in ("", "]"):
+                self._at += 1
+                high = self._set_atom()
+                # A class is no end of a range: then the hyphen means itself.
+                parts += [low, r"\x2d", high] if _is_class(low) or _is_class(high) else [f"{low}-{high}"]
+            else:
+                parts.append(low)
+        self._at += 1
+        if not parts:
+            return r"[\x00-\U0010ffff]" if negated else "(?!)"
+        return f"[{'^' if negated else ''}{''.join(parts)}]"
+
+    def _set_atom(self) -> str:
+        character = self._source[self._at]
+        self._at += 1
+        if character != "\\":
+            return _literal(character)
+        if self._at >= len(self._source):
+            raise ExpressionError("no regular expression: a set is not closed")
+        if self._source[self._at] == "b":
+            self._at += 1
+            return _literal("\b")
+        return self._character_escape()
+
+
+def _literal(character: str) -> str:
+    """The character itself, in a set and outside, whatever else it could mean."""
+    number = ord(character)
+    if character.isascii() and character.isalnum():
+        return character
+    return rf"\x{number:02x}" if number < 0x100 else rf"\u{number:04x}" if number < 0x10000 else rf"\U{number:08x}"
+
+
+def _bounded(count: str) -> str:
+    """More often than the text is long is as good as once more than that."""
+    return str(min(int(count), MAX_SUBJECT_LENGTH + 1)) if count else ""
+
+
+def _is_class(atom: str) -> bool:
+    return len(atom) == 2 and atom[0] == "\\"
