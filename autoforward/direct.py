@@ -14,7 +14,7 @@ import logging
 import os
 import selectors
 import socket
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from autoforward import wire
 from autoforward.frames import Listening
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SECRET_BYTES: Final = 16
-TOKEN_BYTES: Final = 16
-NONCE_BYTES: Final = 16
-PROOF_BYTES: Final = 32
-HOST_WORDS: Final = b"autoforward direct host"
-AGENT_WORDS: Final = b"autoforward direct agent"
+SECRET_BYTES = 16
+TOKEN_BYTES = 16
+NONCE_BYTES = 16
+PROOF_BYTES = 32
+HOST_WORDS = b"autoforward direct host"
+AGENT_WORDS = b"autoforward direct agent"
 
-MAX_DIRECT: Final = 64
+MAX_DIRECT = 64
 """Direct connections over one agent at once; what comes after them stays on the mux."""
 
-HANDSHAKE_TIMEOUT_S: Final = 2.0
+HANDSHAKE_TIMEOUT_S = 2.0
 """The container is on this machine: a handshake takes less than a millisecond, or a firewall swallows it."""
 
-MAX_FAILURES: Final = 3
+MAX_FAILURES = 3
 """Handshakes in a row that may fail before no more are tried with this agent."""
 
 
