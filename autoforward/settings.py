@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from autoforward.attributes import NO_RULES, AttributeRules
+from autoforward.environment import NO_ENVIRONMENT, SessionEnvironment
 from autoforward.model import (
     LANE_CHOICES,
     ContainerInfo,
@@ -24,6 +25,9 @@ from autoforward.portspec import decode_port_spec, encode_port_spec
 DEFAULT_POLL_INTERVAL_S = 0.5
 MIN_POLL_INTERVAL_S = 0.1
 MAX_POLL_INTERVAL_S = 60.0
+
+MAX_OPENED = 1000
+"""Forwards that a session remembers to have opened."""
 
 DEFAULT_MAX_PORTS = 128
 HIGHEST_MAX_PORTS = 1000
@@ -102,6 +106,9 @@ class SessionRecord:
     declared: tuple[PortSpec, ...] = ()
     manual: tuple[PortSpec, ...] = ()
     rules: AttributeRules = NO_RULES
+    environment: SessionEnvironment = NO_ENVIRONMENT
+    opened: tuple[str, ...] = ()
+    """Ids of the forwards that `openBrowserOnce` has opened, oldest first: once in the session's life, whoever serves it."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -120,6 +127,8 @@ class SessionRecord:
             "declared": [encode_port_spec(spec) for spec in self.declared],
             "manual": [encode_port_spec(spec) for spec in self.manual],
             "rules": self.rules.to_json(),
+            "environment": self.environment.to_json(),
+            "opened": list(self.opened),
         }
 
     @classmethod
@@ -144,7 +153,13 @@ class SessionRecord:
             declared=_specs(row["declared"]),
             manual=_specs(row["manual"]),
             rules=AttributeRules.from_json(row["rules"]),
+            environment=SessionEnvironment.of(dict(row["environment"])),
+            opened=tuple(str(forward_id) for forward_id in row["opened"])[-MAX_OPENED:],
         )
+
+    def with_opened(self, forward_id: str) -> SessionRecord:
+        """With one more in `opened`; the oldest of very many is forgotten."""
+        return replace(self, opened=(*self.opened, forward_id)[-MAX_OPENED:])
 
     def in_container(self, info: ContainerInfo) -> SessionRecord:
         return replace(self, container_id=info.container_id, container_name=info.name)

@@ -240,9 +240,16 @@ def script(name: str) -> str:
     return str(beside) if beside.exists() else name
 
 
+# Nothing of the desktop on which the tests run: no test may open a browser there, or bury it in notifications.
+NO_DESKTOP: Mapping[str, str | None] = {
+    **dict.fromkeys(("AUTOFORWARD_BROWSER", "CI", "DBUS_SESSION_BUS_ADDRESS", "DISPLAY", "WAYLAND_DISPLAY")),
+    "SSH_CONNECTION": "the tests",
+}
+
+
 def command_env(home: Path, env: Mapping[str, str | None] | None = None) -> dict[str, str]:
     """The environment of the product's commands under test."""
-    merged: dict[str, str | None] = {**os.environ, "AUTOFORWARD_HOME": str(home), **(env or {})}
+    merged: dict[str, str | None] = {**os.environ, **NO_DESKTOP, "AUTOFORWARD_HOME": str(home), **(env or {})}
     merged["PATH"] = merged.get("PATH") or os.defpath
     return {name: value for name, value in merged.items() if value is not None}
 

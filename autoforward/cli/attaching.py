@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoforward.attributes import NO_RULES
 from autoforward.cli import client, output
 from autoforward.devcontainer import PortConfiguration, configuration_for_container
 from autoforward.engine import Engine, resolve_endpoint
+from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.settings import SessionOptions, SessionRecord, identity_of, new_session_id
@@ -63,7 +66,8 @@ def record_for(
         attached=attached,
         declared=configuration.declared if configuration else (),
         manual=tuple(specs),
-        **({"rules": configuration.rules} if configuration else {}),
+        environment=SessionEnvironment.capture(os.environ),
+        rules=configuration.rules if configuration else NO_RULES,
     )
 
 

@@ -61,10 +61,11 @@ def in_words(event: PortEvent) -> str:
 
 
 class EventHub:
-    """`publish` keeps the order of the calls: one thread writes, and followers hear of what has been written."""
+    """`publish` keeps the order of the calls: one thread writes, then followers, and `hear`, get what was written."""
 
-    def __init__(self, log: EventLog) -> None:
+    def __init__(self, log: EventLog, hear: Callable[[PortEvent], None] = lambda _event: None) -> None:
         self._log = log
+        self._hear = hear
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="autoforward-events")
         self._subscriptions: set[Subscription] = set()
 
@@ -77,6 +78,7 @@ class EventHub:
         log.info("%s", in_words(written))
         for subscription in self._subscriptions:
             subscription.offer(written)
+        self._hear(written)
         return written
 
     @contextlib.contextmanager

@@ -46,7 +46,9 @@ from autoforward.model import EngineEndpoint
 from autoforward.paths import StatePaths
 from autoforward.registry import Registry
 from autoforward.settings import SessionRecord
+from autoforward.supervisor.actions import ActingSession, Actions
 from autoforward.supervisor.control import ControlServer, Handler
+from autoforward.supervisor.desktop import Desktop
 from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.hub import EventHub
 from autoforward.supervisor.services import SessionServices
@@ -112,7 +114,8 @@ class Supervisor:
         # One thread: everything that takes the registry's lock goes through it, in order.
         self.disk = ThreadPoolExecutor(1, thread_name_prefix="autoforward-disk")
         self.engine_pool = ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="autoforward-engine")
-        self.hub = EventHub(await asyncio.to_thread(EventLog, self.paths, self._warn))
+        self.actions = Actions(self._session_of, self._remember_opened, Desktop())
+        self.hub = EventHub(await asyncio.to_thread(EventLog, self.paths, self._warn), self.actions.on_event)
         self.engines = Engines(self._on_engine_event)
         allocator = Allocator(self.registry, process, self._warn)
         self.services = SessionServices(self.plane, allocator, self.hub, self.disk, self.engine_pool)
@@ -141,7 +144,7 @@ class Supervisor:
             return records
 
         for record in await self.on_disk(take_over):
-            self.add_session(record)
+            self.actions.restore(self.add_session(record))
 
     async def _shut_down(self) -> None:
         log.info("supervisor ends: %s", self._stop_reason or "an error")
@@ -152,6 +155,7 @@ class Supervisor:
         await self.drain(forward_ids, DRAIN_S)
         # The rows stay in the registry's sessions: whoever starts next takes them up again.
         await self._end_all(self.sessions.values(), "the supervisor ended", forget=False)
+        self.actions.close()
         self.engines.close()
         self.plane.stop()
         await asyncio.to_thread(self.hub.close)
@@ -194,7 +198,7 @@ class Supervisor:
         self.check_idle()
         return session
 
-    async def store_session(self, session: Session) -> None:
+    async def store_session(self, session: ActingSession) -> None:
         """Write what the next supervisor needs; a session that lives on a foreground command only leaves nothing."""
         record = session.record
 
@@ -278,6 +282,13 @@ class Supervisor:
 
     def _session_with(self, forward_id: str) -> Session | None:
         return next((s for s in self.sessions.values() if s.forwarder.key_of(forward_id) is not None), None)
+
+    def _session_of(self, container_id: str) -> Session | None:
+        return next((s for s in self.sessions.values() if s.record.container_id == container_id), None)
+
+    def _remember_opened(self, session: ActingSession, forward_id: str) -> None:
+        session.record = session.record.with_opened(forward_id)
+        self._spawn(self.store_session(session), "store what was opened")
 
     def _on_engine_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
         for session in self.sessions.values():

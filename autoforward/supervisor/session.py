@@ -166,7 +166,7 @@ class Session:
         """Take over new options, ports and container; returns once they are in force."""
 
         async def change() -> None:
-            before, self.record = self.record, record
+            before, self.record = self.record, replace(record, opened=self.record.opened)
             self._stopped_keys.clear()
             await self.forwarder.move_to(self._place(record))
             repaced = before.options.poll_interval_s != record.options.poll_interval_s

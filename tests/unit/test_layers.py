@@ -20,8 +20,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("supervisor.session",),
     ("supervisor.watching",),
     ("supervisor.connections", "supervisor.agent_link"),
-    ("supervisor.services", "supervisor.control", "supervisor.hub", "supervisor.engines", "supervisor.actor"),
-    ("supervisor.spawn", "supervisor"),
+    (
+        "supervisor.services",
+        "supervisor.control",
+        "supervisor.hub",
+        "supervisor.engines",
+        "supervisor.actor",
+        "supervisor.actions",
+    ),
+    ("supervisor.spawn", "supervisor.desktop", "supervisor.notifier", "supervisor"),
     ("forwarder",),
     ("dataplane",),
     ("exec_channel",),
@@ -32,10 +39,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("messages",),
     ("engine",),
     ("streams",),
-    ("allocator",),
+    ("allocator", "actions"),
     ("events", "registry", "sockets"),
     ("leases", "paths", "settings", "policy", "candidates", "masking"),
-    ("devcontainer", "lanes.*"),
+    ("devcontainer", "environment", "lanes.*"),
     ("attributes",),
     ("portspec", "procnet", "wire", "expressions"),
     ("payloads",),
@@ -140,6 +147,7 @@ def test_only_the_commands_print() -> None:
 def test_decisions_and_parsers_do_no_io_and_know_no_clock() -> None:
     """Values in, values out: time, files and sockets are passed in by whoever calls them."""
     pure = (
+        "actions",
         "policy",
         "portspec",
         "attributes",

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from autoforward.attributes import parse_attributes
+from autoforward.environment import SessionEnvironment
 from autoforward.model import ContainerInfo, EngineEndpoint, Identity
 from autoforward.portspec import parse_port_spec
-from autoforward.settings import SessionOptions, SessionRecord, identity_of, merge_specs, new_session_id
+from autoforward.settings import MAX_OPENED, SessionOptions, SessionRecord, identity_of, merge_specs, new_session_id
 
 ENDPOINT = EngineEndpoint("unix:///engine", "--docker-host")
 RECORD = SessionRecord(
@@ -31,6 +32,8 @@ RECORD = SessionRecord(
     declared=parse_port_spec("db:5432"),
     manual=parse_port_spec("8000-8001:3000-3001"),
     rules=parse_attributes({"3000": {"label": "web"}}, {"onAutoForward": "silent"}, "test")[0],
+    environment=SessionEnvironment.of({"DISPLAY": ":0", "AUTOFORWARD_BROWSER": "/usr/bin/firefox"}),
+    opened=("fwd-00000001", "fwd-00000002"),
 )
 LEAST = SessionRecord("ses-1", Identity(ENDPOINT.host, "name:web"), ENDPOINT, "c0ffee00", "web", "web")
 
@@ -38,6 +41,15 @@ LEAST = SessionRecord("ses-1", Identity(ENDPOINT.host, "name:web"), ENDPOINT, "c
 @pytest.mark.parametrize("record", [RECORD, LEAST])
 def test_a_record_survives_the_registry(record: SessionRecord) -> None:
     assert SessionRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+def test_what_was_opened_is_remembered_and_bounded() -> None:
+    record = RECORD
+    for number in range(MAX_OPENED + 1):
+        record = record.with_opened(f"fwd-{number:08x}")
+    assert len(record.opened) == MAX_OPENED
+    assert record.opened[0] == "fwd-00000001"
+    assert record.opened[-1] == f"fwd-{MAX_OPENED:08x}"
 
 
 def paths_of(value: Any, *above: str | int) -> list[tuple[str | int, ...]]:

@@ -14,8 +14,10 @@ from typing import Any, cast
 import click
 import pytest
 
+from autoforward.actions import INSPECTOR_PORTS
 from autoforward.attributes import parse_attributes
 from autoforward.cli import devdown, devup, main, output
+from autoforward.environment import SESSION_VARIABLES
 from autoforward.errors import ERRORS_BY_EXIT_CODE
 from autoforward.model import LANE_CHOICES, ON_AUTO_FORWARD
 from autoforward.portspec import MAX_RANGE_SIZE, parse_port_spec
@@ -209,6 +211,12 @@ def test_numbers_in_the_text_are_those_of_the_table() -> None:
         ("UDP", f"ends after {value['IDLE_S']} s"),
         ("UDP", f"at most {value['MAX_FLOWS']} flows"),
         ("UDP", f"up to {value['MAX_DATAGRAM_BYTES']} bytes"),
+        ("Actions", f"collected for {value['COLLECT_S']} s"),
+        ("Actions", f"at least {value['NOTIFY_GAP_S']} s"),
+        ("Actions", f"after {value['NOTIFIER_TIMEOUT_S']} s it is ended; at most {value['MAX_NOTIFIERS']} at once"),
+        ("Actions", f"At most {value['MAX_OPENERS']} that have not ended"),
+        ("Actions", f"at most {value['MAX_OPENS']} openings of a session in {value['OPENS_WINDOW_S']} s"),
+        ("registry.json", f"the last {value['MAX_OPENED']}"),
         ("Supervisor", f"ends {value['DEFAULT_IDLE_EXIT_S']} s after"),
         ("Supervisor", f"up to {value['DRAIN_S']} s"),
         ("Supervisor", f"up to {value['WANTED_DESCRIPTORS']} descriptors"),
@@ -227,6 +235,14 @@ def test_environment_variables() -> None:
     assert documented == ours | read
     kept = section("Environment variables").rpartition("The supervisor keeps")[2]
     assert ticked(kept) == list(KEPT_ENVIRONMENT)
+    of_a_session = section("Environment variables").partition("A session keeps")[2].partition(" of the command")[0]
+    assert ticked(of_a_session) == list(SESSION_VARIABLES)
+
+
+def test_actions() -> None:
+    assert {name for row in table("Actions", "`onAutoForward`") for name in ticked(row[0])} == set(ON_AUTO_FORWARD)
+    debuggers = section("Actions").partition("**Debuggers' ports**: ")[2].partition(".")[0]
+    assert {int(number) for number in debuggers.split(", ")} == INSPECTOR_PORTS
 
 
 def test_links_within_lead_to_headings() -> None:

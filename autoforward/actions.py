@@ -1,0 +1,158 @@
+"""What is done on the host when a port has been forwarded (`onAutoForward`), and the words of notifications.
+
+Decisions and text only; `supervisor/actions.py` carries them out. Names and labels may come out of a container: here
+they become plain, bounded text. URLs are of our own making, and looked at again before a program gets one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from typing import Literal
+
+from autoforward.attributes import clean_text
+from autoforward.environment import SessionEnvironment
+from autoforward.events import PortEvent
+
+MAX_OPENS = 10
+"""Browser windows in `OPENS_WINDOW_S`, for one session: a container decides how many ports it opens, and how often."""
+
+OPENS_WINDOW_S = 60.0
+
+INSPECTOR_PORTS = frozenset({2345, 5005, 5678, 9222, 9229, 9230})
+"""Where debuggers wait for an editor (delve, JDWP, debugpy, Chromium, Node): it connects by itself, nobody needs a word."""
+
+MAX_NAMED_PORTS = 10
+MAX_NAME_LENGTH = 60
+MAX_BODY_LENGTH = 300
+MAX_URL_LENGTH = 120
+
+# What `events.url_of` makes, and nothing else: no user, path, query, or other scheme.
+_URL = re.compile(r"https?://(?:localhost|[0-9.]+|\[[0-9A-Fa-f:.]+(?:%25[\w.-]{1,32})?\]):[0-9]{1,5}", re.ASCII)
+
+# Servers on Linux may take the text for markup, or may not: entities would show on the latter, these show on both.
+_NO_MARKUP = str.maketrans({"<": "‹", ">": "›", "&": "+"})
+
+_OWN_HOSTS = frozenset({None, "127.0.0.1", "::1", "localhost"})
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What counts besides the event. `opened`: ids of forwards that `openBrowserOnce` has opened in this session."""
+
+    environment: SessionEnvironment
+    platform: str
+    attached: bool = True
+    restored: bool = False
+    """The first snapshot of a session that a new supervisor has taken up: its forwards are not new to anybody."""
+    notify: bool = True
+    opened: Set[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do, and where nothing is to be done, why not. `url` is set to `open`; `once`: remember that it was opened."""
+
+    action: Literal["nothing", "notify", "open"]
+    why: str = ""
+    url: str = ""
+    once: bool = False
+
+
+NOTIFY = Decision("notify")
+
+
+def decide(event: PortEvent, situation: Situation) -> Decision:
+    """The one action that follows this event. Only a `forwarded` that is no replay has any."""
+    if event.event != "forwarded" or event.replay or event.container_port is None:
+        return Decision("nothing", "no forward came up")
+    if situation.restored:
+        return Decision("nothing", "it was up before the supervisor was")
+    match event.on_auto_forward:
+        case "openBrowser" | "openBrowserOnce":
+            return _decide_open(event, situation)
+        case "notify":
+            return _decide_notify(event, situation)
+        case other:
+            return Decision("nothing", f"onAutoForward is {other}")
+
+
+def _decide_open(event: PortEvent, situation: Situation) -> Decision:
+    once = event.on_auto_forward == "openBrowserOnce"
+    url = browser_url(event)
+    environment = situation.environment
+    if url is None:
+        return Decision("nothing", "it has no URL for a browser")
+    if once and event.id in situation.opened:
+        return Decision("nothing", "it has been opened in this session")
+    if environment.in_ci:
+        return Decision("nothing", "CI is set")
+    if environment.browser is None and not environment.has_display(situation.platform):
+        return Decision("nothing", "there is no display")
+    return Decision("open", url=url, once=once)
+
+
+def _decide_notify(event: PortEvent, situation: Situation) -> Decision:
+    if not situation.attached:
+        return Decision("nothing", "the command that asked for it has said so")
+    if not situation.notify:
+        return Decision("nothing", "notifications are switched off")
+    if is_inspector(event):
+        return Decision("nothing", "it is a debugger's")
+    if situation.environment.in_ci:
+        return Decision("nothing", "CI is set")
+    if not situation.environment.has_notifications(situation.platform):
+        return Decision("nothing", "there is no desktop to show notifications on")
+    return NOTIFY
+
+
+def is_inspector(event: PortEvent) -> bool:
+    """Whether a debugger listens there, as far as the number tells. With a label of its own somebody wants to know it."""
+    return event.container_port in INSPECTOR_PORTS and event.label is None
+
+
+def may_open(opened_at_s: Sequence[float], now_s: float) -> bool:
+    """Whether one more window may be opened, after those at these times."""
+    return sum(now_s - at_s < OPENS_WINDOW_S for at_s in opened_at_s) < MAX_OPENS
+
+
+def browser_url(event: PortEvent) -> str | None:
+    """The event's URL if it is one that a browser may be given: http or https, of this host, TCP."""
+    url = event.url
+    return url if url and len(url) <= MAX_URL_LENGTH and _URL.fullmatch(url) else None
+
+
+def plain(text: str, limit: int = MAX_NAME_LENGTH) -> str:
+    """Text of anybody on one line, without control characters or markup, at most `limit` characters long."""
+    text = " ".join(clean_text(text).translate(_NO_MARKUP).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def notification(events: Sequence[PortEvent]) -> tuple[str, str]:
+    """Title and body of the one notification for these forwards of one session (at least one)."""
+    of = plain(events[0].container_name or "a container")
+    if len(events) > 1:
+        names = [_name(event) for event in events[:MAX_NAMED_PORTS]]
+        more = f" and {len(events) - MAX_NAMED_PORTS} more" if len(events) > MAX_NAMED_PORTS else ""
+        return f"{len(events)} ports of {of}", _cut(", ".join(names) + more)
+    [event] = events
+    where = browser_url(event) or f"localhost:{event.host_port}/{event.transport}"
+    label = f"{plain(event.label)}: " if event.label else ""
+    reason = f" ({plain(event.reason, 100)})" if event.remapped and event.reason else ""
+    return f"Port {_port(event)} of {of}", _cut(f"{label}{where}{reason}")
+
+
+def _port(event: PortEvent) -> str:
+    host = "" if event.container_host in _OWN_HOSTS else f"{plain(event.container_host or '')}:"
+    return f"{host}{event.container_port}"
+
+
+def _name(event: PortEvent) -> str:
+    """`3000`, or `3000 on 3001` where the host's number is another."""
+    on = f" on {event.host_port}" if event.host_port != event.container_port else ""
+    return f"{_port(event)}{on}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_BODY_LENGTH else text[: MAX_BODY_LENGTH - 1] + "…"
