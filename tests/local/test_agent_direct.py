@@ -191,6 +191,7 @@ def test_64_at_once(far: NewFar, serve: Serve) -> None:
         (wire.encode_eof(1) + wire.encode_data(1, b"x"), "data after eof"),
         (wire.encode_eof(1) + wire.encode_eof(1), "eof twice"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_not_the_protocol_ends_it(far: NewFar, serve: Serve, frame: bytes, word: str) -> None:
     """Stream 1 is moved, 2 is not, 3 is of UDP."""

@@ -91,19 +91,21 @@ def test_the_servers_end_leaves_the_other_way_open(far: NewFar, serve: Serve) ->
 
 
 def test_ends_before_the_move_count(far: NewFar, serve: Serve) -> None:
-    """Of the host's end the server knows already; the agent's is said once more, as a FIN."""
+    """Of the host's end the server knows already, and no FIN is waited for; the agent's is said once more, as a FIN."""
     direct = far()
     agent, server = direct.agent, Server()
+    before = descriptors(agent)
     stream = agent.open(1, serve(server))
     agent.upload(stream, b"request")
     agent.send(wire.encode_eof(1))
     agent.settle()
     assert server.ended.wait(TIMEOUT_S)
     connection = direct.move(stream)
-    connection.shutdown(socket.SHUT_WR)
     server.go.set()
     assert read_all(connection) == b"late answer"
     agent.wait(lambda: stream.eof, "end")
+    agent.settle()
+    assert descriptors(agent) == before
 
     closing = Server(lambda connection: connection.shutdown(socket.SHUT_WR))
     stream = agent.open(2, serve(closing))
