@@ -27,9 +27,18 @@ def available() -> bool:
 
 
 class PrivateApt:
-    """apt working under `folder`. `source_files` replaces the machine's sources (deb822 `.sources` files), if given."""
+    """apt working under `folder`. `source_files` replaces the machine's sources (deb822 `.sources` files), if given.
 
-    def __init__(self, folder: Path, *, source_files: Iterable[tuple[str, str]] | None = None) -> None:
+    `architecture` is dpkg's name of another machine (`arm64`), whose packages are then the only ones there are.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        source_files: Iterable[tuple[str, str]] | None = None,
+        architecture: str | None = None,
+    ) -> None:
         self.folder = folder.absolute()
         (self.folder / "lists/partial").mkdir(parents=True, exist_ok=True)
         (self.folder / "cache/archives/partial").mkdir(parents=True, exist_ok=True)
@@ -52,6 +61,8 @@ class PrivateApt:
             "#clear APT::Update::Post-Invoke-Success",
             "#clear DPkg::Post-Invoke",
         ]
+        if architecture is not None:
+            self._options += [f"APT::Architecture={architecture}", f"APT::Architectures={architecture}"]
         if source_files is not None:
             parts = self.folder / "sources.list.d"
             shutil.rmtree(parts, ignore_errors=True)

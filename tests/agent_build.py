@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ _CACHE = Path(__file__).parents[1] / ".cache" / "agent"
 
 
 def build(target: str) -> Path:
-    """The path of `target` of agent/Makefile; skips the test, with the reason, where there is no compiler.
+    """The path of `target` of agent/Makefile; skips the test, with the reason, where there is no compiler for it.
 
     AUTOFORWARD_TEST_AGENT names a program that stands in for the native agent: one for arm64, say, under an emulator.
     """
@@ -38,7 +39,10 @@ def build(target: str) -> Path:
             capture_output=True,
             text=True,
             check=False,
+            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},  # zig may be beside us
         )
+        if done.returncode and "no cross compiler" in done.stderr:
+            pytest.skip(done.stderr.partition("\n")[0])
         if done.returncode and "asan" in target and "cannot find" in done.stderr:
             pytest.skip(f"{compiler} has no sanitizer libraries here: {done.stderr.strip()[-200:]}")
         assert done.returncode == 0, done.stderr

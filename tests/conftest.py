@@ -24,8 +24,12 @@ import psutil
 import pytest
 
 from scripts.engine import engine_answers
+from scripts.private_apt import AptError
+from tests.agent_build import build
 from tests.containers import LABEL, ComposeProject, Container, event_lines, run_id, sweep, sweep_dead_runs
-from tests.images.build import ensure_images
+from tests.emulation import CannotEmulateError, emulation
+from tests.images.build import CACHE_DIR, ensure_images, reference
+from tests.images.recipes import ARM64
 
 REPOSITORY_DIR = Path(__file__).resolve().parents[1]
 SCHEMA = REPOSITORY_DIR / "autoforward/port_event.schema.json"
@@ -74,8 +78,64 @@ def engine() -> Iterator[docker.DockerClient]:
 
 @pytest.fixture(scope="session")
 def images(engine: docker.DockerClient) -> Mapping[str, str]:
-    """Image name (see tests/images/recipes.py) to reference; missing ones are built."""
-    return ensure_images(engine, say=lambda line: print(line, file=sys.stderr))
+    """Image name (see tests/images/recipes.py) to reference; missing ones are built, `arm64` only by its fixture."""
+    return {**ensure_images(engine, say=_say), ARM64: reference(ARM64)}
+
+
+@pytest.fixture(scope="session")
+def arm64(engine: docker.DockerClient, images: Mapping[str, str]) -> Iterator[None]:
+    """The image `arm64` is there, what is in it runs, and the product has the agent for it.
+
+    All of that is got for the tests, and what was got goes again: the agent out of the package, the emulator out of the
+    kernel. Skips with the reason where something cannot be had, also where an engine is required.
+    """
+    try:
+        ensure_images(engine, [ARM64], say=_say)
+    except (AptError, RuntimeError) as error:
+        pytest.skip(f"no image for arm64: {error}")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_in_the_package(build("agent-aarch64"), "agent-linux-arm64"))
+        if not _runs(engine, images[ARM64]):
+            try:
+                stack.enter_context(emulation(CACHE_DIR))
+            except CannotEmulateError as error:
+                pytest.skip(str(error))
+            if not _runs(engine, images[ARM64]):
+                pytest.skip("the engine's machine is not this one, and does not run programs for arm64")
+        yield
+
+
+@contextlib.contextmanager
+def _in_the_package(binary: Path, name: str) -> Iterator[None]:
+    """The agent where the product looks for it; what was there before comes back."""
+    place = REPOSITORY_DIR / "autoforward/agentbin" / name
+    place.parent.mkdir(exist_ok=True)
+    before = place.read_bytes() if place.exists() else None
+    if before == binary.read_bytes():
+        yield
+        return
+    try:
+        shutil.copyfile(binary, place)
+        yield
+    finally:
+        if before is None:
+            place.unlink()
+        else:
+            place.write_bytes(before)
+
+
+def _runs(engine: docker.DockerClient, image: str) -> bool:
+    try:
+        engine.containers.run(image, ["true"], remove=True, labels={LABEL: run_id()})
+    except docker.errors.DockerException as error:
+        if "exec format error" not in str(error) and "exited with" not in str(error).lower():
+            raise
+        return False
+    return True
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 class ContainerFactory(Protocol):

@@ -17,6 +17,8 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import Container, Process, Server, eventually, fetch
+from tests.emulation import EMULATORS
+from tests.images.recipes import ARM64
 
 MIB = 1 << 20
 TIMEOUT_S = 60.0
@@ -39,6 +41,7 @@ class Lane:
 
 LANES = [
     Lane("agent", "full", "agent", "agent", 1.0),
+    Lane("agent-arm64", ARM64, "agent", "agent", 2.0),
     Lane("socat", "full", "socat", "socat", 1.0),
     Lane("openbsd-nc", "openbsd", "nc", "openbsd", 2.0),
     Lane("traditional-nc", "traditional", "nc", "traditional", 2.0, ipv6=False),
@@ -49,7 +52,10 @@ LANES = [
 
 
 def is_watcher(process: Process) -> bool:
-    return "autoforward-watcher" in process.command or "/.autoforward/agent-" in "".join(process.command[:1])
+    program = process.command[:1]
+    if program and program[0].endswith(EMULATORS):
+        program = process.command[1:2]
+    return "autoforward-watcher" in process.command or "/.autoforward/agent-" in "".join(program)
 
 
 def relays_in(container: Container) -> list[Process]:
@@ -107,6 +113,8 @@ class Attached:
 def attached(
     request: pytest.FixtureRequest, container: ContainerFactory, run: Runner, home: Path
 ) -> Iterator[Attached]:
+    if request.param.image == ARM64:
+        request.getfixturevalue("arm64")
     yield Attached(request.param, container, run)
 
 

@@ -1,6 +1,6 @@
 """Builds the test images that are not there yet, and says their references: `autoforward-test/<name>:<hash12>`.
 
-    python -m tests.images.build [NAME]...
+    python -m tests.images.build [NAME]...        all but those for other machines, if none is named
 
 The tag is a hash of the recipes and of this folder's code, so an image is built once per change. On Debian and its
 kin nothing but the machine's apt sources is used. Elsewhere (macOS) the same packages come in through
@@ -10,11 +10,15 @@ kin nothing but the machine's apt sources is used. Elsewhere (macOS) the same pa
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
 import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import docker
@@ -29,6 +33,7 @@ REPOSITORY = "autoforward-test"
 # What `docker build` starts from where there is no apt on the host.
 PUBLIC_BASE = os.environ.get("AUTOFORWARD_TEST_BASE_IMAGE", "debian:bookworm-slim")
 CACHE_DIR = Path(__file__).resolve().parents[2] / ".cache"
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Say = Callable[[str], None]
 
 
@@ -44,6 +49,10 @@ def recipe_hash() -> str:
 def reference(name: str) -> str:
     """The reference of one image, whether or not it exists yet."""
     return f"{REPOSITORY}/{name}:{recipe_hash()}"
+
+
+def _architecture(name: str) -> str | None:
+    return RECIPES[name].architecture if name in RECIPES else None
 
 
 def _exists(client: docker.DockerClient, name: str) -> bool:
@@ -69,12 +78,29 @@ def _import(client: docker.DockerClient, name: str, tree: bytes, changes: list[s
     client.api.import_image_from_data(tree, repository=repository, tag=tag, changes=changes)
 
 
+def _load_foreign(client: docker.DockerClient, name: str, tree: bytes, architecture: str) -> None:
+    """Of a saved image the engine takes the architecture as it is said; `import --platform` leaves its own (20.10)."""
+    layer = f"sha256:{hashlib.sha256(tree).hexdigest()}"
+    config = {
+        "architecture": architecture,
+        "os": "linux",
+        "config": {"Env": [_PATH], "Cmd": ["/bin/sh"]},
+        "rootfs": {"type": "layers", "diff_ids": [layer]},
+    }
+    manifest = [{"Config": "config.json", "RepoTags": [reference(name)], "Layers": ["layer.tar"]}]
+    files = {"manifest.json": json.dumps(manifest).encode(), "config.json": json.dumps(config).encode()}
+    client.images.load(_tar_of({**files, "layer.tar": tree}))
+
+
 # Compiling what the server imports once here saves every container start of it some 50 ms.
 _WARM = f'RUN ["python3", "{HELPER_DIR}/server.py", "--help"]'
 
 
-def _from_packages(client: docker.DockerClient, names: Collection[str], say: Say) -> None:
-    apt = private_apt.PrivateApt(CACHE_DIR / "apt")
+@contextmanager
+def _trees(names: Collection[str], architecture: str | None, say: Say) -> Iterator[Trees]:
+    apt = private_apt.PrivateApt(
+        CACHE_DIR / ("apt" if architecture is None else f"apt-{architecture}"), architecture=architecture
+    )
     say("images: reading package lists")
     apt.update()
     with tempfile.TemporaryDirectory(prefix="autoforward-images-") as scratch:
@@ -85,19 +111,33 @@ def _from_packages(client: docker.DockerClient, names: Collection[str], say: Say
             # Lists go stale: a version that was replaced on the mirror is not there any more.
             apt.update(force=True)
             trees = Trees(Path(scratch), apt, names)
-        path = 'ENV PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"'
+        yield trees
+
+
+def _from_packages(client: docker.DockerClient, names: Collection[str], say: Say) -> None:
+    for name in (name for name in names if _architecture(name)):
+        with _trees([name], _architecture(name), say) as trees:
+            say(f"images: building {reference(name)}")
+            _load_foreign(client, name, trees.whole(name), _architecture(name) or "")
+    names = [name for name in names if not _architecture(name)]
+    if not names:
+        return
+    with _trees(names, None, say) as trees:
         if any(name in RECIPES for name in names) and not _exists(client, "base"):
-            _import(client, "base", trees.base(), [path, 'CMD ["/bin/sh"]'])
+            _import(client, "base", trees.base(), [f"ENV {_PATH}", 'CMD ["/bin/sh"]'])
         for name in names:
             say(f"images: building {reference(name)}")
             if name == BUSYBOX:
-                _import(client, name, trees.busybox(), [path, 'CMD ["/bin/sh"]'])
+                _import(client, name, trees.busybox(), [f"ENV {_PATH}", 'CMD ["/bin/sh"]'])
                 continue
             steps = [f"FROM {reference('base')}", "ADD layer.tar /", *([_WARM] if RECIPES[name].has_python else [])]
             _build(client, name, "\n".join(steps) + "\n", trees.layer(name))
 
 
 def _from_registry(client: docker.DockerClient, names: Collection[str], say: Say) -> None:
+    for name in names:
+        if _architecture(name):
+            raise RuntimeError(f"the image {name} is made from Debian packages, which takes apt on this machine")
     server = (Path(__file__).parent / "server.py").read_bytes()
     for name in names:
         say(f"images: building {reference(name)} on {PUBLIC_BASE}")
@@ -125,18 +165,16 @@ def _from_registry(client: docker.DockerClient, names: Collection[str], say: Say
             steps.append(f"RUN rm -f /usr/bin/perl*{bash}")
             if RECIPES[name].has_python:
                 steps += [f"ADD layer.tar {HELPER_DIR}/", _WARM]
-        _build(client, name, "\n".join(steps) + "\n", _single_file("server.py", server))
+        _build(client, name, "\n".join(steps) + "\n", _tar_of({"server.py": server}))
 
 
-def _single_file(name: str, content: bytes) -> bytes:
-    import io
-    import tarfile
-
+def _tar_of(files: Mapping[str, bytes]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
-        entry = tarfile.TarInfo(name)
-        entry.size, entry.mode = len(content), 0o644
-        archive.addfile(entry, io.BytesIO(content))
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), 0o644
+            archive.addfile(entry, io.BytesIO(content))
     return out.getvalue()
 
 
@@ -156,9 +194,10 @@ def ensure_images(client: docker.DockerClient, names: Iterable[str] = IMAGE_NAME
 
 def main() -> None:
     names = sys.argv[1:] or list(IMAGE_NAMES)
-    unknown = sorted(set(names) - set(IMAGE_NAMES))
+    known = (*RECIPES, BUSYBOX)
+    unknown = sorted(set(names) - set(known))
     if unknown:
-        sys.exit(f"no such image: {', '.join(unknown)}; there are {', '.join(IMAGE_NAMES)}")
+        sys.exit(f"no such image: {', '.join(unknown)}; there are {', '.join(known)}")
     client = docker.from_env(timeout=300)
     try:
         references = ensure_images(client, names, say=lambda line: print(line, file=sys.stderr, flush=True))

@@ -7,6 +7,7 @@
 | devtcp | bash, python3; no socat, no nc | the `/dev/tcp` lane |
 | nolane | dash, coreutils, sed, grep | nothing in it can carry a connection |
 | busybox | one static busybox | nc and ash of busybox |
+| arm64 | python3, built for arm64 | the agent for arm64; only where such programs run |
 
 Each has a user `dev` (1000). Where there is no python3 a server comes from a busybox `httpd` off the PATH, in
 `/opt/autoforward-test`, which no probe for relay tools finds.
@@ -23,10 +24,14 @@ SERVER_PACKAGES = ("python3",)
 
 @dataclass(frozen=True)
 class Recipe:
-    """One image. `packages` come on top of BASE_PACKAGES; `nc` is the file that the command `nc` stands for."""
+    """One image. `packages` come on top of BASE_PACKAGES; `nc` is the file that the command `nc` stands for.
+
+    `architecture` is another one than the machine's, as dpkg and the engine call it.
+    """
 
     packages: tuple[str, ...]
     nc: str | None = None
+    architecture: str | None = None
 
     @property
     def has_python(self) -> bool:
@@ -42,9 +47,11 @@ RECIPES: dict[str, Recipe] = {
     "ncat": Recipe((*SERVER_PACKAGES, "ncat"), "/usr/bin/ncat"),
     "devtcp": Recipe((*SERVER_PACKAGES, "bash")),
     "nolane": Recipe(()),
+    "arm64": Recipe(SERVER_PACKAGES, architecture="arm64"),
 }
-BUSYBOX = "busybox"
-IMAGE_NAMES = (*RECIPES, BUSYBOX)
+BUSYBOX, ARM64 = "busybox", "arm64"
+IMAGE_NAMES = (*(name for name, recipe in RECIPES.items() if recipe.architecture is None), BUSYBOX)
+"""What every machine builds."""
 
 PASSWD = """\
 root:x:0:0:root:/root:/bin/sh

@@ -89,8 +89,7 @@ class Trees:
         (helpers / "httpd").write_bytes(busybox)
         (helpers / "httpd").chmod(0o755)
 
-    def base(self) -> bytes:
-        """The tree under every image but busybox."""
+    def _base_tree(self) -> Path:
         root = self.folder / "base"
         shutil.rmtree(root, ignore_errors=True)
         _skeleton(root)
@@ -98,6 +97,16 @@ class Trees:
         self._furnish(root, self._busybox())
         _link(root, "/usr/bin/sh", "dash")
         _link(root, "/usr/bin/awk", "mawk")
+        return root
+
+    def base(self) -> bytes:
+        """The tree under every image but busybox."""
+        return tar_of(self._base_tree())
+
+    def whole(self, image: str) -> bytes:
+        """Base and layer in one, for an image that nothing is run to build: its programs may be for another machine."""
+        root = self._base_tree()
+        self._unpack(self._extra[image], root)
         return tar_of(root)
 
     def layer(self, image: str) -> bytes:
