@@ -94,6 +94,7 @@ class Forwarder:
         self._overflow = 0
         self._by_id: dict[str, Forward] = {}
         self._mux: str | None = None
+        self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Forwarder {self.place.container_name}: {len(self._forwards)} forwards, {len(self._notices)} notices>"
@@ -156,10 +157,15 @@ class Forwarder:
     def _route(self, row: Forward) -> None:
         if row.forward_id is not None and row.status != "failed":
             wish = row.wish
-            self._services.plane.submit(Route(row.forward_id, self._mux or "", wish.key.transport, wish.dials))
+            mux = self._mux if row.status != "reconnecting" else None
+            self._services.plane.submit(Route(row.forward_id, mux or "", wish.key.transport, wish.dials))
 
     async def apply(self, plan: Plan, host_ip: str) -> None:
-        """Go from what there is to the plan. Events follow each step; a step that fails leaves a `failed` row."""
+        """Go from what there is to the plan. Events follow each step; a step that fails leaves a `failed` row.
+
+        The container is there: forwards that were `reconnecting` are what they were, but for those whose server is not.
+        """
+        await self._resume(plan)
         existing = {key: Existing(row.wish, row.status, row.host_ip) for key, row in self._forwards.items()}
         steps = reconcile(existing, self._notices, plan, host_ip)
         await self._close([self._forwards[key] for key in steps.close], None, reset=False)
@@ -190,16 +196,40 @@ class Forwarder:
     async def suspend(self, reason: str) -> None:
         """The container is out of reach: sockets stay bound, forwards say so."""
         for row in self._forwards.values():
-            if row.status in ("active", "waiting"):
-                row.status, row.reason = "reconnecting", reason
-                await self._publish("reconnecting", row)
+            await self._hold(row, reason)
 
-    async def resume(self) -> None:
-        """It is back: forwards are what they were. The first snapshot then says what has changed."""
-        for row in self._forwards.values():
-            if row.status == "reconnecting" and row.pair is not None:
-                row.status, row.reason = ("active" if row.pair.listening else "waiting"), None
-                await self._publish("reconnected", row)
+    async def _hold(self, row: Forward, reason: str) -> None:
+        if row.status == "reconnecting":
+            row.reason = reason
+        elif row.status in ("active", "waiting"):
+            row.status, row.reason = "reconnecting", reason
+            self._route(row)
+            await self._publish("reconnecting", row)
+
+    async def _resume(self, plan: Plan) -> None:
+        for key, row in self._forwards.items():
+            if key in plan.returning:
+                await self._hold(row, "its server is not back yet")
+            elif row.status == "reconnecting" and row.pair is not None and (wish := plan.wishes.get(key)) is not None:
+                listening = row.pair.listening
+                row.status, row.reason = ("active" if listening else "waiting"), None
+                self._route(row)
+                if wish.serving or not listening:  # else it is withdrawn next, which has an event of its own
+                    await self._publish("reconnected", row)
+        self._tell_waiting()
+
+    def is_reachable(self, forward_id: str) -> bool:
+        """Whether a connection of this forward need not wait; also when it is no more."""
+        row = self._by_id.get(forward_id)
+        return row is None or row.status != "reconnecting"
+
+    async def wait_changed(self) -> None:
+        """Wait until `is_reachable` may say something else."""
+        await self._changed.wait()
+
+    def _tell_waiting(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def move_to(self, place: Place) -> None:
         """The same workspace in another container: what is bound stays bound, its rows name the new one."""
@@ -313,6 +343,7 @@ class Forwarder:
                 await self._stop_accepting(row.forward_id, reset=reset)
                 row.pair.close()
                 ended.append(row.forward_id)
+        self._tell_waiting()
         if ended:
             try:
                 await self._on_disk(lambda: self._services.allocator.release(ended))

@@ -68,6 +68,8 @@ class Seen:
 
     addresses: frozenset[str]
     gone_at_s: float | None = None
+    returning: bool = False
+    """Its container was away, and it has not been seen since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,11 @@ class Plan:
     seen: Mapping[ForwardKey, Seen]
     overflow: int = 0
     recheck_at_s: float | None = None
+
+    @property
+    def returning(self) -> frozenset[ForwardKey]:
+        """Ports whose servers may be on their way back: connections wait for them."""
+        return frozenset(key for key, seen in self.seen.items() if seen.returning)
 
 
 def plan(rules: SessionRules, snapshot: Snapshot, before: Mapping[ForwardKey, Seen], now_s: float) -> Plan:
@@ -151,7 +158,7 @@ def _observe(
         gone_at_s = now_s if last.gone_at_s is None else last.gone_at_s
         expires_at_s = gone_at_s + WITHDRAWAL_GRACE_S
         if key not in seen and now_s < expires_at_s:
-            seen[key] = Seen(last.addresses, gone_at_s)
+            seen[key] = Seen(last.addresses, gone_at_s, last.returning)
             recheck_at_s = expires_at_s if recheck_at_s is None else min(expires_at_s, recheck_at_s)
     return seen, recheck_at_s
 

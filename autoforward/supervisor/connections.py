@@ -149,8 +149,11 @@ class Connections:
         try:
             async with asyncio.timeout(HOLD_S):
                 await self._gate.wait()
+                while not (self._gate.is_set() and self._forwarder.is_reachable(wanted.forward_id)):
+                    await (self._forwarder.wait_changed() if self._gate.is_set() else self._gate.wait())
         except TimeoutError:
-            plane.submit(StreamFailed(wanted.relay_id, f"the container was out of reach for {HOLD_S:.0f} s"))
+            what = "its server" if self._gate.is_set() else "the container"
+            plane.submit(StreamFailed(wanted.relay_id, f"{what} was out of reach for {HOLD_S:.0f} s"))
             return
         known, tool, token = self._forwarder.dials_of(wanted.forward_id), self.tool, secrets.token_hex(16)
         if known is None or tool is None:

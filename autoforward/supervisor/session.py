@@ -387,10 +387,9 @@ class Session:
         self._snapshot = snapshot_from_rows(frame.table.rows, addresses)
         if first:
             self.state = "watching"
-            self.connections.open_gate()
-            await self.forwarder.resume()
         await self._replan()
         if first:
+            self.connections.open_gate()
             self._settled.set()
         self.connections.take_frame(frame)
 
@@ -399,9 +398,8 @@ class Session:
             await self._become("reconnecting", "the container is paused")
         elif event.action == "unpause" and self.state == "reconnecting":
             self.state, self.problem = "watching", self.connections.problem
-            self.connections.open_gate()
-            await self.forwarder.resume()
             await self._replan()
+            self.connections.open_gate()
             self._watching.ping_now()
         elif event.action == "rename" and event.name:
             self.record = replace(self.record, container_name=event.name)
@@ -414,7 +412,7 @@ class Session:
     def _extend_grace(self) -> None:
         """Servers of a container that was away may take a while to come back: their ports wait for them."""
         until_s = time.monotonic() + RESTART_GRACE_S - WITHDRAWAL_GRACE_S
-        self._seen = {key: Seen(seen.addresses, until_s) for key, seen in self._seen.items()}
+        self._seen = {key: Seen(seen.addresses, until_s, returning=True) for key, seen in self._seen.items()}
 
     # Deciding.
 

@@ -164,14 +164,14 @@ async def test_away_and_back_keeps_sockets_and_states(table: Table) -> None:
     await table.forwarder.suspend("again")
     assert table.take() == []
     assert accepts(active), "connections of that time wait; they are not refused"
-    await table.forwarder.resume()
+    await table.apply(declared(str(active), str(waiting)), active)
     assert [(event.event, event.status) for event in table.publisher.events] == [
         ("reconnected", "active"),
         ("reconnected", "waiting"),
     ]
     assert [row.pair for row in table.forwarder.forwards] == sockets
     assert not accepts(waiting)
-    await table.forwarder.resume()
+    await table.apply(declared(str(active), str(waiting)), active)
     assert len(table.publisher.events) == 2
 
 

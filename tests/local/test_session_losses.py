@@ -62,11 +62,12 @@ async def test_a_container_that_restarts_keeps_its_host_port(world: Any, port: i
     assert one.session.state == "stopped"
     one.engine.change(state="running")
     one.event("start")
-    (await one.engine.watcher(2)).listen()
-    event = await one.publisher.wait_for("reconnected")
-    assert (event.host_port, event.status) == (host_port, "active")
-    (await one.engine.watcher(2)).listen(port)
-    with client_of(host_port):
+    watcher = await one.engine.watcher(2)
+    watcher.listen()
+    with client_of(host_port):  # waits for the server, which is slower than its container
+        watcher.listen(port)
+        event = await one.publisher.wait_for("reconnected")
+        assert (event.host_port, event.status) == (host_port, "active")
         await one.engine.relay()
     assert one.publisher.names == ["attached", "forwarded", "reconnecting", "reconnected"]
 
@@ -82,8 +83,10 @@ async def test_the_servers_of_a_restarted_container_have_a_time_to_come_back(
     watcher = await one.begin(port)
     watcher.end()
     (await one.engine.watcher(2)).listen()
+    event = await one.publisher.wait_for("reconnecting")
+    assert event.reason == "its server is not back yet"
     await one.publisher.wait_for("unforwarded")
-    assert one.publisher.names == ["attached", "forwarded", "unforwarded"]
+    assert one.publisher.names == ["attached", "forwarded", "reconnecting", "unforwarded"]
 
 
 @pytest.mark.parametrize("stopped_first", [False, True])
