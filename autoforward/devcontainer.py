@@ -187,6 +187,19 @@ def parse_metadata_label(text: str) -> tuple[tuple[dict[str, Any], ...], tuple[s
     return good, ()
 
 
+def config_file_of(
+    labels: Mapping[str, str], workspace_folder: str | None = None, config_file: str | None = None
+) -> Path | None:
+    """The devcontainer.json that counts for a container; arguments as of `merged_for_container`."""
+    folder = workspace_folder or labels.get(LABEL_LOCAL_FOLDER)
+    for named in (config_file, labels.get(LABEL_CONFIG_FILE)):
+        if named:
+            path = find_config_file(Path(folder or "."), named)
+            if path is not None:
+                return path
+    return find_config_file(Path(folder)) if folder else None
+
+
 def merged_for_container(
     labels: Mapping[str, str], workspace_folder: str | None = None, config_file: str | None = None
 ) -> tuple[dict[str, Any], str, tuple[str, ...]]:
@@ -204,7 +217,7 @@ def merged_for_container(
         from_label, warnings = parse_metadata_label(label)
         # Nobody publishes or forwards by an appPort in a label: it would be a foreign image's wish.
         entries += [{k: v for k, v in entry.items() if k != "appPort"} for entry in from_label]
-    path = _file_of_container(labels, workspace_folder, config_file)
+    path = config_file_of(labels, workspace_folder, config_file)
     if path is not None:
         try:
             entries.append(read_config_file(path))
@@ -227,16 +240,6 @@ def shutdown_action(config: Mapping[str, Any]) -> ShutdownAction | None:
     """Return `shutdownAction` where it is one of the known three."""
     value = config.get("shutdownAction")
     return next((action for action in SHUTDOWN_ACTIONS if action == value), None)
-
-
-def _file_of_container(labels: Mapping[str, str], workspace_folder: str | None, config_file: str | None) -> Path | None:
-    folder = workspace_folder or labels.get(LABEL_LOCAL_FOLDER)
-    for named in (config_file, labels.get(LABEL_CONFIG_FILE)):
-        if named:
-            path = find_config_file(Path(folder or "."), named)
-            if path is not None:
-                return path
-    return find_config_file(Path(folder)) if folder else None
 
 
 def _forward_ports(value: object, place: str, warnings: list[str]) -> list[PortSpec]:

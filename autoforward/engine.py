@@ -167,6 +167,15 @@ class Engine:
             image = cast(Any, self.client.api).inspect_image(info.image_id or info.image)
             return str(image.get("Architecture", "unknown"))
 
+    def image_labels(self, info: ContainerInfo) -> dict[str, str]:
+        """The labels of the image that a container was made of; none where that is not to be found any more."""
+        try:
+            with self._translated(info.image):
+                image = cast(Any, self.client.api).inspect_image(info.image_id or info.image)
+        except TargetError:
+            return {}
+        return {str(key): str(value) for key, value in ((image.get("Config") or {}).get("Labels") or {}).items()}
+
     def put_archive(self, container_id: str, folder: str, tar: bytes) -> None:
         """Unpack a tar in the container. An engine may say yes and do nothing (into a tmpfs): look for what was put."""
         with self._translated(container_id):

@@ -22,6 +22,7 @@ from autoforward.model import (
     Status,
 )
 from autoforward.procnet import dial_addresses
+from autoforward.setting_values import NOTHING, LocalPorts, Selection, host_port_for
 
 WITHDRAWAL_GRACE_S = 1.5
 """A server that restarts under a file watcher is back within this; its port stays."""
@@ -49,7 +50,9 @@ class SessionRules:
     declared: tuple[PortSpec, ...] = ()
     manual: tuple[PortSpec, ...] = ()
     attributes: AttributeRules = NO_RULES
-    exclude: tuple[tuple[int, int], ...] = ()
+    exclude: Selection = NOTHING
+    include: Selection = NOTHING
+    local_ports: tuple[LocalPorts, ...] = ()
     published: tuple[PublishedPort, ...] = ()
     host_network: bool = False
     stopped: frozenset[ForwardKey] = frozenset()
@@ -140,7 +143,7 @@ def plan(rules: SessionRules, snapshot: Snapshot, before: Mapping[ForwardKey, Se
         elif notice is not None or len(wishes) >= rules.max_forwards:
             overflow += 1
         else:
-            wishes[key] = _wish(key, source, spec, seen.get(key), attributes)
+            wishes[key] = _wish(key, source, _pin(rules, key, spec), seen.get(key), attributes)
     return Plan(wishes, notices, seen, overflow, recheck_at_s)
 
 
@@ -175,7 +178,7 @@ def _why_not(
 
     if key.container_host is None and rules.host_network:
         return notice("ignored", "the container is on the host's network: its ports are on the host already")
-    if source == "detected" and any(low <= key.container_port <= high for low, high in rules.exclude):
+    if source == "detected" and rules.exclude.has(key.container_port) and not rules.include.has(key.container_port):
         return notice("ignored", "excluded")
     if source == "detected" and key.transport == "udp" and not rules.auto_udp:
         return notice("ignored", "UDP is forwarded when it is asked for, or with --auto-udp")
@@ -202,8 +205,15 @@ def _published(rules: SessionRules, key: ForwardKey, seen: Seen | None) -> Publi
     return None
 
 
+def _pin(rules: SessionRules, key: ForwardKey, spec: PortSpec | None) -> int | None:
+    """The host port that it must be: the SPEC's, else that of `localPorts` (of the container's own ports)."""
+    if spec is not None and spec.host_port is not None:
+        return spec.host_port
+    return host_port_for(rules.local_ports, key.container_port) if key.container_host is None else None
+
+
 def _wish(
-    key: ForwardKey, source: Source, spec: PortSpec | None, seen: Seen | None, attributes: PortAttributes
+    key: ForwardKey, source: Source, pinned_host_port: int | None, seen: Seen | None, attributes: PortAttributes
 ) -> Wish:
     if key.container_host is not None:
         dials: tuple[DialAddress, ...] = (DialAddress(key.container_host, key.container_port),)
@@ -213,7 +223,7 @@ def _wish(
         dials = dial_addresses(seen.addresses if seen else WILDCARDS, key.container_port)
         # There is no refusing a datagram, so a UDP port is served whether or not somebody is there.
         serving = seen is not None or key.transport == "udp"
-    return Wish(key, dials, source, attributes, spec.host_port if spec else None, serving)
+    return Wish(key, dials, source, attributes, pinned_host_port, serving)
 
 
 # What there is, and the steps from there to the plan.

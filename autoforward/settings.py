@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from autoforward.attributes import NO_RULES, AttributeRules
+from autoforward.config import NO_SETTINGS, Settings, parse_settings
 from autoforward.environment import NO_ENVIRONMENT, SessionEnvironment
 from autoforward.model import (
     LANE_CHOICES,
@@ -21,18 +22,17 @@ from autoforward.model import (
     PortSpec,
 )
 from autoforward.portspec import decode_port_spec, encode_port_spec
-
-DEFAULT_POLL_INTERVAL_S = 0.5
-MIN_POLL_INTERVAL_S = 0.1
-MAX_POLL_INTERVAL_S = 60.0
+from autoforward.setting_values import (
+    DEFAULT_MAX_PORTS,
+    DEFAULT_POLL_INTERVAL_S,
+    LocalPorts,
+    Selection,
+    parse_interval,
+    parse_max_ports,
+)
 
 MAX_OPENED = 1000
 """Forwards that a session remembers to have opened."""
-
-DEFAULT_MAX_PORTS = 128
-HIGHEST_MAX_PORTS = 1000
-"""Forwards of one session, and ports that it shows without forwarding them: a container must not be able to take every
-port of the host, nor to fill the list and the log of events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class SessionOptions:
     """How to watch and forward. `bind` None is loopback; `auto` False forwards declared ports only.
 
     `direct`: bulk may take the direct path. `notify`: desktop notifications. `default_exclude`: what is known to be no
-    server of the user's (editors' own, sshd) is not forwarded by itself.
+    server of the user's (editors' own, sshd) is not forwarded by itself. `exclude_processes` and `include_processes`
+    are regular expressions for command lines; `include` brings back what is excluded. `local_ports` are pins.
     """
 
     lane: LaneChoice = "auto"
@@ -53,6 +54,30 @@ class SessionOptions:
     notify: bool = True
     max_ports: int = DEFAULT_MAX_PORTS
     default_exclude: bool = True
+    exclude_processes: tuple[str, ...] = ()
+    include: tuple[tuple[int, int], ...] = ()
+    include_processes: tuple[str, ...] = ()
+    local_ports: tuple[LocalPorts, ...] = ()
+
+    @classmethod
+    def of(cls, settings: Settings, *, auto: bool = True, auto_udp: bool = False) -> SessionOptions:
+        """What settings, put together from all layers, come to; the defaults are here."""
+        exclude, include = settings.exclude or Selection(), settings.include or Selection()
+        given = {
+            name: value
+            for name in ("lane", "bind", "poll_interval_s", "direct", "notify", "max_ports", "default_exclude")
+            if (value := getattr(settings, name)) is not None
+        }
+        return cls(
+            auto=auto,
+            auto_udp=auto_udp,
+            exclude=exclude.ranges,
+            exclude_processes=exclude.processes,
+            include=include.ranges,
+            include_processes=include.processes,
+            local_ports=settings.local_ports or (),
+            **given,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,23 +88,69 @@ class SessionOptions:
         lane = row["lane"]
         if lane not in LANE_CHOICES:
             raise ValueError(f"no such lane: {lane!r}")
-        interval_s = float(row["poll_interval_s"])
-        if not MIN_POLL_INTERVAL_S <= interval_s <= MAX_POLL_INTERVAL_S:
-            raise ValueError(f"poll interval out of range: {interval_s}")
-        max_ports = int(row.get("max_ports", DEFAULT_MAX_PORTS))
-        if not 1 <= max_ports <= HIGHEST_MAX_PORTS:
-            raise ValueError(f"number of ports out of range: {max_ports}")
         return cls(
             lane=lane,
             bind=None if row["bind"] is None else str(row["bind"]),
-            exclude=tuple((int(low), int(high)) for low, high in row["exclude"]),
-            poll_interval_s=interval_s,
+            exclude=_ranges(row["exclude"]),
+            poll_interval_s=parse_interval(row["poll_interval_s"]),
             auto=bool(row["auto"]),
             auto_udp=bool(row.get("auto_udp", False)),
             direct=bool(row.get("direct", True)),
             notify=bool(row.get("notify", True)),
-            max_ports=max_ports,
+            max_ports=parse_max_ports(row.get("max_ports", DEFAULT_MAX_PORTS)),
             default_exclude=bool(row.get("default_exclude", True)),
+            exclude_processes=tuple(str(text) for text in row.get("exclude_processes", ())),
+            include=_ranges(row.get("include", ())),
+            include_processes=tuple(str(text) for text in row.get("include_processes", ())),
+            local_ports=tuple(
+                LocalPorts(int(one["low"]), int(one["high"]), int(one["host_low"]))
+                for one in row.get("local_ports", ())
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigSources:
+    """Where a session's configuration comes from, so that it can be read again when a file changes (absolute paths).
+
+    `config_file` is the devcontainer.json that counts; `base` what image and features say beside it, raw; `given` what
+    flags and environment said, which goes on to win. The files need not exist, but for `settings_file`.
+    """
+
+    config_file: str | None = None
+    project_file: str | None = None
+    settings_file: str | None = None
+    user_file: str | None = None
+    given: Settings = NO_SETTINGS
+    base: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        named = (self.config_file, self.project_file, self.settings_file, self.user_file)
+        return tuple(path for path in named if path is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "config_file": self.config_file,
+            "project_file": self.project_file,
+            "settings_file": self.settings_file,
+            "user_file": self.user_file,
+            "given": self.given.to_json(),
+            "base": dict(self.base),
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> ConfigSources:
+        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        if not isinstance(row["base"], Mapping):
+            raise ValueError("base is no object")
+        return cls(
+            _text(row["config_file"]),
+            _text(row["project_file"]),
+            _text(row["settings_file"]),
+            _text(row["user_file"]),
+            parse_settings(row["given"]),
+            dict(row["base"]),
         )
 
 
@@ -109,6 +180,7 @@ class SessionRecord:
     environment: SessionEnvironment = NO_ENVIRONMENT
     opened: tuple[str, ...] = ()
     """Ids of the forwards that `openBrowserOnce` has opened, oldest first: once in the session's life, whoever serves it."""
+    sources: ConfigSources = field(default_factory=ConfigSources)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -129,6 +201,7 @@ class SessionRecord:
             "rules": self.rules.to_json(),
             "environment": self.environment.to_json(),
             "opened": list(self.opened),
+            "sources": self.sources.to_json(),
         }
 
     @classmethod
@@ -155,6 +228,7 @@ class SessionRecord:
             rules=AttributeRules.from_json(row["rules"]),
             environment=SessionEnvironment.of(dict(row["environment"])),
             opened=tuple(str(forward_id) for forward_id in row["opened"])[-MAX_OPENED:],
+            sources=ConfigSources.from_json(row["sources"]),
         )
 
     def with_opened(self, forward_id: str) -> SessionRecord:
@@ -169,6 +243,10 @@ def _text(value: object) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"neither text nor null: {value!r}")
     return value
+
+
+def _ranges(rows: Sequence[Sequence[Any]]) -> tuple[tuple[int, int], ...]:
+    return tuple((int(low), int(high)) for low, high in rows)
 
 
 def _specs(rows: object) -> tuple[PortSpec, ...]:

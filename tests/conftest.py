@@ -23,6 +23,7 @@ import jsonschema
 import psutil
 import pytest
 
+from autoforward.config import KEYS
 from scripts.engine import engine_answers
 from scripts.private_apt import AptError
 from tests.agent_build import build
@@ -32,6 +33,7 @@ from tests.images.build import CACHE_DIR, ensure_images, reference
 from tests.images.recipes import ARM64
 
 REPOSITORY_DIR = Path(__file__).resolve().parents[1]
+SETTING_VARIABLES = {key.variable for key in KEYS.values()}
 SCHEMA = REPOSITORY_DIR / "autoforward/port_event.schema.json"
 
 
@@ -56,6 +58,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "docker" in item.path.relative_to(REPOSITORY_DIR).parts:
             item.add_marker(pytest.mark.docker)
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whoever runs the tests may have settings of their own."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "nobody's-config"))
+    for name in [name for name in os.environ if name in SETTING_VARIABLES]:
+        monkeypatch.delenv(name)
 
 
 # -- engine, images, containers ------------------------------------------------------------------
@@ -308,8 +318,14 @@ NO_DESKTOP: Mapping[str, str | None] = {
 
 
 def command_env(home: Path, env: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """The environment of the product's commands under test."""
-    merged: dict[str, str | None] = {**os.environ, **NO_DESKTOP, "AUTOFORWARD_HOME": str(home), **(env or {})}
+    """The environment of the product's commands under test; the user's own settings are none of theirs."""
+    merged: dict[str, str | None] = {
+        **os.environ,
+        **NO_DESKTOP,
+        "AUTOFORWARD_HOME": str(home),
+        "XDG_CONFIG_HOME": str(home / "user"),
+        **(env or {}),
+    }
     merged["PATH"] = merged.get("PATH") or os.defpath
     return {name: value for name, value in merged.items() if value is not None}
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from autoforward.attributes import NO_RULES
 from autoforward.cli import client, output
-from autoforward.devcontainer import PortConfiguration, configuration_for_container
+from autoforward.config import layered, settings_from_environment
+from autoforward.devcontainer import LABEL_METADATA, config_file_of
 from autoforward.engine import Engine, resolve_endpoint
 from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
-from autoforward.settings import SessionOptions, SessionRecord, identity_of, new_session_id
+from autoforward.session_config import base_of_container, configure, read_sources
+from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, identity_of, new_session_id
+from autoforward.settings_files import project_settings_path, user_settings_path
 from autoforward.targets import resolve_target
+
+LABEL_COMPOSE_FOLDER = "com.docker.compose.project.working_dir"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,77 +43,111 @@ def find_target(target: str, docker_host: str | None, context: str | None) -> tu
         engine.close()
 
 
+def sources_for(
+    flags: output.SessionFlags,
+    config_file: str | Path | None,
+    *folders: str | None,
+    base: Mapping[str, Any] | None = None,
+) -> ConfigSources:
+    """Where a session's configuration is read, and from now on watched. `folders`: where a project file may be."""
+    project_file = project_settings_path(*(folders if any(folders) else (Path.cwd(),)))
+    return ConfigSources(
+        config_file=os.path.abspath(config_file) if config_file else None,  # noqa: PTH100  # keeps symbolic links
+        project_file=str(project_file) if project_file else None,
+        settings_file=flags.settings_file,
+        user_file=str(user_settings_path()),
+        given=layered(flags.given, settings_from_environment(os.environ)),
+        base=base or {},
+    )
+
+
 def record_for(
     info: ContainerInfo,
     endpoint: EngineEndpoint,
     *,
     target: str,
-    options: SessionOptions,
+    flags: output.SessionFlags,
     specs: Sequence[PortSpec] = (),
-    configuration: PortConfiguration | None = None,
+    base: Mapping[str, Any] | None = None,
     workspace_folder: str | None = None,
     config_file: str | None = None,
+    override_config: str | None = None,
     attached: bool = True,
-) -> SessionRecord:
-    """What the supervisor is asked for. Labels of the container fill what the caller does not know."""
-    return SessionRecord(
+) -> tuple[SessionRecord, tuple[str, ...]]:
+    """What the supervisor is asked for, and warnings. Labels of the container fill what the caller does not know.
+
+    `base` is what image and features say, where that is known better than from the label; `override_config` the file
+    that counts in place of `config_file`. Raises UsageError for files that are not valid.
+    """
+    warnings: tuple[str, ...] = ()
+    if base is None:
+        base, warnings = base_of_container(info)
+    workspace_folder = workspace_folder or info.workspace_folder
+    config_file = config_file or info.config_file
+    counts = override_config or config_file_of(info.labels, workspace_folder, config_file) or config_file
+    record = SessionRecord(
         session_id=new_session_id(),
         identity=identity_of(endpoint, info),
         endpoint=endpoint,
         container_id=info.container_id,
         container_name=info.name,
         target=target,
-        workspace_folder=workspace_folder or info.workspace_folder,
-        config_file=config_file or info.config_file,
+        workspace_folder=workspace_folder,
+        config_file=config_file,
         project=info.project,
         service=info.service,
-        options=options,
+        options=SessionOptions(auto=flags.auto, auto_udp=flags.auto_udp),
         attached=attached,
-        declared=configuration.declared if configuration else (),
         manual=tuple(specs),
         environment=SessionEnvironment.capture(os.environ),
-        rules=configuration.rules if configuration else NO_RULES,
+        sources=sources_for(flags, counts, workspace_folder, info.labels.get(LABEL_COMPOSE_FOLDER), base=base),
     )
+    configured, more = configure(record, read_sources(record.sources))
+    return configured, (*warnings, *more)
 
 
 def attach(
     container_ref: str,
     *,
     endpoint: EngineEndpoint,
-    options: SessionOptions,
+    flags: output.SessionFlags,
     specs: Sequence[PortSpec] = (),
-    configuration: PortConfiguration | None = None,
+    base: Mapping[str, Any] | None = None,
     workspace_folder: str | None = None,
     config_file: str | None = None,
+    override_config: str | None = None,
     target: str | None = None,
     say: Callable[[str], None] = output.say,
 ) -> AttachResult:
     """Begin or change the session of a running container; returns when its first snapshot has been applied.
 
-    Without a `configuration` it is read from the container's labels and file. Raises AutoforwardError.
+    The configuration is read as `record_for` says. Raises AutoforwardError.
     """
     engine = Engine(endpoint)
     try:
         info = engine.inspect(container_ref)
+        image_metadata = engine.image_labels(info).get(LABEL_METADATA, "[]") if base is None else None
     finally:
         engine.close()
     warnings: list[str] = []
-    if configuration is None:
-        configuration = configuration_for_container(info.labels, workspace_folder, config_file)
-        warnings += configuration.warnings
-    output.warn_of_bind(options)
-    if info.network_mode == "host":
-        warnings.append(f"{info.name} is on the host's network: its ports are on the host already, nothing is bound")
-    record = record_for(
+    if base is None:
+        base, found = base_of_container(info, image_metadata)
+        warnings += found
+    record, found = record_for(
         info,
         endpoint,
         target=target or workspace_folder or info.workspace_folder or info.name,
-        options=options,
+        flags=flags,
         specs=specs,
-        configuration=configuration,
+        base=base,
         workspace_folder=workspace_folder,
         config_file=config_file,
+        override_config=override_config,
     )
+    warnings += found
+    output.warn_of_bind(record.options)
+    if info.network_mode == "host":
+        warnings.append(f"{info.name} is on the host's network: its ports are on the host already, nothing is bound")
     open_call = client.call({"op": "attach", "record": record.to_json()}, start=True)
     if open_call is None:
         raise AutoforwardError("the supervisor could not be started")

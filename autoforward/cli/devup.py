@@ -14,17 +14,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from autoforward.cli import attaching, client, output
-from autoforward.devcontainer import (
-    PortConfiguration,
-    configuration_for_container,
-    ports_from_configuration,
-)
+from autoforward.devcontainer import LABEL_METADATA, read_config_file
 from autoforward.devcontainer_cli import (
     DevcontainerCli,
     UpArguments,
@@ -40,7 +36,7 @@ from autoforward.engine import Engine, resolve_endpoint
 from autoforward.errors import AutoforwardError, UsageError
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.portspec import parse_port_spec
-from autoforward.settings import SessionOptions
+from autoforward.session_config import base_of_container, base_of_merged, read_sources
 from autoforward.teardown import find_workspace_containers
 
 log = logging.getLogger(__name__)
@@ -59,13 +55,14 @@ class DevupRequest:
     environ: dict[str, str]
     endpoint: EngineEndpoint
     specs: tuple[PortSpec, ...]
-    options: SessionOptions
+    flags: output.SessionFlags
     ports_events: bool = False
     follow: bool = False
 
 
 def run_with_forwarding(request: DevupRequest) -> int:
-    """Run `up` and forward; return the exit status. Raises UsageError for a configuration that cannot be parsed."""
+    """Run `up` and forward; return the exit status. Raises UsageError for files that are not valid."""
+    _check_configuration(request)
     with without_app_port(request.up, output.warn) as args:
         if request.up.remove_existing_container:
             _tolerating_failure(lambda: _end_old_forwards(request), "the old container's forwards are not ended")
@@ -95,36 +92,45 @@ def _attach(request: DevupRequest, container_id: str) -> attaching.AttachResult:
     try:
         # The result may name a short id; sessions are kept by the full one.
         info = engine.inspect(container_id)
+        image_metadata = engine.image_labels(info).get(LABEL_METADATA, "[]")
     finally:
         engine.close()
     path = request.up.config_file()
     folder = info.workspace_folder or (request.up.folder and os.path.realpath(request.up.folder))
-    config_file = info.config_file or (str(path.resolve()) if path is not None else None)
-    configuration = _port_configuration(request, info, config_file)
-    for warning in configuration.warnings:
+    base, warnings = _base(request, info, image_metadata)
+    for warning in warnings:
         output.warn(warning)
     return attaching.attach(
         info.container_id,
         endpoint=request.endpoint,
         workspace_folder=folder or None,
-        config_file=config_file,
-        configuration=configuration,
+        config_file=info.config_file or (str(path.resolve()) if path is not None else None),
+        override_config=str(path) if path is not None else None,
+        base=base,
         specs=request.specs,
-        options=request.options,
+        flags=request.flags,
         say=output.say,
     )
 
 
-def _port_configuration(request: DevupRequest, info: ContainerInfo, config_file: str | None) -> PortConfiguration:
-    """Ask the CLI, which knows features and images; where it has no answer, read label and file ourselves."""
-    place = config_file or "the configuration"
+def _base(request: DevupRequest, info: ContainerInfo, image_metadata: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What image and features ask for: the CLI knows them; where it has no answer, the label."""
     try:
         merged = read_merged_configuration(request.cli, request.up, request.environ)
     except AutoforwardError as error:
         log.info("merged configuration: %s", error)
-        path = request.up.config_file()
-        return configuration_for_container(info.labels, request.up.folder, str(path) if path else None)
-    return ports_from_configuration(merged, place)
+        return base_of_container(info, image_metadata)
+    path = request.up.config_file()
+    try:
+        config = read_config_file(path) if path is not None else None
+    except FileNotFoundError:
+        config = None
+    return base_of_merged(info, image_metadata, merged, config)
+
+
+def _check_configuration(request: DevupRequest) -> None:
+    """Raises UsageError for files that are not valid: before the CLI has done anything."""
+    read_sources(attaching.sources_for(request.flags, request.up.config_file(), request.up.folder))
 
 
 def _end_old_forwards(request: DevupRequest) -> None:
@@ -212,6 +218,7 @@ NEEDS_AUTO_FORWARD = {
     "no_auto": "--no-auto",
     "auto_udp": "--auto-udp",
     "no_direct": "--no-direct",
+    "settings": "--settings",
 }
 
 
@@ -256,7 +263,7 @@ def main(
     docker_host: str | None,
     context: str | None,
     up_args: tuple[str, ...],
-    options: SessionOptions,
+    flags: output.SessionFlags,
 ) -> None:
     environ = engine_environment(os.environ, docker_host, context)
     if not auto_forward:
@@ -269,5 +276,5 @@ def main(
         output.warn("ports are not forwarded: Linux and macOS are supported, Windows is not yet")
         _run_alone(cli, up_args, environ)
     up = parse_up_arguments(up_args)
-    request = DevupRequest(cli, up, environ, endpoint, specs, options, ports_events, follow)
+    request = DevupRequest(cli, up, environ, endpoint, specs, flags, ports_events, follow)
     raise SystemExit(run_with_forwarding(request))

@@ -13,7 +13,6 @@ from autoforward.cli import client, output
 from autoforward.cli.attaching import find_target, record_for
 from autoforward.errors import AutoforwardError
 from autoforward.portspec import parse_port_spec
-from autoforward.settings import SessionOptions
 
 
 class _Interrupted(Exception):  # noqa: N818  # Ctrl-C is no error here
@@ -24,7 +23,7 @@ def forward_ports(
     target: str,
     texts: Sequence[str],
     detached: bool,
-    options: SessionOptions,
+    flags: output.SessionFlags,
     docker_host: str | None,
     context: str | None,
     as_json: bool,
@@ -32,8 +31,10 @@ def forward_ports(
     """Exit status. The first Ctrl-C (or SIGTERM) drains, the second ends at once; both are 0."""
     specs = [spec for text in texts for spec in parse_port_spec(text)]
     endpoint, info = find_target(target, docker_host, context)
-    output.warn_of_bind(options)
-    record = record_for(info, endpoint, target=target, options=options, specs=specs, attached=False)
+    record, warnings = record_for(info, endpoint, target=target, flags=flags, specs=specs, attached=False)
+    for warning in warnings:
+        output.warn(warning)
+    output.warn_of_bind(record.options)
     _raise_on_signals()
     open_call = None
     try:

@@ -16,7 +16,7 @@ from autoforward.errors import AutoforwardError
 from autoforward.model import LaneName
 
 if TYPE_CHECKING:
-    from autoforward.settings import SessionOptions
+    from autoforward.cli.output import SessionFlags
 
 LANES: tuple[LaneName, ...] = ("agent", "socat", "nc", "devtcp")
 
@@ -47,7 +47,7 @@ def main() -> None:
 def attach(
     target: str,
     specs: tuple[str, ...],
-    options: SessionOptions,
+    flags: SessionFlags,
     docker_host: str | None,
     context: str | None,
     as_json: bool,
@@ -61,7 +61,7 @@ def attach(
     wanted = [spec for text in specs for spec in parse_port_spec(text)]
     endpoint, info = find_target(target, docker_host, context)
     name = info.workspace_folder if Path(target).is_dir() and info.workspace_folder else target
-    result = attach_to(info.container_id, endpoint=endpoint, options=options, specs=wanted, target=name)
+    result = attach_to(info.container_id, endpoint=endpoint, flags=flags, specs=wanted, target=name)
     for warning in result.warnings:
         # The problem is about to be the error.
         if not (result.problem and warning.endswith(result.problem)):
@@ -91,7 +91,7 @@ def forward(
     target: str,
     specs: tuple[str, ...],
     detach: bool,
-    options: SessionOptions,
+    flags: SessionFlags,
     docker_host: str | None,
     context: str | None,
     as_json: bool,
@@ -99,7 +99,7 @@ def forward(
     """Forward only these ports; in the foreground until Ctrl-C, which lets open connections finish."""
     from autoforward.cli.foreground import forward_ports
 
-    return forward_ports(target, specs, detach, options, docker_host, context, as_json)
+    return forward_ports(target, specs, detach, flags, docker_host, context, as_json)
 
 
 @main.command(epilog="\b\nExamples:\n  autoforward detach web\n  autoforward detach --all")

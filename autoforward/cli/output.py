@@ -11,14 +11,24 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
+from autoforward.config import NO_SETTINGS, Settings
 from autoforward.errors import AutoforwardError, UsageError
-from autoforward.model import LANE_CHOICES
+from autoforward.model import LANE_CHOICES, LaneChoice
 from autoforward.portspec import parse_port_set
-from autoforward.settings import DEFAULT_POLL_INTERVAL_S, MAX_POLL_INTERVAL_S, MIN_POLL_INTERVAL_S, SessionOptions
+from autoforward.setting_values import (
+    DEFAULT_POLL_INTERVAL_S,
+    MAX_POLL_INTERVAL_S,
+    MIN_POLL_INTERVAL_S,
+    Selection,
+    SettingError,
+    parse_bind,
+)
+from autoforward.settings import SessionOptions
 
 log = logging.getLogger(__name__)
 
@@ -108,46 +118,61 @@ def engine_options(function: F) -> F:
     return click.option("--docker-host", metavar="URL", help="The engine, like DOCKER_HOST.")(function)
 
 
+@dataclass(frozen=True, slots=True)
+class SessionFlags:
+    """How to watch and forward, as the flags say; environment and files are still to be read."""
+
+    given: Settings = NO_SETTINGS
+    settings_file: str | None = None
+    auto: bool = True
+    auto_udp: bool = False
+
+
 def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
-    """The flags that say how to watch and forward, handed on as one `options`: SessionOptions."""
+    """The flags that say how to watch and forward, handed on as one `flags`: SessionFlags."""
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def call(
             *args: Any,
-            lane: Any,
+            lane: LaneChoice | None,
             bind: str | None,
             exclude: tuple[str, ...],
-            poll_interval: float,
+            poll_interval: float | None,
+            no_direct: bool,
+            settings: str | None,
             no_auto: bool = False,
             auto_udp: bool = False,
-            no_direct: bool,
             **rest: Any,
         ) -> Any:
-            options = SessionOptions(
+            ranges = tuple(item for text in exclude for item in parse_port_set(text))
+            given = Settings(
                 lane=lane,
                 bind=_checked_address(bind),
-                exclude=tuple(item for text in exclude for item in parse_port_set(text)),
+                exclude=Selection(ranges) if ranges else None,
                 poll_interval_s=poll_interval,
-                auto=not no_auto,
-                auto_udp=auto_udp,
-                direct=not no_direct and _is_on("AUTOFORWARD_DIRECT"),
+                direct=False if no_direct else None,
             )
-            return function(*args, options=options, **rest)
+            flags = SessionFlags(
+                given,
+                os.path.abspath(settings) if settings else None,  # noqa: PTH100  # keeps symbolic links
+                not no_auto,
+                auto_udp,
+            )
+            return function(*args, flags=flags, **rest)
 
         flags = [
-            click.option("--lane", type=click.Choice(LANE_CHOICES), default="auto", help="How to carry connections."),
+            click.option("--lane", type=click.Choice(LANE_CHOICES), help="How to carry connections (default auto)."),
             click.option("--bind", metavar="ADDR", help="Listen on ADDR instead of loopback (others may reach it)."),
             click.option("--exclude", multiple=True, metavar="PORTS", help="Do not detect these: 9229,9000-9010."),
             click.option(
                 "--poll-interval",
                 type=click.FloatRange(MIN_POLL_INTERVAL_S, MAX_POLL_INTERVAL_S),
-                default=DEFAULT_POLL_INTERVAL_S,
                 metavar="S",
-                help="Seconds between looks into the container.",
-                show_default=True,
+                help=f"Seconds between looks into the container (default {DEFAULT_POLL_INTERVAL_S:g}).",
             ),
             click.option("--no-direct", is_flag=True, help="Carry bulk through the engine too, not on a direct path."),
+            click.option("--settings", metavar="FILE", help="A file of settings (TOML), before those of the project."),
         ]
         if no_auto:
             flags.append(click.option("--no-auto", is_flag=True, help="Forward declared ports only."))
@@ -159,23 +184,13 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
     return decorate
 
 
-def _is_on(variable: str) -> bool:
-    """Whether a variable says yes; unset it does. Raises UsageError for anything but yes and no."""
-    text = os.environ.get(variable, "1").lower()
-    if text not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
-        raise UsageError(f"{variable} is {text!r}: neither true nor false")
-    return text in ("1", "true", "yes", "on")
-
-
 def _checked_address(text: str | None) -> str | None:
     if text is None:
         return None
-    import ipaddress
-
     try:
-        return str(ipaddress.ip_address(text))
-    except ValueError as error:
-        raise UsageError(f"--bind takes an IP address of this machine, not {text!r}") from error
+        return parse_bind(text)
+    except SettingError as error:
+        raise UsageError(f"--bind: {error.problem}") from error
 
 
 def warn_of_bind(options: SessionOptions) -> None:

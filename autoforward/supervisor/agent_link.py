@@ -12,7 +12,7 @@ from autoforward.frames import Hello, SnapshotEvent
 from autoforward.lanes.watcher import Frame
 from autoforward.messages import MuxEnd, MuxLost, MuxPace, MuxRetire, MuxSaid, MuxStart
 from autoforward.procnet import SocketRow, SocketTable
-from autoforward.settings import DEFAULT_POLL_INTERVAL_S
+from autoforward.setting_values import DEFAULT_POLL_INTERVAL_S
 from autoforward.streams import SocketStream
 from autoforward.supervisor.services import SessionServices
 

@@ -24,6 +24,7 @@ from autoforward.model import ContainerInfo, ForwardKey, PortSpec, Snapshot
 from autoforward.policy import WITHDRAWAL_GRACE_S, Seen, SessionRules, plan
 from autoforward.probing import NoShellError
 from autoforward.procnet import snapshot_from_rows
+from autoforward.setting_values import Selection
 from autoforward.settings import SessionRecord, merge_specs
 from autoforward.supervisor.actor import Actor, Ending, Restart
 from autoforward.supervisor.connections import Connections
@@ -440,7 +441,9 @@ class Session:
             declared=record.declared if record.attached else (),
             manual=self.manual_specs,
             attributes=record.rules,
-            exclude=record.options.exclude,
+            exclude=Selection(record.options.exclude, record.options.exclude_processes),
+            include=Selection(record.options.include, record.options.include_processes),
+            local_ports=record.options.local_ports,
             published=info.published if info else (),
             host_network=info is not None and info.network_mode == "host",
             stopped=frozenset(self._stopped_keys),

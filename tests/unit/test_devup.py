@@ -16,12 +16,11 @@ import pytest
 
 from autoforward.cli import attaching, client, devup
 from autoforward.cli.devup import DevupRequest, run_with_forwarding
-from autoforward.devcontainer import PortConfiguration
+from autoforward.cli.output import SessionFlags
 from autoforward.devcontainer_cli import DevcontainerCli, parse_up_arguments
 from autoforward.errors import AutoforwardError, EngineUnreachableError
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.portspec import parse_port_spec
-from autoforward.settings import SessionOptions
 
 FULL_ID = "abc" + "0" * 61
 RESULT = b'{"outcome":"success",  "containerId":"abc"}\n'
@@ -55,6 +54,9 @@ class FakeEngine:
 
     def inspect(self, container_ref: str) -> ContainerInfo:
         return ContainerInfo(FULL_ID, "dev", "running", {"devcontainer.local_folder": "/ws"})
+
+    def image_labels(self, info: ContainerInfo) -> dict[str, str]:
+        return {}
 
     def find_containers(self, labels: dict[str, str | None]) -> list[ContainerInfo]:
         return [self.inspect("")]
@@ -90,7 +92,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
         environ=dict(os.environ),
         endpoint=EngineEndpoint("unix:///nowhere", "a test"),
         specs=parse_port_spec("8080:80"),
-        options=SessionOptions(),
+        flags=SessionFlags(),
     )
     made = Scene(request, write_cli)
 
@@ -130,16 +132,15 @@ def test_the_full_id_the_configuration_and_the_specs_reach_the_supervisor(scene:
     assert scene.calls == [f"attach {FULL_ID}"]
     assert scene.attach["specs"] == parse_port_spec("8080:80")
     assert scene.attach["workspace_folder"] == "/ws"
-    configuration = scene.attach["configuration"]
-    assert isinstance(configuration, PortConfiguration)
-    assert [spec.container_port for spec in configuration.declared] == [3000]
+    assert scene.attach["base"] == {"forwardPorts": [3000]}
 
 
-def test_where_the_cli_has_no_merged_configuration_the_file_is_read(scene: Scene, tmp_path: Path) -> None:
+def test_where_the_cli_has_no_merged_configuration_the_file_counts(scene: Scene, tmp_path: Path) -> None:
     (tmp_path / "ws" / ".devcontainer.json").write_text('{"forwardPorts": [4000]}')
     scene.write_cli(UP.replace('print(json.dumps({"merged', 'sys.exit(1); print(json.dumps({"merged'))
     run_with_forwarding(scene.request)
-    assert [spec.container_port for spec in scene.attach["configuration"].declared] == [4000]
+    assert scene.attach["base"] == {}
+    assert scene.attach["override_config"] == str(tmp_path / "ws" / ".devcontainer.json")
 
 
 @pytest.mark.parametrize(
@@ -288,6 +289,38 @@ def test_a_broken_configuration_is_exit_2_with_its_place(tmp_path: Path) -> None
     assert (done.returncode, done.stdout) == (2, "")
     assert "autoforward: error: " in done.stderr
     assert ".devcontainer.json:2:25: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "place"),
+    [
+        (".autoforward.toml", 'lane = "agent"\n[localPorts]\n"3000" = "x"\n', ".autoforward.toml:3: localPorts.3000: "),
+        (".devcontainer.json", '{"customizations":\n{"autoforward": {\n"bnd": 1}}}', ".devcontainer.json:3: bnd: "),
+        ("user/autoforward/config.toml", "notify = 1\n", "config.toml:1: notify: "),
+        ("mine.toml", "= 1", "mine.toml:1:1: "),
+    ],
+)
+def test_settings_that_are_not_valid_are_exit_2_before_the_cli_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str, place: str
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    (tmp_path / "mine.toml").touch()
+    done = devup_command(tmp_path, "--auto-forward", "--settings", "mine.toml", cli="print('ran')")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"autoforward: error: {tmp_path}/")
+    assert place in done.stderr
+
+
+def test_a_variable_that_is_not_valid_is_exit_2_but_only_where_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOFORWARD_LANE", "pigeon")
+    done = devup_command(tmp_path, "--auto-forward", cli="print('ran')")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "AUTOFORWARD_LANE: 'pigeon' is no lane" in done.stderr
+    assert devup_command(tmp_path, cli="print('ran')").stdout == "ran\n"
 
 
 def test_an_engine_that_does_not_answer_is_no_failed_up(tmp_path: Path) -> None:

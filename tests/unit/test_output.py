@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,7 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from autoforward.cli import output
+from autoforward.config import Settings
 from autoforward.errors import AutoforwardError, EngineUnreachableError, PortUnavailableError, TargetError, UsageError
+from autoforward.setting_values import Selection
 from autoforward.settings import SessionOptions
 from tests.unit.test_listing import row
 
@@ -111,56 +114,49 @@ def test_warnings_say_their_hint(capsys: pytest.CaptureFixture[str]) -> None:
 # -- flags ---------------------------------------------------------------------------------------
 
 
-def options_of(*argv: str, no_auto: bool = True) -> Any:
+def flags_of(*argv: str, no_auto: bool = True) -> Any:
     @click.command(cls=output.Command)
     @output.session_options(no_auto=no_auto)
     @output.engine_options
-    def takes(options: SessionOptions, docker_host: str | None, context: str | None) -> None:
-        taken.append((options, docker_host, context))
+    def takes(flags: output.SessionFlags, docker_host: str | None, context: str | None) -> None:
+        taken.append((flags, docker_host, context))
 
     taken: list[Any] = []
     result = CliRunner().invoke(takes, argv)
     return taken[0] if taken else (result.exit_code, result.stderr)
 
 
-def test_flags_become_options() -> None:
-    assert options_of() == (SessionOptions(), None, None)
+def test_flags_become_settings() -> None:
+    assert flags_of() == (output.SessionFlags(), None, None)
     argv = ["--lane", "nc", "--bind", "0.0.0.0", "--exclude", "1,2-3", "--exclude", "9", "--poll-interval", "2"]
-    argv += ["--no-auto", "--docker-host", "tcp://x", "--context", "c"]
-    options = SessionOptions("nc", "0.0.0.0", ((1, 1), (2, 3), (9, 9)), 2.0, False)
-    assert options_of(*argv) == (options, "tcp://x", "c")
+    argv += ["--no-auto", "--auto-udp", "--no-direct", "--settings", "/a/b.toml"]
+    argv += ["--docker-host", "tcp://x", "--context", "c"]
+    given = Settings(
+        lane="nc", bind="0.0.0.0", exclude=Selection(((1, 1), (2, 3), (9, 9))), poll_interval_s=2.0, direct=False
+    )
+    assert flags_of(*argv) == (output.SessionFlags(given, "/a/b.toml", False, True), "tcp://x", "c")
 
 
-@pytest.mark.parametrize(("value", "direct"), [(None, True), ("yes", True), ("0", False), ("FALSE", False)])
-def test_the_direct_path_is_switched_off_by_flag_or_variable(
-    monkeypatch: pytest.MonkeyPatch, value: str | None, direct: bool
-) -> None:
-    monkeypatch.delenv("AUTOFORWARD_DIRECT", raising=False)
-    if value is not None:
-        monkeypatch.setenv("AUTOFORWARD_DIRECT", value)
-    assert options_of()[0].direct is direct
-    assert options_of("--no-direct", no_auto=False)[0].direct is False
+def test_a_flag_that_is_not_given_leaves_it_to_the_next_layer() -> None:
+    assert flags_of("--lane", "auto")[0].given == Settings(lane="auto")
+    assert flags_of("--poll-interval", "0.5", no_auto=False)[0].given == Settings(poll_interval_s=0.5)
 
 
-def test_a_variable_that_is_neither_yes_nor_no_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AUTOFORWARD_DIRECT", "maybe")
-    exit_code, words = options_of()
-    assert exit_code == 2
-    assert "AUTOFORWARD_DIRECT" in words
-    assert "maybe" in words
+def test_a_settings_file_is_of_the_folder_that_the_command_runs_in() -> None:
+    assert flags_of("--settings", "x.toml")[0].settings_file == str(Path.cwd() / "x.toml")
 
 
 def test_addresses_are_in_their_usual_form() -> None:
-    assert options_of("--bind", "0:0:0:0:0:0:0:1")[0].bind == "::1"
+    assert flags_of("--bind", "0:0:0:0:0:0:0:1")[0].given.bind == "::1"
     for text in ("localhost", "1.2.3", "", "127.0.0.1:80"):
-        exit_code, words = options_of("--bind", text)
+        exit_code, words = flags_of("--bind", text)
         assert exit_code == 2
         assert repr(text) in words
 
 
 def test_forward_detects_nothing_so_it_has_no_such_flag() -> None:
-    assert options_of("--no-auto", no_auto=False)[0] == 2
-    assert options_of(no_auto=False)[0].auto is True
+    assert flags_of("--no-auto", no_auto=False)[0] == 2
+    assert flags_of(no_auto=False)[0].auto is True
 
 
 @pytest.mark.parametrize(

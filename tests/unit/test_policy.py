@@ -23,6 +23,7 @@ from autoforward.policy import (
     reconcile,
 )
 from autoforward.portspec import parse_port_spec
+from autoforward.setting_values import Selection
 
 NOW_S = 1000.0
 
@@ -228,7 +229,7 @@ def test_on_the_hosts_network_nothing_of_the_container_is_bound() -> None:
 
 
 def test_excluded_ports_are_not_detected_but_can_be_named() -> None:
-    rules = SessionRules(exclude=((3000, 3001), (9229, 9229)), declared=specs("3001"))
+    rules = SessionRules(exclude=Selection(((3000, 3001), (9229, 9229))), declared=specs("3001"))
     result = planned(rules, listening(3000, 3001, 3002, 9229))
     assert set(result.wishes) == {key(3001), key(3002)}
     assert {notice.key: notice.reason for notice in result.notices.values()} == {
@@ -365,7 +366,7 @@ def test_the_step_from_one_forward_to_the_next(
 
 def test_notices_come_go_and_change_once() -> None:
     blocked = planned(SessionRules(blocked="no lane"), listening(3000))
-    excluded = planned(SessionRules(exclude=((3000, 3000),)), listening(3000))
+    excluded = planned(SessionRules(exclude=Selection(((3000, 3000),))), listening(3000))
     assert reconcile({}, {}, blocked, "127.0.0.1").notices == tuple(blocked.notices.values())
     assert reconcile({}, blocked.notices, blocked, "127.0.0.1") == Steps()
     assert reconcile({}, blocked.notices, excluded, "127.0.0.1").notices == tuple(excluded.notices.values())

@@ -11,6 +11,7 @@ from autoforward.attributes import AttributeRules, parse_attributes
 from autoforward.model import ForwardKey, Listener, PublishedPort, Snapshot
 from autoforward.policy import Existing, Notice, Plan, Seen, SessionRules, Steps, plan, reconcile
 from autoforward.portspec import parse_port_spec
+from autoforward.setting_values import Selection
 
 NOW_S = 1000.0
 IGNORING, _ = parse_attributes({"3000": {"onAutoForward": "ignore"}}, None, "test")
@@ -34,7 +35,7 @@ RULES = st.builds(
     declared=SPECS,
     manual=SPECS,
     attributes=st.sampled_from([AttributeRules(), IGNORING]),
-    exclude=st.sampled_from([(), ((3001, 3001),)]),
+    exclude=st.sampled_from([Selection(), Selection(((3001, 3001),))]),
     published=st.sampled_from([(), (PublishedPort("tcp", 3000, "0.0.0.0", 8300),)]),
     host_network=st.booleans(),
     stopped=st.frozensets(KEYS, max_size=2),

@@ -17,11 +17,14 @@ import pytest
 from autoforward.actions import INSPECTOR_PORTS
 from autoforward.attributes import parse_attributes
 from autoforward.cli import devdown, devup, main, output
+from autoforward.config import KEYS
 from autoforward.environment import SESSION_VARIABLES
 from autoforward.errors import ERRORS_BY_EXIT_CODE
 from autoforward.model import LANE_CHOICES, ON_AUTO_FORWARD
 from autoforward.portspec import MAX_RANGE_SIZE, parse_port_spec
 from autoforward.procnet import MAX_DIALS
+from autoforward.setting_values import HIGHEST_MAX_PORTS
+from autoforward.settings import SessionOptions
 from autoforward.supervisor.spawn import KEPT_ENVIRONMENT
 from tests.unit.spec_text import SPEC, names, section, sources, table, ticked
 
@@ -142,6 +145,25 @@ def test_attributes() -> None:
 def test_configuration_keys_are_read() -> None:
     text = sources()["devcontainer.py"]
     assert all(f'"{key}"' in text for key in names("Configuration", "key"))
+
+
+def test_settings() -> None:
+    rows = {ticked(row[0])[0]: row for row in table("Settings", "setting")}
+    assert list(rows) == list(KEYS)
+    assert {name: (ticked(row[3]) or [None])[0] for name, row in rows.items()} == {
+        name: key.variable for name, key in KEYS.items()
+    }
+    defaults = SessionOptions()
+    for name, value in (
+        ("maxPorts", defaults.max_ports),
+        ("pollInterval", defaults.poll_interval_s),
+        ("lane", f"`{defaults.lane}`"),
+        ("notify", str(defaults.notify).lower()),
+        ("direct", str(defaults.direct).lower()),
+        ("defaultExclude", str(defaults.default_exclude).lower()),
+    ):
+        assert rows[name][2] == str(value)
+    assert f"1 to {HIGHEST_MAX_PORTS}" in rows["maxPorts"][1]
 
 
 # Numbers and names.

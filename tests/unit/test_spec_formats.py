@@ -89,6 +89,7 @@ def test_keys_of_a_session() -> None:
     assert cells["identity"] == list(row["identity"])
     assert cells["engine"] == list(row["engine"])
     assert cells["options"] == list(row["options"])
+    assert cells["sources"] == ["options", *row["sources"]]
     assert cells["rules"] == list(AttributeRules().to_json())
     assert cells["declared"] == list(row["declared"][0])
 

@@ -1,0 +1,181 @@
+"""From the files of a session's configuration to its options, declared ports and rules.
+
+The same for a command that begins a session and for the supervisor when a file has changed: `read_sources` reads,
+`configure` decides. Order, key by key: what was given (flags, then environment), `--settings`, devcontainer.json,
+`.autoforward.toml`, image and features, the user's file, the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autoforward.attributes import NO_RULES, bounded
+from autoforward.config import NO_SETTINGS, Settings, layered, parse_settings
+from autoforward.devcontainer import (
+    LABEL_METADATA,
+    merge_configurations,
+    parse_metadata_label,
+    ports_from_configuration,
+    read_config_file,
+)
+from autoforward.model import ContainerInfo, PortSpec
+from autoforward.setting_values import SettingError
+from autoforward.settings import ConfigSources, SessionOptions, SessionRecord
+from autoforward.settings_files import CUSTOMIZATIONS, customizations_of, read_customizations, read_settings_file
+
+PORT_KEYS = ("forwardPorts", "portsAttributes", "otherPortsAttributes")
+
+BUILT_BY_CLI = "vsc-"
+"""What the names of images begin with that the official CLI has built."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceContents:
+    """What the files said when they were read. `config` is devcontainer.json, None where there is none (any more)."""
+
+    config: Mapping[str, Any] | None = None
+    customizations: Settings = NO_SETTINGS
+    settings_file: Settings = NO_SETTINGS
+    project: Settings = NO_SETTINGS
+    user: Settings = NO_SETTINGS
+
+
+def read_sources(sources: ConfigSources) -> SourceContents:
+    """Read all files. Raises UsageError, with file, line and key, for the first that is not valid."""
+    config: Mapping[str, Any] | None = None
+    customizations = NO_SETTINGS
+    if sources.config_file is not None:
+        path = Path(sources.config_file)
+        try:
+            config = read_config_file(path)
+        except FileNotFoundError:
+            config = None
+        else:
+            customizations = read_customizations(config, path)
+    return SourceContents(
+        config,
+        customizations,
+        _settings_in(sources.settings_file, required=True),
+        _settings_in(sources.project_file),
+        _settings_in(sources.user_file),
+    )
+
+
+def _settings_in(path: str | None, *, required: bool = False) -> Settings:
+    return NO_SETTINGS if path is None else read_settings_file(Path(path), required=required)
+
+
+def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionRecord, tuple[str, ...]]:
+    """The record with the options, declared ports and rules that its sources come to, and warnings. No I/O."""
+    sources = record.sources
+    of_image, warnings = _customizations_of_image(sources.base)
+    settings = layered(
+        sources.given, contents.settings_file, contents.customizations, contents.project, of_image, contents.user
+    )
+    options = SessionOptions.of(settings, auto=record.options.auto, auto_udp=record.options.auto_udp)
+    if not record.attached:
+        return replace(record, options=options, declared=(), rules=NO_RULES), warnings
+    merged = merge_configurations([sources.base, contents.config or {}])
+    ports = ports_from_configuration(merged, sources.config_file or "the container's metadata")
+    if contents.config is None and sources.config_file is not None:
+        warnings += (f"{sources.config_file}: not there any more",)
+    declared = _joined(ports.declared, settings.forwards or ())
+    configured = replace(record, options=options, declared=declared, rules=ports.rules)
+    return configured, (*warnings, *ports.warnings)
+
+
+def base_of_container(info: ContainerInfo, image_metadata: str | None = None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What image and features say, from the label `devcontainer.metadata` of container and image; and warnings.
+
+    The official CLI writes image, features and devcontainer.json into the container's, the last as it was when the
+    container was made: the last entry, one without the `id` of a feature. It is left out: the file is read, and may have
+    changed since. devcontainer-rs writes neither, so the image's label (None: not known) is needed.
+    """
+    own, warnings = parse_metadata_label(info.labels.get(LABEL_METADATA, "[]"))
+    image, more = parse_metadata_label(image_metadata or "[]")
+    warnings = bounded((*warnings, *more))
+    if own[: len(image)] != image:
+        return _raw_base([*image, *own]), warnings
+    # An image that the CLI built carries it all; of any other image all entries are the image's.
+    beyond = own if image_metadata is None or info.image.startswith(BUILT_BY_CLI) else own[len(image) :]
+    if beyond and info.workspace_folder is not None and "id" not in beyond[-1]:
+        own = own[:-1]
+    return _raw_base(own), warnings
+
+
+def base_of_merged(
+    info: ContainerInfo, image_metadata: str | None, merged: Mapping[str, Any], config: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The same, with what a CLI's merged configuration has beyond the file `config`.
+
+    devcontainer-rs has features only there. (The official CLI's is no help: for a container that is there already it is
+    what the label says, devcontainer.json as it once was included.)
+    """
+    base, warnings = base_of_container(info, image_metadata)
+    entries, _ = parse_metadata_label(info.labels.get(LABEL_METADATA, "[]"))
+    if any("id" in entry or set(entry) & set(PORT_KEYS) for entry in entries):
+        return base, warnings
+    config = config or {}
+    declared = {spec.key for spec in ports_from_configuration(config, "").declared}
+    beyond: dict[str, Any] = {}
+    ports = merged.get("forwardPorts")
+    if isinstance(ports, list):
+        beyond["forwardPorts"] = [
+            port
+            for port in ports
+            if not {spec.key for spec in ports_from_configuration({"forwardPorts": [port]}, "").declared} & declared
+        ]
+    attributes, own = merged.get("portsAttributes"), config.get("portsAttributes")
+    if isinstance(attributes, Mapping):
+        known = own if isinstance(own, Mapping) else {}
+        beyond["portsAttributes"] = {name: value for name, value in attributes.items() if name not in known}
+    if "otherPortsAttributes" in merged and "otherPortsAttributes" not in config:
+        beyond["otherPortsAttributes"] = merged["otherPortsAttributes"]
+    tables = customizations_of(merged)
+    if isinstance(tables, list):  # of features and the file, in the order in which they count
+        own = customizations_of(config)
+        beyond[CUSTOMIZATIONS[0]] = {CUSTOMIZATIONS[1]: _one_table([table for table in tables if table != own])}
+    return _raw_base([base, beyond]), warnings
+
+
+def _raw_base(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Entries put together, with the keys that count here only."""
+    merged = merge_configurations(entries)
+    base = {name: merged[name] for name in PORT_KEYS if merged.get(name)}
+    table = _one_table([customizations_of(entry) for entry in entries])
+    return {**base, CUSTOMIZATIONS[0]: {CUSTOMIZATIONS[1]: table}} if table else base
+
+
+def _one_table(tables: Sequence[object]) -> dict[str, Any]:
+    return {name: value for table in tables if isinstance(table, Mapping) for name, value in table.items()}
+
+
+def _customizations_of_image(base: Mapping[str, Any]) -> tuple[Settings, tuple[str, ...]]:
+    """What an image or a feature sets: nothing of it is fatal, and it does not open ports to other machines."""
+    table = customizations_of(base)
+    if not isinstance(table, Mapping):
+        return NO_SETTINGS, ()
+    found: list[Settings] = []
+    warnings: list[str] = []
+    for name, value in table.items():
+        place = f"the container's metadata: {'.'.join(CUSTOMIZATIONS)}"
+        if name == "bind":
+            warnings.append(f"{place}.bind is left out: only you may say where forwards listen")
+            continue
+        try:
+            found.append(parse_settings({name: value}))
+        except SettingError as error:
+            warnings.append(f"{place}.{error}"[:300])
+    return layered(*found) if found else NO_SETTINGS, tuple(warnings)
+
+
+def _joined(declared: tuple[PortSpec, ...], forwards: tuple[PortSpec, ...]) -> tuple[PortSpec, ...]:
+    """Both, one for each key: `forwards` is the more particular, but does not take a pin away by saying none."""
+    by_key = {spec.key: spec for spec in declared}
+    for spec in forwards:
+        if spec.host_port is not None or spec.key not in by_key:
+            by_key[spec.key] = spec
+    return tuple(by_key.values())
