@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import selectors
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -251,11 +253,31 @@ def end_everything_of(home: Path, *, timeout_s: float = 8.0) -> None:
     for process in running:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, alive = psutil.wait_procs(running, timeout=timeout_s)
+    alive = _wait_ended(running, timeout_s)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(alive, timeout=timeout_s)
+    _wait_ended(alive, timeout_s)
+
+
+def _wait_ended(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Those that have not ended within that time. One that nobody has reaped yet has: pid 1 may take a second to."""
+    if not hasattr(os, "pidfd_open"):
+        return psutil.wait_procs(processes, timeout=timeout_s)[1]
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        left = {}
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(process.pid)
+                stack.callback(os.close, pidfd)
+                left[pidfd] = process
+                selector.register(pidfd, selectors.EVENT_READ)
+        deadline_s = time.monotonic() + timeout_s
+        while left and (remaining_s := deadline_s - time.monotonic()) > 0:
+            for key, _ in selector.select(remaining_s):
+                selector.unregister(key.fd)
+                del left[key.fd]
+        return list(left.values())
 
 
 def check_events(home: Path) -> int:
