@@ -208,9 +208,10 @@ def _describe_session(session: Mapping[str, Any]) -> str:
         can = [name for name, able in (("half-close", lane["half_close"]), ("UDP", lane["udp"])) if able]
         carried = f"lane {lane['name']} ({', '.join(can) or 'no half-close, no UDP'}; {lane['note']})"
     problem = f": {session['problem']}" if session["problem"] else ""
+    stale = f"\n  the configuration stays as it was: {session['config_problem']}" if session["config_problem"] else ""
     return (
         f"session {session['id']} of {session['container_name']}, {session['state']}{problem}, "
-        f"{session['forwards']} forward(s), {carried}"
+        f"{session['forwards']} forward(s), {carried}{stale}"
     )
 
 

@@ -73,6 +73,7 @@ def _start_logging(paths: StatePaths) -> None:
     # It formats the record before the thread does; without one of its own basicConfig's would add a second prefix.
     queued.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(handlers=[queued], level=os.environ.get("AUTOFORWARD_LOG_LEVEL", "INFO").upper())
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it has a line for each change that it saw
     logging.captureWarnings(True)
 
 

@@ -51,6 +51,7 @@ from autoforward.supervisor.control import ControlServer, Handler
 from autoforward.supervisor.desktop import Desktop
 from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.hub import EventHub
+from autoforward.supervisor.live import LiveConfiguration
 from autoforward.supervisor.services import SessionServices
 from autoforward.supervisor.session import Session
 
@@ -119,6 +120,7 @@ class Supervisor:
         self.engines = Engines(self._on_engine_event)
         allocator = Allocator(self.registry, process, self._warn)
         self.services = SessionServices(self.plane, allocator, self.hub, self.disk, self.engine_pool)
+        self.live = LiveConfiguration(self.sessions.values, self.store_session, self.hub.publish)
         self.plane.start()
         info = {"pid": process.pid, "pid_started": process.started, "version": __version__}
         await self.on_disk(lambda: self._write_info(info))
@@ -151,6 +153,7 @@ class Supervisor:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         self._control.stop_accepting()
+        await self.live.aclose()
         forward_ids = frozenset(key for session in self.sessions.values() for key in session.forwarder.forward_ids)
         await self.drain(forward_ids, DRAIN_S)
         # The rows stay in the registry's sessions: whoever starts next takes them up again.
@@ -195,6 +198,7 @@ class Supervisor:
         )
         self.sessions[record.session_id] = session
         session.start()
+        self.live.refresh()
         self.check_idle()
         return session
 
@@ -210,6 +214,7 @@ class Supervisor:
                     document.remove_session(record.session_id)
 
         await self.on_disk(write)
+        self.live.refresh()
 
     async def end_sessions(self, sessions: Iterable[Session], reason: str) -> None:
         await self._end_all(sessions, reason, forget=True)
@@ -229,6 +234,7 @@ class Supervisor:
         """A session is over, whoever ended it; one whose container is gone is not stored any more."""
         log.info("session %s of %s ended: %s", session.record.session_id, session.record.container_name, reason)
         self.sessions.pop(session.record.session_id, None)
+        self.live.refresh()
         self.engines.keep_only({other.record.endpoint.host for other in self.sessions.values()})
         if not self._stop.is_set():
             self._spawn(self.on_disk(lambda: self._forget([session.record.session_id])), "forget a session")

@@ -67,6 +67,7 @@ class Session:
         self.engine = engine
         self._state: State = "starting"
         self.problem: str | None = None
+        self.config_problem: str | None = None
         self.forwarder = Forwarder(services, self._place(record))
         self.connections = Connections(record.session_id, engine, services, self.forwarder)
         self._services = services
@@ -120,6 +121,7 @@ class Session:
             "engine": record.endpoint.host,
             "state": self.state,
             "problem": self.problem,
+            "config_problem": self.config_problem,
             "attached": record.attached,
             "forwards": len(self.forwarder.forward_ids),
             "lane": None if tool is None else {"name": tool.lane, "dialect": tool.dialect, **asdict(tool.capabilities)},
@@ -167,23 +169,38 @@ class Session:
         """Take over new options, ports and container; returns once they are in force."""
 
         async def change() -> None:
-            before, self.record = self.record, replace(record, opened=self.record.opened)
             self._stopped_keys.clear()
-            await self.forwarder.move_to(self._place(record))
-            repaced = before.options.poll_interval_s != record.options.poll_interval_s
-            rewatch = (
-                before.container_id != record.container_id
-                or (before.options.lane, before.options.direct) != (record.options.lane, record.options.direct)
-                or self.state != "watching"
-                or self.tool is None
-            )
-            if rewatch or (repaced and not self._watching.set_pace(record.options.poll_interval_s)):
-                self._settled.clear()
-                raise Restart
-            await self._replan()
+            await self._take_over(replace(record, opened=self.record.opened))
 
         await self._actor.execute(change)
         await self.settled()
+
+    async def reconfigure(self, change: Callable[[SessionRecord], SessionRecord]) -> bool:
+        """Take over what `change` makes of the record as it is then; whether that is another one. Does not wait for a watch."""
+
+        async def take_over() -> bool:
+            if (record := change(self.record)) == self.record:
+                return False
+            await self._take_over(record)
+            return True
+
+        # A Restart, which answers nothing, comes after the record was taken over.
+        return await self._actor.execute(take_over) is not False
+
+    async def _take_over(self, record: SessionRecord) -> None:
+        before, self.record = self.record, record
+        await self.forwarder.move_to(self._place(record))
+        repaced = before.options.poll_interval_s != record.options.poll_interval_s
+        rewatch = (
+            before.container_id != record.container_id
+            or (before.options.lane, before.options.direct) != (record.options.lane, record.options.direct)
+            or self.state != "watching"
+            or self.tool is None
+        )
+        if rewatch or (repaced and not self._watching.set_pace(record.options.poll_interval_s)):
+            self._settled.clear()
+            raise Restart
+        await self._replan()
 
     async def claim(self, claim_id: int, specs: tuple[PortSpec, ...]) -> None:
         """Forward these for as long as the claim is held."""

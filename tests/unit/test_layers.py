@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("supervisor.__main__",),
     ("supervisor.handlers",),
     ("supervisor.server",),
+    ("supervisor.live",),
     ("supervisor.session",),
     ("supervisor.watching",),
     ("supervisor.connections", "supervisor.agent_link"),

@@ -243,6 +243,7 @@ def test_numbers_in_the_text_are_those_of_the_table() -> None:
         ("Supervisor", f"up to {value['DRAIN_S']} s"),
         ("Supervisor", f"up to {value['WANTED_DESCRIPTORS']} descriptors"),
         ("Supervisor", f"at most {value['READY_TIMEOUT_S']} s"),
+        ("Live configuration", f"after {value['SETTLE_S']} s."),
         ("autoforward forward", f"up to {value['DRAIN_S']} s"),
         ("State folder", f"more than {value['MAX_SOCKET_PATH_BYTES']} bytes"),
     ):

@@ -160,7 +160,9 @@ def test_keys_of_list_rows() -> None:
 
 def test_keys_of_status_rows() -> None:
     forwarder = SimpleNamespace(forward_ids=frozenset())
-    session = SimpleNamespace(record=record(), tool=socat_tool(), state="watching", problem=None, forwarder=forwarder)
+    session = SimpleNamespace(
+        record=record(), tool=socat_tool(), state="watching", problem=None, config_problem=None, forwarder=forwarder
+    )
     row = Session.describe(cast(Any, session))
     assert names("status --json", "key of a session's row") == list(row)
     cells = {ticked(cells[0])[0]: ticked(cells[2]) for cells in table("status --json", "key of a session's row")}

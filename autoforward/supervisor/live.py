@@ -1,0 +1,249 @@
+"""Live configuration: a file that a session depends on is saved, and the session changes.
+
+One watcher for all sessions, on the folders (editors replace a file by renaming another), none while there is no session.
+What is told is only that something happened: what counts is the files as they are then, against what was read last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoforward.errors import TargetError, UsageError
+from autoforward.events import PortEvent
+from autoforward.session_config import SourceContents, configure, read_sources
+from autoforward.settings import ConfigSources, SessionRecord
+from autoforward.supervisor.session import Session
+
+log = logging.getLogger(__name__)
+
+STEP_MS = 100
+"""How often the watcher looks whether something was told, and how long it must be quiet for a save to be over. Costs 0.06 %
+of a core, at 50 ms twice that."""
+
+DEBOUNCE_MS = 300
+"""The longest that a save is waited for, in a folder where something happens all the time."""
+
+SETTLE_S = 0.3
+"""A file that cannot be read or is gone is looked at again after this, before a word is said: it may be half written."""
+
+RETRY_S = 5.0
+"""When the folders cannot be watched."""
+
+Signature = tuple[int, int, int] | None
+
+
+class LiveConfiguration:
+    """`sessions` gives those that there are; `store` writes one whose record has another configuration now.
+
+    `refresh` says that sessions came, went or have other files. Owned by the supervisor: `aclose` ends its tasks.
+    """
+
+    def __init__(
+        self,
+        sessions: Callable[[], Iterable[Session]],
+        store: Callable[[Session], Awaitable[None]],
+        publish: Callable[[PortEvent], Awaitable[object]],
+    ) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._publish = publish
+        self._wake = asyncio.Event()
+        self._names: frozenset[str] = frozenset()
+        self._read: dict[str, Mapping[str, Signature]] = {}
+        """By session id: the files as they were when they were read."""
+        self._task: asyncio.Task[None] | None = None
+        self._updating: dict[str, asyncio.Task[None]] = {}
+
+    def refresh(self) -> None:
+        self._wake.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="live configuration")
+
+    async def aclose(self) -> None:
+        tasks = [task for task in (self._task, *self._updating.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # What is watched.
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            folders = self._folders()
+            try:
+                if folders:
+                    await self._watch(folders)
+                else:
+                    await self._wake.wait()
+            except OSError as error:  # out of inotify watches, or a folder that went away just now
+                log.warning("configuration files are not watched: %s", error)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), RETRY_S)
+
+    async def _watch(self, folders: frozenset[str]) -> None:
+        """Until the set of folders is another. Files are looked at once the watcher stands, and whenever it tells of them."""
+        from watchfiles import awatch  # 5 MB that a supervisor without sessions need not have
+
+        stop = asyncio.Event()
+        changes = awatch(
+            *sorted(folders),
+            watch_filter=lambda _change, path: self._matters(path),
+            debounce=DEBOUNCE_MS,
+            step=STEP_MS,
+            stop_event=stop,
+            recursive=False,
+            ignore_permission_denied=True,
+        )
+        # Begun before the first look: what was saved before that is seen, what is saved from then on is told.
+        telling = asyncio.ensure_future(anext(changes, None))
+        try:
+            await asyncio.sleep(0)
+            while True:
+                self._look()
+                if self._folders() != folders:
+                    return
+                waking = asyncio.ensure_future(self._wake.wait())
+                try:
+                    await asyncio.wait([telling, waking], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    waking.cancel()
+                self._wake.clear()
+                if telling.done():
+                    if telling.result() is None:
+                        return
+                    telling = asyncio.ensure_future(anext(changes, None))
+        finally:
+            stop.set()
+            telling.cancel()
+            await asyncio.wait([telling])
+            await changes.aclose()
+
+    def _folders(self) -> frozenset[str]:
+        files = {path for session in self._sessions() for path in session.record.sources.files}
+        self._names = frozenset(name for path in files for name in (path, os.path.realpath(path)))
+        return watched_folders(self._names)
+
+    def _matters(self, path: str) -> bool:
+        """One of the files, or a folder on the way to one that has come or gone."""
+        return path in self._names or any(name.startswith(path + os.sep) for name in self._names)
+
+    # What is done.
+
+    def _look(self) -> None:
+        """Bring up to date each session whose files are not as they were read; in tasks, for one may be busy for long."""
+        sessions = {session.record.session_id: session for session in self._sessions()}
+        self._read = {key: read for key, read in self._read.items() if key in sessions}
+        self._updating = {key: task for key, task in self._updating.items() if not task.done()}
+        for key, session in sessions.items():
+            if key not in self._updating and not self._is_up_to_date(session):
+                work = self._bring_up_to_date(session)
+                self._updating[key] = asyncio.create_task(
+                    work, name=f"configuration of {session.record.container_name}"
+                )
+
+    def _is_up_to_date(self, session: Session) -> bool:
+        read = self._read.get(session.record.session_id)
+        return read == {path: signature(path) for path in session.record.sources.files}
+
+    async def _bring_up_to_date(self, session: Session) -> None:
+        try:
+            while session.state != "ended" and not self._is_up_to_date(session):
+                await self._apply(session)
+        except TargetError as error:  # it has ended
+            log.debug("%s", error)
+        except Exception:
+            log.exception("a fault while the configuration of %s was applied", session.record.container_name)
+
+    async def _apply(self, session: Session) -> None:
+        sources, key = session.record.sources, session.record.session_id
+        is_new = key not in self._read
+        read = await asyncio.to_thread(_read_all, sources)
+        if read.problem is not None and not is_new:
+            await asyncio.sleep(SETTLE_S)
+            read = await asyncio.to_thread(_read_all, sources)
+        if session.record.sources != sources:  # a command was quicker: its files are the ones that count
+            return
+        self._read[key] = read.signatures
+        if read.contents is None:
+            # One that is gone when we first look was so for the command too, which has said it.
+            if not (is_new and read.is_missing):
+                await self._complain(session, read.problem)
+            return
+        contents = read.contents
+        warnings: list[str] = []
+
+        def change(record: SessionRecord) -> SessionRecord:
+            if record.sources != sources:
+                return record
+            configured, found = configure(record, contents)
+            warnings.extend(found)
+            return configured
+
+        if await session.reconfigure(change):
+            name = session.record.container_name
+            log.info("%s: its configuration has changed", name)
+            for warning in warnings:
+                log.warning("%s: %s", name, warning)
+            await self._store(session)
+        await self._complain(session, None)
+
+    async def _complain(self, session: Session, problem: str | None) -> None:
+        """Say once that the configuration in force is not what the files say; None: it is, from now on."""
+        if problem == session.config_problem:
+            return
+        session.config_problem = problem
+        if problem is None:
+            log.info("%s: its configuration is in order again", session.record.container_name)
+            return
+        log.warning("%s: its configuration stays as it was: %s", session.record.container_name, problem)
+        await self._publish(session.forwarder.session_event("updated", f"the configuration stays as it was: {problem}"))
+
+
+def watched_folders(files: Iterable[str]) -> frozenset[str]:
+    """Where to watch for these files: their folders, those of what they link to, else the nearest that there is."""
+    folders = set()
+    for name in files:
+        for path in (Path(name), Path(os.path.realpath(name))):
+            folder = path.parent
+            while not folder.is_dir() and folder != folder.parent:
+                folder = folder.parent
+            folders.add(str(folder))
+    return frozenset(folders)
+
+
+def signature(path: str) -> Signature:
+    """What differs when a file has been saved; None where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116  # text in, as everywhere here
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Signatures from before the files were read, and what they say or what is wrong."""
+
+    signatures: Mapping[str, Signature]
+    contents: SourceContents | None = None
+    problem: str | None = None
+    is_missing: bool = False
+
+
+def _read_all(sources: ConfigSources) -> _Read:
+    signatures = {path: signature(path) for path in sources.files}
+    try:
+        contents = read_sources(sources)
+    except UsageError as error:
+        return _Read(signatures, problem=str(error))
+    if contents.config is None and sources.config_file is not None:
+        return _Read(signatures, problem=f"{sources.config_file}: not there any more", is_missing=True)
+    return _Read(signatures, contents)

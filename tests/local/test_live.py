@@ -1,0 +1,246 @@
+"""Live configuration on real files with sessions that only keep what they were told: no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from autoforward.events import PortEvent
+from autoforward.model import EngineEndpoint, Identity
+from autoforward.session_config import configure, read_sources
+from autoforward.settings import ConfigSources, SessionRecord
+from autoforward.supervisor import live as live_module
+from autoforward.supervisor.live import LiveConfiguration, watched_folders
+
+
+class FakeSession:
+    """Takes over what it is told, unless `busy` is cleared; counts how often."""
+
+    def __init__(self, name: str, *, project_file: Path | None = None, config_file: Path | None = None) -> None:
+        sources = ConfigSources(
+            config_file=str(config_file) if config_file else None,
+            project_file=str(project_file) if project_file else None,
+        )
+        record = SessionRecord(name, Identity("e", name), EngineEndpoint("e", ""), name, name, name, sources=sources)
+        self.record, _ = configure(record, read_sources(sources))
+        self.state = "watching"
+        self.config_problem: str | None = None
+        self.takes = asyncio.Event()
+        self.takes.set()
+        self.taken = asyncio.Condition()
+        self.looked_at = asyncio.Event()
+        self.forwarder = SimpleNamespace(session_event=lambda event, reason: PortEvent(event=event, reason=reason))
+
+    async def reconfigure(self, change: Callable[[SessionRecord], SessionRecord]) -> bool:
+        await self.takes.wait()
+        before, self.record = self.record, change(self.record)
+        self.looked_at.set()
+        async with self.taken:
+            self.taken.notify_all()
+        return self.record != before
+
+    async def wait_max_ports(self, wanted: int) -> None:
+        async with asyncio.timeout(20), self.taken:
+            await self.taken.wait_for(lambda: self.record.options.max_ports == wanted)
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.sessions: list[FakeSession] = []
+        self.said: asyncio.Queue[str] = asyncio.Queue()
+        self.stored: list[str] = []
+
+        async def store(session: Any) -> None:
+            self.stored.append(session.record.session_id)
+
+        async def publish(event: PortEvent) -> None:
+            await self.said.put(f"{event.event}: {event.reason}")
+
+        self.live = LiveConfiguration(lambda: cast(Any, self.sessions), store, publish)
+
+    async def next_said(self) -> str:
+        return await asyncio.wait_for(self.said.get(), 20)
+
+
+def run(story: Callable[[Scene], Awaitable[None]]) -> None:
+    @contextlib.asynccontextmanager
+    async def scene() -> AsyncIterator[Scene]:
+        one = Scene()
+        try:
+            yield one
+        finally:
+            await one.live.aclose()
+
+    async def main() -> None:
+        async with scene() as one:
+            await story(one)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, "a task is left behind"
+
+    asyncio.run(main(), debug=True)
+
+
+def save(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + "~")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def test_one_watcher_for_all_sessions_and_none_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import watchfiles
+
+    started: list[tuple[str, ...]] = []
+    real = watchfiles.awatch
+
+    ended = asyncio.Event()
+
+    async def counted(*paths: str, **options: Any) -> AsyncIterator[Any]:
+        started.append(paths)
+        try:
+            async for changes in real(*paths, **options):
+                yield changes
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(watchfiles, "awatch", counted)
+
+    async def story(scene: Scene) -> None:
+        scene.live.refresh()
+        assert started == []
+        one, other = tmp_path / "one.toml", tmp_path / "other.toml"
+        scene.sessions = [FakeSession("one", project_file=one), FakeSession("other", project_file=other)]
+        scene.live.refresh()
+        save(other, "maxPorts = 3")
+        await scene.sessions[1].wait_max_ports(3)
+        save(one, "maxPorts = 4")
+        await scene.sessions[0].wait_max_ports(4)
+        assert started == [(str(tmp_path),)]
+        scene.sessions = []
+        scene.live.refresh()
+        await asyncio.wait_for(ended.wait(), 20)
+        scene.sessions = [FakeSession("third", project_file=one)]
+        scene.live.refresh()
+        save(one, "maxPorts = 5")
+        await scene.sessions[0].wait_max_ports(5)
+        assert len(started) == 2
+
+    run(story)
+
+
+def test_what_was_saved_before_the_watcher_stood_is_seen(tmp_path: Path) -> None:
+    async def story(scene: Scene) -> None:
+        path = tmp_path / "x.toml"
+        scene.sessions = [FakeSession("one", project_file=path)]
+        save(path, "maxPorts = 3")
+        scene.live.refresh()
+        await scene.sessions[0].wait_max_ports(3)
+        assert scene.stored in (["one"], [])
+
+    run(story)
+
+
+def test_a_session_that_is_busy_holds_up_no_other(tmp_path: Path) -> None:
+    async def story(scene: Scene) -> None:
+        path = tmp_path / "x.toml"
+        scene.sessions = [FakeSession("busy", project_file=path), FakeSession("other", project_file=path)]
+        busy, other = scene.sessions
+        busy.takes.clear()
+        scene.live.refresh()
+        save(path, "maxPorts = 3")
+        await other.wait_max_ports(3)
+        save(path, "maxPorts = 4")
+        await other.wait_max_ports(4)
+        busy.takes.set()
+        await busy.wait_max_ports(4)
+
+    run(story)
+
+
+def test_a_file_that_is_half_written_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editor that truncates and writes on: what is read in between is looked at again before a word is said."""
+    reads: list[str] = []
+    real = live_module.read_sources
+
+    def reading(sources: ConfigSources) -> Any:
+        try:
+            return real(sources)
+        except Exception as error:
+            reads.append(str(error))
+            # The rest of it is written as soon as the first part has been read.
+            (tmp_path / "x.toml").write_text("maxPorts = 3")
+            raise
+
+    monkeypatch.setattr(live_module, "read_sources", reading)
+
+    async def story(scene: Scene) -> None:
+        path = tmp_path / "x.toml"
+        scene.sessions = [FakeSession("one", project_file=path)]
+        scene.live.refresh()
+        save(path, "maxPorts = 2")
+        await scene.sessions[0].wait_max_ports(2)
+        path.write_text("maxPorts = ")
+        await scene.sessions[0].wait_max_ports(3)
+        assert reads
+        assert scene.said.empty()
+        assert scene.sessions[0].config_problem is None
+
+    run(story)
+
+
+def test_a_fault_is_said_once_and_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "autoforward")
+
+    async def story(scene: Scene) -> None:
+        path = tmp_path / "x.toml"
+        save(path, "maxPorts = 2")
+        scene.sessions = [one] = [FakeSession("one", project_file=path)]
+        scene.live.refresh()
+        save(path, "maxPorts = 0")
+        assert await scene.next_said() == (
+            f"updated: the configuration stays as it was: {path}:1: maxPorts: 0 is no number from 1 to 1000"
+        )
+        assert one.record.options.max_ports == 2
+        save(path, "maxPorts = 0 ")
+        save(path, "\nmaxPorts = 0")
+        assert (await scene.next_said()).endswith(f"{path}:2: maxPorts: 0 is no number from 1 to 1000")
+        save(path, "maxPorts = 3")
+        await one.wait_max_ports(3)
+        assert scene.said.empty()
+        assert one.config_problem is None
+
+    run(story)
+    assert sum("stays as it was" in message for message in caplog.messages) == 2
+
+
+def test_a_configuration_that_is_gone_is_a_fault_unless_it_never_was(tmp_path: Path) -> None:
+    async def story(scene: Scene) -> None:
+        here, never = tmp_path / "here.json", tmp_path / "never.json"
+        save(here, '{"forwardPorts": [3000]}')
+        scene.sessions = [FakeSession("here", config_file=here), FakeSession("never", config_file=never)]
+        scene.live.refresh()
+        await asyncio.wait_for(scene.sessions[0].looked_at.wait(), 20)
+        here.unlink()
+        assert (await scene.next_said()).endswith(f"{here}: not there any more")
+        assert [spec.container_port for spec in scene.sessions[0].record.declared] == [3000]
+        save(never, '{"customizations": {"autoforward": {"maxPorts": 5}}}')
+        await scene.sessions[1].wait_max_ports(5)
+        assert scene.said.empty()
+
+    run(story)
+
+
+def test_folders_to_watch(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "x").touch()
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "x").symlink_to(tmp_path / "real" / "x")
+    assert watched_folders([str(tmp_path / "link" / "x")]) == {str(tmp_path / "link"), str(tmp_path / "real")}
+    assert watched_folders([str(tmp_path / "none" / "none" / "x")]) == {str(tmp_path)}
+    assert watched_folders([]) == set()
