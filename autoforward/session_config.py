@@ -8,7 +8,7 @@ The same for a command that begins a session and for the supervisor when a file 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,16 @@ def _settings_in(path: str | None, *, required: bool = False) -> Settings:
 def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionRecord, tuple[str, ...]]:
     """The record with the options, declared ports and rules that its sources come to, and warnings. No I/O."""
     sources = record.sources
-    of_image, warnings = _customizations_of_image(sources.base)
+    # Where there is no file to read, what the container was made with is the next best.
+    base = _raw_base([sources.base, sources.original]) if contents.config is None else sources.base
+    of_image, warnings = _customizations_of_image(base)
     settings = layered(
         sources.given, contents.settings_file, contents.customizations, contents.project, of_image, contents.user
     )
     options = SessionOptions.of(settings, auto=record.options.auto, auto_udp=record.options.auto_udp)
     if not record.attached:
         return replace(record, options=options, declared=(), rules=NO_RULES), warnings
-    merged = merge_configurations([sources.base, contents.config or {}])
+    merged = merge_configurations([base, contents.config or {}])
     ports = ports_from_configuration(merged, sources.config_file or "the container's metadata")
     if contents.config is None and sources.config_file is not None:
         warnings += (f"{sources.config_file}: not there any more",)
@@ -87,37 +89,49 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
     return configured, (*warnings, *ports.warnings)
 
 
-def base_of_container(info: ContainerInfo, image_metadata: str | None = None) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What image and features say, from the label `devcontainer.metadata` of container and image; and warnings.
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a container brings along. `base`: of image and features. `original`: devcontainer.json as it once was."""
+
+    base: Mapping[str, Any] = field(default_factory=dict)
+    original: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+NO_METADATA = Metadata()
+
+
+def metadata_of(info: ContainerInfo, image_label: str | None = None) -> Metadata:
+    """From the label `devcontainer.metadata` of the container, and that of its image (None: not known).
 
     The official CLI writes image, features and devcontainer.json into the container's, the last as it was when the
-    container was made: the last entry, one without the `id` of a feature. It is left out: the file is read, and may have
-    changed since. devcontainer-rs writes neither, so the image's label (None: not known) is needed.
+    container was made: the last entry, one without the `id` of a feature. The file may have changed since, so that one
+    counts only where there is no file. devcontainer-rs writes none of them, so the image's label is needed.
     """
     own, warnings = parse_metadata_label(info.labels.get(LABEL_METADATA, "[]"))
-    image, more = parse_metadata_label(image_metadata or "[]")
+    image, more = parse_metadata_label(image_label or "[]")
     warnings = bounded((*warnings, *more))
     if own[: len(image)] != image:
-        return _raw_base([*image, *own]), warnings
+        return Metadata(_raw_base([*image, *own]), {}, warnings)
     # An image that the CLI built carries it all; of any other image all entries are the image's.
-    beyond = own if image_metadata is None or info.image.startswith(BUILT_BY_CLI) else own[len(image) :]
+    beyond = own if image_label is None or info.image.startswith(BUILT_BY_CLI) else own[len(image) :]
     if beyond and info.workspace_folder is not None and "id" not in beyond[-1]:
-        own = own[:-1]
-    return _raw_base(own), warnings
+        return Metadata(_raw_base(own[:-1]), _raw_base(own[-1:]), warnings)
+    return Metadata(_raw_base(own), {}, warnings)
 
 
-def base_of_merged(
-    info: ContainerInfo, image_metadata: str | None, merged: Mapping[str, Any], config: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+def metadata_of_merged(
+    info: ContainerInfo, image_label: str | None, merged: Mapping[str, Any], config: Mapping[str, Any] | None
+) -> Metadata:
     """The same, with what a CLI's merged configuration has beyond the file `config`.
 
     devcontainer-rs has features only there. (The official CLI's is no help: for a container that is there already it is
     what the label says, devcontainer.json as it once was included.)
     """
-    base, warnings = base_of_container(info, image_metadata)
+    metadata = metadata_of(info, image_label)
     entries, _ = parse_metadata_label(info.labels.get(LABEL_METADATA, "[]"))
     if any("id" in entry or set(entry) & set(PORT_KEYS) for entry in entries):
-        return base, warnings
+        return metadata
     config = config or {}
     declared = {spec.key for spec in ports_from_configuration(config, "").declared}
     beyond: dict[str, Any] = {}
@@ -138,7 +152,7 @@ def base_of_merged(
     if isinstance(tables, list):  # of features and the file, in the order in which they count
         own = customizations_of(config)
         beyond[CUSTOMIZATIONS[0]] = {CUSTOMIZATIONS[1]: _one_table([table for table in tables if table != own])}
-    return _raw_base([base, beyond]), warnings
+    return replace(metadata, base=_raw_base([metadata.base, beyond]))
 
 
 def _raw_base(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

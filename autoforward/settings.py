@@ -113,8 +113,9 @@ class SessionOptions:
 class ConfigSources:
     """Where a session's configuration comes from, so that it can be read again when a file changes (absolute paths).
 
-    `config_file` is the devcontainer.json that counts; `base` what image and features say beside it, raw; `given` what
-    flags and environment said, which goes on to win. The files need not exist, but for `settings_file`.
+    `config_file` is the devcontainer.json that counts; `base` what image and features say beside it, raw; `original` what
+    the container was made with, where that file is not to be found; `given` what flags and environment said, which goes
+    on to win. The files need not exist, but for `settings_file`.
     """
 
     config_file: str | None = None
@@ -123,6 +124,7 @@ class ConfigSources:
     user_file: str | None = None
     given: Settings = NO_SETTINGS
     base: Mapping[str, Any] = field(default_factory=dict)
+    original: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -137,13 +139,14 @@ class ConfigSources:
             "user_file": self.user_file,
             "given": self.given.to_json(),
             "base": dict(self.base),
+            "original": dict(self.original),
         }
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ConfigSources:
         """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
-        if not isinstance(row["base"], Mapping):
-            raise ValueError("base is no object")
+        if not isinstance(row["base"], Mapping) or not isinstance(row["original"], Mapping):
+            raise ValueError("base or original is no object")
         return cls(
             _text(row["config_file"]),
             _text(row["project_file"]),
@@ -151,6 +154,7 @@ class ConfigSources:
             _text(row["user_file"]),
             parse_settings(row["given"]),
             dict(row["base"]),
+            dict(row["original"]),
         )
 
 

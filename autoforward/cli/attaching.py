@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from autoforward.engine import Engine, resolve_endpoint
 from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
-from autoforward.session_config import base_of_container, configure, read_sources
+from autoforward.session_config import NO_METADATA, Metadata, configure, metadata_of, read_sources
 from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, identity_of, new_session_id
 from autoforward.settings_files import project_settings_path, user_settings_path
 from autoforward.targets import resolve_target
@@ -47,7 +47,7 @@ def sources_for(
     flags: output.SessionFlags,
     config_file: str | Path | None,
     *folders: str | None,
-    base: Mapping[str, Any] | None = None,
+    metadata: Metadata = NO_METADATA,
 ) -> ConfigSources:
     """Where a session's configuration is read, and from now on watched. `folders`: where a project file may be."""
     project_file = project_settings_path(*(folders if any(folders) else (Path.cwd(),)))
@@ -57,7 +57,8 @@ def sources_for(
         settings_file=flags.settings_file,
         user_file=str(user_settings_path()),
         given=layered(flags.given, settings_from_environment(os.environ)),
-        base=base or {},
+        base=metadata.base,
+        original=metadata.original,
     )
 
 
@@ -68,7 +69,7 @@ def record_for(
     target: str,
     flags: output.SessionFlags,
     specs: Sequence[PortSpec] = (),
-    base: Mapping[str, Any] | None = None,
+    metadata: Metadata | None = None,
     workspace_folder: str | None = None,
     config_file: str | None = None,
     override_config: str | None = None,
@@ -76,12 +77,10 @@ def record_for(
 ) -> tuple[SessionRecord, tuple[str, ...]]:
     """What the supervisor is asked for, and warnings. Labels of the container fill what the caller does not know.
 
-    `base` is what image and features say, where that is known better than from the label; `override_config` the file
+    `metadata` is given where it is known better than from the container's label; `override_config` is the file
     that counts in place of `config_file`. Raises UsageError for files that are not valid.
     """
-    warnings: tuple[str, ...] = ()
-    if base is None:
-        base, warnings = base_of_container(info)
+    metadata = metadata or metadata_of(info)
     workspace_folder = workspace_folder or info.workspace_folder
     config_file = config_file or info.config_file
     counts = override_config or config_file_of(info.labels, workspace_folder, config_file) or config_file
@@ -100,10 +99,10 @@ def record_for(
         attached=attached,
         manual=tuple(specs),
         environment=SessionEnvironment.capture(os.environ),
-        sources=sources_for(flags, counts, workspace_folder, info.labels.get(LABEL_COMPOSE_FOLDER), base=base),
+        sources=sources_for(flags, counts, workspace_folder, info.labels.get(LABEL_COMPOSE_FOLDER), metadata=metadata),
     )
-    configured, more = configure(record, read_sources(record.sources))
-    return configured, (*warnings, *more)
+    configured, warnings = configure(record, read_sources(record.sources))
+    return configured, (*metadata.warnings, *warnings)
 
 
 def attach(
@@ -112,7 +111,7 @@ def attach(
     endpoint: EngineEndpoint,
     flags: output.SessionFlags,
     specs: Sequence[PortSpec] = (),
-    base: Mapping[str, Any] | None = None,
+    metadata: Metadata | None = None,
     workspace_folder: str | None = None,
     config_file: str | None = None,
     override_config: str | None = None,
@@ -126,25 +125,21 @@ def attach(
     engine = Engine(endpoint)
     try:
         info = engine.inspect(container_ref)
-        image_metadata = engine.image_labels(info).get(LABEL_METADATA, "[]") if base is None else None
+        metadata = metadata or metadata_of(info, engine.image_labels(info).get(LABEL_METADATA, "[]"))
     finally:
         engine.close()
-    warnings: list[str] = []
-    if base is None:
-        base, found = base_of_container(info, image_metadata)
-        warnings += found
     record, found = record_for(
         info,
         endpoint,
         target=target or workspace_folder or info.workspace_folder or info.name,
         flags=flags,
         specs=specs,
-        base=base,
+        metadata=metadata,
         workspace_folder=workspace_folder,
         config_file=config_file,
         override_config=override_config,
     )
-    warnings += found
+    warnings = list(found)
     output.warn_of_bind(record.options)
     if info.network_mode == "host":
         warnings.append(f"{info.name} is on the host's network: its ports are on the host already, nothing is bound")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -36,7 +36,7 @@ from autoforward.engine import Engine, resolve_endpoint
 from autoforward.errors import AutoforwardError, UsageError
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.portspec import parse_port_spec
-from autoforward.session_config import base_of_container, base_of_merged, read_sources
+from autoforward.session_config import Metadata, metadata_of, metadata_of_merged, read_sources
 from autoforward.teardown import find_workspace_containers
 
 log = logging.getLogger(__name__)
@@ -92,40 +92,37 @@ def _attach(request: DevupRequest, container_id: str) -> attaching.AttachResult:
     try:
         # The result may name a short id; sessions are kept by the full one.
         info = engine.inspect(container_id)
-        image_metadata = engine.image_labels(info).get(LABEL_METADATA, "[]")
+        image_label = engine.image_labels(info).get(LABEL_METADATA, "[]")
     finally:
         engine.close()
     path = request.up.config_file()
     folder = info.workspace_folder or (request.up.folder and os.path.realpath(request.up.folder))
-    base, warnings = _base(request, info, image_metadata)
-    for warning in warnings:
-        output.warn(warning)
     return attaching.attach(
         info.container_id,
         endpoint=request.endpoint,
         workspace_folder=folder or None,
         config_file=info.config_file or (str(path.resolve()) if path is not None else None),
         override_config=str(path) if path is not None else None,
-        base=base,
+        metadata=_metadata(request, info, image_label),
         specs=request.specs,
         flags=request.flags,
         say=output.say,
     )
 
 
-def _base(request: DevupRequest, info: ContainerInfo, image_metadata: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _metadata(request: DevupRequest, info: ContainerInfo, image_label: str) -> Metadata:
     """What image and features ask for: the CLI knows them; where it has no answer, the label."""
     try:
         merged = read_merged_configuration(request.cli, request.up, request.environ)
     except AutoforwardError as error:
         log.info("merged configuration: %s", error)
-        return base_of_container(info, image_metadata)
+        return metadata_of(info, image_label)
     path = request.up.config_file()
     try:
         config = read_config_file(path) if path is not None else None
     except FileNotFoundError:
         config = None
-    return base_of_merged(info, image_metadata, merged, config)
+    return metadata_of_merged(info, image_label, merged, config)
 
 
 def _check_configuration(request: DevupRequest) -> None:

@@ -132,14 +132,14 @@ def test_the_full_id_the_configuration_and_the_specs_reach_the_supervisor(scene:
     assert scene.calls == [f"attach {FULL_ID}"]
     assert scene.attach["specs"] == parse_port_spec("8080:80")
     assert scene.attach["workspace_folder"] == "/ws"
-    assert scene.attach["base"] == {"forwardPorts": [3000]}
+    assert scene.attach["metadata"].base == {"forwardPorts": [3000]}
 
 
 def test_where_the_cli_has_no_merged_configuration_the_file_counts(scene: Scene, tmp_path: Path) -> None:
     (tmp_path / "ws" / ".devcontainer.json").write_text('{"forwardPorts": [4000]}')
     scene.write_cli(UP.replace('print(json.dumps({"merged', 'sys.exit(1); print(json.dumps({"merged'))
     run_with_forwarding(scene.request)
-    assert scene.attach["base"] == {}
+    assert scene.attach["metadata"].base == {}
     assert scene.attach["override_config"] == str(tmp_path / "ws" / ".devcontainer.json")
 
 

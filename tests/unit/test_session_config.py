@@ -15,7 +15,7 @@ from autoforward.config import Settings, parse_settings
 from autoforward.errors import UsageError
 from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Identity
 from autoforward.portspec import parse_port_spec
-from autoforward.session_config import SourceContents, base_of_container, base_of_merged, configure, read_sources
+from autoforward.session_config import SourceContents, configure, metadata_of, metadata_of_merged, read_sources
 from autoforward.settings import ConfigSources, SessionRecord
 
 ENDPOINT = EngineEndpoint("unix:///engine", "--docker-host")
@@ -49,19 +49,19 @@ def container(*entries: dict[str, Any], folder: str | None = "/ws", image: str =
 
 
 @pytest.mark.parametrize(
-    ("info", "image", "ports"),
+    ("info", "image", "ports", "original"),
     [
-        (container(IMAGE, FEATURE, ONCE), [IMAGE], [7001]),
-        (container(IMAGE, ONCE), [IMAGE], [7001]),
-        (container(ONCE), [], []),
-        (container(IMAGE), [IMAGE], [7001]),
-        (container(IMAGE, FEATURE, ONCE, image="vsc-ws-1"), [IMAGE, FEATURE, ONCE], [7001]),
-        (container(IMAGE, FEATURE, image="vsc-ws-1"), [IMAGE, FEATURE], [7001]),
-        (container(IMAGE, ONCE), None, [7001]),
-        (container(IMAGE, ONCE, folder=None), None, [7001, 7002]),
-        (container({"workspaceFolder": "/workspaces/ws"}), [IMAGE], [7001]),
-        (ContainerInfo("c0ffee", "web", "running", {}), [IMAGE], [7001]),
-        (ContainerInfo("c0ffee", "web", "running", {}), None, []),
+        (container(IMAGE, FEATURE, ONCE), [IMAGE], [7001], [7002]),
+        (container(IMAGE, ONCE), [IMAGE], [7001], [7002]),
+        (container(ONCE), [], [], [7002]),
+        (container(IMAGE), [IMAGE], [7001], []),
+        (container(IMAGE, FEATURE, ONCE, image="vsc-ws-1"), [IMAGE, FEATURE, ONCE], [7001], [7002]),
+        (container(IMAGE, FEATURE, image="vsc-ws-1"), [IMAGE, FEATURE], [7001], []),
+        (container(IMAGE, ONCE), None, [7001], [7002]),
+        (container(IMAGE, ONCE, folder=None), None, [7001, 7002], []),
+        (container({"workspaceFolder": "/workspaces/ws"}), [IMAGE], [7001], []),
+        (ContainerInfo("c0ffee", "web", "running", {}), [IMAGE], [7001], []),
+        (ContainerInfo("c0ffee", "web", "running", {}), None, [], []),
     ],
     ids=[
         "official CLI, with a feature",
@@ -77,15 +77,18 @@ def container(*entries: dict[str, Any], folder: str | None = "/ws", image: str =
         "no label",
     ],
 )
-def test_what_image_and_features_say(info: ContainerInfo, image: list[Any] | None, ports: list[int]) -> None:
-    base, warnings = base_of_container(info, None if image is None else json.dumps(image))
-    assert base.get("forwardPorts", []) == ports
-    assert warnings == ()
+def test_what_image_and_features_say(
+    info: ContainerInfo, image: list[Any] | None, ports: list[int], original: list[int]
+) -> None:
+    metadata = metadata_of(info, None if image is None else json.dumps(image))
+    assert metadata.base.get("forwardPorts", []) == ports
+    assert metadata.original.get("forwardPorts", []) == original
+    assert metadata.warnings == ()
 
 
 def test_a_label_that_is_no_json_is_a_warning() -> None:
-    assert base_of_container(ContainerInfo("c", "web", "running", {"devcontainer.metadata": "{"}))[1] != ()
-    assert base_of_container(container(), "{")[1] != ()
+    assert metadata_of(ContainerInfo("c", "web", "running", {"devcontainer.metadata": "{"})).warnings
+    assert metadata_of(container(), "{").warnings
 
 
 def test_a_cli_that_writes_no_label_is_asked() -> None:
@@ -96,7 +99,9 @@ def test_a_cli_that_writes_no_label_is_asked() -> None:
         "otherPortsAttributes": {"onAutoForward": "silent"},
         "customizations": {"autoforward": [{"maxPorts": 9}]},
     }
-    base, _ = base_of_merged(container({"workspaceFolder": "/workspaces/ws"}), json.dumps([IMAGE]), merged, config)
+    base = metadata_of_merged(
+        container({"workspaceFolder": "/workspaces/ws"}), json.dumps([IMAGE]), merged, config
+    ).base
     assert base == {
         "forwardPorts": [7001, 7003],
         "portsAttributes": {"7001": {"label": "image"}, "7003": {"label": "feature"}},
@@ -108,7 +113,7 @@ def test_a_cli_that_writes_no_label_is_asked() -> None:
 def test_a_merged_configuration_that_is_the_label_s_is_not_believed() -> None:
     """The official CLI merges what the container was made with: a port that the file has no more would stay."""
     merged, config = {"forwardPorts": [7001, 7002]}, {"forwardPorts": [7003]}
-    assert base_of_merged(container(IMAGE, ONCE), json.dumps([IMAGE]), merged, config)[0] == IMAGE
+    assert metadata_of_merged(container(IMAGE, ONCE), json.dumps([IMAGE]), merged, config).base == IMAGE
 
 
 def test_an_image_does_not_open_ports_to_others_and_is_not_fatal() -> None:
@@ -153,7 +158,7 @@ def test_a_file_that_went_away_is_said(folder: Path) -> None:
     record = record_of(labelled(IMAGE, ONCE, folder=str(folder)))
     path.unlink()
     again, warnings = configure(record, read_sources(record.sources))
-    assert ports(again) == [(7001, None)]
+    assert ports(again) == [(7001, None), (7002, None)], "what it was made with"
     assert warnings == (f"{path}: not there any more",)
 
 
