@@ -288,6 +288,8 @@ def is_refused(host: str, port: int) -> bool:
         socket.create_connection((host, port), timeout=5).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # taken, and reset before we looked: somebody does listen
+        pass
     return False
 
 

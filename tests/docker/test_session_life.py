@@ -225,7 +225,8 @@ def test_lost_supervisor_is_made_good_by_the_next_command(
     servers = [app.start_server(port=free_port(), text=f"hello {index}") for index in range(2)]
     pinned = free_port()
     run("autoforward", "attach", app.name, f"{pinned}:{servers[1].port}", check=0)
-    with socket.create_server(("127.0.0.1", (other := app.start_server(port=free_port())).port)):
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
+        other = app.start_server(port=taken.getsockname()[1])
         remapped = row_of(run, other.port, status="active")
     assert remapped["remapped"]
     before = {row["port"]: (row["localPort"], row["id"]) for row in rows(run)}
