@@ -31,6 +31,7 @@ from autoforward.messages import (
     Command,
     Drain,
     ForwardCounters,
+    MuxCheck,
     MuxEnd,
     MuxLost,
     MuxPace,
@@ -310,6 +311,9 @@ class DataPlane:
                     mux.close()
                 for mux in self._retired.pop(session_id, ()):
                     mux.close()
+            case MuxCheck(timeout_s):
+                for mux in self._muxes.values():
+                    mux.check(timeout_s)
             case OpenOnMux(relay_id, session_id, transport, dials):
                 self._open_on_mux(relay_id, session_id, transport, dials)
             case Withdraw(forward_id, reset, done):
@@ -342,7 +346,7 @@ class DataPlane:
                 read.set_result({})
             case StreamReady(stream=stream) | MuxStart(stream=stream):
                 stream.close()
-            case Serve() | Route() | MuxPace() | MuxRetire() | MuxEnd() | OpenOnMux() | StreamFailed() | ServerClosed():
+            case _:
                 pass
 
     # Agents.

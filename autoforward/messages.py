@@ -101,6 +101,13 @@ class MuxEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class MuxCheck:
+    """Are all agents still there? Those that say nothing within that time are lost."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class OpenOnMux:
     """The answer to a `StreamWanted` of a session whose mux is up: it goes over that one."""
 
@@ -166,6 +173,7 @@ Command = (
     | MuxPace
     | MuxRetire
     | MuxEnd
+    | MuxCheck
     | OpenOnMux
     | Withdraw
     | StreamReady

@@ -285,6 +285,17 @@ class Mux:
             case frames.Process():
                 """Nobody asks for it yet, and control is not to be flooded with it."""
 
+    def check(self, timeout_s: float) -> None:
+        """Is the agent there? It is lost unless it has said something by then."""
+        asked_s = time.monotonic()
+
+        def look() -> None:
+            if self._heard_s < asked_s and not self.is_closed:
+                self._lose(f"the agent did not answer within {timeout_s:.0f} s")
+
+        self.send(wire.encode_ping(bytes(8)))
+        self._plane.call_later(timeout_s, look)
+
     def _ping(self) -> None:
         silent_s = time.monotonic() - self._heard_s
         if silent_s > SILENCE_LIMIT_S:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import random
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
+from autoforward.backoff import delay_s
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.errors import AutoforwardError
 from autoforward.model import EngineEndpoint
 
 log = logging.getLogger(__name__)
 
-RETRY_S = (0.2, 0.4, 0.8, 1.6, 2.0)
+SOCKET_LOOK_S = 0.1
+"""While an engine on a local socket is away: how often its file is looked at. One that is new is tried at once."""
 
 
 class EngineFollower:
@@ -29,6 +34,8 @@ class EngineFollower:
         self._on_event = on_event
         self._loop = asyncio.get_running_loop()
         self._stopping = threading.Event()
+        self._hurry = threading.Event()
+        self._socket_path = endpoint_path(engine.endpoint)
         self._stream: Any = None
         self._thread = threading.Thread(target=self._run, name=f"events of {engine.endpoint.host}", daemon=True)
         self._thread.start()
@@ -36,6 +43,12 @@ class EngineFollower:
     def close(self) -> None:
         """End the thread. Idempotent; does not wait for it: it may be in the middle of a connection attempt."""
         self._stopping.set()
+        self._hurry.set()
+        self._close_stream()
+
+    def reconnect(self) -> None:
+        """The stream may be dead without a word of it: begin a new one."""
+        self._hurry.set()
         self._close_stream()
 
     def _close_stream(self) -> None:
@@ -63,13 +76,40 @@ class EngineFollower:
                 for event in self.engine.events(self._opened):
                     failures = 0
                     self._tell(event)
+                    self._hurry.clear()
                 log.info("the event stream of %s ended", self.engine.endpoint.host)
             except (AutoforwardError, OSError, ValueError, AttributeError) as error:
                 # A stream closed from another thread surfaces as any of these, depending on where it was.
                 if not self._stopping.is_set():
                     log.info("the event stream of %s broke: %s", self.engine.endpoint.host, error)
-            self._stopping.wait(RETRY_S[min(failures, len(RETRY_S) - 1)])
             failures += 1
+            self._wait(delay_s(failures, local=self._socket_path is not None, chance=random.random()))
+
+    def _wait(self, seconds: float) -> None:
+        """Until then, or until something says that it is worth a try."""
+        deadline_s = time.monotonic() + seconds
+        before = _file_at(self._socket_path)
+        while not self._stopping.is_set() and (left_s := deadline_s - time.monotonic()) > 0:
+            if self._hurry.wait(left_s if before is None and self._socket_path is None else min(left_s, SOCKET_LOOK_S)):
+                self._hurry.clear()
+                return
+            now = _file_at(self._socket_path)
+            if now is not None and now != before:
+                return
+
+
+def endpoint_path(endpoint: EngineEndpoint) -> str | None:
+    """The file of an engine on a local socket."""
+    return endpoint.host.removeprefix("unix://") if endpoint.host.startswith("unix://") else None
+
+
+def _file_at(path: str | None) -> tuple[int, int, int] | None:
+    """Which file is there; another one after an engine has started anew."""
+    try:
+        found = os.stat(path) if path is not None else None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_ctime_ns) if found is not None else None
 
 
 class Engines:
@@ -91,6 +131,11 @@ class Engines:
             follower = self._followers.pop(host)
             follower.close()
             follower.engine.close()
+
+    def reconnect(self) -> None:
+        """Begin all event streams anew; everybody is told to look for himself then."""
+        for follower in self._followers.values():
+            follower.reconnect()
 
     def close(self) -> None:
         self.keep_only(set())

@@ -33,6 +33,7 @@ from autoforward.messages import (
     Drain,
     ForwardCounters,
     KillWanted,
+    MuxCheck,
     MuxLost,
     MuxSaid,
     Notice,
@@ -47,6 +48,7 @@ from autoforward.paths import StatePaths
 from autoforward.registry import Registry
 from autoforward.settings import SessionRecord
 from autoforward.supervisor.actions import ActingSession, Actions
+from autoforward.supervisor.clock import ClockWatch
 from autoforward.supervisor.control import ControlServer, Handler
 from autoforward.supervisor.desktop import Desktop
 from autoforward.supervisor.engines import Engines
@@ -66,6 +68,9 @@ DEFAULT_IDLE_EXIT_S = 60.0
 
 ENGINE_THREADS = 8
 """Processes that are being started in containers at once: 20 at once take 1.6 s, more only makes all of them later."""
+
+AWAKE_TIMEOUT_S = 1.0
+"""After a sleep of the machine: how long agents have to answer."""
 
 T = TypeVar("T")
 
@@ -125,6 +130,8 @@ class Supervisor:
         info = {"pid": process.pid, "pid_started": process.started, "version": __version__}
         await self.on_disk(lambda: self._write_info(info))
         await self._restore()
+        self._clock = ClockWatch(self._on_clock_jump)
+        self._clock.start()
         self._control = ControlServer(self.paths.supervisor_socket, self._handlers(self))
         await self._control.start()
         self.check_idle()
@@ -152,6 +159,7 @@ class Supervisor:
         log.info("supervisor ends: %s", self._stop_reason or "an error")
         if self._idle_timer is not None:
             self._idle_timer.cancel()
+        self._clock.close()
         self._control.stop_accepting()
         await self.live.aclose()
         forward_ids = frozenset(key for session in self.sessions.values() for key in session.forwarder.forward_ids)
@@ -305,6 +313,13 @@ class Supervisor:
                 session.notice_event(ContainerEvent("recheck", record.container_id, record.container_name, {}))
             elif event.container_id == record.container_id:
                 session.notice_event(event)
+
+    def _on_clock_jump(self, _seconds: float) -> None:
+        """The machine was asleep. What does not answer now is replaced."""
+        self.plane.submit(MuxCheck(AWAKE_TIMEOUT_S))
+        for session in self.sessions.values():
+            session.check_streams()
+        self.engines.reconnect()
 
     def _what_is_live(self) -> RegistryDocument:
         """What a corrupt registry is rebuilt from. Called in the disk thread: only copies are looked at."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Literal, TypeVar
 
+from autoforward.backoff import SHOWN_AS_FAILED_AFTER, delay_s
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.forwarder import LOOPBACK, RETRY_FAILED_S, Forwarder, Place
@@ -35,9 +37,6 @@ log = logging.getLogger(__name__)
 
 RESTART_GRACE_S = 10.0
 """How long the servers of a restarted container have to come back before their ports are withdrawn."""
-
-BACKOFF_S = (0.2, 0.4, 0.8, 1.6, 2.0)
-"""Between attempts to watch a container that should be running; the last one repeats."""
 
 WORKED_S = 5.0
 """A watch that lasted this long had worked; one that is lost sooner counts as a failed attempt, and is backed off from."""
@@ -86,6 +85,7 @@ class Session:
         self._seen: dict[ForwardKey, Seen] = {}
         self._recheck_at_s: float | None = None
         self._stopped_at_s: float | None = None
+        self._next_try_s: float | None = None
 
     def __repr__(self) -> str:
         return f"<Session {self.record.session_id} {self.record.container_name} {self.state}>"
@@ -121,6 +121,7 @@ class Session:
             "engine": record.endpoint.host,
             "state": self.state,
             "problem": self.problem,
+            "next_try_s": None if self._next_try_s is None else round(max(0.0, self._next_try_s - time.monotonic()), 1),
             "config_problem": self.config_problem,
             "attached": record.attached,
             "forwards": len(self.forwarder.forward_ids),
@@ -164,6 +165,10 @@ class Session:
     def notice_event(self, event: ContainerEvent) -> None:
         """The engine said something about this container, or may have failed to."""
         self._actor.tell(event)
+
+    def check_streams(self) -> None:
+        """The machine was asleep: is the watcher still there? (The agent is asked by the data plane.)"""
+        self._watching.ping_now()
 
     async def update(self, record: SessionRecord) -> None:
         """Take over new options, ports and container; returns once they are in force."""
@@ -289,26 +294,30 @@ class Session:
             await self._give_up(str(error))
             return 0
         except AutoforwardError as error:
-            log.info("%s: %s", self.record.container_name, error)
             failures += 1
+            if failures <= SHOWN_AS_FAILED_AFTER:  # what goes on for hours is not said every two seconds
+                log.info("%s: %s", self.record.container_name, error)
             # The first loss is often over by the next attempt; only then it is worth a word.
             if failures > 1 or isinstance(error, EngineUnreachableError):
-                await self._become("reconnecting", str(error))
+                await self._become("failed" if failures > SHOWN_AS_FAILED_AFTER else "reconnecting", str(error))
             if failures > 3:
                 self._settled.set()
-        await self._idle(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
+        local = self.record.endpoint.host.startswith("unix://")
+        await self._idle(delay_s(failures, local=local, chance=random.random()))
         return failures
 
     async def _in_pool(self, job: Callable[[], T]) -> T:
         return await self._actor.call(self._services.engine_pool, job)
 
-    async def _idle(self, delay_s: float) -> None:
+    async def _idle(self, seconds: float) -> None:
         """Wait between attempts; an event of the container ends the wait."""
-        deadline_s = time.monotonic() + delay_s
-        while (remaining_s := deadline_s - time.monotonic()) > 0:
-            item = await self._actor.next_item(remaining_s)
-            if isinstance(item, ContainerEvent):
-                return
+        self._next_try_s = deadline_s = time.monotonic() + seconds
+        try:
+            while (remaining_s := deadline_s - time.monotonic()) > 0:
+                if isinstance(await self._actor.next_item(remaining_s), ContainerEvent):
+                    return
+        finally:
+            self._next_try_s = None
 
     async def _wait_for_start(self, info: ContainerInfo) -> None:
         """The container is not running: keep the ports for a while, then only the leases, until it starts."""
