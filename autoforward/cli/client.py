@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from autoforward import __version__
 from autoforward.errors import ERRORS_BY_EXIT_CODE, AutoforwardError
 from autoforward.paths import StatePaths
 from autoforward.supervisor.spawn import connect_to_supervisor, ensure_supervisor
@@ -109,7 +110,22 @@ def call(request: Mapping[str, Any], paths: StatePaths | None = None, *, start: 
         return ensure_supervisor(paths) if start else connect_to_supervisor(paths)
 
     sock = connect()
-    return None if sock is None else Call(sock, request, connect)
+    if sock is None:
+        return None
+    _tell_of_another_version(paths)
+    return Call(sock, request, connect)
+
+
+def _tell_of_another_version(paths: StatePaths) -> None:
+    """An upgrade leaves the supervisor of before running: it may not know what this command asks for."""
+    try:
+        version = str(json.loads(paths.supervisor_info.read_bytes())["version"])
+    except (OSError, ValueError, KeyError, TypeError):  # it is just being written, or removed
+        return
+    if version != __version__:
+        from autoforward.cli.output import warn
+
+        warn(f"the supervisor that runs is version {version[:40]}, this is {__version__}: `autoforward restart`")
 
 
 def ask(request: Mapping[str, Any], *, start: bool) -> Message | None:

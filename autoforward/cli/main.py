@@ -200,6 +200,14 @@ def status(as_json: bool) -> int:
     return 0
 
 
+@main.command(epilog="\b\nExamples:\n  autoforward restart")
+def restart() -> int:
+    """End the supervisor and start it anew, of the version of this command: same sessions, same host ports."""
+    from autoforward.cli.restarting import restart_supervisor
+
+    return restart_supervisor()
+
+
 def _describe_session(session: Mapping[str, Any]) -> str:
     lane = session["lane"]
     if lane is None:
@@ -208,6 +216,8 @@ def _describe_session(session: Mapping[str, Any]) -> str:
         can = [name for name, able in (("half-close", lane["half_close"]), ("UDP", lane["udp"])) if able]
         carried = f"lane {lane['name']} ({', '.join(can) or 'no half-close, no UDP'}; {lane['note']})"
     problem = f": {session['problem']}" if session["problem"] else ""
+    if session["next_try_s"] is not None:
+        problem += f" (next try in {session['next_try_s']:.1f} s)"
     stale = f"\n  the configuration stays as it was: {session['config_problem']}" if session["config_problem"] else ""
     return (
         f"session {session['id']} of {session['container_name']}, {session['state']}{problem}, "

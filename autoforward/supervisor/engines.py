@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from autoforward.backoff import delay_s
@@ -35,7 +35,7 @@ class EngineFollower:
         self._loop = asyncio.get_running_loop()
         self._stopping = threading.Event()
         self._hurry = threading.Event()
-        self._socket_path = endpoint_path(engine.endpoint)
+        self._socket = _socket_of(engine.endpoint)
         self._stream: Any = None
         self._thread = threading.Thread(target=self._run, name=f"events of {engine.endpoint.host}", daemon=True)
         self._thread.start()
@@ -83,33 +83,35 @@ class EngineFollower:
                 if not self._stopping.is_set():
                     log.info("the event stream of %s broke: %s", self.engine.endpoint.host, error)
             failures += 1
-            self._wait(delay_s(failures, local=self._socket_path is not None, chance=random.random()))
+            self._wait(delay_s(failures, local=self._socket is not None, chance=random.random()))
 
     def _wait(self, seconds: float) -> None:
         """Until then, or until something says that it is worth a try."""
         deadline_s = time.monotonic() + seconds
-        before = _file_at(self._socket_path)
+        before = _file_at(self._socket)
         while not self._stopping.is_set() and (left_s := deadline_s - time.monotonic()) > 0:
-            if self._hurry.wait(left_s if before is None and self._socket_path is None else min(left_s, SOCKET_LOOK_S)):
+            if self._hurry.wait(left_s if self._socket is None else min(left_s, SOCKET_LOOK_S)):
                 self._hurry.clear()
                 return
-            now = _file_at(self._socket_path)
+            now = _file_at(self._socket)
             if now is not None and now != before:
                 return
 
 
-def endpoint_path(endpoint: EngineEndpoint) -> str | None:
+def _socket_of(endpoint: EngineEndpoint) -> Path | None:
     """The file of an engine on a local socket."""
-    return endpoint.host.removeprefix("unix://") if endpoint.host.startswith("unix://") else None
+    return Path(endpoint.host.removeprefix("unix://")) if endpoint.host.startswith("unix://") else None
 
 
-def _file_at(path: str | None) -> tuple[int, int, int] | None:
+def _file_at(path: Path | None) -> tuple[int, int, int] | None:
     """Which file is there; another one after an engine has started anew."""
+    if path is None:
+        return None
     try:
-        found = os.stat(path) if path is not None else None
+        found = path.stat()
     except OSError:
         return None
-    return (found.st_dev, found.st_ino, found.st_ctime_ns) if found is not None else None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 class Engines:

@@ -26,7 +26,7 @@ import pytest
 from autoforward import frames, wire
 from autoforward.direct import PROOF_BYTES
 from autoforward.frames import Hello
-from autoforward.messages import MuxEnd, MuxLost, MuxSaid, MuxStart, Route
+from autoforward.messages import MuxCheck, MuxEnd, MuxLost, MuxSaid, MuxStart, Route
 from autoforward.model import DialAddress
 from autoforward.streams import STDOUT
 from tests.agent_build import build
@@ -472,3 +472,25 @@ def test_data_on_the_mux_after_the_move_ends_the_session() -> None:
         with pytest.raises(ConnectionResetError):
             read_all(client)
         far.close()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_after_a_sleep_of_the_machine_an_agent_that_says_nothing_is_lost_at_once(answers: bool) -> None:
+    with rig() as one:
+        agent = PlayedAgent(one, None)
+        one.plane.submit(MuxCheck(1.0))
+        ping = next_ping(agent)
+        if answers:
+            agent.sock.sendall(wire.encode_pong(ping))
+            with pytest.raises(AssertionError, match="no MuxLost"):
+                one.expect(MuxLost, 2.0)
+        else:
+            assert one.expect(MuxLost).reason == "the agent did not answer within 1 s"
+
+
+def next_ping(agent: PlayedAgent) -> bytes:
+    """The payload of the next ping, which is not answered."""
+    while True:
+        for frame in agent.decoder.feed(agent.sock.recv(1 << 16)):
+            if isinstance(frame, frames.Ping):
+                return frame.payload

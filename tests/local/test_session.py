@@ -31,7 +31,7 @@ def port() -> int:
 
 @pytest.fixture(autouse=True)
 def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "BACKOFF_S", (0.01,))
+    monkeypatch.setattr(session_module, "delay_s", lambda _failures, **_how: 0.01)
 
 
 # -- beginning -----------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ async def test_attaching_again_while_the_engine_is_away_waits_for_it(
     world: Any, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It used to end the session, when the command came in the pause between two attempts."""
-    monkeypatch.setattr(session_module, "BACKOFF_S", (0.01, 0.01, 0.01, 3600))
+    monkeypatch.setattr(session_module, "delay_s", lambda failures, **_how: 0.01 if failures < 4 else 3600.0)
     one = world()
     one.engine.broken = EngineUnreachableError("the engine at unix:///engine does not answer")
     one.session.start()

@@ -28,7 +28,7 @@ def port() -> int:
 
 @pytest.fixture(autouse=True)
 def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "BACKOFF_S", (0.01,))
+    monkeypatch.setattr(session_module, "delay_s", lambda _failures, **_how: 0.01)
 
 
 @pytest.mark.parametrize("how", ["end", "nonsense"])

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "supervisor.engines",
         "supervisor.actor",
         "supervisor.actions",
+        "supervisor.clock",
     ),
     ("supervisor.spawn", "supervisor.desktop", "supervisor.notifier", "supervisor"),
     ("forwarder",),
@@ -51,7 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "poller",
         "frames",
     ),
-    ("model", "errors", ""),
+    ("model", "errors", "backoff", ""),
 )
 """From the top down. A module imports from lower layers, and from its own package `x.*`; `""` is the package itself."""
 

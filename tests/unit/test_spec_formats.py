@@ -14,6 +14,7 @@ import jsonschema
 
 from autoforward.allocator import PIN_KEY, REMAP_KEY
 from autoforward.attributes import NO_RULES, AttributeRules
+from autoforward.backoff import delay_s
 from autoforward.events import LINE_PREFIX, PortEvent, list_row
 from autoforward.lanes.commands import (
     Netcat,
@@ -161,7 +162,13 @@ def test_keys_of_list_rows() -> None:
 def test_keys_of_status_rows() -> None:
     forwarder = SimpleNamespace(forward_ids=frozenset())
     session = SimpleNamespace(
-        record=record(), tool=socat_tool(), state="watching", problem=None, config_problem=None, forwarder=forwarder
+        record=record(),
+        tool=socat_tool(),
+        state="watching",
+        problem=None,
+        _next_try_s=None,
+        config_problem=None,
+        forwarder=forwarder,
     )
     row = Session.describe(cast(Any, session))
     assert names("status --json", "key of a session's row") == list(row)
@@ -185,8 +192,9 @@ def test_keys_of_status() -> None:
 
 def test_states_of_a_session() -> None:
     assert names("status --json", "state") == list(get_args(session_module.State))
-    backoff = ", ".join(f"{delay_s:g}" for delay_s in session_module.BACKOFF_S[:-1])
-    assert f"after {backoff}, and then every {session_module.BACKOFF_S[-1]:g} s" in section("status --json")
+    delays_s = [delay_s(failures, local=True, chance=0.5) for failures in range(1, 6)]
+    backoff = ", ".join(f"{one_s:g}" for one_s in delays_s[:-1])
+    assert f"after {backoff}, and then every {delays_s[-1]:g} s" in section("status --json")
 
 
 # The control socket.

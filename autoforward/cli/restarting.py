@@ -1,0 +1,59 @@
+"""`autoforward restart`: another supervisor for the same sessions, on the same host ports."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import sys
+from typing import Any
+
+from autoforward import __version__
+from autoforward.cli import client, output
+from autoforward.errors import AutoforwardError
+from autoforward.paths import StatePaths
+from autoforward.supervisor.spawn import connect_to_supervisor, ensure_supervisor
+
+
+def restart_supervisor() -> int:
+    """Exit status 1 when a forward has another host port afterwards, or none."""
+    paths = StatePaths.locate()
+    sock = connect_to_supervisor(paths)
+    if sock is None and not client.has_stored_sessions(paths):
+        output.say("Nothing to restart: no supervisor is running, and there is no session to take up.")
+        return 0
+    before: list[dict[str, Any]] = []
+    if sock is not None:
+        with sock:
+            before = client.list_rows()
+            pid = _listener_of(sock)
+            output.say(f"Ending the supervisor (pid {pid}); open connections have 5 s …")
+            os.kill(pid, signal.SIGTERM)
+            # It hangs up when it has ended everything; the next one waits for its lock.
+            sock.settimeout(None)
+            sock.recv(1)
+    ensure_supervisor(paths).close()
+    return _compare(before, client.list_rows())
+
+
+def _compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
+    now = {row["id"]: row for row in after if row["id"] is not None}
+    held = [row for row in before if row["id"] is not None and row["localPort"] is not None]
+    lost = [row for row in held if now.get(row["id"], {}).get("localPort") != row["localPort"]]
+    for row in lost:
+        output.warn(f"host port {row['localPort']} of {output.describe_mapping(row)} is not there any more")
+    same = len(held) - len(lost)
+    output.say(f"Restarted: version {__version__}, {same} forward(s) on the same host ports.")
+    return 1 if lost else 0
+
+
+def _listener_of(sock: socket.socket) -> int:
+    """The process at the other end of the control socket: the kernel says so, no file that may be old."""
+    if sys.platform == "linux":
+        pid, _uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    else:
+        pid = struct.unpack("i", sock.getsockopt(0, 2, 4))[0]  # SOL_LOCAL, LOCAL_PEERPID of macOS
+    if pid <= 0:
+        raise AutoforwardError("the system does not say which process the supervisor is")
+    return int(pid)
