@@ -5,10 +5,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CROSS  := $(VENV)/.cross
+FUZZER := $(VENV)/.fuzzer
+FUZZ_SECONDS ?= 60
 CODE   := autoforward tests scripts examples bench hatch_build.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint types format wheel examples images engine clean
+.PHONY: help demo test unit fuzz lint types format wheel examples images engine clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -27,6 +29,12 @@ $(CROSS): $(STAMP)
 	  $(BIN)/python -m pip install -qq --disable-pip-version-check ziglang
 	@touch $@
 
+# There are wheels of it for Linux on x86_64, and nothing else: where there is none, fuzzing goes on without.
+$(FUZZER): $(STAMP)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --only-binary atheris --editable '.[fuzz]' 2>/dev/null || \
+	  echo "fuzz: atheris cannot be had here, so that inputs are chosen by chance" >&2
+	@touch $@
+
 # Debian keeps venv in a package of its own.
 .PHONY: venv-with-apt
 venv-with-apt:
@@ -39,7 +47,7 @@ venv-with-apt:
 demo: ## a loopback server in a container, answered on this machine's localhost
 	@PYTHON="$(PYTHON)" scripts/demo.sh
 
-test: lint types engine images ## everything; ends 0 only if the tests with an engine ran too
+test: lint types fuzz engine images ## everything; ends 0 only if the tests with an engine ran too
 	@$(BIN)/python -m scripts.engine compose
 	@$(BIN)/python -m scripts.engine devcontainers-cli >/dev/null
 	@$(MAKE) --silent --no-print-directory $(CROSS) || echo "tests: no cross compiler: what needs one says so"
@@ -49,6 +57,9 @@ test: lint types engine images ## everything; ends 0 only if the tests with an e
 
 unit: $(STAMP) ## the tests that need no engine
 	@$(BIN)/python -m pytest -m 'not docker and not compose' $(PYTEST_ARGS)
+
+fuzz: $(STAMP) $(FUZZER) ## throws bytes at what reads a container's, in C and Python, for FUZZ_SECONDS=60
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 lint: $(STAMP) ## ruff
 	@echo "lint: ruff"

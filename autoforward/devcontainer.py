@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import json5
 
@@ -33,6 +33,8 @@ SHUTDOWN_ACTIONS: tuple[ShutdownAction, ...] = ("none", "stopContainer", "stopCo
 MAX_CONFIG_BYTES = 512 * 1024
 MAX_DECLARED = 1000
 MAX_METADATA_ENTRIES = 1000
+# Before equal ones are put together: half a megabyte of ranges would otherwise be fifty million ports.
+MAX_SPECS = 10 * MAX_DECLARED
 
 # json5 (pyjson5 is another package) puts the position into its message and nowhere else.
 _JSON5_POSITION = re.compile(r"^<string>:(\d+) (.*) at column (\d+)$", re.DOTALL)
@@ -152,6 +154,8 @@ def ports_from_configuration(config: Mapping[str, Any], place: str) -> PortConfi
 def merge_configurations(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Merge the keys that concern us, later entries last. Values of a wrong kind are kept for the warnings."""
     merged: dict[str, Any] = {}
+    # Only what can be right is looked for among the others; a search of the list itself would cost the square of it.
+    seen: set[str | int] = set()
     for entry in entries:
         for name in ("otherPortsAttributes", "shutdownAction", "appPort"):
             if name in entry:
@@ -164,8 +168,14 @@ def merge_configurations(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]
         ports = entry.get("forwardPorts")
         if ports is not None:
             known = merged.setdefault("forwardPorts", [])
-            known += [p for p in (ports if isinstance(ports, list) else [ports]) if p not in known]
+            fresh = [p for p in (ports if isinstance(ports, list) else [ports]) if not _is_spec(p) or p not in seen]
+            seen.update(filter(_is_spec, fresh))
+            known += fresh
     return merged
+
+
+def _is_spec(value: object) -> TypeGuard[str | int]:
+    return isinstance(value, str) or is_port(value)
 
 
 def parse_metadata_label(text: str) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
@@ -246,6 +256,9 @@ def _forward_ports(value: object, place: str, warnings: list[str]) -> list[PortS
     specs: list[PortSpec] = []
     for index, entry in enumerate(_as_list(value)):
         here = f"{place}: forwardPorts[{index}]" if isinstance(value, list) else f"{place}: forwardPorts"
+        if len(specs) >= MAX_SPECS:
+            warnings.append(f"{here} and what follows is left out: there are {len(specs)} ports before it")
+            break
         # The specification knows no LOCAL:REMOTE and no range here; people write them, and the grammar has them.
         specs += _parse_entry(entry, here, warnings)
     return specs
@@ -255,6 +268,9 @@ def _app_ports(value: object, place: str, warnings: list[str]) -> list[PortSpec]
     specs: list[PortSpec] = []
     for index, entry in enumerate(_as_list(value)):
         here = f"{place}: appPort[{index}]" if isinstance(value, list) else f"{place}: appPort"
+        if len(specs) >= MAX_SPECS:
+            warnings.append(f"{here} and what follows is left out: there are {len(specs)} ports before it")
+            break
         if isinstance(entry, str) and (match := _DOCKER_ADDRESS.fullmatch(entry)):
             warnings.append(f"{here}: address {match[1]} of {quoted(entry)} is left out, use --bind for one")
             # 127.0.0.1::80 leaves the local port to the engine, and so to us.

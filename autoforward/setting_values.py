@@ -33,10 +33,12 @@ _PORTS = re.compile(r"[0-9,\s-]*")
 
 
 class SettingError(ValueError):
-    """A value that is not valid. `path` leads to it: the key, and what is below it."""
+    """A value that is not valid. `path` leads to it: the key, and what is below it; `key` is the path for people."""
 
     def __init__(self, path: Sequence[str], problem: str) -> None:
-        super().__init__(f"{'.'.join(path)}: {problem}")
+        # An image's label names keys too, and these words go to a terminal.
+        self.key = ".".join(name if name.isprintable() and len(name) <= 80 else shown(name) for name in path)
+        super().__init__(f"{self.key}: {problem}")
         self.path = tuple(path)
         self.problem = problem
 

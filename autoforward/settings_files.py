@@ -127,8 +127,7 @@ def _blank_comments(match: re.Match[str]) -> str:
 def _at(place: str, text: str, kind: str, path: Sequence[str], error: SettingError) -> str:
     line = line_of(text, kind, path)
     where = f"{place}:{line}" if line is not None else place
-    key = ".".join(error.path)
-    return f"{where}: {key}: {error.problem}" if key else f"{where}: {error.problem}"
+    return f"{where}: {error.key}: {error.problem}" if error.key else f"{where}: {error.problem}"
 
 
 def _toml_problem(message: str, place: str, text: str) -> str:

@@ -64,7 +64,7 @@ def parse_probe(report: bytes) -> Probe:
             case b"tool":
                 tools |= {text} & _TOOLS
             case b"netcat":
-                flavour, *command = text.split()
+                flavour, *command = text.split() or [""]
                 if flavour in get_args(NetcatFlavour) and tuple(command) in _NETCAT_COMMANDS:
                     netcats.append(Netcat(tuple(command), cast(NetcatFlavour, flavour)))
             case b"shell" | b"uid" | b"machine" | b"bash" | b"devtcp" | b"socat":

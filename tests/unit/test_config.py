@@ -99,6 +99,13 @@ def test_what_is_not_valid_is_named_with_its_key(table: object, path: tuple[str,
     assert "\n" not in str(caught.value)
 
 
+def test_a_key_from_an_image_does_not_drive_the_terminal() -> None:
+    """Found by fuzzing: the names of keys went into warnings as they were."""
+    with pytest.raises(SettingError) as caught:
+        parse_settings({"\x1b]0;title\x07\u2028": 1})
+    assert str(caught.value).isprintable()
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.from_regex(r"[0-9:,\-]{1,12}"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,25 @@ def test_bad_json_in_the_file_is_an_error_and_in_the_label_a_warning(tmp_path: P
     (tmp_path / ".devcontainer.json").write_text('{\n  "forwardPorts": [3000,,]\n}')
     with pytest.raises(UsageError, match=r"\.devcontainer\.json:2:25: "):
         configuration_for_container(labels)
+
+
+@pytest.mark.parametrize("entry", ["many", "ranges"])
+def test_a_label_of_the_largest_size_costs_little(entry: str) -> None:
+    """25 s for the first, 200 s and five gigabytes for the second, when each port was looked for among the others."""
+    if entry == "many":
+        half = MAX_CONFIG_BYTES // 2 // 6 - 20
+        lists = [list(range(10_000, 10_000 + half)), list(range(10_000 + half, 10_000 + 2 * half))]
+    else:
+        lists = [[f"{low}-{low + 999}" for low in range(1, 64_000)][: MAX_CONFIG_BYTES // 14]]
+    text = json.dumps([{"forwardPorts": ports} for ports in lists], separators=(",", ":"))
+    assert MAX_CONFIG_BYTES * 0.8 < len(text) <= MAX_CONFIG_BYTES
+    began_s = time.thread_time()
+    found, warnings = parse_metadata_label(text)
+    configuration = ports_from_configuration(merge_configurations(found), "label")
+    assert time.thread_time() - began_s < 10.0
+    assert warnings == ()
+    assert len(configuration.declared) == MAX_DECLARED
+    assert any("is left out: there are" in warning for warning in configuration.warnings)
 
 
 def test_json_round_trip() -> None:

@@ -398,6 +398,11 @@ def test_probe_report_with_hostile_text() -> None:
     assert len(found.socat) <= 100
 
 
+def test_probe_report_with_a_netcat_of_no_name() -> None:
+    """Found by fuzzing: a ValueError, which ended the attach without a word of what was wrong."""
+    assert parse_probe(b"AF probe 1\nAF netcat \nAF netcat\nAF probe end\n") == Probe()
+
+
 @pytest.mark.parametrize(
     "report",
     [b"", REPORT[:-10], REPORT[12:], b"x\n" * MAX_LINES + REPORT, b"sh: not found", b"AF probe end\nAF probe 1\n"],

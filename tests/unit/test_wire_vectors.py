@@ -8,10 +8,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import json
-import os
-import random
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -290,34 +287,3 @@ def test_what_is_encoded_is_checked() -> None:
         wire.encode_listen(bytes(15), "127.0.0.1")
     with pytest.raises(ValueError, match="17 bytes"):
         wire.encode_direct(1, bytes(17))
-
-
-fuzzing = pytest.mark.skipif("AUTOFORWARD_FUZZ_S" not in os.environ, reason="AUTOFORWARD_FUZZ_S says how long to fuzz")
-
-
-@fuzzing
-@pytest.mark.timeout(0)
-@pytest.mark.parametrize("role", ["host", "agent"])
-def test_fuzz_the_hosts_decoder(role: frames.Role) -> None:
-    """Mutations of the vectors, cut anywhere: the same events as whole, or ProtocolError in both."""
-    seed = int.from_bytes(os.urandom(4), "big")
-    rng = random.Random(seed)
-    seeds = [bytes.fromhex(vector["bytes"]) for vector in _VECTORS["frames"] if vector["to"] == role]
-    until = time.monotonic() + float(os.environ["AUTOFORWARD_FUZZ_S"])
-    while time.monotonic() < until:
-        data = bytearray(b"".join(rng.choices(seeds, k=rng.randint(1, 3))))
-        for _ in range(rng.randrange(5)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-        edges = sorted({0, len(data), *rng.choices(range(len(data)), k=rng.randrange(6))})
-        pieces = [bytes(data[a:b]) for a, b in itertools.pairwise(edges)]
-        assert outcome(role, pieces) == outcome(role, [bytes(data)]), f"seed {seed}: {data.hex()}"
-
-
-@fuzzing
-@pytest.mark.timeout(0)
-def test_fuzz_the_agents_parsers() -> None:
-    seeds = sorted((Path(__file__).parents[2] / "agent" / "checks" / "corpus").iterdir())
-    done = subprocess.run(
-        [build("fuzz"), os.environ["AUTOFORWARD_FUZZ_S"], *seeds], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr

@@ -1,0 +1,102 @@
+"""The fuzzing itself: what it once reached still passes, and a parser that goes wrong is found out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from autoforward.errors import ProtocolError
+from tests.fuzz import one, targets
+from tests.fuzz.__main__ import CORPUS, corpora
+from tests.fuzz.minimize import minimize
+from tests.fuzz.targets import TARGETS, BrokenLawError
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_kept_inputs(name: str) -> None:
+    inputs = [path.read_bytes() for folder in corpora(name) for path in sorted(folder.iterdir())]
+    assert len(inputs) >= 4
+    for data in inputs:
+        TARGETS[name](data)
+
+
+def test_every_corpus_has_its_target() -> None:
+    assert {folder.name for folder in CORPUS.iterdir()} == set(TARGETS)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_moment_by_chance(name: str, tmp_path: Path) -> None:
+    """Other inputs at every run; the number in a failure gives them again."""
+    seeds = [path.read_bytes() for folder in corpora(name) for path in sorted(folder.iterdir())]
+    number = time.monotonic_ns() & 0xFFFF_FFFF
+    try:
+        assert one.by_chance(TARGETS[name], 0.2, tmp_path / "found", seeds, number) > 0
+    except Exception as error:
+        error.add_note(f"number {number}, input in {tmp_path}")
+        raise
+
+
+def test_an_exception_that_is_not_documented_is_found(tmp_path: Path) -> None:
+    def breaks_on_a_newline(data: bytes) -> None:
+        if b"\n" in data:
+            raise KeyError(data)
+
+    with pytest.raises(KeyError) as caught:
+        one.by_chance(breaks_on_a_newline, 60.0, tmp_path / "found", [b"hello"], 1)
+    [crash] = tmp_path.iterdir()
+    assert crash.name.startswith("found.crash-")
+    assert crash.read_bytes() == caught.value.args[0]
+
+
+def test_an_input_that_takes_too_long_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one, "CPU_LIMIT_S", 0.01)
+
+    def works(_data: bytes) -> None:
+        until_s = time.thread_time() + 0.02
+        while time.thread_time() < until_s:
+            pass
+
+    with pytest.raises(one.TooDearError, match="5 bytes took"):
+        one.measured(works, b"hello")
+
+
+def test_a_process_that_grows_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(one, "RSS_LIMIT_MB", 1)
+    with pytest.raises(one.TooDearError, match="has come to"):
+        one.by_chance(lambda _data: None, 60.0, tmp_path / "found", [], 1)
+
+
+def test_a_decoder_that_depends_on_how_it_is_cut_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgetful(targets.FrameDecoder):
+        def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+            return super().feed(data) if len(data) > 8 else []
+
+    monkeypatch.setattr(targets, "FrameDecoder", Forgetful)
+    with pytest.raises(BrokenLawError, match="however it is cut"):
+        targets.engine_frames(b"\1\0\0\0\0\0\0\1x")
+
+
+def test_an_encoder_that_loses_something_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = targets.wire.encode_hello(65_535) + targets.wire.encode_reset(7, 104)
+    targets.wire_agent(data)
+    encode = targets.wire.encode_reset
+    monkeypatch.setattr(targets.wire, "encode_reset", lambda stream, errno: encode(stream, errno & 7))
+    with pytest.raises(BrokenLawError, match="encode"):
+        targets.wire_agent(data)
+
+
+def test_of_inputs_that_reach_the_same_the_shortest_is_kept(tmp_path: Path) -> None:
+    def target(data: bytes) -> None:
+        targets.parse_port_spec(data.decode())
+
+    (tmp_path / "old").write_bytes(b"300000")
+    assert minimize(target, [b"3000", b"30001", b"80", b"db:5432"], tmp_path) == 2
+    assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"80", b"db:5432"]
+
+
+def test_an_error_that_a_parser_documents_is_none() -> None:
+    with pytest.raises(ProtocolError):
+        targets.FrameDecoder().feed(b"not a frame of the engine's")
+    targets.engine_frames(b"not a frame of the engine's")
