@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from autoforward.candidates import AllocationFailure, plan_candidates
+from autoforward.candidates import AllocationFailure, plan_candidates, privileged
 from autoforward.model import ForwardKey, Source
 from autoforward.registry import (
     Lease,
@@ -232,6 +232,7 @@ class Allocator:
             sticky_host_port=kept_number,
             elevate=request.elevate,
             require_same=request.require_same,
+            sticky_was_privileged=sticky is not None and _was_privileged(sticky),
             taken={number for held, number in holders.by_number if held == transport},
         )
         if plan.refusal is not None:
@@ -333,6 +334,11 @@ def _rank(request: AllocationRequest, document: RegistryDocument) -> int:
     if request.pinned_host_port is not None or request.require_same:
         return 0
     return 1 if document.find_leases(request.identity, request.key) else 2
+
+
+def _was_privileged(lease: Lease) -> bool:
+    """Whether it has another number than the container's because that one is privileged."""
+    return lease.extra.get(REMAP_KEY) == privileged(lease.container_port)
 
 
 def _describe_forward(lease: Lease) -> str:

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-FIRST_UNPRIVILEGED = 1024
+from autoforward.model import FIRST_UNPRIVILEGED
+
 LAST_PORT = 65535
 
 
@@ -31,6 +32,11 @@ class CandidatePlan:
     refusal: AllocationFailure | None = None
 
 
+def privileged(host_port: int) -> str:
+    """The reason for which a number below 1024 is not bound."""
+    return f"host port {host_port} is privileged"
+
+
 def plan_candidates(
     container_port: int,
     *,
@@ -38,17 +44,19 @@ def plan_candidates(
     sticky_host_port: int | None = None,
     elevate: bool = False,
     require_same: bool = False,
+    sticky_was_privileged: bool = False,
     taken: Collection[int] = (),
 ) -> CandidatePlan:
     """Pinned, else sticky, same number, 8000 + n for a privileged n < 1000, then upward wrapping at 1024.
 
     No number comes twice. `taken` (known to be in use) is left out of the walk upward only: for the numbers
-    that someone asked for, the bind itself has to say no. The walk is lazy, and may yield every number.
+    that someone asked for, the bind itself has to say no. The walk is lazy, and may yield every number. With
+    `sticky_was_privileged` the sticky number was second best because the same one is privileged: it stays second.
     """
     if pinned_host_port is not None:
         return CandidatePlan((pinned_host_port,), strict=True)
-    privileged = container_port < FIRST_UNPRIVILEGED and not elevate
-    not_same = f"host port {container_port} is privileged" if privileged else None
+    is_denied = container_port < FIRST_UNPRIVILEGED and not elevate
+    not_same = privileged(container_port) if is_denied else None
     if require_same:
         if not_same is not None:
             hint = "set elevateIfNeeded for this port, or take requireLocalPort away"
@@ -57,8 +65,8 @@ def plan_candidates(
     first: list[int] = []
     if sticky_host_port is not None and (sticky_host_port >= FIRST_UNPRIVILEGED or elevate):
         first.append(sticky_host_port)
-    if not privileged:
-        first.append(container_port)
+    if not is_denied:
+        first.insert(0 if sticky_was_privileged else len(first), container_port)
     if container_port < 1000:
         first.append(8000 + container_port)
     return CandidatePlan(_without_duplicates(first, taken), not_same=not_same)

@@ -13,8 +13,10 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import regex
+if TYPE_CHECKING:
+    from regex import Pattern
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +86,7 @@ class Expression:
         self.fault: str | None = None
         self._budget = budget or Budget()
         self._remembered: dict[str, bool] = {}
-        translated = translate(source)
-        try:
-            self._pattern = regex.compile(translated, flags=regex.VERSION0 | regex.ASCII)
-        except (regex.error, RecursionError, OverflowError) as error:
-            # Its positions are those of the translation.
-            problem = str(error).partition(" at position")[0] if isinstance(error, regex.error) else "too large"
-            raise ExpressionError(f"no regular expression: {problem}") from None
+        self._pattern = _compile(translate(source))
 
     def __repr__(self) -> str:
         return f"<Expression {self.source!r}{' off' if self.fault else ''}>"
@@ -130,6 +126,17 @@ class Expression:
     def _switch_off(self, why: str) -> None:
         self.fault = why
         log.warning("the regular expression %r is switched off: %s", self.source, why)
+
+
+def _compile(translated: str) -> Pattern[str]:
+    import regex  # here, for most commands need none and it takes 10 ms
+
+    try:
+        return regex.compile(translated, flags=regex.VERSION0 | regex.ASCII)
+    except (regex.error, RecursionError, OverflowError) as error:
+        # Its positions are those of the translation.
+        problem = str(error).partition(" at position")[0] if isinstance(error, regex.error) else "too large"
+        raise ExpressionError(f"no regular expression: {problem}") from None
 
 
 def translate(source: str) -> str:

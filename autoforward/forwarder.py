@@ -166,7 +166,9 @@ class Forwarder:
         The container is there: forwards that were `reconnecting` are what they were, but for those whose server is not.
         """
         await self._resume(plan)
-        existing = {key: Existing(row.wish, row.status, row.host_ip) for key, row in self._forwards.items()}
+        existing = {
+            key: Existing(row.wish, row.status, row.host_ip, row.host_port) for key, row in self._forwards.items()
+        }
         steps = reconcile(existing, self._notices, plan, host_ip)
         await self._close([self._forwards[key] for key in steps.close], None, reset=False)
         # Before what takes their place: who follows the events would take a new forward for ended otherwise.
@@ -427,6 +429,7 @@ class Forwarder:
         pinned_or_same = wish.pinned_host_port or wish.key.container_port
         return replace(
             self._port_event(event, wish.key, wish.attributes),
+            process=wish.process,
             auto_forwarded=row.status == "active",
             host_port=host_port,
             host_ip=row.host_ip if host_port is not None else None,
@@ -440,6 +443,7 @@ class Forwarder:
     def _notice_event(self, event: EventName, notice: Notice) -> PortEvent:
         return replace(
             self._port_event(event, notice.key, notice.attributes),
+            process=notice.process,
             host_port=notice.host_port,
             host_ip=notice.host_ip,
             container_host=notice.key.container_host,

@@ -30,6 +30,9 @@ EventName = Literal[
 OnAutoForward = Literal["notify", "openBrowser", "openBrowserOnce", "openPreview", "silent", "ignore"]
 AppProtocol = Literal["http", "https"]
 
+FIRST_UNPRIVILEGED = 1024
+"""The first host port that any user may bind, on a system that was not told otherwise."""
+
 LANE_CHOICES: tuple[LaneChoice, ...] = ("auto", "agent", "socat", "nc", "devtcp")
 ON_AUTO_FORWARD: tuple[OnAutoForward, ...] = (
     "notify",
@@ -50,6 +53,13 @@ class ForwardKey(NamedTuple):
     transport: Transport
     container_host: str | None
     container_port: int
+
+
+class ServerProcess(NamedTuple):
+    """Who listens: the arguments joined by spaces, at most 1,024 characters, and what of it may be shown or written."""
+
+    command_line: str
+    shown: str
 
 
 @dataclass(frozen=True, slots=True, order=True)

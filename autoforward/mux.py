@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MuxEvent = frames.Hello | frames.SnapshotEvent
+MuxEvent = frames.Hello | frames.SnapshotEvent | frames.Process
 
 HIGH_WATER_BYTES = 256 * 1024
 """What may wait for the engine to take it before streams have to queue."""
@@ -40,6 +40,9 @@ JOINED_BYTES = 4096
 PING_INTERVAL_S = 4.0
 MAX_SNAPSHOTS = 100
 """From one ping to the next; ten a second are the most that we ask for. Control would drown in what it cannot apply."""
+
+MAX_PROCESSES = 8192
+"""From one ping to the next, twice what a snapshot holds: each socket is named once, and all anew when it is asked anew."""
 
 SILENCE_LIMIT_S = 12.0
 """The agent answers a ping at once; three unanswered ones mean that nobody is there."""
@@ -72,7 +75,7 @@ class Mux:
         self._flush_due = False
         self._mask = 0
         self._heard_s = time.monotonic()
-        self._snapshots = 0
+        self._snapshots = self._processes = 0
         self._last_words = ""
         self._timer: Timer | None = None
         self._is_retired = False
@@ -283,7 +286,10 @@ class Mux:
                     raise ProtocolError("the agent sends snapshots without end")
                 self._on_event(event)
             case frames.Process():
-                """Nobody asks for it yet, and control is not to be flooded with it."""
+                self._processes += 1
+                if self._processes > MAX_PROCESSES:
+                    raise ProtocolError("the agent names processes without end")
+                self._on_event(event)
 
     def check(self, timeout_s: float) -> None:
         """Is the agent there? It is lost unless it has said something by then."""
@@ -304,7 +310,7 @@ class Mux:
         if self._is_retired and not self._channels:
             self.close()
             return
-        self._snapshots = 0
+        self._snapshots = self._processes = 0
         self.send(wire.encode_ping(bytes(8)))
         self._timer = self._plane.call_later(PING_INTERVAL_S, self._ping)
 

@@ -24,6 +24,7 @@ MAX_SOCKETS = 64
 """Sockets taken from one `socks` answer; a relay has one."""
 
 _HELLO = re.compile(rb"AF hello 1 pid=(\d{1,10}) filter=(grep|awk|sed|cat|read) interval=([0-9.]{1,10})")
+_OWNER = re.compile(rb"owner (\d{1,20}) (\d{1,10})(?: (.*))?", re.DOTALL)
 _BEGIN = re.compile(rb"AF begin (\d{1,18})")
 
 
@@ -123,19 +124,30 @@ class Sockets:
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """Who holds a listening socket; `pid` 0 when that was not to be found. `command_line` is hostile text."""
+
+    inode: int
+    pid: int
+    command_line: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Fatal:
     """The watcher cannot work in this container."""
 
     reason: str
 
 
-Answer = Pong | Killed | Sockets | Fatal
+Answer = Pong | Killed | Sockets | Owner | Fatal
 
 
 def parse_answer(line: bytes) -> Answer | None:
     """One line of the watcher's stderr, without its newline; None for anything else (a shell's complaint)."""
     if line.startswith(b"AF fatal "):
         return Fatal(printable(line[9:]))
+    if owner := _OWNER.fullmatch(line, 0, MAX_LINE):
+        return Owner(int(owner[1]), int(owner[2]), owner[3] or b"")
     words = line[:MAX_LINE].split()
     if len(words) < 2 or not all(word.isdigit() and len(word) <= 20 for word in words[1:]):
         return None

@@ -5,6 +5,7 @@
 #
 # stdout: "AF hello ..." once, then complete snapshots, one whenever the content differs from the last one:
 #   AF begin N / rows in the kernel's column order, volatile columns as 0 / AF end N
+# stderr: owner INODE PID COMMAND LINE, once for each listening socket that is new; PID 0 when it was not to be found.
 # stdin:  ping N | kill PID TOKEN | kill9 PID TOKEN | socks PID TOKEN; answers go to stderr.
 # At EOF of stdin, or when stdout is gone: the poll loop is ended and waited for, processes of the session
 # (AUTOFORWARD_SESSION=SESSION_TOKEN in their environment) get TERM and after 0.4 s KILL. PID 1 of a container is
@@ -33,6 +34,10 @@ if [ $filter = grep ]; then
   if printf 'a\0b' | grep -q -F -e b 2>/dev/null; then nul_grep='grep'
   elif printf 'a\0b' | grep -z -q -F -e b 2>/dev/null; then nul_grep='grep -z'; fi
 fi
+# Without these a command line cannot be read as it is: arguments are apart by NUL, which `read` drops.
+names=
+has ls && has dd && has tr && names=1
+max_owners=64
 state=0A
 [ "$want" = close-wait ] && state='0A|08'
 
@@ -58,7 +63,7 @@ read_tables() {
 
 # $raw -> $rows: only what identifies a socket. Queue lengths and reference counts move on a busy listener.
 reduce() {
-  rows="" k=0 count=0 listening=0
+  rows="" k=0 count=0 listening=0 inodes=""
   for word in $raw; do
     case $word in *:) k=0 ;; *) k=$((k + 1)) ;; esac
     case $k in
@@ -70,9 +75,46 @@ reduce() {
         case $st in 0A) listening=$((listening + 1)) ;; 08) [ "$state" = 0A ] && continue ;; *) continue ;; esac
         count=$((count + 1))
         [ $count -gt $max_rows ] && break
+        [ $st = 0A ] && inodes="$inodes $word"
         rows="${rows}0: $local $remote $st 0:0 0:0 0 $uid 0 $word$nl" ;;
     esac
   done
+}
+
+# Whose the sockets in $inodes are, of those that were not there at the last change: one `ls` over all descriptors that
+# this user may see, and for each process found (max_owners of them) its command line.
+name_new() {
+  wanted="" last_known="$known "
+  for word in $inodes; do
+    case $last_known in *" $word "*) ;; *) [ "$word" = 0 ] || wanted="$wanted $word" ;; esac
+  done
+  known=$inodes
+  [ -n "$wanted" ] && [ -n "$names" ] || return
+  wanted="$wanted " pid=0 named="" owners=0
+  for word in $(list_sockets); do
+    case $word in
+      /proc/[0-9]*/fd:) pid=${word#/proc/} pid=${pid%/fd:} ;;
+      'socket:['*']')
+        word=${word#*[} word=${word%]}
+        case $wanted in *" $word "*) ;; *) continue ;; esac
+        wanted="${wanted%%" $word "*} ${wanted#*" $word "}"
+        if [ "$pid" != "$named" ]; then
+          [ $owners -lt $max_owners ] || break
+          owners=$((owners + 1)) named=$pid
+          command=$(dd if="/proc/$pid/cmdline" bs=768 count=1 2>/dev/null | tr '\000\n\r' '   ')
+        fi
+        printf 'owner %s %s %s\n' "$word" "$pid" "$command" >&2
+        [ "$wanted" = " " ] && break ;;
+    esac
+  done
+  for word in $wanted; do echo "owner $word 0" >&2; done
+}
+
+# "/proc/PID/fd:" before the "socket:[INODE]" of each process. With grep, words of other files do not become loops here.
+list_sockets() {
+  set +f
+  if [ $filter = grep ]; then ls -l /proc/[0-9]*/fd 2>/dev/null | grep -F -e 'socket:[' -e '/fd:'
+  else ls -l /proc/[0-9]*/fd 2>/dev/null; fi
 }
 
 # Reading the tables costs the kernel a walk over its whole hash (4 ms each on a small machine), so look first at what
@@ -105,7 +147,7 @@ poll_loop() {
   trap 'stop=1; [ -n "$napping" ] && kill "$napping" 2>/dev/null' TERM
   trap '' PIPE HUP INT
   trap 'kill -TERM $$ 2>/dev/null' EXIT
-  number=0 last_raw=none last_rows=none last_inuse="" last_cursor="" skipped=0 listening=0
+  number=0 last_raw=none last_rows=none last_inuse="" last_cursor="" skipped=0 listening=0 known=""
   while [ -z "$stop" ]; do
     glance
     if quiet; then
@@ -123,6 +165,7 @@ poll_loop() {
       if [ "$rows" != "$last_rows" ]; then
         last_rows=$rows number=$((number + 1))
         printf 'AF begin %s\n%sAF end %s\n' $number "$rows" $number 2>/dev/null || break
+        name_new
       fi
     fi
     sleep "$interval" &

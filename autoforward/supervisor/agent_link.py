@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from autoforward.deploy import AgentDoesNotRunError, NoAgentError
 from autoforward.errors import AutoforwardError
-from autoforward.frames import Hello, SnapshotEvent
-from autoforward.lanes.watcher import Frame
+from autoforward.frames import Hello, Process, SnapshotEvent
+from autoforward.lanes.watcher import Frame, Owner
 from autoforward.messages import MuxEnd, MuxLost, MuxPace, MuxRetire, MuxSaid, MuxStart
 from autoforward.procnet import SocketRow, SocketTable
 from autoforward.setting_values import DEFAULT_POLL_INTERVAL_S
@@ -26,18 +26,23 @@ AGENT_POLL_INTERVAL_S = 0.1
 
 
 class AgentLink:
-    """Like a `Detector`: frames go to `on_frame`, `on_lost` is called once. Its stream belongs to the data plane."""
+    """Like a `Detector`: frames go to `on_frame`, whose the sockets are to `on_owner`, `on_lost` is called once.
+
+    Its stream belongs to the data plane.
+    """
 
     def __init__(
         self,
         session_id: str,
         services: SessionServices,
         on_frame: Callable[[Frame], None],
+        on_owner: Callable[[Owner], None],
         on_lost: Callable[[str], None],
     ) -> None:
         self._session_id = session_id
         self._services = services
         self._on_frame = on_frame
+        self._on_owner = on_owner
         self._on_lost = on_lost
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._frames = 0
@@ -78,6 +83,8 @@ class AgentLink:
                     for entry in entries
                 )
                 self._on_frame(Frame(self._frames, SocketTable(rows, 0, notice.event.cut)))
+            case Process(inode, pid, command_line):
+                self._on_owner(Owner(inode, pid, command_line))
 
     def on_mux_lost(self, notice: MuxLost) -> None:
         if not self._open:

@@ -31,7 +31,7 @@ from autoforward.settings import SessionRecord, merge_specs
 from autoforward.supervisor.actor import Actor, Ending, Restart
 from autoforward.supervisor.connections import Connections
 from autoforward.supervisor.services import SessionServices
-from autoforward.supervisor.watching import Item, Lost, Watch, Watching
+from autoforward.supervisor.watching import Item, Lost, ProcessesKnown, Watch, Watching
 
 log = logging.getLogger(__name__)
 
@@ -403,6 +403,8 @@ class Session:
                     raise AutoforwardError(f"the watch on the container failed: {reason}")
                 case ContainerEvent():
                     await self._take_event(item)
+                case ProcessesKnown():
+                    await self._replan()
                 case None:
                     if retry_at_s is not None and time.monotonic() >= retry_at_s:
                         retry_at_s = None
@@ -439,7 +441,7 @@ class Session:
     def _extend_grace(self) -> None:
         """Servers of a container that was away may take a while to come back: their ports wait for them."""
         until_s = time.monotonic() + RESTART_GRACE_S - WITHDRAWAL_GRACE_S
-        self._seen = {key: Seen(seen.addresses, until_s, returning=True) for key, seen in self._seen.items()}
+        self._seen = {key: replace(seen, gone_at_s=until_s, returning=True) for key, seen in self._seen.items()}
 
     # Deciding.
 
@@ -451,7 +453,7 @@ class Session:
         """Decide from what is known now, and carry it out. Not before a snapshot is known, nor while the container is away."""
         if self.state != "watching":
             return
-        wanted = plan(self._rules(), self._snapshot, self._seen, time.monotonic())
+        wanted = plan(self._rules(), self._snapshot, self._seen, time.monotonic(), self._watching.processes())
         self._seen = dict(wanted.seen)
         self._recheck_at_s = wanted.recheck_at_s
         self._stopped_keys = {key for key in self._stopped_keys if key in wanted.seen or self._is_named(key)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -19,10 +19,11 @@ from autoforward.forwarder import Forwarder
 from autoforward.lanes.commands import agent_tool
 from autoforward.lanes.probe import NoLane, choose_lane
 from autoforward.lanes.scripts import watcher_argv
-from autoforward.lanes.watcher import Frame
+from autoforward.lanes.watcher import Answer, Frame, Owner
 from autoforward.messages import MuxLost, MuxSaid
-from autoforward.model import ContainerInfo, EngineEndpoint
+from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, ServerProcess
 from autoforward.probing import NoShellError, probe_container
+from autoforward.processes import ProcessBook
 from autoforward.settings import SessionOptions
 from autoforward.streams import SocketStream
 from autoforward.supervisor.actor import Actor
@@ -42,7 +43,12 @@ class Lost:
     reason: str
 
 
-Item = Frame | Lost | ContainerEvent
+@dataclass(frozen=True, slots=True)
+class ProcessesKnown:
+    """There is news of whose the sockets of the last frame are."""
+
+
+Item = Frame | Lost | ContainerEvent | ProcessesKnown
 """What a session's actor hears."""
 
 
@@ -66,12 +72,15 @@ class Watching:
         self._forwarder = forwarder
         self._watch: Watch | None = None
         self._starting: AgentLink | None = None
+        self._book = ProcessBook()
+        self._news_told = False
 
     async def begin(self, info: ContainerInfo, options: SessionOptions) -> Watch:
         """A watch that runs, and the lane that goes with it; `connections.problem` says why there is none.
 
         Raises NoShellError where nothing can be run at all, and what the engine raises.
         """
+        self._news_told = False
         agent, why_not = await self._begin_with_agent(info, options)
         if agent is not None:
             self._watch = agent
@@ -117,6 +126,27 @@ class Watching:
         if (link := self._link) is not None:
             link.on_mux_lost(notice)
 
+    def processes(self) -> Mapping[ForwardKey, ServerProcess | None]:
+        """Whose the ports are, as far as it is known now; see `ProcessBook.by_port`."""
+        self._news_told = False
+        return self._book.by_port()
+
+    def _take_frame(self, frame: Frame) -> None:
+        self._book.see(frame.table.rows)
+        self._actor.tell(frame)
+
+    def _take_owner(self, owner: Owner) -> None:
+        # One word for all that come before it is heard: a container can have thousands of sockets.
+        if self._book.note(owner.inode, owner.pid, owner.command_line) and not self._news_told:
+            self._news_told = True
+            self._actor.tell(ProcessesKnown())
+
+    def _take_answer(self, answer: Answer) -> None:
+        if isinstance(answer, Owner):
+            self._take_owner(answer)
+        else:
+            self._connections.take_answer(answer)
+
     @property
     def _link(self) -> AgentLink | None:
         return self._watch if isinstance(self._watch, AgentLink) else self._starting
@@ -150,7 +180,8 @@ class Watching:
         link = AgentLink(
             self._session_id,
             self._services,
-            self._actor.tell,
+            self._take_frame,
+            self._take_owner,
             lambda reason: self._actor.tell(Lost(link, reason)),
         )
         stream = await self._in_pool(lambda: self._engine.open_exec(info.container_id, [path], {}), _discard)
@@ -190,8 +221,8 @@ class Watching:
         stream = await self._in_pool(lambda: self._engine.open_exec(info.container_id, argv, {}), _discard)
         detector = Detector(
             stream,
-            self._actor.tell,
-            self._connections.take_answer,
+            self._take_frame,
+            self._take_answer,
             lambda reason: self._actor.tell(Lost(detector, reason)),
         )
         self._connections.watched_by(detector, token)

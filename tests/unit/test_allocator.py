@@ -23,7 +23,7 @@ from autoforward.candidates import AllocationFailure, plan_candidates
 from autoforward.model import ForwardKey
 from autoforward.paths import StatePaths
 from autoforward.registry import ProcessIdentity, Registry, RegistryError, current_process
-from autoforward.sockets import HostPortTakenError, start_listening
+from autoforward.sockets import BoundPair, HostPortDeniedError, HostPortTakenError, bind_pair, start_listening
 
 ROW = LeaseRow("c0ffee00c0ffee00", "/home/me/web", None, None, "detected")
 PORTS = itertools.count(26000, 10)
@@ -222,6 +222,59 @@ def test_privileged_numbers_are_moved_and_with_require_same_refused(home: Home) 
     assert moved.remap_reason == "host port 987 is privileged"
     assert isinstance(refused, AllocationFailure)
     assert refused.reason == "host port 988 is privileged"
+
+
+def allow_privileged(monkeypatch: pytest.MonkeyPatch, stand_in: int, *, allowed: bool) -> None:
+    """The system lets us bind numbers below 1024, or not, whoever runs the test; `stand_in` is bound in their place."""
+
+    def bind(host_ip: str, number: int, transport: Any) -> BoundPair:
+        if number >= 1024:
+            return bind_pair(host_ip, number, transport)
+        if not allowed:
+            raise HostPortDeniedError(f"host port {number} is privileged")
+        pair = bind_pair(host_ip, stand_in, transport)
+        pair.host_port = number
+        return pair
+
+    monkeypatch.setattr(allocator_module, "bind_pair", bind)
+
+
+def test_elevate_binds_the_number_itself_where_the_system_lets_us(
+    home: Home, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow_privileged(monkeypatch, port, allowed=True)
+    elevated = home.get(wants(980, elevate=True))
+    assert (elevated.pair.host_port, elevated.remap_reason) == (980, None)
+    required = home.ask(wants(981, "other", elevate=True, require_same=True))
+    assert isinstance(required[0], AllocationFailure)  # its stand-in is taken, and nothing else would do
+    assert required[0].reason.startswith(f"host port {port} is in use")
+
+
+def test_elevate_is_moved_where_the_system_does_not_let_us(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    allow_privileged(monkeypatch, 0, allowed=False)
+    moved = home.get(wants(980, elevate=True))
+    assert moved.pair.host_port >= 8980
+    assert moved.remap_reason == "host port 980 is privileged"
+    [refused] = home.ask(wants(981, "other", elevate=True, require_same=True))
+    assert isinstance(refused, AllocationFailure)
+    assert refused.reason == "host port 981 is privileged"
+
+
+def test_a_lease_from_before_elevation_does_not_stand_in_its_way(
+    home: Home, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = home.get(wants(982))
+    home.give_back(moved)
+    allow_privileged(monkeypatch, port, allowed=False)
+    denied = home.get(wants(982, elevate=True))
+    assert denied.pair.host_port == moved.pair.host_port
+    assert denied.remap_reason == "host port 982 is privileged"
+    home.give_back(denied)
+    allow_privileged(monkeypatch, port, allowed=True)
+    elevated = home.get(wants(982, elevate=True))
+    assert (elevated.pair.host_port, elevated.remap_reason) == (982, None)
+    home.give_back(elevated)
+    assert home.get(wants(982)).pair.host_port >= 8982
 
 
 def test_a_number_lost_at_listen_is_passed_over(home: Home, port: int, monkeypatch: pytest.MonkeyPatch) -> None:

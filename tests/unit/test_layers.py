@@ -43,10 +43,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("streams",),
     ("allocator", "actions"),
     ("events", "registry", "sockets"),
-    ("leases", "paths", "settings", "settings_files", "policy", "candidates", "masking"),
-    ("devcontainer", "environment", "lanes.*", "config"),
+    ("leases", "paths", "settings", "settings_files", "policy", "candidates"),
+    ("devcontainer", "environment", "lanes.*", "config", "processes"),
     ("attributes", "setting_values"),
-    ("portspec", "procnet", "wire", "expressions"),
+    ("portspec", "procnet", "wire", "expressions", "masking"),
     ("payloads",),
     (
         "poller",
@@ -160,6 +160,8 @@ def test_decisions_and_parsers_do_no_io_and_know_no_clock() -> None:
         "lanes.probe",
         "lanes.signals",
         "close_wait",
+        "processes",
+        "masking",
     )
     impure = {"os", "time", "socket", "asyncio", "threading", "subprocess", "datetime", "pathlib", "random", "logging"}
     found = {module: impure & {imported.split(".")[0] for imported, _ in imports_of(module)} for module in pure}

@@ -8,7 +8,7 @@ import pytest
 
 from autoforward import frames
 from autoforward.errors import ProtocolError
-from autoforward.mux import MAX_SNAPSHOTS, Mux
+from autoforward.mux import MAX_PROCESSES, MAX_SNAPSHOTS, Mux
 from autoforward.mux_channel import CREDIT_STEP_BYTES, WINDOW_BYTES, MuxChannel
 
 
@@ -92,9 +92,20 @@ def test_snapshots_without_end_are_a_violation() -> None:
     told: list[object] = []
     nobody = cast(Any, None)
     mux = Mux(nobody, nobody, told.append, nobody)
-    mux._take(frames.Process(1, 1, b"python3"))
     for _ in range(MAX_SNAPSHOTS):
         mux._take(frames.SnapshotEvent((), False))
     with pytest.raises(ProtocolError, match="without end"):
         mux._take(frames.SnapshotEvent((), False))
     assert len(told) == MAX_SNAPSHOTS
+
+
+def test_processes_are_told_on_and_without_end_they_are_a_violation() -> None:
+    told: list[object] = []
+    nobody = cast(Any, None)
+    mux = Mux(nobody, nobody, told.append, nobody)
+    for inode in range(MAX_PROCESSES):
+        mux._take(frames.Process(inode, 1, b"python3"))
+    with pytest.raises(ProtocolError, match="without end"):
+        mux._take(frames.Process(1, 1, b"python3"))
+    assert told[:1] == [frames.Process(0, 1, b"python3")]
+    assert len(told) == MAX_PROCESSES

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from autoforward.attributes import AttributeRules, parse_attributes
-from autoforward.model import DialAddress, ForwardKey, Listener, PublishedPort, Snapshot
+from autoforward.model import DialAddress, ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
 from autoforward.policy import (
     EPHEMERAL_UDP,
     MAX_FORWARDS,
+    PROCESS_WAIT_S,
     WITHDRAWAL_GRACE_S,
     Existing,
     Plan,
@@ -322,6 +324,85 @@ def test_a_container_cannot_fill_the_list_with_ports_that_are_not_forwarded(rule
     assert result.overflow == 2000 - MAX_FORWARDS
 
 
+# -- whose a port is -----------------------------------------------------------------------------
+
+NODE = ServerProcess("node server.js --token=x", "node server.js --token=***")
+BY_PROCESS = SessionRules(attributes=attributes(**{"node .*js": {"onAutoForward": "ignore", "label": "tool"}}))
+
+
+def known(container_port: int, process: ServerProcess | None) -> dict[ForwardKey, ServerProcess | None]:
+    return {key(container_port): process}
+
+
+def test_without_rules_about_processes_nobody_waits_for_one() -> None:
+    first = planned(SessionRules(), listening(3000))
+    assert first.wishes[key(3000)].process is None
+    assert first.recheck_at_s is None
+    later = plan(SessionRules(), listening(3000), first.seen, NOW_S, known(3000, NODE))
+    assert later.wishes[key(3000)].process == NODE.shown
+
+
+def test_a_new_port_is_undecided_until_its_process_is_known() -> None:
+    first = planned(BY_PROCESS, listening(3000))
+    assert (first.wishes, first.notices) == ({}, {})
+    assert first.recheck_at_s == NOW_S + PROCESS_WAIT_S
+    again = plan(BY_PROCESS, listening(3000), first.seen, NOW_S + 0.1)
+    assert (again.wishes, again.recheck_at_s) == ({}, NOW_S + PROCESS_WAIT_S)
+    decided = plan(BY_PROCESS, listening(3000), again.seen, NOW_S + 0.1, known(3000, NODE))
+    notice = decided.notices[key(3000)]
+    assert (notice.status, notice.attributes.label, notice.process) == ("ignored", "tool", NODE.shown)
+    assert decided.recheck_at_s is None
+
+
+@pytest.mark.parametrize("after_s, processes", [(PROCESS_WAIT_S, {}), (0.0, known(3000, None))])
+def test_a_process_that_does_not_come_or_is_not_to_be_found_is_waited_for_no_longer(
+    after_s: float, processes: dict[ForwardKey, ServerProcess | None]
+) -> None:
+    first = planned(BY_PROCESS, listening(3000))
+    decided = plan(BY_PROCESS, listening(3000), first.seen, NOW_S + after_s, processes)
+    assert list(decided.wishes) == [key(3000)]
+    assert decided.recheck_at_s is None
+
+
+def test_one_that_comes_late_counts_all_the_same() -> None:
+    first = planned(BY_PROCESS, listening(3000))
+    forwarded = plan(BY_PROCESS, listening(3000), first.seen, LATER_S)
+    assert forwarded.wishes
+    ignored = plan(BY_PROCESS, listening(3000), forwarded.seen, LATER_S, known(3000, NODE))
+    assert not ignored.wishes
+    assert list(ignored.notices) == [key(3000)]
+
+
+def test_a_declared_port_waits_undecided_too() -> None:
+    rules = replace(BY_PROCESS, declared=specs("3000"))
+    first = planned(rules, listening(3000))
+    assert not first.wishes[key(3000)].serving
+    assert plan(rules, listening(3000), first.seen, NOW_S, known(3000, None)).wishes[key(3000)].serving
+
+
+def test_what_went_undecided_was_never_there() -> None:
+    first = planned(BY_PROCESS, listening(3000))
+    gone = plan(BY_PROCESS, (), first.seen, NOW_S + 0.1)
+    assert (gone.wishes, gone.seen, gone.recheck_at_s) == ({}, {}, None)
+
+
+def test_a_server_that_restarts_keeps_its_process_until_the_new_one_is_known() -> None:
+    """Else its attributes would go and come back, and with them its forward."""
+    before = plan(SessionRules(), listening(3000), {}, NOW_S, known(3000, NODE)).seen
+    for snapshot in ((), listening(3000)):
+        result = plan(BY_PROCESS, snapshot, before, NOW_S + 0.1)
+        assert list(result.notices) == [key(3000)]
+        assert result.seen[key(3000)].process == NODE
+    other = ServerProcess("deno run", "deno run")
+    assert plan(BY_PROCESS, listening(3000), before, NOW_S, known(3000, other)).wishes[key(3000)].process == "deno run"
+
+
+def test_there_is_no_process_of_another_host() -> None:
+    rules = replace(BY_PROCESS, declared=specs("db:3000"))
+    result = plan(rules, listening(3000), {}, NOW_S, known(3000, NODE))
+    assert result.wishes[key(3000, container_host="db")].process is None
+
+
 # -- the steps -----------------------------------------------------------------------------------
 
 
@@ -362,6 +443,52 @@ def test_the_step_from_one_forward_to_the_next(
 ) -> None:
     wanted = Plan({want.key: want} if want else {}, {}, {})
     assert reconcile(have, {}, wanted, "127.0.0.1") == steps
+
+
+def with_attributes(wish: Wish, **said: bool | None) -> Wish:
+    return replace(wish, attributes=replace(wish.attributes, **said))  # type: ignore[arg-type]
+
+
+def privileged_wish(**said: bool | None) -> Wish:
+    return with_attributes(one_wish(SessionRules(), listening(80)), **said)
+
+
+@pytest.mark.parametrize(
+    ("before", "host_port", "after", "reopened"),
+    [
+        # requireLocalPort
+        (SERVING, 3001, with_attributes(SERVING, require_local_port=True), True),
+        (SERVING, 3000, with_attributes(SERVING, require_local_port=True), False),
+        (with_attributes(SERVING, require_local_port=True), 3000, SERVING, False),
+        (PINNED, 8080, with_attributes(PINNED, require_local_port=True), False),
+        # elevateIfNeeded
+        (privileged_wish(), 8080, privileged_wish(elevate_if_needed=True), True),
+        (privileged_wish(elevate_if_needed=True), 8080, privileged_wish(elevate_if_needed=True), False),
+        (privileged_wish(elevate_if_needed=True), 80, privileged_wish(), True),
+        (privileged_wish(elevate_if_needed=True), 8080, privileged_wish(elevate_if_needed=False), True),
+        (privileged_wish(elevate_if_needed=None), 8080, privileged_wish(elevate_if_needed=False), False),
+        (SERVING, 3001, with_attributes(SERVING, elevate_if_needed=True), False),
+        # anything else
+        (SERVING, 3001, replace(SERVING, process="node"), False),
+    ],
+)
+def test_a_forward_is_reopened_only_for_a_number_that_it_may_not_have_or_may_now_have(
+    before: Wish, host_port: int, after: Wish, reopened: bool
+) -> None:
+    have = {before.key: Existing(before, "active", "127.0.0.1", host_port)}
+    steps = reconcile(have, {}, Plan({after.key: after}, {}, {}), "127.0.0.1")
+    if reopened:
+        assert steps == Steps(close=(after.key,), open=(after,))
+    else:
+        assert steps == (Steps(update=(after,)) if after != before else Steps())
+
+
+def test_a_failed_forward_is_tried_anew_for_what_decides_about_it_only() -> None:
+    have = existing(with_attributes(SERVING, require_local_port=True), "failed")
+    free = with_attributes(SERVING)
+    assert reconcile(have, {}, Plan({key(3000): free}, {}, {}), "127.0.0.1").open == (free,)
+    named = replace(with_attributes(SERVING, require_local_port=True), process="node")
+    assert reconcile(have, {}, Plan({key(3000): named}, {}, {}), "127.0.0.1") == Steps(update=(named,))
 
 
 def test_notices_come_go_and_change_once() -> None:

@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoforward.attributes import AttributeRules, parse_attributes
-from autoforward.model import ForwardKey, Listener, PublishedPort, Snapshot
+from autoforward.model import ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
 from autoforward.policy import Existing, Notice, Plan, Seen, SessionRules, Steps, plan, reconcile
 from autoforward.portspec import parse_port_spec
 from autoforward.setting_values import Selection
 
 NOW_S = 1000.0
+TOOL = ServerProcess("tool --x", "tool --x")
+BY_PROCESS, _ = parse_attributes({"^tool": {"onAutoForward": "ignore"}}, None, "test")
 IGNORING, _ = parse_attributes({"3000": {"onAutoForward": "ignore"}}, None, "test")
 
 PORTS = st.sampled_from([80, 3000, 3001, 5432])
@@ -27,14 +29,24 @@ SPECS = st.lists(st.sampled_from(["3000", "8080:3000", "80", "db:5432", "15432:d
 )
 KEYS = st.builds(ForwardKey, TRANSPORTS, st.none(), PORTS)
 SEEN = st.dictionaries(
-    KEYS, st.builds(Seen, st.frozensets(ADDRESSES, min_size=1), st.none() | st.floats(NOW_S - 3, NOW_S + 3)), max_size=4
+    KEYS,
+    st.builds(
+        Seen,
+        st.frozensets(ADDRESSES, min_size=1),
+        st.none() | st.floats(NOW_S - 3, NOW_S + 3),
+        st.booleans(),
+        st.sampled_from([None, TOOL]),
+        st.none() | st.floats(NOW_S - 1, NOW_S + 1),
+    ),
+    max_size=4,
 )
+PROCESSES = st.dictionaries(KEYS, st.sampled_from([None, TOOL]), max_size=4)
 RULES = st.builds(
     SessionRules,
     auto=st.booleans(),
     declared=SPECS,
     manual=SPECS,
-    attributes=st.sampled_from([AttributeRules(), IGNORING]),
+    attributes=st.sampled_from([AttributeRules(), IGNORING, BY_PROCESS]),
     exclude=st.sampled_from([Selection(), Selection(((3001, 3001),))]),
     published=st.sampled_from([(), (PublishedPort("tcp", 3000, "0.0.0.0", 8300),)]),
     host_network=st.booleans(),
@@ -43,15 +55,18 @@ RULES = st.builds(
     udp=st.booleans(),
     max_forwards=st.sampled_from([1, 2, 128]),
 )
-PLANS = st.builds(plan, RULES, SNAPSHOTS, SEEN, st.just(NOW_S))
+PLANS = st.builds(plan, RULES, SNAPSHOTS, SEEN, st.just(NOW_S), PROCESSES)
 
 
-@given(RULES, SNAPSHOTS, SEEN)
+@given(RULES, SNAPSHOTS, SEEN, PROCESSES)
 def test_the_plan_is_a_function_and_says_each_port_once(
-    rules: SessionRules, snapshot: Snapshot, before: dict[ForwardKey, Seen]
+    rules: SessionRules,
+    snapshot: Snapshot,
+    before: dict[ForwardKey, Seen],
+    processes: dict[ForwardKey, ServerProcess | None],
 ) -> None:
-    first = plan(rules, snapshot, before, NOW_S)
-    again = plan(rules, snapshot, dict(reversed(before.items())), NOW_S)
+    first = plan(rules, snapshot, before, NOW_S, processes)
+    again = plan(rules, snapshot, dict(reversed(before.items())), NOW_S, processes)
     assert first == again
     assert list(first.wishes) == list(again.wishes)
     assert not first.wishes.keys() & first.notices.keys()
@@ -61,12 +76,15 @@ def test_the_plan_is_a_function_and_says_each_port_once(
     assert first.recheck_at_s is None or first.recheck_at_s > NOW_S
 
 
-@given(RULES, SNAPSHOTS, SEEN)
+@given(RULES, SNAPSHOTS, SEEN, PROCESSES)
 def test_looking_again_at_once_changes_nothing(
-    rules: SessionRules, snapshot: Snapshot, before: dict[ForwardKey, Seen]
+    rules: SessionRules,
+    snapshot: Snapshot,
+    before: dict[ForwardKey, Seen],
+    processes: dict[ForwardKey, ServerProcess | None],
 ) -> None:
-    first = plan(rules, snapshot, before, NOW_S)
-    assert plan(rules, snapshot, first.seen, NOW_S) == first
+    first = plan(rules, snapshot, before, NOW_S, processes)
+    assert plan(rules, snapshot, first.seen, NOW_S, processes) == first
 
 
 def carried_out(

@@ -26,7 +26,7 @@ from autoforward.lanes.commands import (
     socat_tool,
 )
 from autoforward.lanes.probe import Probe, choose_lane
-from autoforward.lanes.watcher import WatcherStream, encode_kill, encode_ping, encode_sockets, parse_answer
+from autoforward.lanes.watcher import Owner, WatcherStream, encode_kill, encode_ping, encode_sockets, parse_answer
 from autoforward.leases import Lease, encode_document, parse_document
 from autoforward.model import LANE_CHOICES, EngineEndpoint, EventName, Identity, Status
 from autoforward.paths import StatePaths
@@ -221,6 +221,11 @@ def test_the_watcher_s_example_is_understood_in_whole() -> None:
     assert (hello.pid, first.number, second.number) == (57, 1, 2)
     assert [(row.local_address, row.local_port) for row in first.table.listening] == [("127.0.0.1", 3000)]
     assert not second.table.rows
+
+
+def test_the_watcher_s_words_about_processes_are_understood() -> None:
+    said = [parse_answer(line.encode()) for line in fenced("watcher-stderr").splitlines()]
+    assert said == [Owner(48213, 71, b"node server.js"), Owner(48214, 0, b"")]
 
 
 def test_orders_and_answers_of_the_watcher() -> None:
