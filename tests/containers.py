@@ -197,7 +197,7 @@ class Container:
         Images without python3 (busybox, nolane) have `http` only, with a fixed page and a port that must be given.
         """
         if self.image in ("busybox", "nolane"):
-            server = self._start_httpd(behaviour, bind, port)
+            server = self._start_httpd(behaviour, bind, port, user)
         else:
             argv = ["python3", f"{HELPER_DIR}/server.py", behaviour, "--bind", bind, "--port", str(port)]
             argv += ["--text", text, "--delay", str(delay_s)]
@@ -220,12 +220,12 @@ class Container:
                     return line
         raise AssertionError(f"{shlex.join(argv)} in {self.name} did not start: {''.join(lines)}")
 
-    def _start_httpd(self, behaviour: str, bind: str, port: int) -> Server:
+    def _start_httpd(self, behaviour: str, bind: str, port: int, user: str) -> Server:
         assert behaviour == "http", f"{self.image} has no python3: only http, not {behaviour}"
         assert port, f"{self.image} has no python3: name the port"
         where = f"[{bind}]:{port}" if ":" in bind else f"{bind}:{port}"
         argv = [f"{HELPER_DIR}/httpd", "-f", "-p", where, "-h", f"{HELPER_DIR}/www"]
-        subprocess.run(["docker", "exec", "-d", self.id, *argv], check=True)
+        subprocess.run(["docker", "exec", "-d", *(["-u", user] if user else []), self.id, *argv], check=True)
         row = f":{port:04X} .*:0000 0A "
         wait = "do i=$((i+1)); [ $i -gt 500 ] && exit 1; sleep 0.02; done"
         self.shell(f"i=0; while ! cat /proc/net/tcp* | grep -q '{row}'; {wait}")

@@ -7,7 +7,6 @@ runs the actor's task reads with `next_item`. `ending` is set from outside (or b
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -25,6 +24,11 @@ class Ending(Exception):  # noqa: N818  # control flow, not an error
 
 class Restart(Exception):  # noqa: N818  # control flow, not an error
     """A command changed what the actor's task is based on: it has to begin again."""
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedOut:
+    """A command was carried out: what was true before it need not be any more, nor what the timeout came from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +67,24 @@ class Actor(Generic[Item]):
             raise TargetError(f"the session of {self.name} ended: {self.end_reason}")
         return done.result()
 
-    async def next_item(self, timeout_s: float | None) -> Item | None:
+    async def next_item(self, timeout_s: float | None) -> Item | CarriedOut | None:
         """What comes next, None after the timeout. Commands are carried out here. Raises Ending, Restart."""
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            getting = asyncio.ensure_future(self._inbox.get())
-            ending = asyncio.ensure_future(self.ending.wait())
-            remaining_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-            waiting: list[asyncio.Future[Any]] = [getting, ending]
-            await asyncio.wait(waiting, timeout=remaining_s, return_when=asyncio.FIRST_COMPLETED)
-            ending.cancel()
-            if self.ending.is_set():
-                getting.cancel()
-                raise Ending
-            if not getting.done():
-                getting.cancel()
-                return None
-            item = getting.result()
-            if not isinstance(item, _Command):
-                return item
-            await self._carry_out(item)
+        getting = asyncio.ensure_future(self._inbox.get())
+        ending = asyncio.ensure_future(self.ending.wait())
+        waiting: list[asyncio.Future[Any]] = [getting, ending]
+        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        if self.ending.is_set():
+            getting.cancel()
+            raise Ending
+        if not getting.done():
+            getting.cancel()
+            return None
+        item = getting.result()
+        if not isinstance(item, _Command):
+            return item
+        await self._carry_out(item)
+        return CarriedOut()
 
     async def _carry_out(self, command: _Command) -> None:
         if command.done.done():  # whoever asked has gone

@@ -254,6 +254,29 @@ def test_watcher_reports_changes_and_answers_and_leaves(
         assert nothing_left(one)
 
 
+@pytest.mark.parametrize(("image", "shell"), SHELLS)
+def test_watcher_names_the_process_of_what_is_new(container: ContainerFactory, image: str, shell: str) -> None:
+    """Once for each socket, whether it is known or not; a user sees the descriptors of his own processes only."""
+    one = container(image)
+    first = one.start_server(port=3000, user="dev")
+    watch = Watcher(one, shell=shell, user="dev")
+    owners = lambda: [answer for answer in watch.answers if isinstance(answer, w.Owner)]  # noqa: E731
+    inode = lambda port: next(r.inode for r in watch.frames[-1].table.listening if r.local_port == port)  # noqa: E731
+    with cleaned_up(watch):
+        watch.wait_for(owners)
+        own = owners()[0]
+        assert (own.inode, own.pid) == (inode(3000), first.pid)
+        assert own.command_line.split() == one.shell(f"tr '\\0' ' ' </proc/{first.pid}/cmdline").encode().split()
+        one.start_server(port=3001, user="root")
+        watch.wait_for(lambda: len(owners()) == 2)
+        assert owners()[1] == w.Owner(inode(3001), 0, b"")
+        first.stop()
+        watch.wait_for(lambda: not watch.listens(Listener("tcp", 3000, "127.0.0.1")))
+        watch.send(w.encode_ping(1))
+        watch.wait_for(lambda: w.Pong(1) in watch.answers)
+        assert len(owners()) == 2
+
+
 def test_no_pong_when_the_poll_loop_was_killed(container: ContainerFactory) -> None:
     one = container()
     watch = Watcher(one, shell="dash", poll_interval_s=5)

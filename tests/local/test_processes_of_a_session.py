@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from autoforward.attributes import AttributeRules, parse_attributes
 from autoforward.frames import Process, SnapshotEvent, SocketEntry
 from autoforward.lanes.watcher import Frame, Owner
 from autoforward.messages import MuxSaid
+from autoforward.supervisor import session as session_module
 from autoforward.supervisor.agent_link import AgentLink
+from tests.containers import eventually
 from tests.local.fake_engine import Process as FakeProcess
 from tests.local.harness import free_port, in_loop
 from tests.local.world import RECORD, Worlds, closing
@@ -118,7 +121,6 @@ async def test_requiring_the_local_port_reopens_what_has_another(world: Any, por
         assert (event.container_port, event.host_port, event.status) == (port, None, "failed")
         assert event.reason is not None
         assert event.reason.startswith(f"host port {port} is in use")
-        assert "(pid " in event.reason
         await one.session.update(replace(RECORD, rules=rules()))
         assert one.statuses() == {port: "active"}
         assert one.host_port(port) != port
@@ -134,3 +136,19 @@ async def test_the_agent_says_it_with_frames_of_its_own() -> None:
     assert isinstance(said[0], Frame)
     assert said[0].table.rows[0].inode == 77
     assert said[1] == Owner(77, 12, b"node\0x.js")
+
+
+@closing
+async def test_what_failed_by_a_command_is_tried_again_as_well(
+    world: Any, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Met on an engine: the session slept on with the timeout from before the command, which was none."""
+    monkeypatch.setattr(session_module, "RETRY_FAILED_S", 0.05)
+    one = world()
+    with socket.create_server(("127.0.0.1", port)):
+        await one.begin(port)
+        await one.session.update(replace(RECORD, rules=rules(**{str(port): {"requireLocalPort": True}})))
+        assert one.statuses() == {port: "failed"}
+    active = lambda: one.statuses() == {port: "active"}  # noqa: E731
+    await asyncio.to_thread(eventually, active, what="the number is had once it is free")
+    assert one.host_port(port) == port
