@@ -12,7 +12,10 @@ import click
 
 from autoforward.cli import client
 
-HEADER = ("ID", "LOCAL", "TARGET", "PORT", "STATUS", "LABEL", "AGE", "CONNECTIONS", "TRAFFIC")
+MAX_PROCESS = 40
+"""Characters of a command line in the table; the whole is in `--json`."""
+
+HEADER = ("ID", "LOCAL", "TARGET", "PORT", "STATUS", "LABEL", "PROCESS", "AGE", "CONNECTIONS", "TRAFFIC")
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -56,10 +59,15 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         port,
         row["status"] or "-",
         row["label"] or "",
+        _cut(row["process"] or ""),
         _age(row["ageSeconds"]) if row["id"] else "",
         connections,
         traffic,
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_PROCESS else text[: MAX_PROCESS - 1] + "…"
 
 
 def _age(seconds: float) -> str:
