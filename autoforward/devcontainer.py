@@ -7,6 +7,7 @@ file only: no CLI writes it into the label. Variables like `${localEnv:X}` are l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +36,8 @@ MAX_DECLARED = 1000
 MAX_METADATA_ENTRIES = 1000
 # Before equal ones are put together: half a megabyte of ranges would otherwise be fifty million ports.
 MAX_SPECS = 10 * MAX_DECLARED
+MAX_LOCAL_FEATURES = 64
+FEATURE_KEYS = frozenset({"forwardPorts", "portsAttributes", "otherPortsAttributes"})
 
 # json5 (pyjson5 is another package) puts the position into its message and nowhere else.
 _JSON5_POSITION = re.compile(r"^<string>:(\d+) (.*) at column (\d+)$", re.DOTALL)
@@ -235,6 +238,22 @@ def merged_for_container(
         except FileNotFoundError:
             warnings += (f"{path}: not there any more",)
     return merge_configurations(entries), place, warnings
+
+
+def read_local_features(config: Mapping[str, Any], config_file: Path) -> tuple[dict[str, Any], ...]:
+    """What the features in folders beside devcontainer.json (`"./name"`) say, in the order in which they are named.
+
+    The official CLI takes no ports from a feature, devcontainer-rs does. One that cannot be read is left out: the CLI
+    has complained.
+    """
+    features = config.get("features")
+    found: list[dict[str, Any]] = []
+    for name in features if isinstance(features, Mapping) else ():
+        if isinstance(name, str) and name.startswith(("./", "../")) and len(found) < MAX_LOCAL_FEATURES:
+            with contextlib.suppress(UsageError, FileNotFoundError, ValueError):
+                entry = read_config_file(config_file.parent / name / "devcontainer-feature.json")
+                found.append({key: value for key, value in entry.items() if key in FEATURE_KEYS})
+    return tuple(found)
 
 
 def configuration_for_container(

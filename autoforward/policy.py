@@ -73,7 +73,7 @@ class SessionRules:
     @property
     def look_at_processes(self) -> bool:
         """Whether it can matter whose a port is."""
-        return self.attributes.look_at_processes
+        return self.attributes.look_at_processes or bool(self.exclude.processes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,9 @@ def _why_not(
 
     if key.container_host is None and rules.host_network:
         return notice("ignored", "the container is on the host's network: its ports are on the host already")
-    if source == "detected" and rules.exclude.has(key.container_port) and not rules.include.has(key.container_port):
+    command_line = seen.process.command_line if seen is not None and seen.process is not None else None
+    excluded, included = (chosen.has(key.container_port, command_line) for chosen in (rules.exclude, rules.include))
+    if source == "detected" and excluded and not included:
         return notice("ignored", "excluded")
     if source == "detected" and key.transport == "udp" and not rules.auto_udp:
         return notice("ignored", "UDP is forwarded when it is asked for, or with --auto-udp")

@@ -20,6 +20,7 @@ from autoforward.devcontainer import (
     parse_metadata_label,
     ports_from_configuration,
     read_config_file,
+    read_local_features,
 )
 from autoforward.model import ContainerInfo, PortSpec
 from autoforward.setting_values import SettingError
@@ -34,19 +35,24 @@ BUILT_BY_CLI = "vsc-"
 
 @dataclass(frozen=True, slots=True)
 class SourceContents:
-    """What the files said when they were read. `config` is devcontainer.json, None where there is none (any more)."""
+    """What the files said when they were read. `config` is devcontainer.json, None where there is none (any more).
+
+    `features` are those in folders beside it.
+    """
 
     config: Mapping[str, Any] | None = None
     customizations: Settings = NO_SETTINGS
     settings_file: Settings = NO_SETTINGS
     project: Settings = NO_SETTINGS
     user: Settings = NO_SETTINGS
+    features: tuple[Mapping[str, Any], ...] = ()
 
 
 def read_sources(sources: ConfigSources) -> SourceContents:
     """Read all files. Raises UsageError, with file, line and key, for the first that is not valid."""
     config: Mapping[str, Any] | None = None
     customizations = NO_SETTINGS
+    features: tuple[Mapping[str, Any], ...] = ()
     if sources.config_file is not None:
         path = Path(sources.config_file)
         try:
@@ -55,12 +61,14 @@ def read_sources(sources: ConfigSources) -> SourceContents:
             config = None
         else:
             customizations = read_customizations(config, path)
+            features = read_local_features(config, path)
     return SourceContents(
         config,
         customizations,
         _settings_in(sources.settings_file, required=True),
         _settings_in(sources.project_file),
         _settings_in(sources.user_file),
+        features,
     )
 
 
@@ -80,7 +88,7 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
     options = SessionOptions.of(settings, auto=record.options.auto, auto_udp=record.options.auto_udp)
     if not record.attached:
         return replace(record, options=options, declared=(), rules=NO_RULES), warnings
-    merged = merge_configurations([base, contents.config or {}])
+    merged = merge_configurations([base, *contents.features, contents.config or {}])
     ports = ports_from_configuration(merged, sources.config_file or "the container's metadata")
     if contents.config is None and sources.config_file is not None:
         warnings += (f"{sources.config_file}: not there any more",)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import Container, eventually, fetch
+from tests.docker.conftest import RecordedCli, WorkspaceFactory
 from tests.docker.observing import (
     dev_container_labels,
     free_port,
@@ -39,7 +40,6 @@ def test_range_expression_other_host_and_the_rest(
     container: ContainerFactory, run: Runner, home: Path, lane: str
 ) -> None:
     first, tool, other, database = free_port(), free_port(), free_port(), free_port()
-    assert first not in range(other, other + 1)
     folder = new_folder()
     app = container(
         labels=dev_container_labels(
@@ -175,3 +175,41 @@ def test_attributes_that_change_reach_a_live_forward(container: ContainerFactory
         run("autoforward", "attach", app.name, check=0)
         row_of(run, port, status="failed")
     assert row_of(run, port, status="active", timeout_s=30)["localPort"] == port
+
+
+def test_image_feature_and_file_give_the_same_attributes_with_either_cli(
+    cli: RecordedCli, workspace: WorkspaceFactory, run: Runner
+) -> None:
+    """The official CLI takes no ports from features, devcontainer-rs none from images: both are read here."""
+    of_image, of_feature, of_file, of_all = (free_port() for _ in range(4))
+    said = {"label": "same", "protocol": "https", "onAutoForward": "silent", "elevateIfNeeded": True}
+    one = workspace(
+        "dockerfile",
+        features={"./feature": {}},
+        portsAttributes={str(of_file): said, str(of_all): {"label": "file"}},
+    )
+    metadata = json.dumps([{"portsAttributes": {str(of_image): said, str(of_all): {"label": "image"}}}])
+    dockerfile = one.folder / "Dockerfile"
+    dockerfile.write_text(f"{dockerfile.read_text()}LABEL devcontainer.metadata='{metadata}'\n")
+    feature = one.folder / ".devcontainer" / "feature"
+    feature.mkdir()
+    attributes = {str(of_feature): said, str(of_all): {"label": "feature"}}
+    described = {"id": "feature", "version": "1.0.0", "name": "x", "portsAttributes": attributes}
+    (feature / "devcontainer-feature.json").write_text(json.dumps(described))
+    (feature / "install.sh").write_text("#!/bin/sh\ntrue\n")
+    (feature / "install.sh").chmod(0o755)
+
+    def as_said() -> None:
+        for port in (of_image, of_feature, of_file):
+            row = row_of(run, port, status="active")
+            assert {name: row[name] for name in said} == said, port
+        assert row_of(run, of_all)["label"] == "file"
+
+    done = run("devup", "--auto-forward", "--devcontainer-path", cli.path, *one.up_args, timeout_s=150)
+    assert done.returncode == 0, done.stderr
+    for port in (of_image, of_feature, of_file, of_all):
+        one.container.start_server(port=port)
+    as_said()
+    run("autoforward", "detach", "--all", check=0)
+    run("autoforward", "attach", one.container.name, check=0)
+    as_said()

@@ -22,6 +22,7 @@ from autoforward.devcontainer import (
     parse_metadata_label,
     ports_from_configuration,
     read_config_file,
+    read_local_features,
     shutdown_action,
 )
 from autoforward.errors import UsageError
@@ -292,3 +293,18 @@ def test_json_round_trip() -> None:
 def test_a_damaged_stored_form_is_refused(data: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="not a stored"):
         PortConfiguration.from_json(data)
+
+
+def test_features_in_folders_say_what_they_want_in_ports(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, text in ((one, '{"id": "one", "portsAttributes": {"1": {}}, "init": true}'), (two, "{not json")):
+        folder.mkdir()
+        (folder / "devcontainer-feature.json").write_text(text)
+    features = {"./one": {}, "./two": {}, "./three": {}, "ghcr.io/x/y:1": {}, "../../etc\0": {}}
+    config = {"features": features}
+    assert read_local_features(config, tmp_path / "devcontainer.json") == ({"portsAttributes": {"1": {}}},)
+
+
+@pytest.mark.parametrize("features", [None, [], "x", {}])
+def test_without_features_there_are_none(features: object, tmp_path: Path) -> None:
+    assert read_local_features({"features": features}, tmp_path / "devcontainer.json") == ()

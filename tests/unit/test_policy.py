@@ -500,3 +500,13 @@ def test_notices_come_go_and_change_once() -> None:
     gone = reconcile({}, blocked.notices, planned(SessionRules(), listening(3000)), "127.0.0.1")
     assert gone.dropped_notices == (key(3000),)
     assert [wish.key for wish in gone.open] == [key(3000)]
+
+
+def test_ports_are_excluded_and_brought_back_by_their_process() -> None:
+    rules = SessionRules(exclude=Selection(processes=("^node",)), include=Selection(processes=("server",)))
+    assert planned(rules, listening(3000)).wishes == {}
+    node, tool = ServerProcess("node server.js", ""), ServerProcess("node lsp.js", "")
+    result = plan(rules, listening(3000, 3001), {}, NOW_S, {**known(3000, node), **known(3001, tool)})
+    assert list(result.wishes) == [key(3000)]
+    assert [(notice.key, notice.reason) for notice in result.notices.values()] == [(key(3001), "excluded")]
+    assert plan(rules, listening(3000), {}, NOW_S, known(3000, None)).wishes
