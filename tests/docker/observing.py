@@ -79,6 +79,11 @@ def names(events: list[Row]) -> list[str]:
     return [event["event"] for event in events]
 
 
+def steps(events: list[Row]) -> list[str]:
+    """Their names without `updated`: whose a port is may be known with `forwarded`, or a moment later."""
+    return [name for name in names(events) if name != "updated"]
+
+
 def wait_event(home: Path, name: str, container_port: int | None, *, since: int = 0, timeout_s: float = 20.0) -> Row:
     """The first such event after `since`, as soon as it is written."""
 

@@ -16,7 +16,7 @@ import pytest
 from autoforward.deploy import agent_binary
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import Container, Process, Server, eventually, fetch
-from tests.docker.observing import free_port, logged, names, row_of, wait_event
+from tests.docker.observing import free_port, logged, row_of, steps, wait_event
 from tests.docker.test_lanes import dial, is_watcher, read_all
 from tests.docker.test_leftovers import RESET, open_connections, wait_connected, within_the_limit
 from tests.docker.test_udp import client_of, exchange, mirror
@@ -58,7 +58,7 @@ def test_listener_is_seen_and_its_end(container: ContainerFactory, run: Runner, 
     assert fetch(row["url"]) == "hello from arm64\n"
     server.stop()
     wait_event(home, "unforwarded", server.port)
-    assert names(logged(home, server.port)) == ["forwarded", "unforwarded"]
+    assert steps(logged(home, server.port)) == ["forwarded", "unforwarded"]
 
 
 def test_datagrams(container: ContainerFactory, run: Runner) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import Server, eventually, fetch, is_refused
-from tests.docker.observing import Command, ask, free_port, logged, names, registry, row_of, rows, wait_event
+from tests.docker.observing import Command, ask, free_port, logged, registry, row_of, rows, steps, wait_event
 
 
 def _forward(home: Path, server: Server, host_port: int) -> Command:
@@ -43,7 +43,7 @@ def test_binds_first_and_then_says_so(container: ContainerFactory, run: Runner, 
     assert is_refused("127.0.0.1", host_port)
     assert is_refused("::1", host_port)
     assert rows(run) == []
-    assert names(logged(home, server.port)) == ["forwarded", "unforwarded"]
+    assert steps(logged(home, server.port)) == ["forwarded", "unforwarded"]
     assert registry(home)["sessions"] == []
 
 

@@ -22,6 +22,7 @@ from tests.docker.observing import (
     registry,
     row_of,
     rows,
+    steps,
     wait_event,
 )
 
@@ -46,7 +47,7 @@ def test_container_stops_and_starts(container: ContainerFactory, run: Runner, ho
     row = row_of(run, server.port, status="active")
     assert (row["localPort"], row["id"]) == (before["localPort"], before["id"])
     assert fetch(row["url"]) == "after the start\n"
-    assert names(logged(home, server.port)) == ["forwarded", "reconnecting", "reconnected"]
+    assert steps(logged(home, server.port)) == ["forwarded", "reconnecting", "reconnected"]
 
 
 def test_connection_made_while_the_container_restarts_is_served(

@@ -20,6 +20,7 @@ from tests.docker.observing import (
     registry,
     row_of,
     rows,
+    steps,
     wait_event,
 )
 
@@ -49,7 +50,7 @@ def test_declared_port_refuses_until_its_server_is_up_and_again_when_it_stops(
         assert is_refused("127.0.0.1", port)
         assert is_refused("::1", port)
         assert row_of(run, port)["localPort"] == port
-    assert names(logged(home, port)) == ["waiting", "forwarded", "waiting", "forwarded", "waiting"]
+    assert steps(logged(home, port)) == ["waiting", "forwarded", "waiting", "forwarded", "waiting"]
     assert {(event["id"], event["localPort"]) for event in logged(home, port)} == {(row["id"], port)}
 
 
@@ -140,7 +141,7 @@ def test_attach_again_replaces_options_adds_ports_and_cuts_nothing(
         run("autoforward", "attach", app.name, check=0)
         assert row_of(run, dropped.port, status="active"), "an option that is not repeated is in force no more"
         ask(client)
-    assert names(logged(home, kept.port)) == ["forwarded"]
+    assert steps(logged(home, kept.port)) == ["forwarded"]
     assert len(registry(home)["sessions"]) == 1
 
 
@@ -154,7 +155,7 @@ def test_another_poll_interval_cuts_nothing(container: ContainerFactory, run: Ru
         ask(client)
         run("autoforward", "attach", app.name, "--lane", lane, "--poll-interval", "0.2", check=0)
         ask(client)
-    assert names(logged(home, server.port)) == ["forwarded"]
+    assert steps(logged(home, server.port)) == ["forwarded"]
 
 
 def test_another_lane_cuts_nothing(container: ContainerFactory, run: Runner, home: Path) -> None:
@@ -169,7 +170,7 @@ def test_another_lane_cuts_nothing(container: ContainerFactory, run: Runner, hom
         clients.append(socket.create_connection(("127.0.0.1", row["localPort"]), timeout=20))
         for client in clients:
             ask(client)
-    assert names(logged(home, server.port)) == ["forwarded"]
+    assert steps(logged(home, server.port)) == ["forwarded"]
     for client in clients:
         client.close()
     [left] = eventually(lambda: (found := app.processes(of_tests=False))[1:] == [] and found, timeout_s=20)
@@ -217,7 +218,7 @@ def test_stop_by_id_by_target_and_detach(container: ContainerFactory, run: Runne
     assert rows(run) == []
     assert registry(home)["sessions"] == []
     assert {entry["state"] for entry in registry(home)["entries"]} == {"reserved"}
-    assert names(logged(home, servers[2].port)) == ["forwarded", "unforwarded"]
+    assert steps(logged(home, servers[2].port)) == ["forwarded", "unforwarded"]
     assert names(logged(home)).count("attached") == names(logged(home)).count("detached") == 2
     # Twice is fine.
     run("autoforward", "detach", "--all", check=0)
@@ -317,7 +318,7 @@ def test_pinned_number_that_is_taken_is_had_once_it_is_free(
     event = wait_event(home, "forwarded", server.port)
     assert event["localPort"] == pinned
     assert fetch(f"http://127.0.0.1:{pinned}/") == "hello\n"
-    assert names(logged(home, server.port)) == ["failed", "forwarded"], "told once, however often it was tried"
+    assert steps(logged(home, server.port)) == ["failed", "forwarded"], "told once, however often it was tried"
 
 
 def test_current_folder_is_the_default_target(container: ContainerFactory, run: Runner, tmp_path: Path) -> None:
@@ -348,4 +349,4 @@ def test_bind_address_is_said_loudly_each_time(container: ContainerFactory, run:
         row = row_of(run, server.port, status="active")
         assert (row["hostIp"], row["localPort"]) == ("0.0.0.0", loopback["localPort"])
         assert fetch(f"http://127.0.0.1:{row['localPort']}/") == "hello\n"
-    assert names(logged(home, server.port)) == ["forwarded", "unforwarded", "forwarded"]
+    assert steps(logged(home, server.port)) == ["forwarded", "unforwarded", "forwarded"]

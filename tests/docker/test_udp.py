@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import Container, eventually, fetch
-from tests.docker.observing import free_port, logged, names, row_of, rows, wait_event
+from tests.docker.observing import free_port, logged, row_of, rows, steps, wait_event
 
 IPV6_ON = {"net.ipv6.conf.all.disable_ipv6": "0"}
 SIZES = (1, 2, 511, 1200, 1472, 1473, 4096, 8999, 9000)
@@ -154,7 +154,7 @@ def test_detected_udp_is_shown_and_forwarded_on_demand(container: ContainerFacto
             assert exchange(client, b"hello") == b"olleh"
     wait_event(home, "unforwarded", port, since=event["seq"])
     # One row ends before the other begins.
-    assert names(logged(home, port)) == ["ignored", "unforwarded", "forwarded", "unforwarded"]
+    assert steps(logged(home, port)) == ["ignored", "unforwarded", "forwarded", "unforwarded"]
     assert rows(run) == []
 
 
