@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -178,7 +179,7 @@ def test_attributes_that_change_reach_a_live_forward(container: ContainerFactory
 
 
 def test_image_feature_and_file_give_the_same_attributes_with_either_cli(
-    cli: RecordedCli, workspace: WorkspaceFactory, run: Runner
+    cli: RecordedCli, workspace: WorkspaceFactory, images: Mapping[str, str], run: Runner
 ) -> None:
     """The official CLI takes no ports from features, devcontainer-rs none from images: both are read here."""
     of_image, of_feature, of_file, of_all = (free_port() for _ in range(4))
