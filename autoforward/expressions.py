@@ -115,6 +115,8 @@ class Expression:
         try:
             found = self._pattern.search(text, timeout=SEARCH_TIMEOUT_S, concurrent=True) is not None
         except TimeoutError:
+            if time.thread_time() - began_s < SEARCH_TIMEOUT_S / 2:
+                return False  # the machine was busy with something else: it is searched anew at the next look
             found = False
             self._switch_off(f"it took more than {SEARCH_TIMEOUT_S * 1000:.0f} ms on one command line")
         self._budget.spend(time.thread_time() - began_s)
