@@ -264,7 +264,7 @@ def test_a_killed_agent_is_no_end_of_an_answer(direct: Direct) -> None:
 
 def test_a_stalled_client_holds_up_nobody_and_loses_nothing(direct: Direct) -> None:
     client, served = moved_pair(direct)
-    data = pattern(SIZE)
+    data = pattern(2 * SIZE)  # more than the buffers of three connections: each may grow to 32 MiB
     thread = in_thread(lambda: (served.sendall(data), served.close()))  # type: ignore[func-returns-value]
     with contextlib.suppress(TimeoutError):
         thread.join(0.5)
