@@ -91,7 +91,7 @@ wheel: $(CROSS) ## the release wheel, with the agent for amd64 and arm64 inside
 examples: engine ## each example runs and checks itself
 	@$(BIN)/python -m scripts.engine compose
 	@image=$${AUTOFORWARD_EXAMPLE_IMAGE:-$$($(BIN)/python -m tests.images.build full | cut -d' ' -f2)} && \
-	for name in hello compose two-worktrees; do \
+	for name in hello compose two-worktrees rules; do \
 	  AUTOFORWARD_EXAMPLE_IMAGE=$$image $(BIN)/python examples/check.py $$name || exit 1; \
 	done
 

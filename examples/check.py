@@ -1,6 +1,6 @@
 """Runs an example and checks it from the outside, the way its user would: by its commands and by connecting.
 
-    python3 examples/check.py hello|compose|two-worktrees
+    python3 examples/check.py hello|compose|two-worktrees|rules
 
 Needs `devup`, `devdown` and `autoforward` on the PATH (or beside this Python) and an engine. Exit 0 when everything it
 promises is so, else 1 and one plain line. Whatever it started is ended, also then. Only the standard library.
@@ -207,7 +207,31 @@ def two_worktrees(scratch: Path, started: list[Path]) -> None:
     check_closed(second["localPort"])
 
 
-CHECKS = {"hello": hello, "compose": compose, "two-worktrees": two_worktrees}
+def rules(_scratch: Path, started: list[Path]) -> None:
+    folder = EXAMPLES / "rules"
+    started.append(folder)
+    container_id = up(folder)
+    promised = {4000: ("a page", "silent"), 4001: ("the second page", "silent"), 4100: ("some app", "notify")}
+    promised[4200] = ("some app", "notify")
+    for container_port in promised:
+        wait_for_forward(of(container_id, container_port), f"port {container_port}")
+    for container_port, (label, action) in promised.items():
+        row = listed(container_id, container_port)
+        if (row["label"], row["onAutoForward"], row["protocol"]) != (label, action, "http"):
+            raise CheckError(f"port {container_port} is not as its rules say: {row}")
+        say(f"{container_port} is {label!r}, {action}: {row['process']}")
+        check_page(row["localPort"], f"I am the app on port {container_port}.")
+    if listed(container_id, 4200)["localPort"] != 14200:
+        raise CheckError("port 4200 is not 14200 on this machine")
+    ignored = listed(container_id, 4300)
+    if ignored["status"] != "ignored":
+        raise CheckError(f"port 4300 is not ignored: {ignored}")
+    say(f"4300 is ignored: {ignored['reason']}")
+    down(folder)
+    check_closed(14200)
+
+
+CHECKS = {"hello": hello, "compose": compose, "two-worktrees": two_worktrees, "rules": rules}
 
 
 # -- around them ---------------------------------------------------------------------------------

@@ -300,7 +300,7 @@ def test_features_in_folders_say_what_they_want_in_ports(tmp_path: Path) -> None
     for folder, text in ((one, '{"id": "one", "portsAttributes": {"1": {}}, "init": true}'), (two, "{not json")):
         folder.mkdir()
         (folder / "devcontainer-feature.json").write_text(text)
-    features = {"./one": {}, "./two": {}, "./three": {}, "ghcr.io/x/y:1": {}, "../../etc\0": {}}
+    features = {"./one": {}, "./two": {}, "./three": {}, "registry.example/x/y:1": {}, "../../etc\0": {}}
     config = {"features": features}
     assert read_local_features(config, tmp_path / "devcontainer.json") == ({"portsAttributes": {"1": {}}},)
 
