@@ -17,6 +17,7 @@ from autoforward import wire
 from autoforward.frames import SocketEntry
 from tests.agent_build import build
 from tests.local.agent_client import AgentClient
+from tests.local.harness import free_port
 
 LOOPBACK = "127.0.0.1"
 POLL_MS = 100
@@ -200,8 +201,7 @@ def test_many_datagrams_over_much_more_than_a_window(start: StartAgent) -> None:
 
 def test_nobody_there_yet(start: StartAgent) -> None:
     """An unreachable port says nothing to the host; the server that comes later answers on the same stream."""
-    with listen(LOOPBACK, socket.SOCK_DGRAM) as placeholder:
-        port = placeholder.getsockname()[1]
+    port = free_port()  # none that the agent's own socket could be given meanwhile
     agent = start()
     client = agent.open(1, port, udp=True)
     agent.send(wire.encode_data(1, b"too early") * 3 + wire.encode_ping(b"01234567"))

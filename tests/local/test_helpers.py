@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def test_what_a_test_started_detached_is_ended(home: Path) -> None:
         assert found is not None
         assert found.pid == child.pid
         end_everything_of(home)
-        assert not psutil.pid_exists(child.pid)
+        assert child.wait(5) == -signal.SIGTERM
     assert supervisor_of(home) is None
 
 
