@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from autoforward.exec_channel import ExecChannel
-from autoforward.frames import Hello
 from autoforward.messages import (
     AcceptPaused,
     Command,
@@ -33,10 +32,8 @@ from autoforward.messages import (
     ForwardCounters,
     MuxCheck,
     MuxEnd,
-    MuxLost,
     MuxPace,
     MuxRetire,
-    MuxSaid,
     MuxStart,
     Notice,
     OpenOnMux,
@@ -51,8 +48,9 @@ from autoforward.messages import (
     Withdraw,
 )
 from autoforward.model import DialAddress, Transport
-from autoforward.mux import Mux, MuxEvent
-from autoforward.peers import closed_peers, reset_peers
+from autoforward.mux import Mux
+from autoforward.muxes import Muxes
+from autoforward.peers import PeerWatch
 from autoforward.poller import READ, default_poller
 from autoforward.relay import Relay
 from autoforward.udp import UdpServer
@@ -64,9 +62,6 @@ ACCEPTS_PER_TURN = 64
 
 ACCEPT_PAUSE_S = 0.5
 """How long accepting rests after the process ran out of descriptors or memory."""
-
-PEER_CHECK_INTERVAL_S = 0.5
-"""How often clients that are not being read are looked at for having closed altogether, or reset."""
 
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -115,11 +110,9 @@ class DataPlane:
         self._served: dict[str, _Served] = {}
         self._relays: dict[int, Relay] = {}
         self._owned: set[Closeable] = set()
-        self._unwatched: set[Relay] = set()
-        self._peer_timer: Timer | None = None
+        self._peers = PeerWatch(self)
         self._drains: list[Drain] = []
-        self._muxes: dict[str, Mux] = {}
-        self._retired: dict[str, list[Mux]] = {}
+        self._muxes = Muxes(self, notify)
         self._turn_ends: list[Callable[[], None]] = []
         self.turns = 0
         """Turns of the loop so far: an idle data plane makes none."""
@@ -195,12 +188,10 @@ class DataPlane:
 
     def watch_peer(self, relay: Relay) -> None:
         """Have an eye on this relay's client, which is not read: a reset does not show, a full close looks like a half."""
-        self._unwatched.add(relay)
-        if self._peer_timer is None:
-            self._peer_timer = self.call_later(PEER_CHECK_INTERVAL_S, self._check_peers)
+        self._peers.watch(relay)
 
     def relay_ended(self, relay: Relay, *, refused: bool, reason: str | None) -> None:
-        self._unwatched.discard(relay)
+        self._peers.forget(relay)
         self._relays.pop(relay.relay_id, None)
         served = self._served.get(relay.forward_id)
         if served is not None:
@@ -296,24 +287,8 @@ class DataPlane:
                 served.route = command
                 for server in served.udp:
                     server.route(command)
-            case MuxStart():
-                self._start_mux(command)
-            case MuxPace(session_id, interval_ms):
-                if (mux := self._muxes.get(session_id)) is not None:
-                    mux.watch(interval_ms, udp=True)
-            case MuxRetire(session_id):
-                if (mux := self._muxes.pop(session_id, None)) is not None:
-                    mux.retire()
-                    kept = [one for one in self._retired.get(session_id, ()) if not one.is_closed]
-                    self._retired[session_id] = [*kept, mux]
-            case MuxEnd(session_id):
-                if (mux := self._muxes.pop(session_id, None)) is not None:
-                    mux.close()
-                for mux in self._retired.pop(session_id, ()):
-                    mux.close()
-            case MuxCheck(timeout_s):
-                for mux in self._muxes.values():
-                    mux.check(timeout_s)
+            case MuxStart() | MuxPace() | MuxRetire() | MuxEnd() | MuxCheck():
+                self._muxes.obey(command)
             case OpenOnMux(relay_id, session_id, transport, dials):
                 self._open_on_mux(relay_id, session_id, transport, dials)
             case Withdraw(forward_id, reset, done):
@@ -351,29 +326,10 @@ class DataPlane:
 
     # Agents.
 
-    def _start_mux(self, command: MuxStart) -> None:
-        session_id = command.session_id
-
-        def said(event: MuxEvent) -> None:
-            if isinstance(event, Hello):
-                mux.watch(command.poll_interval_ms, udp=True)
-            self._notify(MuxSaid(session_id, event))
-
-        def lost(reason: str) -> None:
-            if self._muxes.get(session_id) is mux:
-                del self._muxes[session_id]
-                self._notify(MuxLost(session_id, reason))
-
-        mux = Mux(self, command.stream, said, lost, command.direct_address)
-        before, self._muxes[session_id] = self._muxes.get(session_id), mux
-        if before is not None:
-            before.close()
-        mux.start()
-
     def _open_on_mux(
         self, relay_id: int, session_id: str, transport: Transport, dials: tuple[DialAddress, ...]
     ) -> None:
-        relay, mux = self._relays.get(relay_id), self.mux_of(session_id)
+        relay, mux = self._relays.get(relay_id), self._muxes.get(session_id)
         if relay is None:
             return
         if mux is None:
@@ -384,8 +340,7 @@ class DataPlane:
 
     def mux_of(self, session_id: str) -> Mux | None:
         """The mux of this session, while connections can be opened on it."""
-        mux = self._muxes.get(session_id)
-        return mux if mux is not None and mux.is_up else None
+        return self._muxes.get(session_id)
 
     def _serve_udp(self, served: _Served, sockets: tuple[socket.socket, ...]) -> None:
         for server in served.udp:
@@ -432,7 +387,7 @@ class DataPlane:
             served.counters.active += 1
             served.counters.total += 1
             route = served.route
-            mux = self.mux_of(route.session_id) if route is not None else None
+            mux = self._muxes.get(route.session_id) if route is not None else None
             if route is not None and mux is not None:
                 relay.routed = True
                 relay.attach(mux.open(relay, route.transport, route.dials))
@@ -469,20 +424,7 @@ class DataPlane:
         if not served.relays:
             self._served.pop(forward_id, None)
 
-    # Clients that reset or closed altogether, and drains.
-
-    def _check_peers(self) -> None:
-        self._peer_timer = None
-        self._unwatched = {relay for relay in self._unwatched if not relay.is_reading}
-        clients = {relay.client: relay for relay in self._unwatched if relay.client is not None}
-        for client in reset_peers(clients):
-            clients.pop(client).cut("the client broke off")
-        # Only of a client whose FIN was read is everything known that it sent.
-        for client in closed_peers(client for client, relay in clients.items() if relay.client_ended):
-            self._unwatched.discard(clients[client])
-            clients[client].client_has_gone()
-        if self._unwatched:
-            self._peer_timer = self.call_later(PEER_CHECK_INTERVAL_S, self._check_peers)
+    # Drains.
 
     def _open_relays(self, drain: Drain) -> list[Relay]:
         return [

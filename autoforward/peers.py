@@ -12,6 +12,11 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autoforward.dataplane import DataPlane, Timer
+    from autoforward.relay import Relay
 
 _TABLES = {socket.AF_INET: "/proc/net/tcp", socket.AF_INET6: "/proc/net/tcp6"}
 
@@ -91,3 +96,38 @@ def _inode(table: bytes, token: bytes) -> bytes | None:
     columns = table[start + len(token) : table.find(b"\n", start)].split()
     # st tx:rx tr:when retrnsmt uid timeout inode
     return columns[6] if len(columns) > 6 else None
+
+
+PEER_CHECK_INTERVAL_S = 0.5
+"""How often clients that are not being read are looked at for having closed altogether, or reset."""
+
+
+class PeerWatch:
+    """An eye on clients that are not read: a reset does not show there, and a full close looks like a half."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+        self._relays: set[Relay] = set()
+        self._timer: Timer | None = None
+
+    def watch(self, relay: Relay) -> None:
+        """Until it is read again, or ends."""
+        self._relays.add(relay)
+        if self._timer is None:
+            self._timer = self._plane.call_later(PEER_CHECK_INTERVAL_S, self._look)
+
+    def forget(self, relay: Relay) -> None:
+        self._relays.discard(relay)
+
+    def _look(self) -> None:
+        self._timer = None
+        self._relays = {relay for relay in self._relays if not relay.is_reading}
+        clients = {relay.client: relay for relay in self._relays if relay.client is not None}
+        for client in reset_peers(clients):
+            clients.pop(client).cut("the client broke off")
+        # Only of a client whose FIN was read is everything known that it sent.
+        for client in closed_peers(client for client, relay in clients.items() if relay.client_ended):
+            self._relays.discard(clients[client])
+            clients[client].client_has_gone()
+        if self._relays:
+            self._timer = self._plane.call_later(PEER_CHECK_INTERVAL_S, self._look)

@@ -238,7 +238,7 @@ def test_no_stream_is_a_reset_with_a_reason(here: Rig) -> None:
 def test_client_reset_while_the_server_does_not_read(here: Rig) -> None:
     """A client that is held back is not read, so its reset shows to nobody who does not look for it."""
     client, _far = here.relay()
-    eventually(lambda: not here.plane._unwatched, what="a client that is read")
+    eventually(lambda: not here.plane._peers._relays, what="a client that is read")
     fill(client, bytes(1 << 20))
     reset(client)
     assert here.expect(RelayEnded).reason == "the client broke off"
@@ -247,7 +247,7 @@ def test_client_reset_while_the_server_does_not_read(here: Rig) -> None:
 
 def test_client_reset_after_its_half_close(here: Rig) -> None:
     client, far = here.relay()
-    eventually(lambda: not here.plane._unwatched, what="a client that is read")
+    eventually(lambda: not here.plane._peers._relays, what="a client that is read")
     client.shutdown(socket.SHUT_WR)
     far.read_all()
     reset(client)
@@ -467,7 +467,7 @@ def test_three_hundred_connections_leave_no_descriptor(here: Rig, monkeypatch: p
     eventually(lambda: here.counters().active == 0, timeout_s=TIMEOUT_S, what="all relays over")
     eventually(lambda: len(here.plane._watched) == watched, timeout_s=TIMEOUT_S, what="selector empty")
     eventually(lambda: _descriptors() <= before, timeout_s=TIMEOUT_S, what="descriptors back")
-    assert (here.plane._owned, here.plane._unwatched, here.plane._relays) == (set(), set(), {})
+    assert (here.plane._owned, here.plane._peers._relays, here.plane._relays) == (set(), set(), {})
     assert here.counters().total == 300
 
 

@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("forwarder",),
     ("dataplane",),
     ("exec_channel",),
+    ("muxes",),
     ("relay", "peers", "mux", "udp"),
     ("outbox", "splicer"),
     ("mux_channel", "direct"),
