@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import HELPER_DIR, Container, eventually
 from tests.docker.observing import free_port, logged, names, row_of, wait_event
+from tests.faults.container_log import listening_since
 from tests.faults.report import Fault
 from tests.faults.traffic import Traffic, ask_once
 
@@ -30,17 +30,6 @@ def kill_and_start(app: Container) -> None:
     app.kill()
     eventually(lambda: app.raw.reload() or app.raw.status == "exited", what="the container has ended")
     app.start()
-
-
-def listening_since(app: Container) -> list[float]:
-    """When its server began to listen, each time: it says so, and the engine notes when."""
-    lines = app.raw.logs(timestamps=True).decode().splitlines()
-    return [_seconds(line.split()[0]) for line in lines if " ready " in line]
-
-
-def _seconds(stamp: str) -> float:
-    whole, _, fraction = stamp.rstrip("Z").partition(".")
-    return datetime.fromisoformat(whole + "+00:00").timestamp() + float("0." + fraction)
 
 
 @pytest.mark.parametrize(
