@@ -352,9 +352,15 @@ class Supervisor:
         log.warning("%s", text)
 
     def _write_info(self, info: dict[str, object]) -> None:
-        descriptor = os.open(self.paths.supervisor_info, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(info, file)
+        """Replaced as a whole: whoever reads it, also after a kill, finds one supervisor's facts or the other's."""
+        temporary = self.paths.supervisor_info.with_name(f"{self.paths.supervisor_info.name}.tmp")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(info, file)
+            temporary.replace(self.paths.supervisor_info)
+        except OSError as error:  # a full disk is no reason not to forward: nothing of ours depends on this file
+            self._warn(f"cannot write {self.paths.supervisor_info}: {error.strerror}")
 
 
 def _reserve_rows_of_the_dead(document: RegistryDocument) -> None:

@@ -118,6 +118,27 @@ def test_it_is_ready_when_the_starting_command_goes_on(paths: StatePaths) -> Non
     assert info["version"]
 
 
+def test_what_it_says_of_itself_is_replaced_as_a_whole(paths: StatePaths) -> None:
+    """A reader found an empty file while the next supervisor wrote it, after a kill -9 for good."""
+    process = start(paths)
+    before = paths.supervisor_info.read_text()
+    (paths.home / "kept").hardlink_to(paths.supervisor_info)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(TIMEOUT_S)
+    start(paths)
+    assert (paths.home / "kept").read_text() == before
+    assert paths.supervisor_info.read_text() != before
+
+
+def test_what_it_says_of_itself_is_not_needed(paths: StatePaths) -> None:
+    """No room for it on a full disk, say: the supervisor starts, and warns."""
+    paths.ensure()
+    (paths.home / "supervisor.json.tmp").mkdir()
+    ensure_supervisor(paths).close()
+    assert [answer["type"] for answer in ask(paths, b'{"op":"ping"}\n')] == ["result"]
+    eventually(lambda: "cannot write" in paths.supervisor_log.read_text())
+
+
 def test_it_is_nobodys_child_and_keeps_nothing_of_its_first_caller(
     paths: StatePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
