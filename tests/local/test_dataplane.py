@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from autoforward import dataplane, outbox, relay
+from autoforward import outbox, peers, relay
 from autoforward.messages import (
     AcceptPaused,
     KillWanted,
@@ -453,7 +453,7 @@ def test_three_hundred_connections_leave_no_descriptor(here: Rig, monkeypatch: p
     """Every end that a connection can come to closes its client, its stream, and takes both off the selector."""
     monkeypatch.setattr(relay, "GONE_GRACE_S", 0.05)
     monkeypatch.setattr(outbox, "LINGER_S", 0.2)
-    monkeypatch.setattr(dataplane, "PEER_CHECK_INTERVAL_S", 0.05)
+    monkeypatch.setattr(peers, "PEER_CHECK_INTERVAL_S", 0.05)
     before = _descriptors()
     assert here.counters().total == 0  # the listener is being watched by now
     watched = len(here.plane._watched)
