@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from autoforward import outbox, peers, relay
+from autoforward import dataplane, outbox, peers, relay
 from autoforward.messages import (
     AcceptPaused,
     KillWanted,
