@@ -2,7 +2,7 @@
 
 Merging follows the specification: `forwardPorts` are united; of `portsAttributes` the last of equal keys wins;
 `otherPortsAttributes` and `shutdownAction` are taken whole from the last that has them. `appPort` counts from the
-file only: no CLI writes it into the label. Variables like `${localEnv:X}` are left as they are.
+file only: no CLI writes it into the label. Variables are put in before (`variables.py`).
 """
 
 from __future__ import annotations

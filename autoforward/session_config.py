@@ -26,6 +26,7 @@ from autoforward.model import ContainerInfo, PortSpec
 from autoforward.setting_values import SettingError
 from autoforward.settings import ConfigSources, SessionOptions, SessionRecord
 from autoforward.settings_files import CUSTOMIZATIONS, customizations_of, read_customizations, read_settings_file
+from autoforward.variables import names_in, substituted
 
 PORT_KEYS = ("forwardPorts", "portsAttributes", "otherPortsAttributes")
 
@@ -46,11 +47,17 @@ class SourceContents:
     project: Settings = NO_SETTINGS
     user: Settings = NO_SETTINGS
     features: tuple[Mapping[str, Any], ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Of the environment, those that it names in what it says of ports."""
 
 
-def read_sources(sources: ConfigSources) -> SourceContents:
-    """Read all files. Raises UsageError, with file, line and key, for the first that is not valid."""
+def read_sources(sources: ConfigSources, environ: Mapping[str, str] | None = None) -> SourceContents:
+    """Read all files. Raises UsageError, with file, line and key, for the first that is not valid.
+
+    `environ` is the environment of who begins the session; without it (in the supervisor) what it was then counts.
+    """
     config: Mapping[str, Any] | None = None
+    variables: Mapping[str, str] = sources.variables
     customizations = NO_SETTINGS
     features: tuple[Mapping[str, Any], ...] = ()
     if sources.config_file is not None:
@@ -60,6 +67,10 @@ def read_sources(sources: ConfigSources) -> SourceContents:
         except FileNotFoundError:
             config = None
         else:
+            said = {name: config[name] for name in (*PORT_KEYS, CUSTOMIZATIONS[0]) if name in config}
+            if environ is not None:
+                variables = {name: environ[name] for name in sorted(names_in(said)) if name in environ}
+            config = {**config, **substituted(said, variables)}
             customizations = read_customizations(config, path)
             features = read_local_features(config, path)
     return SourceContents(
@@ -69,6 +80,7 @@ def read_sources(sources: ConfigSources) -> SourceContents:
         _settings_in(sources.project_file),
         _settings_in(sources.user_file),
         features,
+        variables,
     )
 
 

@@ -115,7 +115,8 @@ class ConfigSources:
 
     `config_file` is the devcontainer.json that counts; `base` what image and features say beside it, raw; `original` what
     the container was made with, where that file is not to be found; `given` what flags and environment said, which goes
-    on to win. The files need not exist, but for `settings_file`.
+    on to win. `variables` are those of the environment that devcontainer.json names in what it says of ports. The files
+    need not exist, but for `settings_file`.
     """
 
     config_file: str | None = None
@@ -125,6 +126,7 @@ class ConfigSources:
     given: Settings = NO_SETTINGS
     base: Mapping[str, Any] = field(default_factory=dict)
     original: Mapping[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -140,13 +142,14 @@ class ConfigSources:
             "given": self.given.to_json(),
             "base": dict(self.base),
             "original": dict(self.original),
+            "variables": dict(self.variables),
         }
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ConfigSources:
         """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
-        if not isinstance(row["base"], Mapping) or not isinstance(row["original"], Mapping):
-            raise ValueError("base or original is no object")
+        if not all(isinstance(row[name], Mapping) for name in ("base", "original", "variables")):
+            raise ValueError("base, original or variables is no object")
         return cls(
             _text(row["config_file"]),
             _text(row["project_file"]),
@@ -155,6 +158,7 @@ class ConfigSources:
             parse_settings(row["given"]),
             dict(row["base"]),
             dict(row["original"]),
+            {str(name): str(value) for name, value in row["variables"].items()},
         )
 
 

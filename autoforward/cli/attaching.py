@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,9 @@ def record_for(
         environment=SessionEnvironment.capture(os.environ),
         sources=sources_for(flags, counts, workspace_folder, info.labels.get(LABEL_COMPOSE_FOLDER), metadata=metadata),
     )
-    configured, warnings = configure(record, read_sources(record.sources))
+    contents = read_sources(record.sources, os.environ)
+    record = replace(record, sources=replace(record.sources, variables=contents.variables))
+    configured, warnings = configure(record, contents)
     return configured, (*metadata.warnings, *warnings)
 
 

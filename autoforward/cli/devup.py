@@ -127,7 +127,7 @@ def _metadata(request: DevupRequest, info: ContainerInfo, image_label: str) -> M
 
 def _check_configuration(request: DevupRequest) -> None:
     """Raises UsageError for files that are not valid: before the CLI has done anything."""
-    read_sources(attaching.sources_for(request.flags, request.up.config_file(), request.up.folder))
+    read_sources(attaching.sources_for(request.flags, request.up.config_file(), request.up.folder), os.environ)
 
 
 def _end_old_forwards(request: DevupRequest) -> None:

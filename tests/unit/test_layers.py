@@ -47,7 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("leases", "paths", "settings", "settings_files", "policy", "candidates"),
     ("devcontainer", "environment", "lanes.*", "config", "processes"),
     ("attributes", "setting_values"),
-    ("portspec", "procnet", "wire", "expressions", "masking"),
+    ("portspec", "procnet", "wire", "expressions", "variables", "masking"),
     ("payloads",),
     (
         "poller",
