@@ -181,8 +181,11 @@ class Forwarder:
             await self._update(self._forwards[wish.key], wish)
         await self._open([*reopen, *steps.open], host_ip)
         for notice in steps.notices:
-            self._notices[notice.key] = notice
-            await self._publish_notice("failed" if notice.status == "failed" else "ignored", notice)
+            before, self._notices[notice.key] = self._notices.get(notice.key), notice
+            event: EventName = "failed" if notice.status == "failed" else "ignored"
+            if before is not None and (before.status, before.reason) == (notice.status, notice.reason):
+                event = "updated"  # its label, or the process that has come to be known
+            await self._publish_notice(event, notice)
         if plan.overflow and not self._overflow:
             limit = max(len(plan.wishes), len(plan.notices))
             reason = f"{plan.overflow} more ports are not forwarded: the limit is {limit}"

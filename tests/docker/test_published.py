@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import fetch, is_refused
-from tests.docker.observing import free_port, logged, names, registry, row_of, rows
+from tests.docker.observing import free_port, logged, names, registry, row_of, rows, steps
 
 
 def test_published_port_is_a_row_with_its_address(container: ContainerFactory, run: Runner, home: Path) -> None:
@@ -21,7 +21,7 @@ def test_published_port_is_a_row_with_its_address(container: ContainerFactory, r
     assert fetch(row["url"]) == "hello\n"
     assert is_refused("127.0.0.1", container_port)
     assert registry(home)["entries"] == []
-    assert names(logged(home, container_port)) == ["ignored"]
+    assert steps(logged(home, container_port)) == ["ignored"]
     listed = run("autoforward", "list", check=0).stdout
     assert "published" in listed
     assert f"localhost:{host_port}" in listed
@@ -86,7 +86,7 @@ def test_container_without_any_lane(container: ContainerFactory, run: Runner, ho
     row = row_of(run, server.port, status="failed")
     assert all(tool in row["reason"] for tool in ("socat", "nc", "bash", "agent")), row["reason"]
     assert (row["localPort"], row["id"]) == (None, None)
-    assert names(logged(home, server.port)) == ["failed"]
+    assert steps(logged(home, server.port)) == ["failed"]
     assert is_refused("127.0.0.1", server.port)
 
     done = run("autoforward", "forward", app.name, f"{free_port()}:{server.port}")

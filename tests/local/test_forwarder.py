@@ -24,6 +24,7 @@ from autoforward.messages import ForwardCounters
 from autoforward.model import ForwardKey, Listener, PublishedPort
 from autoforward.policy import SessionRules, plan
 from autoforward.portspec import parse_port_spec
+from autoforward.setting_values import Selection
 from tests.containers import eventually
 from tests.local.harness import LOOPBACK, PLACE, Table, accepts, frame, free_port, in_loop
 
@@ -379,3 +380,13 @@ async def test_a_registry_that_cannot_be_locked_is_an_error_of_ours(table: Table
     assert not forwarder.forwards
     assert not table.publisher.events
     assert not accepts(port)
+
+
+@in_loop
+async def test_a_port_that_is_not_forwarded_is_said_once_and_what_changes_about_it_is_an_update(table: Table) -> None:
+    port = free_port()
+    rules = SessionRules(exclude=Selection(((port, port),)))
+    await table.apply(rules, port)
+    await table.apply(replace(rules, attributes=labelled(port, "web")), port)
+    assert [(event.event, event.label) for event in table.publisher.events] == [("ignored", None), ("updated", "web")]
+    assert {event.status for event in table.publisher.events} == {"ignored"}
