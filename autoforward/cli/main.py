@@ -200,6 +200,17 @@ def status(as_json: bool) -> int:
     return 0
 
 
+@main.command(epilog="\b\nExamples:\n  autoforward doctor\n  autoforward doctor .\n  autoforward doctor web --json")
+@click.argument("target", required=False)
+@output.engine_options
+@json_option
+def doctor(target: str | None, docker_host: str | None, context: str | None, as_json: bool) -> int:
+    """What would stop it from working here, or in TARGET, and the way out. Changes nothing."""
+    from autoforward.cli.doctoring import examine, print_findings
+
+    return print_findings(examine(target, docker_host, context), as_json)
+
+
 @main.command(epilog="\b\nExamples:\n  autoforward restart")
 def restart() -> int:
     """End the supervisor and start it anew, of the version of this command: same sessions, same host ports."""
