@@ -8,13 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from autoforward.attributes import AttributeRules
-from autoforward.candidates import FIRST_UNPRIVILEGED
 from autoforward.deploy import FOLDER, NoAgentError, agent_binary, agent_name, is_ours, places
 from autoforward.doctor.container import AgentLook, LanesLook, PortLook
 from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError
 from autoforward.lanes.probe import Probe
-from autoforward.model import ContainerInfo, PortSpec
+from autoforward.model import FIRST_UNPRIVILEGED, ContainerInfo, PortSpec
 from autoforward.probing import probe_container, run_in_container
 from autoforward.sockets import (
     HostPortDeniedError,
