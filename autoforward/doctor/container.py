@@ -15,7 +15,8 @@ from autoforward.lanes.probe import NO_LANE_HINT, NoLane, Probe, choose_lane
 from autoforward.model import ContainerInfo, LaneChoice, PublishedPort, Transport
 
 _SHELL_LANES: tuple[LaneChoice, ...] = ("socat", "nc", "devtcp")
-_MISSING = {"socat": "no socat", "nc": "no nc of a known kind", "devtcp": "no bash with /dev/tcp, or no cat"}
+_MISSING = {"socat": "not there", "nc": "none of a known kind", "devtcp": "no bash with /dev/tcp, or no cat"}
+_INSTALL = {"socat": "install socat", "nc": "install netcat-openbsd", "devtcp": "install bash and cat"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def _check_shell_lane(lane: LaneChoice, tool: RelayTool | NoLane, look: LanesLoo
     if isinstance(tool, NoLane):
         why = _MISSING[lane] if look.probe is not None else look.problem
         # A lane that is missing is bad news only where no better one is there.
-        return warn(name, f"{lane}: {why}", NO_LANE_HINT) if needed else ok(name, f"{lane}: {why}; not needed")
+        return warn(name, f"{lane}: {why}", _INSTALL[lane]) if needed else ok(name, f"{lane}: {why}; not needed")
     can = tool.capabilities
     lacks = [word for word, has in (("half-close", can.half_close), ("UDP", can.udp), ("IPv6", can.ipv6)) if not has]
     version = f" {look.probe.socat}" if lane == "socat" and look.probe is not None else ""
