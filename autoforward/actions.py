@@ -118,8 +118,12 @@ def may_open(opened_at_s: Sequence[float], now_s: float) -> bool:
 
 
 def browser_url(event: PortEvent) -> str | None:
-    """The event's URL if it is one that a browser may be given: http or https, of this host, TCP."""
-    url = event.url
+    """The event's URL if it is one that a browser may be given."""
+    return safe_url(event.url)
+
+
+def safe_url(url: str | None) -> str | None:
+    """A URL if it is one of ours and no other: http or https, a host and a port."""
     return url if url and len(url) <= MAX_URL_LENGTH and _URL.fullmatch(url) else None
 
 

@@ -50,7 +50,7 @@ class AgentDoesNotRunError(NoAgentError):
 def deploy_agent(engine: Engine, info: ContainerInfo, unusable: Collection[str] = ()) -> str:
     """The path of the agent in the container, none of the `unusable` ones. Raises NoAgentError, and what the engine raises."""
     binary = agent_binary(engine.architecture(info))
-    name = f"agent-{hashlib.sha256(binary).hexdigest()[:16]}"
+    name = agent_name(binary)
     reasons = []
     for place in places(info):
         path = f"{place.rstrip('/')}/{FOLDER}/{name}"
@@ -69,6 +69,11 @@ def deploy_agent(engine: Engine, info: ContainerInfo, unusable: Collection[str] 
     if not reasons:
         raise NoAgentError("there is no other place for it")
     raise NoAgentError(f"the agent cannot be put into the container ({'; '.join(reasons)})")
+
+
+def agent_name(binary: bytes) -> str:
+    """What its file is called in a container: by content, so that another version is another file."""
+    return f"agent-{hashlib.sha256(binary).hexdigest()[:16]}"
 
 
 def is_ours(engine: Engine, container_id: str, path: str, binary: bytes) -> bool:

@@ -127,6 +127,11 @@ class Engine:
         with self._translated():
             return str(self.client.version().get("Version", "unknown"))
 
+    def about(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The engine's own words on its version and on itself (`/version`, `/info`)."""
+        with self._translated():
+            return cast(Mapping[str, Any], self.client.version()), cast(Mapping[str, Any], self.client.info())
+
     def inspect(self, container_ref: str) -> ContainerInfo:
         """One container, by id, unique id prefix or name. Raises TargetError when there is none."""
         with self._translated(container_ref):
@@ -284,4 +289,5 @@ def container_info(raw: Mapping[str, Any]) -> ContainerInfo:
             *((raw.get("HostConfig") or {}).get("Tmpfs") or {}),
             *(str(mount.get("Destination")) for mount in raw.get("Mounts") or () if mount.get("Type") != "volume"),
         ),
+        read_only=bool((raw.get("HostConfig") or {}).get("ReadonlyRootfs")),
     )

@@ -179,6 +179,8 @@ class ContainerInfo:
     writable_volumes: tuple[str, ...] = ()
     other_mounts: tuple[str, ...] = ()
     """Paths that the engine cannot put a file at."""
+    read_only: bool = False
+    """Whether its file system, but for mounts, cannot be written."""
 
     @property
     def running(self) -> bool:

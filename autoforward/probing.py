@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Sequence
 
 from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError, ProtocolError
@@ -21,7 +22,22 @@ class NoShellError(AutoforwardError):
 
 def probe_container(engine: Engine, container_id: str) -> Probe:
     """What is there. Raises NoShellError, or what `Engine.open_exec` raises."""
-    stream = engine.open_exec(container_id, probe_argv(), {})
+    stdout, stderr, exec_id = run_in_container(engine, container_id, probe_argv())
+    try:
+        return parse_probe(stdout)
+    except ProtocolError as error:
+        exit_code = engine.exit_code(exec_id)
+        if exit_code in (126, 127):
+            raise NoShellError(explain_exec_failure(exit_code, stdout, stderr)) from error
+        raise AutoforwardError(str(error)) from error
+
+
+def run_in_container(engine: Engine, container_id: str, argv: Sequence[str]) -> tuple[bytes, bytes, str]:
+    """Run a short command without input: the beginnings of its stdout and stderr, and the id of the exec.
+
+    Raises AutoforwardError when it has not ended after PROBE_TIMEOUT_S, or what `Engine.open_exec` raises.
+    """
+    stream = engine.open_exec(container_id, argv, {})
     output = {STDOUT: b"", STDERR: b""}
     deadline_s = time.monotonic() + PROBE_TIMEOUT_S
     try:
@@ -43,10 +59,4 @@ def probe_container(engine: Engine, container_id: str) -> Probe:
         raise AutoforwardError(f"the stream to the container broke: {error}") from error
     finally:
         stream.close()
-    try:
-        return parse_probe(output[STDOUT])
-    except ProtocolError as error:
-        exit_code = engine.exit_code(stream.exec_id)
-        if exit_code in (126, 127):
-            raise NoShellError(explain_exec_failure(exit_code, output[STDOUT], output[STDERR])) from error
-        raise AutoforwardError(str(error)) from error
+    return output[STDOUT], output[STDERR], stream.exec_id

@@ -152,6 +152,15 @@ def list_(target: str | None, as_json: bool, watch: bool) -> int:
     return 0
 
 
+@main.command(name="open", epilog="\b\nExamples:\n  autoforward open 3000\n  autoforward open fwd-1a2b3c4d")
+@click.argument("wanted", metavar="ID | PORT")
+def open_(wanted: str) -> int:
+    """Open a forward in the browser, and print its URL. PORT is the host's or the container's."""
+    from autoforward.cli.opening import open_forward
+
+    return open_forward(wanted)
+
+
 @main.command(epilog="\b\nExamples:\n  autoforward events --follow\n  autoforward events --since 120 --target web")
 @click.option("--follow", is_flag=True, help="Stay, and print events as they happen, until Ctrl-C.")
 @click.option("--since", type=click.IntRange(min=0), metavar="SEQ", help="Only events after this number.")
@@ -198,6 +207,17 @@ def status(as_json: bool) -> int:
     for session in result["sessions"]:
         click.echo(_describe_session(session))
     return 0
+
+
+@main.command(epilog="\b\nExamples:\n  autoforward doctor\n  autoforward doctor .\n  autoforward doctor web --json")
+@click.argument("target", required=False)
+@output.engine_options
+@json_option
+def doctor(target: str | None, docker_host: str | None, context: str | None, as_json: bool) -> int:
+    """What would stop it from working here, or in TARGET, and the way out. Changes nothing."""
+    from autoforward.cli.doctoring import examine, print_findings
+
+    return print_findings(examine(target, docker_host, context), as_json)
 
 
 @main.command(epilog="\b\nExamples:\n  autoforward restart")

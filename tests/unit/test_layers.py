@@ -14,6 +14,7 @@ PACKAGE = ROOT / "autoforward"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli.*",),
+    ("doctor.*",),
     ("supervisor.__main__",),
     ("supervisor.handlers",),
     ("supervisor.server",),

@@ -1,0 +1,174 @@
+"""`autoforward doctor`: looks, has `autoforward.doctor` judge, and prints. Starts no supervisor, leaves nothing anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+
+import click
+
+from autoforward import __version__
+from autoforward.cli import output
+from autoforward.cli.attaching import record_for
+from autoforward.devcontainer import LABEL_METADATA
+from autoforward.doctor import container, host, inside, looking
+from autoforward.doctor.findings import Finding, FindingStatus, in_the_way, warn
+from autoforward.engine import Engine
+from autoforward.environment import SessionEnvironment
+from autoforward.errors import AutoforwardError
+from autoforward.model import ContainerInfo
+from autoforward.paths import StatePaths
+from autoforward.session_config import metadata_of
+from autoforward.targets import resolve_target
+
+MARKS: dict[FindingStatus, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
+ASCII_MARKS: dict[FindingStatus, str] = {"ok": "+", "warn": "!", "fail": "x"}
+COLOURS: dict[FindingStatus, str] = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+MAX_WIDTH = 120
+WITH_ID_FROM_WIDTH = 90
+"""On a narrower terminal the text has the line to itself."""
+
+ID_WIDTH = 16
+
+
+def examine(target: str | None, docker_host: str | None, context: str | None) -> Iterator[Finding]:
+    """Every finding, as soon as it is there. What fails does not keep the others from being looked at."""
+    engine_look, engine = looking.look_at_engine(docker_host, context)
+    try:
+        yield host.check_engine(engine_look)
+        yield host.check_engine_access(engine_look)
+        if engine_look.about is not None:
+            yield host.check_engine_version(engine_look.about)
+            yield host.check_clock(engine_look.about)
+        paths = StatePaths.locate()
+        folder = looking.look_at_state_folder(paths)
+        folder_finding = host.check_state_folder(folder)
+        yield folder_finding
+        yield host.check_disk(folder)
+        # Who listens in a folder that others can write to is not to be asked anything.
+        trusted = folder_finding.status != "fail"
+        supervisor = looking.look_at_supervisor(paths) if trusted else host.SupervisorLook("none")
+        yield host.check_supervisor(supervisor, __version__)
+        yield host.check_devcontainer_cli(looking.look_at_devcontainer_cli(os.environ))
+        architecture = engine_look.about.architecture if engine_look.about is not None else None
+        yield host.check_agent_package(looking.look_at_agents(), architecture)
+        yield host.check_loopback(looking.look_at_loopback())
+        yield host.check_privileged_ports(looking.lowest_bindable_port())
+        yield host.check_descriptors(looking.descriptor_limit())
+        yield host.check_desktop(SessionEnvironment.capture(os.environ), sys.platform)
+        if target is not None and engine is None:
+            yield warn("target", f"{target} was not looked at: the engine does not answer")
+        elif target is not None and engine is not None:
+            yield from _examine_target(engine, target, supervisor)
+    finally:
+        if engine is not None:
+            engine.close()
+
+
+def _examine_target(engine: Engine, target: str, supervisor: host.SupervisorLook) -> Iterator[Finding]:
+    try:
+        info = resolve_target(engine, target)
+    except AutoforwardError as error:
+        yield container.check_target(None, str(error), error.hint)
+        return
+    yield container.check_target(info)
+    yield container.check_network(info)
+    yield container.check_published(info.published)
+    seen = inside.Inside(engine, info)
+    session = next((row for row in supervisor.sessions if row["container_id"] == info.container_id), None)
+    yield from container.check_lanes(inside.look_at_lanes(engine, info, seen, session))
+    yield container.check_container_ipv6(seen.has_ipv6)
+    if info.network_mode != "host":
+        yield from _examine_ports(engine, info, target, supervisor)
+
+
+def _examine_ports(
+    engine: Engine, info: ContainerInfo, target: str, supervisor: host.SupervisorLook
+) -> Iterator[Finding]:
+    try:
+        metadata = metadata_of(info, engine.image_labels(info).get(LABEL_METADATA, "[]"))
+        record, warnings = record_for(
+            info, engine.endpoint, target=target, flags=output.SessionFlags(), metadata=metadata
+        )
+    except AutoforwardError as error:
+        yield container.check_configuration((), str(error), error.hint)
+        return
+    yield container.check_configuration(warnings)
+    if not record.declared:
+        yield container.check_no_ports()
+    for look in inside.look_at_ports(
+        record.declared, record.rules, record.options.bind, info.container_id, supervisor.forwards
+    ):
+        yield container.check_port(look)
+
+
+def print_findings(findings: Iterator[Finding], as_json: bool) -> int:
+    """Each as it comes, or with `as_json` all at the end. Returns the exit code: 1 where something stands in the way."""
+    found: list[Finding] = []
+    width = min(shutil.get_terminal_size((MAX_WIDTH, 24)).columns if sys.stdout.isatty() else MAX_WIDTH, MAX_WIDTH)
+    for finding in findings:
+        found.append(finding)
+        if not as_json:
+            click.echo("\n".join(format_finding(finding, width, **_terminal())))
+    if as_json:
+        click.echo(json.dumps([finding.to_json() for finding in found], indent=2))
+    else:
+        output.say(summary(found))
+    return 1 if in_the_way(found) else 0
+
+
+def summary(found: Sequence[Finding]) -> str:
+    count = in_the_way(found)
+    if count:
+        return f"\n{count} {'thing stands' if count == 1 else 'things stand'} in the way."
+    notes = sum(finding.status == "warn" for finding in found)
+    return "\nNothing stands in the way" + (f"; {notes} to know." if notes else ".")
+
+
+def format_finding(finding: Finding, width: int, *, unicode: bool, coloured: bool) -> list[str]:
+    """Lines of at most `width` characters (a longer word is not cut): mark and text, the way out below it."""
+    mark = (MARKS if unicode else ASCII_MARKS)[finding.status]
+    text = finding.text if unicode else finding.text.encode("ascii", "replace").decode()
+    name = f"{finding.id:{ID_WIDTH}} " if width >= WITH_ID_FROM_WIDTH else ""
+    margin = " " * (2 + len(name))
+    lines = _wrapped(text, width, f"  {name}", margin)
+    if finding.hint is not None and finding.status != "ok":
+        arrow = "→ " if unicode else "> "
+        hint = finding.hint if unicode else finding.hint.encode("ascii", "replace").decode()
+        lines += _wrapped(arrow + hint, width, margin, f"{margin}  ")
+    if coloured:
+        mark = click.style(mark, fg=COLOURS[finding.status], bold=True)
+    return [mark + lines[0][1:], *lines[1:]]
+
+
+def _wrapped(text: str, width: int, first: str, then: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        max(width, 20),
+        initial_indent=first,
+        subsequent_indent=then,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _terminal() -> dict[str, bool]:
+    return {
+        "unicode": can_print(MARKS["ok"] + MARKS["fail"] + "→", sys.stdout.encoding)
+        and os.environ.get("TERM") != "linux",
+        "coloured": sys.stdout.isatty() and not os.environ.get("NO_COLOR"),
+    }
+
+
+def can_print(text: str, encoding: str | None) -> bool:
+    """Whether that encoding has these characters."""
+    try:
+        text.encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

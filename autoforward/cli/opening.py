@@ -1,0 +1,91 @@
+"""`autoforward open`: one forward's URL, in the browser that the person has, or printed where there is none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from autoforward.actions import safe_url
+from autoforward.cli import client, output
+from autoforward.environment import SessionEnvironment
+from autoforward.errors import AutoforwardError, TargetError, UsageError
+from autoforward.supervisor.desktop import child_environment, opener
+
+OPENER_PATIENCE_S = 3.0
+"""How long an opener is waited for. One that fails has ended by then; one that stays is the browser."""
+
+Row = Mapping[str, Any]
+
+
+def open_forward(wanted: str) -> int:
+    """Print the URL of the forward and open it. Raises AutoforwardError: not there, ambiguous, without a URL, not opened."""
+    row = choose(client.list_rows(), wanted)
+    url = safe_url(row["url"])
+    if url is None:
+        what = "it is UDP" if row["transport"] == "udp" else "no host port of it listens"
+        raise AutoforwardError(f"port {row['port']} of {row['containerName']} has no URL: {row['reason'] or what}")
+    click.echo(url)
+    if row["status"] not in ("active", "published"):
+        output.warn(f"port {row['port']} of {row['containerName']} is {row['status']}: it may not answer yet")
+    environment = SessionEnvironment.capture(os.environ)
+    why_not = nobody_looks(environment, sys.platform)
+    if why_not is not None:
+        output.say(f"Not opened: {why_not}. AUTOFORWARD_BROWSER names a program that opens URLs.")
+        return 0
+    _run([*opener(environment, sys.platform), url], environment)
+    return 0
+
+
+def choose(rows: Sequence[Row], wanted: str) -> Row:
+    """The one row that is meant: by the forward's id, else by its port, on the host or in the container.
+
+    Raises TargetError where there is none, UsageError where there are several.
+    """
+    found = [row for row in rows if row["id"] == wanted]
+    if not found and wanted.isascii() and wanted.isdecimal():
+        number = int(wanted[:6])
+        found = [row for row in rows if number in (row["localPort"], row["port"])]
+        # One that cannot be opened does not make another one ambiguous.
+        found = [row for row in found if safe_url(row["url"])] or found
+    if not found:
+        raise TargetError(f"no forward is called {wanted}", hint="`autoforward list` shows ids and ports")
+    if len(found) > 1:
+        which = ", ".join(
+            f"{row['id'] or '-'} ({row['containerName']}, {row['url'] or row['status']})" for row in found
+        )
+        raise UsageError(f"port {wanted} is that of {len(found)} forwards: {which}", hint="say its id")
+    return found[0]
+
+
+def nobody_looks(environment: SessionEnvironment, platform: str) -> str | None:
+    """Why a URL is not opened from here, None where it is. `BROWSER` is what `xdg-open` takes without a display."""
+    if environment.in_ci:
+        return "CI is set"
+    if environment.browser or environment.get("BROWSER") or environment.has_display(platform):
+        return None
+    return "there is no display here"
+
+
+def _run(argv: Sequence[str], environment: SessionEnvironment) -> None:
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=child_environment(environment),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise AutoforwardError(f"cannot run {argv[0]}: {error.strerror}", hint="see AUTOFORWARD_BROWSER") from error
+    try:
+        status = process.wait(OPENER_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        return
+    if status:
+        raise AutoforwardError(f"{argv[0]} ended with status {status}", hint="open the URL by hand")

@@ -1,0 +1,40 @@
+"""A finding: one condition that decides success, how it stands, and the way out where it stands badly. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+FindingStatus = Literal["ok", "warn", "fail"]
+"""`fail` stands in the way; with `warn` something is missing, later, or other than one may expect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`id` is for programs (SPEC.md lists them), `text` and `hint` are for people."""
+
+    id: str
+    status: FindingStatus
+    text: str
+    hint: str | None = None
+
+    def to_json(self) -> dict[str, str | None]:
+        return {"id": self.id, "status": self.status, "text": self.text, "hint": self.hint}
+
+
+def ok(finding_id: str, text: str) -> Finding:
+    return Finding(finding_id, "ok", text)
+
+
+def warn(finding_id: str, text: str, hint: str | None = None) -> Finding:
+    return Finding(finding_id, "warn", text, hint)
+
+
+def fail(finding_id: str, text: str, hint: str) -> Finding:
+    return Finding(finding_id, "fail", text, hint)
+
+
+def in_the_way(findings: Iterable[Finding]) -> int:
+    """How many of them stand in the way."""
+    return sum(finding.status == "fail" for finding in findings)

@@ -1,0 +1,141 @@
+"""Looks at the TARGET for `container.py`: short execs that end by themselves, and nothing is put there. Blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from autoforward.attributes import AttributeRules
+from autoforward.deploy import FOLDER, NoAgentError, agent_binary, agent_name, is_ours, places
+from autoforward.doctor.container import AgentLook, LanesLook, PortLook
+from autoforward.engine import Engine
+from autoforward.errors import AutoforwardError
+from autoforward.lanes.probe import Probe
+from autoforward.model import FIRST_UNPRIVILEGED, ContainerInfo, PortSpec
+from autoforward.probing import probe_container, run_in_container
+from autoforward.sockets import (
+    HostPortDeniedError,
+    HostPortError,
+    HostPortTakenError,
+    bind_pair,
+    owners_of_ports,
+)
+
+# `cat` is no builtin, and may be missing: what it says then is no part of either file.
+_ASK = (
+    "echo AF mounts; cat /proc/self/mounts 2>/dev/null; echo AF inet6; cat /proc/net/if_inet6 2>/dev/null; echo AF end"
+)
+
+_LOOPBACK_ROW = b"00000000000000000000000000000001 "
+
+
+class Inside:
+    """What a container says of itself: `probe` None for `problem`; `mounts` are (folder, options)."""
+
+    def __init__(self, engine: Engine, info: ContainerInfo) -> None:
+        self.probe: Probe | None = None
+        self.problem = ""
+        self.mounts: tuple[tuple[str, frozenset[str]], ...] = ()
+        self.has_ipv6: bool | None = None
+        try:
+            self.probe = probe_container(engine, info.container_id)
+            if "cat" in self.probe.tools:
+                report = run_in_container(engine, info.container_id, ["sh", "-c", _ASK])[0]
+                self.mounts, self.has_ipv6 = parse_report(report)
+        except AutoforwardError as error:
+            self.problem = self.problem or str(error)
+
+
+def parse_report(report: bytes) -> tuple[tuple[tuple[str, frozenset[str]], ...], bool | None]:
+    """Mounts, and whether ::1 is up (None where the report is cut short). What is no row is left out."""
+    _, _, rest = report.partition(b"AF mounts\n")
+    mounts, found, rest = rest.partition(b"AF inet6\n")
+    rows = [line.split(b" ") for line in mounts.splitlines()[:1000]]
+    parsed = tuple(
+        (row[1].decode("utf-8", "replace"), frozenset(row[3].decode("ascii", "replace").split(",")))
+        for row in rows
+        if len(row) >= 4
+    )
+    addresses, ended, _ = rest.partition(b"AF end\n")
+    return parsed, (_LOOPBACK_ROW in addresses) if found and ended else None
+
+
+def is_noexec(folder: str, mounts: Iterable[tuple[str, frozenset[str]]]) -> bool:
+    """Whether programs below `folder` cannot be run: the last of the innermost mounts counts."""
+    best, options = -1, frozenset[str]()
+    for place, its in mounts:
+        if (folder == place or place == "/" or folder.startswith(f"{place}/")) and len(place) >= best:
+            best, options = len(place), its
+    return "noexec" in options
+
+
+def look_at_lanes(engine: Engine, info: ContainerInfo, inside: Inside, session: Mapping[str, Any] | None) -> LanesLook:
+    """`session` is the container's row of `status --json`, None where it has none."""
+    lane = session["lane"] if session is not None else None
+    in_use = str(lane["name"]) if lane is not None else None
+    agent = AgentLook(True, "in use") if in_use == "agent" else _look_at_agent(engine, info, inside)
+    if agent.usable and lane is not None and in_use != "agent" and "agent" in str(lane["note"]):
+        agent = AgentLook(False, str(lane["note"]))  # it was tried
+    return LanesLook(agent, inside.probe, inside.problem, in_use)
+
+
+def _look_at_agent(engine: Engine, info: ContainerInfo, inside: Inside) -> AgentLook:
+    try:
+        binary = agent_binary(engine.architecture(info))
+    except NoAgentError as error:
+        return AgentLook(False, str(error))
+    found = [place for place in places(info) if not info.read_only or place in info.writable_volumes]
+    if not found:
+        return AgentLook(False, "it cannot be put there: the file system is read-only, and there is no volume")
+    found = [place for place in found if not is_noexec(place, inside.mounts)]
+    if not found:
+        return AgentLook(False, "it cannot run there: what can be written is mounted noexec")
+    for place in found:
+        path = f"{place.rstrip('/')}/{FOLDER}/{agent_name(binary)}"
+        with suppress(AutoforwardError):
+            if is_ours(engine, info.container_id, path, binary):
+                return AgentLook(True, f"it is there, {path}")
+    return AgentLook(True, f"it can be put into {found[0]}")
+
+
+def look_at_ports(
+    declared: Sequence[PortSpec],
+    rules: AttributeRules,
+    bind: str | None,
+    container_id: str,
+    forwards: Sequence[Mapping[str, Any]],
+) -> list[PortLook]:
+    """Each declared port: its host port is bound for a moment, unless the supervisor holds it. `forwards`: its rows."""
+    held = {(row["transport"], row["localPort"]): row for row in forwards if row["localPort"] is not None}
+    looks = []
+    for spec in declared:
+        attributes = rules.resolve(spec.key)
+        wanted = spec.host_port or spec.container_port
+        must = spec.host_port is not None or bool(attributes.require_local_port)
+        row = held.get((spec.transport, wanted))
+        look = PortLook(spec.text, spec.container_port, spec.transport, wanted, must, "free")
+        if row is not None and row["containerId"] == container_id and row["port"] == spec.container_port:
+            looks.append(replace(look, state="ours"))
+        elif row is not None:
+            looks.append(replace(look, state="taken", holder=f"autoforward, for {row['containerName']}"))
+        elif wanted < FIRST_UNPRIVILEGED and spec.host_port is None and not attributes.elevate_if_needed:
+            looks.append(replace(look, state="denied"))
+        else:
+            looks.append(_tried(look, bind or "127.0.0.1"))
+    return looks
+
+
+def _tried(look: PortLook, host_ip: str) -> PortLook:
+    try:
+        bind_pair(host_ip, look.host_port, look.transport).close()
+    except HostPortTakenError:
+        return replace(
+            look, state="taken", holder=owners_of_ports({look.host_port}, look.transport).get(look.host_port)
+        )
+    except HostPortDeniedError:
+        return replace(look, state="denied")
+    except HostPortError as error:
+        return replace(look, state="unusable", problem=str(error))
+    return look
