@@ -187,7 +187,10 @@ def _port(row: Row) -> str:
 def _local(row: Row) -> str:
     if row["url"] or row["localPort"] is None:
         return str(row["url"] or "-")
-    return f"localhost:{row['localPort']}/{row['transport']}"
+    host = row["hostIp"]
+    if host in (None, "127.0.0.1", "::1", "0.0.0.0", "::"):
+        host = "localhost"
+    return f"{f'[{host}]' if ':' in host else host}:{row['localPort']}/{row['transport']}"
 
 
 def _connections(row: Row) -> str:
