@@ -14,14 +14,12 @@ from typing import Literal
 from autoforward.attributes import clean_text
 from autoforward.environment import SessionEnvironment
 from autoforward.events import PortEvent
+from autoforward.known_servers import is_inspector
 
 MAX_OPENS = 10
 """Browser windows in `OPENS_WINDOW_S`, for one session: a container decides how many ports it opens, and how often."""
 
 OPENS_WINDOW_S = 60.0
-
-INSPECTOR_PORTS = frozenset({2345, 5005, 5678, 9222, 9229, 9230})
-"""Where debuggers wait for an editor (delve, JDWP, debugpy, Chromium, Node): it connects by itself, nobody needs a word."""
 
 MAX_NAMED_PORTS = 10
 MAX_NAME_LENGTH = 60
@@ -98,18 +96,14 @@ def _decide_notify(event: PortEvent, situation: Situation) -> Decision:
         return Decision("nothing", "the command that asked for it has said so")
     if not situation.notify:
         return Decision("nothing", "notifications are switched off")
-    if is_inspector(event):
+    # With a label of its own somebody wants to know of it.
+    if event.label is None and is_inspector(event.container_port):
         return Decision("nothing", "it is a debugger's")
     if situation.environment.in_ci:
         return Decision("nothing", "CI is set")
     if not situation.environment.has_notifications(situation.platform):
         return Decision("nothing", "there is no desktop to show notifications on")
     return NOTIFY
-
-
-def is_inspector(event: PortEvent) -> bool:
-    """Whether a debugger listens there, as far as the number tells. With a label of its own somebody wants to know it."""
-    return event.container_port in INSPECTOR_PORTS and event.label is None
 
 
 def may_open(opened_at_s: Sequence[float], now_s: float) -> bool:

@@ -126,6 +126,18 @@ class AttributeRules:
             open_preview=values.open_preview,
         )
 
+    def of_service(self, service: str | None) -> AttributeRules:
+        """Return what these rules say in a container that others know by this name: its `db:5432` is 5432 there.
+
+        Expressions and `otherPortsAttributes` go on to apply; numbers and ranges are ports of the container itself.
+        """
+        own = tuple(
+            replace(rule, key=str(rule.low), kind="number", container_host=None)
+            for rule in self.rules
+            if rule.kind == "host_port" and service is not None and rule.container_host == service
+        )
+        return AttributeRules((*own, *(rule for rule in self.rules if rule.kind == "expression")), self.others)
+
     @property
     def look_at_processes(self) -> bool:
         """Return whether a port's attributes can depend on whose it is."""

@@ -12,7 +12,7 @@ import os
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import docker
@@ -28,6 +28,12 @@ from autoforward.streams import SocketStream, start_exec
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 
 REQUEST_TIMEOUT_S = 30.0
+
+NETWORK_OF = "container:"
+"""How the network mode begins of a container that uses another one's; compose writes that for `service:x` too."""
+
+MAX_NETWORK_HOPS = 4
+"""Containers that use the network of one that uses the network of one …; engines allow few of them, or none."""
 
 TAR_SLACK_BYTES = 64 * 1024
 """Headers and padding around one file of a tar, generously."""
@@ -136,6 +142,27 @@ class Engine:
         """One container, by id, unique id prefix or name. Raises TargetError when there is none."""
         with self._translated(container_ref):
             return container_info(cast(Mapping[str, Any], self.client.api.inspect_container(container_ref)))
+
+    def inspect_with_network(self, container_ref: str) -> ContainerInfo:
+        """The same; one that uses another container's network (`network_mode: service:x`) has its addresses and ports."""
+        info = self.inspect(container_ref)
+        owner = info
+        for _ in range(MAX_NETWORK_HOPS):
+            if not owner.network_mode.startswith(NETWORK_OF):
+                break
+            try:
+                owner = self.inspect(owner.network_mode.removeprefix(NETWORK_OF))
+            except TargetError:  # gone, while its network lives on with those who use it
+                break
+        if owner is info:
+            return info
+        return replace(
+            info,
+            network_of=owner.container_id,
+            network_mode="host" if owner.network_mode == "host" else info.network_mode,
+            addresses=owner.addresses,
+            published=owner.published,
+        )
 
     def find_containers(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
         """Containers that carry all these labels (value None: whatever its value), stopped ones too, oldest first."""

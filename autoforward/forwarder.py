@@ -1,4 +1,4 @@
-"""The table of one session's forwards: takes the steps that `policy.reconcile` decided, and says each fact once it is one.
+"""The table of one session's forwards: takes the steps that `reconcile` decided, and says each fact once it is one.
 
 Owns the bound sockets. All methods run on the control loop, one at a time (the session sees to it); what blocks (binding
 under the registry's lock, files) runs in a worker thread.
@@ -21,7 +21,8 @@ from autoforward.events import PortEvent, list_row
 from autoforward.leases import Lease, RegistryError
 from autoforward.messages import ForwardCounters, Route, Serve, Withdraw
 from autoforward.model import DialAddress, EventName, ForwardKey, LaneName, PortAttributes, Status, Transport
-from autoforward.policy import Existing, Notice, Plan, Wish, reconcile
+from autoforward.policy import Notice, Plan, Wish
+from autoforward.reconciling import Existing, reconcile
 from autoforward.sockets import BoundPair, HostPortError, start_listening, stop_listening
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Forwarder:
         self.place = place
         self._forwards: dict[ForwardKey, Forward] = {}
         self._notices: dict[ForwardKey, Notice] = {}
-        self._overflow = 0
+        self._summary: str | None = None
         self._by_id: dict[str, Forward] = {}
         self._mux: str | None = None
         self._changed = asyncio.Event()
@@ -186,11 +187,11 @@ class Forwarder:
             if before is not None and (before.status, before.reason) == (notice.status, notice.reason):
                 event = "updated"  # its label, or the process that has come to be known
             await self._publish_notice(event, notice)
-        if plan.overflow and not self._overflow:
-            limit = max(len(plan.wishes), len(plan.notices))
-            reason = f"{plan.overflow} more ports are not forwarded: the limit is {limit}"
-            await self._services.publisher.publish(replace(self.session_event("ignored", reason), status="ignored"))
-        self._overflow = plan.overflow
+        if plan.undecided and self._summary is None:
+            return  # its number would be another in a moment
+        said, self._summary = self._summary, plan.summary
+        if plan.summary is not None and said is None:
+            await self._services.publisher.publish(self._summary_event(plan.summary))
 
     async def retry_failed(self, host_ip: str) -> None:
         """Try again for the host ports that could not be had; tells only of those that now can."""
@@ -255,7 +256,7 @@ class Forwarder:
         notices, self._notices = self._notices, {}
         for notice in notices.values():
             await self._publish_notice("unforwarded", replace(notice, reason=reason))
-        self._overflow = 0
+        self._summary = None
 
     async def close_one(self, key: ForwardKey, reason: str) -> None:
         if key in self._forwards:
@@ -389,7 +390,7 @@ class Forwarder:
     def rows(
         self, target: str, lane: LaneName | None, counters: Mapping[str, ForwardCounters]
     ) -> Iterable[dict[str, Any]]:
-        """`list --json` rows: forwards, then notices."""
+        """`list --json` rows: forwards, then notices, then what is left in sum."""
         now_s = time.monotonic()
         for row in self._forwards.values():
             count = counters.get(row.forward_id or "", ForwardCounters())
@@ -405,11 +406,14 @@ class Forwarder:
                 bytes_in=count.bytes_in,
                 bytes_out=count.bytes_out,
             )
-        for notice in self._notices.values():
+        others = [(self._notice_event("ignored", notice), notice.source) for notice in self._notices.values()]
+        if self._summary is not None:
+            others.append((self._summary_event(self._summary), "detected"))
+        for event, source in others:
             yield list_row(
-                self._notice_event("ignored", notice),
+                event,
                 target=target,
-                source=notice.source,
+                source=source,
                 lane=None,
                 age_s=0.0,
                 connections_active=0,
@@ -418,6 +422,9 @@ class Forwarder:
                 bytes_in=0,
                 bytes_out=0,
             )
+
+    def _summary_event(self, summary: str) -> PortEvent:
+        return replace(self.session_event("ignored", summary), status="ignored")
 
     async def _publish(self, event: EventName, row: Forward) -> None:
         await self._services.publisher.publish(self._event(event, row))
@@ -429,6 +436,7 @@ class Forwarder:
     def _event(self, event: EventName, row: Forward) -> PortEvent:
         wish = row.wish
         host_port = row.host_port
+        particular = "; ".join(text for text in (wish.note, row.remap_reason) if text) or None
         pinned_or_same = wish.pinned_host_port or wish.key.container_port
         return replace(
             self._port_event(event, wish.key, wish.attributes),
@@ -440,7 +448,7 @@ class Forwarder:
             container_host=wish.dials[0].host,
             remapped=host_port is not None and host_port != pinned_or_same,
             status=row.status,
-            reason=row.reason or row.last_refusal or row.remap_reason,
+            reason=row.reason or row.last_refusal or particular,
         )
 
     def _notice_event(self, event: EventName, notice: Notice) -> PortEvent:

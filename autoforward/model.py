@@ -181,6 +181,13 @@ class ContainerInfo:
     """Paths that the engine cannot put a file at."""
     read_only: bool = False
     """Whether its file system, but for mounts, cannot be written."""
+    network_of: str | None = None
+    """The id of the container whose network this one uses, None where it has its own (or the host's)."""
+
+    @property
+    def namespace(self) -> str:
+        """What containers have in common that share a network namespace."""
+        return self.network_of or self.container_id
 
     @property
     def running(self) -> bool:

@@ -1,18 +1,18 @@
 """What should be forwarded now: a pure function of what the user asked for, what listens, and the time.
 
 Level-triggered: each call looks at a complete snapshot and says the whole wanted state; what was missed before is made
-good by the next call. `reconcile` then compares that with what there is and says the steps, without taking any.
+good by the next call. `reconciling` then compares that with what there is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from autoforward.attributes import NO_RULES, AttributeRules
+from autoforward.known_servers import why_excluded
 from autoforward.model import (
-    FIRST_UNPRIVILEGED,
     DialAddress,
     ForwardKey,
     PortAttributes,
@@ -21,8 +21,8 @@ from autoforward.model import (
     ServerProcess,
     Snapshot,
     Source,
-    Status,
 )
+from autoforward.neighbours import NOWHERE_ELSE, Elsewhere
 from autoforward.procnet import dial_addresses
 from autoforward.setting_values import NOTHING, LocalPorts, Selection, host_port_for
 
@@ -40,6 +40,7 @@ port of the host, nor to fill the list and the log of events."""
 EPHEMERAL_UDP = 32_768
 """From here on a bound UDP socket is most likely a client's (a resolver waiting for its answer), not a server's."""
 
+ON_THE_HOST = "the container is on the host's network: its ports are on the host already"
 
 WILDCARDS = ("0.0.0.0", "::")
 
@@ -53,6 +54,8 @@ class SessionRules:
     """Everything but the snapshot and the time that decides about one session's ports.
 
     `blocked` is why nothing can be relayed (no lane), None when it can. `udp` says whether the lane carries datagrams.
+    `elsewhere` are the container's own ports that the session of another one has. `default_exclude`: what is known to be
+    no server of the user's is not forwarded by itself.
     """
 
     auto: bool = True
@@ -69,11 +72,13 @@ class SessionRules:
     udp: bool = False
     auto_udp: bool = False
     max_forwards: int = MAX_FORWARDS
+    default_exclude: bool = False
+    elsewhere: Mapping[ForwardKey, Elsewhere] = field(default_factory=lambda: NOWHERE_ELSE)
 
     @property
     def look_at_processes(self) -> bool:
         """Whether it can matter whose a port is."""
-        return self.attributes.look_at_processes or bool(self.exclude.processes)
+        return self.default_exclude or self.attributes.look_at_processes or bool(self.exclude.processes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,10 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """One forward that should be. `serving` False: hold the host port, but refuse connections (`waiting`)."""
+    """One forward that should be. `serving` False: hold the host port, but refuse connections (`waiting`).
+
+    `note` is what is particular about it, for people.
+    """
 
     key: ForwardKey
     dials: tuple[DialAddress, ...]
@@ -103,6 +111,7 @@ class Wish:
     pinned_host_port: int | None
     serving: bool
     process: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +130,19 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The wanted state, less `overflow` ports beyond the limit. `recheck_at_s`: when time alone changes the plan."""
+    """The wanted state, less `overflow` ports beyond the limit. `recheck_at_s`: when time alone changes the plan.
+
+    `summary` says in words what has neither forward nor notice of its own; None where there is nothing such. Of the
+    `undecided` ports it is not known yet whose they are.
+    """
 
     wishes: Mapping[ForwardKey, Wish]
     notices: Mapping[ForwardKey, Notice]
     seen: Mapping[ForwardKey, Seen]
     overflow: int = 0
     recheck_at_s: float | None = None
+    summary: str | None = None
+    undecided: int = 0
 
     @property
     def returning(self) -> frozenset[ForwardKey]:
@@ -150,33 +165,44 @@ def plan(
     seen, recheck_at_s = _observe(snapshot, before, now_s, processes, wait_s)
     wishes: dict[ForwardKey, Wish] = {}
     notices: dict[ForwardKey, Notice] = {}
-    overflow = 0
+    overflow = undecided = 0
 
     candidates: dict[ForwardKey, tuple[Source, PortSpec | None]] = {}
     for declared in rules.manual:
         candidates[declared.key] = ("manual", declared)
     for declared in rules.declared:
         candidates.setdefault(declared.key, ("declared", declared))
-    if rules.auto:
-        for key in sorted(seen, key=lambda key: (key.container_port, key.transport)):
+    if rules.auto and not rules.host_network:
+        # In the order in which they came: who has a place below the limit keeps it when a lower number turns up.
+        for key in seen:
             if key.transport == "tcp" or key.container_port < EPHEMERAL_UDP:
                 candidates.setdefault(key, ("detected", None))
 
     for key, (source, spec) in candidates.items():
         here = seen.get(key)
-        undecided = here is not None and here.decide_at_s is not None
-        if key in rules.stopped or (undecided and source == "detected"):
+        is_open = here is not None and here.decide_at_s is not None
+        if key in rules.stopped:
+            continue
+        if is_open and source == "detected":
+            undecided += 1
             continue
         process = here.process if here else None
         attributes = rules.attributes.resolve(key, process.command_line if process else None)
         notice = _why_not(rules, key, source, here, attributes)
         if notice is not None and len(notices) < rules.max_forwards:
             notices[key] = notice
-        elif notice is not None or len(wishes) >= rules.max_forwards:
+        elif notice is not None or len(wishes) + undecided >= rules.max_forwards:
             overflow += 1
         else:
-            wishes[key] = _wish(key, source, _pin(rules, key, spec), None if undecided else here, attributes)
-    return Plan(wishes, notices, seen, overflow, recheck_at_s)
+            wish = _wish(key, source, _pin(rules, key, spec), None if is_open else here, attributes)
+            wishes[key] = replace(wish, note=_note(rules, key, here))
+    return Plan(wishes, notices, seen, overflow, recheck_at_s, _summary(rules, overflow), undecided)
+
+
+def _summary(rules: SessionRules, overflow: int) -> str | None:
+    if overflow:
+        return f"{overflow} more ports are not forwarded: the limit is {rules.max_forwards}"
+    return ON_THE_HOST if rules.auto and rules.host_network else None
 
 
 def _observe(
@@ -197,8 +223,17 @@ def _observe(
         addresses.setdefault(key, set()).add(listener.address)
     seen: dict[ForwardKey, Seen] = {}
     times_s: list[float] = []
-    for key, found in addresses.items():
-        last = before.get(key)
+    # Those of before in their order, then new ones by number (a snapshot is sorted).
+    for key in dict.fromkeys((*before, *addresses)):
+        last, found = before.get(key), addresses.get(key)
+        if last is not None and found is None:
+            gone_at_s = now_s if last.gone_at_s is None else last.gone_at_s
+            expires_at_s = gone_at_s + WITHDRAWAL_GRACE_S
+            # What went before anything was decided about it was never there.
+            if now_s < expires_at_s and last.decide_at_s is None:
+                seen[key] = Seen(last.addresses, gone_at_s, last.returning, last.process)
+                times_s.append(expires_at_s)
+            continue
         process, decide_at_s = processes.get(key), None
         if key not in processes and last is not None:
             process, decide_at_s = last.process, last.decide_at_s
@@ -206,15 +241,8 @@ def _observe(
             decide_at_s = now_s + wait_s
         if decide_at_s is not None and decide_at_s <= now_s:
             decide_at_s = None
-        seen[key] = Seen(frozenset(found), process=process, decide_at_s=decide_at_s)
+        seen[key] = Seen(frozenset(found or ()), process=process, decide_at_s=decide_at_s)
         times_s += [] if decide_at_s is None else [decide_at_s]
-    for key, last in before.items():
-        gone_at_s = now_s if last.gone_at_s is None else last.gone_at_s
-        expires_at_s = gone_at_s + WITHDRAWAL_GRACE_S
-        # What went before anything was decided about it was never there.
-        if key not in seen and now_s < expires_at_s and last.decide_at_s is None:
-            seen[key] = Seen(last.addresses, gone_at_s, last.returning, last.process)
-            times_s.append(expires_at_s)
     return seen, min(times_s, default=None)
 
 
@@ -230,15 +258,21 @@ def _why_not(
         return Notice(key, status, reason, source, attributes, host_ip, host_port, _shown(seen))
 
     if key.container_host is None and rules.host_network:
-        return notice("ignored", "the container is on the host's network: its ports are on the host already")
+        return notice("ignored", ON_THE_HOST)
     command_line = seen.process.command_line if seen is not None and seen.process is not None else None
     excluded, included = (chosen.has(key.container_port, command_line) for chosen in (rules.exclude, rules.include))
     if source == "detected" and excluded and not included:
         return notice("ignored", "excluded")
+    if source == "detected" and not included and attributes.label is None:
+        known = why_excluded(key, command_line, by_default=rules.default_exclude)
+        if known is not None:
+            return notice("ignored", f"{known}: not forwarded by itself")
     if source == "detected" and key.transport == "udp" and not rules.auto_udp:
         return notice("ignored", "UDP is forwarded when it is asked for, or with --auto-udp")
     if source != "manual" and attributes.on_auto_forward == "ignore":
         return notice("ignored", "onAutoForward is ignore")
+    if source != "manual" and (elsewhere := _elsewhere(rules, key, seen)) is not None:
+        return notice("ignored", elsewhere)
     if source != "manual" and (published := _published(rules, key, seen)) is not None:
         return notice("published", f"published by the engine on {published.host_ip}:{published.host_port}", published)
     if rules.blocked is not None:
@@ -250,14 +284,30 @@ def _why_not(
 
 def _published(rules: SessionRules, key: ForwardKey, seen: Seen | None) -> PublishedPort | None:
     """Where the engine publishes this port, if its server can be reached there: not one that is on loopback only."""
+    return None if _is_on_loopback(seen) else _publication(rules, key)
+
+
+def _publication(rules: SessionRules, key: ForwardKey) -> PublishedPort | None:
     if key.container_host is not None:
-        return None
-    if seen is not None and all(address == "::1" or address.startswith("127.") for address in seen.addresses):
         return None
     for port in rules.published:
         if (port.transport, port.container_port) == (key.transport, key.container_port):
             return port
     return None
+
+
+def _is_on_loopback(seen: Seen | None) -> bool:
+    return seen is not None and all(address == "::1" or address.startswith("127.") for address in seen.addresses)
+
+
+def _elsewhere(rules: SessionRules, key: ForwardKey, seen: Seen | None) -> str | None:
+    """Why the session of another container forwards this port; None when that does not, or does not reach it."""
+    elsewhere = rules.elsewhere.get(key)
+    if elsewhere is None or (elsewhere.from_beside and _is_on_loopback(seen)):
+        return None
+    if elsewhere.from_beside:
+        return f"forwarded by the session of {elsewhere.container_name}, whose configuration names it"
+    return f"forwarded by the session of {elsewhere.container_name}, which is on the same network namespace"
 
 
 def _pin(rules: SessionRules, key: ForwardKey, spec: PortSpec | None) -> int | None:
@@ -281,82 +331,13 @@ def _wish(
     return Wish(key, dials, source, attributes, pinned_host_port, serving, _shown(seen))
 
 
+def _note(rules: SessionRules, key: ForwardKey, seen: Seen | None) -> str | None:
+    published = _publication(rules, key)
+    if published is None or not _is_on_loopback(seen):
+        return None
+    where = f"{published.host_ip}:{published.host_port}"
+    return f"published by the engine on {where}, which does not reach a server on loopback"
+
+
 def _shown(seen: Seen | None) -> str | None:
     return seen.process.shown if seen is not None and seen.process is not None else None
-
-
-# What there is, and the steps from there to the plan.
-
-
-@dataclass(frozen=True, slots=True)
-class Existing:
-    """A forward as it stands, as far as the steps depend on it."""
-
-    wish: Wish
-    status: Status | None
-    host_ip: str | None
-    host_port: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """In this order: close, then withdraw, serve and update what stays, then open."""
-
-    close: tuple[ForwardKey, ...] = ()
-    withdraw: tuple[Wish, ...] = ()
-    serve: tuple[Wish, ...] = ()
-    update: tuple[Wish, ...] = ()
-    open: tuple[Wish, ...] = ()
-    notices: tuple[Notice, ...] = field(default=())
-    dropped_notices: tuple[ForwardKey, ...] = ()
-
-
-def _claim(wish: Wish) -> tuple[object, ...]:
-    """What decides about a host socket, and about how it is served."""
-    attributes = wish.attributes
-    return wish.pinned_host_port, attributes.require_local_port, attributes.elevate_if_needed, wish.dials, wish.serving
-
-
-def _needs_another_number(have: Existing, wish: Wish) -> bool:
-    """Whether the host port that it has is not, or may not be, the one that it would be given now."""
-    if have.status == "failed":
-        return _claim(wish) != _claim(have.wish)
-    if wish.pinned_host_port != have.wish.pinned_host_port:
-        return True
-    if wish.pinned_host_port is not None or have.host_port is None:
-        return False
-    same, attributes = wish.key.container_port, wish.attributes
-    if attributes.require_local_port and have.host_port != same:
-        return True
-    if bool(attributes.elevate_if_needed) == bool(have.wish.attributes.elevate_if_needed):
-        return False
-    # Another number than its own may be better now; a privileged one is not allowed any more.
-    return have.host_port != same < FIRST_UNPRIVILEGED or have.host_port < FIRST_UNPRIVILEGED
-
-
-def reconcile(
-    existing: Mapping[ForwardKey, Existing], noticed: Mapping[ForwardKey, Notice], wanted: Plan, host_ip: str
-) -> Steps:
-    """The steps from what there is to the plan. What needs another host socket is a close and an open."""
-    close, withdraw, serve, update, opens = [], [], [], [], []
-    for key, have in existing.items():
-        wish = wanted.wishes.get(key)
-        if wish is None or have.host_ip not in (None, host_ip) or _needs_another_number(have, wish):
-            close.append(key)
-        elif wish.serving and have.status == "waiting":
-            serve.append(wish)
-        elif not wish.serving and have.status == "active":
-            withdraw.append(wish)
-        elif wish != have.wish:
-            update.append(wish)
-    gone = set(close)
-    opens = [wish for key, wish in wanted.wishes.items() if key not in existing or key in gone]
-    return Steps(
-        close=tuple(close),
-        withdraw=tuple(withdraw),
-        serve=tuple(serve),
-        update=tuple(update),
-        open=tuple(opens),
-        notices=tuple(notice for key, notice in wanted.notices.items() if noticed.get(key) != notice),
-        dropped_notices=tuple(key for key in noticed if key not in wanted.notices),
-    )

@@ -16,6 +16,7 @@ from autoforward.attributes import NO_RULES, bounded
 from autoforward.config import NO_SETTINGS, Settings, layered, parse_settings
 from autoforward.devcontainer import (
     LABEL_METADATA,
+    config_file_of,
     merge_configurations,
     parse_metadata_label,
     ports_from_configuration,
@@ -24,7 +25,7 @@ from autoforward.devcontainer import (
 )
 from autoforward.model import ContainerInfo, PortSpec
 from autoforward.setting_values import SettingError
-from autoforward.settings import ConfigSources, SessionOptions, SessionRecord
+from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, identity_of, new_session_id
 from autoforward.settings_files import CUSTOMIZATIONS, customizations_of, read_customizations, read_settings_file
 from autoforward.variables import names_in, substituted
 
@@ -104,9 +105,47 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
     ports = ports_from_configuration(merged, sources.config_file or "the container's metadata")
     if contents.config is None and sources.config_file is not None:
         warnings += (f"{sources.config_file}: not there any more",)
+    if record.is_sibling:
+        # Ports of the configuration, and pins, are another container's.
+        rules, options = ports.rules.of_service(record.service), replace(options, local_ports=())
+        return replace(record, options=options, declared=(), rules=rules), (*warnings, *ports.warnings)
     declared = _joined(ports.declared, settings.forwards or ())
     configured = replace(record, options=options, declared=declared, rules=ports.rules)
     return configured, (*warnings, *ports.warnings)
+
+
+def sibling_of(anchor: SessionRecord, info: ContainerInfo) -> SessionRecord:
+    """The record of another service of the anchor's project, with the anchor's flags; `configure` has to follow.
+
+    One that is a dev container itself has a configuration of its own.
+    """
+    sources = anchor.sources
+    if info.workspace_folder is not None:
+        metadata = metadata_of(info)
+        config_file = config_file_of(info.labels, info.workspace_folder, info.config_file)
+        sources = replace(
+            sources,
+            config_file=str(config_file) if config_file else None,
+            base=metadata.base,
+            original=metadata.original,
+        )
+    return SessionRecord(
+        session_id=new_session_id(),
+        identity=identity_of(anchor.endpoint, info),
+        endpoint=anchor.endpoint,
+        container_id=info.container_id,
+        container_name=info.name,
+        target=anchor.target,
+        workspace_folder=info.workspace_folder or anchor.workspace_folder,
+        config_file=info.config_file,
+        project=info.project,
+        service=info.service,
+        options=anchor.options,
+        environment=anchor.environment,
+        sources=sources,
+        siblings=True,
+        is_sibling=info.workspace_folder is None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

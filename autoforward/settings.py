@@ -189,6 +189,10 @@ class SessionRecord:
     opened: tuple[str, ...] = ()
     """Ids of the forwards that `openBrowserOnce` has opened, oldest first: once in the session's life, whoever serves it."""
     sources: ConfigSources = field(default_factory=ConfigSources)
+    siblings: bool = False
+    """The other services of its compose project are watched too, those that start later included."""
+    is_sibling: bool = False
+    """It is watched because of that: the configuration is another service's, and speaks of this one by its name."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -210,6 +214,8 @@ class SessionRecord:
             "environment": self.environment.to_json(),
             "opened": list(self.opened),
             "sources": self.sources.to_json(),
+            "siblings": self.siblings,
+            "is_sibling": self.is_sibling,
         }
 
     @classmethod
@@ -237,6 +243,8 @@ class SessionRecord:
             environment=SessionEnvironment.of(dict(row["environment"])),
             opened=tuple(str(forward_id) for forward_id in row["opened"])[-MAX_OPENED:],
             sources=ConfigSources.from_json(row["sources"]),
+            siblings=bool(row["siblings"]),
+            is_sibling=bool(row["is_sibling"]),
         )
 
     def with_opened(self, forward_id: str) -> SessionRecord:
@@ -286,12 +294,18 @@ def merge_specs(first: Sequence[PortSpec], then: Sequence[PortSpec]) -> tuple[Po
     return tuple(by_key.values())
 
 
+def all_services(project: str) -> str:
+    """All services of a project, as a TARGET."""
+    return f"{project}/*"
+
+
 def matches(record: SessionRecord, target: str) -> bool:
     """Whether a person who says `target` means this session."""
     if target in (record.session_id, record.container_name, record.target, record.workspace_folder):
         return True
     if record.project and target in (
         record.project,
+        all_services(record.project),
         f"{record.project}/{record.service}",
         f"{record.project}/{record.service}#{record.identity.instance}",
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from autoforward.devcontainer import LABEL_LOCAL_FOLDER, find_config_file
@@ -12,6 +13,10 @@ from autoforward.engine import Engine
 from autoforward.errors import TargetError
 from autoforward.model import ContainerInfo
 
+LABEL_PROJECT = "com.docker.compose.project"
+LABEL_ONE_OFF = "com.docker.compose.oneoff"
+
+_ALL_SERVICES = re.compile(r"(?P<project>[^/#]+)/\*")
 _SERVICE = re.compile(r"(?P<project>[^/#]+)/(?P<service>[^/#]+)(?:#(?P<instance>[0-9]{1,5}))?")
 
 
@@ -34,6 +39,39 @@ def resolve_target(engine: Engine, target: str) -> ContainerInfo:
             hint=f"{verb} it with `docker {verb} {info.name}`",
         )
     return info
+
+
+def project_of(target: str) -> str | None:
+    """The project of a target `project/*`; None when it is none."""
+    parts = _ALL_SERVICES.fullmatch(target)
+    return parts["project"] if parts else None
+
+
+def resolve_project(engine: Engine, project: str) -> list[ContainerInfo]:
+    """The running services of a compose project, its dev container first. Raises TargetError when there is none."""
+    found = services_of(engine, project)
+    if not found:
+        there = engine.find_containers({LABEL_PROJECT: project})
+        if not there:
+            raise TargetError(
+                f"no compose project is called {project}", hint="`docker compose ls --all` lists the projects"
+            )
+        raise TargetError(
+            f"no container of compose project {project} is running",
+            hint=f"start it with `docker compose --project-name {project} start`",
+        )
+    return found
+
+
+def services_of(engine: Engine, project: str) -> list[ContainerInfo]:
+    """The same; none is no error. What `docker compose run` has started is no service."""
+    found = engine.find_containers({LABEL_PROJECT: project}, all=False)
+    services = [info for info in found if info.service is not None and not is_one_off(info.labels) and info.running]
+    return sorted(services, key=lambda info: (info.workspace_folder is None, info.service or "", info.instance))
+
+
+def is_one_off(labels: Mapping[str, str]) -> bool:
+    return labels.get(LABEL_ONE_OFF, "False").lower() == "true"
 
 
 def _of_folder(engine: Engine, folder: Path, target: str) -> ContainerInfo | None:
@@ -69,7 +107,7 @@ def _by_service(engine: Engine, target: str) -> ContainerInfo | None:
     if parts is None:
         return None
     labels = {
-        "com.docker.compose.project": parts["project"],
+        LABEL_PROJECT: parts["project"],
         "com.docker.compose.service": parts["service"],
         "com.docker.compose.container-number": parts["instance"],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,16 @@ from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.session_config import NO_METADATA, Metadata, configure, metadata_of, read_sources
-from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, identity_of, new_session_id
+from autoforward.settings import (
+    ConfigSources,
+    SessionOptions,
+    SessionRecord,
+    all_services,
+    identity_of,
+    new_session_id,
+)
 from autoforward.settings_files import project_settings_path, user_settings_path
-from autoforward.targets import resolve_target
+from autoforward.targets import resolve_project, resolve_target
 
 LABEL_COMPOSE_FOLDER = "com.docker.compose.project.working_dir"
 
@@ -74,6 +81,7 @@ def record_for(
     config_file: str | None = None,
     override_config: str | None = None,
     attached: bool = True,
+    siblings: bool = False,
 ) -> tuple[SessionRecord, tuple[str, ...]]:
     """What the supervisor is asked for, and warnings. Labels of the container fill what the caller does not know.
 
@@ -98,6 +106,7 @@ def record_for(
         options=SessionOptions(auto=flags.auto, auto_udp=flags.auto_udp),
         attached=attached,
         manual=tuple(specs),
+        siblings=siblings and info.project is not None,
         environment=SessionEnvironment.capture(os.environ),
         sources=sources_for(flags, counts, workspace_folder, info.labels.get(LABEL_COMPOSE_FOLDER), metadata=metadata),
     )
@@ -118,11 +127,13 @@ def attach(
     config_file: str | None = None,
     override_config: str | None = None,
     target: str | None = None,
+    siblings: bool = False,
     say: Callable[[str], None] = output.say,
 ) -> AttachResult:
     """Begin or change the session of a running container; returns when its first snapshot has been applied.
 
-    The configuration is read as `record_for` says. Raises AutoforwardError.
+    With `siblings` the other services of its compose project have sessions too, also those that start later. The
+    configuration is read as `record_for` says. Raises AutoforwardError.
     """
     engine = Engine(endpoint)
     try:
@@ -140,11 +151,12 @@ def attach(
         workspace_folder=workspace_folder,
         config_file=config_file,
         override_config=override_config,
+        siblings=siblings,
     )
     warnings = list(found)
+    if siblings and not record.siblings:
+        warnings.append(f"{info.name} is of no compose project: there are no other services")
     output.warn_of_bind(record.options)
-    if info.network_mode == "host":
-        warnings.append(f"{info.name} is on the host's network: its ports are on the host already, nothing is bound")
     open_call = client.call({"op": "attach", "record": record.to_json()}, start=True)
     if open_call is None:
         raise AutoforwardError("the supervisor could not be started")
@@ -153,7 +165,29 @@ def attach(
             if message["type"] == "progress":
                 say(message["text"])
         result = open_call.result or {}
-    problem = result["problem"] if result["lane"] is None or result["state"] != "watching" else None
+    problem = _problem_in(result)
     if problem:
         warnings.append(f"nothing can be forwarded from {info.name}: {problem}")
+    for other in result["others"]:
+        if its := _problem_in(other):
+            warnings.append(f"nothing can be forwarded from {other['container_name']}: {its}")
     return AttachResult(result["rows"], result["events"], warnings, problem)
+
+
+def attach_project(
+    project: str, *, flags: output.SessionFlags, docker_host: str | None, context: str | None
+) -> tuple[str, AttachResult]:
+    """Attach to every service of a compose project that runs; the name of the first, and what is forwarded."""
+    endpoint = resolve_endpoint(docker_host, context)
+    engine = Engine(endpoint)
+    try:
+        [first, *_] = resolve_project(engine, project)
+    finally:
+        engine.close()
+    result = attach(first.container_id, endpoint=endpoint, flags=flags, target=all_services(project), siblings=True)
+    return first.name, result
+
+
+def _problem_in(answer: Mapping[str, Any]) -> str | None:
+    """Why nothing is forwarded, of a session as `attach` answers."""
+    return None if answer["lane"] is not None and answer["state"] == "watching" else answer["problem"]

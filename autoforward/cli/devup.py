@@ -58,6 +58,7 @@ class DevupRequest:
     flags: output.SessionFlags
     ports_events: bool = False
     follow: bool = False
+    all_services: bool = False
 
 
 def run_with_forwarding(request: DevupRequest) -> int:
@@ -106,6 +107,7 @@ def _attach(request: DevupRequest, container_id: str) -> attaching.AttachResult:
         metadata=_metadata(request, info, image_label),
         specs=request.specs,
         flags=request.flags,
+        siblings=request.all_services,
         say=output.say,
     )
 
@@ -160,8 +162,14 @@ def _follow(request: DevupRequest, outcome: UpOutcome, events: Sequence[str]) ->
     """Stream events until Ctrl-C; those already written with --ports-events are not written again."""
     since = _last_seq(events) if request.ports_events else None
     with contextlib.suppress(KeyboardInterrupt):
-        for line in client.follow_events(since, outcome.container_id(), since is None):
+        for line in client.follow_events(since, _followed(request, outcome), since is None):
             _write_stdout(line.rstrip("\n").encode() + b"\n")
+
+
+def _followed(request: DevupRequest, outcome: UpOutcome) -> str | None:
+    """The container; with all of its services, its folder, which they have in common."""
+    folder = request.up.folder if request.all_services else None
+    return os.path.realpath(folder) if folder is not None else outcome.container_id()
 
 
 def _last_seq(events: Sequence[str]) -> int | None:
@@ -208,6 +216,7 @@ NEEDS_AUTO_FORWARD = {
     "forward_ports": "--forward-port",
     "ports_events": "--ports-events",
     "follow": "--follow",
+    "services": "--services",
     "lane": "--lane",
     "bind": "--bind",
     "exclude": "--exclude",
@@ -247,6 +256,7 @@ Every other flag goes to `devcontainer up` unchanged; `devcontainer up --help` l
 @click.option("--forward-port", "forward_ports", multiple=True, metavar="SPEC", help="Forward SPEC as well.")
 @click.option("--ports-events", is_flag=True, help="Print the PORT_EVENT lines of the start before the result.")
 @click.option("--follow", is_flag=True, help="Stay, and print PORT_EVENT lines until Ctrl-C.")
+@click.option("--services", type=click.Choice(["all"]), help="Forward from every service of the compose project.")
 @click.option("--devcontainer-path", metavar="PATH", help="The devcontainer CLI to run.")
 @output.session_options()
 @output.engine_options
@@ -256,6 +266,7 @@ def main(
     forward_ports: tuple[str, ...],
     ports_events: bool,
     follow: bool,
+    services: str | None,
     devcontainer_path: str | None,
     docker_host: str | None,
     context: str | None,
@@ -273,5 +284,5 @@ def main(
         output.warn("ports are not forwarded: Linux and macOS are supported, Windows is not yet")
         _run_alone(cli, up_args, environ)
     up = parse_up_arguments(up_args)
-    request = DevupRequest(cli, up, environ, endpoint, specs, flags, ports_events, follow)
+    request = DevupRequest(cli, up, environ, endpoint, specs, flags, ports_events, follow, services == "all")
     raise SystemExit(run_with_forwarding(request))

@@ -12,7 +12,7 @@ import click
 
 from autoforward import __version__
 from autoforward.cli import client, output
-from autoforward.errors import AutoforwardError
+from autoforward.errors import AutoforwardError, UsageError
 from autoforward.model import LaneName
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def main() -> None:
 
 
 @main.command(
-    epilog="\b\nExamples:\n  autoforward attach\n  autoforward attach web --exclude 9229\n  autoforward attach shop/api 8080:80"
+    epilog="\b\nExamples:\n  autoforward attach\n  autoforward attach web --exclude 9229\n"
+    "  autoforward attach shop/api 8080:80\n  autoforward attach 'shop/*'"
 )
 @click.argument("target", default=".", required=False)
 @click.argument("specs", nargs=-1, metavar="[SPEC]...")
@@ -52,16 +53,25 @@ def attach(
     context: str | None,
     as_json: bool,
 ) -> int:
-    """Detect and forward, detached. TARGET is a folder, a container, or PROJECT/SERVICE[#N]."""
+    """Detect and forward, detached. TARGET is a folder, a container, PROJECT/SERVICE[#N], or PROJECT/*: every service."""
     from autoforward.cli.attaching import attach as attach_to
-    from autoforward.cli.attaching import find_target
+    from autoforward.cli.attaching import attach_project, find_target
     from autoforward.lanes.probe import NO_LANE_HINT
     from autoforward.portspec import parse_port_spec
+    from autoforward.targets import project_of
 
     wanted = [spec for text in specs for spec in parse_port_spec(text)]
-    endpoint, info = find_target(target, docker_host, context)
-    name = info.workspace_folder if Path(target).is_dir() and info.workspace_folder else target
-    result = attach_to(info.container_id, endpoint=endpoint, flags=flags, specs=wanted, target=name)
+    if project := project_of(target):
+        if wanted:
+            raise UsageError(
+                f"{wanted[0].text} has to be of one service, not of {target}", hint=f"name it: {project}/SERVICE"
+            )
+        name, result = attach_project(project, flags=flags, docker_host=docker_host, context=context)
+    else:
+        endpoint, info = find_target(target, docker_host, context)
+        folder = info.workspace_folder if Path(target).is_dir() else None
+        result = attach_to(info.container_id, endpoint=endpoint, flags=flags, specs=wanted, target=folder or target)
+        name = info.name
     for warning in result.warnings:
         # The problem is about to be the error.
         if not (result.problem and warning.endswith(result.problem)):
@@ -72,11 +82,12 @@ def attach(
         output.print_mappings(result.rows)
     if result.problem:
         raise AutoforwardError(
-            f"nothing can be forwarded from {info.name}: {result.problem}",
+            f"nothing can be forwarded from {name}: {result.problem}",
             hint=NO_LANE_HINT,
         )
-    if not as_json and not result.rows and info.network_mode != "host":
-        output.say(f"Watching {info.name}: what starts to listen there is forwarded. `autoforward list` shows it.")
+    if not as_json and not result.rows:
+        where = target if project else name
+        output.say(f"Watching {where}: what starts to listen there is forwarded. `autoforward list` shows it.")
     return 0
 
 

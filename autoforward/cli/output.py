@@ -217,7 +217,9 @@ def print_mappings(rows: Iterable[Mapping[str, Any]]) -> None:
     """One line per port for people; `silent` ports have none, failures and remaps say why."""
     for row in rows:
         status, reason = row["status"], row["reason"]
-        if status == "failed":
+        if row["port"] is None:
+            warn(f"{row['containerName']}: {reason}")
+        elif status == "failed":
             warn(f"port {row['port']} of {row['containerName']} is not forwarded: {reason}")
         elif row["onAutoForward"] == "silent":
             continue

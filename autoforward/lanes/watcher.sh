@@ -38,6 +38,7 @@ fi
 names=
 has ls && has dd && has tr && names=1
 max_owners=64
+max_news=512
 state=0A
 [ "$want" = close-wait ] && state='0A|08'
 
@@ -82,32 +83,42 @@ reduce() {
 }
 
 # Whose the sockets in $inodes are, of those that were not there at the last change: one `ls` over all descriptors that
-# this user may see, and for each process found (max_owners of them) its command line.
+# this user may see, and for each process found (max_owners of them) its command line. Of very many at once (max_news) the
+# rest is not looked up: it costs the square of their number, and there is no poll meanwhile.
 name_new() {
-  wanted="" last_known="$known "
+  wanted="" news=0 last_known="$known "
   for word in $inodes; do
-    case $last_known in *" $word "*) ;; *) [ "$word" = 0 ] || wanted="$wanted $word" ;; esac
+    case $last_known in *" $word "*) continue ;; esac
+    [ "$word" = 0 ] && continue
+    news=$((news + 1))
+    if [ $news -le $max_news ]; then wanted="$wanted $word"; else echo "owner $word 0" >&2; fi
   done
   known=$inodes
   [ -n "$wanted" ] && [ -n "$names" ] || return
-  wanted="$wanted " pid=0 named="" owners=0
+  wanted="$wanted " found=" " pid=0 named="" owners=0
+  [ $news -gt $max_news ] && news=$max_news
   for word in $(list_sockets); do
     case $word in
       /proc/[0-9]*/fd:) pid=${word#/proc/} pid=${pid%/fd:} ;;
       'socket:['*']')
         word=${word#*[} word=${word%]}
         case $wanted in *" $word "*) ;; *) continue ;; esac
-        wanted="${wanted%%" $word "*} ${wanted#*" $word "}"
+        case $found in *" $word "*) continue ;; esac
         if [ "$pid" != "$named" ]; then
           [ $owners -lt $max_owners ] || break
           owners=$((owners + 1)) named=$pid
           command=$(dd if="/proc/$pid/cmdline" bs=768 count=1 2>/dev/null | tr '\000\n\r' '   ')
         fi
+        # Cutting it out of $wanted would cost dash the square of that text's length.
+        found="$found$word " news=$((news - 1))
         printf 'owner %s %s %s\n' "$word" "$pid" "$command" >&2
-        [ "$wanted" = " " ] && break ;;
+        [ $news = 0 ] && break ;;
     esac
   done
-  for word in $wanted; do echo "owner $word 0" >&2; done
+  [ $news = 0 ] && return
+  for word in $wanted; do
+    case $found in *" $word "*) ;; *) echo "owner $word 0" >&2 ;; esac
+  done
 }
 
 # "/proc/PID/fd:" before the "socket:[INODE]" of each process. With grep, words of other files do not become loops here.

@@ -50,19 +50,13 @@ class Handlers:
     async def attach(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
         """Begin or change a session; answers when a first snapshot has been applied."""
         record = SessionRecord.from_json(request["record"])
-        with self._supervisor.hub.subscribe(lambda event: event.container_id == record.container_id) as heard:
-            session = self._supervisor.session_for(record)
-            if session is None:
-                session = self._supervisor.add_session(record)
-                await self._supervisor.store_session(session)
-            else:
-                manual = merge_specs(session.record.manual, record.manual)
-                before = session.record
-                identity = before.identity if before.container_id == record.container_id else record.identity
-                record = replace(record, session_id=before.session_id, identity=identity, manual=manual)
-                await session.update(record)
-                await self._supervisor.store_session(session)
-            await self._wait_settled(session, connection)
+        container_ids = {record.container_id}
+        with self._supervisor.hub.subscribe(lambda event: event.container_id in container_ids) as heard:
+            session = await self._supervisor.siblings.take_up(record)
+            others = await self._supervisor.siblings.take_up_others(record) if record.siblings else []
+            container_ids.update(other.record.container_id for other in others)
+            for one in (session, *others):
+                await self._wait_settled(one, connection)
             events = [_line(event) for event in heard.drain()]
         if session.state == "ended":
             raise TargetError(session.problem or "the session ended")
@@ -71,8 +65,9 @@ class Handlers:
             "state": session.state,
             "problem": session.problem,
             "lane": session.tool.lane if session.tool else None,
-            "rows": await self._rows([session]),
+            "rows": await self._rows([session, *others]),
             "events": events,
+            "others": [other.describe() for other in others],
         }
 
     async def forward(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:

@@ -56,6 +56,7 @@ from autoforward.supervisor.hub import EventHub
 from autoforward.supervisor.live import LiveConfiguration
 from autoforward.supervisor.services import SessionServices
 from autoforward.supervisor.session import Session
+from autoforward.supervisor.siblings import Siblings
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ class Supervisor:
         allocator = Allocator(self.registry, process, self._warn)
         self.services = SessionServices(self.plane, allocator, self.hub, self.disk, self.engine_pool)
         self.live = LiveConfiguration(self.sessions.values, self.store_session, self.hub.publish)
+        self.siblings = Siblings(self, self.engine_pool)
         self.plane.start()
         info = {"pid": process.pid, "pid_started": process.started, "version": __version__}
         await self.on_disk(lambda: self._write_info(info))
@@ -245,7 +247,7 @@ class Supervisor:
         self.live.refresh()
         self.engines.keep_only({other.record.endpoint.host for other in self.sessions.values()})
         if not self._stop.is_set():
-            self._spawn(self.on_disk(lambda: self._forget([session.record.session_id])), "forget a session")
+            self.spawn(self.on_disk(lambda: self._forget([session.record.session_id])), "forget a session")
         self.check_idle()
 
     def check_idle(self) -> None:
@@ -302,9 +304,11 @@ class Supervisor:
 
     def _remember_opened(self, session: ActingSession, forward_id: str) -> None:
         session.record = session.record.with_opened(forward_id)
-        self._spawn(self.store_session(session), "store what was opened")
+        self.spawn(self.store_session(session), "store what was opened")
 
     def _on_engine_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
+        if event is not None:
+            self.siblings.on_event(endpoint, event)
         for session in self.sessions.values():
             record = session.record
             if record.endpoint.host != endpoint.host:
@@ -337,7 +341,7 @@ class Supervisor:
         """Run `job` in the thread in which everything that takes the registry's lock runs."""
         return await asyncio.get_running_loop().run_in_executor(self.disk, job)
 
-    def _spawn(self, work: object, name: str) -> None:
+    def spawn(self, work: object, name: str) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
         task.set_name(name)
         self._tasks.add(task)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autoforward.forwarder import Services
+from autoforward.neighbours import Neighbours
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,3 +14,4 @@ class SessionServices(Services):
     """`engine_pool` runs what blocks on the engine; at most that many processes are started at once."""
 
     engine_pool: Executor
+    neighbours: Neighbours = field(default_factory=Neighbours)

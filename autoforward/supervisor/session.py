@@ -23,15 +23,15 @@ from autoforward.lanes.commands import RelayTool
 from autoforward.lanes.watcher import Frame
 from autoforward.messages import ForwardCounters, MuxLost, MuxSaid
 from autoforward.model import ContainerInfo, ForwardKey, PortSpec, Snapshot
-from autoforward.policy import WITHDRAWAL_GRACE_S, Seen, SessionRules, plan
+from autoforward.policy import WITHDRAWAL_GRACE_S, Seen, plan
 from autoforward.probing import NoShellError
 from autoforward.procnet import snapshot_from_rows
-from autoforward.setting_values import Selection
 from autoforward.settings import SessionRecord, merge_specs
 from autoforward.supervisor.actor import Actor, Ending, Restart
 from autoforward.supervisor.connections import Connections
+from autoforward.supervisor.deciding import Beside, rules_of
 from autoforward.supervisor.services import SessionServices
-from autoforward.supervisor.watching import Item, Lost, ProcessesKnown, Watch, Watching
+from autoforward.supervisor.watching import Item, Lost, NeighboursChanged, ProcessesKnown, Watch, Watching
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class Session:
         self._on_change = on_change
         self._actor: Actor[Item] = Actor(record.container_name)
         self._watching = Watching(record.session_id, engine, services, self._actor, self.connections, self.forwarder)
+        self._beside = Beside(services.neighbours, lambda: self._actor.tell(NeighboursChanged()))
         self._task: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         self._claims: dict[int, tuple[PortSpec, ...]] = {}
@@ -264,6 +265,7 @@ class Session:
             # The watcher ends last: what it finds of this session's relays it takes with it.
             await self.connections.aclose()
             self._drop_watch()
+            self._beside.leave()
             self.state, self.problem = "ended", reason
             await self._services.publisher.publish(self.forwarder.session_event("detached", reason))
             self._settled.set()
@@ -281,7 +283,7 @@ class Session:
     async def _attempt(self, failures: int) -> int:
         """Look at the container, and watch it if it runs; how many attempts in a row have failed now."""
         try:
-            info = await self._in_pool(lambda: self.engine.inspect(self.record.container_id))
+            info = await self._in_pool(lambda: self.engine.inspect_with_network(self.record.container_id))
             if info.running:
                 self._stopped_at_s = None
                 await self._watch(info)
@@ -334,6 +336,7 @@ class Session:
             item = await self._actor.next_item(remaining_s)
             if item is None:
                 await self.forwarder.close_all(f"the container has been {info.state} for a long time")
+                self._beside.leave()
                 self.state = "dormant"
             elif isinstance(item, ContainerEvent):
                 return  # look at it again: the event may be old
@@ -356,6 +359,7 @@ class Session:
     async def _watch(self, info: ContainerInfo) -> None:
         """Watch until the watcher is lost. Returns after a loss that follows a time of working; raises otherwise."""
         self._info = info
+        self._beside.join(self.record, info)
         restarted = bool(self._seen)
         self.record = self.record.in_container(info)
         await self.forwarder.move_to(self._place(self.record))
@@ -403,7 +407,7 @@ class Session:
                     raise AutoforwardError(f"the watch on the container failed: {reason}")
                 case ContainerEvent():
                     await self._take_event(item)
-                case ProcessesKnown():
+                case ProcessesKnown() | NeighboursChanged():
                     await self._replan()
                 case None:
                     if retry_at_s is not None and time.monotonic() >= retry_at_s:
@@ -419,7 +423,6 @@ class Session:
         await self._replan()
         if first:
             self.connections.open_gate()
-            self._settled.set()
         self.connections.take_frame(frame)
 
     async def _take_event(self, event: ContainerEvent) -> None:
@@ -453,33 +456,21 @@ class Session:
         """Decide from what is known now, and carry it out. Not before a snapshot is known, nor while the container is away."""
         if self.state != "watching":
             return
-        wanted = plan(self._rules(), self._snapshot, self._seen, time.monotonic(), self._watching.processes())
+        elsewhere = self._beside.consult(self.record, self._snapshot, self._seen, can_relay=self.tool is not None)
+        rules = rules_of(
+            self.record, self._info, self.manual_specs, self._stopped_keys, self.tool, self.problem, elsewhere
+        )
+        wanted = plan(rules, self._snapshot, self._seen, time.monotonic(), self._watching.processes())
         self._seen = dict(wanted.seen)
         self._recheck_at_s = wanted.recheck_at_s
         self._stopped_keys = {key for key in self._stopped_keys if key in wanted.seen or self._is_named(key)}
         await self.forwarder.apply(wanted, self._host_ip)
+        self._beside.settle(self.record, self._seen)
+        if not wanted.undecided:
+            self._settled.set()
 
     def _is_named(self, key: ForwardKey) -> bool:
         return any(spec.key == key for spec in (*self.record.declared, *self.manual_specs))
-
-    def _rules(self) -> SessionRules:
-        record, info = self.record, self._info
-        return SessionRules(
-            auto=record.attached and record.options.auto,
-            declared=record.declared if record.attached else (),
-            manual=self.manual_specs,
-            attributes=record.rules,
-            exclude=Selection(record.options.exclude, record.options.exclude_processes),
-            include=Selection(record.options.include, record.options.include_processes),
-            local_ports=record.options.local_ports,
-            published=info.published if info else (),
-            host_network=info is not None and info.network_mode == "host",
-            stopped=frozenset(self._stopped_keys),
-            blocked=None if self.tool is not None else self.problem,
-            udp=self.tool is not None and self.tool.capabilities.udp,
-            auto_udp=record.options.auto_udp,
-            max_forwards=record.options.max_ports,
-        )
 
     @staticmethod
     def _place(record: SessionRecord) -> Place:

@@ -48,7 +48,12 @@ class ProcessesKnown:
     """There is news of whose the sockets of the last frame are."""
 
 
-Item = Frame | Lost | ContainerEvent | ProcessesKnown
+@dataclass(frozen=True, slots=True)
+class NeighboursChanged:
+    """Another session that leads to the same servers has more or less than before."""
+
+
+Item = Frame | Lost | ContainerEvent | ProcessesKnown | NeighboursChanged
 """What a session's actor hears."""
 
 
@@ -232,7 +237,7 @@ class Watching:
 def direct_address_of(endpoint: EngineEndpoint, info: ContainerInfo) -> str | None:
     """Where bulk may reach the container without the engine: only one whose engine is on a local socket of this Linux.
 
-    None, too, for a container without addresses of its own (no network, the host's, another container's). Whether the
+    None, too, for a container without addresses (no network, the host's). Whether the
     address can be reached from here shows when it is tried.
     """
     if sys.platform != "linux" or not endpoint.host.startswith("unix://"):

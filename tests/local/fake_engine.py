@@ -82,6 +82,9 @@ class FakeEngine:
 
     # What the session calls.
 
+    def inspect_with_network(self, container_ref: str) -> ContainerInfo:
+        return self.inspect(container_ref)
+
     def inspect(self, container_ref: str) -> ContainerInfo:
         self.inspected += 1
         if self.hanging is not None:

@@ -45,6 +45,17 @@ def owner(watcher: FakeProcess, inode: int, text: str, pid: int = 12) -> None:
 
 
 @closing
+async def test_with_the_default_list_every_new_port_waits_for_its_process(world: Any, port: int) -> None:
+    one = world(replace(RECORD, options=replace(RECORD.options, default_exclude=True)))
+    watcher = await one.begin()
+    watcher.listen(port)
+    owner(watcher, 1000, "/root/.vscode-server/bin/x/node out/server-main.js")
+    event = await one.publisher.wait_for("ignored")
+    assert event.container_port == port
+    assert one.publisher.names == ["attached", "ignored"]
+
+
+@closing
 async def test_a_forward_does_not_wait_for_its_process(world: Any, port: int) -> None:
     one = world()
     watcher = await one.begin(port)

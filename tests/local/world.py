@@ -13,7 +13,7 @@ from typing import Any, cast
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.messages import Notice
 from autoforward.model import Identity
-from autoforward.settings import SessionRecord
+from autoforward.settings import SessionOptions, SessionRecord
 from autoforward.supervisor.services import SessionServices
 from autoforward.supervisor.session import Session
 from tests.containers import eventually
@@ -27,6 +27,8 @@ RECORD = SessionRecord(
     "c0ffee00c0ffee00",
     "web",
     "web",
+    # Else every new port would wait for its process to be known.
+    options=SessionOptions(default_exclude=False),
 )
 
 

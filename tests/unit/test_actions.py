@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from autoforward.actions import (
-    INSPECTOR_PORTS,
     MAX_BODY_LENGTH,
     MAX_NAMED_PORTS,
     MAX_OPENS,
@@ -21,6 +20,7 @@ from autoforward.actions import (
 )
 from autoforward.environment import NO_ENVIRONMENT, SessionEnvironment
 from autoforward.events import PortEvent
+from autoforward.known_servers import INSPECTOR_PORTS
 from autoforward.model import ON_AUTO_FORWARD
 
 DESKTOP = SessionEnvironment.of({"DISPLAY": ":0", "DBUS_SESSION_BUS_ADDRESS": "unix:path=/run/user/1000/bus"})

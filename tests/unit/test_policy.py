@@ -10,24 +10,27 @@ import pytest
 
 from autoforward.attributes import AttributeRules, parse_attributes
 from autoforward.model import DialAddress, ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
+from autoforward.neighbours import Elsewhere
 from autoforward.policy import (
     EPHEMERAL_UDP,
     MAX_FORWARDS,
     PROCESS_WAIT_S,
     WITHDRAWAL_GRACE_S,
-    Existing,
     Plan,
     Seen,
     SessionRules,
-    Steps,
     Wish,
     plan,
-    reconcile,
 )
 from autoforward.portspec import parse_port_spec
+from autoforward.reconciling import Existing, Steps, reconcile
 from autoforward.setting_values import Selection
 
 NOW_S = 1000.0
+
+EDITOR = (
+    "/root/.vscode-server/bin/848b80aeb52026648a8ff9f7c45a9b0a80641e2e/node /root/.vscode-server/out/bootstrap-fork"
+)
 
 
 def key(container_port: int, transport: Any = "tcp", container_host: str | None = None) -> ForwardKey:
@@ -204,6 +207,8 @@ def test_a_published_port_whose_server_is_on_loopback_is_forwarded(address: str)
     result = planned(SessionRules(published=PUBLISHED), listening(3000, address=address))
     assert list(result.wishes) == [key(3000)]
     assert not result.notices
+    [wish] = result.wishes.values()
+    assert wish.note == "published by the engine on 0.0.0.0:8300, which does not reach a server on loopback"
 
 
 def test_a_published_port_is_forwarded_all_the_same_when_the_user_says_so() -> None:
@@ -224,10 +229,72 @@ def test_only_the_published_port_itself_is_published() -> None:
 def test_on_the_hosts_network_nothing_of_the_container_is_bound() -> None:
     rules = SessionRules(host_network=True, declared=specs("4000", "db:5432"), manual=specs("5000"))
     result = planned(rules, listening(3000))
-    assert set(result.notices) == {key(3000), key(4000), key(5000)}
+    # What is detected there is the host's, and no news to anybody.
+    assert set(result.notices) == {key(4000), key(5000)}
+    assert "host already" in (result.summary or "")
     assert {notice.status for notice in result.notices.values()} == {"ignored"}
     assert all("host already" in notice.reason for notice in result.notices.values())
     assert set(result.wishes) == {key(5432, container_host="db")}
+
+
+# -- what the session of another container has ---------------------------------------------------
+
+
+def test_what_another_session_has_is_left_to_it_but_for_what_is_named_on_a_command_line() -> None:
+    there = {key(port): Elsewhere("web") for port in (3000, 4000, 5000)}
+    rules = SessionRules(elsewhere=there, declared=specs("4000"), manual=specs("5000"))
+    result = planned(rules, listening(3000, 3001))
+    assert set(result.wishes) == {key(3001), key(5000)}
+    assert set(result.notices) == {key(3000), key(4000)}
+    for notice in result.notices.values():
+        assert notice.status == "ignored"
+        assert notice.reason == "forwarded by the session of web, which is on the same network namespace"
+
+
+@pytest.mark.parametrize(("address", "is_reached"), [("0.0.0.0", True), ("172.17.0.2", True), ("127.0.0.1", False)])
+def test_what_is_forwarded_from_beside_must_be_reached_from_there(address: str, is_reached: bool) -> None:
+    rules = SessionRules(elsewhere={key(5432): Elsewhere("app", from_beside=True)})
+    result = planned(rules, listening(5432, address=address))
+    assert set(result.notices if is_reached else result.wishes) == {key(5432)}
+    assert not (result.wishes if is_reached else result.notices)
+
+
+# -- known servers -------------------------------------------------------------------------------
+
+
+def test_known_servers_are_not_forwarded_by_themselves() -> None:
+    editor = known(40000, ServerProcess(EDITOR, "shown"))
+    rules = SessionRules(default_exclude=True)
+    result = plan(rules, listening(40000), {}, NOW_S, editor)
+    assert not result.wishes
+    [notice] = result.notices.values()
+    assert notice.status == "ignored"
+    assert notice.reason == "an editor's own server (VS Code, Cursor, Windsurf): not forwarded by itself"
+    for wanted in (
+        replace(rules, default_exclude=False),
+        replace(rules, declared=specs("40000")),
+        replace(rules, manual=specs("40000")),
+        replace(rules, include=Selection(((40000, 40000),))),
+        replace(rules, attributes=attributes(_40000={"label": "mine"})),
+    ):
+        assert set(plan(wanted, listening(40000), {}, NOW_S, editor).wishes) == {key(40000)}
+
+
+def test_nothing_is_decided_before_it_is_known_whose_it_is() -> None:
+    rules = SessionRules(default_exclude=True)
+    first = planned(rules, listening(3000))
+    assert not first.wishes
+    assert first.recheck_at_s == NOW_S + PROCESS_WAIT_S
+    assert set(plan(rules, listening(3000), first.seen, NOW_S + PROCESS_WAIT_S).wishes) == {key(3000)}
+
+
+def test_what_is_not_decided_yet_has_its_place_below_the_limit() -> None:
+    rules = SessionRules(default_exclude=True, max_forwards=2)
+    named: dict[ForwardKey, ServerProcess | None] = {key(3001): NODE, key(3002): NODE}
+    first = plan(rules, listening(3000, 3001, 3002), {}, NOW_S, named)
+    assert set(first.wishes) == {key(3001)}
+    second = plan(rules, listening(3000, 3001, 3002), first.seen, NOW_S, named | {key(3000): None})
+    assert set(second.wishes) == {key(3000), key(3001)}
 
 
 def test_excluded_ports_are_not_detected_but_can_be_named() -> None:
@@ -316,12 +383,30 @@ def test_a_container_cannot_take_every_port_of_the_host() -> None:
     assert key(8080) in result.wishes, "what was named comes first"
 
 
-@pytest.mark.parametrize("rules", [SessionRules(host_network=True), SessionRules(blocked="no lane")])
-def test_a_container_cannot_fill_the_list_with_ports_that_are_not_forwarded(rules: SessionRules) -> None:
+def test_a_container_cannot_fill_the_list_with_ports_that_are_not_forwarded() -> None:
     """Each notice is a row and an event: a container with 2,000 listeners would write 2,000 of them."""
-    result = planned(rules, listening(*range(20_000, 22_000)))
+    result = planned(SessionRules(blocked="no lane"), listening(*range(20_000, 22_000)))
     assert len(result.notices) == MAX_FORWARDS
     assert result.overflow == 2000 - MAX_FORWARDS
+    assert result.summary == f"{2000 - MAX_FORWARDS} more ports are not forwarded: the limit is {MAX_FORWARDS}"
+
+
+def test_declared_ranges_count_and_come_first() -> None:
+    result = planned(SessionRules(declared=specs("3000-3999")), listening(80, 8080))
+    assert {wish.source for wish in result.wishes.values()} == {"declared"}
+    assert (len(result.wishes), result.overflow) == (MAX_FORWARDS, 1000 + 2 - MAX_FORWARDS)
+
+
+def test_who_has_a_place_below_the_limit_keeps_it() -> None:
+    rules = SessionRules(max_forwards=2)
+    first = planned(rules, listening(3000, 3001, 3002))
+    assert set(first.wishes) == {key(3000), key(3001)}
+    lower = planned(rules, listening(2000, 3000, 3001, 3002), first.seen)
+    assert set(lower.wishes) == {key(3000), key(3001)}
+    restarting = planned(rules, listening(2000, 3001, 3002), lower.seen)
+    assert set(restarting.wishes) == {key(3000), key(3001)}, "its server may be back in a moment"
+    gone = plan(rules, listening(2000, 3001, 3002), restarting.seen, NOW_S + WITHDRAWAL_GRACE_S)
+    assert set(gone.wishes) == {key(3001), key(3002)}, "who has waited longest comes next"
 
 
 # -- whose a port is -----------------------------------------------------------------------------

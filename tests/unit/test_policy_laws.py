@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from autoforward.attributes import AttributeRules, parse_attributes
 from autoforward.model import ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
-from autoforward.policy import Existing, Notice, Plan, Seen, SessionRules, Steps, plan, reconcile
+from autoforward.policy import Notice, Plan, Seen, SessionRules, plan
 from autoforward.portspec import parse_port_spec
+from autoforward.reconciling import Existing, Steps, reconcile
 from autoforward.setting_values import Selection
 
 NOW_S = 1000.0
@@ -67,8 +68,9 @@ def test_the_plan_is_a_function_and_says_each_port_once(
 ) -> None:
     first = plan(rules, snapshot, before, NOW_S, processes)
     again = plan(rules, snapshot, dict(reversed(before.items())), NOW_S, processes)
-    assert first == again
-    assert list(first.wishes) == list(again.wishes)
+    # Who came first has a place below the limit; below it the order does not matter.
+    assert first == again or first.overflow
+    assert first == plan(rules, snapshot, before, NOW_S, processes)
     assert not first.wishes.keys() & first.notices.keys()
     assert not (first.wishes.keys() | first.notices.keys()) & rules.stopped
     assert len(first.wishes) <= rules.max_forwards

@@ -14,13 +14,13 @@ from typing import Any, cast
 import click
 import pytest
 
-from autoforward.actions import INSPECTOR_PORTS
 from autoforward.attributes import parse_attributes
 from autoforward.cli import devdown, devup, main, output
 from autoforward.config import KEYS
 from autoforward.environment import SESSION_VARIABLES
 from autoforward.errors import ERRORS_BY_EXIT_CODE
-from autoforward.model import LANE_CHOICES, ON_AUTO_FORWARD
+from autoforward.known_servers import DEFAULT_EXCLUDED, INSPECTOR_PORTS, OUR_AGENT, why_excluded
+from autoforward.model import LANE_CHOICES, ON_AUTO_FORWARD, ForwardKey
 from autoforward.portspec import MAX_RANGE_SIZE, parse_port_spec
 from autoforward.procnet import MAX_DIALS
 from autoforward.setting_values import HIGHEST_MAX_PORTS
@@ -266,6 +266,17 @@ def test_actions() -> None:
     assert {name for row in table("Actions", "`onAutoForward`") for name in ticked(row[0])} == set(ON_AUTO_FORWARD)
     debuggers = section("Actions").partition("**Debuggers' ports**: ")[2].partition(".")[0]
     assert {int(number) for number in debuggers.split(", ")} == INSPECTOR_PORTS
+
+
+def test_known_servers() -> None:
+    rows = table("What is there already", "known server")
+    assert [row[0] for row in rows] == [server.name for server in (*DEFAULT_EXCLUDED, OUR_AGENT)]
+    for row, server in zip(rows, (*DEFAULT_EXCLUDED, OUR_AGENT), strict=True):
+        assert row[2] == (", ".join(map(str, sorted(server.ports))) if server.ports else "any")
+    for row in rows[:3]:
+        for folder in ticked(row[1]):
+            if folder not in ("server-main.js", "-insiders"):
+                assert why_excluded(ForwardKey("tcp", None, 40000), f"/root/{folder}/bin/x/node x") == row[0]
 
 
 def test_links_within_lead_to_headings() -> None:

@@ -1,0 +1,82 @@
+"""What a session's plan is made from: its record, its container and lane, and what the sessions beside it have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Set
+
+from autoforward.lanes.commands import RelayTool
+from autoforward.model import ContainerInfo, ForwardKey, PortSpec, Snapshot
+from autoforward.neighbours import NOWHERE_ELSE, Elsewhere, Neighbours
+from autoforward.policy import SessionRules
+from autoforward.setting_values import Selection
+from autoforward.settings import SessionRecord
+
+
+def rules_of(
+    record: SessionRecord,
+    info: ContainerInfo | None,
+    manual: tuple[PortSpec, ...],
+    stopped: Set[ForwardKey],
+    tool: RelayTool | None,
+    problem: str | None,
+    elsewhere: Mapping[ForwardKey, Elsewhere],
+) -> SessionRules:
+    """Everything but the snapshot and the time. `problem` is why there is no `tool`."""
+    options = record.options
+    return SessionRules(
+        auto=record.attached and options.auto,
+        declared=record.declared if record.attached else (),
+        manual=manual,
+        attributes=record.rules,
+        exclude=Selection(options.exclude, options.exclude_processes),
+        include=Selection(options.include, options.include_processes),
+        local_ports=options.local_ports,
+        published=info.published if info else (),
+        host_network=info is not None and info.network_mode == "host",
+        stopped=frozenset(stopped),
+        blocked=None if tool is not None else problem,
+        udp=tool is not None and tool.capabilities.udp,
+        auto_udp=options.auto_udp,
+        max_forwards=options.max_ports,
+        default_exclude=options.default_exclude,
+        elsewhere=elsewhere,
+    )
+
+
+class Beside:
+    """A session's part among its neighbours, in terms of its record. `replan` is called when others have changed."""
+
+    def __init__(self, neighbours: Neighbours, replan: Callable[[], None]) -> None:
+        self._neighbours = neighbours
+        self._part = neighbours.enter(replan)
+        self._elsewhere: Mapping[ForwardKey, Elsewhere] = NOWHERE_ELSE
+
+    def join(self, record: SessionRecord, info: ContainerInfo) -> None:
+        """This is the session's container now."""
+        engine = record.endpoint.host
+        project = f"{engine}|{record.project}" if record.project else None
+        namespace = f"{engine}|{info.namespace}"
+        self._neighbours.join(self._part, info.name, namespace, project, record.service)
+
+    def leave(self) -> None:
+        self._neighbours.leave(self._part)
+
+    def consult(
+        self, record: SessionRecord, snapshot: Snapshot, seen: Iterable[ForwardKey], *, can_relay: bool
+    ) -> Mapping[ForwardKey, Elsewhere]:
+        """Which ports of the container itself another session has, before a plan is made. `seen`: of the last plan.
+
+        One that cannot relay, for want of a lane, leaves them all to others.
+        """
+        listening = {ForwardKey(listener.transport, None, listener.container_port) for listener in snapshot}
+        takes_part = record.attached and can_relay
+        own = listening.union(seen) if takes_part and record.options.auto else None
+        declared = record.declared if takes_part else ()
+        self._elsewhere = self._neighbours.consult(self._part, own, declared)
+        return self._elsewhere
+
+    def settle(self, record: SessionRecord, seen: Iterable[ForwardKey]) -> None:
+        """The plan has been carried out: what it has no use for, others may have."""
+        own = list(seen) if record.attached and record.options.auto else []
+        own += [spec.key for spec in record.declared if record.attached and spec.container_host is None]
+        self._neighbours.settle(self._part, own, self._elsewhere)

@@ -1,0 +1,119 @@
+"""Sessions of records, and of the other services of a compose project: those that run, and those that start later."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+from autoforward.engine import ContainerEvent, Engine
+from autoforward.errors import AutoforwardError, TargetError, UsageError
+from autoforward.model import ContainerInfo, EngineEndpoint
+from autoforward.session_config import configure, read_sources, sibling_of
+from autoforward.settings import SessionRecord, merge_specs
+from autoforward.supervisor.session import Session
+from autoforward.targets import LABEL_PROJECT, is_one_off, services_of
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Host(Protocol):
+    """The supervisor, as far as it is needed here."""
+
+    sessions: dict[str, Session]
+
+    def session_for(self, record: SessionRecord) -> Session | None: ...
+    def add_session(self, record: SessionRecord) -> Session: ...
+    async def store_session(self, session: Session) -> None: ...
+    def spawn(self, work: object, name: str) -> None: ...
+
+
+class Siblings:
+    """`take_up` makes a record a session; `on_event` does for services that start while their project is watched."""
+
+    def __init__(self, host: Host, engine_pool: Executor) -> None:
+        self._host = host
+        self._pool = engine_pool
+
+    async def take_up(self, record: SessionRecord) -> Session:
+        """Begin a session, or change the one that there is: options are replaced, SPECs added. Stored when it returns."""
+        session = self._host.session_for(record)
+        if session is not None:
+            before = session.record
+            manual = merge_specs(before.manual, record.manual)
+            identity = before.identity if before.container_id == record.container_id else record.identity
+            record = replace(record, session_id=before.session_id, identity=identity, manual=manual)
+            await session.update(record)
+        else:
+            session = self._host.add_session(record)
+        await self._host.store_session(session)
+        return session
+
+    async def take_up_others(self, anchor: SessionRecord) -> list[Session]:
+        """Sessions for the other services of the anchor's project that run. Raises what the engine raises."""
+        project, engine = anchor.project, self._engine_of(anchor)
+        if project is None or engine is None:
+            return []
+        found = await self._in_pool(lambda: services_of(engine, project))
+        sessions = []
+        for info in found:
+            if info.container_id != anchor.container_id and (session := await self._adopt(anchor, info)) is not None:
+                sessions.append(session)
+        return sessions
+
+    def on_event(self, endpoint: EngineEndpoint, event: ContainerEvent) -> None:
+        """A container has started: if it is a service of a project that is watched as a whole, it is watched too."""
+        project = event.labels.get(LABEL_PROJECT)
+        if event.action != "start" or project is None or is_one_off(event.labels):
+            return
+        sessions = [one for one in self._host.sessions.values() if one.record.endpoint.host == endpoint.host]
+        if any(one.record.container_id == event.container_id for one in sessions):
+            return
+        anchors = [one for one in sessions if one.record.siblings and one.record.project == project]
+        # The one whose own configuration it is, where that still has a session.
+        anchor = min(anchors, key=lambda one: one.record.is_sibling, default=None)
+        if anchor is not None:
+            self._host.spawn(self._adopt_started(anchor, event.container_id), f"attach to {event.name}")
+
+    async def _adopt_started(self, anchor: Session, container_id: str) -> None:
+        info = await self._in_pool(lambda: anchor.engine.inspect(container_id))
+        if info.running and info.service is not None:
+            await self._adopt(anchor.record, info)
+
+    async def _adopt(self, anchor: SessionRecord, info: ContainerInfo) -> Session | None:
+        """A session for this service; None, with a line in the log, when there can be none."""
+        record = sibling_of(anchor, info)
+        try:
+            record, warnings = configure(record, await self._in_pool(lambda: read_sources(record.sources)))
+            for warning in warnings if not record.is_sibling else ():
+                log.warning("%s: %s", info.name, warning)
+        except UsageError as error:
+            log.warning("%s: its configuration is left out: %s", info.name, error)
+        try:
+            return await self._take_up_after(record)
+        except AutoforwardError as error:
+            log.warning("%s is not attached to: %s", info.name, error)
+            return None
+
+    async def _take_up_after(self, record: SessionRecord) -> Session:
+        """A service that was made anew may come before the session of the one that is gone has ended."""
+        before = self._host.session_for(record)
+        try:
+            return await self.take_up(record)
+        except TargetError:
+            if before is None:
+                raise
+            await before.wait_ended()
+            return await self.take_up(record)
+
+    async def _in_pool(self, job: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, job)
+
+    def _engine_of(self, record: SessionRecord) -> Engine | None:
+        session = self._host.session_for(record)
+        return session.engine if session is not None else None
