@@ -50,6 +50,7 @@ demo: ## a loopback server in a container, answered on this machine's localhost
 test: lint types fuzz engine images ## everything; ends 0 only if the tests with an engine ran too
 	@$(BIN)/python -m scripts.engine compose
 	@$(BIN)/python -m scripts.engine devcontainers-cli >/dev/null
+	@$(BIN)/python -m scripts.neovim >/dev/null || echo "tests: no Neovim: what needs one says so"
 	@$(MAKE) --silent --no-print-directory $(CROSS) || echo "tests: no cross compiler: what needs one says so"
 	@echo "tests: all of them"
 	@# exec: a signal to make has to reach pytest, which then cleans up.
@@ -91,7 +92,7 @@ wheel: $(CROSS) ## the release wheel, with the agent for amd64 and arm64 inside
 examples: engine ## each example runs and checks itself
 	@$(BIN)/python -m scripts.engine compose
 	@image=$${AUTOFORWARD_EXAMPLE_IMAGE:-$$($(BIN)/python -m tests.images.build full | cut -d' ' -f2)} && \
-	for name in hello compose two-worktrees rules; do \
+	for name in hello compose two-worktrees rules consumer; do \
 	  AUTOFORWARD_EXAMPLE_IMAGE=$$image $(BIN)/python examples/check.py $$name || exit 1; \
 	done
 

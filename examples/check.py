@@ -1,6 +1,6 @@
 """Runs an example and checks it from the outside, the way its user would: by its commands and by connecting.
 
-    python3 examples/check.py hello|compose|two-worktrees|rules
+    python3 examples/check.py hello|compose|two-worktrees|rules|consumer
 
 Needs `devup`, `devdown` and `autoforward` on the PATH (or beside this Python) and an engine. Exit 0 when everything it
 promises is so, else 1 and one plain line. Whatever it started is ended, also then. Only the standard library.
@@ -231,7 +231,40 @@ def rules(_scratch: Path, started: list[Path]) -> None:
     check_closed(14200)
 
 
-CHECKS = {"hello": hello, "compose": compose, "two-worktrees": two_worktrees, "rules": rules}
+def consumer(_scratch: Path, started: list[Path]) -> None:
+    """The list of consumer.py has the port of `hello` while it is up."""
+    folder = EXAMPLES / "hello"
+    started.append(folder)
+    environment = {**os.environ, "PATH": f"{Path(command('autoforward')).parent}:{os.environ.get('PATH', os.defpath)}"}
+    with subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "consumer.py")], stdout=subprocess.PIPE, text=True, env=environment
+    ) as reader:
+        alarm = threading.Timer(4 * WAIT_S, reader.kill)
+        alarm.start()
+        try:
+            event = listed(up(folder), 3000)
+            row = f"3000 active {event['url']} "
+            _await_line(reader, "the port", lambda line: row in line)
+            down(folder)
+            _await_line(reader, "its end", lambda line: row not in line)
+            reader.send_signal(signal.SIGINT)
+            if reader.wait(WAIT_S):
+                raise CheckError(f"consumer.py ended with status {reader.returncode}")
+        finally:
+            alarm.cancel()
+            reader.kill()
+
+
+def _await_line(reader: subprocess.Popen[str], what: str, fits: Callable[[str], bool]) -> None:
+    assert reader.stdout is not None
+    for line in reader.stdout:
+        if fits(line):
+            say(f"consumer.py: {line.rstrip()}")
+            return
+    raise CheckError(f"consumer.py ended before it had {what} in its list")
+
+
+CHECKS = {"hello": hello, "compose": compose, "two-worktrees": two_worktrees, "rules": rules, "consumer": consumer}
 
 
 # -- around them ---------------------------------------------------------------------------------

@@ -39,7 +39,8 @@ SETTING_VARIABLES = {key.variable for key in KEYS.values()}
 SCHEMA = REPOSITORY_DIR / "autoforward/port_event.schema.json"
 
 
-def _missing(reason: str) -> None:
+def missing(reason: str) -> None:
+    """Skip, or fail where the tests have to run."""
     if os.environ.get("AUTOFORWARD_REQUIRE_ENGINE") == "1":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
@@ -78,7 +79,7 @@ def engine() -> Iterator[docker.DockerClient]:
     """The engine of the environment. What this run labelled is removed at the end."""
     # Asked by the command first: a docker-py client that cannot connect leaves its socket to the garbage collector.
     if engine_answers() is None:
-        _missing("no container engine answers (`python3 -m scripts.engine ensure` gets one on Debian)")
+        missing("no container engine answers (`python3 -m scripts.engine ensure` gets one on Debian)")
     client = docker.from_env(timeout=120)
     sweep_dead_runs(client)
     try:
@@ -430,7 +431,7 @@ def compose_command() -> str:
     """`docker compose`, where there is one."""
     found = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
     if found.returncode:
-        _missing("no docker compose v2 (`python3 -m scripts.engine compose` gets it on Debian)")
+        missing("no docker compose v2 (`python3 -m scripts.engine compose` gets it on Debian)")
     return "docker compose"
 
 
