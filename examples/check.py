@@ -237,9 +237,14 @@ def consumer(_scratch: Path, started: list[Path]) -> None:
     started.append(folder)
     environment = {**os.environ, "PATH": f"{Path(command('autoforward')).parent}:{os.environ.get('PATH', os.defpath)}"}
     with subprocess.Popen(
-        [sys.executable, str(EXAMPLES / "consumer.py")], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, str(EXAMPLES / "consumer.py")],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
     ) as reader:
-        alarm = threading.Timer(4 * WAIT_S, reader.kill)
+        alarm = threading.Timer(4 * WAIT_S, reader.terminate)
         alarm.start()
         try:
             event = listed(up(folder), 3000)
@@ -252,7 +257,8 @@ def consumer(_scratch: Path, started: list[Path]) -> None:
                 raise CheckError(f"consumer.py ended with status {reader.returncode}")
         finally:
             alarm.cancel()
-            reader.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(reader.pid, signal.SIGKILL)  # its follower too
 
 
 def _await_line(reader: subprocess.Popen[str], what: str, fits: Callable[[str], bool]) -> None:

@@ -36,13 +36,15 @@ def follow(command=("autoforward", "events", "--follow")):
     while True:
         ports = Ports()
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as follower:
-            for line in follower.stdout:
-                if not (line.startswith("PORT_EVENT: ") and line.endswith("\n")):
-                    continue  # half a line: the follower was killed
-                if not ports.apply(json.loads(line.removeprefix("PORT_EVENT: "))):
-                    break
-                yield list(ports.rows.values())
-            follower.terminate()
+            try:
+                for line in follower.stdout:
+                    if not (line.startswith("PORT_EVENT: ") and line.endswith("\n")):
+                        continue  # half a line: the follower was killed
+                    if not ports.apply(json.loads(line.removeprefix("PORT_EVENT: "))):
+                        break
+                    yield list(ports.rows.values())
+            finally:
+                follower.terminate()
         yield []
         time.sleep(1)
 

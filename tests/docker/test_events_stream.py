@@ -178,3 +178,10 @@ def test_follower_into_a_pipe_that_closes(container: ContainerFactory, run: Runn
         piped.wait()
         assert len(piped.lines) == 1, piped.lines
     assert steps(logged(home, server.port)) == ["forwarded", "unforwarded"]
+
+
+def test_follower_ends_with_its_reader(home: Path) -> None:
+    """An editor that was killed leaves none behind, also where no event will come that could not be written."""
+    shell = f"{script('autoforward')} events --follow | sleep 0.1"
+    with Command(home, "bash", "-o", "pipefail", "-c", shell) as piped:
+        assert piped.wait() == 0
