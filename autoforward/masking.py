@@ -14,7 +14,9 @@ MASK = "***"
 # What is looked at before masking; a container decides how long its command lines are.
 _MAX_INPUT = 4096
 
-_ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)", re.DOTALL)
+# What is taken out leaves a space, and is no more than what surely belongs to it: an option that was glued to the word
+# before it, or lost its first letters, would not be known as one (`0--api-key x`, `OKEN=x`).
+_ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)?")
 # Anywhere in a name, whatever its style (`PGPASSWORD`, `--passwordFile`, `client_secret`).
 _SECRET_PARTS = ("password", "passwd", "passphrase", "passcode", "pwd", "secret", "token", "credential")
 # A word of its own in a name (`DB_PASS`, `--authToken`, `--auth`), so that `passport` and `author` are left alone.
@@ -25,7 +27,7 @@ _VALUE = re.compile(r""""[^"]*"?|'[^']*'?|\S+""")
 # `--password=x`, `TOKEN=x`, `"api_key": "x"`. Possessive and bounded: the input is chosen by a container.
 _ASSIGNED = re.compile(r"""(?<![-\w.])([-\w.]{1,64}+)["']?\s?[=:]\s?""")
 # `--api-key x`; a next word that is an option itself is no value.
-_OPTION = re.compile(r"(?<!\S)(--?[A-Za-z][-\w.]{0,64}+)\s(?!-)")
+_OPTION = re.compile(r"(?<![-\w])(--?[A-Za-z][-\w.]{0,64}+)\s(?!-)")
 # `scheme://user:secret@host` and `Authorization: Bearer x`
 _USER_INFO = re.compile(r"(://[^\s/:@]{0,256}:)[^\s/@]+(?=@)")
 _BEARER = re.compile(r"(\b(?:bearer|basic)\s+)(?!-)\S{8,}", re.IGNORECASE)
@@ -33,7 +35,7 @@ _BEARER = re.compile(r"(\b(?:bearer|basic)\s+)(?!-)\S{8,}", re.IGNORECASE)
 
 def mask_command_line(text: str) -> str:
     """At most 200 characters on one line; values after password-, token- and key-like words become `***`."""
-    text = _ANSI.sub("", text[:_MAX_INPUT])
+    text = _ANSI.sub(" ", text[:_MAX_INPUT])
     text = "".join(_printable(character) for character in text)
     text = " ".join(text.split())
     text = _USER_INFO.sub(rf"\g<1>{MASK}", text)

@@ -241,6 +241,10 @@ def test_events_of_a_target(target: str, accepted: bool, paths: StatePaths) -> N
         ("srv redis://me:x@h:1", "srv redis://me:***@h:1"),
         ("curl -H Authorization:Bearer 0123456789", "curl -H Authorization:Bearer ***"),
         ('srv {"password":"x","a":1}', 'srv {"password":***,"a":1}'),
+        ("0\x1b --api-key hunter2", "0 --api-key ***"),
+        ("0\x1b[ --api-key hunter2", "0 [ --api-key ***"),
+        ("0\x1bTOKEN=hunter2", "0 TOKEN=***"),
+        ("0\x1b[--api-key hunter2", "0 [--api-key ***"),
         ("a\0b\tc\nd", "a b c d"),
         ("\x1b[31mred\x1b[0m \x1b]0;title\x07x\u202ey\x9b", "red xy"),
     ],
@@ -249,7 +253,10 @@ def test_command_lines_are_shown_without_secrets_and_controls(text: str, shown: 
     assert mask_command_line(text) == shown
 
 
-@given(st.text(), st.sampled_from(["--password=", "TOKEN=", "--api-key ", "secret: "]))
+@given(
+    st.text(st.one_of(st.sampled_from("\x1b[]m\x07 -0"), st.characters())),
+    st.sampled_from(["--password=", "TOKEN=", "--api-key ", "secret: "]),
+)
 def test_a_secret_never_shows_and_the_length_is_bounded(before: str, name: str) -> None:
     shown = mask_command_line(f"{before} {name}hunter2")
     assert "hunter2" not in shown
