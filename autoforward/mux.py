@@ -44,6 +44,9 @@ MAX_SNAPSHOTS = 100
 MAX_PROCESSES = 8192
 """From one ping to the next, twice what a snapshot holds: each socket is named once, and all anew when it is asked anew."""
 
+MAX_LOGGED_LINES = 20
+"""Of the agent's stderr, from one ping to the next: it has a word or two to say, and who has its pipe can pour in anything."""
+
 SILENCE_LIMIT_S = 12.0
 """The agent answers a ping at once; three unanswered ones mean that nobody is there."""
 
@@ -75,7 +78,7 @@ class Mux:
         self._flush_due = False
         self._mask = 0
         self._heard_s = time.monotonic()
-        self._snapshots = self._processes = 0
+        self._snapshots = self._processes = self._logged_lines = 0
         self._last_words = ""
         self._timer: Timer | None = None
         self._is_retired = False
@@ -234,15 +237,20 @@ class Mux:
                 if stream == STDOUT:
                     continue
                 if stream == STDERR:
-                    for line in self._stderr.feed(payload):
-                        self._last_words = printable(line)
-                        log.info("agent: %s", self._last_words)
+                    self._take_words(self._stderr.feed(payload))
                 elif payload:
                     self._last_words = printable(payload)
         except BlockingIOError:
             return
         except (OSError, ProtocolError) as error:
             self._lose(str(error))
+
+    def _take_words(self, lines: Sequence[bytes]) -> None:
+        for line in lines[: MAX_LOGGED_LINES - self._logged_lines]:
+            self._logged_lines += 1
+            log.info("agent: %s", printable(line))
+        if lines:
+            self._last_words = printable(lines[-1])
 
     def _take(self, event: frames.Event) -> None:
         if isinstance(event, frames.Data):
@@ -310,7 +318,7 @@ class Mux:
         if self._is_retired and not self._channels:
             self.close()
             return
-        self._snapshots = self._processes = 0
+        self._snapshots = self._processes = self._logged_lines = 0
         self.send(wire.encode_ping(bytes(8)))
         self._timer = self._plane.call_later(PING_INTERVAL_S, self._ping)
 

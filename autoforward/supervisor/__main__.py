@@ -22,6 +22,7 @@ from autoforward.supervisor.handlers import Handlers
 from autoforward.supervisor.server import DEFAULT_IDLE_EXIT_S, Supervisor
 
 MAX_LOG_BYTES = 2 * 1024 * 1024
+MAX_WAITING_LINES = 10_000
 WANTED_DESCRIPTORS = 65_536
 """A relayed connection takes two; a thousand at once on several forwards is an ordinary load test."""
 
@@ -61,15 +62,25 @@ def _tell(ready_fd: int, word: str) -> None:
         logging.getLogger(__name__).debug("nobody waits for %r", word)
 
 
+class _BoundedQueueHandler(logging.handlers.QueueHandler):
+    """Lines that the disk cannot keep up with are dropped: waiting for it, or holding all of them, would be worse."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            pass
+
+
 def _start_logging(paths: StatePaths) -> None:
     handler = logging.handlers.RotatingFileHandler(paths.supervisor_log, maxBytes=MAX_LOG_BYTES, backupCount=1)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     # Written by a thread of its own: a slow disk must not hold up the control loop.
-    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    lines: queue.Queue[logging.LogRecord] = queue.Queue(MAX_WAITING_LINES)
     listener = logging.handlers.QueueListener(lines, handler)
     listener.start()
     atexit.register(listener.stop)
-    queued = logging.handlers.QueueHandler(lines)
+    queued = _BoundedQueueHandler(lines)
     # It formats the record before the thread does; without one of its own basicConfig's would add a second prefix.
     queued.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(handlers=[queued], level=os.environ.get("AUTOFORWARD_LOG_LEVEL", "INFO").upper())

@@ -8,7 +8,7 @@ import pytest
 
 from autoforward import frames
 from autoforward.errors import ProtocolError
-from autoforward.mux import MAX_PROCESSES, MAX_SNAPSHOTS, Mux
+from autoforward.mux import MAX_LOGGED_LINES, MAX_PROCESSES, MAX_SNAPSHOTS, Mux
 from autoforward.mux_channel import CREDIT_STEP_BYTES, WINDOW_BYTES, MuxChannel
 
 
@@ -109,3 +109,15 @@ def test_processes_are_told_on_and_without_end_they_are_a_violation() -> None:
         mux._take(frames.Process(1, 1, b"python3"))
     assert told[:1] == [frames.Process(0, 1, b"python3")]
     assert len(told) == MAX_PROCESSES
+
+
+def test_words_without_end_are_not_all_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Who writes into the agent's stderr as fast as he can had the supervisor grow by 40 MB a second."""
+    caplog.set_level("INFO")
+    nobody = cast(Any, None)
+    mux = Mux(nobody, nobody, nobody, nobody)
+    for number in range(MAX_LOGGED_LINES):
+        mux._take_words([b"%d" % number, b"\x1b[2J%d again" % number])
+    assert len(caplog.records) == MAX_LOGGED_LINES
+    assert "\x1b" not in caplog.text
+    assert mux._last_words == f"[2J{MAX_LOGGED_LINES - 1} again", "the last ones are the reason of its end"
