@@ -100,6 +100,10 @@ class Traffic:
         with self._changed:
             return self._count([one for one in self._attempts if one.began_s >= since_s])
 
+    def slowest_s(self) -> float:
+        with self._changed:
+            return max((one.ended_s - one.began_s for one in self._attempts), default=0.0)
+
     @staticmethod
     def _count(attempts: list[Attempt]) -> dict[str, int]:
         return dict(collections.Counter(one.outcome for one in attempts))
