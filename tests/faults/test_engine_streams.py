@@ -1,0 +1,104 @@
+"""The engine is there, but not the way to it: streams that are cut, events that are lost, a socket that goes and comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ContainerFactory, Runner
+from tests.containers import eventually
+from tests.docker.observing import free_port, logged, row_of, wait_event
+from tests.faults.engine_proxy import EngineProxy, is_reachable
+from tests.faults.report import Fault
+from tests.faults.traffic import Traffic
+
+NewFault = Callable[[str], Fault]
+
+
+@pytest.fixture
+def proxy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineProxy]:
+    if not is_reachable():
+        pytest.skip("the engine is not on the default socket")
+    proxy = EngineProxy(home / "engine")
+    yield proxy
+    proxy.close()
+
+
+def test_every_stream_of_the_engine_is_cut_under_traffic(
+    container: ContainerFactory, run: Runner, home: Path, proxy: EngineProxy, fault: NewFault
+) -> None:
+    app = container()
+    server = app.start_server(port=free_port())
+    run("autoforward", "attach", app.name, "--docker-host", proxy.host, check=0)
+    host_port = row_of(run, server.port, status="active")["localPort"]
+    row = fault("every stream of the engine is cut")
+    row.since = "after the cut"
+    for _ in range(3):
+        with Traffic(host_port) as traffic:
+            traffic.wait_answer(after_s=0)
+            cut_s = time.time()
+            assert proxy.cut() >= 2, "the agent's stream and the events"
+            row.recovered(traffic.wait_answer(after_s=cut_s).ended_s - cut_s)
+        outcomes = traffic.outcomes(since_s=cut_s)
+        assert set(outcomes) <= {"answered", "reset"}, outcomes
+        row.note_traffic(outcomes)
+    row.note_events(logged(home, server.port)[1:])
+    eventually(lambda: len(app.processes(of_tests=False)) == 1, timeout_s=20, what="the cut ones' agents have ended")
+    assert row_of(run, server.port, status="active")["localPort"] == host_port
+
+
+def test_socket_of_the_engine_goes_and_comes_back(
+    container: ContainerFactory, run: Runner, home: Path, proxy: EngineProxy, fault: NewFault
+) -> None:
+    app = container()
+    server = app.start_server(port=free_port())
+    run("autoforward", "attach", app.name, "--docker-host", proxy.host, check=0)
+    host_port = row_of(run, server.port, status="active")["localPort"]
+    row = fault("the engine's socket goes and comes back")
+    row.since = "after it is back"
+    with Traffic(host_port) as traffic:
+        traffic.wait_answer(after_s=0)
+        gone_s = time.time()
+        proxy.vanish()
+        traffic.wait_answer(after_s=gone_s + 0.5)
+        assert set(traffic.outcomes()) == {"answered"}, "what is connected goes on"
+        cut_s = time.time()
+        proxy.cut()
+        wait_event(home, "reconnecting", server.port)
+        assert "does not answer" in row_of(run, server.port, status="reconnecting")["reason"]
+        proxy.appear()
+        back_s = time.time()
+        row.recovered(traffic.wait_answer(after_s=back_s).ended_s - back_s)
+    outcomes = traffic.outcomes(since_s=cut_s)
+    assert set(outcomes) <= {"answered", "reset"}, outcomes
+    row.note_traffic(outcomes)
+    row.note_events(logged(home, server.port)[1:])
+    assert row.median_s < 10
+
+
+def test_what_the_lost_events_would_have_told_is_seen_all_the_same(
+    container: ContainerFactory, run: Runner, home: Path, proxy: EngineProxy, fault: NewFault
+) -> None:
+    app = container()
+    server = app.start_server(port=free_port())
+    run("autoforward", "attach", app.name, "--docker-host", proxy.host, check=0)
+    host_port = row_of(run, server.port, status="active")["localPort"]
+    row = fault("events of the engine are lost while its container starts")
+    row.since = "after they can be had again"
+    app.stop()
+    wait_event(home, "reconnecting", server.port)
+    proxy.refuse = lambda line: "/events" in line
+    assert proxy.cut(lambda line: "/events" in line) == 1
+    app.start()
+    app.start_server(port=server.port, text="again")
+    assert row_of(run, server.port)["status"] == "reconnecting", "nobody has told it"
+    proxy.refuse = lambda _line: False
+    back_s = time.time()
+    row_of(run, server.port, status="active")
+    row.recovered(time.time() - back_s)
+    with Traffic(host_port) as traffic:
+        assert traffic.wait_answer(after_s=0).said == "again"
+    row.note_events(logged(home, server.port)[1:])
