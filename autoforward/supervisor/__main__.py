@@ -43,7 +43,8 @@ def main() -> int:
         asyncio.run(_serve(paths, idle_exit_s, ready_fd))
     except (AutoforwardError, OSError, ValueError) as error:
         logging.getLogger(__name__).exception("the supervisor failed")
-        _tell(ready_fd, str(error))
+        hint = error.hint if isinstance(error, AutoforwardError) else None
+        _tell(ready_fd, f"{error}\n{hint or ''}")
         return 1
     return 0
 

@@ -45,7 +45,7 @@ from autoforward.messages import (
 )
 from autoforward.model import EngineEndpoint
 from autoforward.paths import StatePaths
-from autoforward.registry import Registry
+from autoforward.registry import Registry, RegistryWriteError
 from autoforward.settings import SessionRecord
 from autoforward.supervisor.actions import ActingSession, Actions
 from autoforward.supervisor.clock import ClockWatch
@@ -144,14 +144,17 @@ class Supervisor:
 
         def take_over() -> list[SessionRecord]:
             records = []
-            with self.registry.transaction() as document:
-                _reserve_rows_of_the_dead(document)
-                for row in list(document.sessions):
-                    try:
-                        records.append(SessionRecord.from_json(row))
-                    except (KeyError, TypeError, ValueError) as error:
-                        self._warn(f"a stored session cannot be read and is dropped: {error!r}")
-                        document.sessions.remove(row)
+            try:
+                with self.registry.transaction() as document:
+                    _reserve_rows_of_the_dead(document)
+                    for row in list(document.sessions):
+                        try:
+                            records.append(SessionRecord.from_json(row))
+                        except (KeyError, TypeError, ValueError) as error:
+                            self._warn(f"a stored session cannot be read and is dropped: {error!r}")
+                            document.sessions.remove(row)
+            except RegistryWriteError as error:  # what was read is enough to go on with
+                self._warn(f"{error}; the sessions are taken up all the same")
             return records
 
         for record in await self.on_disk(take_over):

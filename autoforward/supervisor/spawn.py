@@ -107,8 +107,10 @@ def _start(paths: StatePaths) -> None:
         if ready_write >= 0:
             os.close(ready_write)
     if words != "ready":
+        words, _, hint = words.partition("\n")
         raise AutoforwardError(
-            f"the supervisor could not start: {words or 'it ended without a word'}", hint=f"see {paths.supervisor_log}"
+            f"the supervisor could not start: {words or 'it ended without a word'}",
+            hint=hint or f"see {paths.supervisor_log}",
         )
 
 
