@@ -1,0 +1,105 @@
+"""Every row of the failure table, and every fault that somebody has thought of: which test makes it happen.
+
+What is measured under traffic is in this folder; what another test shows already is named here and not done twice.
+`tests/unit/test_fault_rows.py` holds the names to the tests.
+"""
+
+from __future__ import annotations
+
+ROWS: dict[str, tuple[str, ...]] = {
+    # Container life
+    "container stops, is killed, restarts": (
+        "tests/faults/test_container_life.py::test_container_goes_and_comes_under_traffic",
+        "tests/docker/test_session_life.py::test_container_stops_and_starts",
+        "tests/docker/test_session_life.py::test_restart_of_a_container_that_is_its_server",
+    ),
+    "container pauses": (
+        "tests/faults/test_container_life.py::test_container_pauses_under_traffic",
+        "tests/docker/test_agent.py::test_pause_is_no_loss",
+    ),
+    "container is renamed": ("tests/docker/test_session_life.py::test_renamed_container",),
+    "container is removed and rebuilt": (
+        "tests/docker/test_session_life.py::test_container_removed_and_built_anew",
+        "tests/docker/test_session_life.py::test_new_container_takes_over_the_sockets_of_the_old_one",
+        "tests/docker/test_devup.py::test_a_rebuilt_container_has_the_same_host_port",
+    ),
+    "connections while it is away": (
+        "tests/faults/test_container_life.py::"
+        "test_connections_made_while_it_is_away_wait_for_ten_seconds_and_are_reset",
+        "tests/docker/test_session_life.py::test_connection_made_while_the_container_restarts_is_served",
+    ),
+    "its server does not come back": (
+        "tests/docker/test_session_life.py::test_server_that_does_not_come_back_with_its_container",
+    ),
+    "it stays away for long": (
+        "tests/local/test_session_losses.py::test_a_container_stopped_for_long_keeps_its_leases_only",
+    ),
+    # Engine life
+    "engine stops, is killed, starts": ("tests/faults/test_engine_life.py::test_engine_ends_and_starts_under_traffic",),
+    "engine's streams are cut": (
+        "tests/faults/test_engine_streams.py::test_every_stream_of_the_engine_is_cut_under_traffic",
+    ),
+    "engine's socket goes and comes back": (
+        "tests/faults/test_engine_streams.py::test_socket_of_the_engine_goes_and_comes_back",
+    ),
+    "engine's events are lost": (
+        "tests/faults/test_engine_streams.py::test_what_the_lost_events_would_have_told_is_seen_all_the_same",
+    ),
+    # Supervisor life
+    "supervisor is killed": (
+        "tests/faults/test_supervisor_life.py::test_kill_9_under_traffic",
+        "tests/faults/test_supervisor_life.py::test_kill_9_at_any_moment_of_an_attach",
+        "tests/faults/test_supervisor_life.py::test_kill_9_with_connections_open",
+        "tests/docker/test_leftovers.py::test_kill_9_of_the_supervisor_leaves_nothing",
+        "tests/docker/test_session_life.py::test_container_that_went_away_with_the_supervisor",
+    ),
+    "two commands start it at once": (
+        "tests/local/test_supervisor_process.py::test_commands_that_start_it_at_once_get_one",
+    ),
+    # Streams
+    "agent is killed": ("tests/docker/test_agent.py::test_agent_that_is_killed_is_replaced",),
+    "thousands of connections": (
+        "tests/faults/test_streams.py::test_five_thousand_connections_come_and_go",
+        "tests/docker/test_agent_load.py::test_a_thousand_open_connections_all_echo",
+        "tests/docker/test_leftovers.py::test_two_hundred_connections_half_of_them_reset",
+    ),
+    "readers that stall": ("tests/docker/test_agent_load.py::test_stalled_reader_and_bulk_do_not_hold_up_the_others",),
+    # Registry
+    "registry is damaged": (
+        "tests/faults/test_registry.py::test_damaged_under_traffic_and_then_the_supervisor_is_killed",
+        "tests/faults/test_registry.py::test_damaged_while_no_supervisor_runs",
+    ),
+    "registry is from a newer version": ("tests/faults/test_registry.py::test_newer_registry_is_left_alone",),
+    "disk is full": (
+        "tests/faults/test_registry.py::test_disk_is_full_under_traffic",
+        "tests/faults/test_registry.py::test_supervisor_is_killed_while_the_disk_is_full",
+    ),
+    "reserved leases expire": (
+        "tests/unit/test_registry.py::test_reserved_leases_expire_after_thirty_days_and_bound_ones_never",
+    ),
+    # Hostile container
+    "floods of listeners": ("tests/faults/test_hostile.py::test_three_thousand_listeners",),
+    "flapping ports": ("tests/faults/test_hostile.py::test_a_thousand_ports_a_second_open_and_close",),
+    "gigabytes from what we run in it": (
+        "tests/faults/test_hostile.py::test_gigabytes_where_our_watcher_or_agent_speaks",
+    ),
+    "malformed frames": (
+        "tests/faults/test_hostile.py::test_gigabytes_where_our_watcher_or_agent_speaks",
+        "tests/unit/test_wire_vectors.py::test_any_bytes_cut_anywhere_mean_the_same",
+        "tests/docker/test_agent_place.py::test_a_planted_agent_is_not_run",
+    ),
+    "lying /proc": ("tests/faults/test_hostile.py::test_grep_that_lies_about_proc",),
+    "relay tool is a trap": ("tests/faults/test_hostile.py::test_relay_tool_that_is_a_trap",),
+    "control characters and markup": (
+        "tests/faults/test_hostile.py::test_names_cannot_drive_a_terminal_or_leave_their_line",
+    ),
+    # Local attackers
+    "another user on the machine": (
+        "tests/local/test_supervisor_process.py::test_another_user_has_no_way_in",
+        "tests/local/test_supervisor_process.py::test_another_user_is_refused_even_where_the_files_let_him_in",
+        "tests/local/test_supervisor_process.py::test_a_folder_that_somebody_else_could_have_prepared_is_refused",
+        "tests/unit/test_registry.py::test_a_folder_that_cannot_be_trusted_is_refused",
+    ),
+    # All of it at once
+    "everything, for minutes": ("tests/faults/test_soak.py::test_nothing_is_lost_in_two_minutes_of_faults",),
+}
