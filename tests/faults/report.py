@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -36,6 +36,14 @@ class Fault:
         """How the connections that were made meanwhile ended."""
         self.connections.update(outcomes)
 
+    def to_json(self) -> dict[str, Any]:
+        """For the process that prints: tests may run in several."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> Fault:
+        return cls(**{**facts, "connections": Counter(facts["connections"])})
+
     def recovered(self, seconds: float) -> None:
         self.recoveries_s.append(max(0.0, seconds))
 
@@ -44,9 +52,9 @@ class Fault:
         return statistics.median(self.recoveries_s)
 
 
+@dataclass
 class Report:
-    def __init__(self) -> None:
-        self.faults: list[Fault] = []
+    faults: list[Fault]
 
     def lines(self) -> list[str]:
         """The table, and what was measured of it against its goal."""

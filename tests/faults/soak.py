@@ -118,14 +118,14 @@ class Soak:
         clients = Clients(self.ports, self._seed)
         clients.start()
         try:
-            time.sleep(WARM_UP_S)
+            self._exercise(clients)
             before = self._at_rest(clients)
             clients.go()
             deadline_s = time.monotonic() + minutes * 60
             while time.monotonic() < deadline_s:
                 time.sleep(self._choose.uniform(*PAUSE_S))
                 self._one_fault(clients)
-            time.sleep(WARM_UP_S)
+            self._exercise(clients)
             after = self._at_rest(clients)
         finally:
             clients.stop()

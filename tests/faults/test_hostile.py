@@ -345,8 +345,9 @@ def test_names_cannot_drive_a_terminal_or_leave_their_line(
         for line in plain.splitlines():
             assert line.startswith("PORT_EVENT: {") and json.loads(line.removeprefix("PORT_EVENT: ")), line
         assert plain.isascii()
-        # Colours (SGR) are ours; nothing else that begins with ESC is, nor the other ways to begin a sequence.
-        rest = re.sub(rb"\x1b\[[0-9;]*m", b"", shown)
+        # Colours (SGR) and links to forwards (OSC 8) are ours; nothing else that begins with ESC is.
+        ours = rb"\x1b\[[0-9;]*m|\x1b\]8;(id=\d+;http://localhost:\d+|;)\x1b\\"
+        rest = re.sub(ours, b"", shown)
         assert b"\x1b" not in rest, rest[max(0, rest.index(b"\x1b") - 200) :][:400]
         assert not {0x07, 0x08} & set(rest)
         assert "\x9b".encode() not in rest
