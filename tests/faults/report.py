@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -38,7 +38,7 @@ class Fault:
 
     def to_json(self) -> dict[str, Any]:
         """For the process that prints: tests may run in several."""
-        return asdict(self)
+        return {**vars(self), "connections": dict(self.connections)}
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Fault:

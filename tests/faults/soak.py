@@ -132,6 +132,18 @@ class Soak:
         self._judge(clients, before, after)
         return self.result
 
+    def _exercise(self, clients: Clients) -> None:
+        """The same before both looks, with time for traffic: a supervisor that is new starts its threads as it needs them."""
+        began_s = time.monotonic()
+        for app in self.apps:
+            self.kill_agent(app)
+        for port in self.ports:
+            eventually(lambda port=port: answers(port), timeout_s=RECOVERY_LIMIT_S, what=f"{port} answers")
+        for _ in range(20):
+            self.rows()
+        clients.add_window(frozenset(app.name for app in self.apps), began_s, time.monotonic())
+        time.sleep(WARM_UP_S)
+
     def _one_fault(self, clients: Clients) -> None:
         if not self._bag:  # each kind before any kind again
             self._bag = self._choose.sample(sorted(FAULTS), len(FAULTS))
