@@ -301,8 +301,9 @@ class Soak:
         time.sleep(self._choose.uniform(0, 3))
         process.send_signal(signal.SIGCONT)
 
-    def corrupt_registry(self, _app: Container) -> None:
+    def corrupt_registry(self, app: Container) -> None:
         (self._home / "registry.json").write_bytes(self._choose.randbytes(100))
+        self.command("attach", app.name)  # whoever needs it next finds it so, and it is rebuilt
 
 
 FAULTS: dict[str, Callable[[Soak, Container], None]] = {
