@@ -43,7 +43,7 @@ WARM_UP_S, SETTLE_S = 15.0, 5.0
 RECOVERY_LIMIT_S = 60.0
 MAX_GROWTH = 0.05
 LONG_MINUTES, SHORT_MEMORY_GROWTH = 10.0, 0.15
-"""Python's heap has not settled after the warm-up of a short run: +5 to +9 % was seen in minutes. Only a long one tells a leak."""
+"""Python's heap has not settled after a short run's warm-up: +3 to +9 % was seen. Only a long one tells a leak."""
 # A server that is killed comes back, as under a file watcher.
 SHELL = 'while :; do python3 -c "$0" "$@"; done'
 
