@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import ComposeProject, eventually, is_refused
-from tests.images.recipes import IMAGE_NAMES
+from tests.images.recipes import ARM64, IMAGE_NAMES
 
 TOOLS = ("bash", "socat", "nc", "ncat", "python3", "perl", "busybox")
 
@@ -103,7 +103,7 @@ def test_compose_project(compose_project: ComposeProject) -> None:
 
 
 def test_images_are_cached(images: Mapping[str, str]) -> None:
-    assert set(images) == set(IMAGE_NAMES)
+    assert set(images) == {*IMAGE_NAMES, ARM64}
 
 
 def test_run_gives_the_exit_status(run: Runner) -> None:

@@ -41,16 +41,21 @@ def measured(target: Any, data: bytes) -> None:
         raise TooDearError(f"{len(data)} bytes took {took_s:.1f} s of CPU time")
 
 
+def _peak_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
 def by_chance(target: Any, seconds: float, found: Path, seeds: Sequence[bytes], number: int) -> int:
     """Random bytes and mutations of the seeds; how many inputs there were. Raises what `target` raises."""
     dice = random.Random(number)
     until_s, runs = time.monotonic() + seconds, 0
+    limit_mb = _peak_mb() + RSS_LIMIT_MB  # whoever calls this may have been large before
     while time.monotonic() < until_s:
         data = _mutated(dice, seeds)
         runs += 1
         try:
             measured(target, data)
-            if (peak_mb := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) > RSS_LIMIT_MB:
+            if (peak_mb := _peak_mb()) > limit_mb:
                 raise TooDearError(f"the process has come to {peak_mb} MB")
         except Exception:
             Path(f"{found}.crash-{hashlib.sha1(data).hexdigest()}").write_bytes(data)
@@ -111,7 +116,7 @@ def main() -> None:
         except Exception:
             print(f"seed {number}", file=sys.stderr)
             raise
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        peak_mb = _peak_mb()
         print(f"stat::number_of_executed_units: {runs}\nstat::peak_rss_mb: {peak_mb}", file=sys.stderr)
         return
     with atheris.instrument_imports(include=["autoforward"], enable_loader_override=False):

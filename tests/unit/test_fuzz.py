@@ -63,9 +63,11 @@ def test_an_input_that_takes_too_long_is_found(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_process_that_grows_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(one, "RSS_LIMIT_MB", 1)
+    """Whatever this process has been before: pages are added, and kept, until they are more than it may take."""
+    monkeypatch.setattr(one, "RSS_LIMIT_MB", 8)
+    kept: list[bytes] = []
     with pytest.raises(one.TooDearError, match="has come to"):
-        one.by_chance(lambda _data: None, 60.0, tmp_path / "found", [], 1)
+        one.by_chance(lambda _data: kept.append(b"x" * (32 << 20)), 60.0, tmp_path / "found", [], 1)
 
 
 def test_a_decoder_that_depends_on_how_it_is_cut_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
