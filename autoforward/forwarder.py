@@ -194,10 +194,10 @@ class Forwarder:
             await self._services.publisher.publish(self._summary_event(plan.summary))
 
     async def retry_failed(self, host_ip: str) -> None:
-        """Try again for the host ports that could not be had; tells only of those that now can."""
+        """Try again for the host ports that could not be had."""
         failed = [row for row in self._forwards.values() if row.status == "failed"]
         if failed:
-            await self._open([row.wish for row in failed], host_ip, quiet_failures=True)
+            await self._open([row.wish for row in failed], host_ip)
 
     async def suspend(self, reason: str) -> None:
         """The container is out of reach: sockets stay bound, forwards say so."""
@@ -264,7 +264,8 @@ class Forwarder:
 
     # Steps.
 
-    async def _open(self, wishes: Sequence[Wish], host_ip: str, *, quiet_failures: bool = False) -> None:
+    async def _open(self, wishes: Sequence[Wish], host_ip: str) -> None:
+        """Bind what they wish for. One that failed before for the same reason has nothing new to tell."""
         if not wishes:
             return
         requests = [self._request(wish, host_ip) for wish in wishes]
@@ -274,8 +275,12 @@ class Forwarder:
             if isinstance(result, AllocationFailure):
                 row = Forward(wish, "failed", host_ip, reason=result.reason, hint=result.hint)
                 self._forwards[wish.key] = row
-                if not quiet_failures or before is None or before.reason != result.reason:
+                if before is None or before.reason != result.reason:
                     await self._publish("failed", row)
+                    continue
+                row.since_s = before.since_s
+                if self._event("updated", row) != self._event("updated", before):
+                    await self._publish("updated", row)
                 continue
             status: Status = "active" if wish.serving else "waiting"
             remap = result.remap_reason

@@ -21,7 +21,10 @@ class Existing:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """In this order: close, then withdraw, serve and update what stays, then open."""
+    """In this order: close, then withdraw, serve and update what stays, then open.
+
+    What is opened has no row yet, or one that failed: that one stays until it is known whether it can be had now.
+    """
 
     close: tuple[ForwardKey, ...] = ()
     withdraw: tuple[Wish, ...] = ()
@@ -40,8 +43,6 @@ def _claim(wish: Wish) -> tuple[object, ...]:
 
 def _needs_another_number(have: Existing, wish: Wish) -> bool:
     """Whether the host port that it has is not, or may not be, the one that it would be given now."""
-    if have.status == "failed":
-        return _claim(wish) != _claim(have.wish)
     if wish.pinned_host_port != have.wish.pinned_host_port:
         return True
     if wish.pinned_host_port is not None or have.host_port is None:
@@ -59,19 +60,25 @@ def reconcile(
     existing: Mapping[ForwardKey, Existing], noticed: Mapping[ForwardKey, Notice], wanted: Plan, host_ip: str
 ) -> Steps:
     """The steps from what there is to the plan. What needs another host socket is a close and an open."""
-    close, withdraw, serve, update, opens = [], [], [], [], []
+    close, withdraw, serve, update = [], [], [], []
+    anew: set[ForwardKey] = set()
     for key, have in existing.items():
         wish = wanted.wishes.get(key)
-        if wish is None or have.host_ip not in (None, host_ip) or _needs_another_number(have, wish):
+        elsewhere = have.host_ip not in (None, host_ip)
+        if wish is None:
             close.append(key)
+        elif have.status == "failed" and (elsewhere or _claim(wish) != _claim(have.wish)):
+            anew.add(key)
+        elif have.status != "failed" and (elsewhere or _needs_another_number(have, wish)):
+            close.append(key)
+            anew.add(key)
         elif wish.serving and have.status == "waiting":
             serve.append(wish)
         elif not wish.serving and have.status == "active":
             withdraw.append(wish)
         elif wish != have.wish:
             update.append(wish)
-    gone = set(close)
-    opens = [wish for key, wish in wanted.wishes.items() if key not in existing or key in gone]
+    opens = [wish for key, wish in wanted.wishes.items() if key not in existing or key in anew]
     return Steps(
         close=tuple(close),
         withdraw=tuple(withdraw),

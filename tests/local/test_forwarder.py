@@ -6,6 +6,7 @@ registry at that moment.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -149,6 +150,20 @@ async def test_a_pinned_number_stolen_while_waiting_fails_and_is_tried_again(tab
     assert table.take() == [("forwarded", 3000)]
     assert not table.forwarder.has_failures
     assert table.host_port(3000) == port
+
+
+@in_loop
+async def test_a_failed_row_stays_while_it_is_tried_anew(table: Table, port: int) -> None:
+    rules = manual(f"{port}:3000")
+    with socket.create_server((LOOPBACK, port)):
+        await table.apply(rules)
+        applying = asyncio.create_task(table.apply(rules, 3000, address="::1"))
+        while not applying.done():
+            assert [row["status"] for row in table.rows()] == ["failed"]
+            await asyncio.sleep(0)
+        assert table.take() == [("failed", 3000), ("updated", 3000)], "not ended, and its reason is no news"
+        [row] = table.rows()
+        assert row["containerHost"] == "::1"
 
 
 @in_loop

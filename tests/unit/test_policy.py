@@ -519,7 +519,7 @@ PINNED = one_wish(SessionRules(manual=specs("8080:3000")), listening(3000))
         (existing(SERVING, "active"), None, Steps(close=(key(3000),))),
         (existing(SERVING, "active"), PINNED, Steps(close=(key(3000),), open=(PINNED,))),
         (existing(SERVING, "failed"), SERVING, Steps()),
-        (existing(SERVING, "failed"), MOVED, Steps(close=(key(3000),), open=(MOVED,))),
+        (existing(SERVING, "failed"), MOVED, Steps(open=(MOVED,))),
         (existing(SERVING, "active", "0.0.0.0"), SERVING, Steps(close=(key(3000),), open=(SERVING,))),
     ],
 )
