@@ -321,7 +321,9 @@ class DataPlane:
                 read.set_result({})
             case StreamReady(stream=stream) | MuxStart(stream=stream):
                 stream.close()
-            case _:
+            case Serve() | Route() | OpenOnMux() | StreamFailed() | ServerClosed():
+                pass
+            case MuxPace() | MuxRetire() | MuxEnd() | MuxCheck():
                 pass
 
     # Agents.

@@ -2,7 +2,7 @@
 
 The agent listens only after we asked it to (LISTEN, with a secret that travels over the exec stream alone). Each stream
 has a fresh token (DIRECT); the connection begins with both sides proving that they know the secret, neither sends it.
-Whatever fails here, the stream stays on the mux and nobody notices. Protocol: SPEC.md, "Direct path".
+Whatever fails here, the stream stays on the mux and nobody notices. Protocol: SPEC.md, "Direct connections".
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ import socket
 from typing import TYPE_CHECKING, Protocol
 
 from autoforward import wire
-from autoforward.frames import Listening
+from autoforward.frames import SECRET_SIZE, TOKEN_SIZE, Listening
 
 if TYPE_CHECKING:
     from autoforward.dataplane import DataPlane, Timer
 
 log = logging.getLogger(__name__)
 
-SECRET_BYTES = 16
-TOKEN_BYTES = 16
 NONCE_BYTES = 16
 PROOF_BYTES = 32
 HOST_WORDS = b"autoforward direct host"
@@ -66,7 +64,7 @@ class DirectGate:
         self._plane = plane
         self._mux = mux
         self._address = address
-        self._secret = os.urandom(SECRET_BYTES)
+        self._secret = os.urandom(SECRET_SIZE)
         self._port: int | None = None
         self._asked = self._shut = False
         self._waiting: dict[int, DirectUser] = {}
@@ -122,7 +120,7 @@ class DirectGate:
             handshake.close()
 
     def _connect(self, user: DirectUser, port: int) -> None:
-        token = os.urandom(TOKEN_BYTES)
+        token = os.urandom(TOKEN_SIZE)
         handshake = _Handshake(self, self._plane, user, self._secret, token, (self._address, port))
         self._handshakes.add(handshake)
         # A connection is faster than the exec stream: it begins once the agent is known to have the token.

@@ -151,6 +151,11 @@ class EngineEndpoint:
     host: str
     source: str
 
+    @property
+    def socket_path(self) -> str | None:
+        """The file of an engine on a local socket; None for one elsewhere."""
+        return self.host.removeprefix("unix://") if self.host.startswith("unix://") else None
+
 
 @dataclass(frozen=True, slots=True)
 class PublishedPort:

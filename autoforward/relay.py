@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import selectors
 import socket
-import struct
 import sys
 from typing import TYPE_CHECKING, Protocol
 
 from autoforward.messages import ForwardCounters, StreamWanted
 from autoforward.outbox import RECEIVE_BYTES, Linger, Outbox
-from autoforward.splicer import Splicer
+from autoforward.splicer import RESET_ON_CLOSE, Splicer
 
 if TYPE_CHECKING:
     from autoforward.dataplane import DataPlane
@@ -30,8 +29,6 @@ GONE_GRACE_S = 1.0
 
 STALLED_S = 60.0
 """After the client closed altogether, how long a server that reads nothing holds back what the client has sent."""
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Channel(Protocol):
@@ -408,7 +405,7 @@ class Relay:
         channel, self._channel = self._channel, None
         client = self._release(refused=refused, reason=reason)
         if client is not None:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             client.close()
         if channel is not None:
             channel.abort()

@@ -35,7 +35,7 @@ def user_settings_path() -> Path:
 
 def project_settings_path(*folders: str | Path | None) -> Path | None:
     """`.autoforward.toml` in the first of these folders that has one, else where it would be in the first that exists."""
-    paths = [Path(os.path.abspath(Path(folder) / PROJECT_FILE)) for folder in folders if folder]  # noqa: PTH100
+    paths = [Path(os.path.abspath(Path(folder) / PROJECT_FILE)) for folder in folders if folder]  # noqa: PTH100  # keeps links
     there = [path for path in paths if path.is_file()] or [path for path in paths if path.parent.is_dir()]
     return there[0] if there else None
 

@@ -1,6 +1,6 @@
 """A client and a direct connection joined: the kernel moves the bytes, through a pipe each way; nothing is copied here.
 
-The ends of a direction are told on the mux as well (SPEC.md, "Direct path"): a FIN alone may be that of an agent that was
+The ends of a direction are told on the mux as well (SPEC.md, "Direct connections"): a FIN alone may be that of an agent that was
 killed, and half an answer must not look whole. Runs in the data plane's thread; Linux only, as the direct path is.
 """
 
@@ -23,7 +23,7 @@ PIPE_BYTES = 1024 * 1024
 """What one direction takes at once. Any user may have pipes of that size, 64 of them; beyond that they stay small."""
 
 _F_SETPIPE_SZ = 1031
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class _Pipe:
@@ -153,7 +153,7 @@ class Splicer:
         self._plane.watch(self._client.fileno(), 0, self._on_client)
         self._plane.watch(self._far.fileno(), 0, self._on_far)
         if not (self._up.told and self._down.ended):
-            self._far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self._far.close()
         self._up.close()
         self._down.close()

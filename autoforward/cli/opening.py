@@ -14,7 +14,7 @@ from autoforward.actions import safe_url
 from autoforward.cli import client, output
 from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError, TargetError, UsageError
-from autoforward.supervisor.desktop import child_environment, opener
+from autoforward.supervisor.desktop import opener, start_opener
 
 OPENER_PATIENCE_S = 3.0
 """How long an opener is waited for. One that fails has ended by then; one that stays is the browser."""
@@ -73,14 +73,7 @@ def nobody_looks(environment: SessionEnvironment, platform: str) -> str | None:
 
 def _run(argv: Sequence[str], environment: SessionEnvironment) -> None:
     try:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=child_environment(environment),
-            start_new_session=True,
-        )
+        process = start_opener(argv, environment)
     except OSError as error:
         raise AutoforwardError(f"cannot run {argv[0]}: {error.strerror}", hint="see AUTOFORWARD_BROWSER") from error
     try:

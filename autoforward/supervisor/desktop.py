@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from autoforward.environment import SESSION_VARIABLES, SessionEnvironment
 
@@ -80,16 +80,21 @@ def child_environment(environment: SessionEnvironment) -> dict[str, str]:
     return ours | environment.to_json()
 
 
+def start_opener(argv: Sequence[str], environment: SessionEnvironment) -> subprocess.Popen[bytes]:
+    """Run it in a session of its own, with nothing of ours; the caller reaps it. Raises OSError."""
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=child_environment(environment),
+        start_new_session=True,
+    )
+
+
 def _open(argv: list[str], environment: SessionEnvironment) -> None:
     try:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=child_environment(environment),
-            start_new_session=True,
-        )
+        process = start_opener(argv, environment)
     except OSError as error:
         log.warning("%s is not opened: cannot run %s: %s", argv[-1], argv[0], error.strerror)
         return

@@ -35,7 +35,8 @@ class EngineFollower:
         self._loop = asyncio.get_running_loop()
         self._stopping = threading.Event()
         self._hurry = threading.Event()
-        self._socket = _socket_of(engine.endpoint)
+        path = engine.endpoint.socket_path
+        self._socket = Path(path) if path is not None else None
         self._stream: Any = None
         self._thread = threading.Thread(target=self._run, name=f"events of {engine.endpoint.host}", daemon=True)
         self._thread.start()
@@ -96,11 +97,6 @@ class EngineFollower:
             now = _file_at(self._socket)
             if now is not None and now != before:
                 return
-
-
-def _socket_of(endpoint: EngineEndpoint) -> Path | None:
-    """The file of an engine on a local socket."""
-    return Path(endpoint.host.removeprefix("unix://")) if endpoint.host.startswith("unix://") else None
 
 
 def _file_at(path: Path | None) -> tuple[int, int, int] | None:

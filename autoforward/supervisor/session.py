@@ -304,7 +304,7 @@ class Session:
                 await self._become("failed" if failures > SHOWN_AS_FAILED_AFTER else "reconnecting", str(error))
             if failures > 3:
                 self._settled.set()
-        local = self.record.endpoint.host.startswith("unix://")
+        local = self.record.endpoint.socket_path is not None
         await self._idle(delay_s(failures, local=local, chance=random.random()))
         return failures
 

@@ -240,9 +240,9 @@ def direct_address_of(endpoint: EngineEndpoint, info: ContainerInfo) -> str | No
     None, too, for a container without addresses (no network, the host's). Whether the
     address can be reached from here shows when it is tried.
     """
-    if sys.platform != "linux" or not endpoint.host.startswith("unix://"):
+    if sys.platform != "linux" or endpoint.socket_path is None:
         return None
-    return next((address for address in info.addresses if address), None)
+    return next(iter(info.addresses), None)
 
 
 def _discard(stream: SocketStream) -> None:

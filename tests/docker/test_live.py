@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import socket
 import subprocess
 import threading
@@ -217,7 +216,7 @@ def test_files_that_come_and_go_and_folders_too(
 
     # A folder that is taken away and made anew, as when a branch is checked out.
     since = last_seq(home)
-    os.rename(config_file(folder).parent, folder / "aside")  # noqa: PTH104
+    config_file(folder).parent.rename(folder / "aside")
     assert "not there any more" in wait_event(home, "updated", None, since=since)["reason"]
     assert 6000 in {row["port"] for row in rows(run)}
     save(config_file(folder), {"forwardPorts": [7000]})

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from autoforward.attributes import AttributeRules, parse_attributes
 from autoforward.model import ON_AUTO_FORWARD, ForwardKey, PortAttributes
 
-PYTHON = "python3 /work/shop/app.py --port 3000"
+PYTHON = "python3 /home/me/shop/app.py --port 3000"
 NODE = "node ./server.js"
 NEXT = "node /app/node_modules/.bin/next dev"
 
