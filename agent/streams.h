@@ -76,8 +76,8 @@ void dial_late(struct stream *s);
 
 /* direct.c */
 struct pump {
-	int from, to; /* a pipe: what is written to `to` is read from `from` */
-	u32 held;     /* bytes in the pipe */
+	int from, to; /* a pipe: what is written to `to` is read from `from`; -1: none, bytes are copied */
+	u32 held;     /* bytes in the pipe, or left with the source, that the sink does not take yet */
 	bool done;    /* the source has ended */
 };
 

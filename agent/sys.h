@@ -75,6 +75,7 @@ static inline long sys6(long number, long a, long b, long c, long d, long e, lon
 #define sys_accept(fd) ((int)SYS(accept4, fd, 0, 0, SOCK_FLAGS, 0, 0))
 #define sys_pipe(fds) SYS(pipe2, fds, SOCK_FLAGS, 0, 0, 0, 0)
 #define sys_splice(from, to, size) SYS(splice, from, 0, to, 0, size, 3 /* SPLICE_F_MOVE, SPLICE_F_NONBLOCK */)
+#define sys_peek(fd, to, size) SYS(recvfrom, fd, to, size, 2 /* MSG_PEEK */, 0, 0)
 #define sys_discard(fd, size) SYS(recvfrom, fd, 0, size, 0x20 /* MSG_TRUNC */, 0, 0)
 #define sys_epoll_create() ((int)SYS(epoll_create1, O_CLOEXEC, 0, 0, 0, 0, 0))
 #define sys_epoll_ctl(epoll, what, fd, event) SYS(epoll_ctl, epoll, what, fd, event, 0, 0)

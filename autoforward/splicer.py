@@ -1,4 +1,4 @@
-"""A client and a direct connection joined: the kernel moves the bytes, through a pipe each way; nothing is copied here.
+"""A client and a direct connection joined: the kernel moves the bytes, through a pipe each way, where it grants one of use.
 
 The ends of a direction are told on the mux as well (SPEC.md, "Direct connections"): a FIN alone may be that of an agent that was
 killed, and half an answer must not look whole. Runs in the data plane's thread; Linux only, as the direct path is.
@@ -20,44 +20,111 @@ if TYPE_CHECKING:
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 PIPE_BYTES = 1024 * 1024
-"""What one direction takes at once. Any user may have pipes of that size, 64 of them; beyond that they stay small."""
+"""What one direction takes at once."""
 
-_F_SETPIPE_SZ = 1031
+LEAST_PIPE_BYTES = 64 * 1024
+"""Who has more in pipes than /proc/sys/fs/pipe-user-pages-soft gets new ones of two pages: to copy is faster than those."""
+
+COPY_BYTES = 256 * 1024
+
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-class _Pipe:
-    """One direction: what has been read of its source and not been taken by its sink, and whether the source has ended."""
+class _Way(Protocol):
+    """One direction: what has been read of its source and not been taken by its sink, and whether the source has ended.
 
-    __slots__ = ("ended", "held", "read_fd", "told", "write_fd")
+    `told`: the other side knows of that end.
+    """
+
+    held: int
+    ended: bool
+    told: bool
+
+    def fill(self, source: socket.socket) -> None:
+        """Take what is there, to drain it at once; only while nothing is held.
+
+        Raises OSError of the source's, BlockingIOError too.
+        """
+
+    def drain(self, sink: socket.socket) -> int:
+        """Hand over what is held, as far as it is taken; how much that was. Raises OSError of the sink's."""
+
+    def close(self) -> None: ...
+
+
+class _Pipe:
+    """Nothing is copied. Raises OSError: there are no descriptors left."""
+
+    __slots__ = ("_read_fd", "_write_fd", "ended", "held", "size", "told")
 
     def __init__(self) -> None:
-        self.read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.held = 0
         self.ended = self.told = False
         try:
-            fcntl.fcntl(self.write_fd, _F_SETPIPE_SZ, PIPE_BYTES)
-        except OSError:  # many direct connections of one user: smaller pieces, the same bytes
-            pass
+            self.size = fcntl.fcntl(self._write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        except OSError:
+            self.size = fcntl.fcntl(self._write_fd, fcntl.F_GETPIPE_SZ)
 
-    def fill(self, source: int) -> None:
-        """Take what is there. Raises OSError of the source's, BlockingIOError too."""
-        self.held = os.splice(source, self.write_fd, PIPE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+    def fill(self, source: socket.socket) -> None:
+        self.held = os.splice(source.fileno(), self._write_fd, PIPE_BYTES, flags=os.SPLICE_F_NONBLOCK)
         self.ended = not self.held
 
-    def drain(self, sink: int) -> int:
-        """Hand over what is held, as far as it is taken; how much that was. Raises OSError of the sink's."""
+    def drain(self, sink: socket.socket) -> int:
         before = self.held
         try:
             while self.held:
-                self.held -= os.splice(self.read_fd, sink, self.held, flags=os.SPLICE_F_NONBLOCK)
+                self.held -= os.splice(self._read_fd, sink.fileno(), self.held, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             pass
         return before - self.held
 
     def close(self) -> None:
-        os.close(self.read_fd)
-        os.close(self.write_fd)
+        os.close(self._read_fd)
+        os.close(self._write_fd)
+
+
+class _Copy:
+    """Through memory."""
+
+    __slots__ = ("_bytes", "ended", "held", "told")
+
+    _memory = memoryview(bytearray(COPY_BYTES))
+    """All read into it; what a sink does not take at once is kept elsewhere."""
+
+    def __init__(self) -> None:
+        self._bytes = memoryview(b"")
+        self.held = 0
+        self.ended = self.told = False
+
+    def fill(self, source: socket.socket) -> None:
+        self.held = source.recv_into(self._memory)
+        self._bytes = self._memory[: self.held]
+        self.ended = not self.held
+
+    def drain(self, sink: socket.socket) -> int:
+        before = self.held
+        try:
+            while self.held:
+                self._bytes = self._bytes[sink.send(self._bytes) :]
+                self.held = len(self._bytes)
+        except BlockingIOError:
+            pass
+        if self._bytes.obj is self._memory.obj:
+            self._bytes = memoryview(bytes(self._bytes))
+        return before - self.held
+
+    def close(self) -> None:
+        self._bytes = memoryview(b"")
+
+
+def _new_way() -> _Way:
+    """Raises OSError: there are no descriptors left."""
+    pipe = _Pipe()
+    if pipe.size >= LEAST_PIPE_BYTES:
+        return pipe
+    pipe.close()
+    return _Copy()
 
 
 class SplicerOwner(Protocol):
@@ -103,9 +170,9 @@ class Splicer:
         self._owner = owner
         self._client = client
         self._far = far
-        self._up = _Pipe()
+        self._up = _new_way()
         try:
-            self._down = _Pipe()
+            self._down = _new_way()
         except OSError:
             self._up.close()
             raise
@@ -174,7 +241,7 @@ class Splicer:
     def _on_client(self, events: int) -> None:
         if events & READ and self.reads_client:
             try:
-                self._up.fill(self._client.fileno())
+                self._up.fill(self._client)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -190,7 +257,7 @@ class Splicer:
             self._drain_up()
         if events & READ and self._is_open and not self._down.ended and not self._down.held:
             try:
-                self._down.fill(self._far.fileno())
+                self._down.fill(self._far)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -205,7 +272,7 @@ class Splicer:
 
     def _drain_up(self) -> None:
         try:
-            self._owner.up_moved(self._up.drain(self._far.fileno()))
+            self._owner.up_moved(self._up.drain(self._far))
         except OSError as error:
             if self._down.ended:
                 self._owner.far_broke(f"the direct connection to the container broke: {error.strerror}")
@@ -226,7 +293,7 @@ class Splicer:
 
     def _drain_down(self) -> None:
         try:
-            self._owner.down_moved(self._down.drain(self._client.fileno()))
+            self._owner.down_moved(self._down.drain(self._client))
         except OSError as error:
             self._owner.client_broke(f"the client broke off: {error.strerror}")
             return

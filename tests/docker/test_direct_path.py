@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -77,3 +79,36 @@ def test_the_flag_is_taken_over_by_the_next_attach(container: ContainerFactory, 
     run("autoforward", "attach", app.name, "--lane", "agent", check=0)
     assert echo_of(host_port) == hashlib.sha256(PIECE * (SIZE // len(PIECE))).hexdigest()
     assert listening_on_its_address(app)
+
+
+HOARD = """
+import fcntl, os, sys
+os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]))
+hoarded = []
+while not hoarded or fcntl.fcntl(hoarded[-1][0], fcntl.F_GETPIPE_SZ) > 8192:
+    hoarded.append(os.pipe())
+    try:
+        fcntl.fcntl(hoarded[-1][0], fcntl.F_SETPIPE_SZ, 1 << 20)
+    except PermissionError:
+        pass
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be the container's user on the host")
+def test_a_user_who_has_too_much_in_pipes_already(container: ContainerFactory, run: Runner) -> None:
+    """The kernel counts the pipes of a user everywhere, outside of the container too, and then gives out tiny ones."""
+    user = 54321
+    with subprocess.Popen(
+        [sys.executable, "-c", HOARD, str(user)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as hoarder:
+        assert hoarder.stdout is not None
+        assert hoarder.stdout.readline() == "ready\n"
+        app = container(user=f"{user}:{user}")
+        server = app.start_server("echo", port=free_port())
+        run("autoforward", "attach", app.name, "--lane", "agent", check=0)
+        host_port = row_of(run, server.port, status="active")["localPort"]
+        assert echo_of(host_port) == hashlib.sha256(PIECE * (SIZE // len(PIECE))).hexdigest()
+        assert listening_on_its_address(app)

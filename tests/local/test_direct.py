@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import pytest
 
-from autoforward import frames, wire
+from autoforward import frames, splicer, wire
 from autoforward.direct import PROOF_BYTES
 from autoforward.frames import Hello
 from autoforward.messages import MuxCheck, MuxEnd, MuxLost, MuxSaid, MuxStart, Route
@@ -108,13 +108,16 @@ class Direct:
         return descriptors(self.agent.pid)
 
 
-@pytest.fixture(scope="module", params=["agent", "agent-asan"])
+@pytest.fixture(scope="module", params=["agent", "agent-asan", "agent-copies-asan"])
 def binary(request: pytest.FixtureRequest) -> Path:
+    """The last one moves bytes without pipes; the host's side does so too then."""
     return build(request.param)
 
 
 @pytest.fixture
-def direct(binary: Path) -> Iterator[Direct]:
+def direct(binary: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Direct]:
+    if "copies" in binary.name:
+        monkeypatch.setattr(splicer, "LEAST_PIPE_BYTES", 1 << 30)
     with rig() as one:
         path = Direct(one, binary)
         yield path
@@ -229,6 +232,22 @@ def moved_pair(direct: Direct) -> tuple[socket.socket, socket.socket]:
         if direct.stream.heard - mux_before < len(piece) // 8:
             return client, served
     raise AssertionError(f"still on the mux after {direct.stream.heard - before} bytes")
+
+
+def pipes(pid: int | str) -> int:
+    """How many ends of pipes it has beside its stdin, stdout and stderr."""
+    count = 0
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            count += int(path.name) > 2 and str(path.readlink()).startswith("pipe:")
+    return count
+
+
+def test_pipes_are_used_where_they_have_some_size(direct: Direct, binary: Path) -> None:
+    before = pipes("self")
+    moved_pair(direct)
+    ends = 0 if "copies" in binary.name else 4
+    assert (pipes(direct.agent.pid), pipes("self") - before) == (ends, ends)
 
 
 def test_a_server_that_resets_resets_the_client_after_its_last_words(direct: Direct) -> None:
