@@ -31,7 +31,7 @@ def follow_for_ever(since: int | None, target: str | None) -> int:
     """Events as they happen, across supervisors that come and go, until Ctrl-C (exit 0)."""
     paths = StatePaths.locate()
     paths.ensure()
-    threading.Thread(target=_end_with_reader, args=(sys.stdout.fileno(),), daemon=True, name="reader").start()
+    end_with_reader(sys.stdout.fileno())
     try:
         if since is not None:
             accepts = matches_target(target) if target else None
@@ -48,15 +48,19 @@ def follow_for_ever(since: int | None, target: str | None) -> int:
         return 0
 
 
-def _end_with_reader(descriptor: int) -> None:
+def end_with_reader(descriptor: int) -> None:
     """Ends this process once nobody reads its output any more: the next line, whose EPIPE would, may be a day away.
 
     An editor that was killed would leave its follower behind. Nothing is held here that would have to be cleaned up.
     """
     poller = select.poll()
     poller.register(descriptor, 0)  # POLLERR (pipe, socket) and POLLHUP (terminal) are always told
-    if poller.poll():
-        os._exit(0)
+
+    def wait() -> None:
+        if poller.poll():
+            os._exit(0)
+
+    threading.Thread(target=wait, daemon=True, name="reader").start()
 
 
 def _write_line(line: str) -> None:

@@ -1,4 +1,4 @@
-"""`autoforward list`: rows to look at. What the table looks like is in `table.py`."""
+"""`autoforward list`: rows to look at, once or whenever they change. What the table looks like is in `table.py`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ import click
 
 from autoforward.cli import client
 from autoforward.cli.table import PLAIN, Look, format_rows
+
+VOLATILE = ("ageSeconds", "connections", "bytes")
+"""What is different at every look: no reason to print the list again."""
+
+_COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -29,30 +34,70 @@ def look_of_terminal() -> Look:
     """What stdout can show. Where it is no terminal: everything, as long as it is, and plain."""
     if not sys.stdout.isatty():
         return PLAIN
-    simple = os.environ.get("TERM") in ("dumb", "linux")
+    term = os.environ.get("TERM")
     return Look(
         width=shutil.get_terminal_size((80, 24)).columns,
-        coloured=not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
-        links=not simple,
+        coloured=not os.environ.get("NO_COLOR") and term != "dumb",
+        links=term not in ("dumb", "linux"),
+        # The console of Linux is UTF-8, and its font has next to nothing of it.
+        ascii=term == "linux" or not _is_utf8(os.environ),
     )
 
 
+def _is_utf8(environ: Mapping[str, str]) -> bool:
+    """What the locale says, as the C library reads it. Python takes UTF-8 for granted where it says nothing; so do we."""
+    ctype, lang = environ.get("LC_CTYPE"), environ.get("LANG")
+    if ctype in _COERCED and lang and "." in lang:
+        # Python has put that there itself (PEP 538), where LANG names a locale that is not installed.
+        ctype = None
+    named = environ.get("LC_ALL") or ctype or lang or "UTF-8"
+    return "utf8" in named.lower().replace("-", "") and sys.stdout.encoding.lower().replace("-", "") == "utf8"
+
+
 def watch_rows(target: str | None, as_json: bool) -> int:
-    """The list again whenever an event says that it changed, until Ctrl-C."""
-    try:
-        _show(target, as_json)
-        for _line in client.follow_events(None, target, replay=False):
-            _show(target, as_json)
-    except KeyboardInterrupt:
-        pass
-    return 0
-
-
-def _show(target: str | None, as_json: bool) -> None:
+    """A screen with keys where there is a terminal to show it on, else the list again whenever it changes."""
     rows = client.list_rows(target)
-    if as_json:
-        click.echo(json.dumps(rows))
-        return
-    if sys.stdout.isatty():
-        click.clear()
-    print_rows(rows)
+    if as_json or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        return _watch_in_lines(rows, target, as_json)
+    from autoforward.cli.live import watch_on_terminal
+
+    return watch_on_terminal(rows, target, look_of_terminal())
+
+
+def _watch_in_lines(rows: Sequence[Mapping[str, Any]], target: str | None, as_json: bool) -> int:
+    """Across supervisors that come and go, until Ctrl-C or until nobody reads any more."""
+    import selectors
+    import time
+
+    from autoforward.cli.feed import Feed
+    from autoforward.cli.following import end_with_reader
+    from autoforward.paths import StatePaths
+
+    shown: list[dict[str, Any]] | None = None
+
+    def show(rows: Sequence[Mapping[str, Any]]) -> None:
+        nonlocal shown
+        now = [{name: value for name, value in row.items() if name not in VOLATILE} for row in rows]
+        if now == shown:
+            return
+        if as_json:
+            sys.stdout.write(json.dumps(rows) + "\n")
+        else:
+            before = "" if shown is None else "\n"
+            sys.stdout.write(
+                before + (format_rows(rows, look_of_terminal()) if rows else "nothing is forwarded") + "\n"
+            )
+        sys.stdout.flush()
+        shown = now
+
+    end_with_reader(sys.stdout.fileno())
+    try:
+        show(rows)
+        with selectors.DefaultSelector() as selector:
+            feed = Feed(selector, StatePaths.locate(), target, show, lambda: show([]) if feed.state == "gone" else None)
+            while True:
+                feed.step(time.monotonic())
+                for key, _ in selector.select(max(0.0, feed.due_s - time.monotonic())):
+                    key.data()
+    except KeyboardInterrupt:
+        return 0

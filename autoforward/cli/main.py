@@ -145,10 +145,16 @@ def stop(target: str | None, everything: bool) -> int:
     return 0
 
 
-@main.command(name="list", epilog="\b\nExamples:\n  autoforward list\n  autoforward list --json | jq '.[].url'")
+@main.command(
+    name="list",
+    epilog="\b\nExamples:\n  autoforward list\n  autoforward list --watch\n"
+    "  autoforward list --json | jq '.[].url'\n\n\b\n"
+    "Keys of --watch: arrows or j and k select, o or Enter opens, c or y copies the URL,\n"
+    "s stops the forward, q or Ctrl-C ends it.",
+)
 @click.argument("target", required=False)
 @json_option
-@click.option("--watch", is_flag=True, help="Print the list again whenever it changes, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Stay: live, with rates and keys; without a terminal again at each change.")
 def list_(target: str | None, as_json: bool, watch: bool) -> int:
     """What is forwarded, and what is not and why."""
     from autoforward.cli.listing import print_rows, watch_rows

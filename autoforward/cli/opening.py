@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -25,20 +26,51 @@ Row = Mapping[str, Any]
 def open_forward(wanted: str) -> int:
     """Print the URL of the forward and open it. Raises AutoforwardError: not there, ambiguous, without a URL, not opened."""
     row = choose(client.list_rows(), wanted)
+    url = url_of(row)
+    click.echo(url)
+    if row["status"] not in ("active", "published"):
+        output.warn(f"port {row['port']} of {row['containerName']} is {row['status']}: it may not answer yet")
+    opening = begin_opening(url)
+    if isinstance(opening, str):
+        output.say(f"Not opened: {opening}. AUTOFORWARD_BROWSER names a program that opens URLs.")
+        return 0
+    try:
+        status = opening.process.wait(OPENER_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        return 0
+    if status:
+        raise AutoforwardError(f"{opening.program} ended with status {status}", hint="open the URL by hand")
+    return 0
+
+
+def url_of(row: Row) -> str:
+    """Its URL, if it is one of ours. Raises AutoforwardError: it has none, and why."""
     url = safe_url(row["url"])
     if url is None:
         what = "it is UDP" if row["transport"] == "udp" else "no host port of it listens"
         raise AutoforwardError(f"port {row['port']} of {row['containerName']} has no URL: {row['reason'] or what}")
-    click.echo(url)
-    if row["status"] not in ("active", "published"):
-        output.warn(f"port {row['port']} of {row['containerName']} is {row['status']}: it may not answer yet")
+    return url
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A program that opens a URL; whoever began it reaps the process."""
+
+    program: str
+    process: subprocess.Popen[bytes]
+
+
+def begin_opening(url: str) -> Opening | str:
+    """Start what opens it, or say why nothing is started. Raises AutoforwardError."""
     environment = SessionEnvironment.capture(os.environ)
     why_not = nobody_looks(environment, sys.platform)
     if why_not is not None:
-        output.say(f"Not opened: {why_not}. AUTOFORWARD_BROWSER names a program that opens URLs.")
-        return 0
-    _run([*opener(environment, sys.platform), url], environment)
-    return 0
+        return why_not
+    argv = [*opener(environment, sys.platform), url]
+    try:
+        return Opening(argv[0], start_opener(argv, environment))
+    except OSError as error:
+        raise AutoforwardError(f"cannot run {argv[0]}: {error.strerror}", hint="see AUTOFORWARD_BROWSER") from error
 
 
 def choose(rows: Sequence[Row], wanted: str) -> Row:
@@ -69,16 +101,3 @@ def nobody_looks(environment: SessionEnvironment, platform: str) -> str | None:
     if environment.browser or environment.get("BROWSER") or environment.has_display(platform):
         return None
     return "there is no display here"
-
-
-def _run(argv: Sequence[str], environment: SessionEnvironment) -> None:
-    try:
-        process = start_opener(argv, environment)
-    except OSError as error:
-        raise AutoforwardError(f"cannot run {argv[0]}: {error.strerror}", hint="see AUTOFORWARD_BROWSER") from error
-    try:
-        status = process.wait(OPENER_PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        return
-    if status:
-        raise AutoforwardError(f"{argv[0]} ended with status {status}", hint="open the URL by hand")

@@ -8,18 +8,9 @@ from typing import Any
 import pytest
 
 from autoforward.cli import listing
+from autoforward.cli.cells import columns_of, cut_to, in_ascii
 from autoforward.cli.listing import print_rows
-from autoforward.cli.table import (
-    NEEDED,
-    NICE_TO_HAVE,
-    PLAIN,
-    WANTED,
-    Look,
-    choose_widths,
-    columns_of,
-    cut_to,
-    format_rows,
-)
+from autoforward.cli.table import NEEDED, NICE_TO_HAVE, PLAIN, WANTED, Look, choose_widths, format_rows
 from autoforward.events import PortEvent, list_row
 
 
@@ -190,12 +181,20 @@ def test_what_fits_is_no_wider_than_the_terminal(width: int) -> None:
 
 
 def test_wide_and_combining_characters_take_the_room_that_they_take() -> None:
-    assert [columns_of(text) for text in ("abc", "店", "e\u0301", "")] == [3, 2, 1, 0]
+    assert [columns_of(text) for text in ("abc", "店", "e\u0301", "✔\ufe0f", "")] == [3, 2, 1, 1, 0]
     assert cut_to("店店店", 5) == "店店…"
     assert cut_to("店店店", 6) == "店店店"
     lines = format_rows([row(label="店"), row(label="shop")]).splitlines()
     at = [columns_of(line[: line.index("active")]) for line in lines[1:]]
     assert at[0] == at[1]
+
+
+def test_a_terminal_that_knows_ascii_only_gets_nothing_else_and_is_as_wide() -> None:
+    assert in_ascii("店e\u0301…") == "??e~"
+    named = row(label="店", containerName="ünusual-" * 5, reason="host port 3000 is in use by “nginx”…")
+    plain, ascii_only = (format_rows([named], Look(100, ascii=ascii)).splitlines() for ascii in (False, True))
+    assert all(line.isascii() for line in ascii_only)
+    assert [columns_of(line) for line in ascii_only] == [columns_of(line) for line in plain]
 
 
 def test_what_a_container_says_does_not_reach_the_terminal() -> None:
@@ -227,12 +226,16 @@ def test_only_urls_of_ours_become_links() -> None:
     [
         ({"TERM": "xterm-256color"}, Look(72, coloured=True, links=True)),
         ({"TERM": "xterm", "NO_COLOR": "1"}, Look(72, coloured=False, links=True)),
-        ({"TERM": "linux"}, Look(72, coloured=True, links=False)),
+        ({"TERM": "linux"}, Look(72, coloured=True, links=False, ascii=True)),
+        ({"TERM": "xterm", "LC_ALL": "C"}, Look(72, coloured=True, links=True, ascii=True)),
+        ({"TERM": "xterm", "LANG": "de_DE.ISO-8859-1"}, Look(72, coloured=True, links=True, ascii=True)),
+        ({"TERM": "xterm", "LANG": "C", "LC_CTYPE": "en_GB.utf8"}, Look(72, coloured=True, links=True)),
         ({"TERM": "dumb"}, Look(72, coloured=False, links=False)),
     ],
 )
 def test_what_the_terminal_can_show(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], look: Look) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name in ("NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG"):
+        monkeypatch.delenv(name, raising=False)
     for name, value in {"COLUMNS": "72", **environment}.items():
         monkeypatch.setenv(name, value)
     assert listing.look_of_terminal() == PLAIN

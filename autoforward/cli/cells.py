@@ -1,0 +1,115 @@
+"""What stands in the cells of `list`: a row's values as short texts, and how wide a text is. Pure.
+
+Texts may come out of a container: what is no printable character is shown as one.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+Row = Mapping[str, Any]
+
+MAX_PROCESS = 40
+"""Characters of a command line in the table; the whole is in `--json`."""
+
+_ASCII: Mapping[str, str] = {"…": "~", "↑": "^", "↓": "v", "—": "-", "’": "'"}
+
+OWN_HOSTS = (None, "127.0.0.1", "::1", "0.0.0.0", "::")
+
+
+def columns_of(text: str) -> int:
+    """How many columns a terminal takes for it: two for a wide character, none for one that goes onto another."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_columns_of_one, text))
+
+
+@lru_cache(4096)
+def _columns_of_one(char: str) -> int:
+    if unicodedata.category(char) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def cut_to(text: str, width: int) -> str:
+    """At most `width` columns of it, with … at its end where something is missing."""
+    if columns_of(text) <= width:
+        return text
+    while text and columns_of(text) > width - 1:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def printable(text: str) -> str:
+    """On one line and without control characters: an escape sequence in a label must not reach the terminal."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else "�" for char in text)
+
+
+def in_ascii(text: str) -> str:
+    """For a terminal that knows nothing else; as wide as it was."""
+    if text.isascii():
+        return text
+    return "".join(char if char.isascii() else _ASCII.get(char) or "?" * _columns_of_one(char) for char in text)
+
+
+def port_of(row: Row) -> str:
+    where = row["containerHost"]
+    own = where in OWN_HOSTS
+    if row["port"] is None:
+        return "others"
+    port = f"{row['port']}" if own else f"{where}:{row['port']}"
+    return f"{port}/udp" if row["transport"] == "udp" else port
+
+
+def local_of(row: Row) -> str:
+    if row["url"] or row["localPort"] is None:
+        return str(row["url"] or "-")
+    host = row["hostIp"]
+    if host in OWN_HOSTS:
+        host = "localhost"
+    return f"{f'[{host}]' if ':' in host else host}:{row['localPort']}/{row['transport']}"
+
+
+def connections_of(row: Row) -> str:
+    count = row["connections"]
+    refused = f", {count['refused']} refused" if count["refused"] else ""
+    return f"{count['active']} of {count['total']}{refused}" if count["total"] or refused else ""
+
+
+def traffic_of(row: Row) -> str:
+    moved = row["bytes"]
+    return f"{size(moved['in'])} in, {size(moved['out'])} out" if moved["in"] or moved["out"] else ""
+
+
+def age(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def size(count: float) -> str:
+    """Bytes, in units of a thousand: `34 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.0f} TB"
+
+
+CELLS: Mapping[str, Callable[[Row], str]] = {
+    "ID": lambda row: row["id"] or "-",
+    "LOCAL": local_of,
+    "TARGET": lambda row: row["containerName"] or "-",
+    "SERVICE": lambda row: row["service"] or "",
+    "PORT": port_of,
+    "PROCESS": lambda row: cut_to(row["process"] or "", MAX_PROCESS),
+    "LABEL": lambda row: row["label"] or "",
+    "STATUS": lambda row: row["status"] or "-",
+    "AGE": lambda row: age(row["ageSeconds"]) if row["id"] else "",
+    "CONNECTIONS": connections_of,
+    "TRAFFIC": traffic_of,
+}

@@ -1,0 +1,193 @@
+"""The screen of `list --watch`: what is known, and what is selected, to lines for a terminal of that size. Pure.
+
+    autoforward  3 ports: 2 active, 1 waiting   ↑ 1.2k/s  ↓ 34M/s
+      LOCAL           TARGET  PORT  STATUS   UP/s  DOWN/s  TREND
+    > localhost:3000  web     3000  active   1.2k  34M     ▁▃▇█▂
+    fwd-1a2b3c4d  http://localhost:3000 -> web:3000  node server.js
+    ↑↓ select  o open  c copy URL  s stop  q quit
+
+A reason stands under its row when there is room for those of all rows, else only that of the selected one is shown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from autoforward.cli.cells import CELLS, Row, columns_of, cut_to, in_ascii, local_of, port_of, printable
+from autoforward.cli.rates import ASCII_BLOCKS, BLOCKS, Rates, key_of, short_rate, sparkline
+from autoforward.cli.table import COMFORTABLE, GAP, NARROW, Look, fit, line_of, reason_lines, style
+
+MARK = "> "
+"""Before the selected row; what other rows have two spaces for."""
+
+COLUMNS = ("LOCAL", "TARGET", "SERVICE", "PORT", "PROCESS", "LABEL", "STATUS", "AGE", "CONNECTIONS")
+"""Those of `list` that are here too. The id is in the line about the selected row, for there are keys."""
+
+GOES = ("SERVICE", "AGE", "CONNECTIONS", "LABEL", "PROCESS", "PORT", "TREND", "UP/s", "DOWN/s", "STATUS")
+"""Columns that go when cutting is not enough, in this order. `http://` goes before any of them."""
+
+NARROWER = {**NARROW, "TARGET": 8}
+
+MIN_TREND, MAX_TREND = 6, 40
+
+KEYS = (("↑↓", "select"), ("o", "open"), ("c", "copy URL"), ("s", "stop"), ("q", "quit"))
+
+
+@dataclass(slots=True)
+class View:
+    """What is shown. `note` is a line for the person in place of the keys; `absent` says why there are no rows."""
+
+    rows: Sequence[Row] = ()
+    rates: Rates = field(default_factory=Rates)
+    absent: str | None = None
+    note: str | None = None
+    selected: str | None = None
+    top: int = 0
+    """The first row that is on the screen."""
+
+    def update(self, rows: Sequence[Row]) -> None:
+        """Other rows: what is selected stays, or else the one that takes its place."""
+        at = self.index
+        self.rows = rows
+        if rows and all(key_of(row) != self.selected for row in rows):
+            self.selected = key_of(rows[min(at, len(rows) - 1)])
+
+    @property
+    def index(self) -> int:
+        """The selected row's number; 0 where there is none."""
+        return next((number for number, row in enumerate(self.rows) if key_of(row) == self.selected), 0)
+
+    @property
+    def row(self) -> Row | None:
+        return self.rows[self.index] if self.rows else None
+
+    def move(self, by: int) -> None:
+        if self.rows:
+            self.selected = key_of(self.rows[max(0, min(len(self.rows) - 1, self.index + by))])
+
+
+def draw(view: View, look: Look, height: int) -> list[str]:
+    """At most `height` lines, each at most `look.width` columns wide. Scrolls `view` to what is selected."""
+    title, foot = _title(view, look), _foot(view, look)
+    if view.absent is not None or not view.rows:
+        words = view.absent or "nothing is forwarded yet: what starts to listen in a container appears here"
+        header, shown = [], list(reason_lines(words, look))
+        room = height - 1 - len(foot)
+    else:
+        table = _Table(view, look)
+        header = [table.header]
+        room = max(height - 2 - len(foot), 1)
+        shown = table.with_reasons() if len(view.rows) <= room else []
+        if not 0 < len(shown) <= room:
+            foot.insert(1, _reason(view, look))
+            room = max(room - 1, 1)
+            view.top = max(min(view.top, view.index, len(view.rows) - room), view.index - room + 1, 0)
+            shown = [table.line(number) for number in range(len(view.rows))[view.top : view.top + room]]
+    lines = [title, *header, *shown, *[""] * (room - len(shown)), *foot]
+    # Where there is next to no room, the rows are worth more than words about them.
+    return lines if len(lines) <= height else shown[: max(height, 0)]
+
+
+def page_size(height: int) -> int:
+    """How many rows a page key moves by."""
+    return max(height - 5, 1)
+
+
+class _Table:
+    """Cells of all rows, for the columns are as wide as the widest; lines only of those that are asked for."""
+
+    def __init__(self, view: View, look: Look) -> None:
+        self._view, self._look, self._at = view, look, view.index
+        self._cells = [_cells(view, row) for row in view.rows]
+        self._widths = _widths(self._cells, look.width - len(MARK))
+        self.header = " " * len(MARK) + line_of({name: name for name in self._widths}, self._widths, look)
+
+    def line(self, number: int) -> str:
+        texts, row, look = self._cells[number], self._view.rows[number], self._look
+        if self._widths["LOCAL"] < columns_of(texts["LOCAL"]):
+            texts["LOCAL"] = _short_local(texts["LOCAL"])
+        if "TREND" in self._widths:
+            blocks = ASCII_BLOCKS if look.ascii else BLOCKS
+            texts["TREND"] = sparkline(self._view.rates.of(row).samples, self._widths["TREND"], blocks)
+        mark = style(look, MARK, fg="cyan", bold=True) if number == self._at else " " * len(MARK)
+        return mark + line_of(texts, self._widths, look, row)
+
+    def with_reasons(self) -> list[str]:
+        lines = []
+        for number, row in enumerate(self._view.rows):
+            lines.append(self.line(number))
+            if row["reason"]:
+                # Without the column nothing else says which port is ignored.
+                what = "" if "PORT" in self._widths else f"port {self._cells[number]['PORT']}: "
+                lines += reason_lines(what + printable(row["reason"]), self._look)
+        return lines
+
+
+def _cells(view: View, row: Row) -> dict[str, str]:
+    rate = view.rates.of(row)
+    forwarded = row["id"] is not None
+    return {
+        **{name: printable(CELLS[name](row)) for name in COLUMNS},
+        "UP/s": short_rate(rate.up).rjust(len("UP/s")) if forwarded else "",
+        "DOWN/s": short_rate(rate.down).rjust(len("DOWN/s")) if forwarded else "",
+        "TREND": "",
+    }
+
+
+def _widths(cells: Sequence[Mapping[str, str]], width: int) -> dict[str, int]:
+    natural = {name: max(map(columns_of, (name, *(one[name] for one in cells)))) for name in cells[0]}
+    used = {name: size for name, size in natural.items() if name == "TREND" or any(one[name] for one in cells)}
+    used["TREND"] = MIN_TREND
+    brief = {**used, "LOCAL": max(map(columns_of, ("LOCAL", *(_short_local(one["LOCAL"]) for one in cells))))}
+    for dropped in range(len(GOES) + 1):
+        least = COMFORTABLE if dropped < GOES.index("LABEL") else NARROWER
+        for columns in (used, brief):
+            if (widths := fit(columns, GOES[:dropped], least, width)) is not None:
+                if "TREND" in widths:
+                    rest = width - sum(widths.values()) - len(GAP) * (len(widths) - 1)
+                    widths["TREND"] = min(MIN_TREND + rest, MAX_TREND)
+                return widths
+    return {name: min(size, max(width, 1)) for name, size in brief.items() if name == "LOCAL"}
+
+
+def _short_local(text: str) -> str:
+    return text.partition("://")[2] or text
+
+
+def _title(view: View, look: Look) -> str:
+    """As much of it as there is room for."""
+    words = "autoforward"
+    if view.absent is None and view.rows:
+        ports = f"  {len(view.rows)} port{'s' if len(view.rows) != 1 else ''}"
+        counts = Counter(str(row["status"]) for row in view.rows)
+        rates = [view.rates.of(row) for row in view.rows]
+        up, down = (short_rate(sum(one)) for one in ([rate.up for rate in rates], [rate.down for rate in rates]))
+        statuses = f": {', '.join(f'{count} {status}' for status, count in counts.items())}"
+        moving = f"  ↑ {up}B/s  ↓ {down}B/s"
+        choices = (ports + statuses + moving, ports + moving, ports, "")
+        words += next((more for more in choices if columns_of(words + more) <= look.width), "")
+    return style(look, _fitted(words, look), bold=True)
+
+
+def _foot(view: View, look: Look) -> list[str]:
+    """Two lines: about what is selected, and what can be done or what was."""
+    about = ""
+    if (row := view.row) is not None and view.absent is None:
+        parts = [row["id"], f"{local_of(row)} -> {row['containerName']}:{port_of(row)}", row["label"], row["process"]]
+        about = GAP.join(printable(str(part)) for part in parts if part)
+    if view.note:
+        return [_fitted(about, look), style(look, _fitted(printable(view.note), look), fg="yellow")]
+    keys = GAP.join(f"{key} {what}" for key, what in KEYS)
+    return [_fitted(about, look), style(look, _fitted(keys, look), dim=True)]
+
+
+def _reason(view: View, look: Look) -> str:
+    reason = view.row and view.row["reason"]
+    return style(look, _fitted(printable(reason or ""), look), dim=True)
+
+
+def _fitted(text: str, look: Look) -> str:
+    text = cut_to(text, look.width)
+    return in_ascii(text) if look.ascii else text
