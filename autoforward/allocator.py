@@ -7,22 +7,15 @@ was bound is written as a lease before anybody else can look. `plan_candidates` 
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from autoforward.candidates import AllocationFailure, plan_candidates, privileged
+from autoforward.ledger import Ledger
 from autoforward.model import ForwardKey, Source
-from autoforward.registry import (
-    Lease,
-    ProcessIdentity,
-    Registry,
-    RegistryDocument,
-    RegistryWriteError,
-    format_time,
-)
+from autoforward.registry import Lease, ProcessIdentity, RegistryDocument, format_time
 from autoforward.sockets import (
     DEFAULT_BACKLOG,
     BoundPair,
@@ -120,37 +113,30 @@ class _Holders:
 class Allocator:
     """Leases and sockets for one process. Safe from any thread; blocks on the registry's lock and the disk.
 
-    When the registry cannot be written (disk full), forwards go on: `warn` says so once, and the rows are written
-    with the next transaction, or by `flush()`.
+    The ledger sees to it that trouble with the registry is none of a forward's.
     """
 
     def __init__(
         self,
-        registry: Registry,
+        ledger: Ledger,
         process: ProcessIdentity,
-        warn: Callable[[str], None],
         *,
         backlog: int = DEFAULT_BACKLOG,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         owners: Callable[[Collection[int]], dict[int, str]] = owners_of_ports,
     ) -> None:
-        self._registry = registry
+        self._ledger = ledger
         self._process = process
-        self._warn = warn
         self._backlog = backlog
-        self._clock = clock
         self._owners = owners
-        self._lock = threading.Lock()
-        self._unwritten: dict[str, Lease] = {}
 
     def __repr__(self) -> str:
-        return f"<Allocator pid {self._process.pid}, {len(self._unwritten)} rows not written>"
+        return f"<Allocator pid {self._process.pid}, {self._ledger!r}>"
 
     def allocate_many(self, requests: Sequence[AllocationRequest]) -> list[Allocation | AllocationFailure]:
-        """One result per request, in their order, in one transaction. Raises RegistryError (lock, version)."""
+        """One result per request, in their order, in one transaction."""
         attempts = [_Attempt(request) for request in requests]
         try:
-            self._transact(lambda document, now: self._serve(document, now, attempts))
+            self._ledger.transact(lambda document, now: self._serve(document, now, attempts))
         except BaseException:
             for attempt in attempts:
                 if isinstance(attempt.result, Allocation):
@@ -161,53 +147,23 @@ class Allocator:
     def release(self, lease_ids: Collection[str]) -> None:
         """The forwards ended and their sockets are closed: the leases stay, reserved. Idempotent."""
 
-        def change(document: RegistryDocument, now: datetime) -> list[Lease]:
-            changed = (document.mark_reserved(lease_id, now) for lease_id in lease_ids)
-            return [lease for lease in changed if lease is not None]
+        def change(document: RegistryDocument, now: datetime) -> None:
+            for lease_id in lease_ids:
+                document.mark_reserved(lease_id, now)
 
-        self._transact(change)
+        self._ledger.transact(change)
 
     def update_rows(self, leases: Sequence[Lease]) -> None:
         """Write these rows anew (a label, a container id that changed); `updated` becomes now."""
 
-        def change(document: RegistryDocument, now: datetime) -> list[Lease]:
-            return [replace(lease, updated=format_time(now)) for lease in leases]
+        def change(document: RegistryDocument, now: datetime) -> None:
+            for lease in leases:
+                document.upsert(replace(lease, updated=format_time(now)))
 
-        self._transact(change)
+        self._ledger.transact(change)
 
-    def flush(self) -> bool:
-        """Write what could not be written before; True when nothing is left."""
-        if self._unwritten:
-            self._transact(lambda document, now: [])
-        return not self._unwritten
-
-    def _transact(self, change: Callable[[RegistryDocument, datetime], list[Lease]]) -> None:
-        """Run `change` on the document and write the leases it returns; remember them if that fails."""
-        with self._lock:
-            rows: dict[str, Lease] = dict(self._unwritten)
-            changed = False
-            try:
-                with self._registry.transaction() as document:
-                    for lease in rows.values():
-                        document.upsert(lease)
-                    now = self._clock()
-                    document.expire_reserved(now)
-                    for lease in change(document, now):
-                        rows[lease.id] = lease
-                        document.upsert(lease)
-                    changed = True
-            except RegistryWriteError as error:
-                if not changed:
-                    raise
-                if not self._unwritten:
-                    self._warn(f"{error}; forwards go on, and the registry is written later")
-                self._unwritten = rows
-            else:
-                self._unwritten = {}
-
-    def _serve(self, document: RegistryDocument, now: datetime, attempts: Sequence[_Attempt]) -> list[Lease]:
+    def _serve(self, document: RegistryDocument, now: datetime, attempts: Sequence[_Attempt]) -> None:
         holders = _Holders(document, {self._process: True})
-        leases = []
         # Who can take one number only comes first, then who had one: nobody else of this burst is given it.
         for attempt in sorted(attempts, key=lambda item: _rank(item.request, document)):
             attempt.result = self._serve_one(document, holders, now, attempt)
@@ -215,8 +171,6 @@ class Allocator:
                 lease = attempt.result.lease
                 document.upsert(lease)
                 holders.by_number[lease.transport, lease.host_port] = lease
-                leases.append(lease)
-        return leases
 
     def _serve_one(
         self, document: RegistryDocument, holders: _Holders, now: datetime, attempt: _Attempt

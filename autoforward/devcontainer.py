@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
@@ -254,15 +254,6 @@ def read_local_features(config: Mapping[str, Any], config_file: Path) -> tuple[d
                 entry = read_config_file(config_file.parent / name / "devcontainer-feature.json")
                 found.append({key: value for key, value in entry.items() if key in FEATURE_KEYS})
     return tuple(found)
-
-
-def configuration_for_container(
-    labels: Mapping[str, str], workspace_folder: str | None = None, config_file: str | None = None
-) -> PortConfiguration:
-    """Return what a container's label and file ask for; arguments and errors as of `merged_for_container`."""
-    merged, place, warnings = merged_for_container(labels, workspace_folder, config_file)
-    configuration = ports_from_configuration(merged, place)
-    return replace(configuration, warnings=bounded((*warnings, *configuration.warnings)))
 
 
 def shutdown_action(config: Mapping[str, Any]) -> ShutdownAction | None:

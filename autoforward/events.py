@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -23,6 +24,9 @@ from autoforward.paths import StatePaths
 
 LINE_PREFIX = "PORT_EVENT: "
 DEFAULT_MAX_BYTES = 4 * 1024 * 1024
+
+MAX_UNWRITTEN = 1000
+"""Events that wait for room on the disk; 1 MB at the most that is usual."""
 
 # The last line is looked for in this much of the end; a line has some 700 bytes.
 _TAIL_BYTES = 64 * 1024
@@ -76,26 +80,37 @@ class PortEvent:
         for item in fields(self):
             if item.name == "remapped":
                 values["url"] = self.url
-            values[_KEYS.get(item.name) or _camel_case(item.name)] = getattr(self, item.name)
+            values[_key_of(item.name)] = getattr(self, item.name)
         if self.process is not None:
             values["process"] = mask_command_line(self.process)
         if not self.replay:
             del values["replay"]
         return values
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PortEvent:
+        """The event of such an object; what it lacks is as by default."""
+        known = {item.name: _key_of(item.name) for item in fields(cls)}
+        return cls(**{name: values[key] for name, key in known.items() if key in values})
+
 
 _KEYS = {"container_port": "port", "host_port": "localPort"}
 
 
-def _camel_case(name: str) -> str:
+def _key_of(name: str) -> str:
     first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+    return _KEYS.get(name) or first + "".join(word.capitalize() for word in rest)
+
+
+def is_own_address(host: str | None) -> bool:
+    """Whether this is the container itself, as events and rows say it: not a HOST:PORT target."""
+    return host is None or host in _LOCAL_ADDRESSES
 
 
 def url_of(host_ip: str | None, host_port: int, protocol: AppProtocol | None, container_port: int | None) -> str:
     """The address for a browser. Without a protocol, 443 and 8443 (in the container) mean https."""
     scheme = protocol or ("https" if container_port in _HTTPS_PORTS else "http")
-    if host_ip is None or host_ip in _LOCAL_ADDRESSES:
+    if host_ip is None or is_own_address(host_ip):
         host = "localhost"
     else:
         host = f"[{host_ip.replace('%', '%25')}]" if ":" in host_ip else host_ip
@@ -145,7 +160,8 @@ class EventLog:
     """Appends events to `events.jsonl`, numbers them, and rotates once to `events.jsonl.1`. Thread-safe.
 
     `seq` goes on after a restart from the last one in the file. When a line cannot be written (disk full) `warn`
-    says so once until it works again, and the numbers go on. One writer per state folder: the supervisor.
+    says so once until it works again, the numbers go on, and the last `MAX_UNWRITTEN` lines are written with the next one
+    that can be, or by `flush`. One writer per state folder: the supervisor.
     """
 
     def __init__(
@@ -162,6 +178,7 @@ class EventLog:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._failing = False
+        self._unwritten: deque[bytes] = deque(maxlen=MAX_UNWRITTEN)
         self._last_seq = max(_last_seq_in(paths.events), _last_seq_in(paths.rotated_events))
 
     def __repr__(self) -> str:
@@ -176,15 +193,26 @@ class EventLog:
         with self._lock:
             self._last_seq += 1
             event = replace(event, seq=self._last_seq, time=format_time(self._clock()))
-            try:
-                self._write(encode_object(event.to_json()).encode("ascii") + b"\n")
-            except OSError as error:
-                if not self._failing:
-                    self._warn(f"cannot write {self._paths.events}: {error.strerror}; events are not kept")
-                self._failing = True
-            else:
-                self._failing = False
+            self._unwritten.append(encode_object(event.to_json()).encode("ascii") + b"\n")
+            self._write_all()
             return event
+
+    def flush(self) -> None:
+        """Write what could not be written before, if that works now."""
+        with self._lock:
+            self._write_all()
+
+    def _write_all(self) -> None:
+        try:
+            while self._unwritten:
+                self._write(self._unwritten[0])
+                self._unwritten.popleft()
+        except OSError as error:
+            if not self._failing:
+                self._warn(f"cannot write {self._paths.events}: {error.strerror}; events are written later")
+            self._failing = True
+        else:
+            self._failing = False
 
     def _write(self, line: bytes) -> None:
         # Opened anew each time: events are rare, and somebody may have moved the file away.

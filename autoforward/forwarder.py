@@ -7,7 +7,6 @@ under the registry's lock, files) runs in a worker thread.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import Executor, Future
@@ -18,14 +17,12 @@ from autoforward.allocator import AllocationRequest, Allocator, LeaseRow
 from autoforward.candidates import AllocationFailure
 from autoforward.dataplane import DataPlane
 from autoforward.events import PortEvent, list_row
-from autoforward.leases import Lease, RegistryError
+from autoforward.leases import Lease
 from autoforward.messages import ForwardCounters, Route, Serve, Withdraw
 from autoforward.model import DialAddress, EventName, ForwardKey, LaneName, PortAttributes, Status, Transport
-from autoforward.policy import Notice, Plan, Wish
+from autoforward.policy import Notice, Plan, Summary, Wish
 from autoforward.reconciling import Existing, reconcile
 from autoforward.sockets import BoundPair, HostPortError, start_listening, stop_listening
-
-log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 
@@ -92,7 +89,7 @@ class Forwarder:
         self.place = place
         self._forwards: dict[ForwardKey, Forward] = {}
         self._notices: dict[ForwardKey, Notice] = {}
-        self._summary: str | None = None
+        self._summary: Summary | None = None
         self._by_id: dict[str, Forward] = {}
         self._mux: str | None = None
         self._changed = asyncio.Event()
@@ -189,9 +186,16 @@ class Forwarder:
             await self._publish_notice(event, notice)
         if plan.undecided and self._summary is None:
             return  # its number would be another in a moment
-        said, self._summary = self._summary, plan.summary
-        if plan.summary is not None and said is None:
-            await self._services.publisher.publish(self._summary_event(plan.summary))
+        await self._summarise(plan.summary)
+
+    async def _summarise(self, summary: Summary | None) -> None:
+        """What is counted changes all the time in a container that wants it to: events tell the fact, rows the number."""
+        said, self._summary = self._summary, summary
+        if summary is None and said is not None:
+            await self._services.publisher.publish(self.session_event("unforwarded", said.fact))
+        elif summary is not None and (said is None or said.fact != summary.fact):
+            event: EventName = "ignored" if said is None else "updated"
+            await self._services.publisher.publish(self._summary_event(event, summary.fact))
 
     async def retry_failed(self, host_ip: str) -> None:
         """Try again for the host ports that could not be had."""
@@ -256,7 +260,7 @@ class Forwarder:
         notices, self._notices = self._notices, {}
         for notice in notices.values():
             await self._publish_notice("unforwarded", replace(notice, reason=reason))
-        self._summary = None
+        await self._summarise(None)
 
     async def close_one(self, key: ForwardKey, reason: str) -> None:
         if key in self._forwards:
@@ -356,11 +360,7 @@ class Forwarder:
                 ended.append(row.forward_id)
         self._tell_waiting()
         if ended:
-            try:
-                await self._on_disk(lambda: self._services.allocator.release(ended))
-            except RegistryError as error:
-                # The sockets are closed all the same. Rows of a process that is gone are reserved by the next one.
-                log.warning("%s: %s", self.place.container_name, error)
+            await self._on_disk(lambda: self._services.allocator.release(ended))
         for row in rows:
             why = reason or ("the server stopped" if row.wish.source == "detected" else "no longer asked for")
             event = replace(self._event("unforwarded", row), status=None, auto_forwarded=False, reason=why)
@@ -413,7 +413,7 @@ class Forwarder:
             )
         others = [(self._notice_event("ignored", notice), notice.source) for notice in self._notices.values()]
         if self._summary is not None:
-            others.append((self._summary_event(self._summary), "detected"))
+            others.append((self._summary_event("ignored", self._summary.now), "detected"))
         for event, source in others:
             yield list_row(
                 event,
@@ -428,8 +428,8 @@ class Forwarder:
                 bytes_out=0,
             )
 
-    def _summary_event(self, summary: str) -> PortEvent:
-        return replace(self.session_event("ignored", summary), status="ignored")
+    def _summary_event(self, event: EventName, text: str) -> PortEvent:
+        return replace(self.session_event(event, text), status="ignored")
 
     async def _publish(self, event: EventName, row: Forward) -> None:
         await self._services.publisher.publish(self._event(event, row))

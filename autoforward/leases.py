@@ -170,6 +170,18 @@ class RegistryDocument:
         self.upsert(lease)
         return lease
 
+    def reserve_rows_of_the_dead(self, now: datetime) -> list[Lease]:
+        """Leases of processes that ended without a word stay, reserved; which these are."""
+        alive: dict[ProcessIdentity, bool] = {}
+        dead = []
+        for lease in list(self.entries):
+            if lease.state == "bound" and lease.owner not in alive:
+                alive[lease.owner] = lease.owner.is_alive()
+            if lease.state == "bound" and not alive[lease.owner]:
+                self.mark_reserved(lease.id, now)
+                dead.append(lease)
+        return dead
+
     def expire_reserved(self, now: datetime) -> list[Lease]:
         """Take out the reserved leases that nobody used for 30 days, or whose time cannot be read."""
         expired = []
@@ -187,9 +199,6 @@ class RegistryDocument:
         while (lease_id := f"fwd-{secrets.token_hex(4)}") in taken:
             pass
         return lease_id
-
-    def find_session(self, session_id: str) -> Session | None:
-        return next((row for row in self.sessions if row["id"] == session_id), None)
 
     def upsert_session(self, session: Session) -> None:
         """Replace the session with this `id` (a text) where it stands, or append it."""

@@ -54,6 +54,10 @@ class StatePaths:
         return self.home / "registry.lock"
 
     @property
+    def starting_lock(self) -> Path:
+        return self.home / "starting.lock"
+
+    @property
     def supervisor_lock(self) -> Path:
         return self.home / "supervisor.lock"
 
@@ -88,12 +92,25 @@ class StatePaths:
         """Make the folder (0700), and the one of the socket if that is elsewhere. Idempotent.
 
         Raises StateFolderError when it cannot be made, is a symbolic link or no folder, belongs to another
-        user, or can be written by group or others. A folder that others can merely read is closed to them.
+        user, or can be written by group or others; also when one of our files in it is a link or another user's, for
+        then it could be written by others once. A folder that others can merely read is closed to them.
         """
         _ensure_private_folder(self.home)
         socket_folder = self.supervisor_socket.parent
         if socket_folder != self.home:
             _ensure_private_folder(socket_folder)
+        for path in self._files():
+            _ensure_own_file(path)
+
+    def check(self) -> None:
+        """Like `ensure`, but makes nothing: before anything in the folder is believed. Raises StateFolderError."""
+        if os.path.lexists(self.home):
+            self.ensure()
+
+    def _files(self) -> tuple[Path, ...]:
+        logs = (self.supervisor_log, self.events, self.rotated_events)
+        locks = (self.registry_lock, self.starting_lock, self.supervisor_lock)
+        return (self.registry, *locks, *logs, self.supervisor_info, self.supervisor_socket)
 
 
 def _ensure_private_folder(folder: Path) -> None:
@@ -126,3 +143,16 @@ def _ensure_private_folder(folder: Path) -> None:
             f"cannot make the state folder {folder}: {error.strerror or error}",
             hint=f"set {HOME_VARIABLE} to a folder that can be written",
         ) from error
+
+
+def _ensure_own_file(path: Path) -> None:
+    try:
+        status = path.lstat()
+    except OSError:  # not there, or it will be an error where it is used
+        return
+    hint = f"find out who put it there, then remove {path}"
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISSOCK(status.st_mode)):
+        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no file"
+        raise StateFolderError(f"{path} is {kind}", hint=hint)
+    if status.st_uid != os.getuid():
+        raise StateFolderError(f"{path} belongs to user id {status.st_uid}, not to {os.getuid()}", hint=hint)

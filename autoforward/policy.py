@@ -129,6 +129,14 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Summary:
+    """What has neither forward nor notice of its own: `fact` is true for as long as it lasts, `now` has the number too."""
+
+    fact: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The wanted state, less `overflow` ports beyond the limit. `recheck_at_s`: when time alone changes the plan.
 
@@ -141,7 +149,7 @@ class Plan:
     seen: Mapping[ForwardKey, Seen]
     overflow: int = 0
     recheck_at_s: float | None = None
-    summary: str | None = None
+    summary: Summary | None = None
     undecided: int = 0
 
     @property
@@ -199,10 +207,14 @@ def plan(
     return Plan(wishes, notices, seen, overflow, recheck_at_s, _summary(rules, overflow), undecided)
 
 
-def _summary(rules: SessionRules, overflow: int) -> str | None:
+def _summary(rules: SessionRules, overflow: int) -> Summary | None:
     if overflow:
-        return f"{overflow} more ports are not forwarded: the limit is {rules.max_forwards}"
-    return ON_THE_HOST if rules.auto and rules.host_network else None
+        limit = rules.max_forwards
+        return Summary(
+            f"there are more ports than the limit of {limit}: the rest is not forwarded",
+            f"{overflow} more ports are not forwarded: the limit is {limit}",
+        )
+    return Summary(ON_THE_HOST, ON_THE_HOST) if rules.auto and rules.host_network else None
 
 
 def _observe(

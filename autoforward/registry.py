@@ -11,10 +11,8 @@ import contextlib
 import errno
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from autoforward.leases import (
     CorruptDocumentError,
@@ -29,10 +27,8 @@ from autoforward.leases import (
     parse_document,
     parse_time,
 )
+from autoforward.locking import CANNOT_WRITE, locked
 from autoforward.paths import StatePaths
-
-if TYPE_CHECKING:
-    import fasteners
 
 __all__ = [
     "Lease",
@@ -48,6 +44,8 @@ __all__ = [
 ]
 
 LOCK_TIMEOUT_S = 20.0
+
+_Signature = tuple[int, int, int]
 
 # A registry of ten thousand rows has 5 MB; more than this is not ours.
 MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -76,6 +74,7 @@ class Registry:
         self._warn = warn
         self._recover = recover
         self._lock_timeout_s = lock_timeout_s
+        self._known: _Signature | None = None
 
     def __repr__(self) -> str:
         return f"<Registry {self._paths.registry}>"
@@ -92,20 +91,35 @@ class Registry:
             self._warn(f"the registry {self._paths.registry} is corrupt ({error})")
             return RegistryDocument()
 
+    @property
+    def has_changed(self) -> bool:
+        """Whether the file is another one than after our last transaction: written, damaged or removed by somebody else."""
+        return self._signature() != self._known
+
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[RegistryDocument]:
+    def transaction(self, lock_timeout_s: float | None = None) -> Iterator[RegistryDocument]:
         """The document, to be changed in place; it is written when the block ends, if it changed.
 
         Excludes threads and processes. Not reentrant. When the block raises, nothing is written. Raises
         RegistryError (lock not had in time, unreadable, newer version), RegistryWriteError when writing fails.
         """
-        with _locked(self._paths, self._lock_timeout_s):
+        with _locked(self._paths, self._lock_timeout_s if lock_timeout_s is None else lock_timeout_s) as unwritable:
             before = self._read_file()
             document = self._load(before)
             yield document
             after = encode_document(document)
             if after != before and not (before is None and document == RegistryDocument()):
+                if unwritable is not None:
+                    raise self._cannot_write(unwritable)
                 self._write_file(after)
+            self._known = self._signature()
+
+    def _signature(self) -> _Signature | None:
+        try:
+            status = self._paths.registry.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _load(self, data: bytes | None) -> RegistryDocument:
         if data is None:
@@ -154,10 +168,11 @@ class Registry:
                 raise
             _sync_folder(self._paths)
         except OSError as error:
-            hint = "make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
-            raise RegistryWriteError(
-                f"cannot write the registry {self._paths.registry}: {error.strerror}", hint=hint
-            ) from error
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> RegistryWriteError:
+        hint = "make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+        return RegistryWriteError(f"cannot write the registry {self._paths.registry}: {error.strerror}", hint=hint)
 
 
 def _sync_folder(paths: StatePaths) -> None:
@@ -172,49 +187,22 @@ def _sync_folder(paths: StatePaths) -> None:
         os.close(descriptor)
 
 
-# POSIX locks belong to the process: two threads (even two Registry objects) would both get one, and the first to
-# close any descriptor of the file would release it for both. So each lock file has one thread lock in a process.
-_thread_locks: dict[str, threading.Lock] = {}
-_thread_locks_guard = threading.Lock()
-
-
 @contextlib.contextmanager
-def _locked(paths: StatePaths, timeout_s: float) -> Iterator[None]:
-    import fasteners
-
-    path = os.path.realpath(paths.registry_lock)
-    with _thread_locks_guard:
-        thread_lock = _thread_locks.setdefault(path, threading.Lock())
-    busy = RegistryError(
-        f"the registry is locked by another process: waited {timeout_s:g} s for {path}",
-        hint="see which autoforward processes run, and end the one that hangs",
-    )
-    deadline_s = time.monotonic() + timeout_s
-    if not thread_lock.acquire(timeout=timeout_s):
-        raise busy
-    try:
-        # fasteners would create it with the umask's mode. Under the thread lock: see above.
-        lock = None
+def _locked(paths: StatePaths, timeout_s: float) -> Iterator[OSError | None]:
+    """Yields None while the lock is held. Where it cannot be opened for writing, the reason: then nobody needs it either,
+    for nothing can be written."""
+    path = paths.registry_lock
+    unwritable: OSError | None = None
+    with contextlib.ExitStack() as stack:
         try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            lock = fasteners.InterProcessLock(path)
-            remaining_s = max(0.0, deadline_s - time.monotonic())
-            acquired = lock.acquire(delay=0.005, max_delay=0.05, timeout=remaining_s)
+            stack.enter_context(locked(path, timeout_s))
+        except TimeoutError:
+            raise RegistryError(
+                f"the registry is locked by another process: waited {timeout_s:g} s for {path}",
+                hint="see which autoforward processes run, and end the one that hangs",
+            ) from None
         except (OSError, threading.ThreadError) as error:
-            _close_lock(lock)
-            raise RegistryError(f"cannot lock the registry by {path}: {error}") from error
-        if not acquired:
-            _close_lock(lock)
-            raise busy
-        try:
-            yield
-        finally:
-            lock.release()
-    finally:
-        thread_lock.release()
-
-
-def _close_lock(lock: fasteners.InterProcessLock | None) -> None:
-    """After a vain wait fasteners keeps the file open; the collector closing it late would free the next lock."""
-    if lock is not None and lock.lockfile is not None:
-        lock.lockfile.close()
+            if not isinstance(error, OSError) or error.errno not in CANNOT_WRITE:
+                raise RegistryError(f"cannot lock the registry by {path}: {error}") from error
+            unwritable = error
+        yield unwritable

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from autoforward.paths import StatePaths
 from autoforward.supervisor.spawn import connect_to_supervisor, ensure_supervisor
 
 Message = dict[str, Any]
+
+NO_ANSWER_S = 20.0
+"""A supervisor that is starting, or ending, does not answer; not for longer than this."""
 
 
 class SupervisorGoneError(AutoforwardError):
@@ -38,6 +42,7 @@ class Call:
         again: Callable[[], socket.socket | None] | None = None,
     ) -> None:
         self.result: Message | None = None
+        self._warned: str | None = None
         self._request = request
         self._again = again
         self._begin(sock)
@@ -69,6 +74,9 @@ class Call:
                 raise SupervisorGoneError("the supervisor ended before it had answered")
             self._again = None
             message = json.loads(line)
+            if message.get("warning") not in (None, self._warned):
+                self._warned = message["warning"]
+                _warn(self._warned)
             if message["type"] == "error":
                 kind = ERRORS_BY_EXIT_CODE.get(message["exit_code"], AutoforwardError)
                 raise kind(message["message"], hint=message["hint"])
@@ -123,9 +131,13 @@ def _tell_of_another_version(paths: StatePaths) -> None:
     except (OSError, ValueError, KeyError, TypeError):  # it is just being written, or removed
         return
     if version != __version__:
-        from autoforward.cli.output import warn
+        _warn(f"the supervisor that runs is version {version[:40]}, this is {__version__}: `autoforward restart`")
 
-        warn(f"the supervisor that runs is version {version[:40]}, this is {__version__}: `autoforward restart`")
+
+def _warn(text: str) -> None:
+    from autoforward.cli.output import warn
+
+    warn(text)
 
 
 def ask(request: Mapping[str, Any], *, start: bool) -> Message | None:
@@ -141,6 +153,7 @@ def ask(request: Mapping[str, Any], *, start: bool) -> Message | None:
 
 def has_stored_sessions(paths: StatePaths) -> bool:
     """Whether a supervisor would have something to restore. A file that cannot be read is the supervisor's to report."""
+    paths.check()
     try:
         document = json.loads(paths.registry.read_bytes())
         return bool(document["sessions"])
@@ -178,12 +191,19 @@ def end_sessions(
     """`rows` that ended and `sessions` by id. Those of a supervisor that was killed are ended on disk: nobody restores them."""
     request = {"target": target, "container_ids": list(container_ids), "all": everything, "timeout_s": timeout_s}
     paths = StatePaths.locate()
-    result = ask({"op": "detach", **request}, start=False)
-    if result is None and has_stored_sessions(paths):
-        from autoforward.cli.offline import forget_sessions
+    deadline_s = time.monotonic() + NO_ANSWER_S
+    while True:
+        result = ask({"op": "detach", **request}, start=False)
+        if result is None and has_stored_sessions(paths):
+            from autoforward.cli.offline import forget_sessions
 
-        result = forget_sessions(paths, target, container_ids, everything)
-    return result or {"rows": [], "sessions": []}
+            result = forget_sessions(paths, target, container_ids, everything)
+            # One that is starting will answer in a moment, and one that is ending will have ended.
+            if result is None and time.monotonic() < deadline_s:
+                continue
+            if result is None:
+                raise AutoforwardError("a supervisor runs and does not answer", hint=f"see {paths.supervisor_log}")
+        return result or {"rows": [], "sessions": []}
 
 
 def follow_events(since: int | None = None, target: str | None = None, replay: bool = True) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -10,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
@@ -22,7 +24,9 @@ from autoforward.supervisor.spawn import connect_to_supervisor
 def print_logged(since: int, target: str | None) -> int:
     """The events that the log holds."""
     accepts = matches_target(target) if target else None
-    for values in read_events(StatePaths.locate(), since, accepts):
+    paths = StatePaths.locate()
+    paths.check()
+    for values in read_events(paths, since, accepts):
         click.echo(LINE_PREFIX + encode_object(values))
     return 0
 
@@ -85,7 +89,9 @@ def _wait_for_supervisor(paths: StatePaths) -> None:
 
 def print_log(target: str | None, follow: bool, count: int) -> int:
     """The last lines of the supervisor's log, those that name `target`; then, with `follow`, what is added."""
-    path = StatePaths.locate().supervisor_log
+    paths = StatePaths.locate()
+    paths.check()
+    path = paths.supervisor_log
     words = _words_for(target)
 
     def wanted(line: str) -> bool:
@@ -124,28 +130,53 @@ def _words_for(target: str | None) -> list[str]:
 
 
 def _lines_of(path: Path, follow: bool, on_caught_up: Callable[[], None]) -> Iterator[tuple[str, bool]]:
-    """(line, live) of the rotated and the current file, then what is appended; opens the file again once it is rotated."""
-    rotated = path.with_name(path.name + ".1")
-    for source in (rotated, path):
-        if source.exists():
-            with source.open(encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    yield line.rstrip("\n"), False
-                position = file.tell()
-                inode = os.fstat(file.fileno()).st_ino
-        else:
-            position, inode = 0, -1
+    """(line, live) of the rotated and the current file, then what is appended, across any rotation that is seen in time."""
+    tail = _Tail(path)
+    for line in tail.read():
+        yield line, False
     if not follow:
         return
     import watchfiles
 
     on_caught_up()
-    for _changes in watchfiles.watch(path.parent, recursive=False, raise_interrupt=True, debounce=50, step=20):
-        if not path.exists():
-            continue
-        with path.open(encoding="utf-8", errors="replace") as file:
-            if os.fstat(file.fileno()).st_ino == inode:
-                file.seek(position)
-            for line in file:
-                yield line.rstrip("\n"), True
-            position, inode = file.tell(), os.fstat(file.fileno()).st_ino
+    for _changes in watchfiles.watch(
+        path.parent,
+        recursive=False,
+        raise_interrupt=True,
+        debounce=50,
+        step=20,
+        rust_timeout=1000,
+        yield_on_timeout=True,
+    ):
+        for line in tail.read():
+            yield line, True
+
+
+class _Tail:
+    """How far the log has been read: in which file, which may have another name by now, and how many bytes of it."""
+
+    def __init__(self, path: Path) -> None:
+        self._files = (path, path.with_name(path.name + ".1"))
+        self._inode: int | None = None
+        self._position = 0
+
+    def read(self) -> Iterator[str]:
+        """Whole lines that were not read before, oldest first."""
+        opened: dict[int, BinaryIO] = {}
+        with contextlib.ExitStack() as stack:
+            # The current file first: if it is rotated in between, the other name leads to the same file, read once.
+            for path in self._files:
+                with contextlib.suppress(FileNotFoundError):
+                    found = stack.enter_context(path.open("rb"))
+                    opened.setdefault(os.fstat(found.fileno()).st_ino, found)
+            inodes = list(reversed(opened))
+            for inode in inodes[inodes.index(self._inode) if self._inode in inodes else 0 :]:
+                file = opened[inode]
+                if inode != self._inode:
+                    self._inode, self._position = inode, 0
+                file.seek(self._position)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._position += len(line)
+                    yield line.decode("utf-8", "replace").rstrip("\n")

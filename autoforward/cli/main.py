@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LANES: tuple[LaneName, ...] = ("agent", "socat", "nc", "devtcp")
 
+NO_STATUS: Mapping[str, Any] = {"sessions": [], "engines": []}
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -210,8 +212,8 @@ def status(as_json: bool) -> int:
 
     result = client.ask({"op": "status"}, start=client.has_stored_sessions(StatePaths.locate()))
     if as_json:
-        result = {key: value for key, value in (result or {"sessions": [], "engines": []}).items() if key != "type"}
-        click.echo(json.dumps({"running": "pid" in result, **result}, indent=2))
+        shown = {key: value for key, value in (result or NO_STATUS).items() if key not in ("type", "warning")}
+        click.echo(json.dumps({"running": "pid" in shown, **shown}, indent=2))
         return 0
     if result is None:
         click.echo("no supervisor is running; nothing is forwarded")

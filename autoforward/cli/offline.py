@@ -7,32 +7,52 @@ from datetime import UTC, datetime
 from typing import Any
 
 from autoforward.cli import output
+from autoforward.endings import tell_endings
+from autoforward.errors import AutoforwardError
+from autoforward.events import EventLog
+from autoforward.leases import RegistryDocument
+from autoforward.locking import acquire, lock_file
 from autoforward.paths import StatePaths
 from autoforward.registry import Registry
 from autoforward.settings import SessionRecord, matches
 
+LOCK_WAIT_S = 0.2
+
 
 def forget_sessions(
     paths: StatePaths, target: str | None, container_ids: Sequence[str], everything: bool
-) -> dict[str, Any]:
-    """Like the supervisor's `detach`: `sessions` by id; no rows, for nothing was bound any more."""
-    ended: list[str] = []
-    now = datetime.now(UTC)
-    with Registry(paths, output.warn).transaction() as document:
-        for row in list(document.sessions):
-            record = _record(row)
-            if (
-                everything
-                or record is None
-                or record.container_id in container_ids
-                or (target and matches(record, target))
-            ):
-                document.sessions.remove(row)
-                ended.append(str(row.get("id")))
-        for lease in list(document.entries):
-            if lease.state == "bound" and not lease.owner.is_alive():
-                document.mark_reserved(lease.id, now)
+) -> dict[str, Any] | None:
+    """Like the supervisor's `detach`: `sessions` by id; no rows, for nothing was bound any more. The events say all ends.
+
+    None when a supervisor is there after all: it is starting, or ending. Raises RegistryError, and AutoforwardError where
+    nothing can be written at all.
+    """
+    try:
+        lock = lock_file(paths.supervisor_lock)
+        if not acquire(lock, LOCK_WAIT_S):
+            return None
+    except OSError as error:
+        raise AutoforwardError(f"cannot lock {paths.supervisor_lock}: {error.strerror}") from error
+    try:
+        with Registry(paths, output.warn).transaction() as document:
+            ended = _take_out(document, target, container_ids, everything)
+        tell_endings(paths, EventLog(paths, output.warn))
+    finally:
+        lock.release()
     return {"rows": [], "sessions": ended}
+
+
+def _take_out(
+    document: RegistryDocument, target: str | None, container_ids: Sequence[str], everything: bool
+) -> list[str]:
+    ended = []
+    for row in list(document.sessions):
+        record = _record(row)
+        if everything or record is None or record.container_id in container_ids or (target and matches(record, target)):
+            document.remove_session(row["id"])
+            ended.append(str(row["id"]))
+    document.reserve_rows_of_the_dead(datetime.now(UTC))
+    return ended
 
 
 def _record(row: dict[str, Any]) -> SessionRecord | None:

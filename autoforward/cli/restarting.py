@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import struct
-import sys
 from typing import Any
 
 from autoforward import __version__
 from autoforward.cli import client, output
 from autoforward.errors import AutoforwardError
 from autoforward.paths import StatePaths
+from autoforward.peercred import peer_of
 from autoforward.supervisor.spawn import connect_to_supervisor, ensure_supervisor
 
 
@@ -26,6 +25,7 @@ def restart_supervisor() -> int:
     before: list[dict[str, Any]] = []
     if sock is not None:
         with sock:
+            _check_nothing_is_lost()
             before = client.list_rows()
             pid = _listener_of(sock)
             output.say(f"Ending the supervisor (pid {pid}); open connections have 5 s …")
@@ -35,6 +35,13 @@ def restart_supervisor() -> int:
             sock.recv(1)
     ensure_supervisor(paths).close()
     return _compare(before, client.list_rows())
+
+
+def _check_nothing_is_lost() -> None:
+    """What is not written yet only the supervisor knows that is about to end. Raises AutoforwardError."""
+    status = client.ask({"op": "status"}, start=False) or {}
+    if problem := status.get("registry_problem"):
+        raise AutoforwardError(f"not restarted, what has changed would be forgotten: {problem}")
 
 
 def _compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
@@ -49,11 +56,8 @@ def _compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
 
 
 def _listener_of(sock: socket.socket) -> int:
-    """The process at the other end of the control socket: the kernel says so, no file that may be old."""
-    if sys.platform == "linux":
-        pid, _uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    else:
-        pid = struct.unpack("i", sock.getsockopt(0, 2, 4))[0]  # SOL_LOCAL, LOCAL_PEERPID of macOS
-    if pid <= 0:
+    """The process at the other end of the control socket."""
+    pid = peer_of(sock).pid
+    if pid is None:
         raise AutoforwardError("the system does not say which process the supervisor is")
-    return int(pid)
+    return pid

@@ -11,15 +11,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import socket
-import struct
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from autoforward.errors import AutoforwardError, ProtocolError, UsageError
+from autoforward.peercred import Peer, peer_of
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +70,9 @@ class Connection:
         except ConnectionError:  # it was gone already
             pass
 
-    def peer_uid(self) -> int | None:
-        """The user at the other end, None where the system does not tell."""
-        sock = self._writer.get_extra_info("socket")
-        if sys.platform != "linux" or sock is None:
-            return None
-        _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return int(uid)
+    def peer(self) -> Peer:
+        """Who it is."""
+        return peer_of(self._writer.get_extra_info("socket"))
 
 
 Handler = Callable[[dict[str, Any], Connection], Awaitable[Mapping[str, Any]]]
@@ -132,9 +125,9 @@ class ControlServer:
             await connection.aclose()
 
     async def _serve(self, connection: Connection) -> None:
-        uid = connection.peer_uid()
-        if uid is not None and uid not in (os.geteuid(), 0):
-            log.warning("refused a control connection of user %d", uid)
+        peer = connection.peer()
+        if not peer.is_trusted:
+            log.warning("refused a control connection of user %s", peer.uid)
             return
         try:
             request = await connection.receive()

@@ -35,14 +35,26 @@ class Handlers:
     def by_op(self) -> dict[str, Handler]:
         return {
             "ping": self.ping,
-            "attach": self.attach,
-            "forward": self.forward,
-            "detach": self.detach,
-            "stop": self.stop,
+            "attach": self._with_warning(self.attach),
+            "forward": self._with_warning(self.forward),
+            "detach": self._with_warning(self.detach),
+            "stop": self._with_warning(self.stop),
             "list": self.list_forwards,
-            "status": self.status,
+            "status": self._with_warning(self.status),
             "events": self.events,
         }
+
+    def _with_warning(self, handler: Handler) -> Handler:
+        """People have to hear that what they asked for might not survive a restart."""
+
+        async def answer(request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
+            return {**await handler(request, connection), **self._warning()}
+
+        return answer
+
+    def _warning(self) -> dict[str, str]:
+        problem = self._supervisor.books.ledger.problem
+        return {} if problem is None else {"warning": problem}
 
     async def ping(self, _request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
         return {"pid": os.getpid(), "version": __version__}
@@ -96,7 +108,7 @@ class Handlers:
                 session.record = merged
                 await self._supervisor.store_session(session)
                 return {"rows": rows, "session_id": session.record.session_id, "pid": os.getpid()}
-            await connection.send({"type": "bound", "rows": rows})
+            await connection.send({"type": "bound", "rows": rows, **self._warning()})
             await self._hold(session, specs, rows, claim_id, connection)
             return {"rows": rows}
         finally:
@@ -227,6 +239,7 @@ class Handlers:
             "pid": os.getpid(),
             "version": __version__,
             "home": str(supervisor.paths.home),
+            "registry_problem": supervisor.books.ledger.problem,
             "uptime_s": round(time.time() - supervisor.started_s, 1),
             "engines": [
                 {"host": endpoint.host, "source": endpoint.source} for endpoint in supervisor.engines.endpoints

@@ -81,6 +81,10 @@ class EventHub:
         self._hear(written)
         return written
 
+    async def flush(self) -> None:
+        """Write what could not be written before, if that works now."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._log.flush)
+
     @contextlib.contextmanager
     def subscribe(self, accepts: Callable[[PortEvent], bool]) -> Iterator[Subscription]:
         subscription = Subscription(accepts)

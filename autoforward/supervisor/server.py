@@ -23,10 +23,11 @@ import fasteners
 from autoforward import __version__
 from autoforward.allocator import Allocator
 from autoforward.dataplane import DataPlane
+from autoforward.endings import tell_endings
 from autoforward.engine import ContainerEvent
 from autoforward.errors import AutoforwardError
 from autoforward.events import EventLog
-from autoforward.leases import RegistryDocument, current_process
+from autoforward.leases import current_process
 from autoforward.messages import (
     AcceptPaused,
     AddressAnswered,
@@ -45,9 +46,9 @@ from autoforward.messages import (
 )
 from autoforward.model import EngineEndpoint
 from autoforward.paths import StatePaths
-from autoforward.registry import Registry, RegistryWriteError
 from autoforward.settings import SessionRecord
 from autoforward.supervisor.actions import ActingSession, Actions
+from autoforward.supervisor.books import Books
 from autoforward.supervisor.clock import ClockWatch
 from autoforward.supervisor.control import ControlServer, Handler
 from autoforward.supervisor.desktop import Desktop
@@ -116,49 +117,29 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, f"signal {signal.Signals(number).name}")
         self.plane = DataPlane(lambda notice: self._hand_over(loop, notice))
-        self.registry = Registry(self.paths, self._warn, recover=self._what_is_live)
+        self.books = Books(self.paths, self.sessions, self._warn)
         process = current_process()
-        # One thread: everything that takes the registry's lock goes through it, in order.
-        self.disk = ThreadPoolExecutor(1, thread_name_prefix="autoforward-disk")
         self.engine_pool = ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="autoforward-engine")
         self.actions = Actions(self._session_of, self._remember_opened, Desktop())
-        self.hub = EventHub(await asyncio.to_thread(EventLog, self.paths, self._warn), self.actions.on_event)
+        self.hub = EventHub(await asyncio.to_thread(self._open_event_log), self.actions.on_event)
         self.engines = Engines(self._on_engine_event)
-        allocator = Allocator(self.registry, process, self._warn)
-        self.services = SessionServices(self.plane, allocator, self.hub, self.disk, self.engine_pool)
+        allocator = Allocator(self.books.ledger, process)
+        self.services = SessionServices(self.plane, allocator, self.hub, self.books.thread, self.engine_pool)
         self.live = LiveConfiguration(self.sessions.values, self.store_session, self.hub.publish)
         self.siblings = Siblings(self, self.engine_pool)
         self.plane.start()
         info = {"pid": process.pid, "pid_started": process.started, "version": __version__}
-        await self.on_disk(lambda: self._write_info(info))
-        await self._restore()
+        records = await self.books.take_over()
+        await self.books.run(lambda: self._write_info(info))
+        for record in records:
+            self.actions.restore(self.add_session(record))
+        self.books.start_looking(self.hub.flush)
         self._clock = ClockWatch(self._on_clock_jump)
         self._clock.start()
         self._control = ControlServer(self.paths.supervisor_socket, self._handlers(self))
         await self._control.start()
         self.check_idle()
         log.info("supervisor %s started, pid %d, %d sessions restored", __version__, process.pid, len(self.sessions))
-
-    async def _restore(self) -> None:
-        """Take up the sessions of a supervisor that died, and free the leases that nobody holds any more."""
-
-        def take_over() -> list[SessionRecord]:
-            records = []
-            try:
-                with self.registry.transaction() as document:
-                    _reserve_rows_of_the_dead(document)
-                    for row in list(document.sessions):
-                        try:
-                            records.append(SessionRecord.from_json(row))
-                        except (KeyError, TypeError, ValueError) as error:
-                            self._warn(f"a stored session cannot be read and is dropped: {error!r}")
-                            document.sessions.remove(row)
-            except RegistryWriteError as error:  # what was read is enough to go on with
-                self._warn(f"{error}; the sessions are taken up all the same")
-            return records
-
-        for record in await self.on_disk(take_over):
-            self.actions.restore(self.add_session(record))
 
     async def _shut_down(self) -> None:
         log.info("supervisor ends: %s", self._stop_reason or "an error")
@@ -169,6 +150,7 @@ class Supervisor:
         await self.live.aclose()
         forward_ids = frozenset(key for session in self.sessions.values() for key in session.forwarder.forward_ids)
         await self.drain(forward_ids, DRAIN_S)
+        await self.books.run(self.books.ledger.look)  # the last moment in which what is live can mend a registry
         # The rows stay in the registry's sessions: whoever starts next takes them up again.
         await self._end_all(self.sessions.values(), "the supervisor ended", forget=False)
         self.actions.close()
@@ -178,7 +160,7 @@ class Supervisor:
         # Followers have their last events; what still runs is cut.
         await self._control.aclose(CONTROL_CLOSE_S)
         self.engine_pool.shutdown(wait=False, cancel_futures=True)
-        self.disk.shutdown()
+        await self.books.aclose()
         self.paths.supervisor_info.unlink(missing_ok=True)
         self._lock.release()
 
@@ -217,16 +199,7 @@ class Supervisor:
 
     async def store_session(self, session: ActingSession) -> None:
         """Write what the next supervisor needs; a session that lives on a foreground command only leaves nothing."""
-        record = session.record
-
-        def write() -> None:
-            with self.registry.transaction() as document:
-                if record.attached or record.manual:
-                    document.upsert_session(record.to_json())
-                else:
-                    document.remove_session(record.session_id)
-
-        await self.on_disk(write)
+        await self.books.store(session.record)
         self.live.refresh()
 
     async def end_sessions(self, sessions: Iterable[Session], reason: str) -> None:
@@ -235,13 +208,8 @@ class Supervisor:
     async def _end_all(self, sessions: Iterable[Session], reason: str, *, forget: bool) -> None:
         ending = list(sessions)
         if forget:
-            await self.on_disk(lambda: self._forget([session.record.session_id for session in ending]))
+            await self.books.forget(session.record.session_id for session in ending)
         await asyncio.gather(*(session.end(reason) for session in ending))
-
-    def _forget(self, session_ids: list[str]) -> None:
-        with self.registry.transaction() as document:
-            for session_id in session_ids:
-                document.remove_session(session_id)
 
     def _on_session_ended(self, session: Session, reason: str) -> None:
         """A session is over, whoever ended it; one whose container is gone is not stored any more."""
@@ -250,7 +218,7 @@ class Supervisor:
         self.live.refresh()
         self.engines.keep_only({other.record.endpoint.host for other in self.sessions.values()})
         if not self._stop.is_set():
-            self.spawn(self.on_disk(lambda: self._forget([session.record.session_id])), "forget a session")
+            self.spawn(self.books.forget([session.record.session_id]), "forget a session")
         self.check_idle()
 
     def check_idle(self) -> None:
@@ -261,7 +229,14 @@ class Supervisor:
             self._idle_timer = None
         elif not busy and self._idle_timer is None:
             loop = asyncio.get_running_loop()
-            self._idle_timer = loop.call_later(self._idle_exit_s, self.stop, "nothing to do")
+            self._idle_timer = loop.call_later(self._idle_exit_s, self._on_idle)
+
+    def _on_idle(self) -> None:
+        self._idle_timer = None
+        if self.books.ledger.has_unwritten:  # it would be lost: until there is room for it, there is something to do
+            self.check_idle()
+        else:
+            self.stop("nothing to do")
 
     # What comes in.
 
@@ -328,21 +303,7 @@ class Supervisor:
             session.check_streams()
         self.engines.reconnect()
 
-    def _what_is_live(self) -> RegistryDocument:
-        """What a corrupt registry is rebuilt from. Called in the disk thread: only copies are looked at."""
-        document = RegistryDocument()
-        for session in list(self.sessions.values()):
-            if session.record.attached or session.record.manual:
-                document.upsert_session(session.record.to_json())
-            for lease in session.forwarder.leases:
-                document.upsert(lease)
-        return document
-
     # Small things.
-
-    async def on_disk(self, job: Callable[[], T]) -> T:
-        """Run `job` in the thread in which everything that takes the registry's lock runs."""
-        return await asyncio.get_running_loop().run_in_executor(self.disk, job)
 
     def spawn(self, work: object, name: str) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
@@ -358,6 +319,13 @@ class Supervisor:
     def _warn(self, text: str) -> None:
         log.warning("%s", text)
 
+    def _open_event_log(self) -> EventLog:
+        """With the ends of what a supervisor before this one left without a word."""
+        events = EventLog(self.paths, self._warn)
+        if count := tell_endings(self.paths, events):
+            log.info("the supervisor before this one was killed: %d ends are told for it", count)
+        return events
+
     def _write_info(self, info: dict[str, object]) -> None:
         """Replaced as a whole: whoever reads it, also after a kill, finds one supervisor's facts or the other's."""
         temporary = self.paths.supervisor_info.with_name(f"{self.paths.supervisor_info.name}.tmp")
@@ -368,12 +336,3 @@ class Supervisor:
             temporary.replace(self.paths.supervisor_info)
         except OSError as error:  # a full disk is no reason not to forward: nothing of ours depends on this file
             self._warn(f"cannot write {self.paths.supervisor_info}: {error.strerror}")
-
-
-def _reserve_rows_of_the_dead(document: RegistryDocument) -> None:
-    from datetime import UTC, datetime
-
-    now = datetime.now(UTC)
-    for lease in list(document.entries):
-        if lease.state == "bound" and not lease.owner.is_alive():
-            document.mark_reserved(lease.id, now)

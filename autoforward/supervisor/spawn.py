@@ -13,7 +13,9 @@ import subprocess
 import sys
 
 from autoforward.errors import AutoforwardError
-from autoforward.paths import StatePaths
+from autoforward.locking import acquire, lock_file
+from autoforward.paths import HOME_VARIABLE, StateFolderError, StatePaths
+from autoforward.peercred import peer_of
 
 READY_TIMEOUT_S = 20.0
 CONNECT_TIMEOUT_S = 5.0
@@ -36,8 +38,7 @@ KEPT_ENVIRONMENT = (
 
 def connect_to_supervisor(paths: StatePaths) -> socket.socket | None:
     """A connection to the running supervisor, None when there is none. Raises StateFolderError, AutoforwardError."""
-    if os.path.lexists(paths.home):
-        paths.ensure()  # in a folder that others can write to, somebody else may be listening
+    paths.check()  # in a folder that others can write to, somebody else may be listening
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(CONNECT_TIMEOUT_S)
     try:
@@ -49,6 +50,14 @@ def connect_to_supervisor(paths: StatePaths) -> socket.socket | None:
         sock.close()
         raise AutoforwardError(f"the supervisor does not answer: {error}") from error
     sock.settimeout(None)
+    # The folder was looked at a moment ago; the kernel says who answers now.
+    peer = peer_of(sock)
+    if not peer.is_trusted:
+        sock.close()
+        raise StateFolderError(
+            f"the control socket {paths.supervisor_socket} is served by user id {peer.uid}, not by {os.geteuid()}",
+            hint=f"see who can write to {paths.home.parent}, or set {HOME_VARIABLE} to another folder",
+        )
     return sock
 
 
@@ -57,15 +66,16 @@ def ensure_supervisor(paths: StatePaths) -> socket.socket:
     sock = connect_to_supervisor(paths)
     if sock is not None:
         return sock
-    import fasteners
-
     paths.ensure()
-    path = paths.home / "starting.lock"
-    # fasteners would create it with the umask's mode.
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    lock = fasteners.InterProcessLock(str(path))
-    if not lock.acquire(timeout=READY_TIMEOUT_S):
-        raise AutoforwardError("another command has been starting the supervisor for too long")
+    try:
+        lock = lock_file(paths.starting_lock)
+        if not acquire(lock, READY_TIMEOUT_S):
+            raise AutoforwardError("another command has been starting the supervisor for too long")
+    except OSError as error:
+        raise StateFolderError(
+            f"the state folder {paths.home} cannot be written: {error.strerror}",
+            hint=f"make it writable, or set {HOME_VARIABLE} to another folder",
+        ) from error
     try:
         sock = connect_to_supervisor(paths)
         if sock is None:

@@ -50,6 +50,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "tests/faults/test_supervisor_life.py::test_kill_9_under_traffic",
         "tests/faults/test_supervisor_life.py::test_kill_9_at_any_moment_of_an_attach",
         "tests/faults/test_supervisor_life.py::test_kill_9_with_connections_open",
+        "tests/faults/test_supervisor_life.py::test_ends_that_a_killed_supervisor_could_not_tell",
         "tests/docker/test_leftovers.py::test_kill_9_of_the_supervisor_leaves_nothing",
         "tests/docker/test_session_life.py::test_container_that_went_away_with_the_supervisor",
     ),
@@ -68,14 +69,22 @@ ROWS: dict[str, tuple[str, ...]] = {
     "registry is damaged": (
         "tests/faults/test_registry.py::test_damaged_under_traffic_and_then_the_supervisor_is_killed",
         "tests/faults/test_registry.py::test_damaged_while_no_supervisor_runs",
+        "tests/unit/test_ledger.py::test_a_look_mends_the_file_from_what_is_live",
     ),
     "registry is from a newer version": ("tests/faults/test_registry.py::test_newer_registry_is_left_alone",),
     "disk is full": (
-        "tests/faults/test_registry.py::test_disk_is_full_under_traffic",
-        "tests/faults/test_registry.py::test_supervisor_is_killed_while_the_disk_is_full",
+        "tests/faults/test_disk.py::test_disk_is_full_under_traffic",
+        "tests/faults/test_disk.py::test_supervisor_is_killed_while_the_disk_is_full",
+        "tests/faults/test_disk.py::test_every_command_while_nothing_can_be_written",
+        "tests/faults/test_disk.py::test_supervisor_that_is_not_needed_stays_until_its_end_is_written",
+    ),
+    "registry or folder is read-only": (
+        "tests/faults/test_disk.py::test_every_command_while_nothing_can_be_written",
+        "tests/faults/test_disk.py::test_commands_without_a_supervisor_say_what_is_wrong",
     ),
     "reserved leases expire": (
         "tests/unit/test_registry.py::test_reserved_leases_expire_after_thirty_days_and_bound_ones_never",
+        "tests/local/test_state_on_disk.py::test_a_supervisor_that_starts_takes_out_what_has_expired",
     ),
     # Hostile container
     "floods of listeners": ("tests/faults/test_hostile.py::test_three_thousand_listeners",),
@@ -99,6 +108,10 @@ ROWS: dict[str, tuple[str, ...]] = {
         "tests/local/test_supervisor_process.py::test_another_user_is_refused_even_where_the_files_let_him_in",
         "tests/local/test_supervisor_process.py::test_a_folder_that_somebody_else_could_have_prepared_is_refused",
         "tests/unit/test_registry.py::test_a_folder_that_cannot_be_trusted_is_refused",
+        "tests/local/test_other_users.py::test_nothing_is_to_be_read_changed_or_signalled",
+        "tests/local/test_other_users.py::test_no_command_believes_a_folder_of_somebody_else",
+        "tests/local/test_other_users.py::test_a_server_of_somebody_else_is_told_nothing",
+        "tests/local/test_other_users.py::test_a_short_socket_folder_that_was_made_before_is_refused",
     ),
     # All of it at once
     "everything, for minutes": ("tests/faults/test_soak.py::test_nothing_is_lost_in_two_minutes_of_faults",),

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner, command_env, script, supervisor_of
 from tests.containers import Server, eventually, is_refused
-from tests.docker.observing import free_port, logged, registry, row_of, rows
+from tests.docker.observing import free_port, logged, registry, row_of, rows, steps
 from tests.docker.test_lanes import relays_in
 from tests.faults.report import Fault
 from tests.faults.supervisors import kill_9, the_supervisor
@@ -95,6 +95,38 @@ def test_kill_9_at_any_moment_of_an_attach(
     assert seqs == sorted(set(seqs)), "events are numbered on, whoever was killed"
     [entry] = registry(home)["entries"]
     assert entry["state"] in ("bound", "reserved")
+
+
+@pytest.mark.parametrize("who", ["detach", "the next supervisor"])
+def test_ends_that_a_killed_supervisor_could_not_tell(
+    container: ContainerFactory, run: Runner, home: Path, fault: NewFault, who: str
+) -> None:
+    app = container()
+    server = app.start_server(port=free_port(), text="here")
+    run("autoforward", "attach", app.name, str(waiting := free_port()), check=0)
+    up = {port: row_of(run, port)["id"] for port in (server.port, waiting)}
+    row = fault("supervisor is killed (-9), who follows the events")
+    said = (home / "supervisor.json").read_text()
+    kill_9(the_supervisor(home))
+    since = logged(home)[-1]["seq"]
+    if who == "detach":
+        assert "Ended 1 session" in run("autoforward", "detach", app.name, check=0).stderr
+        assert (home / "supervisor.json").read_text() == said, "nothing was started for it"
+    else:
+        row_of(run, server.port, status="active")
+    ends = logged(home, since=since)
+    told = {(event["event"], event["port"], event["id"], event["status"]) for event in ends[:3]}
+    assert told == {("unforwarded", port, up[port], None) for port in up} | {("detached", None, None, None)}
+    assert ends[2]["event"] == "detached", "after the ends of its forwards"
+    assert {event["reason"] for event in ends[:3]} == {"the supervisor was killed"}
+    assert [event["seq"] for event in ends] == list(range(since + 1, since + 1 + len(ends)))
+    if who == "detach":
+        assert len(ends) == 3
+        assert rows(run) == []
+    else:
+        assert steps(ends[3:])[0] == "attached"
+        assert {(event["event"], event["id"]) for event in ends[4:] if event["id"]} >= {("forwarded", up[server.port])}
+    row.note(f"told by {who}")
 
 
 def test_kill_9_with_connections_open(container: ContainerFactory, run: Runner, home: Path, fault: NewFault) -> None:

@@ -22,6 +22,7 @@ from autoforward.events import EventLog, PortEvent
 from autoforward.forwarder import Forwarder, Place, Services
 from autoforward.lanes.commands import Netcat, netcat_tool
 from autoforward.leases import current_process
+from autoforward.ledger import Ledger
 from autoforward.messages import Notice, RelayPlan, StreamFailed, StreamReady, StreamWanted
 from autoforward.model import Listener
 from autoforward.paths import StatePaths
@@ -154,7 +155,9 @@ class Bench:
         self.paths = StatePaths(folder)
         self.paths.ensure()
         self.registry = Registry(self.paths, Recorder._complain)
-        self.allocator = Allocator(self.registry, current_process(), Recorder._complain, owners=lambda _ports: {})
+        self.allocator = Allocator(
+            Ledger(self.registry, Recorder._complain), current_process(), owners=lambda _ports: {}
+        )
         self.publisher = Recorder(self.paths, self.registry)
         self.disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
         self.notify = notify

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from autoforward.allocator import Allocation, AllocationRequest, Allocator, LeaseRow
+from autoforward.ledger import Ledger
 from autoforward.model import ForwardKey
 from autoforward.paths import StatePaths
 from autoforward.registry import Registry, current_process
@@ -27,7 +28,7 @@ def allocate_and_hold(home: Path, number: int, barrier: Any, pipe: Connection) -
     """One process: meet the others, allocate, tell the number, and hold it until the other end closes."""
     warnings: list[str] = []
     registry = Registry(StatePaths(home), warnings.append, lock_timeout_s=60)
-    allocator = Allocator(registry, current_process(), warnings.append)
+    allocator = Allocator(Ledger(registry, warnings.append), current_process())
     request = AllocationRequest(
         identity=f"engine|name:box-{number}",
         key=ForwardKey("tcp", None, WANTED_PORT),

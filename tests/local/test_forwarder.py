@@ -9,21 +9,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autoforward.allocator import Allocator
 from autoforward.attributes import AttributeRules, parse_attributes
-from autoforward.errors import AutoforwardError
-from autoforward.forwarder import Forwarder, Services
-from autoforward.leases import current_process
 from autoforward.messages import ForwardCounters
-from autoforward.model import ForwardKey, Listener, PublishedPort
-from autoforward.policy import SessionRules, plan
+from autoforward.model import ForwardKey, PublishedPort
+from autoforward.policy import SessionRules
 from autoforward.portspec import parse_port_spec
 from autoforward.setting_values import Selection
 from tests.containers import eventually
@@ -259,21 +254,30 @@ async def test_without_a_lane_the_port_fails_and_is_forwarded_once_there_is_one(
 
 
 @in_loop
-async def test_the_limit_is_told_once_while_it_lasts(table: Table) -> None:
-    first, second = sorted((free_port(), free_port()))
+async def test_the_limit_is_told_once_while_it_lasts_and_its_row_counts(table: Table) -> None:
+    first, second, third = sorted((free_port(), free_port(), free_port()))
     rules = SessionRules(max_forwards=1)
-    for _ in range(2):
-        await table.apply(rules, first, second)
+
+    def counted() -> list[str]:
+        return [row["reason"] for row in table.rows() if row["port"] is None]
+
+    for ports in ((first, second), (first, second, third), (first, second)):
+        await table.apply(rules, *ports)
+        assert counted() == [f"{len(ports) - 1} more ports are not forwarded: the limit is 1"]
     [forwarded, limit] = table.publisher.events
     assert forwarded.container_port == first
-    assert (limit.event, limit.container_port, limit.reason) == (
-        "ignored",
-        None,
-        "1 more ports are not forwarded: the limit is 1",
-    )
-    await table.apply(rules, first)
-    await table.apply(rules, first, second)
-    assert table.publisher.names == ["forwarded", "ignored", "ignored"]
+    fact = "there are more ports than the limit of 1: the rest is not forwarded"
+    assert (limit.event, limit.container_port, limit.status, limit.reason) == ("ignored", None, "ignored", fact)
+    table.take()
+    await table.apply(replace(rules, max_forwards=2), first, second, third)
+    assert counted() == ["1 more ports are not forwarded: the limit is 2"]
+    await table.apply(replace(rules, max_forwards=2), first, second)
+    assert counted() == []
+    assert [(event.event, event.container_port, event.status) for event in table.publisher.events] == [
+        ("forwarded", second, "active"),
+        ("updated", None, "ignored"),
+        ("unforwarded", None, None),
+    ]
 
 
 @in_loop
@@ -376,25 +380,6 @@ async def test_a_bind_address_that_changed_moves_the_forward(table: Table, port:
     assert table.publisher.names == ["forwarded", "unforwarded", "forwarded"]
     assert accepts(port, "127.0.0.2")
     assert not accepts(port, LOOPBACK)
-
-
-@in_loop
-async def test_a_registry_that_cannot_be_locked_is_an_error_of_ours(table: Table, port: int) -> None:
-    """The session tries again; nothing is left bound and no event is written."""
-    pool = ThreadPoolExecutor(1)
-
-    class Locked(Allocator):
-        def allocate_many(self, requests: Any) -> Any:
-            raise AutoforwardError("the registry is locked")
-
-    locked = Locked(table.registry, current_process(), print)
-    forwarder = Forwarder(Services(table.plane, locked, table.publisher, pool), PLACE)
-    with pytest.raises(AutoforwardError):
-        await forwarder.apply(plan(SessionRules(), (Listener("tcp", port, "::"),), {}, 0.0), LOOPBACK)
-    pool.shutdown()
-    assert not forwarder.forwards
-    assert not table.publisher.events
-    assert not accepts(port)
 
 
 @in_loop

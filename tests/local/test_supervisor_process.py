@@ -261,14 +261,14 @@ def test_a_folder_that_somebody_else_could_have_prepared_is_refused(tmp_path: Pa
             assert not (folder / "supervisor.json").exists(), "nothing was started"
 
 
+def become_nobody() -> None:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+
+
 def as_nobody(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python as uid 65534, without a package that it could not read."""
-
-    def become_nobody() -> None:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-
     return subprocess.run(
         ["/usr/bin/env", "python3", "-I", "-c", code, *arguments],
         preexec_fn=become_nobody,

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from autoforward import allocator as allocator_module
 from autoforward.allocator import Allocation, AllocationRequest, Allocator, LeaseRow
 from autoforward.candidates import AllocationFailure, plan_candidates
+from autoforward.ledger import Ledger
 from autoforward.model import ForwardKey
 from autoforward.paths import StatePaths
-from autoforward.registry import ProcessIdentity, Registry, RegistryError, current_process
+from autoforward.registry import ProcessIdentity, Registry, current_process
 from autoforward.sockets import BoundPair, HostPortDeniedError, HostPortTakenError, bind_pair, start_listening
 
 ROW = LeaseRow("c0ffee00c0ffee00", "/home/me/web", None, None, "detected")
@@ -42,12 +43,12 @@ class Home:
         self.paths = StatePaths(folder)
         self.paths.ensure()
         self.warnings: list[str] = []
-        self.registry = Registry(self.paths, self.warnings.append)
+        self.ledger = Ledger(Registry(self.paths, self.warnings.append), self.warnings.append)
         self.allocator = self.allocator_of(current_process())
         self.given: list[Allocation] = []
 
     def allocator_of(self, process: ProcessIdentity) -> Allocator:
-        return Allocator(self.registry, process, self.warnings.append, owners=self.owners)
+        return Allocator(self.ledger, process, owners=self.owners)
 
     def owners(self, host_ports: Collection[int]) -> dict[int, str]:
         return {}
@@ -299,20 +300,25 @@ def test_on_a_full_disk_forwards_go_on_and_rows_are_written_later(
         patch.setattr(os, "fsync", fail)
         first = home.get(wants(port))
         home.get(wants(port + 1))
-        assert not home.allocator.flush()
+        home.ledger.look()
+        assert home.ledger.has_unwritten
     assert len(home.warnings) == 1
     assert "forwards go on" in home.warnings[0]
-    assert home.allocator.flush()
+    home.ledger.look()
     assert {row["host_port"] for row in home.rows()} == {port, port + 1}
     assert home.rows()[0]["id"] == first.lease.id
 
 
-def test_an_unusable_registry_is_an_error_and_nothing_stays_bound(home: Home, port: int) -> None:
+def test_with_an_unusable_registry_forwards_go_on_and_it_is_left_alone(home: Home, port: int) -> None:
     home.paths.registry.write_text('{"version":99}')
-    with pytest.raises(RegistryError, match="version 99"):
-        home.ask(wants(port))
+    given_one = home.get(wants(port))
+    assert given_one.pair.host_port == port
+    assert home.paths.registry.read_text() == '{"version":99}'
+    assert "version 99" in (home.ledger.problem or "")
     home.paths.registry.unlink()
-    assert home.get(wants(port)).pair.host_port == port
+    home.ledger.look()
+    assert [row["id"] for row in home.rows()] == [given_one.lease.id]
+    assert home.ledger.problem is None
 
 
 NUMBERS = st.integers(1, 65535)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from autoforward.devcontainer import (
     MAX_CONFIG_BYTES,
     MAX_DECLARED,
     PortConfiguration,
-    configuration_for_container,
     find_config_file,
     merge_configurations,
     merged_for_container,
@@ -213,11 +213,18 @@ def labelled(folder: Path, metadata: object) -> dict[str, str]:
     }
 
 
+def asked_for(labels: dict[str, str], *named: str) -> PortConfiguration:
+    """What a container's label and file ask for."""
+    merged, place, warnings = merged_for_container(labels, *named)
+    configuration = ports_from_configuration(merged, place)
+    return replace(configuration, warnings=(*warnings, *configuration.warnings))
+
+
 def test_a_container_has_its_label_and_its_file(tmp_path: Path) -> None:
     file = tmp_path / ".devcontainer.json"
     file.write_text('{"forwardPorts": ["db:5432"], "appPort": "8080:80", "shutdownAction": "none"}')
     labels = labelled(tmp_path, [{"forwardPorts": [3000], "appPort": 22}, {"shutdownAction": "stopContainer"}])
-    configuration = configuration_for_container(labels)
+    configuration = asked_for(labels)
     assert [spec.key for spec in configuration.declared] == [
         ForwardKey("tcp", None, 3000),
         ForwardKey("tcp", "db", 5432),
@@ -230,7 +237,7 @@ def test_a_container_has_its_label_and_its_file(tmp_path: Path) -> None:
 
 
 def test_without_its_file_the_label_is_what_there_is(tmp_path: Path) -> None:
-    configuration = configuration_for_container(labelled(tmp_path, {"forwardPorts": [3000]}))
+    configuration = asked_for(labelled(tmp_path, {"forwardPorts": [3000]}))
     assert [spec.container_port for spec in configuration.declared] == [3000]
     merged, place, _ = merged_for_container(labelled(tmp_path, {"forwardPorts": [0]}))
     assert (merged, place) == ({"forwardPorts": [0]}, "label devcontainer.metadata")
@@ -239,27 +246,27 @@ def test_without_its_file_the_label_is_what_there_is(tmp_path: Path) -> None:
 def test_a_file_that_moved_is_found_in_the_workspace(tmp_path: Path) -> None:
     (tmp_path / ".devcontainer").mkdir()
     (tmp_path / ".devcontainer" / "devcontainer.json").write_text('{"forwardPorts": [4000]}')
-    configuration = configuration_for_container(labelled(tmp_path, []))
+    configuration = asked_for(labelled(tmp_path, []))
     assert [spec.container_port for spec in configuration.declared] == [4000]
 
 
 def test_what_the_caller_names_wins_over_labels(tmp_path: Path) -> None:
     (tmp_path / ".devcontainer.json").write_text('{"forwardPorts": [4000]}')
     (tmp_path / "mine.json").write_text('{"forwardPorts": [5000]}')
-    configuration = configuration_for_container(labelled(tmp_path, []), str(tmp_path), str(tmp_path / "mine.json"))
+    configuration = asked_for(labelled(tmp_path, []), str(tmp_path), str(tmp_path / "mine.json"))
     assert [spec.container_port for spec in configuration.declared] == [5000]
 
 
 def test_a_container_without_labels_asks_for_nothing() -> None:
-    assert configuration_for_container({}) == PortConfiguration()
+    assert asked_for({}) == PortConfiguration()
 
 
 def test_bad_json_in_the_file_is_an_error_and_in_the_label_a_warning(tmp_path: Path) -> None:
     labels = {"devcontainer.metadata": "{", "devcontainer.local_folder": str(tmp_path)}
-    assert len(configuration_for_container(labels).warnings) == 1
+    assert len(asked_for(labels).warnings) == 1
     (tmp_path / ".devcontainer.json").write_text('{\n  "forwardPorts": [3000,,]\n}')
     with pytest.raises(UsageError, match=r"\.devcontainer\.json:2:25: "):
-        configuration_for_container(labels)
+        asked_for(labels)
 
 
 @pytest.mark.parametrize("entry", ["many", "ranges"])

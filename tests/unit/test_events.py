@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoforward import events as events_module
 from autoforward.events import (
     EventLog,
     PortEvent,
@@ -205,10 +206,27 @@ def test_a_full_disk_is_said_once_and_the_numbers_go_on(paths: StatePaths, monke
         assert log.append(EVENT).seq == 2
         patch.setattr(os, "write", fail)
         assert log.append(EVENT).seq == 3
+        assert [values["seq"] for values in read_events(paths)] == [1]
     assert log.append(EVENT).seq == 4
     assert len(warnings) == 1
     assert "events.jsonl" in warnings[0]
-    assert [values["seq"] for values in read_events(paths)] == [1, 4]
+    assert [values["seq"] for values in read_events(paths)] == [1, 2, 3, 4]
+
+
+def test_events_that_wait_for_the_disk_are_bounded_and_flushed(
+    paths: StatePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_module, "MAX_UNWRITTEN", 3)
+    log = EventLog(paths, lambda _text: None)
+    paths.events.mkdir()
+    for _ in range(5):
+        log.append(EVENT)
+    paths.events.rmdir()
+    log.flush()
+    assert [values["seq"] for values in read_events(paths)] == [3, 4, 5]
+    log.flush()
+    assert log.append(EVENT).seq == 6
+    assert [values["seq"] for values in read_events(paths)] == [3, 4, 5, 6]
 
 
 def test_no_log_is_no_events(paths: StatePaths) -> None:

@@ -231,7 +231,8 @@ def test_on_the_hosts_network_nothing_of_the_container_is_bound() -> None:
     result = planned(rules, listening(3000))
     # What is detected there is the host's, and no news to anybody.
     assert set(result.notices) == {key(4000), key(5000)}
-    assert "host already" in (result.summary or "")
+    assert result.summary is not None
+    assert "host already" in result.summary.now
     assert {notice.status for notice in result.notices.values()} == {"ignored"}
     assert all("host already" in notice.reason for notice in result.notices.values())
     assert set(result.wishes) == {key(5432, container_host="db")}
@@ -388,7 +389,8 @@ def test_a_container_cannot_fill_the_list_with_ports_that_are_not_forwarded() ->
     result = planned(SessionRules(blocked="no lane"), listening(*range(20_000, 22_000)))
     assert len(result.notices) == MAX_FORWARDS
     assert result.overflow == 2000 - MAX_FORWARDS
-    assert result.summary == f"{2000 - MAX_FORWARDS} more ports are not forwarded: the limit is {MAX_FORWARDS}"
+    assert result.summary is not None
+    assert result.summary.now == f"{2000 - MAX_FORWARDS} more ports are not forwarded: the limit is {MAX_FORWARDS}"
 
 
 def test_declared_ranges_count_and_come_first() -> None:

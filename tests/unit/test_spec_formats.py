@@ -48,10 +48,9 @@ def test_files_of_the_state_folder() -> None:
         if isinstance(vars(StatePaths)[name], property) and isinstance(value := getattr(paths, name), Path)
     }
     documented = set(names("State folder", "file"))
-    others = {"registry.json.corrupt-TIME", "starting.lock", "supervisor.log.1"}
+    others = {"registry.json.corrupt-TIME", "supervisor.log.1"}
     assert documented == files | others
     code = "".join(sources().values())
-    assert '"starting.lock"' in code
     assert ".corrupt-" in code
 
 
@@ -182,6 +181,7 @@ def test_keys_of_status() -> None:
         sessions={},
         paths=StatePaths(Path("/home/me/state")),
         started_s=0.0,
+        books=SimpleNamespace(ledger=SimpleNamespace(problem=None)),
         engines=SimpleNamespace(endpoints=[endpoint]),
     )
     row = asyncio.run(Handlers(cast(Any, supervisor)).status({}, cast(Any, None)))

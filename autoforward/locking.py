@@ -1,0 +1,70 @@
+"""Lock files: private, made when they are first needed, never deleted, and exclusive among threads as well as processes.
+
+POSIX locks belong to the process: two threads (even two lock objects) would both get one, and the first to close any
+descriptor of the file would release it for both. So each lock file has one thread lock in a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import fasteners
+
+CANNOT_WRITE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT})
+"""Of an OSError: it is the disk's state, or the permission's, and neither ours nor a passing one."""
+
+_thread_locks: dict[str, threading.Lock] = {}
+_thread_locks_guard = threading.Lock()
+
+
+def lock_file(path: Path) -> fasteners.InterProcessLock:
+    """A lock on this file, not acquired yet. Raises OSError when it is not there and cannot be made.
+
+    Not to be called while this process holds the lock: closing the file anywhere in the process would release it.
+    """
+    import fasteners
+
+    # fasteners would create it with the umask's mode.
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return fasteners.InterProcessLock(str(path))
+
+
+def acquire(lock: fasteners.InterProcessLock, timeout_s: float) -> bool:
+    """Wait for it, among processes. After a vain wait nothing of it stays open."""
+    acquired = False
+    try:
+        acquired = bool(lock.acquire(delay=0.005, max_delay=0.05, timeout=timeout_s))
+    finally:
+        # fasteners keeps the file open then; the collector closing it late would free the next lock.
+        if not acquired and lock.lockfile is not None:
+            lock.lockfile.close()
+    return acquired
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout_s: float) -> Iterator[None]:
+    """Hold the lock, alone among threads and processes. Raises TimeoutError, OSError."""
+    real = Path(os.path.realpath(path))
+    with _thread_locks_guard:
+        thread_lock = _thread_locks.setdefault(str(real), threading.Lock())
+    deadline_s = time.monotonic() + timeout_s
+    if not thread_lock.acquire(timeout=timeout_s):
+        raise TimeoutError
+    try:
+        lock = lock_file(real)
+        if not acquire(lock, max(0.0, deadline_s - time.monotonic())):
+            raise TimeoutError
+        try:
+            yield
+        finally:
+            lock.release()
+    finally:
+        thread_lock.release()

@@ -1,0 +1,98 @@
+"""What lies in the state folder stays bounded, also while somebody reads it: leases, events, the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from autoforward.events import EventLog, PortEvent, read_events
+from autoforward.leases import format_time
+from autoforward.paths import StatePaths
+from autoforward.registry import Registry
+from autoforward.supervisor.hub import EventHub
+from autoforward.supervisor.spawn import ensure_supervisor
+from tests.conftest import command_env
+from tests.docker.observing import Command
+from tests.local.harness import in_loop
+from tests.unit.test_registry import LEASE
+
+MAX_BYTES = 20_000
+LINES = 2000
+
+WRITE_LINES = f"""
+import logging, sys
+from autoforward.paths import StatePaths
+from autoforward.supervisor import __main__ as supervisor
+supervisor.MAX_LOG_BYTES = {MAX_BYTES}
+supervisor._start_logging(StatePaths.locate())
+log = logging.getLogger("a.test")
+for number in range(int(sys.argv[1]), int(sys.argv[2])):
+    log.info("line %d", number)
+"""
+
+
+def test_a_supervisor_that_starts_takes_out_what_has_expired(home: Path) -> None:
+    now = datetime.now(UTC)
+    paths = StatePaths(home)
+    ages_d = {"fwd-fresh": 29, "fwd-expired": 31}
+    with Registry(paths, print).transaction() as document:
+        for lease_id, age_d in ages_d.items():
+            updated = format_time(now - timedelta(days=age_d))
+            document.upsert(replace(LEASE, id=lease_id, state="reserved", updated=updated))
+        # A forward that was up for all of that time when its supervisor was killed.
+        document.upsert(replace(LEASE, id="fwd-bound", updated=format_time(now - timedelta(days=31)), pid=2**30))
+    ensure_supervisor(paths).close()
+    rows = {row["id"]: row for row in json.loads(paths.registry.read_text())["entries"]}
+    assert {key: row["state"] for key, row in rows.items()} == {"fwd-fresh": "reserved", "fwd-bound": "reserved"}
+    assert rows["fwd-bound"]["updated"] >= format_time(now), "its 30 days begin now"
+
+
+def test_the_log_is_bounded_while_it_is_followed(home: Path) -> None:
+    """By the supervisor's own set-up of it; the follower has every line, over more rotations than there are files."""
+    with Command(home, "autoforward", "logs", "--follow", "--lines", "0") as follower:
+        end = 0
+        for _ in range(6):
+            begin, end = end, end + 100  # 7 kB: at most one rotation
+            argv = [sys.executable, "-c", WRITE_LINES, str(begin), str(end)]
+            subprocess.run(argv, env=command_env(home), check=True, timeout=60)
+            follower.wait_line(lambda line, end=end: line.endswith(f"a.test: line {end - 1}"))
+        heard = [int(line.rpartition(" ")[2]) for line in follower.lines]
+    # What was written before the follower first looked is none of its lines.
+    assert heard == list(range(heard[0], end))
+    assert heard[0] < 100
+    subprocess.run([sys.executable, "-c", WRITE_LINES, "0", str(LINES)], env=command_env(home), check=True, timeout=60)
+    sizes = {path.name: path.stat().st_size for path in home.glob("supervisor.log*")}
+    assert sizes.keys() == {"supervisor.log", "supervisor.log.1"}
+    assert max(sizes.values()) <= MAX_BYTES
+
+
+@in_loop
+async def test_events_are_bounded_while_they_are_followed_and_read(tmp_path: Path) -> None:
+    paths = StatePaths(tmp_path / "state")
+    paths.ensure()
+    log = EventLog(paths, print, max_bytes=MAX_BYTES)
+    hub = EventHub(log)
+    event = PortEvent(event="waiting", container_port=3000, container_id="c0ffee", status="waiting")
+    bound = 2 * MAX_BYTES // len(json.dumps(event.to_json(), separators=(",", ":")))
+
+    def read() -> None:
+        numbers = [values["seq"] for values in read_events(paths)]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "each once, in order"
+        assert len(numbers) <= bound
+        for path in (paths.events, paths.rotated_events):
+            with contextlib.suppress(FileNotFoundError):  # between the two steps of a rotation
+                assert path.stat().st_size <= MAX_BYTES
+
+    with hub.subscribe(lambda _event: True) as follower:
+        for _ in range(20):
+            publishing = [hub.publish(event) for _ in range(20)]
+            await asyncio.gather(*publishing, asyncio.to_thread(read) if log.last_seq else asyncio.sleep(0))
+        assert [one.seq for one in follower.drain()] == list(range(1, 401))
+    await asyncio.to_thread(hub.close)
+    read()
