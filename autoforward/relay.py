@@ -348,8 +348,11 @@ class Relay:
         self._flush_due = False
         if self.client is None or self._splicer is not None:  # it may have been due when the bytes moved
             return
+        ended = self._server_half_ended or self._server_ended
         try:
-            sent = self._outbox.flush_gathered(self.client)
+            sent = self._outbox.flush_gathered(
+                self.client, fin_follows=ended and not self._told_end and self._far is None
+            )
         except OSError as error:
             self.cut(f"the client broke off: {error.strerror}")
             return
