@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,15 +16,15 @@ from typing import Any, cast
 
 import docker
 import requests
-from docker.context import ContextAPI
-from docker.context.config import get_current_context_name
 from docker.errors import APIError, DockerException, NotFound
+from docker.tls import TLSConfig
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection
 
-from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError, UsageError
+from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
+from autoforward.links import keepalive_options, link_to
 from autoforward.model import ContainerInfo, EngineEndpoint, PublishedPort, Transport
 from autoforward.streams import SocketStream, start_exec
-
-DEFAULT_HOST = "unix:///var/run/docker.sock"
 
 REQUEST_TIMEOUT_S = 30.0
 
@@ -52,35 +51,21 @@ class ContainerEvent:
     labels: Mapping[str, str]
 
 
-def resolve_endpoint(docker_host: str | None = None, context: str | None = None) -> EngineEndpoint:
-    """The endpoint that the docker CLI would use: flags, DOCKER_HOST, DOCKER_CONTEXT, the current context, the default.
+class _KeptAlive(HTTPAdapter):
+    """Events may not come for days: that their engine is gone is to be noticed all the same."""
 
-    Raises UsageError for both flags at once and for an unknown context (never a silent default).
-    """
-    if docker_host and context:
-        raise UsageError("--docker-host and --context exclude each other")
-    if docker_host:
-        return EngineEndpoint(_with_path(docker_host), "--docker-host")
-    if not context and os.environ.get("DOCKER_HOST"):
-        return EngineEndpoint(_with_path(os.environ["DOCKER_HOST"]), "DOCKER_HOST")
-    source = "--context" if context else "DOCKER_CONTEXT"
-    name = context or os.environ.get("DOCKER_CONTEXT")
-    if not name:
-        name, source = get_current_context_name(), "the current docker context"
-    if name == "default":
-        return EngineEndpoint(DEFAULT_HOST, "the default socket")
-    found = ContextAPI.get_context(name)
-    if found is None:
-        raise UsageError(
-            f"no docker context is called {name!r} ({source})", hint="`docker context ls` lists the contexts"
-        )
-    host = str(found.Host)
-    return EngineEndpoint(host.replace("http+unix://", "unix://"), f"context {name} ({source})")
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        options["socket_options"] = [*HTTPConnection.default_socket_options, *keepalive_options()]
+        super().init_poolmanager(*args, **options)
 
 
-def _with_path(host: str) -> str:
-    """`unix://` alone is the default socket, for the docker CLI and for its SDK."""
-    return DEFAULT_HOST if host == "unix://" else host
+class _Tls(TLSConfig):
+    """That of the SDK, and nobody else's: a CA bundle that the environment names would win over the engine's own."""
+
+    def configure_client(self, client: Any) -> None:
+        super().configure_client(client)
+        client.trust_env = False
+        client.mount("https://", _KeptAlive(pool_maxsize=20))
 
 
 class Engine:
@@ -88,6 +73,9 @@ class Engine:
 
     def __init__(self, endpoint: EngineEndpoint) -> None:
         self.endpoint = endpoint
+        self.on_up: Callable[[], None] = lambda: None
+        """Called, in whichever thread, when a way to the engine that was down is open again; not for all kinds of way."""
+        self._link = link_to(endpoint, lambda: self.on_up())
         self._lock = threading.Lock()
         self._client: docker.DockerClient | None = None
 
@@ -97,22 +85,39 @@ class Engine:
     @property
     def client(self) -> docker.DockerClient:
         """The SDK's client. Raises EngineUnreachableError."""
+        url = self._link.sdk_url()  # outside of the lock: it may take a login, and others' failures are shared there
         with self._lock:
             if self._client is None:
                 with self._translated():
                     self._client = docker.DockerClient(
-                        base_url=self.endpoint.host,
+                        base_url=url,
                         version="auto",
                         timeout=REQUEST_TIMEOUT_S,  # type: ignore[arg-type]  # the stubs know ints only
                         max_pool_size=20,
+                        tls=self._tls(),
                     )
+                if self.endpoint.tls is None:
+                    self._client.api.mount("http://", _KeptAlive(pool_maxsize=20))
             return self._client
+
+    def renew(self, endpoint: EngineEndpoint) -> None:
+        """The same engine, to be reached with another ssh agent from the next login on."""
+        self.endpoint = endpoint
+        self._link.endpoint = endpoint
+
+    def _tls(self) -> TLSConfig | bool:
+        tls = self.endpoint.tls
+        if tls is None:
+            return False
+        ours = (tls.cert, tls.key) if tls.cert is not None and tls.key is not None else None
+        return _Tls(client_cert=ours, ca_cert=tls.ca, verify=tls.verify)
 
     def close(self) -> None:
         with self._lock:
             client, self._client = self._client, None
         if client is not None:
             client.close()
+        self._link.close()
 
     @contextlib.contextmanager
     def _translated(self, what: str = "") -> Iterator[None]:
@@ -124,8 +129,10 @@ class Engine:
             raise AutoforwardError(f"the engine says: {error.explanation or error}") from error
         except (DockerException, requests.RequestException, ValueError) as error:
             # ValueError: what the SDK says of `tcp://host:99999`, and of an answer that is not JSON.
+            words = self._link.words() or ("" if self.endpoint.socket_path is not None else _first_cause(error))
             raise EngineUnreachableError(
-                f"the engine at {self.endpoint.host} (from {self.endpoint.source}) does not answer",
+                f"the engine at {self.endpoint.host} (from {self.endpoint.source}) does not answer"
+                + (f": {words}" if words else ""),
                 hint="is it running, and may you use its socket? `docker info` tells",
             ) from error
 
@@ -191,7 +198,7 @@ class Engine:
             created = api.exec_create(
                 container_id, list(argv), stdin=True, stdout=True, stderr=True, environment=dict(environment)
             )
-        return start_exec(self.endpoint.host, str(api.api_version), created["Id"])
+        return start_exec(self._link.connect(), self.endpoint.host, str(api.api_version), created["Id"])
 
     def architecture(self, info: ContainerInfo) -> str:
         """What the container's programs are built for, in the engine's words: `amd64`, `arm64`."""
@@ -271,6 +278,13 @@ class Engine:
                     str(attributes.get("name", "")),
                     attributes,
                 )
+
+
+def _first_cause(error: BaseException) -> str:
+    """What everything else followed from, such as a certificate that is not valid."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return str(error)
 
 
 def container_info(raw: Mapping[str, Any]) -> ContainerInfo:

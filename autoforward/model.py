@@ -144,17 +144,50 @@ class Identity:
         return f"{self.engine}|{self.anchor}{suffix}"
 
 
+FOUND_SOURCE = "the socket of "
+"""Whose, follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What proves who is who on TLS: PEM files, absolute paths. `verify` False: any certificate of the engine's will do.
+
+    `ca` None: the authorities that the system trusts. `cert` and `key` None: the engine asks for none of ours.
+    """
+
+    ca: str | None
+    cert: str | None
+    key: str | None
+    verify: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class EngineEndpoint:
-    """Where the engine is (`unix:///…`, `tcp://…`) and, in words, where that was read. Frozen for a session."""
+    """Where the engine is and, in words, where that was read. Frozen for a session.
+
+    `host`: `unix:///path`, `tcp://host:port`, `ssh://[user@]host[:port][/path]`. `tls` is for TCP; `ssh_auth_sock` is the
+    socket of the ssh agent that the caller had.
+    """
 
     host: str
     source: str
+    tls: TlsFiles | None = None
+    ssh_auth_sock: str | None = None
 
     @property
     def socket_path(self) -> str | None:
         """The file of an engine on a local socket; None for one elsewhere."""
         return self.host.removeprefix("unix://") if self.host.startswith("unix://") else None
+
+    @property
+    def is_found(self) -> bool:
+        """Whether nothing names it: it was found at a well-known socket."""
+        return self.source.startswith(FOUND_SOURCE)
+
+    @property
+    def key(self) -> tuple[str, TlsFiles | None]:
+        """The same for all ways to name one engine that are reached with the same proofs."""
+        return self.host, self.tls
 
 
 @dataclass(frozen=True, slots=True)

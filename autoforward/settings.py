@@ -20,6 +20,7 @@ from autoforward.model import (
     Identity,
     LaneChoice,
     PortSpec,
+    TlsFiles,
 )
 from autoforward.portspec import decode_port_spec, encode_port_spec
 from autoforward.setting_values import (
@@ -227,7 +228,7 @@ class SessionRecord:
             identity=Identity(
                 str(identity["engine"]), str(identity["anchor"]), _text(identity["service"]), int(identity["instance"])
             ),
-            endpoint=EngineEndpoint(str(row["engine"]["host"]), str(row["engine"]["source"])),
+            endpoint=parse_endpoint(row["engine"]),
             container_id=str(row["container_id"]),
             container_name=str(row["container_name"]),
             target=str(row["target"]),
@@ -253,6 +254,17 @@ class SessionRecord:
 
     def in_container(self, info: ContainerInfo) -> SessionRecord:
         return replace(self, container_id=info.container_id, container_name=info.name)
+
+
+def parse_endpoint(row: Mapping[str, Any]) -> EngineEndpoint:
+    """The `engine` of a stored session. Raises ValueError, KeyError or TypeError."""
+    if not isinstance(row, Mapping):
+        raise TypeError("engine is no object")
+    tls = row.get("tls")
+    files = (
+        None if tls is None else TlsFiles(_text(tls["ca"]), _text(tls["cert"]), _text(tls["key"]), bool(tls["verify"]))
+    )
+    return EngineEndpoint(str(row["host"]), str(row["source"]), files, _text(row.get("ssh_auth_sock")))
 
 
 def _text(value: object) -> str | None:

@@ -1,7 +1,7 @@
 """The byte stream of one `docker exec -i`, as the engine's API carries it over a socket.
 
-`EngineStream` is the whole interface that the rest of the program knows; other ways to carry the stream (the docker CLI
-over ssh, say) are other classes with the same five methods. Frames without a TTY (Engine API, "Attach to a container",
+`EngineStream` is the whole interface that the rest of the program knows. Which socket it is, is `links`' business: one to
+the engine itself, or one whose other end is carried there. Frames without a TTY (Engine API, "Attach to a container",
 "Stream format"): 1 byte stream (1 stdout, 2 stderr, 3 an error of the engine's own), 3 zero bytes, 4 bytes big-endian
 length, payload. Zero-length frames happen and are not the end.
 """
@@ -12,8 +12,8 @@ import json
 import socket
 import struct
 from typing import Protocol
-from urllib.parse import urlsplit
 
+from autoforward.child_socket import ChildSocket
 from autoforward.errors import AutoforwardError, EngineUnreachableError, ProtocolError
 
 STDOUT = 1
@@ -28,7 +28,6 @@ _HEAD = struct.Struct(">B3sI")
 MAX_RESPONSE_HEAD_BYTES = 64 * 1024
 """An HTTP response head is a few hundred bytes; more than this is no engine."""
 
-CONNECT_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 30.0
 """Creating the process takes 75 ms on an idle machine and seconds on a loaded one."""
 
@@ -132,40 +131,11 @@ class SocketStream:
         self._sock.close()
 
 
-def connect(host: str) -> socket.socket:
-    """A connection to an engine endpoint (`unix:///path` or `tcp://host:port`), blocking, with a timeout.
+def start_exec(sock: socket.socket, host: str, api_version: str, exec_id: str) -> SocketStream:
+    """Start a created exec over a fresh connection to the engine `host`, which is taken over, or closed.
 
-    Raises EngineUnreachableError; other schemes are not carried over a socket of ours.
+    Blocking; call it from a worker thread. Raises EngineUnreachableError, or AutoforwardError with the engine's own words.
     """
-    parts = urlsplit(host)
-    try:
-        if parts.scheme == "unix":
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                sock.settimeout(CONNECT_TIMEOUT_S)
-                sock.connect(parts.path)
-            except OSError:
-                sock.close()
-                raise
-            return sock
-        if parts.scheme in ("tcp", "http") and parts.hostname:
-            sock = socket.create_connection((parts.hostname, parts.port or 2375), timeout=CONNECT_TIMEOUT_S)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return sock
-    except OSError as error:
-        raise EngineUnreachableError(f"the engine at {host} does not answer: {error}") from error
-    raise EngineUnreachableError(
-        f"streams to {host} are not supported",
-        hint="use an engine on a local socket (unix://) or plain TCP (tcp://)",
-    )
-
-
-def start_exec(host: str, api_version: str, exec_id: str) -> SocketStream:
-    """Start a created exec and take over its connection. Blocking; call it from a worker thread.
-
-    Raises EngineUnreachableError, or AutoforwardError with the engine's own words.
-    """
-    sock = connect(host)
     try:
         sock.settimeout(START_TIMEOUT_S)
         body = b'{"Detach":false,"Tty":false}'
@@ -181,8 +151,10 @@ def start_exec(host: str, api_version: str, exec_id: str) -> SocketStream:
             raise AutoforwardError(f"the engine refused to start a process: {_error_text(sock, status_line, rest)}")
         return SocketStream(sock, rest, exec_id)
     except OSError as error:
+        # Whoever carries the connection knows better why it ended.
+        reason = (sock.words() if isinstance(sock, ChildSocket) else "") or error
         sock.close()
-        raise EngineUnreachableError(f"the engine at {host} dropped the connection: {error}") from error
+        raise EngineUnreachableError(f"the engine at {host} dropped the connection: {reason}") from error
     except AutoforwardError:
         sock.close()
         raise

@@ -296,9 +296,9 @@ def check_events(home: Path) -> int:
     return count
 
 
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """An AUTOFORWARD_HOME of the test's own. Afterwards its supervisor is ended and every event it wrote is checked.
+@contextlib.contextmanager
+def home_folder() -> Iterator[Path]:
+    """An AUTOFORWARD_HOME of its own. Afterwards its supervisor is ended and every event it wrote is checked.
 
     Directly under /tmp, because the path of a unix socket may have about 100 bytes.
     """
@@ -312,6 +312,13 @@ def home() -> Iterator[Path]:
             check_events(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """The test's own AUTOFORWARD_HOME."""
+    with home_folder() as folder:
+        yield folder
 
 
 class Runner(Protocol):
@@ -353,9 +360,8 @@ def command_env(home: Path, env: Mapping[str, str | None] | None = None) -> dict
     return {name: value for name, value in merged.items() if value is not None}
 
 
-@pytest.fixture
-def run(home: Path) -> Runner:
-    """Runs `autoforward`, `devup`, `devdown` (or anything) with the test's home and no terminal."""
+def runner(home: Path, always: Mapping[str, str | None] | None = None) -> Runner:
+    """Runs `autoforward`, `devup`, `devdown` (or anything) with that home, no terminal, and `always` in the environment."""
 
     def run_it(
         *argv: str,
@@ -368,7 +374,7 @@ def run(home: Path) -> Runner:
         source = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
         done = subprocess.run(
             [script(argv[0]), *argv[1:]],
-            env=command_env(home, env),
+            env=command_env(home, {**(always or {}), **(env or {})}),
             cwd=cwd,
             capture_output=True,
             text=True,
@@ -381,6 +387,12 @@ def run(home: Path) -> Runner:
         return done
 
     return run_it
+
+
+@pytest.fixture
+def run(home: Path) -> Runner:
+    """Runs the product's commands (or anything) with the test's home and no terminal."""
+    return runner(home)
 
 
 # -- compose (pytest-docker) ---------------------------------------------------------------------

@@ -138,6 +138,8 @@ class Container:
     raw: Any
     image: str
     servers: list[Server] = field(default_factory=list)
+    host: str | None = None
+    """For the docker command, where the environment names another engine."""
 
     @property
     def id(self) -> str:
@@ -209,7 +211,14 @@ class Container:
     def _first_line(self, argv: list[str], user: str) -> str:
         # Through the command: leaving docker-py's hijacked stream early leaves its socket to the garbage collector.
         # Ending the command does not end the server (one of the traps that the product has to deal with).
-        command = ["docker", "exec", *(["-u", user] if user else []), self.id, *argv]
+        command = [
+            "docker",
+            *(["--host", self.host] if self.host else []),
+            "exec",
+            *(["-u", user] if user else []),
+            self.id,
+            *argv,
+        ]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as client:
             assert client.stdout is not None
             lines = []

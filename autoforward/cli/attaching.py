@@ -11,7 +11,8 @@ from typing import Any
 from autoforward.cli import client, output
 from autoforward.config import layered, settings_from_environment
 from autoforward.devcontainer import LABEL_METADATA, config_file_of
-from autoforward.engine import Engine, resolve_endpoint
+from autoforward.endpoints import resolve_endpoint
+from autoforward.engine import Engine
 from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec

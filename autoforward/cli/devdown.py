@@ -15,10 +15,12 @@ import click
 
 from autoforward.cli import client, output
 from autoforward.devcontainer import LABEL_LOCAL_FOLDER, LABEL_METADATA, merged_for_container, shutdown_action
-from autoforward.engine import Engine, resolve_endpoint
+from autoforward.endpoints import resolve_endpoint
+from autoforward.engine import Engine
 from autoforward.errors import EngineUnreachableError, TargetError, UsageError
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.paths import StatePaths
+from autoforward.settings import parse_endpoint
 from autoforward.teardown import Unit, find_workspace_containers, group_units, remove_unit, stop_unit
 
 DEFAULT_TIMEOUT_S = 10.0
@@ -123,6 +125,25 @@ def stored_session_containers(paths: StatePaths) -> frozenset[str]:
         return frozenset()
 
 
+def engines_of_sessions(paths: StatePaths, folder: str | None) -> tuple[EngineEndpoint, ...]:
+    """Where the containers of stored sessions are: of this workspace (resolved), or of all; each engine once."""
+    found: dict[object, EngineEndpoint] = {}
+    try:
+        for session in json.loads(paths.registry.read_bytes())["sessions"]:
+            if folder is None or os.path.realpath(session.get("workspace") or "/") == folder:
+                endpoint = parse_endpoint(session["engine"])
+                found.setdefault(endpoint.key, endpoint)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # said where the sessions themselves are looked for
+        pass
+    return tuple(found.values())
+
+
 def _detach(folder: str | None, container_ids: Sequence[str], timeout_s: float) -> list[dict[str, Any]]:
     """End the sessions of these, wait until their listeners are closed, say so; return the forwards that ended."""
     try:
@@ -169,15 +190,27 @@ def main(
         raise UsageError("--volumes needs --remove")
     if forwards_only and remove:
         raise UsageError("--forwards-only and --remove exclude each other")
-    request = DevdownRequest(
-        endpoint=resolve_endpoint(docker_host, context),
-        workspace_folder=workspace_folder,
-        remove=remove,
-        volumes=volumes,
-        timeout_s=timeout_s,
-        forwards_only=forwards_only,
-    )
-    if everything:
-        take_down_all(request)
-    else:
-        take_down_workspace(request)
+    endpoints: tuple[EngineEndpoint, ...] = ()
+    if not docker_host and not context:
+        # The engine that this shell would take may not be the one on which the workspace was brought up.
+        folder = None if everything else os.path.realpath(workspace_folder)
+        endpoints = engines_of_sessions(StatePaths.locate(), folder)
+    unreachable: EngineUnreachableError | None = None
+    for endpoint in endpoints or (resolve_endpoint(docker_host, context),):
+        request = DevdownRequest(
+            endpoint=endpoint,
+            workspace_folder=workspace_folder,
+            remove=remove,
+            volumes=volumes,
+            timeout_s=timeout_s,
+            forwards_only=forwards_only,
+        )
+        try:
+            if everything:
+                take_down_all(request)
+            else:
+                take_down_workspace(request)
+        except EngineUnreachableError as error:  # the others' containers are taken down all the same
+            unreachable = unreachable or error
+    if unreachable is not None:
+        raise unreachable

@@ -32,7 +32,8 @@ from autoforward.devcontainer_cli import (
     run_up,
     without_app_port,
 )
-from autoforward.engine import Engine, resolve_endpoint
+from autoforward.endpoints import resolve_endpoint
+from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError, UsageError
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.portspec import parse_port_spec
@@ -279,6 +280,8 @@ def main(
         _run_alone(find_cli(devcontainer_path, os.environ), up_args, environ)
     specs = tuple(spec for text in forward_ports for spec in parse_port_spec(text))
     endpoint = resolve_endpoint(docker_host, context)
+    if endpoint.is_found:  # the CLI would look at the default socket
+        environ = engine_environment(environ, endpoint.host, None)
     cli = find_cli(devcontainer_path, os.environ)
     if sys.platform == "win32":
         output.warn("ports are not forwarded: Linux and macOS are supported, Windows is not yet")

@@ -28,7 +28,8 @@ from autoforward.doctor.host import (
     SocketAccess,
     SupervisorLook,
 )
-from autoforward.engine import Engine, resolve_endpoint
+from autoforward.endpoints import resolve_endpoint
+from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError, UsageError
 from autoforward.leases import CorruptDocumentError, parse_document, parse_time
 from autoforward.paths import StatePaths
@@ -65,7 +66,7 @@ def _access(host: str) -> tuple[SocketAccess, str]:
     """Of a Unix socket: connected to and left again, which an engine does not mind."""
     scheme, _, path = host.partition("://")
     if scheme != "unix":
-        return "no socket", "engines over ssh are not supported" if scheme == "ssh" else ""
+        return "no socket", ""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(5.0)
         try:

@@ -7,7 +7,9 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from autoforward.errors import AutoforwardError
 from autoforward.model import EngineEndpoint
 
 log = logging.getLogger(__name__)
+
+ENGINE_THREADS = 8
+"""Processes that are being started in containers at once: 20 at once take 1.6 s, more only makes all of them later."""
 
 SOCKET_LOOK_S = 0.1
 """While an engine on a local socket is away: how often its file is looked at. One that is new is tried at once."""
@@ -38,6 +43,7 @@ class EngineFollower:
         path = engine.endpoint.socket_path
         self._socket = Path(path) if path is not None else None
         self._stream: Any = None
+        engine.on_up = self._hurry.set
         self._thread = threading.Thread(target=self._run, name=f"events of {engine.endpoint.host}", daemon=True)
         self._thread.start()
 
@@ -110,34 +116,54 @@ def _file_at(path: Path | None) -> tuple[int, int, int] | None:
     return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
+@dataclass(frozen=True, slots=True)
+class EngineInUse:
+    """`pool` runs what blocks on this engine, so that one that hangs keeps nobody else waiting."""
+
+    follower: EngineFollower
+    pool: ThreadPoolExecutor
+
+    @property
+    def engine(self) -> Engine:
+        return self.follower.engine
+
+
 class Engines:
-    """Engines by endpoint. `on_event(endpoint, event)` is called on the control loop."""
+    """Engines by `EngineEndpoint.key`. `on_event(endpoint, event)` is called on the control loop."""
 
     def __init__(self, on_event: Callable[[EngineEndpoint, ContainerEvent | None], None]) -> None:
         self._on_event = on_event
-        self._followers: dict[str, EngineFollower] = {}
+        self._in_use: dict[object, EngineInUse] = {}
 
-    def get(self, endpoint: EngineEndpoint) -> Engine:
-        follower = self._followers.get(endpoint.host)
-        if follower is None:
+    def get(self, endpoint: EngineEndpoint) -> EngineInUse:
+        found = self._in_use.get(endpoint.key)
+        if found is None:
             follower = EngineFollower(Engine(endpoint), lambda event: self._on_event(endpoint, event))
-            self._followers[endpoint.host] = follower
-        return follower.engine
+            pool = ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="autoforward-engine")
+            found = self._in_use[endpoint.key] = EngineInUse(follower, pool)
+        return found
 
-    def keep_only(self, hosts: set[str]) -> None:
-        for host in set(self._followers) - hosts:
-            follower = self._followers.pop(host)
-            follower.close()
-            follower.engine.close()
+    def renew(self, endpoint: EngineEndpoint) -> None:
+        """Somebody has just named that engine: what proves who we are (an ssh agent) may be another one by now."""
+        if (found := self._in_use.get(endpoint.key)) is not None:
+            found.engine.renew(endpoint)
+
+    def keep_only(self, keys: Collection[object]) -> None:
+        for key in set(self._in_use) - set(keys):
+            ended = self._in_use.pop(key)
+            ended.follower.close()
+            ended.pool.shutdown(wait=False, cancel_futures=True)
+            # An ssh that does not end at once is waited for: not by the control loop.
+            threading.Thread(target=ended.engine.close, name=f"end of {ended.engine}", daemon=True).start()
 
     def reconnect(self) -> None:
         """Begin all event streams anew; everybody is told to look for himself then."""
-        for follower in self._followers.values():
-            follower.reconnect()
+        for one in self._in_use.values():
+            one.follower.reconnect()
 
     def close(self) -> None:
-        self.keep_only(set())
+        self.keep_only(())
 
     @property
     def endpoints(self) -> list[EngineEndpoint]:
-        return [follower.engine.endpoint for follower in self._followers.values()]
+        return [one.engine.endpoint for one in self._in_use.values()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -15,7 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 import fasteners
@@ -45,6 +46,7 @@ from autoforward.messages import (
     StreamWanted,
 )
 from autoforward.model import EngineEndpoint
+from autoforward.neighbours import Neighbours
 from autoforward.paths import StatePaths
 from autoforward.settings import SessionRecord
 from autoforward.supervisor.actions import ActingSession, Actions
@@ -67,9 +69,6 @@ INSTANCE_LOCK_TIMEOUT_S = 15.0
 DRAIN_S = 5.0
 CONTROL_CLOSE_S = 1.0
 DEFAULT_IDLE_EXIT_S = 60.0
-
-ENGINE_THREADS = 8
-"""Processes that are being started in containers at once: 20 at once take 1.6 s, more only makes all of them later."""
 
 AWAKE_TIMEOUT_S = 1.0
 """After a sleep of the machine: how long agents have to answer."""
@@ -119,14 +118,15 @@ class Supervisor:
         self.plane = DataPlane(lambda notice: self._hand_over(loop, notice))
         self.books = Books(self.paths, self.sessions, self._warn)
         process = current_process()
-        self.engine_pool = ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="autoforward-engine")
         self.actions = Actions(self._session_of, self._remember_opened, Desktop())
         self.hub = EventHub(await asyncio.to_thread(self._open_event_log), self.actions.on_event)
         self.engines = Engines(self._on_engine_event)
         allocator = Allocator(self.books.ledger, process)
-        self.services = SessionServices(self.plane, allocator, self.hub, self.books.thread, self.engine_pool)
+        self.services = functools.partial(
+            SessionServices, self.plane, allocator, self.hub, self.books.thread, neighbours=Neighbours()
+        )
         self.live = LiveConfiguration(self.sessions.values, self.store_session, self.hub.publish)
-        self.siblings = Siblings(self, self.engine_pool)
+        self.siblings = Siblings(self)
         self.plane.start()
         info = {"pid": process.pid, "pid_started": process.started, "version": __version__}
         records = await self.books.take_over()
@@ -159,7 +159,6 @@ class Supervisor:
         await asyncio.to_thread(self.hub.close)
         # Followers have their last events; what still runs is cut.
         await self._control.aclose(CONTROL_CLOSE_S)
-        self.engine_pool.shutdown(wait=False, cancel_futures=True)
         await self.books.aclose()
         self.paths.supervisor_info.unlink(missing_ok=True)
         self._lock.release()
@@ -188,9 +187,9 @@ class Supervisor:
         return same or next((one for one in sessions if one.record.identity == record.identity), None)
 
     def add_session(self, record: SessionRecord) -> Session:
-        session = Session(
-            record, self.engines.get(record.endpoint), self.services, self._on_session_ended, self.check_idle
-        )
+        in_use = self.engines.get(record.endpoint)
+        services = self.services(engine_pool=in_use.pool)
+        session = Session(record, in_use.engine, services, self._on_session_ended, self.check_idle)
         self.sessions[record.session_id] = session
         session.start()
         self.live.refresh()
@@ -216,7 +215,7 @@ class Supervisor:
         log.info("session %s of %s ended: %s", session.record.session_id, session.record.container_name, reason)
         self.sessions.pop(session.record.session_id, None)
         self.live.refresh()
-        self.engines.keep_only({other.record.endpoint.host for other in self.sessions.values()})
+        self.engines.keep_only({other.record.endpoint.key for other in self.sessions.values()})
         if not self._stop.is_set():
             self.spawn(self.books.forget([session.record.session_id]), "forget a session")
         self.check_idle()
@@ -289,7 +288,7 @@ class Supervisor:
             self.siblings.on_event(endpoint, event)
         for session in self.sessions.values():
             record = session.record
-            if record.endpoint.host != endpoint.host:
+            if record.endpoint.key != endpoint.key:
                 continue
             if event is None:  # the event stream is new: things may have happened that it does not tell
                 session.notice_event(ContainerEvent("recheck", record.container_id, record.container_name, {}))

@@ -11,7 +11,7 @@ from autoforward.neighbours import Neighbours
 
 @dataclass(frozen=True, slots=True)
 class SessionServices(Services):
-    """`engine_pool` runs what blocks on the engine; at most that many processes are started at once."""
+    """`engine_pool` runs what blocks on the session's engine; at most that many processes are started there at once."""
 
     engine_pool: Executor
     neighbours: Neighbours = field(default_factory=Neighbours)

@@ -120,6 +120,7 @@ class Session:
             "container_name": record.container_name,
             "workspace": record.workspace_folder,
             "engine": record.endpoint.host,
+            "engine_source": record.endpoint.source,
             "state": self.state,
             "problem": self.problem,
             "next_try_s": None if self._next_try_s is None else round(max(0.0, self._next_try_s - time.monotonic()), 1),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -14,6 +13,7 @@ from autoforward.errors import AutoforwardError, TargetError, UsageError
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.session_config import configure, read_sources, sibling_of
 from autoforward.settings import SessionRecord, merge_specs
+from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.session import Session
 from autoforward.targets import LABEL_PROJECT, is_one_off, services_of
 
@@ -26,6 +26,7 @@ class Host(Protocol):
     """The supervisor, as far as it is needed here."""
 
     sessions: dict[str, Session]
+    engines: Engines
 
     def session_for(self, record: SessionRecord) -> Session | None: ...
     def add_session(self, record: SessionRecord) -> Session: ...
@@ -36,9 +37,8 @@ class Host(Protocol):
 class Siblings:
     """`take_up` makes a record a session; `on_event` does for services that start while their project is watched."""
 
-    def __init__(self, host: Host, engine_pool: Executor) -> None:
+    def __init__(self, host: Host) -> None:
         self._host = host
-        self._pool = engine_pool
 
     async def take_up(self, record: SessionRecord) -> Session:
         """Begin a session, or change the one that there is: options are replaced, SPECs added. Stored when it returns."""
@@ -47,9 +47,15 @@ class Siblings:
             before = session.record
             manual = merge_specs(before.manual, record.manual)
             identity = before.identity if before.container_id == record.container_id else record.identity
-            record = replace(record, session_id=before.session_id, identity=identity, manual=manual)
+            # The same container by another way (a context, an address) goes on by the way that it began on.
+            endpoint = before.endpoint
+            if record.endpoint.key == endpoint.key:
+                endpoint = replace(record.endpoint, source=endpoint.source)
+            record = replace(record, session_id=before.session_id, identity=identity, endpoint=endpoint, manual=manual)
+            self._host.engines.renew(endpoint)
             await session.update(record)
         else:
+            self._host.engines.renew(record.endpoint)
             session = self._host.add_session(record)
         await self._host.store_session(session)
         return session
@@ -59,7 +65,7 @@ class Siblings:
         project, engine = anchor.project, self._engine_of(anchor)
         if project is None or engine is None:
             return []
-        found = await self._in_pool(lambda: services_of(engine, project))
+        found = await self._in_pool(anchor, lambda: services_of(engine, project))
         sessions = []
         for info in found:
             if info.container_id != anchor.container_id and (session := await self._adopt(anchor, info)) is not None:
@@ -71,7 +77,7 @@ class Siblings:
         project = event.labels.get(LABEL_PROJECT)
         if event.action != "start" or project is None or is_one_off(event.labels):
             return
-        sessions = [one for one in self._host.sessions.values() if one.record.endpoint.host == endpoint.host]
+        sessions = [one for one in self._host.sessions.values() if one.record.endpoint.key == endpoint.key]
         if any(one.record.container_id == event.container_id for one in sessions):
             return
         anchors = [one for one in sessions if one.record.siblings and one.record.project == project]
@@ -81,7 +87,7 @@ class Siblings:
             self._host.spawn(self._adopt_started(anchor, event.container_id), f"attach to {event.name}")
 
     async def _adopt_started(self, anchor: Session, container_id: str) -> None:
-        info = await self._in_pool(lambda: anchor.engine.inspect(container_id))
+        info = await self._in_pool(anchor.record, lambda: anchor.engine.inspect(container_id))
         if info.running and info.service is not None:
             await self._adopt(anchor.record, info)
 
@@ -89,7 +95,7 @@ class Siblings:
         """A session for this service; None, with a line in the log, when there can be none."""
         record = sibling_of(anchor, info)
         try:
-            record, warnings = configure(record, await self._in_pool(lambda: read_sources(record.sources)))
+            record, warnings = configure(record, await self._in_pool(record, lambda: read_sources(record.sources)))
             for warning in warnings if not record.is_sibling else ():
                 log.warning("%s: %s", info.name, warning)
         except UsageError as error:
@@ -111,8 +117,8 @@ class Siblings:
             await before.wait_ended()
             return await self.take_up(record)
 
-    async def _in_pool(self, job: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, job)
+    async def _in_pool(self, record: SessionRecord, job: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._host.engines.get(record.endpoint).pool, job)
 
     def _engine_of(self, record: SessionRecord) -> Engine | None:
         session = self._host.session_for(record)

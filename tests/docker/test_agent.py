@@ -20,10 +20,10 @@ import psutil
 import pytest
 from docker.types import Mount
 
+from tests.conformance import dial, is_watcher, read_all
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import LABEL, Container, eventually, fetch, run_id
 from tests.docker.observing import ask, free_port, logged, names, row_of, wait_event
-from tests.docker.test_lanes import dial, is_watcher, read_all
 from tests.images.recipes import HELPER_DIR
 
 AGENT_FILES = "ls /tmp/.autoforward/agent-*"

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.conformance import dial
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import eventually
 from tests.docker.observing import free_port, row_of
-from tests.docker.test_lanes import dial
 
 CONNECTIONS = 1000
 SAMPLES = 200

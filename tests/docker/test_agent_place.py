@@ -7,7 +7,8 @@ import json
 import pytest
 
 from autoforward.deploy import archive
-from autoforward.engine import Engine, resolve_endpoint
+from autoforward.endpoints import resolve_endpoint
+from autoforward.engine import Engine
 from tests.conftest import ContainerFactory, Runner
 
 PLANTED = "#!/bin/sh\\ntouch /tmp/planted-ran\\n"

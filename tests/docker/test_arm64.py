@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from autoforward.deploy import agent_binary
+from tests.conformance import dial, is_watcher, read_all
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import Container, Process, Server, eventually, fetch
 from tests.docker.observing import free_port, logged, row_of, steps, wait_event
-from tests.docker.test_lanes import dial, is_watcher, read_all
 from tests.docker.test_leftovers import RESET, open_connections, wait_connected, within_the_limit
 from tests.docker.test_udp import client_of, exchange, mirror
 from tests.images.recipes import ARM64

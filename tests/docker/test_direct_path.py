@@ -10,10 +10,10 @@ import threading
 
 import pytest
 
+from tests.conformance import dial
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import Container, eventually
 from tests.docker.observing import free_port, row_of, rows
-from tests.docker.test_lanes import dial
 
 SIZE = 64 << 20
 PIECE = os.urandom(1 << 20)

@@ -21,10 +21,10 @@ import psutil
 import pytest
 
 from autoforward.lanes.scripts import relay_environment, watcher_argv
-from autoforward.supervisor.server import ENGINE_THREADS
+from autoforward.supervisor.engines import ENGINE_THREADS
+from tests.conformance import dial, is_watcher, read_all, relays_in
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import Container, Process, Server, eventually
-from tests.docker.test_lanes import dial, is_watcher, read_all, relays_in
 
 RESET = struct.pack("ii", 1, 0)
 LANES = {"agent": "full", "socat": "full", "nc": "openbsd", "devtcp": "devtcp"}

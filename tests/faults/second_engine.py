@@ -32,6 +32,7 @@ class SecondEngine:
         self.folder = Path(tempfile.mkdtemp(prefix="af-engine-", dir="/tmp"))
         self.socket = self.folder / "sock"
         self.live_restore = live_restore
+        self.more_options: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._containerd: psutil.Process | None = None
         self._made: list[Container] = []
@@ -61,6 +62,7 @@ class SecondEngine:
         ]
         options += ["--pidfile", str(self.folder / "pid"), "--bridge=none", "--iptables=false", "--ip6tables=false"]
         options += ["--live-restore"] if self.live_restore else []
+        options += self.more_options
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec dockerd "$@"', "sh", *options],
@@ -101,6 +103,11 @@ class SecondEngine:
             for process in alive:
                 process.kill()
             (self.folder / "exec/containerd/containerd.pid").unlink(missing_ok=True)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def is_running(self) -> bool:

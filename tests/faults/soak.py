@@ -27,10 +27,10 @@ from pathlib import Path
 import docker
 import psutil
 
+from tests.conformance import is_watcher
 from tests.conftest import check_events, command_env, end_everything_of, script
 from tests.containers import LABEL, Container, Process, eventually, run_id, sweep
 from tests.docker.observing import free_port, registry
-from tests.docker.test_lanes import is_watcher
 from tests.faults import soak_server
 from tests.faults.soak_traffic import Clients, Port, answers
 from tests.faults.supervisors import kill_9, the_supervisor

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance import relays_in
 from tests.conftest import ContainerFactory, Runner, command_env, script, supervisor_of
 from tests.containers import Server, eventually, is_refused
 from tests.docker.observing import free_port, logged, registry, row_of, rows, steps
-from tests.docker.test_lanes import relays_in
 from tests.faults.report import Fault
 from tests.faults.supervisors import kill_9, the_supervisor
 from tests.faults.traffic import Traffic, ask_once

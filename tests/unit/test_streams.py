@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoforward.errors import AutoforwardError, EngineUnreachableError, ProtocolError
-from autoforward.streams import MAX_RESPONSE_HEAD_BYTES, FrameDecoder, SocketStream, connect, start_exec
+from autoforward.links import connect
+from autoforward.streams import MAX_RESPONSE_HEAD_BYTES, FrameDecoder, SocketStream, start_exec
 
 CHUNKS = st.lists(st.tuples(st.sampled_from([0, 1, 2, 3]), st.binary(max_size=40)), max_size=6)
 
@@ -134,7 +135,7 @@ def engine(tmp_path: Path) -> Iterator[Callable[[bytes], str]]:
 @pytest.mark.parametrize("status", [b"101 UPGRADED", b"200 OK"])
 def test_starting_an_exec_hands_over_the_connection(engine: Callable[[bytes], str], status: bytes) -> None:
     host = engine(b"HTTP/1.1 " + status + b"\r\nConnection: Upgrade\r\n\r\n" + frame(1, b"at once"))
-    stream = start_exec(host, "1.41", "abc")
+    stream = start_exec(connect(host), host, "1.41", "abc")
     assert stream.recv() == [(1, b"at once")]
     stream.close()
 
@@ -153,19 +154,19 @@ def test_starting_an_exec_hands_over_the_connection(engine: Callable[[bytes], st
 )
 def test_a_refusal_is_in_the_engines_words(engine: Callable[[bytes], str], answer: bytes, words: str) -> None:
     with pytest.raises(AutoforwardError, match=words):
-        start_exec(engine(answer), "1.41", "abc")
+        start_exec(connect(host := engine(answer)), host, "1.41", "abc")
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 101 UPG"])
 def test_an_engine_that_hangs_up_is_unreachable(engine: Callable[[bytes], str], answer: bytes) -> None:
     host = engine(answer)
     with pytest.raises(EngineUnreachableError, match=host):
-        start_exec(host, "1.41", "abc")
+        start_exec(connect(host), host, "1.41", "abc")
 
 
 def test_an_answer_without_end_is_no_engine(engine: Callable[[bytes], str]) -> None:
     with pytest.raises(ProtocolError):
-        start_exec(engine(b"x" * (MAX_RESPONSE_HEAD_BYTES + 5000)), "1.41", "abc")
+        start_exec(connect(host := engine(b"x" * (MAX_RESPONSE_HEAD_BYTES + 5000))), host, "1.41", "abc")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""A socket whose other end is the stdin and stdout of a process: a connection that a program of somebody else's carries."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+
+CONNECTED_TIMEOUT_S = 30.0
+"""For the blocking use before it is made non-blocking: starting the process, and its own connecting."""
+
+GRACE_S = 5.0
+"""A process whose stdin has ended hands on what it still has, and ends; not when nobody takes it."""
+
+KILL_AFTER_S = 2.0
+
+MAX_WORDS_BYTES = 4096
+
+
+class ChildSocket(socket.socket):
+    """`close` lets the process end by itself, and ends it where it does not; it never blocks, and may come twice."""
+
+    _process: subprocess.Popen[bytes]
+    _closed: threading.Event
+
+    @classmethod
+    def start(cls, argv: Sequence[str], environ: Mapping[str, str]) -> ChildSocket:
+        """Raises OSError when there is no such program."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            made = cls(fileno=ours.detach())
+            made._closed = threading.Event()
+            try:
+                made._process = subprocess.Popen(
+                    argv,
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.PIPE,
+                    env=environ,
+                    start_new_session=True,
+                )
+            except OSError:
+                socket.socket.close(made)
+                raise
+        made.settimeout(CONNECTED_TIMEOUT_S)
+        threading.Thread(target=made._see_it_out, name=f"carried by {argv[0]}", daemon=True).start()
+        return made
+
+    def words(self) -> str:
+        """What the process has said on stderr, in one line. Once, and only while it is not closed."""
+        stderr = self._process.stderr
+        if stderr is None or stderr.closed:
+            return ""
+        os.set_blocking(stderr.fileno(), False)
+        with contextlib.suppress(BlockingIOError, ValueError):
+            return " ".join((stderr.read(MAX_WORDS_BYTES) or b"").decode("utf-8", "replace").split())
+        return ""
+
+    def close(self) -> None:
+        super().close()
+        self._closed.set()
+
+    def _see_it_out(self) -> None:
+        """The ladder: its stdin has ended; TERM, KILL."""
+        self._closed.wait()
+        process = self._process
+        for end in (process.terminate, process.kill):
+            try:
+                process.wait(GRACE_S if end == process.terminate else KILL_AFTER_S)
+                break
+            except subprocess.TimeoutExpired:
+                end()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()

@@ -1,0 +1,161 @@
+"""An engine over ssh, beyond what every engine has to do: logins are counted, the link is cut, and nothing is asked."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from tests.conformance import IPV6_ON, dial
+from tests.conftest import Runner, runner, supervisor_of
+from tests.containers import Container, Server, eventually
+from tests.engines.sshd import Sshd
+from tests.engines.ways import WAYS, Reached
+
+TIMEOUT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def reached(engine: docker.DockerClient, images: Mapping[str, str]) -> Iterator[Reached]:
+    with WAYS["ssh"](engine, images) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def sshd(reached: Reached) -> Sshd:
+    assert isinstance(reached.far, Sshd)
+    return reached.far
+
+
+@pytest.fixture(scope="module")
+def box(reached: Reached) -> Iterator[Container]:
+    with reached.containers() as container:
+        yield container("full", sysctls=IPV6_ON)
+
+
+@pytest.fixture(scope="module")
+def echo(box: Container) -> Server:
+    return box.start_server("echo")
+
+
+@pytest.fixture
+def ssh_run(reached: Reached, home: Path) -> Runner:
+    return runner(home, reached.env)
+
+
+def rows(run: Runner) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(run("autoforward", "list", "--json", check=0).stdout)
+    return found
+
+
+def session(run: Runner) -> dict[str, Any]:
+    [one] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    return dict(one)
+
+
+def port_of(run: Runner, server: Server) -> int:
+    def forwarded() -> int:
+        [row] = [row for row in rows(run) if row["port"] == server.port]
+        assert row["status"] == "active"
+        return int(row["localPort"])
+
+    return eventually(forwarded, timeout_s=TIMEOUT_S)
+
+
+def asks(host_port: int, text: bytes) -> bytes:
+    with dial(host_port) as client:
+        client.sendall(text)
+        client.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := client.recv(65536):
+            answer += piece
+        return answer
+
+
+@pytest.mark.parametrize("lane", ["agent", "socat"])
+def test_connections_take_no_login_of_their_own(
+    ssh_run: Runner, sshd: Sshd, box: Container, echo: Server, lane: str
+) -> None:
+    """200 on the agent, which are one stream; 20 at once where each takes an exec (more than sshd allows sessions)."""
+    ssh_run("autoforward", "attach", box.name, "--lane", lane, check=0)
+    host_port = port_of(ssh_run, echo)
+    logins = sshd.logins
+    count = 200 if lane == "agent" else 20
+    answers: dict[int, bytes] = {}
+
+    def talk(number: int) -> None:
+        answers[number] = asks(host_port, b"%d" % number)
+
+    threads = [threading.Thread(target=talk, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    assert answers == {number: b"%d" % number for number in range(count)}
+    assert sshd.logins == logins
+
+
+def test_a_link_that_is_cut_comes_back_with_the_same_ports(
+    ssh_run: Runner, sshd: Sshd, box: Container, echo: Server
+) -> None:
+    ssh_run("autoforward", "attach", box.name, check=0)
+    host_port = port_of(ssh_run, echo)
+    sshd.stop()
+    eventually(lambda: session(ssh_run)["state"] == "reconnecting", timeout_s=TIMEOUT_S)
+    [row] = [row for row in rows(ssh_run) if row["port"] == echo.port]
+    assert (row["status"], row["localPort"]) == ("reconnecting", host_port)
+    assert sshd.host in row["reason"]
+    sshd.start()
+    began_s = time.monotonic()
+    # Held until the container is reachable again: the port was bound all the time.
+    assert asks(host_port, b"after") == b"after"
+    took_s = time.monotonic() - began_s
+    print(f"the link was back, and a connection answered, after {took_s:.1f} s")
+    assert port_of(ssh_run, echo) == host_port
+    # And once more, while sshd takes logins: over within a moment.
+    sshd.cut()
+    assert asks(host_port, b"again") == b"again"
+    assert port_of(ssh_run, echo) == host_port
+
+
+def test_a_login_that_fails_says_so_in_sshs_words_and_asks_nobody(ssh_run: Runner, sshd: Sshd, box: Container) -> None:
+    no_key = ssh_run("autoforward", "attach", box.name, env={"SSH_AUTH_SOCK": None})
+    assert no_key.returncode == 3
+    assert sshd.host in no_key.stderr
+    assert "Permission denied (publickey)" in no_key.stderr
+    assert "without asking" in no_key.stderr
+    known = (sshd.folder / "known_hosts").read_text()
+    (sshd.folder / "known_hosts").write_text("")
+    try:
+        unknown = ssh_run("autoforward", "attach", box.name)
+    finally:
+        (sshd.folder / "known_hosts").write_text(known)
+    assert unknown.returncode == 3
+    assert "Host key verification failed" in unknown.stderr
+    findings = json.loads(ssh_run("autoforward", "doctor", "--json", env={"SSH_AUTH_SOCK": None}).stdout)
+    [finding] = [one for one in findings if one["id"] == "engine"]
+    assert finding["status"] == "fail"
+    assert "Permission denied (publickey)" in finding["text"]
+
+
+def test_a_killed_supervisor_is_followed_by_one_that_logs_in_with_the_same_agent(
+    reached: Reached, sshd: Sshd, box: Container, echo: Server, home: Path
+) -> None:
+    """The next command's shell may have another engine and no agent at all: the session has its own."""
+    runner(home, reached.env)("autoforward", "attach", box.name, check=0)
+    host_port = port_of(runner(home, reached.env), echo)
+    supervisor = supervisor_of(home)
+    assert supervisor is not None
+    supervisor.kill()
+    supervisor.wait(10)
+    elsewhere = runner(home, {**reached.env, "DOCKER_HOST": "unix:///nonexistent/other.sock", "SSH_AUTH_SOCK": None})
+    assert port_of(elsewhere, echo) == host_port
+    assert session(elsewhere)["engine"] == sshd.host
+    assert asks(host_port, b"restored") == b"restored"
