@@ -42,7 +42,9 @@ def reached(
 
 
 @pytest.fixture(scope="module")
-def engine_home() -> Iterator[Path]:
+def engine_home(reached: Reached) -> Iterator[Path]:
+    """One for each way: the test that kills the supervisor leaves its sessions for the next one in that home."""
+    assert reached
     with home_folder() as folder:
         yield folder
 
