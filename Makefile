@@ -62,7 +62,7 @@ test: lint types fuzz engine images ## everything; ends 0 only if the tests with
 unit: $(STAMP) ## the tests that need no engine
 	@$(BIN)/python -m pytest -m 'not docker and not compose' $(PYTEST_ARGS)
 
-fuzz: $(STAMP) $(FUZZER) ## throws bytes at what reads a container's, in C and Python, for FUZZ_SECONDS=60
+fuzz: $(STAMP) $(FUZZER) ## throws bytes at what reads a container's; the decoders in C and Python FUZZ_SECONDS=60 each
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 lint: $(STAMP) ## ruff

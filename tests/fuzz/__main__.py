@@ -1,10 +1,11 @@
-"""Fuzzes everything that reads bytes out of a container, one target after the other, the C decoder among them.
+"""Fuzzes everything that reads bytes out of a container, two targets at a time, the C decoder among them.
 
     python -m tests.fuzz [--seconds N] [--keep] [TARGET]...
 
-The time is for all of them together. The corpus is in tests/fuzz/corpus (agent/checks/corpus for C); a run adds to it only
-with --keep, and then keeps one input for each thing that none before it reached. Exit status 1 when an input fails: it is
-in .cache/fuzz, and belongs into the corpus once it is mended.
+The decoders of the agent's protocol, in C and in Python, have that time each; all others share as much. The corpus is
+in tests/fuzz/corpus (agent/checks/corpus for C); a run adds to it only with --keep, and then keeps one input for each
+thing that none before it reached. Exit status 1 when an input fails: it is in .cache/fuzz, and belongs into the corpus
+once it is mended.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).parent / "corpus"
 SCRATCH = ROOT / ".cache" / "fuzz"
 C_DECODER = "agent-c"
+DECODERS = (C_DECODER, "wire-host")
 C_CORPUS = SOURCES / "checks" / "corpus"
 GRACE_S = 120.0
 """Starting, and reading the corpus, on a busy machine; then it is taken to hang."""
@@ -89,11 +93,26 @@ def keep(name: str) -> int:
     return minimize(TARGETS[name], inputs, kept)
 
 
+def shares(names: Sequence[str], seconds: float) -> dict[str, float]:
+    """How long each of these targets runs, in seconds; the long ones first, so that both places are taken to the end."""
+    decoders = [name for name in DECODERS if name in names]
+    others = [name for name in names if name not in DECODERS]
+    return dict.fromkeys(decoders, seconds) | {name: seconds / len(others) for name in others}
+
+
+def at_once(times_s: Mapping[str, float]) -> Iterator[tuple[str, Callable[[], Outcome]]]:
+    """Fuzz these, two at a time; each target with what gives its outcome, as they end."""
+    with ThreadPoolExecutor(2) as pool:
+        running = {pool.submit(fuzz, name, seconds): name for name, seconds in times_s.items()}
+        for future in as_completed(running):
+            yield running[future], future.result
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").split("\n")[0])
     names = (*TARGETS, C_DECODER)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(names)}")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for all of them together (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each decoder, and all others (%(default)s)")
     parser.add_argument("--keep", action="store_true", help="add what was found to the corpus")
     options = parser.parse_args()
     chosen = options.targets or names
@@ -101,9 +120,9 @@ def main() -> int:
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
     shutil.rmtree(SCRATCH, ignore_errors=True)
     began_s, failed, total = time.monotonic(), 0, 0
-    for name in chosen:
+    for name, result in at_once(shares(chosen, options.seconds)):
         try:
-            outcome = fuzz(name, options.seconds / len(chosen))
+            outcome = result()
         except pytest.skip.Exception as reason:
             print(f"fuzz: {name}: left out: {reason}", flush=True)
             continue
