@@ -75,7 +75,7 @@ class _Served:
     sockets: tuple[socket.socket, ...] = ()
     relays: dict[int, Relay] = field(default_factory=dict)
     route: Route | None = None
-    refused_last: bool = False
+    ended_last: str | None = None
     udp: tuple[UdpServer, ...] = ()
     counters: ForwardCounters = field(default_factory=ForwardCounters)
 
@@ -200,8 +200,8 @@ class DataPlane:
             served.counters.refused += refused
             if not served.sockets and not served.relays:
                 del self._served[relay.forward_id]
-            news = refused or served.refused_last
-            served.refused_last = refused
+            # How it ended is news when the one before ended differently, and each refusal is.
+            news, served.ended_last = refused or reason != served.ended_last, reason
         else:
             news = refused
         if news or not relay.routed:

@@ -198,8 +198,8 @@ def events(follow: bool, since: int | None, target: str | None) -> int:
 @click.option("--follow", is_flag=True, help="Stay, and print lines as they are written, until Ctrl-C.")
 @click.option("--lines", type=click.IntRange(min=0), default=100, show_default=True, help="How many of the last lines.")
 def logs(target: str | None, follow: bool, lines: int) -> int:
-    """The supervisor's log; with ID or TARGET, the lines about it."""
-    from autoforward.cli.following import print_log
+    """The supervisor's log: forwards, lanes, refused connections, each with its time and reason; of ID or TARGET, or all."""
+    from autoforward.cli.logs import print_log
 
     return print_log(_folder(target), follow, lines)
 

@@ -135,10 +135,12 @@ class Connections:
         if self._forwarder.key_of(notice.forward_id) is None:
             return
         self._forwarder.note_refusal(notice.forward_id, notice.reason if notice.refused else None)
+        name = self._forwarder.place.container_name
         if notice.refused:
             self._answered.pop(notice.forward_id, None)
-            name = self._forwarder.place.container_name
             log.info("%s %s: a connection was refused: %s", name, notice.forward_id, notice.reason)
+        elif notice.reason:
+            log.info("%s %s: a connection was cut: %s", name, notice.forward_id, notice.reason)
 
     def on_kill_wanted(self, notice: KillWanted) -> None:
         if self._detector is not None:

@@ -6,6 +6,7 @@ The lane is chosen anew whenever a watch begins: what could not run before may h
 
 from __future__ import annotations
 
+import logging
 import secrets
 import sys
 from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ from autoforward.supervisor.actor import Actor
 from autoforward.supervisor.agent_link import AgentLink
 from autoforward.supervisor.connections import Connections
 from autoforward.supervisor.services import SessionServices
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Watch = Detector | AgentLink
@@ -79,6 +82,7 @@ class Watching:
         self._starting: AgentLink | None = None
         self._book = ProcessBook()
         self._news_told = False
+        self._lane_told = ""
 
     async def begin(self, info: ContainerInfo, options: SessionOptions) -> Watch:
         """A watch that runs, and the lane that goes with it; `connections.problem` says why there is none.
@@ -89,11 +93,19 @@ class Watching:
         agent, why_not = await self._begin_with_agent(info, options)
         if agent is not None:
             self._watch = agent
-            return agent
-        detector = await self._begin_with_shell(info, options, why_not)
-        self._watch = detector
-        detector.start()
-        return detector
+        else:
+            self._watch = detector = await self._begin_with_shell(info, options, why_not)
+            detector.start()
+        self._tell_lane(info.name)
+        return self._watch
+
+    def _tell_lane(self, container_name: str) -> None:
+        """A line in the log when it is another one than before."""
+        tool = self._connections.tool
+        lane = f"lane {tool.lane}: {tool.capabilities.note}" if tool is not None else self._connections.problem or ""
+        if lane != self._lane_told:
+            self._lane_told = lane
+            log.info("%s: %s", container_name, lane)
 
     def retire(self) -> None:
         """Another watch is to begin: this one says nothing more, and stays for as long as its connections are open."""
