@@ -188,6 +188,12 @@ class Engine:
             rows = self.client.api.containers(all=True)
         return sorted(name.lstrip("/") for row in rows for name in row.get("Names") or ())
 
+    def running(self) -> list[tuple[str, dict[str, str]]]:
+        """Name and labels of what runs, in one request."""
+        with self._translated():
+            rows = self.client.api.containers()
+        return [(row["Names"][0].lstrip("/"), row.get("Labels") or {}) for row in rows if row.get("Names")]
+
     def open_exec(self, container_id: str, argv: Sequence[str], environment: Mapping[str, str]) -> SocketStream:
         """Start a process in the container, with its stdin, stdout and stderr on one stream.
 

@@ -67,6 +67,8 @@ class Terminal:
             start_new_session=True,
             preexec_fn=_take_terminal,
         )
+        # Some shells ask the terminal what it is, and wait for its answer.
+        self._screen.write_process_input = self.type  # type: ignore[method-assign]
         # Kept open, so that what the program wrote last can still be read, and how it left the terminal.
         self._slave = slave
         self._stop_read, self._stop_write = os.pipe()

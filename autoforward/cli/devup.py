@@ -258,7 +258,12 @@ Every other flag goes to `devcontainer up` unchanged; `devcontainer up --help` l
 @click.option("--ports-events", is_flag=True, help="Print the PORT_EVENT lines of the start before the result.")
 @click.option("--follow", is_flag=True, help="Stay, and print PORT_EVENT lines until Ctrl-C.")
 @click.option("--services", type=click.Choice(["all"]), help="Forward from every service of the compose project.")
-@click.option("--devcontainer-path", metavar="PATH", help="The devcontainer CLI to run.")
+@click.option(
+    "--devcontainer-path",
+    metavar="PATH",
+    help="The devcontainer CLI to run.",
+    shell_complete=output.completing("files"),
+)
 @output.session_options()
 @output.engine_options
 @click.argument("up_args", nargs=-1, type=click.UNPROCESSED, metavar="[FLAGS OF devcontainer up]...")

@@ -42,7 +42,7 @@ def main() -> None:
     epilog="\b\nExamples:\n  autoforward attach\n  autoforward attach web --exclude 9229\n"
     "  autoforward attach shop/api 8080:80\n  autoforward attach 'shop/*'"
 )
-@click.argument("target", default=".", required=False)
+@click.argument("target", default=".", required=False, shell_complete=output.completing("containers"))
 @click.argument("specs", nargs=-1, metavar="[SPEC]...")
 @output.session_options()
 @output.engine_options
@@ -94,7 +94,7 @@ def attach(
 
 
 @main.command(epilog="\b\nExamples:\n  autoforward forward web 8080:80\n  autoforward forward -d . db:5432")
-@click.argument("target")
+@click.argument("target", shell_complete=output.completing("containers"))
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
 @click.option("-d", "--detach", is_flag=True, help="Hand the forwards over to the supervisor and return.")
 @output.session_options(no_auto=False)
@@ -116,7 +116,7 @@ def forward(
 
 
 @main.command(epilog="\b\nExamples:\n  autoforward detach web\n  autoforward detach --all")
-@click.argument("target", required=False)
+@click.argument("target", required=False, shell_complete=output.completing("targets"))
 @click.option("--all", "everything", is_flag=True, help="End every session.")
 @json_option
 def detach(target: str | None, everything: bool, as_json: bool) -> int:
@@ -133,7 +133,9 @@ def detach(target: str | None, everything: bool, as_json: bool) -> int:
 
 
 @main.command(epilog="\b\nExamples:\n  autoforward stop fwd-1a2b3c4d\n  autoforward stop web\n  autoforward stop --all")
-@click.argument("target", required=False, metavar="[ID | TARGET]")
+@click.argument(
+    "target", required=False, metavar="[ID | TARGET]", shell_complete=output.completing("forwards_and_targets")
+)
 @click.option("--all", "everything", is_flag=True, help="End every forward.")
 def stop(target: str | None, everything: bool) -> int:
     """End one forward, or all of a target. New servers of an attached container are still forwarded."""
@@ -154,7 +156,7 @@ def stop(target: str | None, everything: bool) -> int:
     "Keys of --watch: arrows or j and k select, o or Enter opens, c or y copies the URL,\n"
     "s stops the forward, q or Ctrl-C ends it.",
 )
-@click.argument("target", required=False)
+@click.argument("target", required=False, shell_complete=output.completing("targets"))
 @json_option
 @click.option("--watch", is_flag=True, help="Stay: live, with rates and keys; without a terminal again at each change.")
 def list_(target: str | None, as_json: bool, watch: bool) -> int:
@@ -172,7 +174,7 @@ def list_(target: str | None, as_json: bool, watch: bool) -> int:
 
 
 @main.command(name="open", epilog="\b\nExamples:\n  autoforward open 3000\n  autoforward open fwd-1a2b3c4d")
-@click.argument("wanted", metavar="ID | PORT")
+@click.argument("wanted", metavar="ID | PORT", shell_complete=output.completing("forwards"))
 def open_(wanted: str) -> int:
     """Open a forward in the browser, and print its URL. PORT is the host's or the container's."""
     from autoforward.cli.opening import open_forward
@@ -183,7 +185,12 @@ def open_(wanted: str) -> int:
 @main.command(epilog="\b\nExamples:\n  autoforward events --follow\n  autoforward events --since 120 --target web")
 @click.option("--follow", is_flag=True, help="Stay, and print events as they happen, until Ctrl-C.")
 @click.option("--since", type=click.IntRange(min=0), metavar="SEQ", help="Only events after this number.")
-@click.option("--target", metavar="TARGET", help="Only events of this container, folder or forward.")
+@click.option(
+    "--target",
+    metavar="TARGET",
+    help="Only events of this container, folder or forward.",
+    shell_complete=output.completing("forwards_and_targets"),
+)
 def events(follow: bool, since: int | None, target: str | None) -> int:
     """PORT_EVENT lines: those of the log, or with --follow as they happen."""
     from autoforward.cli.following import follow_for_ever, print_logged
@@ -194,7 +201,9 @@ def events(follow: bool, since: int | None, target: str | None) -> int:
 
 
 @main.command(epilog="\b\nExamples:\n  autoforward logs --lines 50\n  autoforward logs web --follow")
-@click.argument("target", required=False, metavar="[ID | TARGET]")
+@click.argument(
+    "target", required=False, metavar="[ID | TARGET]", shell_complete=output.completing("forwards_and_targets")
+)
 @click.option("--follow", is_flag=True, help="Stay, and print lines as they are written, until Ctrl-C.")
 @click.option("--lines", type=click.IntRange(min=0), default=100, show_default=True, help="How many of the last lines.")
 def logs(target: str | None, follow: bool, lines: int) -> int:
@@ -229,7 +238,7 @@ def status(as_json: bool) -> int:
 
 
 @main.command(epilog="\b\nExamples:\n  autoforward doctor\n  autoforward doctor .\n  autoforward doctor web --json")
-@click.argument("target", required=False)
+@click.argument("target", required=False, shell_complete=output.completing("containers"))
 @output.engine_options
 @json_option
 def doctor(target: str | None, docker_host: str | None, context: str | None, as_json: bool) -> int:

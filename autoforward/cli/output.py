@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -29,6 +29,9 @@ from autoforward.setting_values import (
     parse_bind,
 )
 from autoforward.settings import SessionOptions
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +115,23 @@ def _lower_first(text: str) -> str:
     return (text[:1].lower() + text[1:]).rstrip(".")
 
 
+def completing(what: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """A function of `completing.py`, which is imported when somebody presses TAB."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from autoforward.cli import completing as functions
+
+        found: list[CompletionItem] = getattr(functions, what)(context, parameter, incomplete)
+        return found
+
+    return complete
+
+
 def engine_options(function: F) -> F:
     """`--docker-host` and `--context`, as `docker_host` and `context`."""
-    function = click.option("--context", metavar="NAME", help="The docker context to use.")(function)
+    function = click.option(
+        "--context", metavar="NAME", help="The docker context to use.", shell_complete=completing("contexts")
+    )(function)
     return click.option("--docker-host", metavar="URL", help="The engine, like DOCKER_HOST.")(function)
 
 
@@ -172,7 +189,12 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
                 help=f"Seconds between looks into the container (default {DEFAULT_POLL_INTERVAL_S:g}).",
             ),
             click.option("--no-direct", is_flag=True, help="Carry bulk through the engine too, not on a direct path."),
-            click.option("--settings", metavar="FILE", help="A file of settings (TOML), before those of the project."),
+            click.option(
+                "--settings",
+                metavar="FILE",
+                help="A file of settings (TOML), before those of the project.",
+                shell_complete=completing("files"),
+            ),
         ]
         if no_auto:
             flags.append(click.option("--no-auto", is_flag=True, help="Forward declared ports only."))

@@ -5,6 +5,9 @@ After a change that was meant: `python -m tests.unit.test_help`, then look at th
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import click
@@ -13,6 +16,7 @@ from click.testing import CliRunner
 
 from autoforward.cli import devdown, devup
 from autoforward.cli.main import main
+from scripts import man
 
 HELP_DIR = Path(__file__).with_name("help")
 
@@ -60,6 +64,28 @@ def test_help_has_an_example_and_says_what_every_option_does(name: str) -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
+@pytest.mark.parametrize("program", man.PROGRAMS)
+def test_manual_page_is_that_of_the_command(program: str) -> None:
+    assert man.page(program) == (man.FOLDER / f"{program}.1").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("program", man.PROGRAMS)
+def test_manual_page_can_be_read(program: str) -> None:
+    groff = shutil.which("groff")
+    if groff is None:
+        pytest.skip("no groff")
+    done = subprocess.run(
+        [groff, "-man", "-ww", "-Tascii", "-P-c", str(man.FOLDER / f"{program}.1")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    names = [name for name in COMMANDS if name.split()[0] == program]
+    text = re.sub(".\b", "", done.stdout)
+    assert [name for name in names if f" {name}" not in text] == []
+
+
 def test_no_file_is_of_a_command_that_is_gone() -> None:
     assert {path.name for path in HELP_DIR.iterdir()} == {path_of(name).name for name in COMMANDS}
 
@@ -75,6 +101,7 @@ def regenerate() -> None:
         path.unlink()
     for name in COMMANDS:
         path_of(name).write_text(help_of(name))
+    man.write()
 
 
 if __name__ == "__main__":
