@@ -103,6 +103,10 @@ examples: engine ## each example runs and checks itself
 bench: engine ## our lanes against the others' ways, in one run; writes docs/benchmarks.md (BENCH_ARGS="--quick --check")
 	@exec $(BIN)/python -m bench $(or $(BENCH_ARGS),--memory)
 
+.PHONY: pictures
+pictures: engine ## what people see, as SVG in docs/images
+	@exec $(BIN)/python -m scripts.pictures
+
 clean: ## what these targets made here, the test images, and the engine if they started it
 	@! docker info >/dev/null 2>&1 || docker image ls --format '{{.Repository}}:{{.Tag}}' 'autoforward-test/*' \
 	  | xargs -r docker image rm >/dev/null

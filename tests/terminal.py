@@ -30,6 +30,12 @@ class _Screen(pyte.Screen):
         self.behind: tuple[Any, Any] | None = None
         """The first screen and its cursor, while the other one is shown."""
 
+    def select_graphic_rendition(self, *attributes: int, **kwargs: Any) -> None:
+        """Nor faint text: it has a colour of its own here."""
+        super().select_graphic_rendition(*attributes, **kwargs)
+        if 2 in attributes:
+            self.cursor.attrs = self.cursor.attrs._replace(fg="dim")
+
     def set_mode(self, *modes: int, **kwargs: Any) -> None:
         if OTHER_SCREEN in modes and self.behind is None:
             self.behind = copy.deepcopy(self.buffer), copy.copy(self.cursor)
@@ -110,6 +116,13 @@ class Terminal:
         """The screen, without spaces at the ends of lines."""
         with self._changed:
             return [line.rstrip() for line in self._screen.display]
+
+    @property
+    def cells(self) -> list[list[pyte.screens.Char]]:
+        """The same with colours: `data`, `fg`, `bold`."""
+        with self._changed:
+            buffer = self._screen.buffer
+            return [[buffer[y][x] for x in range(self._screen.columns)] for y in range(self._screen.lines)]
 
     @property
     def text(self) -> str:

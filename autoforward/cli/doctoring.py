@@ -134,8 +134,9 @@ def format_finding(finding: Finding, width: int, *, unicode: bool, coloured: boo
     """Lines of at most `width` characters (a longer word is not cut): mark and text, the way out below it."""
     mark = (MARKS if unicode else ASCII_MARKS)[finding.status]
     text = finding.text if unicode else finding.text.encode("ascii", "replace").decode()
-    name = f"{finding.id:{ID_WIDTH}} " if width >= WITH_ID_FROM_WIDTH else ""
-    margin = " " * (2 + len(name))
+    in_columns = width >= WITH_ID_FROM_WIDTH
+    name = f"{finding.id:{ID_WIDTH}} " if in_columns else f"{finding.id}: "
+    margin = " " * (2 + len(name) * in_columns)
     lines = _wrapped(text, width, f"  {name}", margin)
     if finding.hint is not None and finding.status != "ok":
         arrow = "→ " if unicode else "> "

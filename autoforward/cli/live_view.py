@@ -1,8 +1,8 @@
 """The screen of `list --watch`: what is known, and what is selected, to lines for a terminal of that size. Pure.
 
-    autoforward  3 ports: 2 active, 1 waiting   ↑ 1.2k/s  ↓ 34M/s
+    autoforward  3 ports: 2 active, 1 waiting  ↑ 1 kB/s  ↓ 34 MB/s
       LOCAL           TARGET  PORT  STATUS   UP/s  DOWN/s  TREND
-    > localhost:3000  web     3000  active   1.2k  34M     ▁▃▇█▂
+    > localhost:3000  web     3000  active   1.2k     34M  ▁▃▇█▂
     fwd-1a2b3c4d  http://localhost:3000 -> web:3000  node server.js
     ↑↓ select  o open  c copy URL  s stop  q quit
 
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from autoforward.cli.cells import CELLS, Row, columns_of, cut_to, in_ascii, local_of, port_of, printable
+from autoforward.cli.cells import CELLS, Row, columns_of, cut_to, in_ascii, local_of, port_of, printable, size
 from autoforward.cli.rates import ASCII_BLOCKS, BLOCKS, Rates, key_of, short_rate, sparkline
 from autoforward.cli.table import COMFORTABLE, GAP, NARROW, Look, fit, line_of, reason_lines, style
 
@@ -163,9 +163,9 @@ def _title(view: View, look: Look) -> str:
         ports = f"  {len(view.rows)} port{'s' if len(view.rows) != 1 else ''}"
         counts = Counter(str(row["status"]) for row in view.rows)
         rates = [view.rates.of(row) for row in view.rows]
-        up, down = (short_rate(sum(one)) for one in ([rate.up for rate in rates], [rate.down for rate in rates]))
+        up, down = size(sum(rate.up for rate in rates)), size(sum(rate.down for rate in rates))
         statuses = f": {', '.join(f'{count} {status}' for status, count in counts.items())}"
-        moving = f"  ↑ {up}B/s  ↓ {down}B/s"
+        moving = f"  ↑ {up}/s  ↓ {down}/s"
         choices = (ports + statuses + moving, ports + moving, ports, "")
         words += next((more for more in choices if columns_of(words + more) <= look.width), "")
     return style(look, _fitted(words, look), bold=True)

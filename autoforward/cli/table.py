@@ -145,4 +145,6 @@ def _decorated(look: Look, row: Row, name: str, text: str) -> str:
         return f"\x1b]8;;{url}\x1b\\{text}\x1b]8;;\x1b\\"
     if name == "STATUS":
         return style(look, text, **_COLOURS.get(row["status"], {}))
+    if name == "TREND":
+        return style(look, text, fg="cyan")
     return text

@@ -60,12 +60,12 @@ def test_a_finding_in_lines() -> None:
         "                   → a way out of it",
     ]
     assert format_finding(finding, 20, unicode=False, coloured=False) == [
-        "x a text of some",
-        "  words",
+        "x engine: a text of",
+        "  some words",
         "  > a way out of it",
     ]
     [line] = format_finding(ok("engine", "naïve"), 80, unicode=False, coloured=True)
-    assert line == "\x1b[32m\x1b[1m+\x1b[0m na?ve"
+    assert line == "\x1b[32m\x1b[1m+\x1b[0m engine: na?ve"
 
 
 def test_signs_that_a_terminal_cannot_show() -> None:

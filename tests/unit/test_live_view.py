@@ -45,7 +45,7 @@ def texts(view: View, width: int, height: int = 24, **look: bool) -> list[str]:
 def test_a_screen() -> None:
     lines = texts(view_of(some_rows(2), down=1), 80, 7)
     assert lines == [
-        "autoforward  2 ports: 2 active  ↑ 2.0kB/s  ↓ 1.0MB/s",
+        "autoforward  2 ports: 2 active  ↑ 2 kB/s  ↓ 1 MB/s",
         "  LOCAL                  TARGET  PORT  STATUS  AGE  UP/s  DOWN/s  TREND",
         "  http://localhost:3000  web     3000  active  5s   1.0k       0              ██",
         "> http://localhost:3001  web     3001  active  5s   1.0k    1.0M              ██",
