@@ -97,8 +97,8 @@ class Terminal:
     def _read(self) -> None:
         while True:
             ready, _, _ = select.select([self._master, self._stop_read], [], [])
-            if self._stop_read in ready:
-                return
+            if self._master not in ready:
+                return  # everything that was written has been read
             try:
                 data = os.read(self._master, 65536)
             except OSError as error:
