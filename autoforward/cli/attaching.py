@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from autoforward.cli import client, output
+from autoforward.cli.progress import working
 from autoforward.config import layered, settings_from_environment
 from autoforward.devcontainer import LABEL_METADATA, config_file_of
 from autoforward.endpoints import resolve_endpoint
@@ -129,7 +130,6 @@ def attach(
     override_config: str | None = None,
     target: str | None = None,
     siblings: bool = False,
-    say: Callable[[str], None] = output.say,
 ) -> AttachResult:
     """Begin or change the session of a running container; returns when its first snapshot has been applied.
 
@@ -161,10 +161,9 @@ def attach(
     open_call = client.call({"op": "attach", "record": record.to_json()}, start=True)
     if open_call is None:
         raise AutoforwardError("the supervisor could not be started")
-    with open_call:
-        for message in open_call:
-            if message["type"] == "progress":
-                say(message["text"])
+    with open_call, working(f"Looking into {info.name}"):
+        for _message in open_call:
+            pass
         result = open_call.result or {}
     problem = _problem_in(result)
     if problem:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from autoforward.cli import client, output
+from autoforward.cli.progress import working
 from autoforward.devcontainer import LABEL_LOCAL_FOLDER, LABEL_METADATA, merged_for_container, shutdown_action
 from autoforward.endpoints import resolve_endpoint
 from autoforward.engine import Engine
@@ -91,10 +92,13 @@ def _take_down(engine: Engine, unit: Unit, request: DevdownRequest) -> None:
         output.say(f"{unit.name} is left running: its shutdownAction is none")
         return
     if request.remove:
-        for what in remove_unit(engine, unit, request.timeout_s, volumes=request.volumes):
+        with working(f"Removing {unit.name}"):
+            removed = list(remove_unit(engine, unit, request.timeout_s, volumes=request.volumes))
+        for what in removed:
             output.say(f"removed {what}")
         return
-    stopped = stop_unit(engine, unit, request.timeout_s)
+    with working(f"Stopping {unit.name}"):
+        stopped = stop_unit(engine, unit, request.timeout_s)
     for name in stopped:
         output.say(f"stopped container {name}")
     if not stopped:
@@ -147,7 +151,8 @@ def engines_of_sessions(paths: StatePaths, folder: str | None) -> tuple[EngineEn
 def _detach(folder: str | None, container_ids: Sequence[str], timeout_s: float) -> list[dict[str, Any]]:
     """End the sessions of these, wait until their listeners are closed, say so; return the forwards that ended."""
     try:
-        rows = client.detach(folder, container_ids=container_ids, timeout_s=timeout_s)
+        with working("Ending the forwards"):
+            rows = client.detach(folder, container_ids=container_ids, timeout_s=timeout_s)
     except TargetError:
         return []  # no session there: that is how it should be
     for row in rows:

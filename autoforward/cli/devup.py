@@ -20,6 +20,7 @@ import click
 from click.core import ParameterSource
 
 from autoforward.cli import attaching, client, output
+from autoforward.cli.progress import working
 from autoforward.devcontainer import LABEL_METADATA, read_config_file
 from autoforward.devcontainer_cli import (
     DevcontainerCli,
@@ -68,7 +69,8 @@ def run_with_forwarding(request: DevupRequest) -> int:
     with without_app_port(request.up, output.warn) as args:
         if request.up.remove_existing_container:
             _tolerating_failure(lambda: _end_old_forwards(request), "the old container's forwards are not ended")
-        outcome = run_up(request.cli, args, request.environ, _write_stdout)
+        with working("Bringing the dev container up"):
+            outcome = run_up(request.cli, args, request.environ, _write_stdout)
     container_id = outcome.container_id() if outcome.exit_code == 0 else None
     attached: attaching.AttachResult | None = None
     if container_id is not None:
@@ -109,14 +111,14 @@ def _attach(request: DevupRequest, container_id: str) -> attaching.AttachResult:
         specs=request.specs,
         flags=request.flags,
         siblings=request.all_services,
-        say=output.say,
     )
 
 
 def _metadata(request: DevupRequest, info: ContainerInfo, image_label: str) -> Metadata:
     """What image and features ask for: the CLI knows them; where it has no answer, the label."""
     try:
-        merged = read_merged_configuration(request.cli, request.up, request.environ)
+        with working("Reading the merged configuration"):
+            merged = read_merged_configuration(request.cli, request.up, request.environ)
     except AutoforwardError as error:
         log.info("merged configuration: %s", error)
         return metadata_of(info, image_label)
@@ -141,7 +143,8 @@ def _end_old_forwards(request: DevupRequest) -> None:
     finally:
         engine.close()
     if ids:
-        client.detach(None, container_ids=ids, timeout_s=None)
+        with working("Ending the old container's forwards"):
+            client.detach(None, container_ids=ids, timeout_s=None)
 
 
 def _containers_of(engine: Engine, up: UpArguments) -> list[ContainerInfo]:
