@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -47,9 +46,10 @@ def containers(context: click.Context, _parameter: click.Parameter, incomplete: 
 
 def contexts(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """`--context`: those that the docker CLI has written down."""
-    folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "contexts" / "meta"
+    from autoforward.contexts import config_folder
+
     names = ["default"]
-    for path in sorted(folder.glob("*/meta.json")):
+    for path in sorted((config_folder(os.environ) / "contexts" / "meta").glob("*/meta.json")):
         try:
             names.append(str(json.loads(path.read_bytes())["Name"]))
         except (OSError, ValueError, KeyError, TypeError):
@@ -97,7 +97,8 @@ def _stored(what: str) -> list[Mapping[str, Any]]:
 
 
 def _running(docker_host: str | None, context: str | None) -> list[CompletionItem]:
-    from autoforward.engine import Engine, resolve_endpoint
+    from autoforward.endpoints import resolve_endpoint
+    from autoforward.engine import Engine
     from autoforward.model import ContainerInfo
 
     try:
