@@ -23,8 +23,8 @@ MAX_WORDS_BYTES = 4096
 class ChildSocket(socket.socket):
     """`close` lets the process end by itself, and ends it where it does not; it never blocks, and may come twice."""
 
-    _process: subprocess.Popen[bytes]
-    _closed: threading.Event
+    _child: subprocess.Popen[bytes]
+    _let_go: threading.Event
 
     @classmethod
     def start(cls, argv: Sequence[str], environ: Mapping[str, str]) -> ChildSocket:
@@ -32,9 +32,9 @@ class ChildSocket(socket.socket):
         ours, theirs = socket.socketpair()
         with theirs:
             made = cls(fileno=ours.detach())
-            made._closed = threading.Event()
+            made._let_go = threading.Event()
             try:
-                made._process = subprocess.Popen(
+                made._child = subprocess.Popen(
                     argv,
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
@@ -51,7 +51,7 @@ class ChildSocket(socket.socket):
 
     def words(self) -> str:
         """What the process has said on stderr, in one line. Once, and only while it is not closed."""
-        stderr = self._process.stderr
+        stderr = self._child.stderr
         if stderr is None or stderr.closed:
             return ""
         os.set_blocking(stderr.fileno(), False)
@@ -61,12 +61,12 @@ class ChildSocket(socket.socket):
 
     def close(self) -> None:
         super().close()
-        self._closed.set()
+        self._let_go.set()
 
     def _see_it_out(self) -> None:
         """The ladder: its stdin has ended; TERM, KILL."""
-        self._closed.wait()
-        process = self._process
+        self._let_go.wait()
+        process = self._child
         for end in (process.terminate, process.kill):
             try:
                 process.wait(GRACE_S if end == process.terminate else KILL_AFTER_S)

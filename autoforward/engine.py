@@ -105,6 +105,10 @@ class Engine:
         self.endpoint = endpoint
         self._link.endpoint = endpoint
 
+    def check_link(self, timeout_s: float) -> None:
+        """The machine was asleep: see `links.Link.check`."""
+        self._link.check(timeout_s)
+
     def _tls(self) -> TLSConfig | bool:
         tls = self.endpoint.tls
         if tls is None:

@@ -37,6 +37,9 @@ class Link(Protocol):
     def words(self) -> str:
         """Why the last thing failed, as far as the link knows more than whoever saw it fail; may be empty."""
 
+    def check(self, timeout_s: float) -> None:
+        """The machine was asleep: what is kept open and does not answer by then is given up."""
+
     def close(self) -> None:
         """End it, and what it runs; connections that it gave end too where it carries them. Idempotent."""
 
@@ -64,6 +67,9 @@ class DirectLink:
 
     def words(self) -> str:
         return ""
+
+    def check(self, timeout_s: float) -> None:
+        """Nothing is kept open."""
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -101,6 +107,9 @@ class TlsLink:
 
     def words(self) -> str:
         return ""
+
+    def check(self, timeout_s: float) -> None:
+        """Nothing is kept open but streams, which are asked themselves."""
 
     def close(self) -> None:
         """Each connection has its own process, which ends with it."""

@@ -47,6 +47,8 @@ DEFAULT_SOCKET = "/var/run/docker.sock"
 
 _TOLD = "autoforward-engine "
 _READY = "autoforward-ready"
+_REFUSED = "open failed: "
+"""In what ssh says of a channel, `channel 2: open failed: connect failed: open failed`."""
 
 # What every shell understands, the login's may be any: where the engine is, if docker is there; then wait for our end.
 _ASK = f"docker context inspect --format '{_TOLD}{{{{.Endpoints.docker.Host}}}}'; echo {_READY}; exec cat"
@@ -109,7 +111,27 @@ class SshLink:
     def words(self) -> str:
         """What ssh has said since it was asked last: why it could not open a channel, say."""
         said = [self._words.popleft() for _ in range(len(self._words))]
+        if any(_REFUSED in line for line in said):  # sshd tells no more, whatever the reason
+            return (
+                f"the machine there does not open {self._their_socket} for us: no engine is there, or you may not "
+                "use it, or its sshd does not forward sockets"
+            )
         return "; ".join(said)
+
+    def check(self, timeout_s: float) -> None:
+        """Is the login any good? One over which the engine says nothing by then is ended: ssh itself may take a while."""
+        with self._lock:
+            if self._process is None or self._our_socket is None:
+                return
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.settimeout(timeout_s)
+                try:
+                    sock.connect(str(self._our_socket))
+                    sock.sendall(b"GET /_ping HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")
+                    sock.recv(1)  # an end is an answer too: it is the engine that is away then
+                except OSError as error:
+                    log.info("%s: the login is given up: %s", self.endpoint.host, error)
+                    self._end()
 
     def close(self) -> None:
         with self._lock:
@@ -138,10 +160,10 @@ class SshLink:
             self._our_socket = _place_for_socket()
         theirs = self._their_socket or DEFAULT_SOCKET
         told = self._start(theirs)
-        if told is not None and told != theirs:
-            log.info("%s: the engine is at %s there", self.endpoint.host, told)
-            self._start(told)
         self._their_socket = told or theirs
+        if self._their_socket != theirs:
+            log.info("%s: the engine is at %s there", self.endpoint.host, told)
+            self._start(self._their_socket)
         return str(self._our_socket)
 
     def _start(self, their_socket: str) -> str | None:

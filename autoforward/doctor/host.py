@@ -119,6 +119,8 @@ def check_engine(look: EngineLook) -> Finding:
     )
     if look.access == "denied":
         hint = "see engine-access"
+    if look.access == "no socket" and look.hint is not None:  # whoever tried to reach it knows better
+        hint = look.hint
     return fail("engine", f"the engine at {where} does not answer: {why}", hint)
 
 

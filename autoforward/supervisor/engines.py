@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 ENGINE_THREADS = 8
 """Processes that are being started in containers at once: 20 at once take 1.6 s, more only makes all of them later."""
 
+LINK_TIMEOUT_S = 2.0
+"""After a sleep of the machine: how long an engine far away has to answer over the login that there is."""
+
 SOCKET_LOOK_S = 0.1
 """While an engine on a local socket is away: how often its file is looked at. One that is new is tried at once."""
 
@@ -157,8 +160,9 @@ class Engines:
             threading.Thread(target=ended.engine.close, name=f"end of {ended.engine}", daemon=True).start()
 
     def reconnect(self) -> None:
-        """Begin all event streams anew; everybody is told to look for himself then."""
+        """Begin all event streams anew, over ways that answer; everybody is told to look for himself then."""
         for one in self._in_use.values():
+            one.pool.submit(one.engine.check_link, LINK_TIMEOUT_S)
             one.follower.reconnect()
 
     def close(self) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import docker
 import pytest
 
+from autoforward.model import EngineEndpoint
+from autoforward.ssh_link import SshLink
 from tests.conformance import IPV6_ON, dial
 from tests.conftest import Runner, runner, supervisor_of
 from tests.containers import Container, Server, eventually
@@ -143,6 +145,36 @@ def test_a_login_that_fails_says_so_in_sshs_words_and_asks_nobody(ssh_run: Runne
     [finding] = [one for one in findings if one["id"] == "engine"]
     assert finding["status"] == "fail"
     assert "Permission denied (publickey)" in finding["text"]
+    assert "without asking" in finding["hint"]
+    keys = (sshd.folder / "authorized_keys").read_text()
+    (sshd.folder / "authorized_keys").write_text(f"restrict {keys}")
+    try:
+        no_forwards = ssh_run("autoforward", "attach", box.name)
+    finally:
+        (sshd.folder / "authorized_keys").write_text(keys)
+    assert no_forwards.returncode == 3
+    assert "does not open /var/run/docker.sock for us" in no_forwards.stderr
+
+
+def test_a_login_that_answers_no_more_is_given_up_when_it_is_asked(
+    reached: Reached, sshd: Sshd, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    """As after a sleep: nothing has told ssh that the other side is gone."""
+    monkeypatch.setenv("AUTOFORWARD_HOME", str(home))
+    ssh = str(sshd.folder / "bin/ssh")
+    link = SshLink(EngineEndpoint(sshd.host, "a test", ssh_auth_sock=str(sshd.auth_sock)), lambda: None, ssh)
+    try:
+        link.sdk_url()
+        logins = sshd.logins
+        link.check(TIMEOUT_S)
+        link.sdk_url()
+        assert sshd.logins == logins, "one that answers is kept"
+        with sshd.frozen():
+            link.check(1.0)
+        link.sdk_url()
+        assert sshd.logins == logins + 1
+    finally:
+        link.close()
 
 
 def test_a_killed_supervisor_is_followed_by_one_that_logs_in_with_the_same_agent(

@@ -6,12 +6,13 @@ configuration of the tests'. The key is held by an ssh agent alone, whose socket
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -120,26 +121,38 @@ LogLevel VERBOSE
         process, self._process = self._process, None
         if process is None:
             return
-        cut = psutil.Process(process.pid).children(recursive=True)
+        logins = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
-        for child in cut:
-            try:
-                child.send_signal(signal.SIGKILL)
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(cut, timeout=10)
+        for login in logins:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                login.kill()
+        psutil.wait_procs(logins, timeout=10)
 
     def cut(self) -> None:
         """End the logins that there are; new ones are taken."""
+        logins = self._logins()
+        for login in logins:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                login.kill()
+        psutil.wait_procs(logins, timeout=10)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The logins that there are say nothing, and nobody is told."""
+        logins = self._logins()
+        for login in logins:
+            login.suspend()
+        try:
+            yield
+        finally:
+            for login in logins:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    login.resume()
+
+    def _logins(self) -> list[psutil.Process]:
         assert self._process is not None
-        children = psutil.Process(self._process.pid).children(recursive=True)
-        for child in children:
-            try:
-                child.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(children, timeout=10)
+        return psutil.Process(self._process.pid).children(recursive=True)
 
     def close(self) -> None:
         self.stop()

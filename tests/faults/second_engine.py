@@ -84,6 +84,11 @@ class SecondEngine:
         ]
         return answered_s
 
+    def signal(self, number: signal.Signals) -> None:
+        """STOP makes it one that takes connections and answers nobody, CONT one that does."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def stop(self) -> None:
         """Tell it to end, and wait until it has."""
         self._end(signal.SIGTERM)
