@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import secrets
 import tarfile
 from collections.abc import Collection, Sequence
 from functools import cache
@@ -48,27 +49,45 @@ class AgentDoesNotRunError(NoAgentError):
 
 
 def deploy_agent(engine: Engine, info: ContainerInfo, unusable: Collection[str] = ()) -> str:
-    """The path of the agent in the container, none of the `unusable` ones. Raises NoAgentError, and what the engine raises."""
+    """The path of the agent in the container, at no place of an `unusable` one. Raises NoAgentError, and what the engine raises."""
     binary = agent_binary(engine.architecture(info))
     name = agent_name(binary)
+    tried = {place_of(path) for path in unusable}
     reasons = []
     for place in places(info):
-        path = f"{place.rstrip('/')}/{FOLDER}/{name}"
-        if path in unusable:
+        if place in tried:
             continue
+        path = _join(place, FOLDER, name)
         if is_ours(engine, info.container_id, path, binary):
             return path
         try:
             engine.put_archive(info.container_id, place, archive(name, binary))
+            if is_ours(engine, info.container_id, path, binary):
+                return path
+            if is_ours(engine, info.container_id, path, binary, of_anybody=True):
+                # Podman says of every file that it is the container's user's, so nobody can tell whose this one is.
+                # A folder whose name nobody could know before it was there, is the engine's own work.
+                unheard = f"{FOLDER}-{secrets.token_hex(16)}"
+                path = _join(place, unheard, FOLDER, name)
+                engine.put_archive(info.container_id, place, archive(name, binary, below=unheard))
+                if is_ours(engine, info.container_id, path, binary, of_anybody=True):
+                    return path
         except AutoforwardError as error:
             reasons.append(f"{place}: {error}")
             continue
-        if is_ours(engine, info.container_id, path, binary):
-            return path
         reasons.append(f"{place}: what is uploaded there does not arrive as it was")
     if not reasons:
         raise NoAgentError("there is no other place for it")
     raise NoAgentError(f"the agent cannot be put into the container ({'; '.join(reasons)})")
+
+
+def _join(place: str, *parts: str) -> str:
+    return "/".join((place.rstrip("/"), *parts))
+
+
+def place_of(path: str) -> str:
+    """The one of `places` in which that agent lies."""
+    return path.partition(f"/{FOLDER}")[0] or "/"
 
 
 def agent_name(binary: bytes) -> str:
@@ -76,21 +95,21 @@ def agent_name(binary: bytes) -> str:
     return f"agent-{hashlib.sha256(binary).hexdigest()[:16]}"
 
 
-def is_ours(engine: Engine, container_id: str, path: str, binary: bytes) -> bool:
-    """Whether that very file is there, and it and its folder are root's alone to change.
+def is_ours(engine: Engine, container_id: str, path: str, binary: bytes, *, of_anybody: bool = False) -> bool:
+    """Whether that very file is there, and it and its folder are root's alone to change (`of_anybody`: their owner's).
 
     Anybody in the container may have made a folder of that name in `/tmp` first, with a program of his own in it; it
     would run as the container's default user, who may be root.
     """
+
+    def is_safe(member: tarfile.TarInfo) -> bool:
+        return (of_anybody or member.uid == 0) and not member.mode & 0o022
+
     folder = engine.read_member(container_id, path.rpartition("/")[0])
-    if folder is None or not folder[0].isdir() or not _is_roots_alone(folder[0]):
+    if folder is None or not folder[0].isdir() or not is_safe(folder[0]):
         return False
     file = engine.read_member(container_id, path, MAX_ELF_BYTES)
-    return file is not None and file[0].isreg() and _is_roots_alone(file[0]) and file[1] == binary
-
-
-def _is_roots_alone(member: tarfile.TarInfo) -> bool:
-    return member.uid == 0 and not member.mode & 0o022
+    return file is not None and file[0].isreg() and is_safe(file[0]) and file[1] == binary
 
 
 def places(info: ContainerInfo) -> Sequence[str]:
@@ -103,14 +122,16 @@ def places(info: ContainerInfo) -> Sequence[str]:
     return tuple(place for place in found if place not in info.other_mounts)
 
 
-def archive(name: str, binary: bytes) -> bytes:
-    """A tar of `.autoforward/` (0755, root) and the agent in it."""
+def archive(name: str, binary: bytes, *, below: str = "") -> bytes:
+    """A tar of `.autoforward/` (0755, root) and the agent in it; all of it in another such folder, if one is named."""
+    folders = [below, f"{below}/{FOLDER}"] if below else [FOLDER]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        folder = tarfile.TarInfo(FOLDER)
-        folder.type, folder.mode = tarfile.DIRTYPE, MODE
-        tar.addfile(folder)
-        file = tarfile.TarInfo(f"{FOLDER}/{name}")
+        for path in folders:
+            folder = tarfile.TarInfo(path)
+            folder.type, folder.mode = tarfile.DIRTYPE, MODE
+            tar.addfile(folder)
+        file = tarfile.TarInfo(f"{folders[-1]}/{name}")
         file.size, file.mode = len(binary), MODE
         tar.addfile(file, io.BytesIO(binary))
     return buffer.getvalue()

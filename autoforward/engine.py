@@ -37,8 +37,8 @@ MAX_NETWORK_HOPS = 4
 TAR_SLACK_BYTES = 64 * 1024
 """Headers and padding around one file of a tar, generously."""
 
-CONTAINER_ACTIONS = ("start", "die", "destroy", "remove", "pause", "unpause", "rename")
-"""What of an engine's events concerns a session (`remove` is Podman's word for `destroy`)."""
+CONTAINER_ACTIONS = ("start", "die", "died", "destroy", "remove", "pause", "unpause", "rename")
+"""What of an engine's events concerns a session. Podman has `remove` for `destroy`, and says `die` to whom asked for `died`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,16 +78,20 @@ def _find(cache: Path) -> tuple[PrivateApt, str] | None:
         version = own.candidate(package)
         if version is not None and not version.startswith("1."):
             return own, package
+    later = next_release(cache)
+    return None if later is None else (later, PACKAGES[-1])
+
+
+def next_release(cache: Path) -> PrivateApt | None:
+    """apt of the next Debian release, on the machine's own mirrors; None where the machine is not of a release we know."""
     release = _release()
     successor = NEXT_RELEASE.get(release)
-    if successor is None:
-        return None
-    sources = next_release_sources(Path("/etc/apt"), release, successor)
+    sources = next_release_sources(Path("/etc/apt"), release, successor) if successor else []
     if not sources:
         return None
     later = PrivateApt(cache / f"apt-{successor}", source_files=sources)
     later.update()
-    return later, PACKAGES[-1]
+    return later
 
 
 def plugin_dir() -> Path:

@@ -48,12 +48,9 @@ def _from_debian(folder: Path) -> None:
         raise AptError("no apt here")
     apt = PrivateApt(folder / "apt")
     apt.update()
-    query = ["dpkg-query", "-W", "-f", "${db:Status-Abbrev} ${Package}\n"]
-    rows = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-    installed = {row.split()[1] for row in rows if row.startswith("ii")}
     root = folder / "root"
     root.mkdir()
-    for deb in apt.download(sorted(apt.closure(["neovim"]) - installed), folder / "debs"):
+    for deb in apt.download(apt.lacking(["neovim"]), folder / "debs"):
         extract(deb, root)
     libraries = sorted({str(path.parent) for path in root.glob("usr/lib/**/*.so*")}, key=len)
     _write_script(

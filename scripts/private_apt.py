@@ -103,6 +103,12 @@ class PrivateApt:
         """The packages and everything they depend on; raises AptError when one does not exist."""
         return frozenset(_INST_LINE.findall(self._run("apt-get", "--simulate", "install", *packages)))
 
+    def lacking(self, packages: Sequence[str]) -> list[str]:
+        """What of `closure` is not installed on this machine."""
+        query = ["dpkg-query", "-W", "-f", "${db:Status-Abbrev} ${Package}\n"]
+        rows = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+        return sorted(self.closure(packages) - {row.split()[1] for row in rows if row.startswith("ii")})
+
     def candidate(self, package: str) -> str | None:
         """The version that would be installed, None where the sources have no such package."""
         match = re.search(r"Candidate: (\S+)", self._run("apt-cache", "policy", package))

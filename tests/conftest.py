@@ -200,7 +200,7 @@ def container(engine: docker.DockerClient, images: Mapping[str, str]) -> Iterato
     try:
         yield make
     finally:
-        for one in made:
+        for one in reversed(made):  # one whose network another uses cannot go first, on Podman
             one.remove()
 
 

@@ -29,6 +29,8 @@ LEAST_DESCRIPTORS = 256
 LOW_DESCRIPTORS = 4096
 """Each connection takes one or two, each forward two: a page with many parts opens dozens."""
 
+TESTED_ENGINES = ("docker", "podman")
+
 SocketAccess = Literal["usable", "missing", "denied", "refused", "no socket"]
 """Of the engine's Unix socket; `no socket` is an endpoint of another kind."""
 
@@ -148,8 +150,8 @@ def check_engine_version(about: EngineAbout) -> Finding:
         return fail("engine-version", f"{what}: too old", f"API {least} is needed: Docker 1.13 or newer")
     if about.os != "linux":
         return fail("engine-version", f"{what}: it runs no Linux containers", "switch it to Linux containers")
-    if "docker" not in about.name.lower():
-        return warn("engine-version", f"{what}: not Docker, and not tested", "please report what does not work")
+    if not any(name in about.name.lower() for name in TESTED_ENGINES):
+        return warn("engine-version", f"{what}: it is not tested", "please report what does not work")
     return ok("engine-version", what)
 
 

@@ -86,9 +86,11 @@ def _about(engine: Engine) -> EngineAbout:
     between = (before + time.time()) / 2
     components = version.get("Components") or [{}]
     component = str(components[0].get("Name", ""))
+    platform = str((version.get("Platform") or {}).get("Name") or "")
     said = parse_time(str(info.get("SystemTime", "")))
     return EngineAbout(
-        name=str((version.get("Platform") or {}).get("Name") or ("Docker" if component == "Engine" else component)),
+        # Podman calls itself so in its component, and has its distribution for a platform.
+        name=(platform or "Docker") if component == "Engine" else component or platform,
         version=str(version.get("Version", "unknown")),
         api_version=str(version.get("ApiVersion", "unknown")),
         os=str(version.get("Os", "unknown")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from typing import Any, cast
 
@@ -26,10 +27,20 @@ def member(kind: bytes, *, uid: int = 0, mode: int = 0o755) -> tarfile.TarInfo:
 
 
 class FakeEngine:
-    """A container as a dictionary; an upload to a place of `swallowing` is taken and does not arrive."""
+    """A container as a dictionary; an upload to a place of `swallowing` is taken and does not arrive.
 
-    def __init__(self, members: Members, swallowing: tuple[str, ...] = (), refusing: tuple[str, ...] = ()) -> None:
+    With `says_owner` it says of everything that it is this user's, whosever it is.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        swallowing: tuple[str, ...] = (),
+        refusing: tuple[str, ...] = (),
+        says_owner: int | None = None,
+    ) -> None:
         self.members = members
+        self._says_owner = says_owner
         self.uploads: list[str] = []
         self._swallowing, self._refusing = swallowing, refusing
 
@@ -38,7 +49,10 @@ class FakeEngine:
 
     def read_member(self, _container_id: str, path: str, max_bytes: int = 0) -> tuple[tarfile.TarInfo, bytes] | None:
         found = self.members.get(path)
-        return None if found is None else (found[0], found[1][:max_bytes])
+        if found is None:
+            return None
+        said = found[0] if self._says_owner is None else found[0].replace(uid=self._says_owner, deep=False)
+        return said, found[1][:max_bytes]
 
     def put_archive(self, _container_id: str, folder: str, tar: bytes) -> None:
         self.uploads.append(folder)
@@ -120,3 +134,30 @@ def test_a_tmpfs_and_a_place_where_it_did_not_run_are_passed_over() -> None:
     assert first.startswith("/.autoforward/")
     assert deploy.deploy_agent(cast(Engine, engine), info("/data", tmpfs=("/tmp",)), [first]).startswith("/data/")
     assert engine.uploads == ["/", "/data"]
+
+
+@pytest.mark.usefixtures("binary")
+def test_an_engine_that_hides_whose_a_file_is_gets_a_folder_that_nobody_could_name() -> None:
+    """Podman says of every file that it is the container's user's: with `user: dev` there was never an agent on it."""
+    planted: Members = {FOLDER: (member(tarfile.DIRTYPE, uid=2000), b"")}
+    engine = FakeEngine(planted, says_owner=1000)
+    paths = [deploy.deploy_agent(cast(Engine, engine), info()) for _ in range(2)]
+    for path in paths:
+        assert re.fullmatch(r"/tmp/\.autoforward-[0-9a-f]{32}/\.autoforward/agent-[0-9a-f]{16}", path)
+        assert engine.members[path][1] == BINARY
+    assert paths[0] != paths[1]
+    assert deploy.deploy_agent(cast(Engine, engine), info(), paths[:1]).startswith("/.autoforward-"), "the next place"
+
+
+@pytest.mark.usefixtures("binary")
+def test_whose_a_file_is_does_not_matter_only_where_nobody_could_be_first() -> None:
+    engine = FakeEngine({}, swallowing=("/tmp", "/"), says_owner=1000)
+    engine.members = {
+        f"/tmp/.autoforward{part}": found
+        for part, found in (
+            ("", (member(tarfile.DIRTYPE), b"")),
+            (f"/{deploy.agent_name(BINARY)}", (member(tarfile.REGTYPE), BINARY)),
+        )
+    }
+    with pytest.raises(deploy.NoAgentError, match=r"/tmp: what is uploaded .*; /: what is uploaded"):
+        deploy.deploy_agent(cast(Engine, engine), info())

@@ -78,7 +78,8 @@ def test_engine_access(look: EngineLook, status: str) -> None:
         ({"api_version": "1.24"}, "fail", "too old"),
         ({"api_version": "unknown"}, "ok", "unknown"),
         ({"os": "windows"}, "fail", "Linux containers"),
-        ({"name": "Podman Engine"}, "warn", "not tested"),
+        ({"name": "Podman Engine", "version": "4.3.1"}, "ok", "Podman Engine 4.3.1"),
+        ({"name": "Another Engine"}, "warn", "not tested"),
     ],
 )
 def test_engine_version(changes: dict[str, str], status: str, word: str) -> None:
