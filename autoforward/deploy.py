@@ -49,7 +49,10 @@ class AgentDoesNotRunError(NoAgentError):
 
 
 def deploy_agent(engine: Engine, info: ContainerInfo, unusable: Collection[str] = ()) -> str:
-    """The path of the agent in the container, at no place of an `unusable` one. Raises NoAgentError, and what the engine raises."""
+    """The path of the agent in the container, at no place of an `unusable` one.
+
+    Raises NoAgentError, and what the engine raises.
+    """
     binary = agent_binary(engine.architecture(info))
     name = agent_name(binary)
     tried = {place_of(path) for path in unusable}

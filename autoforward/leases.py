@@ -263,15 +263,39 @@ def parse_document(data: bytes) -> RegistryDocument:
     return result
 
 
+class DocumentEncoder:
+    """Documents to text, one row a line, for people who look into the file; ASCII, so that any text (file names too) survives.
+
+    Remembers the lines of the last one: of a thousand rows, one has changed. Rows are values, therefore: whoever changes
+    one puts another in its place.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[int, tuple[object, str]] = {}
+
+    def encode(self, document: RegistryDocument) -> bytes:
+        known, lines = self._lines, {}
+
+        def rows(values: list[Any]) -> str:
+            texts = []
+            for value in values:
+                line = known.get(id(value))  # its owner is kept with it, so that the number is nobody else's
+                if line is None:
+                    row = value.to_json() if isinstance(value, Lease) else value
+                    line = value, "\n" + json.dumps(row, separators=(",", ":"))
+                lines[id(value)] = line
+                texts.append(line[1])
+            return "[" + ",".join(texts) + "]"
+
+        entries = rows([*document.entries, *document.foreign_entries])
+        sessions = rows(document.sessions)
+        extra = "".join(f",\n{json.dumps(key)}:{json.dumps(value)}" for key, value in document.extra.items())
+        self._lines = lines
+        return f'{{"version":{document.version},\n"entries":{entries},\n"sessions":{sessions}{extra}}}\n'.encode(
+            "ascii"
+        )
+
+
 def encode_document(document: RegistryDocument) -> bytes:
-    """One row a line, for people who look into the file; ASCII, so that any text (file names too) survives."""
-
-    def rows(values: list[Any]) -> str:
-        return "[" + ",".join("\n" + json.dumps(value, separators=(",", ":")) for value in values) + "]"
-
-    entries = [lease.to_json() for lease in document.entries] + document.foreign_entries
-    extra = "".join(f",\n{json.dumps(key)}:{json.dumps(value)}" for key, value in document.extra.items())
-    text = (
-        f'{{"version":{document.version},\n"entries":{rows(entries)},\n"sessions":{rows(document.sessions)}{extra}}}\n'
-    )
-    return text.encode("ascii")
+    """One document as `DocumentEncoder` has it."""
+    return DocumentEncoder().encode(document)

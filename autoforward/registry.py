@@ -16,13 +16,13 @@ from datetime import UTC, datetime
 
 from autoforward.leases import (
     CorruptDocumentError,
+    DocumentEncoder,
     Lease,
     ProcessIdentity,
     RegistryDocument,
     RegistryError,
     Session,
     current_process,
-    encode_document,
     format_time,
     parse_document,
     parse_time,
@@ -75,6 +75,9 @@ class Registry:
         self._recover = recover
         self._lock_timeout_s = lock_timeout_s
         self._known: _Signature | None = None
+        self._encoder = DocumentEncoder()
+        self._last: tuple[bytes, RegistryDocument] | None = None
+        """What the last transaction left, under the lock: with a thousand rows, reading them anew takes 20 ms."""
 
     def __repr__(self) -> str:
         return f"<Registry {self._paths.registry}>"
@@ -105,14 +108,16 @@ class Registry:
         """
         with _locked(self._paths, self._lock_timeout_s if lock_timeout_s is None else lock_timeout_s) as unwritable:
             before = self._read_file()
-            document = self._load(before)
+            last, self._last = self._last, None  # if the block raises, it may have been half changed
+            document = last[1] if last is not None and last[0] == before else self._load(before)
             yield document
-            after = encode_document(document)
+            after = self._encoder.encode(document)
             if after != before and not (before is None and document == RegistryDocument()):
                 if unwritable is not None:
                     raise self._cannot_write(unwritable)
                 self._write_file(after)
             self._known = self._signature()
+            self._last = after, document
 
     def _signature(self) -> _Signature | None:
         try:

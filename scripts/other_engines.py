@@ -20,8 +20,8 @@ from scripts.private_apt import AptError, PrivateApt, available, extract
 from scripts.say import say
 
 CACHE_DIR = Path(__file__).resolve().parents[1] / ".cache"
-PODMAN_PACKAGES = ("podman", "netavark", "slirp4netns", "uidmap", "catatonit")
-"""catatonit is the init of `--init`, netavark gives addresses; the other two are for containers of an ordinary user."""
+PODMAN_PACKAGES = ("podman", "netavark", "aardvark-dns", "slirp4netns", "uidmap", "catatonit")
+"""catatonit is the init of `--init`, netavark gives addresses, aardvark-dns names; the other two are for an ordinary user."""
 
 KINDS = ("podman", "dockerd")
 

@@ -1,8 +1,9 @@
 """A Podman of the tests' own behind its Docker-compatible socket: root's, or that of an ordinary user made for it.
 
 Its programs come from .cache/engines (`scripts.other_engines`); its storage and state are in a folder below /tmp. It runs
-in a mount namespace of its own, where the user and his subordinate ids are in an /etc that nobody else sees. Root's
-default network is internal: the host reaches its containers, and no firewall rule is made that would stay.
+in a mount namespace of its own, with a /run that nobody else sees, and an /etc in which there are the user and his
+subordinate ids. Root's default network is internal: the host reaches its containers, and no firewall rule is made that
+would stay.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ set -eu
 folder=$1 programs=$2 rootless=$3
 shift 3
 mount --bind "$programs" "$folder/root"
+mount -t tmpfs tmpfs /run
 [ "$rootless" = yes ] || exec "$@"
 mount -t overlay overlay -o "lowerdir=/etc,upperdir=$folder/etc,workdir=$folder/work" /etc
 mount --bind "$folder/tun" /dev/net/tun
