@@ -54,6 +54,7 @@ test: lint types fuzz engine images ## everything; ends 0 only if the tests with
 	@$(BIN)/python -m scripts.engine devcontainers-cli >/dev/null
 	@$(BIN)/python -m scripts.neovim >/dev/null || echo "tests: no Neovim: what needs one says so"
 	@$(BIN)/python -m scripts.ssh_server >/dev/null || echo "tests: no sshd: what needs one says so"
+	@$(BIN)/python -m scripts.other_engines >/dev/null || echo "tests: not every other engine: what needs one says so"
 	@$(MAKE) --silent --no-print-directory $(CROSS) || echo "tests: no cross compiler: what needs one says so"
 	@echo "tests: all of them"
 	@# exec: a signal to make has to reach pytest, which then cleans up.

@@ -91,7 +91,7 @@ class Home:
             time.sleep(0.05)
 
 
-def measure(home: Home, places: list[Place]) -> dict[str, str]:
+def measure(home: Home, places: list[Place], idle_s: float = IDLE_S) -> dict[str, str]:
     """Attach to all, look at the cost, kill the supervisor, and wait until the next one has them all."""
 
     def attach(place: Place) -> None:
@@ -107,7 +107,7 @@ def measure(home: Home, places: list[Place]) -> dict[str, str]:
     figures["threads"] = str(process.num_threads())
     figures["descriptors"] = str(process.num_fds())
     begin_s, before = time.monotonic(), cpu_ns([process.pid])
-    time.sleep(IDLE_S)
+    time.sleep(idle_s)
     figures["idle, % of a core"] = f"{(cpu_ns([process.pid]) - before) / (time.monotonic() - begin_s) / 1e7:.1f}"
     figures["`list --json`, ms"] = f"{1000 * _list_s(home):.0f}"
     figures["registry, KB"] = f"{home.paths.registry.stat().st_size / 1000:.0f}"

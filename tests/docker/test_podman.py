@@ -16,11 +16,11 @@ import pytest
 
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.model import EngineEndpoint
-from tests.conftest import Runner, missing
+from tests.conftest import Runner
 from tests.containers import Container, eventually, fetch
 from tests.docker.observing import free_port, row_of
 from tests.docker.test_direct_path import PIECE, SIZE, echo_of, listening_on_its_address
-from tests.engines.podman import PodmanService
+from tests.engines.podman import PodmanService, podman_with
 from tests.images.recipes import HELPER_DIR
 
 SERVER = f"{HELPER_DIR}/server.py"
@@ -29,15 +29,8 @@ LANES = ["agent", "socat", "nc", "devtcp"]
 
 @pytest.fixture(scope="module", params=[False, True], ids=["rootful", "rootless"])
 def podman(request: pytest.FixtureRequest, images: Mapping[str, str]) -> Iterator[PodmanService]:
-    if (reason := PodmanService.why_not()) is not None:
-        missing(reason)
-    service = PodmanService(rootless=request.param)
-    try:
-        service.start()
-        service.load(images["full"])
+    with podman_with(images["full"], rootless=request.param) as service:
         yield service
-    finally:
-        service.close()
 
 
 @pytest.fixture

@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import docker
 import psutil
+import pytest
 
 from scripts.engine import ping
 from scripts.other_engines import path_of
@@ -64,6 +66,10 @@ network_config_dir = "{folder}/networks"
 """
 
 
+class CannotRunError(Exception):
+    """This machine (its kernel, its folders, its control groups) has no place for it; the message says why."""
+
+
 class PodmanService:
     """`start` once, `close` at the end. Needs root, for the ordinary user's as well."""
 
@@ -74,6 +80,9 @@ class PodmanService:
         self.socket = self.folder / "run/sock"
         self.rootless = rootless
         self._process: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Podman of {'an ordinary user' if self.rootless else 'root'}>"
 
     @staticmethod
     def why_not() -> str | None:
@@ -90,7 +99,7 @@ class PodmanService:
         return f"unix://{self.socket}"
 
     def start(self) -> None:
-        """Returns when it answers; an AssertionError has its last words."""
+        """Returns when it answers. Raises CannotRunError, with its last words."""
         programs = path_of("podman")
         assert programs is not None
         folders = {path.parent.relative_to(programs) for path in programs.glob("usr/lib/**/*.so*")}
@@ -120,9 +129,9 @@ class PodmanService:
             )
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not ping(self.socket):
-            words = (self.folder / "log").read_text(errors="replace")[-500:]
-            assert self._process.poll() is None, f"Podman ended while it started: {words}"
-            assert time.monotonic() < deadline_s, f"Podman does not answer: {words}"
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                words = " ".join((self.folder / "log").read_text(errors="replace").split())[-500:]
+                raise CannotRunError(f"{self!r} does not run here: {words}")
             time.sleep(0.01)
 
     def _prepare(self, libraries: str) -> None:
@@ -166,6 +175,16 @@ class PodmanService:
             )
         assert (save.returncode, loaded.returncode) == (0, 0), loaded.stderr
 
+    def try_out(self, image: str) -> None:
+        """Run a container to its end. Raises CannotRunError."""
+        client = docker.DockerClient(base_url=self.host, timeout=60)
+        try:
+            client.containers.run(image, ["true"], remove=True, init=True)
+        except docker.errors.DockerException as error:
+            raise CannotRunError(f"{self!r} runs no container here: {error}") from error
+        finally:
+            client.close()
+
     def close(self) -> None:
         """Remove its containers, end it and whatever it started, and remove all that was its."""
         try:
@@ -203,6 +222,24 @@ class PodmanService:
         except psutil.Error:
             return False
         return any(word.startswith(f"{self.folder}/") or f"={self.folder}/" in word for word in words)
+
+
+@contextlib.contextmanager
+def podman_with(image: str, *, rootless: bool) -> Iterator[PodmanService]:
+    """One that runs and has that image of the default engine; skips with the reason where there can be none."""
+    if (reason := PodmanService.why_not()) is not None:
+        pytest.skip(reason)
+    service = PodmanService(rootless=rootless)
+    try:
+        try:
+            service.start()
+            service.load(image)
+            service.try_out(image)
+        except CannotRunError as error:
+            pytest.skip(str(error))
+        yield service
+    finally:
+        service.close()
 
 
 def _internal_network() -> dict[str, object]:
