@@ -3,7 +3,7 @@
     python -m bench.fake_engine SOCKET COUNT [DELAY_MS]     serves until it is told to end
 
 So the supervisor is real, its engine calls, streams and agents' frames too, and nothing but the supervisor takes time.
-Each container listens on one port. DELAY_MS is what every request takes: an engine that is far away.
+Each container has one server. DELAY_MS is what every request takes: an engine that is far away.
 """
 
 from __future__ import annotations
@@ -24,18 +24,15 @@ from autoforward.deploy import FOLDER, agent_binary, agent_name
 from autoforward.frames import Ping, SocketEntry, Watch
 from autoforward.wire import Decoder, encode_hello, encode_pong, encode_process, encode_snapshot
 
-FIRST_PORT = 20_000
+CONTAINER_PORT = 3000
+"""Where the one server of every container listens: all projects are alike."""
+
 WINDOW = 262_144
 _STDOUT = struct.Struct(">B3xI")
 
 
 def container_id(number: int) -> str:
     return f"{number:064x}"
-
-
-def container_port(number: int) -> int:
-    """Where the one server of that container listens; apart from each other, so that host ports are as in the container."""
-    return FIRST_PORT + number
 
 
 class FakeEngine:
@@ -129,7 +126,7 @@ class FakeEngine:
             for event in decoder.feed(data):
                 match event:
                     case Watch():
-                        say(encode_snapshot([SocketEntry("tcp", container_port(number), "127.0.0.1", 0, number + 1)]))
+                        say(encode_snapshot([SocketEntry("tcp", CONTAINER_PORT, "127.0.0.1", 0, number + 1)]))
                         say(encode_process(number + 1, 7, b"server\0"))
                     case Ping(payload):
                         say(encode_pong(payload))

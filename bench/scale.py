@@ -32,7 +32,7 @@ from autoforward.model import EngineEndpoint, Identity
 from autoforward.paths import StatePaths
 from autoforward.settings import SessionRecord
 from bench.cost import cpu_ns
-from bench.fake_engine import container_id
+from bench.fake_engine import CONTAINER_PORT, container_id
 from scripts.say import say
 from tests.containers import LABEL, run_id, sweep
 from tests.images.build import ensure_images
@@ -180,8 +180,8 @@ def real(count: int) -> Iterator[list[Place]]:
     images = ensure_images(client, ["busybox"], say=say)
     try:
         places = []
-        for number in range(count):
-            command = [f"{HELPER_DIR}/httpd", "-f", "-p", f"127.0.0.1:{20_000 + number}", "-h", f"{HELPER_DIR}/www"]
+        for _ in range(count):
+            command = [f"{HELPER_DIR}/httpd", "-f", "-p", f"127.0.0.1:{CONTAINER_PORT}", "-h", f"{HELPER_DIR}/www"]
             made = client.containers.run(
                 images["busybox"], command, detach=True, labels={LABEL: run_id()}, network_mode="none"
             )

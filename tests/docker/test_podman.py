@@ -24,7 +24,8 @@ from tests.engines.podman import PodmanService, podman_with
 from tests.images.recipes import HELPER_DIR
 
 SERVER = f"{HELPER_DIR}/server.py"
-LANES = ["agent", "socat", "nc", "devtcp"]
+SHELL_LANES = ["socat", "nc", "devtcp"]
+"""The agent's has tests/docker/test_engines.py for itself."""
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["rootful", "rootless"])
@@ -112,17 +113,18 @@ def test_life_of_a_container_is_told(box: Callable[..., Container], podman: Podm
     assert {(event.name, event.labels["color"]) for event in mine} == {(app.name, "blue")}
 
 
-@pytest.mark.parametrize("lane", LANES)
-def test_server_that_closes_first_ends_every_lane(box: Callable[..., Container], run: Runner, lane: str) -> None:
+def test_shell_lanes_serve_and_end(box: Callable[..., Container], run: Runner) -> None:
     port = free_port()
     app = box("python3", SERVER, "http", "--port", str(port))
-    run("autoforward", "attach", app.name, "--lane", lane, check=0)
-    assert session_of(run)["lane"]["name"] == lane
-    url = row_of(run, port, status="active")["url"]
-    assert [fetch(url) for _ in range(2)] == ["hello\n"] * 2
+    for lane in SHELL_LANES:
+        run("autoforward", "attach", app.name, "--lane", lane, check=0)
+        assert session_of(run)["lane"]["name"] == lane
+        url = row_of(run, port, status="active")["url"]
+        assert [fetch(url) for _ in range(2)] == ["hello\n"] * 2
+    total = 2 * len(SHELL_LANES)
 
     def idle() -> bool:
-        return bool(row_of(run, port, status="active")["connections"] == {"active": 0, "total": 2, "refused": 0})
+        return bool(row_of(run, port, status="active")["connections"] == {"active": 0, "total": total, "refused": 0})
 
     eventually(idle, timeout_s=20)
     run("autoforward", "detach", app.name, check=0)

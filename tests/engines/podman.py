@@ -1,7 +1,7 @@
 """A Podman of the tests' own behind its Docker-compatible socket: root's, or that of an ordinary user made for it.
 
 Its programs come from .cache/engines (`scripts.other_engines`); its storage and state are in a folder below /tmp. It runs
-in a mount namespace of its own, with a /run that nobody else sees, and an /etc in which there are the user and his
+in a mount namespace of its own, whose /usr has the programs, whose /run is empty, and whose /etc has the user and his
 subordinate ids. Root's default network is internal: the host reaches its containers, and no firewall rule is made that
 would stay.
 """
@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import docker
@@ -26,6 +27,7 @@ import pytest
 
 from scripts.engine import ping
 from scripts.other_engines import path_of
+from tests.engines.reached import NO_ENGINE_NAMED, Reached
 
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 20.0
@@ -39,6 +41,7 @@ set -eu
 folder=$1 programs=$2 rootless=$3
 shift 3
 mount --bind "$programs" "$folder/root"
+mount -t overlay overlay -o "lowerdir=$folder/root/usr:/usr" /usr
 mount -t tmpfs tmpfs /run
 [ "$rootless" = yes ] || exec "$@"
 mount -t overlay overlay -o "lowerdir=/etc,upperdir=$folder/etc,workdir=$folder/work" /etc
@@ -50,16 +53,11 @@ _CONF = """\
 [containers]
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 [engine]
-init_path = "{root}/usr/libexec/podman/catatonit"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 lock_type = "file"
 exit_command_delay = 1
 runtime = "{runtime}"
-conmon_path = ["{root}/usr/bin/conmon"]
-helper_binaries_dir = ["{root}/usr/lib/podman"]
-[engine.runtimes]
-{runtime} = ["{program}"]
 [network]
 network_backend = "netavark"
 network_config_dir = "{folder}/networks"
@@ -102,12 +100,9 @@ class PodmanService:
         """Returns when it answers. Raises CannotRunError, with its last words."""
         programs = path_of("podman")
         assert programs is not None
-        folders = {path.parent.relative_to(programs) for path in programs.glob("usr/lib/**/*.so*")}
-        libraries = ":".join(str(self.folder / "root" / folder) for folder in sorted(folders))
-        self._prepare(libraries)
+        self._prepare()
         environment = {
-            "PATH": f"{self.folder}/root/usr/bin:{os.environ['PATH']}",
-            "LD_LIBRARY_PATH": libraries,
+            "PATH": os.environ["PATH"],
             "CONTAINERS_CONF": str(self.folder / "containers.conf"),
             "HOME": str(self.folder / "home"),
             "TMPDIR": str(self.folder / "tmp"),
@@ -115,7 +110,7 @@ class PodmanService:
         }
         places = {"root": "data", "runroot": "run/containers", "tmpdir": "run/libpod"}
         options = [f"--{name}={self.folder / place}" for name, place in places.items()]
-        podman = [str(self.folder / "root/usr/bin/podman"), *options, "system", "service", "--time=0", self.host]
+        podman = ["/usr/bin/podman", *options, "system", "service", "--time=0", self.host]
         arguments = [str(self.folder), str(programs), "yes" if self.rootless else "no", *podman]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -134,22 +129,15 @@ class PodmanService:
                 raise CannotRunError(f"{self!r} does not run here: {words}")
             time.sleep(0.01)
 
-    def _prepare(self, libraries: str) -> None:
+    def _prepare(self) -> None:
         folder = self.folder
         mine = ("home", "data", "run", "tmp", "networks")
         for name in (*mine, "home/.config/containers", "root", "etc", "work"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         policy = {"default": [{"type": "insecureAcceptAnything"}]}
         (folder / "home/.config/containers/policy.json").write_text(json.dumps(policy))
-        # The engine starts it without LD_LIBRARY_PATH.
-        crun = folder / "crun"
-        crun.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {folder}/root/usr/bin/crun "$@"\n')
-        crun.chmod(0o755)
         # crun 1.8 refuses machines that have both kinds of control groups.
-        runc = shutil.which("runc")
-        conf = _CONF.format(
-            folder=folder, root=folder / "root", runtime="runc" if runc else "crun", program=runc or crun
-        )
+        conf = _CONF.format(folder=folder, runtime="runc" if shutil.which("runc") else "crun")
         (folder / "containers.conf").write_text(conf)
         if not self.rootless:
             (folder / "networks/podman.json").write_text(json.dumps(_internal_network()))
@@ -240,6 +228,27 @@ def podman_with(image: str, *, rootless: bool) -> Iterator[PodmanService]:
         yield service
     finally:
         service.close()
+
+
+@contextlib.contextmanager
+def _reached(name: str, image: str, *, rootless: bool) -> Iterator[Reached]:
+    with podman_with(image, rootless=rootless) as service:
+        client = docker.DockerClient(base_url=service.host, timeout=60)
+        try:
+            env = {**NO_ENGINE_NAMED, "DOCKER_HOST": service.host}
+            yield Reached(name, service.host, env, client, {"full": image}, client_host=service.host, far=service)
+        finally:
+            client.close()
+
+
+def rootful(_client: docker.DockerClient, images: Mapping[str, str]) -> AbstractContextManager[Reached]:
+    """A way of tests/engines/ways.py: root's."""
+    return _reached("podman", images["full"], rootless=False)
+
+
+def rootless(_client: docker.DockerClient, images: Mapping[str, str]) -> AbstractContextManager[Reached]:
+    """The ordinary user's."""
+    return _reached("podman-rootless", images["full"], rootless=True)
 
 
 def _internal_network() -> dict[str, object]:

@@ -10,15 +10,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any
 
 import docker
 
 from scripts.engine import SOCKET
 from tests.conftest import missing
-from tests.containers import LABEL, Container, run_id
-from tests.engines import certificates
+from tests.engines import certificates, podman
+from tests.engines.docker26 import docker26
+from tests.engines.reached import NO_ENGINE_NAMED, Reached
 from tests.engines.relay import TcpRelay, to_loopback_of, to_unix
 from tests.engines.sshd import Sshd
 from tests.faults.second_engine import SecondEngine
@@ -26,50 +25,8 @@ from tests.faults.second_engine import SecondEngine
 TLS_PORT = 2376
 
 
-@dataclass
-class Reached:
-    """An engine, and how the product is told to reach it.
-
-    `host` is what `status` is to say of it; `env` what the product's commands get; `client` is for the test itself and may
-    lead there by another way. `images`: at least `full`, by its name in tests/images/recipes.py. `more_options` are for
-    its containers, as docker-py has them. `client_host`: where `client` is, for the docker command, if that is not the
-    default socket. `far`: what carries it, for tests that break that.
-    """
-
-    name: str
-    host: str
-    env: Mapping[str, str | None]
-    client: docker.DockerClient
-    images: Mapping[str, str]
-    more_options: Mapping[str, Any] = field(default_factory=dict)
-    client_host: str | None = None
-    far: Any = None
-
-    @contextlib.contextmanager
-    def containers(self) -> Iterator[Callable[..., Container]]:
-        """A factory of running containers there (image, docker-py's options), which are removed at the end."""
-        made: list[Container] = []
-
-        def make(image: str = "full", **options: Any) -> Container:
-            options = {"labels": {LABEL: run_id()}, **self.more_options, **options}
-            raw = self.client.containers.create(self.images[image], ["sleep", "infinity"], **options)
-            made.append(Container(self.client, raw, image, host=self.client_host))
-            raw.start()
-            return made[-1]
-
-        try:
-            yield make
-        finally:
-            for one in made:
-                one.remove()
-
-
 Way = Callable[[docker.DockerClient, Mapping[str, str]], AbstractContextManager[Reached]]
 """Given the default engine and its images."""
-
-NO_ENGINE_NAMED: Mapping[str, str | None] = dict.fromkeys(
-    ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "SSH_AUTH_SOCK")
-)
 
 
 def _default_socket() -> None:
@@ -141,4 +98,12 @@ def tls(_client: docker.DockerClient, images: Mapping[str, str]) -> Iterator[Rea
         second.close()
 
 
-WAYS: dict[str, Way] = {"local": local, "tcp": tcp, "ssh": ssh, "tls": tls}
+WAYS: dict[str, Way] = {
+    "local": local,
+    "tcp": tcp,
+    "ssh": ssh,
+    "tls": tls,
+    "podman": podman.rootful,
+    "podman-rootless": podman.rootless,
+    "docker26": docker26,
+}

@@ -27,11 +27,14 @@ CONTAINERD_TIMEOUT_S = 20.0
 class SecondEngine:
     """`start`, `stop`, `kill`, as often as needed; `close` at the end. Needs root, dockerd, and unshare."""
 
-    def __init__(self, *, live_restore: bool) -> None:
+    def __init__(self, *, live_restore: bool, program: str = "dockerd", bridge: bool = False) -> None:
+        """`program` is which dockerd. With `bridge` its containers have addresses, on a network that is its namespace's alone."""
         # Short, as the path of a unix socket has to be.
         self.folder = Path(tempfile.mkdtemp(prefix="af-engine-", dir="/tmp"))
         self.socket = self.folder / "sock"
         self.live_restore = live_restore
+        self.program = program
+        self.bridge = bridge
         self.more_options: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._containerd: psutil.Process | None = None
@@ -60,12 +63,13 @@ class SecondEngine:
             "--exec-root",
             str(self.folder / "exec"),
         ]
-        options += ["--pidfile", str(self.folder / "pid"), "--bridge=none", "--iptables=false", "--ip6tables=false"]
+        options += ["--pidfile", str(self.folder / "pid"), "--iptables=false", "--ip6tables=false"]
+        options += [] if self.bridge else ["--bridge=none"]
         options += ["--live-restore"] if self.live_restore else []
         options += self.more_options
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec dockerd "$@"', "sh", *options],
+                ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec "$@"', "sh", self.program, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
