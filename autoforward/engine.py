@@ -177,14 +177,18 @@ class Engine:
 
     def find_containers(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
         """Containers that carry all these labels (value None: whatever its value), stopped ones too, oldest first."""
+        found = []
+        for container_id in self.find_ids(labels, all=all):
+            with contextlib.suppress(TargetError):  # it went away between the two calls
+                found.append(self.inspect(container_id))
+        return found
+
+    def find_ids(self, labels: Mapping[str, str | None], *, all: bool = False) -> list[str]:
+        """The same, without a look into each: their ids; those that run (or are paused) only, unless `all`."""
         wanted = [key if value is None else f"{key}={value}" for key, value in labels.items()]
         with self._translated():
             rows = self.client.api.containers(all=all, filters={"label": wanted} if wanted else {})
-        found = []
-        for row in sorted(rows, key=lambda row: row.get("Created", 0)):
-            with contextlib.suppress(TargetError):  # it went away between the two calls
-                found.append(self.inspect(row["Id"]))
-        return found
+        return [str(row["Id"]) for row in sorted(rows, key=lambda row: row.get("Created", 0))]
 
     def names(self) -> list[str]:
         """Names of all containers, for "did you mean"."""
@@ -341,4 +345,5 @@ def container_info(raw: Mapping[str, Any]) -> ContainerInfo:
             *(str(mount.get("Destination")) for mount in raw.get("Mounts") or () if mount.get("Type") != "volume"),
         ),
         read_only=bool((raw.get("HostConfig") or {}).get("ReadonlyRootfs")),
+        started_at=str((raw.get("State") or {}).get("StartedAt", "")),
     )

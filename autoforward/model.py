@@ -221,6 +221,8 @@ class ContainerInfo:
     """Whether its file system, but for mounts, cannot be written."""
     network_of: str | None = None
     """The id of the container whose network this one uses, None where it has its own (or the host's)."""
+    started_at: str = ""
+    """When it was last started, in the engine's words: another one after each restart."""
 
     @property
     def namespace(self) -> str:

@@ -145,6 +145,7 @@ def sibling_of(anchor: SessionRecord, info: ContainerInfo) -> SessionRecord:
         sources=sources,
         siblings=True,
         is_sibling=info.workspace_folder is None,
+        watch=anchor.watch,
     )
 
 

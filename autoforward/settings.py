@@ -194,6 +194,8 @@ class SessionRecord:
     """The other services of its compose project are watched too, those that start later included."""
     is_sibling: bool = False
     """It is watched because of that: the configuration is another service's, and speaks of this one by its name."""
+    watch: str | None = None
+    """The selection of the watch that began it, and with which it ends; None once somebody attached to it by himself."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -217,6 +219,7 @@ class SessionRecord:
             "sources": self.sources.to_json(),
             "siblings": self.siblings,
             "is_sibling": self.is_sibling,
+            "watch": self.watch,
         }
 
     @classmethod
@@ -246,6 +249,7 @@ class SessionRecord:
             sources=ConfigSources.from_json(row["sources"]),
             siblings=bool(row["siblings"]),
             is_sibling=bool(row["is_sibling"]),
+            watch=_text(row["watch"]),
         )
 
     def with_opened(self, forward_id: str) -> SessionRecord:

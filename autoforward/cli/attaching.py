@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
+from autoforward.callers import Caller, record_for
 from autoforward.cli import client, output
 from autoforward.cli.progress import working
 from autoforward.config import layered, settings_from_environment
-from autoforward.devcontainer import LABEL_METADATA, config_file_of
+from autoforward.devcontainer import LABEL_METADATA
 from autoforward.endpoints import resolve_endpoint
 from autoforward.engine import Engine
 from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
-from autoforward.session_config import NO_METADATA, Metadata, configure, metadata_of, read_sources
-from autoforward.settings import (
-    ConfigSources,
-    SessionOptions,
-    SessionRecord,
-    all_services,
-    identity_of,
-    new_session_id,
-)
-from autoforward.settings_files import project_settings_path, user_settings_path
+from autoforward.session_config import Metadata, metadata_of
+from autoforward.settings import all_services
+from autoforward.settings_files import user_settings_path
 from autoforward.targets import resolve_project, resolve_target
-
-LABEL_COMPOSE_FOLDER = "com.docker.compose.project.working_dir"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,70 +43,18 @@ def find_target(target: str, docker_host: str | None, context: str | None) -> tu
         engine.close()
 
 
-def sources_for(
-    flags: output.SessionFlags,
-    config_file: str | Path | None,
-    *folders: str | None,
-    metadata: Metadata = NO_METADATA,
-) -> ConfigSources:
-    """Where a session's configuration is read, and from now on watched. `folders`: where a project file may be."""
-    project_file = project_settings_path(*(folders if any(folders) else (Path.cwd(),)))
-    return ConfigSources(
-        config_file=os.path.abspath(config_file) if config_file else None,  # noqa: PTH100  # keeps symbolic links
-        project_file=str(project_file) if project_file else None,
+def caller_of(flags: output.SessionFlags) -> Caller:
+    """This very command, with its flags and its environment. Raises UsageError for bad variables."""
+    return Caller(
+        given=layered(flags.given, settings_from_environment(os.environ)),
         settings_file=flags.settings_file,
         user_file=str(user_settings_path()),
-        given=layered(flags.given, settings_from_environment(os.environ)),
-        base=metadata.base,
-        original=metadata.original,
-    )
-
-
-def record_for(
-    info: ContainerInfo,
-    endpoint: EngineEndpoint,
-    *,
-    target: str,
-    flags: output.SessionFlags,
-    specs: Sequence[PortSpec] = (),
-    metadata: Metadata | None = None,
-    workspace_folder: str | None = None,
-    config_file: str | None = None,
-    override_config: str | None = None,
-    attached: bool = True,
-    siblings: bool = False,
-) -> tuple[SessionRecord, tuple[str, ...]]:
-    """What the supervisor is asked for, and warnings. Labels of the container fill what the caller does not know.
-
-    `metadata` is given where it is known better than from the container's label; `override_config` is the file
-    that counts in place of `config_file`. Raises UsageError for files that are not valid.
-    """
-    metadata = metadata or metadata_of(info)
-    workspace_folder = workspace_folder or info.workspace_folder
-    config_file = config_file or info.config_file
-    counts = override_config or config_file_of(info.labels, workspace_folder, config_file) or config_file
-    record = SessionRecord(
-        session_id=new_session_id(),
-        identity=identity_of(endpoint, info),
-        endpoint=endpoint,
-        container_id=info.container_id,
-        container_name=info.name,
-        target=target,
-        workspace_folder=workspace_folder,
-        config_file=config_file,
-        project=info.project,
-        service=info.service,
-        options=SessionOptions(auto=flags.auto, auto_udp=flags.auto_udp),
-        attached=attached,
-        manual=tuple(specs),
-        siblings=siblings and info.project is not None,
+        auto=flags.auto,
+        auto_udp=flags.auto_udp,
         environment=SessionEnvironment.capture(os.environ),
-        sources=sources_for(flags, counts, workspace_folder, info.labels.get(LABEL_COMPOSE_FOLDER), metadata=metadata),
+        variables=dict(os.environ),
+        folder=os.curdir,
     )
-    contents = read_sources(record.sources, os.environ)
-    record = replace(record, sources=replace(record.sources, variables=contents.variables))
-    configured, warnings = configure(record, contents)
-    return configured, (*metadata.warnings, *warnings)
 
 
 def attach(
@@ -145,8 +84,8 @@ def attach(
     record, found = record_for(
         info,
         endpoint,
+        caller_of(flags),
         target=target or workspace_folder or info.workspace_folder or info.name,
-        flags=flags,
         specs=specs,
         metadata=metadata,
         workspace_folder=workspace_folder,

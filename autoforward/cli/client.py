@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from autoforward import __version__
+from autoforward.cli.interrupting import wait_readable
 from autoforward.errors import ERRORS_BY_EXIT_CODE, AutoforwardError
 from autoforward.paths import StatePaths
 from autoforward.supervisor.spawn import connect_to_supervisor, ensure_supervisor
 
 Message = dict[str, Any]
+
+RECEIVED_AT_ONCE = 262_144
 
 NO_ANSWER_S = 20.0
 """A supervisor that is starting, or ending, does not answer; not for longer than this."""
@@ -54,7 +57,6 @@ class Call:
         self.close()
 
     def close(self) -> None:
-        self._file.close()
         self._sock.close()
 
     def send(self, message: Mapping[str, Any]) -> None:
@@ -87,7 +89,7 @@ class Call:
 
     def _begin(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._file = sock.makefile("rb")
+        self._received = bytearray()
         # Should the supervisor hang up on the request: why, or that it has gone, is there to be read.
         with contextlib.suppress(SupervisorGoneError):
             self.send(self._request)
@@ -102,12 +104,23 @@ class Call:
         return True
 
     def _read_line(self) -> bytes:
-        try:
-            return self._file.readline()
-        except ConnectionError:
-            return b""
-        except OSError as error:
-            raise AutoforwardError(f"cannot hear the supervisor: {error.strerror}") from error
+        """With its newline; without one at the end. What has come of a line stays when a signal interrupts the wait."""
+        searched = 0
+        while (end := self._received.find(b"\n", searched)) < 0:
+            searched = len(self._received)
+            wait_readable(self._sock)
+            try:
+                data = self._sock.recv(RECEIVED_AT_ONCE)
+            except ConnectionError:
+                data = b""
+            except OSError as error:
+                raise AutoforwardError(f"cannot hear the supervisor: {error.strerror}") from error
+            if not data:
+                return bytes(self._received)
+            self._received += data
+        line = bytes(self._received[: end + 1])
+        del self._received[: end + 1]
+        return line
 
 
 def call(request: Mapping[str, Any], paths: StatePaths | None = None, *, start: bool) -> Call | None:

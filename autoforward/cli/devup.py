@@ -19,6 +19,7 @@ from typing import NoReturn, TypeVar
 import click
 from click.core import ParameterSource
 
+from autoforward.callers import sources_for
 from autoforward.cli import attaching, client, output
 from autoforward.cli.progress import working
 from autoforward.devcontainer import LABEL_METADATA, read_config_file
@@ -132,7 +133,8 @@ def _metadata(request: DevupRequest, info: ContainerInfo, image_label: str) -> M
 
 def _check_configuration(request: DevupRequest) -> None:
     """Raises UsageError for files that are not valid: before the CLI has done anything."""
-    read_sources(attaching.sources_for(request.flags, request.up.config_file(), request.up.folder), os.environ)
+    caller = attaching.caller_of(request.flags)
+    read_sources(sources_for(caller, request.up.config_file(), request.up.folder), caller.variables)
 
 
 def _end_old_forwards(request: DevupRequest) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 import click
 
 from autoforward import __version__
+from autoforward.callers import record_for
 from autoforward.cli import output
-from autoforward.cli.attaching import record_for
+from autoforward.cli.attaching import caller_of
 from autoforward.devcontainer import LABEL_METADATA
 from autoforward.doctor import container, host, inside, looking
 from autoforward.doctor.findings import Finding, FindingStatus, in_the_way, warn
@@ -54,6 +55,8 @@ def examine(target: str | None, docker_host: str | None, context: str | None) ->
         trusted = folder_finding.status != "fail"
         supervisor = looking.look_at_supervisor(paths) if trusted else host.SupervisorLook("none")
         yield host.check_supervisor(supervisor, __version__)
+        if (service := looking.look_at_service()) is not None:
+            yield host.check_service(service)
         yield host.check_devcontainer_cli(looking.look_at_devcontainer_cli(os.environ))
         architecture = engine_look.about.architecture if engine_look.about is not None else None
         yield host.check_agent_package(looking.look_at_agents(), architecture)
@@ -93,7 +96,7 @@ def _examine_ports(
     try:
         metadata = metadata_of(info, engine.image_labels(info).get(LABEL_METADATA, "[]"))
         record, warnings = record_for(
-            info, engine.endpoint, target=target, flags=output.SessionFlags(), metadata=metadata
+            info, engine.endpoint, caller_of(output.SessionFlags()), target=target, metadata=metadata
         )
     except AutoforwardError as error:
         yield container.check_configuration((), str(error), error.hint)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Sequence
-from types import FrameType
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
+from autoforward.callers import record_for
 from autoforward.cli import client, output
-from autoforward.cli.attaching import find_target, record_for
+from autoforward.cli.attaching import caller_of, find_target
+from autoforward.cli.interrupting import Interrupted, interruptible
 from autoforward.errors import AutoforwardError
 from autoforward.portspec import parse_port_spec
-
-
-class _Interrupted(Exception):  # noqa: N818  # Ctrl-C is no error here
-    pass
 
 
 def forward_ports(
@@ -31,14 +28,19 @@ def forward_ports(
     """Exit status. The first Ctrl-C (or SIGTERM) drains, the second ends at once; both are 0."""
     specs = [spec for text in texts for spec in parse_port_spec(text)]
     endpoint, info = find_target(target, docker_host, context)
-    record, warnings = record_for(info, endpoint, target=target, flags=flags, specs=specs, attached=False)
+    record, warnings = record_for(info, endpoint, caller_of(flags), target=target, specs=specs, attached=False)
     for warning in warnings:
         output.warn(warning)
     output.warn_of_bind(record.options)
-    _raise_on_signals()
+    with interruptible():
+        _stay({"op": "forward", "record": record.to_json(), "detached": detached}, as_json)
+    return 0
+
+
+def _stay(request: Mapping[str, Any], as_json: bool) -> None:
     open_call = None
     try:
-        open_call = client.call({"op": "forward", "record": record.to_json(), "detached": detached}, start=True)
+        open_call = client.call(request, start=True)
         if open_call is None:
             raise AutoforwardError("the supervisor could not be started")
         for message in open_call:
@@ -49,19 +51,18 @@ def forward_ports(
                     click.echo(json.dumps(message["rows"]))
                 output.print_mappings(message["rows"])
         result = open_call.result or {}
-        if detached:
+        if request["detached"]:
             if as_json:
                 click.echo(json.dumps(result["rows"]))
             output.print_mappings(result["rows"])
             for row in result["rows"]:
                 output.say(f"{row['id']} is held by the supervisor, pid {result['pid']}")
-    except _Interrupted:
+    except Interrupted:
         if open_call is not None:
             _drain(open_call)
     finally:
         if open_call is not None:
             open_call.close()
-    return 0
 
 
 def _drain(open_call: client.Call) -> None:
@@ -70,15 +71,7 @@ def _drain(open_call: client.Call) -> None:
         open_call.send({"drain": True})
         for _message in open_call:
             pass
-    except _Interrupted:
+    except Interrupted:
         output.say("Cut.")
     except AutoforwardError as error:  # the supervisor or the container went away in that moment: as good an end
         output.say(str(error))
-
-
-def _raise_on_signals() -> None:
-    def interrupted(_number: int, _frame: FrameType | None) -> None:
-        raise _Interrupted
-
-    signal.signal(signal.SIGINT, interrupted)
-    signal.signal(signal.SIGTERM, interrupted)

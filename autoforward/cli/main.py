@@ -12,6 +12,7 @@ import click
 
 from autoforward import __version__
 from autoforward.cli import client, output
+from autoforward.cli.service import service
 from autoforward.errors import AutoforwardError, UsageError
 from autoforward.model import LaneName
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 LANES: tuple[LaneName, ...] = ("agent", "socat", "nc", "devtcp")
 
-NO_STATUS: Mapping[str, Any] = {"sessions": [], "engines": []}
+NO_STATUS: Mapping[str, Any] = {"engines": [], "sessions": [], "watches": []}
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -232,6 +233,9 @@ def status(as_json: bool) -> int:
     )
     for engine in result["engines"]:
         click.echo(f"engine {engine['host']} ({engine['source']})")
+    for watch in result.get("watches", ()):
+        problem = f": {watch['problem']}" if watch["problem"] else ""
+        click.echo(f"watch for {watch['selection']} on {watch['engine']}, {watch['sessions']} session(s){problem}")
     for session in result["sessions"]:
         click.echo(_describe_session(session))
     return 0
@@ -248,12 +252,39 @@ def doctor(target: str | None, docker_host: str | None, context: str | None, as_
     return print_findings(examine(target, docker_host, context), as_json)
 
 
+@main.command(
+    epilog="\b\nExamples:\n  autoforward watch\n  autoforward watch --exclude 9229\n"
+    "  autoforward watch --label com.example.team=web"
+)
+@output.watch_options
+@output.session_options()
+@output.engine_options
+def watch(
+    labels: tuple[str, ...],
+    services: str | None,
+    flags: SessionFlags,
+    docker_host: str | None,
+    context: str | None,
+) -> int:
+    """Attach to every dev container on the engine, those that run and those that start later, until Ctrl-C.
+
+    Then what only the watch has attached to ends; containers that somebody else has attached to stay so. They also keep
+    their own options. What is detached by hand is left alone until it is restarted.
+    """
+    from autoforward.cli.watching import watch_containers
+
+    return watch_containers(labels, services is not None, flags, docker_host, context)
+
+
 @main.command(epilog="\b\nExamples:\n  autoforward restart")
 def restart() -> int:
     """End the supervisor and start it anew, of the version of this command: same sessions, same host ports."""
     from autoforward.cli.restarting import restart_supervisor
 
     return restart_supervisor()
+
+
+main.add_command(service)
 
 
 def _describe_session(session: Mapping[str, Any]) -> str:

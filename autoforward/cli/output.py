@@ -135,6 +135,20 @@ def engine_options(function: F) -> F:
     return click.option("--docker-host", metavar="URL", help="The engine, like DOCKER_HOST.")(function)
 
 
+def watch_options(function: F) -> F:
+    """`--label` and `--services` of a watch, as `labels` and `services`."""
+    function = click.option(
+        "--services", type=click.Choice(["all"]), help="The other services of their compose projects too."
+    )(function)
+    return click.option(
+        "--label",
+        "labels",
+        multiple=True,
+        metavar="K=V",
+        help="Containers with this label (or K alone) instead of dev containers. Several: with all of them.",
+    )(function)
+
+
 @dataclass(frozen=True, slots=True)
 class SessionFlags:
     """How to watch and forward, as the flags say; environment and files are still to be read."""

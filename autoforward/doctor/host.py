@@ -86,6 +86,18 @@ class SupervisorLook:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceLook:
+    """The service that was installed. `program`: what it starts; `state`, `detail`: in its manager's words."""
+
+    path: str
+    program: str
+    program_is_there: bool
+    state: str
+    at_login: bool = True
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CliLook:
     """The devcontainer CLI. `named`: a flag or variable names it, so that no other is looked for."""
 
@@ -222,6 +234,25 @@ def check_supervisor(look: SupervisorLook, our_version: str) -> Finding:
         text = f"the supervisor that runs is version {look.version}, this is {our_version}"
         return warn("supervisor", text, "`autoforward restart`")
     return ok("supervisor", f"runs, version {look.version}, pid {look.pid}, {len(look.sessions)} session(s)")
+
+
+def check_service(look: ServiceLook) -> Finding:
+    """It is in nobody's way: whatever it would do can be done by hand."""
+    if not look.program_is_there:
+        text = f"the service starts {look.program}, which is not there any more"
+        return warn(
+            "service", text, "`autoforward service install` puts it right, `autoforward service uninstall` ends it"
+        )
+    if look.state == "unknown":
+        return warn("service", f"installed ({look.path}), and nobody tells how it does: {look.detail}")
+    if look.state not in ("running", "starting"):
+        text = f"installed, and it does not run: {look.detail or look.state}"
+        return warn(
+            "service", text, "`autoforward service install` starts it; `journalctl --user -u autoforward` has its words"
+        )
+    if not look.at_login:
+        return warn("service", "it runs, and is not started at login", "`autoforward service install`")
+    return ok("service", f"`autoforward watch` is started at login, and runs ({look.path})")
 
 
 def check_devcontainer_cli(look: CliLook) -> Finding:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import resource
+import shutil
 import socket
 import stat
 import subprocess
@@ -25,6 +27,7 @@ from autoforward.doctor.host import (
     EngineLook,
     FolderLook,
     LoopbackLook,
+    ServiceLook,
     SocketAccess,
     SupervisorLook,
 )
@@ -33,6 +36,9 @@ from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError, UsageError
 from autoforward.leases import CorruptDocumentError, parse_document, parse_time
 from autoforward.paths import StatePaths
+from autoforward.service import manager_of
+
+log = logging.getLogger(__name__)
 
 AGENT_ARCHITECTURES = ("amd64", "arm64")
 
@@ -169,6 +175,22 @@ def _stored_sessions(paths: StatePaths) -> int:
         return len(parse_document(paths.registry.read_bytes()).sessions)
     except (OSError, CorruptDocumentError):
         return 0
+
+
+def look_at_service() -> ServiceLook | None:
+    """None where none is installed."""
+    try:
+        manager = manager_of()
+        program = manager.program()
+        if program is None:
+            return None
+        health = manager.health()
+    except AutoforwardError as error:
+        log.debug("no service: %s", error)
+        return None
+    return ServiceLook(
+        str(manager.path), program, shutil.which(program) is not None, health.state, health.at_login, health.detail
+    )
 
 
 def look_at_devcontainer_cli(environ: Mapping[str, str]) -> CliLook:

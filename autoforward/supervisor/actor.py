@@ -17,6 +17,9 @@ from autoforward.errors import AutoforwardError, TargetError
 Item = TypeVar("Item")
 T = TypeVar("T")
 
+FAULT = "an error of ours, see the log"
+"""The reason of an end that nobody asked for."""
+
 
 class Ending(Exception):  # noqa: N818  # control flow, not an error
     """The actor is to end."""

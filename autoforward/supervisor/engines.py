@@ -34,12 +34,16 @@ class EngineFollower:
     """Follows the engine's events in a thread of its own.
 
     `on_event` is called on the control loop; with None after every new connection: events may have been missed, and
-    whoever depends on them has to look for himself.
+    whoever depends on them has to look for himself. `on_lost` is called there when a connection has ended, and
+    when there is none to begin with; once until the next one.
     """
 
-    def __init__(self, engine: Engine, on_event: Callable[[ContainerEvent | None], None]) -> None:
+    def __init__(
+        self, engine: Engine, on_event: Callable[[ContainerEvent | None], None], on_lost: Callable[[], None]
+    ) -> None:
         self.engine = engine
         self._on_event = on_event
+        self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._stopping = threading.Event()
         self._hurry = threading.Event()
@@ -47,6 +51,7 @@ class EngineFollower:
         self._socket = Path(path) if path is not None else None
         self._stream: Any = None
         engine.on_up = self._hurry.set
+        self._is_heard = True  # until it turns out otherwise
         self._thread = threading.Thread(target=self._run, name=f"events of {engine.endpoint.host}", daemon=True)
         self._thread.start()
 
@@ -71,6 +76,7 @@ class EngineFollower:
 
     def _opened(self, stream: Any) -> None:
         self._stream = stream
+        self._is_heard = True
         if self._stopping.is_set():
             self._close_stream()
         self._tell(None)
@@ -93,6 +99,9 @@ class EngineFollower:
                 if not self._stopping.is_set():
                     log.info("the event stream of %s broke: %s", self.engine.endpoint.host, error)
             failures += 1
+            if self._is_heard and not self._stopping.is_set():
+                self._is_heard = False
+                self._loop.call_soon_threadsafe(self._on_lost)
             self._wait(delay_s(failures, local=self._socket is not None, chance=random.random()))
 
     def _wait(self, seconds: float) -> None:
@@ -132,16 +141,23 @@ class EngineInUse:
 
 
 class Engines:
-    """Engines by `EngineEndpoint.key`. `on_event(endpoint, event)` is called on the control loop."""
+    """Engines by `EngineEndpoint.key`. `on_event(endpoint, event)` and `on_lost(endpoint)` are called on the control loop."""
 
-    def __init__(self, on_event: Callable[[EngineEndpoint, ContainerEvent | None], None]) -> None:
+    def __init__(
+        self,
+        on_event: Callable[[EngineEndpoint, ContainerEvent | None], None],
+        on_lost: Callable[[EngineEndpoint], None],
+    ) -> None:
         self._on_event = on_event
+        self._on_lost = on_lost
         self._in_use: dict[object, EngineInUse] = {}
 
     def get(self, endpoint: EngineEndpoint) -> EngineInUse:
         found = self._in_use.get(endpoint.key)
         if found is None:
-            follower = EngineFollower(Engine(endpoint), lambda event: self._on_event(endpoint, event))
+            follower = EngineFollower(
+                Engine(endpoint), lambda event: self._on_event(endpoint, event), lambda: self._on_lost(endpoint)
+            )
             pool = ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="autoforward-engine")
             found = self._in_use[endpoint.key] = EngineInUse(follower, pool)
         return found

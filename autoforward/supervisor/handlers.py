@@ -20,6 +20,7 @@ from autoforward.settings import SessionRecord, matches, merge_specs
 from autoforward.supervisor.control import Connection, Handler
 from autoforward.supervisor.server import DRAIN_S, Supervisor
 from autoforward.supervisor.session import STOPPED, Session
+from autoforward.supervisor.watching_command import WatchingCommand
 
 RESTORE_WAIT_S = 5.0
 """How long `list` waits for sessions that are being restored; what is not back by then is shown as it is."""
@@ -42,6 +43,7 @@ class Handlers:
             "list": self.list_forwards,
             "status": self._with_warning(self.status),
             "events": self.events,
+            "watch": WatchingCommand(self._supervisor).watch,
         }
 
     def _with_warning(self, handler: Handler) -> Handler:
@@ -206,6 +208,7 @@ class Handlers:
             or (request.get("target") and matches(session.record, str(request["target"])))
         ]
         rows = await self._rows(sessions)
+        self._supervisor.watches.decline(sessions)
         await self._supervisor.end_sessions(sessions, "detached")
         return {"rows": rows, "sessions": [session.record.session_id for session in sessions]}
 
@@ -245,6 +248,7 @@ class Handlers:
                 {"host": endpoint.host, "source": endpoint.source} for endpoint in supervisor.engines.endpoints
             ],
             "sessions": [session.describe() for session in supervisor.sessions.values()],
+            "watches": supervisor.watches.describe(),
         }
 
     async def events(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:

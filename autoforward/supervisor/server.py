@@ -60,6 +60,7 @@ from autoforward.supervisor.live import LiveConfiguration
 from autoforward.supervisor.services import SessionServices
 from autoforward.supervisor.session import Session
 from autoforward.supervisor.siblings import Siblings
+from autoforward.supervisor.watches import Watches
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +121,14 @@ class Supervisor:
         process = current_process()
         self.actions = Actions(self._session_of, self._remember_opened, Desktop())
         self.hub = EventHub(await asyncio.to_thread(self._open_event_log), self.actions.on_event)
-        self.engines = Engines(self._on_engine_event)
+        self.engines = Engines(self._on_engine_event, lambda endpoint: self.watches.on_lost(endpoint))
         allocator = Allocator(self.books.ledger, process)
         self.services = functools.partial(
             SessionServices, self.plane, allocator, self.hub, self.books.thread, neighbours=Neighbours()
         )
         self.live = LiveConfiguration(self.sessions.values, self.store_session, self.hub.publish)
         self.siblings = Siblings(self)
+        self.watches = Watches(self, self.actions.restore)
         self.plane.start()
         info = {"pid": process.pid, "pid_started": process.started, "version": __version__}
         records = await self.books.take_over()
@@ -147,6 +149,7 @@ class Supervisor:
             self._idle_timer.cancel()
         self._clock.close()
         self._control.stop_accepting()
+        self.watches.close()
         await self.live.aclose()
         forward_ids = frozenset(key for session in self.sessions.values() for key in session.forwarder.forward_ids)
         await self.drain(forward_ids, DRAIN_S)
@@ -189,8 +192,9 @@ class Supervisor:
     def add_session(self, record: SessionRecord) -> Session:
         in_use = self.engines.get(record.endpoint)
         services = self.services(engine_pool=in_use.pool)
-        session = Session(record, in_use.engine, services, self._on_session_ended, self.check_idle)
+        session = Session(record, in_use.engine, services, self._on_session_ended, self._on_session_changed)
         self.sessions[record.session_id] = session
+        self.watches.expect(record)
         session.start()
         self.live.refresh()
         self.check_idle()
@@ -215,10 +219,19 @@ class Supervisor:
         log.info("session %s of %s ended: %s", session.record.session_id, session.record.container_name, reason)
         self.sessions.pop(session.record.session_id, None)
         self.live.refresh()
-        self.engines.keep_only({other.record.endpoint.key for other in self.sessions.values()})
+        self.leave_engines()
         if not self._stop.is_set():
             self.spawn(self.books.forget([session.record.session_id]), "forget a session")
+        self.watches.on_session_ended(session, reason)
         self.check_idle()
+
+    def _on_session_changed(self) -> None:
+        self.watches.on_session_changed()
+        self.check_idle()
+
+    def leave_engines(self) -> None:
+        """Those that nobody needs any more."""
+        self.engines.keep_only({one.record.endpoint.key for one in self.sessions.values()} | self.watches.engines)
 
     def check_idle(self) -> None:
         """Start or stop the clock that ends a supervisor which nobody needs."""
@@ -284,6 +297,7 @@ class Supervisor:
         self.spawn(self.store_session(session), "store what was opened")
 
     def _on_engine_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
+        self.watches.on_event(endpoint, event)
         if event is not None:
             self.siblings.on_event(endpoint, event)
         for session in self.sessions.values():

@@ -27,7 +27,7 @@ from autoforward.policy import WITHDRAWAL_GRACE_S, Seen, plan
 from autoforward.probing import NoShellError
 from autoforward.procnet import snapshot_from_rows
 from autoforward.settings import SessionRecord, merge_specs
-from autoforward.supervisor.actor import Actor, Ending, Restart
+from autoforward.supervisor.actor import FAULT, Actor, Ending, Restart
 from autoforward.supervisor.connections import Connections
 from autoforward.supervisor.deciding import Beside, rules_of
 from autoforward.supervisor.services import SessionServices
@@ -81,7 +81,7 @@ class Session:
         self.awaited = 0
         """Commands that are about to claim ports of it."""
         self._stopped_keys: set[ForwardKey] = set()
-        self._info: ContainerInfo | None = None
+        self.info: ContainerInfo | None = None
         self._snapshot: Snapshot = ()
         self._seen: dict[ForwardKey, Seen] = {}
         self._recheck_at_s: float | None = None
@@ -126,6 +126,7 @@ class Session:
             "next_try_s": None if self._next_try_s is None else round(max(0.0, self._next_try_s - time.monotonic()), 1),
             "config_problem": self.config_problem,
             "attached": record.attached,
+            "watch": record.watch,
             "forwards": len(self.forwarder.forward_ids),
             "lane": None if tool is None else {"name": tool.lane, "dialect": tool.dialect, **asdict(tool.capabilities)},
         }
@@ -255,7 +256,7 @@ class Session:
         except Exception:
             log.exception("a fault in the session of %s", self.record.container_name)
         finally:
-            self._actor.end("an error of ours, see the log")
+            self._actor.end(FAULT)
             await self._wind_up(self._actor.end_reason)
 
     async def _wind_up(self, reason: str) -> None:
@@ -359,7 +360,7 @@ class Session:
 
     async def _watch(self, info: ContainerInfo) -> None:
         """Watch until the watcher is lost. Returns after a loss that follows a time of working; raises otherwise."""
-        self._info = info
+        self.info = info
         self._beside.join(self.record, info)
         restarted = bool(self._seen)
         self.record = self.record.in_container(info)
@@ -417,7 +418,7 @@ class Session:
                     await self._replan()
 
     async def _take_frame(self, frame: Frame, *, first: bool) -> None:
-        addresses = self._info.addresses if self._info else ()
+        addresses = self.info.addresses if self.info else ()
         self._snapshot = snapshot_from_rows(frame.table.rows, addresses)
         if first:
             self.state = "watching"
@@ -459,7 +460,7 @@ class Session:
             return
         elsewhere = self._beside.consult(self.record, self._snapshot, self._seen, can_relay=self.tool is not None)
         rules = rules_of(
-            self.record, self._info, self.manual_specs, self._stopped_keys, self.tool, self.problem, elsewhere
+            self.record, self.info, self.manual_specs, self._stopped_keys, self.tool, self.problem, elsewhere
         )
         wanted = plan(rules, self._snapshot, self._seen, time.monotonic(), self._watching.processes())
         self._seen = dict(wanted.seen)

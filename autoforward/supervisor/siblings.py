@@ -60,15 +60,21 @@ class Siblings:
         await self._host.store_session(session)
         return session
 
-    async def take_up_others(self, anchor: SessionRecord) -> list[Session]:
-        """Sessions for the other services of the anchor's project that run. Raises what the engine raises."""
+    async def take_up_others(self, anchor: SessionRecord, *, new_only: bool = False) -> list[Session]:
+        """Sessions for the other services of the anchor's project that run. Raises what the engine raises.
+
+        `new_only`: those that have one keep it as it is, and are not among them.
+        """
         project, engine = anchor.project, self._engine_of(anchor)
         if project is None or engine is None:
             return []
         found = await self._in_pool(anchor, lambda: services_of(engine, project))
         sessions = []
+        known = {one.record.container_id for one in self._host.sessions.values()} if new_only else set()
         for info in found:
-            if info.container_id != anchor.container_id and (session := await self._adopt(anchor, info)) is not None:
+            if info.container_id in known | {anchor.container_id}:
+                continue
+            if (session := await self._adopt(anchor, info)) is not None:
                 sessions.append(session)
         return sessions
 

@@ -66,7 +66,9 @@ def parse(words: list[str], *, whole: bool) -> None:
     """Through click's own parser, nothing is run. Without `whole`: the command is there, and has these flags."""
     program, *args = words
     command = PROGRAMS[program]
-    if isinstance(command, click.Group):
+    while isinstance(command, click.Group):
+        if not args and not whole:
+            return  # `autoforward service`, as a whole
         name, *args = args
         assert name in command.commands, f"no such command: {name}"
         command = command.commands[name]

@@ -23,7 +23,10 @@ HELP_DIR = Path(__file__).with_name("help")
 
 def _commands() -> dict[str, click.Command]:
     found: dict[str, click.Command] = {"autoforward": main, "devup": devup.main, "devdown": devdown.main}
-    found.update({f"autoforward {name}": command for name, command in main.commands.items()})
+    for name, command in main.commands.items():
+        found[f"autoforward {name}"] = command
+        if isinstance(command, click.Group):
+            found.update({f"autoforward {name} {word}": below for word, below in command.commands.items()})
     return found
 
 

@@ -15,9 +15,13 @@ PACKAGE = ROOT / "autoforward"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli.*",),
     ("doctor.*",),
+    ("service.*",),
     ("supervisor.__main__",),
     ("supervisor.handlers",),
+    ("supervisor.watching_command",),
     ("supervisor.server",),
+    ("supervisor.watches",),
+    ("supervisor.watch",),
     (
         "supervisor.live",
         "supervisor.siblings",
@@ -43,6 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("relay", "peers", "mux", "udp"),
     ("outbox", "splicer"),
     ("mux_channel", "direct"),
+    ("callers", "selection"),
     ("session_config", "detector", "deploy", "probing", "close_wait", "targets", "teardown", "devcontainer_cli"),
     ("messages",),
     ("engine",),

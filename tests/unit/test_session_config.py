@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from autoforward.callers import record_for
 from autoforward.cli import attaching
 from autoforward.cli.output import SessionFlags
 from autoforward.config import Settings, parse_settings
@@ -34,7 +35,7 @@ def labelled(*entries: dict[str, Any], folder: str | None = "/ws") -> dict[str, 
 
 def record_of(labels: dict[str, str], flags: SessionFlags | None = None, **given: Any) -> SessionRecord:
     info = ContainerInfo("c0ffee", "web", "running", labels)
-    return attaching.record_for(info, ENDPOINT, target="web", flags=flags or SessionFlags(), **given)[0]
+    return record_for(info, ENDPOINT, attaching.caller_of(flags or SessionFlags()), target="web", **given)[0]
 
 
 def ports(record: SessionRecord) -> list[tuple[int, int | None]]:

@@ -183,6 +183,7 @@ def test_keys_of_status() -> None:
         started_s=0.0,
         books=SimpleNamespace(ledger=SimpleNamespace(problem=None)),
         engines=SimpleNamespace(endpoints=[endpoint]),
+        watches=SimpleNamespace(describe=list),
     )
     row = asyncio.run(Handlers(cast(Any, supervisor)).status({}, cast(Any, None)))
     assert names("status --json", "key") == ["running", *row]
@@ -204,7 +205,7 @@ def test_operations() -> None:
     rows = table("Control socket", "op")
     assert [ticked(row[0])[0] for row in rows] == list(Handlers(cast(Any, None)).by_op())
     requested = {key for row in rows for key in ticked(row[1])}
-    text = sources()["supervisor/handlers.py"]
+    text = sources()["supervisor/handlers.py"] + sources()["supervisor/watching_command.py"]
     assert requested == set(re.findall(r"""\brequest(?:\.get\(|\[)"(\w+)\"""", text))
 
 

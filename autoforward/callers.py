@@ -1,0 +1,154 @@
+"""What a session takes from the command that begins it, and the record that comes of that and of a container.
+
+`Caller` is all that a command knows and the supervisor does not: a watch hands it over once, for containers that start later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from autoforward.config import NO_SETTINGS, Settings, parse_settings
+from autoforward.devcontainer import config_file_of
+from autoforward.environment import NO_ENVIRONMENT, SessionEnvironment
+from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
+from autoforward.session_config import NO_METADATA, Metadata, configure, metadata_of, read_sources
+from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, identity_of, new_session_id
+from autoforward.settings_files import project_settings_path
+
+LABEL_COMPOSE_FOLDER = "com.docker.compose.project.working_dir"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`given`: what flags and variables set. `variables`: its environment, of which a session keeps what its files name.
+
+    `folder`: where a project's file is looked for when the container has no folder; None: nowhere. Other paths are
+    absolute.
+    """
+
+    given: Settings = NO_SETTINGS
+    settings_file: str | None = None
+    user_file: str | None = None
+    auto: bool = True
+    auto_udp: bool = False
+    environment: SessionEnvironment = NO_ENVIRONMENT
+    variables: Mapping[str, str] = field(default_factory=dict)
+    folder: str | None = None
+
+    @classmethod
+    def of(cls, record: SessionRecord) -> Caller:
+        """As far as a session knows: who began it."""
+        sources, options = record.sources, record.options
+        return cls(
+            given=sources.given,
+            settings_file=sources.settings_file,
+            user_file=sources.user_file,
+            auto=options.auto,
+            auto_udp=options.auto_udp,
+            environment=record.environment,
+            variables=sources.variables,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "given": self.given.to_json(),
+            "settings_file": self.settings_file,
+            "user_file": self.user_file,
+            "auto": self.auto,
+            "auto_udp": self.auto_udp,
+            "environment": self.environment.to_json(),
+            "variables": dict(self.variables),
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Caller:
+        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        files = [row[name] for name in ("settings_file", "user_file")]
+        if not all(path is None or isinstance(path, str) for path in files):
+            raise ValueError("a file's name is neither text nor null")
+        return cls(
+            given=parse_settings(row["given"]),
+            settings_file=files[0],
+            user_file=files[1],
+            auto=bool(row["auto"]),
+            auto_udp=bool(row["auto_udp"]),
+            environment=SessionEnvironment.of(dict(row["environment"])),
+            variables={str(name): str(value) for name, value in dict(row["variables"]).items()},
+        )
+
+
+def sources_for(
+    caller: Caller, config_file: str | Path | None, *folders: str | None, metadata: Metadata = NO_METADATA
+) -> ConfigSources:
+    """Where a session's configuration is read, and from now on watched. `folders`: where a project file may be."""
+    project_file = project_settings_path(*(folders if any(folders) else (caller.folder,)))
+    return ConfigSources(
+        config_file=os.path.abspath(config_file) if config_file else None,  # noqa: PTH100  # keeps symbolic links
+        project_file=str(project_file) if project_file else None,
+        settings_file=caller.settings_file,
+        user_file=caller.user_file,
+        given=caller.given,
+        base=metadata.base,
+        original=metadata.original,
+    )
+
+
+def bare_record(
+    info: ContainerInfo,
+    endpoint: EngineEndpoint,
+    caller: Caller,
+    *,
+    target: str,
+    specs: Sequence[PortSpec] = (),
+    metadata: Metadata = NO_METADATA,
+    workspace_folder: str | None = None,
+    config_file: str | None = None,
+    override_config: str | None = None,
+    attached: bool = True,
+    siblings: bool = False,
+) -> SessionRecord:
+    """A record whose configuration is still to be read. Labels of the container fill what the caller does not know.
+
+    `override_config` is the file that counts in place of `config_file`.
+    """
+    workspace_folder = workspace_folder or info.workspace_folder
+    config_file = config_file or info.config_file
+    counts = override_config or config_file_of(info.labels, workspace_folder, config_file) or config_file
+    compose_folder = info.labels.get(LABEL_COMPOSE_FOLDER)
+    return SessionRecord(
+        session_id=new_session_id(),
+        identity=identity_of(endpoint, info),
+        endpoint=endpoint,
+        container_id=info.container_id,
+        container_name=info.name,
+        target=target,
+        workspace_folder=workspace_folder,
+        config_file=config_file,
+        project=info.project,
+        service=info.service,
+        options=SessionOptions(auto=caller.auto, auto_udp=caller.auto_udp),
+        attached=attached,
+        manual=tuple(specs),
+        siblings=siblings and info.project is not None,
+        environment=caller.environment,
+        sources=sources_for(caller, counts, workspace_folder, compose_folder, metadata=metadata),
+    )
+
+
+def record_for(
+    info: ContainerInfo, endpoint: EngineEndpoint, caller: Caller, *, metadata: Metadata | None = None, **how: Any
+) -> tuple[SessionRecord, tuple[str, ...]]:
+    """What the supervisor is asked for, and warnings; `how` as of `bare_record`. Raises UsageError for bad files.
+
+    `metadata` is given where it is known better than from the container's label.
+    """
+    metadata = metadata or metadata_of(info)
+    record = bare_record(info, endpoint, caller, metadata=metadata, **how)
+    contents = read_sources(record.sources, caller.variables)
+    record = replace(record, sources=replace(record.sources, variables=contents.variables))
+    configured, warnings = configure(record, contents)
+    return configured, (*metadata.warnings, *warnings)

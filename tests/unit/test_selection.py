@@ -1,0 +1,87 @@
+"""Which containers a watch attaches to, and what of a watch's command is handed over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autoforward.callers import Caller
+from autoforward.cli.attaching import caller_of
+from autoforward.cli.output import SessionFlags
+from autoforward.config import Settings
+from autoforward.errors import UsageError
+from autoforward.selection import Selection, parse_labels
+
+METADATA = json.dumps([{"id": "a-feature"}])
+BY_CLI = json.dumps([{"id": "a-feature"}, {"forwardPorts": [3000]}])
+
+
+@pytest.mark.parametrize(
+    ("labels", "of_image", "accepted"),
+    [
+        ({"devcontainer.local_folder": "/home/me/src"}, {}, True),
+        ({"devcontainer.local_folder": "/home/me/src", "devcontainer.metadata": METADATA}, {}, True),
+        # `--id-label` of the official CLI leaves metadata only.
+        ({"devcontainer.metadata": BY_CLI}, {}, True),
+        ({"devcontainer.metadata": BY_CLI}, {"devcontainer.metadata": METADATA}, True),
+        # A build step, or `docker run` of an image that was made for dev containers.
+        ({"devcontainer.metadata": METADATA}, {"devcontainer.metadata": METADATA}, False),
+        ({"com.docker.compose.project": "shop"}, {}, False),
+        ({}, {}, False),
+    ],
+)
+def test_dev_containers(labels: dict[str, str], of_image: dict[str, str], accepted: bool) -> None:
+    assert Selection().accepts(labels, of_image) is accepted
+
+
+def test_labels_replace_the_selection_and_all_have_to_hold() -> None:
+    chosen = Selection(parse_labels(["team=web", "debug"]))
+    assert chosen.accepts({"team": "web", "debug": "", "x": "y"}, {"team": "web", "debug": ""})
+    assert not chosen.accepts({"team": "web"}, {})
+    assert not chosen.accepts({"team": "db", "debug": "1"}, {})
+    assert not chosen.accepts({"devcontainer.local_folder": "/home/me/src"}, {})
+    assert [dict(query) for query in chosen.queries] == [{"team": "web", "debug": None}]
+
+
+def test_in_words_two_that_select_the_same_are_the_same() -> None:
+    assert str(Selection()) == "dev containers"
+    assert str(Selection(services=True)) == "dev containers, all services"
+    one, other = (Selection(parse_labels(texts)) for texts in (["a=1", "b"], ["b", "a=1"]))
+    assert str(one) == str(other) == "containers with a=1, b"
+    assert str(Selection(parse_labels(["a="]))) != str(Selection(parse_labels(["a"])))
+
+
+@pytest.mark.parametrize("texts", [["=x"], [""], ["a=1", "a=2"], ["a", "a=1"]])
+def test_labels_that_are_none(texts: list[str]) -> None:
+    with pytest.raises(UsageError, match="--label"):
+        parse_labels(texts)
+
+
+@pytest.mark.parametrize("selection", [Selection(), Selection((("a", None), ("b", "")), services=True)])
+def test_a_selection_travels(selection: Selection) -> None:
+    assert Selection.from_json(json.loads(json.dumps(selection.to_json()))) == selection
+
+
+def test_a_caller_travels_but_for_its_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("API_PORT", "3000")
+    monkeypatch.setenv("DISPLAY", ":7")
+    flags = SessionFlags(Settings(lane="socat"), str(tmp_path / "x.toml"), auto=False, auto_udp=True)
+    caller = caller_of(flags)
+    arrived = Caller.from_json(json.loads(json.dumps(caller.to_json())))
+    assert arrived.folder is None
+    assert (arrived.given, arrived.settings_file, arrived.auto, arrived.auto_udp) == (
+        Settings(lane="socat"),
+        str(tmp_path / "x.toml"),
+        False,
+        True,
+    )
+    assert arrived.variables["API_PORT"] == "3000"
+    assert arrived.environment.get("DISPLAY") == ":7"
+
+
+@pytest.mark.parametrize("wrong", [{"given": []}, {"settings_file": 3}, {"variables": "x"}])
+def test_a_caller_of_another_kind_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        Caller.from_json({**Caller().to_json(), **wrong})
