@@ -46,7 +46,8 @@ def interruptible() -> Iterator[None]:
 def wait_readable(sock: socket.socket) -> None:
     """Until there is something to be read, or the end of it; a signal's exception comes out of here at once."""
     while True:
-        ready, _, _ = select.select([sock, *_woken], [], [])
+        waiting: list[socket.socket | int] = [sock, *_woken]
+        ready, _, _ = select.select(waiting, [], [])
         for descriptor in _woken:
             if descriptor in ready:
                 os.read(descriptor, 4096)  # the signal has been heard before, or is within the next step
