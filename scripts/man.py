@@ -49,17 +49,7 @@ def page(program: str) -> str:
     ]
     if isinstance(command, click.Group):
         lines.append(".SH COMMANDS")
-        for name in command.list_commands(context):
-            one = command.commands[name]
-            inner = click.Context(one, info_name=name, parent=context, **one.context_settings)
-            lines += [
-                f".SS {program} {name}",
-                *_usage(one, inner),
-                ".PP",
-                *_prose(_paragraphs(one.help)),
-                *_options(one, inner),
-                *_prose(_paragraphs(one.epilog), between=True),
-            ]
+        lines += _commands(command, context)
     lines += _prose(_paragraphs(command.epilog), between=True)
     lines += [
         ".SH EXIT STATUS",
@@ -68,6 +58,21 @@ def page(program: str) -> str:
         ", ".join(f"\\fB{other}\\fR(1)" for other in PROGRAMS if other != program),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _commands(group: click.Group, context: click.Context) -> Iterator[str]:
+    """Those of a group, and after each the ones below it."""
+    for name in group.list_commands(context):
+        one = group.commands[name]
+        inner = click.Context(one, info_name=name, parent=context, **one.context_settings)
+        yield f".SS {inner.command_path}"
+        yield from _usage(one, inner)
+        yield ".PP"
+        yield from _prose(_paragraphs(one.help))
+        yield from _options(one, inner)
+        yield from _prose(_paragraphs(one.epilog), between=True)
+        if isinstance(one, click.Group):
+            yield from _commands(one, inner)
 
 
 def _usage(command: click.Command, context: click.Context) -> Iterator[str]:
