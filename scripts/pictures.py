@@ -151,9 +151,9 @@ def _watched(home: Path, width: int, supervisor: FakeSupervisor) -> Terminal:
         terminal.wait_for("q quit")
         for second in range(1, min(LOOKS, MAX_SAMPLES)):
             supervisor.rows = rows(second)
-            before = supervisor.listed
-            while supervisor.listed == before:
-                terminal.wait(lambda _lines, before=before: supervisor.listed > before, what="another look")
+            before = supervisor.looks
+            while supervisor.looks == before:
+                terminal.wait(lambda _lines, before=before: supervisor.looks > before, what="another look")
         terminal.type("j")
         terminal.wait(lambda lines: any(line.startswith("> ") and ":8001" in line for line in lines), what="a row")
         return terminal  # killed where it is, so that it does not clear its screen

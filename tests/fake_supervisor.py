@@ -1,4 +1,4 @@
-"""A supervisor that only says what it is told to: `list`, `events` and `stop` on the control socket of a home."""
+"""A supervisor that only says what it is told to, on the control socket of a home: to `list --watch`, in a real terminal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from typing import Any
 
 
 class FakeSupervisor:
-    """A context manager. `rows` can be set at any time; `changed` tells followers; `asked` are the requests but `list`."""
+    """A context manager. `rows` can be set at any time: what moves in them is seen with the next look (`looks` counts them),
+    the rest when `changed` tells of it. `asked` are the requests for something to be done.
+    """
 
     def __init__(self, home: Path, rows: Sequence[dict[str, Any]] = ()) -> None:
         self.rows = list(rows)
         self.asked: list[dict[str, Any]] = []
-        self.listed = 0
+        self.looks = 0
         self._path = home / "supervisor.sock"
         self._followers: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -64,8 +66,16 @@ class FakeSupervisor:
         with client:
             match request.get("op"):
                 case "list":
-                    self.listed += 1
                     _send(client, {"type": "result", "rows": self.rows})
+                    self.looks += 1
+                case "counters":
+                    counters = {
+                        row["id"]: [*row["connections"].values(), *row["bytes"].values()]
+                        for row in self.rows
+                        if row["id"]
+                    }
+                    _send(client, {"type": "result", "counters": counters})
+                    self.looks += 1
                 case "stop":
                     self.asked.append(request)
                     ended = [row for row in self.rows if row["id"] == request["target"]]

@@ -12,7 +12,7 @@ A reason stands under its row when there is room for those of all rows, else onl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from autoforward.cli.cells import CELLS, Row, columns_of, cut_to, in_ascii, local_of, port_of, printable, size
@@ -22,8 +22,9 @@ from autoforward.cli.table import COMFORTABLE, GAP, NARROW, Look, fit, line_of, 
 MARK = "> "
 """Before the selected row; what other rows have two spaces for."""
 
-COLUMNS = ("LOCAL", "TARGET", "SERVICE", "PORT", "PROCESS", "LABEL", "STATUS", "AGE", "CONNECTIONS")
-"""Those of `list` that are here too. The id is in the line about the selected row, for there are keys."""
+STILL = ("LOCAL", "TARGET", "SERVICE", "PORT", "PROCESS", "LABEL", "STATUS")
+MOVING = ("AGE", "CONNECTIONS")
+"""Columns of `list` that are here too. The id is in the line about the selected row, for there are keys."""
 
 GOES = ("SERVICE", "AGE", "CONNECTIONS", "LABEL", "PROCESS", "PORT", "TREND", "UP/s", "DOWN/s", "STATUS")
 """Columns that go when cutting is not enough, in this order. `http://` goes before any of them."""
@@ -33,6 +34,16 @@ NARROWER = {**NARROW, "TARGET": 8}
 MIN_TREND, MAX_TREND = 6, 40
 
 KEYS = (("↑↓", "select"), ("o", "open"), ("c", "copy URL"), ("s", "stop"), ("q", "quit"))
+
+
+class _Still:
+    """The cells of all rows that do not change with time, and how wide their columns are; `short` is LOCAL's, cut."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.cells = [{name: printable(CELLS[name](row)) for name in STILL} for row in rows]
+        used = [name for name in STILL if any(one[name] for one in self.cells)]
+        self.widths = {name: max(map(columns_of, (name, *(one[name] for one in self.cells)))) for name in used}
+        self.short = max(map(columns_of, ("LOCAL", *(_short_local(one["LOCAL"]) for one in self.cells))))
 
 
 @dataclass(slots=True)
@@ -46,11 +57,16 @@ class View:
     selected: str | None = None
     top: int = 0
     """The first row that is on the screen."""
+    _still: _Still | None = None
 
     def update(self, rows: Sequence[Row]) -> None:
-        """Other rows: what is selected stays, or else the one that takes its place."""
+        """Other rows: what is selected stays, or else the one that takes its place.
+
+        The same sequence again means that nothing in it has changed but what moves: ages, connections, bytes.
+        """
         at = self.index
-        self.rows = rows
+        if rows is not self.rows:
+            self.rows, self._still = rows, None
         if rows and all(key_of(row) != self.selected for row in rows):
             self.selected = key_of(rows[min(at, len(rows) - 1)])
 
@@ -62,6 +78,13 @@ class View:
     @property
     def row(self) -> Row | None:
         return self.rows[self.index] if self.rows else None
+
+    @property
+    def still(self) -> _Still:
+        """The cells that stay for as long as the rows do. There are rows."""
+        if self._still is None:
+            self._still = _Still(self.rows)
+        return self._still
 
     def move(self, by: int) -> None:
         if self.rows:
@@ -96,21 +119,22 @@ def page_size(height: int) -> int:
 
 
 class _Table:
-    """Cells of all rows, for the columns are as wide as the widest; lines only of those that are asked for."""
+    """As wide as the widest of all rows; lines are made of those that are asked for."""
 
     def __init__(self, view: View, look: Look) -> None:
         self._view, self._look, self._at = view, look, view.index
-        self._cells = [_cells(view, row) for row in view.rows]
-        self._widths = _widths(self._cells, look.width - len(MARK))
+        self._widths = _widths(view, look.width - len(MARK))
         self.header = " " * len(MARK) + line_of({name: name for name in self._widths}, self._widths, look)
 
     def line(self, number: int) -> str:
-        texts, row, look = self._cells[number], self._view.rows[number], self._look
+        row, look = self._view.rows[number], self._look
+        texts = {**self._view.still.cells[number], **{name: CELLS[name](row) for name in MOVING}}
         if self._widths["LOCAL"] < columns_of(texts["LOCAL"]):
             texts["LOCAL"] = _short_local(texts["LOCAL"])
-        if "TREND" in self._widths:
-            blocks = ASCII_BLOCKS if look.ascii else BLOCKS
-            texts["TREND"] = sparkline(self._view.rates.of(row).samples, self._widths["TREND"], blocks)
+        rate, is_forward = self._view.rates.of(row), row["id"] is not None
+        texts["UP/s"] = short_rate(rate.up).rjust(len("UP/s")) if is_forward else ""
+        texts["DOWN/s"] = short_rate(rate.down).rjust(len("DOWN/s")) if is_forward else ""
+        texts["TREND"] = sparkline(rate.samples, self._widths.get("TREND", 0), ASCII_BLOCKS if look.ascii else BLOCKS)
         mark = style(look, MARK, fg="cyan", bold=True) if number == self._at else " " * len(MARK)
         return mark + line_of(texts, self._widths, look, row)
 
@@ -120,27 +144,19 @@ class _Table:
             lines.append(self.line(number))
             if row["reason"]:
                 # Without the column nothing else says which port is ignored.
-                what = "" if "PORT" in self._widths else f"port {self._cells[number]['PORT']}: "
+                what = "" if "PORT" in self._widths else f"port {self._view.still.cells[number]['PORT']}: "
                 lines += reason_lines(what + printable(row["reason"]), self._look)
         return lines
 
 
-def _cells(view: View, row: Row) -> dict[str, str]:
-    rate = view.rates.of(row)
-    forwarded = row["id"] is not None
-    return {
-        **{name: printable(CELLS[name](row)) for name in COLUMNS},
-        "UP/s": short_rate(rate.up).rjust(len("UP/s")) if forwarded else "",
-        "DOWN/s": short_rate(rate.down).rjust(len("DOWN/s")) if forwarded else "",
-        "TREND": "",
-    }
-
-
-def _widths(cells: Sequence[Mapping[str, str]], width: int) -> dict[str, int]:
-    natural = {name: max(map(columns_of, (name, *(one[name] for one in cells)))) for name in cells[0]}
-    used = {name: size for name, size in natural.items() if name == "TREND" or any(one[name] for one in cells)}
-    used["TREND"] = MIN_TREND
-    brief = {**used, "LOCAL": max(map(columns_of, ("LOCAL", *(_short_local(one["LOCAL"]) for one in cells))))}
+def _widths(view: View, width: int) -> dict[str, int]:
+    """Which columns there is room for, and how wide they are, in the table's order."""
+    used = dict(view.still.widths)
+    for name in MOVING:
+        if widest := max(len(CELLS[name](row)) for row in view.rows):
+            used[name] = max(widest, len(name))
+    used |= {"UP/s": len("UP/s"), "DOWN/s": len("DOWN/s"), "TREND": MIN_TREND}
+    brief = {**used, "LOCAL": view.still.short}
     for dropped in range(len(GOES) + 1):
         least = COMFORTABLE if dropped < GOES.index("LABEL") else NARROWER
         for columns in (used, brief):

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -41,6 +41,7 @@ class Handlers:
             "detach": self._with_warning(self.detach),
             "stop": self._with_warning(self.stop),
             "list": self.list_forwards,
+            "counters": self.counters,
             "status": self._with_warning(self.status),
             "events": self.events,
             "watch": WatchingCommand(self._supervisor).watch,
@@ -234,6 +235,14 @@ class Handlers:
         await self._wait_restored()
         target = request.get("target")
         return {"rows": await self._rows(self._find(str(target)) if target else self._supervisor.sessions.values())}
+
+    async def counters(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
+        """What moves, of forwards that anything went through: a fraction of `list`, for whoever looks every second."""
+        target = request.get("target")
+        sessions = self._find(str(target)) if target else self._supervisor.sessions.values()
+        ids = {forward_id for session in sessions for forward_id in session.forwarder.forward_ids}
+        found = (await self._supervisor.counters()).items()
+        return {"counters": {key: astuple(one) for key, one in found if key in ids and one.total + one.refused}}
 
     async def status(self, _request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
         await self._wait_restored()

@@ -114,8 +114,8 @@ def test_without_a_display_the_url_is_said(watch: Open, supervisor: FakeSupervis
 def test_rates_and_a_trend(watch: Open, supervisor: FakeSupervisor) -> None:
     terminal = watch(columns=80)
     terminal.wait_for("q quit")
-    listed = supervisor.listed
-    eventually(lambda: supervisor.listed > listed, timeout_s=30)
+    looks = supervisor.looks
+    eventually(lambda: supervisor.looks > looks, timeout_s=30)
     supervisor.rows = [{**row, "bytes": {"in": 10**6, "out": 5 * 10**9}} for row in supervisor.rows]
     lines = terminal.wait(lambda lines: any("█" in line for line in lines), what="a trend")
     assert re.search(r"active +\S+k? +\S+[MG] +█", lines[2])
@@ -126,10 +126,10 @@ def test_rates_and_a_trend(watch: Open, supervisor: FakeSupervisor) -> None:
 def test_an_event_is_a_look_at_once_and_a_quiet_screen_is_not_written(watch: Open, supervisor: FakeSupervisor) -> None:
     terminal = watch()
     terminal.wait_for("q quit")
-    listed = supervisor.listed
-    eventually(lambda: supervisor.listed >= listed + 2, timeout_s=30)
-    written, listed = len(terminal.raw), supervisor.listed
-    eventually(lambda: supervisor.listed >= listed + 3, timeout_s=30)
+    looks = supervisor.looks
+    eventually(lambda: supervisor.looks >= looks + 2, timeout_s=30)
+    written, looks = len(terminal.raw), supervisor.looks
+    eventually(lambda: supervisor.looks >= looks + 3, timeout_s=30)
     assert len(terminal.raw) == written
     supervisor.rows = supervisor.rows[:2]
     supervisor.changed()
@@ -186,7 +186,8 @@ def test_a_fault_of_ours_gives_the_terminal_back(watch: Open, supervisor: FakeSu
     # A row that no supervisor of ours would send.
     terminal = watch()
     terminal.wait_for("q quit")
-    supervisor.rows = [{"id": "fwd-00000000"}]
+    supervisor.rows = [{"id": "fwd-00000000", "ageSeconds": 1}]
+    supervisor.changed()
     assert terminal.wait_ended() == 1
     assert is_given_back(terminal)
     terminal.wait_for("a fault in autoforward: KeyError")
@@ -273,9 +274,12 @@ def lines_of(home: Path, supervisor: FakeSupervisor) -> Iterator[Callable[..., s
 def test_json_is_an_array_a_line_whenever_it_changes(lines_of: Any, supervisor: FakeSupervisor) -> None:
     process = lines_of("--json")
     assert process.stdout.readline().count('"fwd-') == 3
-    listed = supervisor.listed
+    looks = supervisor.looks
     supervisor.rows = [{**row, "ageSeconds": 9.0, "bytes": {"in": 7, "out": 7}} for row in supervisor.rows]
-    eventually(lambda: supervisor.listed >= listed + 3, timeout_s=30)
+    eventually(lambda: supervisor.looks > looks, timeout_s=30)
+    looks = supervisor.looks
+    supervisor.changed()
+    eventually(lambda: supervisor.looks > looks, timeout_s=30)
     supervisor.rows = supervisor.rows[1:]
     supervisor.changed()
     line = process.stdout.readline()
