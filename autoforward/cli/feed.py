@@ -19,7 +19,7 @@ from autoforward.paths import StatePaths
 from autoforward.supervisor.spawn import connect_to_supervisor
 
 INTERVAL_S = 1.0
-"""Between looks: what a person can follow."""
+"""Between looks: what a person can follow. `python -m bench.screen` measures what it takes."""
 
 LIST_EVERY_S = 10.0
 """All rows, though no event says so: 20 ms of CPU for 200 of them, in both processes together."""
