@@ -6,6 +6,7 @@ Nothing in the loop waits for anything but the next of these. However it ends, t
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import selectors
 import signal
@@ -53,9 +54,10 @@ def watch_on_terminal(rows: Sequence[Row], target: str | None, look: Look) -> in
             live.run(rows)
         except KeyboardInterrupt:
             return 0
-        except OSError:
-            # The terminal has gone, and with it the person.
-            return 0
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            return 0  # the terminal has gone, and with it the person
         except _Ended as ended:
             _leave(screen, live)
             signal.signal(ended.number, signal.SIG_DFL)

@@ -7,6 +7,7 @@ numbers, and a `hint` where there is a way out. No traceback. Colour only on a t
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import sys
@@ -76,6 +77,9 @@ class _OurErrors(click.Command):
             return super().main(args, prog_name, standalone_mode=False, **extra)
         if level := os.environ.get("AUTOFORWARD_LOG_LEVEL"):
             logging.basicConfig(level=logging.getLevelNamesMapping().get(level.upper(), logging.WARNING))
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            # A label that the locale has no characters for is no reason to fail.
+            sys.stdout.reconfigure(errors="replace")
         try:
             status = super().main(args, prog_name, standalone_mode=False, **extra)
         except AutoforwardError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import command_env, script
+from tests.conftest import Runner, command_env, script
 from tests.containers import eventually
 from tests.fake_supervisor import FakeSupervisor
 from tests.terminal import Terminal
@@ -135,6 +135,20 @@ def test_an_event_is_a_look_at_once_and_a_quiet_screen_is_not_written(watch: Ope
     supervisor.changed()
     terminal.wait_for("2 ports: 1 active, 1 waiting")
     assert len(terminal.raw) - written < 600  # the title and the row, not the screen
+
+
+def test_what_a_container_says_does_not_reach_the_terminal(watch: Open, supervisor: FakeSupervisor) -> None:
+    evil = "\x1b]0;owned\x07\x9b2J\r\n"
+    for row in supervisor.rows:
+        row.update(
+            containerName=evil, process=evil, label=evil, reason=evil, service=evil, url=f"http://localhost:1/{evil}"
+        )
+    terminal = watch(columns=140)
+    terminal.wait_for("q quit")
+    terminal.type("jco")
+    terminal.wait_for("has no URL")
+    assert b"owned\x07" not in terminal.raw
+    assert b"\xc2\x9b" not in terminal.raw
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(60, 10), (140, 40), (20, 3)])
@@ -295,6 +309,12 @@ def test_a_pipe_gets_tables(lines_of: Any, supervisor: FakeSupervisor) -> None:
     supervisor.rows = []
     supervisor.changed()
     assert [process.stdout.readline() for _ in range(2)] == ["\n", "nothing is forwarded\n"]
+
+
+def test_a_locale_without_the_characters_is_no_failure(run: Runner, supervisor: FakeSupervisor) -> None:
+    supervisor.rows[0]["label"] = "Büro 店"
+    done = run("autoforward", "list", env={"PYTHONIOENCODING": "ascii"}, check=0)
+    assert "B?ro ?" in done.stdout
 
 
 def test_it_ends_with_its_reader(lines_of: Any, supervisor: FakeSupervisor) -> None:
