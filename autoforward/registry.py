@@ -50,6 +50,9 @@ _Signature = tuple[int, int, int]
 # A registry of ten thousand rows has 5 MB; more than this is not ours.
 MAX_FILE_BYTES = 64 * 1024 * 1024
 
+MAX_SET_ASIDE = 10
+"""Corrupt files that are kept; the oldest go."""
+
 
 class RegistryWriteError(RegistryError):
     """The registry cannot be written (disk full, read-only); what was on disk before is still there."""
@@ -145,6 +148,9 @@ class Registry:
             raise RegistryWriteError(
                 f"the corrupt registry {self._paths.registry} cannot be set aside: {error.strerror}"
             ) from error
+        for older in sorted(aside.parent.glob(f"{self._paths.registry.name}.corrupt-*"))[:-MAX_SET_ASIDE]:
+            with contextlib.suppress(OSError):
+                older.unlink()
         return str(aside)
 
     def _read_file(self) -> bytes | None:

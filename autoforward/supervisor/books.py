@@ -38,9 +38,9 @@ class Books:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="autoforward-disk")
         self._task: asyncio.Task[None] | None = None
 
-    def start_looking(self, flush: Callable[[], Awaitable[None]]) -> None:
-        """See to the registry from time to time, and to what else may wait for the disk: `flush`."""
-        self._task = asyncio.create_task(self._look_for_ever(flush), name="books")
+    def start_looking(self, beside: Callable[[], Awaitable[None]]) -> None:
+        """See to the registry from time to time, and to what else there is in the folder: `beside`."""
+        self._task = asyncio.create_task(self._look_for_ever(beside), name="books")
 
     async def aclose(self) -> None:
         if self._task is not None:
@@ -91,12 +91,12 @@ class Books:
 
         await self.run(lambda: self.ledger.transact(change))
 
-    async def _look_for_ever(self, flush: Callable[[], Awaitable[None]]) -> None:
+    async def _look_for_ever(self, beside: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
             try:
                 await self.run(self.ledger.look)
-                await flush()
+                await beside()
             except Exception:
                 log.exception("a fault while the books were looked at")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,18 @@ class ControlServer:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def is_found(self) -> bool:
+        """Whether there is a file by which commands find it; somebody may have removed that."""
+        return os.path.lexists(self._path)
+
     async def start(self) -> None:
-        """Bind and listen. The instance lock is held: a socket file that is there belongs to nobody any more."""
+        """Bind and listen. The instance lock is held: a socket file that is there belongs to nobody any more.
+
+        Once more where the file was removed; requests that run go on. Raises OSError.
+        """
+        if self._server is not None:
+            self._server.close()
         self._path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._accept, str(self._path), limit=MAX_LINE_BYTES)
         self._path.chmod(0o600)

@@ -135,11 +135,11 @@ class Supervisor:
         await self.books.run(lambda: self._write_info(info))
         for record in records:
             self.actions.restore(self.add_session(record))
-        self.books.start_looking(self.hub.flush)
         self._clock = ClockWatch(self._on_clock_jump)
         self._clock.start()
         self._control = ControlServer(self.paths.supervisor_socket, self._handlers(self))
         await self._control.start()
+        self.books.start_looking(self._look)
         self.check_idle()
         log.info("supervisor %s started, pid %d, %d sessions restored", __version__, process.pid, len(self.sessions))
 
@@ -315,6 +315,33 @@ class Supervisor:
         for session in self.sessions.values():
             session.check_streams()
         self.engines.reconnect()
+
+    async def _look(self) -> None:
+        """From time to time: what may have become of the state folder."""
+        await self.hub.flush()
+        if not await self.books.run(self._holds_its_folder):
+            # Nobody finds us any more, and what is in its place by now is another's to write: like a kill, which leaves
+            # nothing behind.
+            log.error("the state folder was removed: this supervisor ends")
+            os._exit(1)
+        if not self._stop.is_set() and not self._control.is_found:
+            try:
+                await self.books.run(self.paths.ensure)
+                await self._control.start()
+            except (AutoforwardError, OSError) as error:
+                log.debug("no control socket: %s", error)
+            else:
+                log.warning("the control socket was removed: made anew")
+
+    def _holds_its_folder(self) -> bool:
+        held = os.fstat(self._lock.lockfile.fileno())
+        try:
+            there = self.paths.supervisor_lock.stat()
+        except FileNotFoundError:
+            return False
+        except OSError:  # it may be another trouble, and a passing one
+            return True
+        return os.path.samestat(held, there)
 
     # Small things.
 

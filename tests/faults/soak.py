@@ -305,9 +305,18 @@ class Soak:
         time.sleep(self._choose.uniform(0, 3))
         process.send_signal(signal.SIGCONT)
 
-    def corrupt_registry(self, app: Container) -> None:
-        (self._home / "registry.json").write_bytes(self._choose.randbytes(100))
-        self.command("attach", app.name)  # whoever needs it next finds it so, and it is rebuilt
+    def corrupt_registry(self, _app: Container) -> None:
+        """It is mended by itself; a kill before that is another fault than this one."""
+        path, damaged = self._home / "registry.json", self._choose.randbytes(100)
+        path.write_bytes(damaged)
+
+        def is_mended() -> bool:
+            try:
+                return path.read_bytes() != damaged
+            except FileNotFoundError:  # just set aside
+                return False
+
+        eventually(is_mended, timeout_s=30)
 
 
 FAULTS: dict[str, Callable[[Soak, Container], None]] = {

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner, end_everything_of, supervisor_of
 from tests.containers import eventually, is_refused
-from tests.docker.observing import free_port, logged, registry, row_of, rows
+from tests.docker.observing import Command, free_port, logged, registry, row_of, rows
 from tests.faults.report import Fault
 from tests.faults.supervisors import kill_9, the_supervisor
 from tests.faults.traffic import Traffic, ask_once
@@ -164,11 +164,14 @@ def test_every_command_while_nothing_can_be_written(
         told("stop", before[dropped.port]["id"])
         told("forward", "-d", named.name, f"{free_port()}:db.invalid:1")
         told("status")
+        with Command(small_disk, "autoforward", "forward", new.name, f"{free_port()}:db.invalid:2") as foreground:
+            foreground.wait_line(lambda line: line.startswith("autoforward: warning: cannot write the registry"))
         state = json.loads(run("autoforward", "status", "--json", check=0).stdout)
         assert state["registry_problem"].startswith("cannot write the registry")
         assert "what has changed would be forgotten" in run("autoforward", "restart", check=1).stderr
         assert is_refused("127.0.0.1", before[one.port]["localPort"])
         assert is_refused("127.0.0.1", before[dropped.port]["localPort"])
+        eventually(lambda: 2 not in restored(run), what="the foreground command's forward has ended")
         now = restored(run)
         assert now[kept.port] == before[kept.port]["localPort"]
         assert ask_once(now[kept.port]) == ("answered", "kept")

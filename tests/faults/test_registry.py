@@ -30,7 +30,7 @@ def held(home: Path) -> dict[int, int]:
     """Host ports by container port, as the registry has them; none while it cannot be read."""
     try:
         return {entry["container_port"]: entry["host_port"] for entry in registry(home)["entries"]}
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, FileNotFoundError):  # the last: just set aside
         return {}
 
 

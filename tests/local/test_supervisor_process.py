@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -167,6 +168,37 @@ def test_a_socket_file_that_nobody_serves_is_replaced(paths: StatePaths) -> None
     assert connect_to_supervisor(paths) is None
     process = start(paths)
     assert process.is_running()
+
+
+@pytest.mark.parametrize("how", ["removed", "moved away"])
+def test_one_whose_folder_is_gone_ends_and_leaves_the_next_one_alone(
+    paths: StatePaths, tmp_path: Path, how: str
+) -> None:
+    """Nobody would find it: not to list what it forwards, nor to end it."""
+    first = start(paths)
+    if how == "removed":
+        shutil.rmtree(paths.home)
+    else:
+        paths.home.rename(tmp_path / "elsewhere")
+    second = start(paths)
+    said = paths.supervisor_info.read_text()
+    assert second.pid != first.pid
+    eventually(lambda: is_gone(first), timeout_s=TIMEOUT_S)
+    assert [answer["type"] for answer in ask(paths, b'{"op":"ping"}\n')] == ["result"]
+    assert paths.supervisor_info.read_text() == said
+
+
+def test_a_socket_that_somebody_removed_is_made_anew(paths: StatePaths) -> None:
+    """Those who clean /tmp do: the next command would wait for a supervisor that it cannot reach."""
+    process = start(paths)
+    with connected(paths) as follower:
+        follower.sendall(b'{"op":"events"}\n')
+        paths.supervisor_socket.unlink()
+        eventually(paths.supervisor_socket.exists, timeout_s=TIMEOUT_S)
+        eventually(lambda: ask(paths, b'{"op":"ping"}\n')[0]["pid"] == process.pid, timeout_s=TIMEOUT_S)
+        assert stat.S_IMODE(paths.supervisor_socket.stat().st_mode) == 0o600
+        process.terminate()
+        assert [answer["type"] for answer in answers_of(follower)] == ["result"], "what ran before goes on"
 
 
 def test_after_kill_9_the_next_command_starts_another(paths: StatePaths) -> None:

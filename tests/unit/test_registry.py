@@ -23,6 +23,7 @@ from autoforward.leases import encode_document, parse_document
 from autoforward.model import ForwardKey
 from autoforward.paths import StateFolderError, StatePaths
 from autoforward.registry import (
+    MAX_SET_ASIDE,
     Lease,
     ProcessIdentity,
     Registry,
@@ -143,6 +144,15 @@ def test_a_corrupt_file_is_set_aside_and_reported(
     assert len(warnings) == 1
     assert str(aside) in warnings[0]
     assert registry.read().entries == [LEASE]
+
+
+def test_of_the_corrupt_files_the_last_ones_are_kept(paths: StatePaths, registry: Registry) -> None:
+    for number in range(MAX_SET_ASIDE + 3):
+        paths.registry.write_text(f"corrupt {number:02}")
+        with registry.transaction() as document:
+            document.upsert(LEASE)
+    kept = sorted(path.read_text() for path in paths.home.glob("registry.json.corrupt-*"))
+    assert kept == [f"corrupt {number:02}" for number in range(3, MAX_SET_ASIDE + 3)]
 
 
 def test_after_corruption_the_caller_says_what_is_live(paths: StatePaths) -> None:
