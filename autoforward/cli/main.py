@@ -183,6 +183,16 @@ def open_(wanted: str) -> int:
     return open_forward(wanted)
 
 
+@main.command(epilog="\b\nExamples:\n  autoforward ui\n  autoforward ui --port 8900 --no-open")
+@click.option("--port", type=click.IntRange(1024, 65535), metavar="N", help="Serve on this port, else on a free one.")
+@click.option("--no-open", is_flag=True, help="Only print the address.")
+def ui(port: int | None, no_open: bool) -> int:
+    """A page of your forwards for the browser, on this machine and for you alone; until Ctrl-C."""
+    from autoforward.cli.serving import serve_page
+
+    return serve_page(port, not no_open)
+
+
 @main.command(epilog="\b\nExamples:\n  autoforward events --follow\n  autoforward events --since 120 --target web")
 @click.option("--follow", is_flag=True, help="Stay, and print events as they happen, until Ctrl-C.")
 @click.option("--since", type=click.IntRange(min=0), metavar="SEQ", help="Only events after this number.")

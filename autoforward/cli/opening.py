@@ -30,17 +30,22 @@ def open_forward(wanted: str) -> int:
     click.echo(url)
     if row["status"] not in ("active", "published"):
         output.warn(f"port {row['port']} of {row['containerName']} is {row['status']}: it may not answer yet")
+    open_and_wait(url)
+    return 0
+
+
+def open_and_wait(url: str) -> None:
+    """Open it, or say why nobody would see it. Raises AutoforwardError where that fails within `OPENER_PATIENCE_S`."""
     opening = begin_opening(url)
     if isinstance(opening, str):
         output.say(f"Not opened: {opening}. AUTOFORWARD_BROWSER names a program that opens URLs.")
-        return 0
+        return
     try:
         status = opening.process.wait(OPENER_PATIENCE_S)
     except subprocess.TimeoutExpired:
-        return 0
+        return
     if status:
         raise AutoforwardError(f"{opening.program} ended with status {status}", hint="open the URL by hand")
-    return 0
 
 
 def url_of(row: Row) -> str:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "autoforward"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli.*",),
-    ("doctor.*",),
+    ("doctor.*", "ui.*"),
     ("service.*",),
     ("supervisor.__main__",),
     ("supervisor.handlers",),
