@@ -20,11 +20,14 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from autoforward.drains import Drains
 from autoforward.exec_channel import ExecChannel
+from autoforward.heap import HeapKeeper, trimmer
+from autoforward.limits import ConnectionLimits
 from autoforward.messages import (
     AcceptPaused,
     Command,
@@ -50,6 +53,7 @@ from autoforward.messages import (
 from autoforward.model import DialAddress, Transport
 from autoforward.mux import Mux
 from autoforward.muxes import Muxes
+from autoforward.outbox import prepare_listener
 from autoforward.peers import PeerWatch
 from autoforward.poller import READ, default_poller
 from autoforward.relay import Relay
@@ -111,7 +115,9 @@ class DataPlane:
         self._relays: dict[int, Relay] = {}
         self._owned: set[Closeable] = set()
         self._peers = PeerWatch(self)
-        self._drains: list[Drain] = []
+        self._drains = Drains(self, self._open_relays)
+        self._limits = ConnectionLimits()
+        self._heap = HeapKeeper(self, trimmer())
         self._muxes = Muxes(self, notify)
         self._turn_ends: list[Callable[[], None]] = []
         self.turns = 0
@@ -206,8 +212,8 @@ class DataPlane:
             news = refused
         if news or not relay.routed:
             self._notify(RelayEnded(relay.forward_id, relay.relay_id, refused, reason))
-        if self._drains:
-            self._settle_drains()
+        self._heap.connection_ended()
+        self._drains.settle()
 
     # The loop.
 
@@ -304,9 +310,7 @@ class DataPlane:
                 if (relay := self._relays.get(relay_id)) is not None:
                     relay.server_closed()
             case Drain():
-                self._drains.append(command)
-                self.call_later(command.timeout_s, lambda: self._end_drain(command))
-                self._settle_drains()
+                self._drains.begin(command)
             case ReadCounters(done):
                 done.set_result({key: served.counters.copy() for key, served in self._served.items()})
 
@@ -356,8 +360,7 @@ class DataPlane:
     # Listeners.
 
     def _watch_listener(self, forward_id: str, listener: socket.socket) -> None:
-        # Accepted sockets inherit it, on Linux; one system call a connection less.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        prepare_listener(listener)
         self.watch(listener.fileno(), READ, lambda _events: self._accept(forward_id, listener))
 
     def _unwatch_listener(self, listener: socket.socket) -> None:
@@ -380,6 +383,14 @@ class DataPlane:
                     return
                 continue  # that connection was aborted before we took it
             relay_id = next(self._numbers)
+            if (reason := self._limits.why_not(client.fileno(), len(served.relays))) is not None:
+                client.close()  # with a reset
+                served.counters.total += 1
+                served.counters.refused += 1
+                if served.ended_last != reason:  # once is enough to be told
+                    served.ended_last = reason
+                    self._notify(RelayEnded(forward_id, relay_id, True, reason))
+                continue
             try:
                 relay = Relay(self, forward_id, relay_id, client, served.counters)
             except OSError:  # it has gone already (macOS says so here)
@@ -401,7 +412,8 @@ class DataPlane:
 
     def _pause_accepting(self, forward_id: str, listener: socket.socket, error: OSError) -> None:
         self._unwatch_listener(listener)
-        self._notify(AcceptPaused(forward_id, error.strerror or str(error)))
+        reason = self._served[forward_id].ended_last = error.strerror or str(error)
+        self._notify(AcceptPaused(forward_id, reason))
 
         def resume() -> None:
             served = self._served.get(forward_id)
@@ -426,24 +438,8 @@ class DataPlane:
         if not served.relays:
             self._served.pop(forward_id, None)
 
-    # Drains.
-
-    def _open_relays(self, drain: Drain) -> list[Relay]:
-        return [
-            relay for key in drain.forward_ids if key in self._served for relay in self._served[key].relays.values()
-        ]
-
-    def _settle_drains(self) -> None:
-        for drain in [drain for drain in self._drains if not self._open_relays(drain)]:
-            self._drains.remove(drain)
-            drain.done.set_result(True)
-
-    def _end_drain(self, drain: Drain) -> None:
-        if drain in self._drains:
-            self._drains.remove(drain)
-            for relay in self._open_relays(drain):
-                relay.cut("not drained in time")
-            drain.done.set_result(False)
+    def _open_relays(self, forward_ids: Collection[str]) -> list[Relay]:
+        return [relay for key in forward_ids if key in self._served for relay in self._served[key].relays.values()]
 
 
 def _nobody(_events: int) -> None:

@@ -76,10 +76,10 @@ class Detector:
         self._outbox += order
         self._flush()
 
-    def ping_now(self) -> None:
+    def ping_now(self, timeout_s: float = PONG_TIMEOUT_S) -> None:
         """Ask at once whether the watcher is there (after a pause of the container, or of the machine)."""
-        if self._awaited_pong is None and self._stream.fileno() >= 0:
-            self._ping()
+        if self._stream.fileno() >= 0:
+            self._ping(timeout_s)
 
     def retire(self) -> None:
         """Say nothing more, but stay: its relays live as long as its stream. `close` then ends both."""
@@ -149,10 +149,10 @@ class Detector:
             return
         self._loop.remove_writer(fd)
 
-    def _ping(self) -> None:
+    def _ping(self, timeout_s: float = PONG_TIMEOUT_S) -> None:
         self._awaited_pong = next(self._pings)
         self.send(encode_ping(self._awaited_pong))
-        self._schedule(PONG_TIMEOUT_S, lambda: self._lose("the watcher does not answer"))
+        self._schedule(timeout_s, lambda: self._lose("the watcher does not answer"))
 
     def _schedule(self, delay_s: float, callback: Callable[[], None]) -> None:
         if self._timer is not None:

@@ -22,7 +22,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
-from autoforward.links import keepalive_options, link_to
+from autoforward.keepalive import keepalive_options
+from autoforward.links import link_to
 from autoforward.model import ContainerInfo, EngineEndpoint, PublishedPort, Transport
 from autoforward.streams import SocketStream, start_exec
 
@@ -328,6 +329,7 @@ def container_info(raw: Mapping[str, Any]) -> ContainerInfo:
         container_id=str(raw["Id"]),
         name=str(raw.get("Name", "")).lstrip("/"),
         state=str((raw.get("State") or {}).get("Status", "unknown")),
+        started=str((raw.get("State") or {}).get("StartedAt", "")),
         labels={str(key): str(value) for key, value in (config.get("Labels") or {}).items()},
         image=str(config.get("Image", "")),
         image_id=str(raw.get("Image", "")),

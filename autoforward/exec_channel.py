@@ -30,12 +30,15 @@ OPEN_TIMEOUT_S = 30.0
 HARD_KILL_AFTER_S = 0.8
 ABANDON_AFTER_S = 5.0
 
+MAX_HELD_BYTES = 512 * 1024
+"""Said by the server before we know that there is a process; the two streams of one may come in any order."""
+
 REST_S = 0.5
 """How long bytes of the client's may still wait for a server that will send no more."""
 
 
 class ExecChannel:
-    """See `relay.Channel` for the contract."""
+    """See `channel.Channel` for the contract."""
 
     def __init__(self, plane: DataPlane, stream: EngineStream, plan: RelayPlan, relay: Relay | None) -> None:
         self._plane = plane
@@ -45,6 +48,8 @@ class ExecChannel:
         self._outbox = Outbox()
         self._stderr = LineSplitter()
         self._container_pid: int | None = None
+        self._has_spoken = False
+        self._held = b""
         self._opened = False
         self._confirmed = False
         self._attempts = 0
@@ -183,11 +188,10 @@ class ExecChannel:
             self._ended()
             return
         for stream, payload in chunks:
-            if stream == STDOUT:
-                self._confirmed = True
-                if self._relay is not None:
-                    self._open()
-                    self._relay.data(payload)
+            if stream == STDOUT and not self._has_spoken:
+                self._hold(payload)
+            elif stream == STDOUT:
+                self._take(payload)
             elif stream == STDERR:
                 for line in self._stderr.feed(payload):
                     signal = classify_line(self._plan.tool.dialect, line)
@@ -196,7 +200,25 @@ class ExecChannel:
             elif payload:
                 self._broken = self._broken or printable(payload)
 
+    def _take(self, payload: bytes) -> None:
+        """What the server says."""
+        self._confirmed = True
+        if self._relay is not None:
+            self._open()
+            self._relay.data(payload)
+
+    def _hold(self, payload: bytes) -> None:
+        """Before the process has said a word on stderr: it may be the engine's word, of one that it could not start."""
+        self._held += payload
+        if len(self._held) > MAX_HELD_BYTES:
+            self._broken = self._broken or "the relay process has not said which it is"
+            self._ended()
+
     def _on_signal(self, signal: RelaySignal) -> None:
+        self._has_spoken = True
+        held, self._held = self._held, b""
+        if held:
+            self._take(held)
         match signal:
             case RelayPid(container_pid):
                 self._container_pid = container_pid
@@ -236,7 +258,9 @@ class ExecChannel:
         relay, self._relay = self._relay, None
         if relay is None:
             return
-        if self._broken is not None:
+        if self._held:
+            relay.refuse(printable(self._held))
+        elif self._broken is not None:
             relay.broken(self._broken)
         elif self._confirmed or (self._opened and self._failed_attempts < self._attempts):
             relay.server_ended()

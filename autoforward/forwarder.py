@@ -138,11 +138,13 @@ class Forwarder:
         forward = self._by_id.get(forward_id)
         return forward.wish.key.transport if forward else "tcp"
 
-    def note_refusal(self, forward_id: str, reason: str | None) -> None:
-        """A connection found no server; the reason shows in `list` until one is found."""
+    def note_refusal(self, forward_id: str, reason: str | None) -> bool:
+        """A connection was not served; the reason shows in `list` until one is. Whether that is another one than before."""
         forward = self._by_id.get(forward_id)
-        if forward is not None:
-            forward.last_refusal = reason
+        if forward is None or forward.last_refusal == reason:
+            return False
+        forward.last_refusal = reason
+        return True
 
     # Acting.
 

@@ -13,14 +13,11 @@ from urllib.parse import urlsplit
 
 from autoforward.child_socket import ChildSocket
 from autoforward.errors import EngineUnreachableError
+from autoforward.keepalive import keep_alive
 from autoforward.model import EngineEndpoint, TlsFiles
 from autoforward.ssh_link import SshLink
 
 CONNECT_TIMEOUT_S = 10.0
-
-KEEPALIVE_IDLE_S = 15
-KEEPALIVE_INTERVAL_S = 5
-KEEPALIVE_PROBES = 3
 
 
 class Link(Protocol):
@@ -131,24 +128,10 @@ def connect(host: str) -> socket.socket:
         if parts.scheme in ("tcp", "http") and parts.hostname:
             sock = socket.create_connection((parts.hostname, parts.port or 2375), timeout=CONNECT_TIMEOUT_S)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for option in keepalive_options():
-                sock.setsockopt(*option)
+            keep_alive(sock)
             return sock
     except OSError as error:
         raise EngineUnreachableError(f"the engine at {host} does not answer: {error}") from error
     raise EngineUnreachableError(
         f"streams to {host} are not supported", hint="an engine is at unix://, tcp:// or ssh:// something"
     )
-
-
-def keepalive_options() -> list[tuple[int, int, int]]:
-    """For `setsockopt`: a peer that is gone without a word is noticed within half a minute, where the system can."""
-    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    for name, value in (
-        ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
-        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
-        ("TCP_KEEPCNT", KEEPALIVE_PROBES),
-    ):
-        if hasattr(socket, name):
-            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-    return options

@@ -1,6 +1,6 @@
 """One client connection on the agent's mux: its credit both ways, its place in the queue, its two ends.
 
-See `relay.Channel` for the contract towards the relay. All calls are made in the data plane's thread.
+See `channel.Channel` for the contract towards the relay. All calls are made in the data plane's thread.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class MovableEnd(FarEnd, Protocol):
 
 
 class MuxChannel:
-    """See `relay.Channel` for the contract. Usable at once: what is sent before the answer is the server's, or nobody's."""
+    """See `channel.Channel` for the contract. Usable at once: what is sent before the answer is the server's, or nobody's."""
 
     __slots__ = (
         "_consumed",

@@ -12,11 +12,12 @@ from __future__ import annotations
 import selectors
 import socket
 import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from autoforward.channel import Channel
 from autoforward.messages import ForwardCounters, StreamWanted
-from autoforward.outbox import RECEIVE_BYTES, Linger, Outbox
-from autoforward.splicer import RESET_ON_CLOSE, Splicer
+from autoforward.outbox import CLOSE_IN_ORDER, RECEIVE_BYTES, RESET_ON_CLOSE, Linger, Outbox
+from autoforward.splicer import Splicer
 
 if TYPE_CHECKING:
     from autoforward.dataplane import DataPlane
@@ -29,34 +30,6 @@ GONE_GRACE_S = 1.0
 
 STALLED_S = 60.0
 """After the client closed altogether, how long a server that reads nothing holds back what the client has sent."""
-
-
-class Channel(Protocol):
-    """The far end of a relay. It calls `opened`, `data`, `drained`, `server_ended`, `refuse`, `start_over`, `broken`
-    of its relay."""
-
-    @property
-    def pending(self) -> int:
-        """Bytes written and not yet taken by the engine."""
-
-    def write(self, data: bytes) -> None: ...
-
-    def write_eof(self) -> None:
-        """No more bytes from the client, once those written are gone. Idempotent."""
-
-    def pause(self) -> None:
-        """Read no more from the server until `resume`; both idempotent."""
-
-    def resume(self) -> None: ...
-
-    def server_closed(self) -> None:
-        """The server is known to have closed: hand over the rest of what it said, then `server_ended`."""
-
-    def consumed(self, size: int) -> None:
-        """The client has taken so many bytes of what the server sent."""
-
-    def abort(self) -> None:
-        """End it now, in the container too. Idempotent; the relay hears nothing more."""
 
 
 class Relay:
@@ -384,7 +357,7 @@ class Relay:
             return
         self._told_end = True
         try:
-            self.client.shutdown(socket.SHUT_WR)
+            _say_end(self.client)
         except OSError as error:
             self.cut(f"the client broke off: {error.strerror}")
 
@@ -395,7 +368,7 @@ class Relay:
             return
         try:
             if not self._told_end:
-                client.shutdown(socket.SHUT_WR)
+                _say_end(client)
         except OSError:  # the client has gone meanwhile
             client.close()
             return
@@ -426,3 +399,9 @@ class Relay:
             self._plane.watch(client.fileno(), 0, self._on_client)
             self._plane.relay_ended(self, refused=refused, reason=reason)
         return client
+
+
+def _say_end(client: socket.socket) -> None:
+    """FIN to a client that has been given everything. From here on closing its socket is no reset any more."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_IN_ORDER)
+    client.shutdown(socket.SHUT_WR)

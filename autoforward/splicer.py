@@ -10,9 +10,10 @@ import fcntl
 import os
 import selectors
 import socket
-import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
+
+from autoforward.outbox import RESET_ON_CLOSE
 
 if TYPE_CHECKING:
     from autoforward.dataplane import DataPlane
@@ -26,8 +27,6 @@ LEAST_PIPE_BYTES = 64 * 1024
 """Who has more in pipes than /proc/sys/fs/pipe-user-pages-soft gets new ones of two pages: to copy is faster than those."""
 
 COPY_BYTES = 256 * 1024
-
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class _Way(Protocol):

@@ -16,7 +16,7 @@ from autoforward import __version__
 from autoforward.cli.interrupting import wait_readable
 from autoforward.errors import ERRORS_BY_EXIT_CODE, AutoforwardError
 from autoforward.paths import StatePaths
-from autoforward.supervisor.spawn import connect_to_supervisor, ensure_supervisor
+from autoforward.supervisor.spawn import connect_to_supervisor, ensure_supervisor, log_end, way_out
 
 Message = dict[str, Any]
 
@@ -35,7 +35,7 @@ class Call:
 
     A context manager; leaving it hangs up, which ends what a foreground request asked for. A supervisor that ends in the
     moment in which it is asked (idle, killed) has heard nothing: with `again`, which gives a connection to the next one or
-    None, the request is sent once more.
+    None, the request is sent once more: a supervisor that dies each time is not started for ever.
     """
 
     def __init__(
@@ -43,11 +43,14 @@ class Call:
         sock: socket.socket,
         request: Mapping[str, Any],
         again: Callable[[], socket.socket | None] | None = None,
+        paths: StatePaths | None = None,
     ) -> None:
         self.result: Message | None = None
         self._warned: str | None = None
         self._request = request
         self._again = again
+        self._paths = paths
+        self._heard = False
         self._begin(sock)
 
     def __enter__(self) -> Call:
@@ -73,8 +76,8 @@ class Call:
             if not line and self._begin_again():
                 continue
             if not line.endswith(b"\n"):
-                raise SupervisorGoneError("the supervisor ended before it had answered")
-            self._again = None
+                raise self._gone()
+            self._again, self._heard = None, True
             message = json.loads(line)
             if message.get("warning") not in (None, self._warned):
                 self._warned = message["warning"]
@@ -86,6 +89,13 @@ class Call:
                 self.result = message
                 return
             yield message
+
+    def _gone(self) -> SupervisorGoneError:
+        """One that has said nothing may die each time: then its last words are worth more than ours."""
+        what, paths = "the supervisor ended before it had answered", self._paths or StatePaths.locate()
+        if self._heard:
+            return SupervisorGoneError(what)
+        return SupervisorGoneError(f"{what}{log_end(paths)}", hint=way_out(paths))
 
     def _begin(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -134,7 +144,7 @@ def call(request: Mapping[str, Any], paths: StatePaths | None = None, *, start: 
     if sock is None:
         return None
     _tell_of_another_version(paths)
-    return Call(sock, request, connect)
+    return Call(sock, request, connect, paths)
 
 
 def _tell_of_another_version(paths: StatePaths) -> None:

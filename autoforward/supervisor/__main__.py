@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import atexit
 import logging
 import logging.handlers
 import os
 import queue
 import resource
-import sys
+from typing import NoReturn
 
 from autoforward.errors import AutoforwardError
 from autoforward.paths import StatePaths
@@ -27,25 +26,35 @@ WANTED_DESCRIPTORS = 65_536
 """A relayed connection takes two; a thousand at once on several forwards is an ordinary load test."""
 
 
-def main() -> int:
+def main() -> NoReturn:
     parser = argparse.ArgumentParser(prog="python -m autoforward.supervisor")
     parser.add_argument("--ready-fd", type=int, required=True)
     ready_fd: int = parser.parse_args().ready_fd
     if os.fork():
         os._exit(0)  # no clean-up: everything belongs to the child now
     os.umask(0o077)
+    status = _supervise(ready_fd)
+    # Not by way of the interpreter's own end: that would wait for threads that wait for an engine which hangs.
+    os._exit(status)
+
+
+def _supervise(ready_fd: int) -> int:
     paths = StatePaths.locate()
+    lines: logging.handlers.QueueListener | None = None
     try:
         paths.ensure()
-        _start_logging(paths)
+        lines = _start_logging(paths)
         _raise_descriptor_limit()
         idle_exit_s = float(os.environ.get("AUTOFORWARD_IDLE_EXIT_S", DEFAULT_IDLE_EXIT_S))
         asyncio.run(_serve(paths, idle_exit_s, ready_fd))
-    except (AutoforwardError, OSError, ValueError) as error:
+    except Exception as error:  # whatever it is, its place is the log: who asks next is told its last line
         logging.getLogger(__name__).exception("the supervisor failed")
         hint = error.hint if isinstance(error, AutoforwardError) else None
         _tell(ready_fd, f"{error}\n{hint or ''}")
         return 1
+    finally:
+        if lines is not None:
+            lines.stop()  # which writes those that wait
     return 0
 
 
@@ -73,20 +82,21 @@ class _BoundedQueueHandler(logging.handlers.QueueHandler):
             pass
 
 
-def _start_logging(paths: StatePaths) -> None:
+def _start_logging(paths: StatePaths) -> logging.handlers.QueueListener:
+    """Stop what it returns at the end, or its last lines are lost."""
     handler = logging.handlers.RotatingFileHandler(paths.supervisor_log, maxBytes=MAX_LOG_BYTES, backupCount=1)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     # Written by a thread of its own: a slow disk must not hold up the control loop.
     lines: queue.Queue[logging.LogRecord] = queue.Queue(MAX_WAITING_LINES)
     listener = logging.handlers.QueueListener(lines, handler)
     listener.start()
-    atexit.register(listener.stop)
     queued = _BoundedQueueHandler(lines)
     # It formats the record before the thread does; without one of its own basicConfig's would add a second prefix.
     queued.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(handlers=[queued], level=os.environ.get("AUTOFORWARD_LOG_LEVEL", "INFO").upper())
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it has a line for each change that it saw
     logging.captureWarnings(True)
+    return listener
 
 
 def _raise_descriptor_limit() -> None:
@@ -97,4 +107,4 @@ def _raise_descriptor_limit() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

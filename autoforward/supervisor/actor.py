@@ -14,6 +14,9 @@ from typing import Any, Generic, TypeVar
 
 from autoforward.errors import AutoforwardError, TargetError
 
+PATIENCE_S = 5.0
+"""A blocking call that takes longer is worth a word: what it asks may hang."""
+
 Item = TypeVar("Item")
 T = TypeVar("T")
 
@@ -41,8 +44,11 @@ class _Command:
 
 
 class Actor(Generic[Item]):
-    def __init__(self, name: str) -> None:
+    """`on_slow` is awaited, in the actor's turn, when a blocking call takes longer than `PATIENCE_S`; once a call."""
+
+    def __init__(self, name: str, on_slow: Callable[[], Awaitable[None]] | None = None) -> None:
         self.name = name
+        self._on_slow = on_slow
         self.ending = asyncio.Event()
         self.end_reason = ""
         self._inbox: asyncio.Queue[Item | _Command] = asyncio.Queue()
@@ -110,7 +116,11 @@ class Actor(Generic[Item]):
         job_done: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(pool, job)
         ending = asyncio.ensure_future(self.ending.wait())
         waiting: list[asyncio.Future[Any]] = [job_done, ending]
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        in_time, _ = await asyncio.wait(waiting, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        if not in_time:
+            if self._on_slow is not None:
+                await self._on_slow()
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         ending.cancel()
         if job_done.done():
             return job_done.result()

@@ -104,8 +104,8 @@ class AgentLink:
             self._open = False
             self._services.plane.submit(MuxRetire(self._session_id))
 
-    def ping_now(self) -> None:
-        """The data plane pings all the time."""
+    def ping_now(self, timeout_s: float) -> None:
+        """The data plane pings all the time, and hears of a sleep of the machine by itself (`MuxCheck`)."""
 
     def close(self) -> None:
         """End the agent. Idempotent; calls nobody."""

@@ -22,6 +22,7 @@ from autoforward.lanes.commands import RelayTool, relay_argv, usable_addresses
 from autoforward.lanes.scripts import relay_environment
 from autoforward.lanes.watcher import Answer, Frame, Sockets, encode_kill, encode_sockets
 from autoforward.messages import (
+    AcceptPaused,
     AddressAnswered,
     KillWanted,
     MuxEnd,
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 
 HOLD_S = 10.0
 """How long a new connection waits while the container is out of reach."""
+
+MAX_PROCESSES = 512
+"""Connections of a session that are a process in the container each; more would be most of what runs there."""
 
 LATE_STREAM_S = 2.0
 """How long the end of a session waits for processes that are being started, so that the watcher's sweep finds them."""
@@ -142,6 +146,11 @@ class Connections:
         elif notice.reason:
             log.info("%s %s: a connection was cut: %s", name, notice.forward_id, notice.reason)
 
+    def on_accept_paused(self, notice: AcceptPaused) -> None:
+        reason = f"accepting connections rests: {notice.reason}"
+        if self._forwarder.note_refusal(notice.forward_id, reason):
+            log.warning("%s %s: %s", self._forwarder.place.container_name, notice.forward_id, reason)
+
     def on_kill_wanted(self, notice: KillWanted) -> None:
         if self._detector is not None:
             self._detector.send(encode_kill(notice.container_pid, notice.relay_token, hard=notice.hard))
@@ -164,6 +173,10 @@ class Connections:
         if tool.lane == "agent":
             transport = self._forwarder.transport_of(wanted.forward_id)
             plane.submit(OpenOnMux(wanted.relay_id, self._session_id, transport, known))
+            return
+        if wanted.relay_id not in self._watch_of and len(self._watch_of) >= MAX_PROCESSES:
+            what = f"{MAX_PROCESSES} connections are open, each a process in the container: the {tool.lane} lane has no more"
+            plane.submit(StreamFailed(wanted.relay_id, what))
             return
         container_id, environment = self._forwarder.place.container_id, relay_environment(token, self._session_token)
         try:

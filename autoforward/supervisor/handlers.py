@@ -18,6 +18,7 @@ from autoforward.leases import format_time
 from autoforward.model import ForwardKey, PortSpec
 from autoforward.settings import SessionRecord, matches, merge_specs
 from autoforward.supervisor.control import Connection, Handler
+from autoforward.supervisor.describing import describe
 from autoforward.supervisor.server import DRAIN_S, Supervisor
 from autoforward.supervisor.session import STOPPED, Session
 from autoforward.supervisor.watching_command import WatchingCommand
@@ -82,7 +83,7 @@ class Handlers:
             "lane": session.tool.lane if session.tool else None,
             "rows": await self._rows([session, *others]),
             "events": events,
-            "others": [other.describe() for other in others],
+            "others": [describe(other) for other in others],
         }
 
     async def forward(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
@@ -256,7 +257,7 @@ class Handlers:
             "engines": [
                 {"host": endpoint.host, "source": endpoint.source} for endpoint in supervisor.engines.endpoints
             ],
-            "sessions": [session.describe() for session in supervisor.sessions.values()],
+            "sessions": [describe(session) for session in supervisor.sessions.values()],
             "watches": supervisor.watches.describe(),
         }
 

@@ -72,7 +72,7 @@ CONTROL_CLOSE_S = 1.0
 DEFAULT_IDLE_EXIT_S = 60.0
 
 AWAKE_TIMEOUT_S = 1.0
-"""After a sleep of the machine: how long agents have to answer."""
+"""After a sleep of the machine: how long agents and watchers have to answer."""
 
 T = TypeVar("T")
 
@@ -283,8 +283,9 @@ class Supervisor:
                 # To all: its forward may have ended before it.
                 for session in self.sessions.values():
                     session.connections.on_relay_ended(notice)
-            case AcceptPaused(forward_id, reason):
-                log.warning("%s: accepting connections rests for a moment: %s", forward_id, reason)
+            case AcceptPaused(forward_id):
+                if (session := self._session_with(forward_id)) is not None:
+                    session.connections.on_accept_paused(notice)
 
     def _session_with(self, forward_id: str) -> Session | None:
         return next((s for s in self.sessions.values() if s.forwarder.key_of(forward_id) is not None), None)
@@ -313,7 +314,7 @@ class Supervisor:
         """The machine was asleep. What does not answer now is replaced."""
         self.plane.submit(MuxCheck(AWAKE_TIMEOUT_S))
         for session in self.sessions.values():
-            session.check_streams()
+            session.check_streams(AWAKE_TIMEOUT_S)
         self.engines.reconnect()
 
     async def _look(self) -> None:

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from autoforward.backoff import SHOWN_AS_FAILED_AFTER, delay_s
@@ -30,6 +30,7 @@ from autoforward.settings import SessionRecord, merge_specs
 from autoforward.supervisor.actor import FAULT, Actor, Ending, Restart
 from autoforward.supervisor.connections import Connections
 from autoforward.supervisor.deciding import Beside, rules_of
+from autoforward.supervisor.quick_ends import WORKED_S
 from autoforward.supervisor.services import SessionServices
 from autoforward.supervisor.watching import Item, Lost, NeighboursChanged, ProcessesKnown, Watch, Watching
 
@@ -38,8 +39,8 @@ log = logging.getLogger(__name__)
 RESTART_GRACE_S = 10.0
 """How long the servers of a restarted container have to come back before their ports are withdrawn."""
 
-WORKED_S = 5.0
-"""A watch that lasted this long had worked; one that is lost sooner counts as a failed attempt, and is backed off from."""
+SETTLED_AFTER_S = 10.0
+"""An attempt that fails after more than this is answer enough for a command that waits."""
 
 DORMANT_AFTER_S = 300.0
 """A container stopped for this long keeps neither its host ports nor the supervisor."""
@@ -72,7 +73,7 @@ class Session:
         self._services = services
         self._on_ended = on_ended
         self._on_change = on_change
-        self._actor: Actor[Item] = Actor(record.container_name)
+        self._actor: Actor[Item] = Actor(record.container_name, self._engine_is_slow)
         self._watching = Watching(record.session_id, engine, services, self._actor, self.connections, self.forwarder)
         self._beside = Beside(services.neighbours, lambda: self._actor.tell(NeighboursChanged()))
         self._task: asyncio.Task[None] | None = None
@@ -110,26 +111,10 @@ class Session:
         """`list --json` rows of its forwards, and of the ports that are not forwarded."""
         return list(self.forwarder.rows(self.record.target, self.tool.lane if self.tool else None, counters))
 
-    def describe(self) -> dict[str, Any]:
-        """Its part of `status --json`."""
-        record, tool = self.record, self.tool
-        return {
-            "id": record.session_id,
-            "target": record.target,
-            "container_id": record.container_id,
-            "container_name": record.container_name,
-            "workspace": record.workspace_folder,
-            "engine": record.endpoint.host,
-            "engine_source": record.endpoint.source,
-            "state": self.state,
-            "problem": self.problem,
-            "next_try_s": None if self._next_try_s is None else round(max(0.0, self._next_try_s - time.monotonic()), 1),
-            "config_problem": self.config_problem,
-            "attached": record.attached,
-            "watch": record.watch,
-            "forwards": len(self.forwarder.forward_ids),
-            "lane": None if tool is None else {"name": tool.lane, "dialect": tool.dialect, **asdict(tool.capabilities)},
-        }
+    @property
+    def next_try_in_s(self) -> float | None:
+        """How long until the next attempt; None while none is waited for."""
+        return None if self._next_try_s is None else max(0.0, self._next_try_s - time.monotonic())
 
     async def settled(self) -> None:
         """Wait until a first snapshot has been applied, or it is known why there is none."""
@@ -169,9 +154,9 @@ class Session:
         """The engine said something about this container, or may have failed to."""
         self._actor.tell(event)
 
-    def check_streams(self) -> None:
+    def check_streams(self, timeout_s: float) -> None:
         """The machine was asleep: is the watcher still there? (The agent is asked by the data plane.)"""
-        self._watching.ping_now()
+        self._watching.ping_now(timeout_s)
 
     async def update(self, record: SessionRecord) -> None:
         """Take over new options, ports and container; returns once they are in force."""
@@ -284,6 +269,7 @@ class Session:
 
     async def _attempt(self, failures: int) -> int:
         """Look at the container, and watch it if it runs; how many attempts in a row have failed now."""
+        began_s = time.monotonic()
         try:
             info = await self._in_pool(lambda: self.engine.inspect_with_network(self.record.container_id))
             if info.running:
@@ -304,7 +290,7 @@ class Session:
             # The first loss is often over by the next attempt; only then it is worth a word.
             if failures > 1 or isinstance(error, EngineUnreachableError):
                 await self._become("failed" if failures > SHOWN_AS_FAILED_AFTER else "reconnecting", str(error))
-            if failures > 3:
+            if failures > 3 or time.monotonic() - began_s > SETTLED_AFTER_S:
                 self._settled.set()
         local = self.record.endpoint.socket_path is not None
         await self._idle(delay_s(failures, local=local, chance=random.random()))
@@ -312,6 +298,11 @@ class Session:
 
     async def _in_pool(self, job: Callable[[], T]) -> T:
         return await self._actor.call(self._services.engine_pool, job)
+
+    async def _engine_is_slow(self) -> None:
+        """It may hang: who asks is told so by now, not once the request has timed out."""
+        if self.state in ("starting", "watching"):
+            await self._become("reconnecting", f"the engine at {self.record.endpoint.host} takes long to answer")
 
     async def _idle(self, seconds: float) -> None:
         """Wait between attempts; an event of the container ends the wait."""

@@ -19,6 +19,7 @@ from autoforward.peercred import peer_of
 
 READY_TIMEOUT_S = 20.0
 CONNECT_TIMEOUT_S = 5.0
+LOG_END_BYTES = 4096
 
 KEPT_ENVIRONMENT = (
     "AUTOFORWARD_HOME",
@@ -82,7 +83,9 @@ def ensure_supervisor(paths: StatePaths) -> socket.socket:
             _start(paths)
             sock = connect_to_supervisor(paths)
         if sock is None:
-            raise AutoforwardError("the supervisor ended as soon as it had started", hint=f"see {paths.supervisor_log}")
+            raise AutoforwardError(
+                f"the supervisor ended as soon as it had started{log_end(paths)}", hint=way_out(paths)
+            )
         return sock
     finally:
         lock.release()
@@ -119,8 +122,8 @@ def _start(paths: StatePaths) -> None:
     if words != "ready":
         words, _, hint = words.partition("\n")
         raise AutoforwardError(
-            f"the supervisor could not start: {words or 'it ended without a word'}",
-            hint=hint or f"see {paths.supervisor_log}",
+            f"the supervisor could not start: {words or f'it ended without a word{log_end(paths)}'}",
+            hint=hint or way_out(paths),
         )
 
 
@@ -132,3 +135,20 @@ def _read_until_end(fileno: int) -> str:
             break
         received += data
     return received.decode("utf-8", "replace").strip()
+
+
+def log_end(paths: StatePaths) -> str:
+    """`; its log ends: …`, the last line that a supervisor which has gone has written; empty when there is none."""
+    try:
+        with paths.supervisor_log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_END_BYTES))
+            lines = file.read(LOG_END_BYTES).decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"; its log ends: {''.join(char if char.isprintable() else ' ' for char in last)[:300]}" if last else ""
+
+
+def way_out(paths: StatePaths) -> str:
+    """The hint where one supervisor after the other ends: what each of them takes up first are the stored sessions."""
+    return f"see {paths.supervisor_log}; `autoforward detach --all` forgets the sessions that it begins with"

@@ -22,6 +22,7 @@ from autoforward.selection import Selection
 from autoforward.session_config import SourceContents, configure, metadata_of
 from autoforward.settings import SessionRecord
 from autoforward.supervisor.actor import FAULT
+from autoforward.supervisor.describing import describe
 from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.session import Session
 from autoforward.supervisor.siblings import Siblings
@@ -248,7 +249,7 @@ class Watch:
 
         await session.reconfigure(change)
         await self._host.store_session(session)
-        self.tell({"type": "joined", "session": session.describe()})
+        self.tell({"type": "joined", "session": describe(session)})
 
     def _warn(self, text: str) -> None:
         log.warning("%s", text)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import secrets
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from autoforward.deploy import AgentDoesNotRunError, NoAgentError, deploy_agent
-from autoforward.detector import Detector
+from autoforward.detector import PONG_TIMEOUT_S, Detector
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.forwarder import Forwarder
 from autoforward.lanes.commands import agent_tool
@@ -30,9 +31,14 @@ from autoforward.streams import SocketStream
 from autoforward.supervisor.actor import Actor
 from autoforward.supervisor.agent_link import AgentLink
 from autoforward.supervisor.connections import Connections
+from autoforward.supervisor.quick_ends import QuickEnds
 from autoforward.supervisor.services import SessionServices
 
 log = logging.getLogger(__name__)
+
+CUT_STATUSES = (None, 0, 126)
+"""Of an agent that did not end by itself: it lives, or saw the end of its stdin; the last is what Docker says of a process
+whose stream was cut, however that ended."""
 
 T = TypeVar("T")
 Watch = Detector | AgentLink
@@ -80,6 +86,9 @@ class Watching:
         self._forwarder = forwarder
         self._watch: Watch | None = None
         self._starting: AgentLink | None = None
+        self._agents = QuickEnds()
+        self._agent_exec = ""
+        self._agent_lost: tuple[str, float] | None = None
         self._book = ProcessBook()
         self._news_told = False
         self._lane_told = ""
@@ -124,9 +133,9 @@ class Watching:
             if ended is not None:
                 ended.close()
 
-    def ping_now(self) -> None:
+    def ping_now(self, timeout_s: float = PONG_TIMEOUT_S) -> None:
         if self._watch is not None:
-            self._watch.ping_now()
+            self._watch.ping_now(timeout_s)
 
     def set_pace(self, poll_interval_s: float) -> bool:
         """Another poll interval, if the watch can change it without a new beginning."""
@@ -177,6 +186,11 @@ class Watching:
         """The agent, running; or None and the reason for which it is not the lane (None where nobody asked for it)."""
         if options.lane not in ("auto", "agent"):
             return None, None
+        await self._judge_last_agent()
+        # Whoever wants the agent and nothing else has it tried on.
+        why_not = self._agents.why_not(info.started, time.monotonic()) if options.lane == "auto" else None
+        if why_not is not None:
+            return None, why_not
         unusable: dict[str, str] = {}
         link: AgentLink | None = None
         while link is None:
@@ -199,16 +213,30 @@ class Watching:
             self._services,
             self._take_frame,
             self._take_owner,
-            lambda reason: self._actor.tell(Lost(link, reason)),
+            lambda reason: self._agent_ended(link, reason),
         )
         stream = await self._in_pool(lambda: self._engine.open_exec(info.container_id, [path], {}), _discard)
-        self._starting = link
+        self._starting, self._agent_exec = link, stream.exec_id
+        self._agents.began(time.monotonic())
         try:
             direct_address = direct_address_of(self._engine.endpoint, info) if options.direct else None
             await link.start(stream, options.poll_interval_s, direct_address)
         finally:
             self._starting = None
         return link
+
+    def _agent_ended(self, link: AgentLink, reason: str) -> None:
+        self._agent_lost = reason, time.monotonic()
+        self._actor.tell(Lost(link, reason))
+
+    async def _judge_last_agent(self) -> None:
+        """Did it end, or was its stream cut? Then it ended in order, or lives, or nobody knows: not its fault."""
+        lost, self._agent_lost = self._agent_lost, None
+        if lost is None:
+            return
+        status = await self._in_pool(lambda: self._engine.exit_code(self._agent_exec))
+        if status not in CUT_STATUSES:
+            self._agents.ended(*lost)
 
     async def _begin_with_shell(
         self, info: ContainerInfo, options: SessionOptions, why_no_agent: str | None

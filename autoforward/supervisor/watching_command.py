@@ -11,6 +11,7 @@ from autoforward.events import encode_line
 from autoforward.selection import Selection
 from autoforward.settings import parse_endpoint
 from autoforward.supervisor.control import Connection
+from autoforward.supervisor.describing import describe
 from autoforward.supervisor.hub import Subscription
 from autoforward.supervisor.server import DRAIN_S, Supervisor
 from autoforward.supervisor.watch import Notes, Watch
@@ -88,6 +89,6 @@ class WatchingCommand:
         return {
             "selection": str(watch.selection),
             "problem": watch.problem,
-            "sessions": [session.describe() for session in watches.sessions_of(watch.id)],
-            "others": [session.describe() for session in watches.others_of(watch)],
+            "sessions": [describe(session) for session in watches.sessions_of(watch.id)],
+            "others": [describe(session) for session in watches.others_of(watch)],
         }

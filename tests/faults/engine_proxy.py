@@ -1,4 +1,4 @@
-"""A unix socket in front of the engine: its streams can be cut, its events alone, and the socket can go and come back."""
+"""A unix socket in front of the engine: streams can be cut or stall, and the socket can go and come back."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class EngineProxy:
         self._lock = threading.Lock()
         self._pairs: list[tuple[str, socket.socket, socket.socket]] = []
         self._listener: socket.socket | None = None
+        self._flowing = threading.Event()
+        self.resume()
         self.appear()
 
     @property
@@ -53,7 +55,15 @@ class EngineProxy:
                     end.shutdown(socket.SHUT_RDWR)
         return len(chosen)
 
+    def stall(self) -> None:
+        """As an engine that is stopped: connections are taken, and no byte goes either way until `resume`."""
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        self._flowing.set()
+
     def close(self) -> None:
+        self.resume()
         self.vanish()
         self.cut()
 
@@ -68,6 +78,7 @@ class EngineProxy:
     def _carry(self, client: socket.socket) -> None:
         with client, socket.socket(socket.AF_UNIX) as engine:
             first = client.recv(65536)
+            self._flowing.wait()
             line = first.split(b"\r\n")[0].decode(errors="replace")
             if not first or self.refuse(line):
                 return
@@ -76,20 +87,20 @@ class EngineProxy:
             pair = (line, client, engine)
             with self._lock:
                 self._pairs.append(pair)
-            back = threading.Thread(target=_pump, args=(engine, client), daemon=True)
+            back = threading.Thread(target=self._pump, args=(engine, client), daemon=True)
             back.start()
-            _pump(client, engine)
+            self._pump(client, engine)
             back.join()
             with self._lock:
                 self._pairs.remove(pair)
 
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while piece := source.recv(1 << 16):
-            sink.sendall(piece)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(1 << 16):
+                self._flowing.wait()
+                sink.sendall(piece)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
 
 
 def is_reachable() -> bool:

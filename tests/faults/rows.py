@@ -42,8 +42,18 @@ ROWS: dict[str, tuple[str, ...]] = {
     "engine's socket goes and comes back": (
         "tests/faults/test_engine_streams.py::test_socket_of_the_engine_goes_and_comes_back",
     ),
+    "engine hangs": (
+        "tests/faults/test_engine_streams.py::test_an_engine_that_hangs_is_waited_for_and_nobody_else_notices",
+        "tests/local/test_session_losses.py::test_an_engine_that_hangs_is_said_to_before_it_times_out",
+    ),
     "engine's events are lost": (
         "tests/faults/test_engine_streams.py::test_what_the_lost_events_would_have_told_is_seen_all_the_same",
+    ),
+    "machine sleeps": (
+        "tests/unit/test_clock.py::test_a_jump_is_told_once",
+        "tests/local/test_direct.py::test_after_a_sleep_of_the_machine_an_agent_that_says_nothing_is_lost_at_once",
+        "tests/local/test_session_losses.py::test_after_a_sleep_of_the_machine_a_watcher_that_says_nothing_is_replaced",
+        "tests/local/test_engine_follower.py::test_a_stream_that_may_be_dead_begins_anew_after_a_sleep",
     ),
     # Supervisor life
     "supervisor is killed": (
@@ -51,14 +61,25 @@ ROWS: dict[str, tuple[str, ...]] = {
         "tests/faults/test_supervisor_life.py::test_kill_9_at_any_moment_of_an_attach",
         "tests/faults/test_supervisor_life.py::test_kill_9_with_connections_open",
         "tests/faults/test_supervisor_life.py::test_ends_that_a_killed_supervisor_could_not_tell",
+        "tests/faults/test_supervisor_life.py::test_half_a_download_does_not_look_whole",
         "tests/docker/test_leftovers.py::test_kill_9_of_the_supervisor_leaves_nothing",
         "tests/docker/test_session_life.py::test_container_that_went_away_with_the_supervisor",
+    ),
+    "supervisor dies each time": (
+        "tests/local/test_crash_loops.py::test_one_that_dies_each_time_is_told_of_and_not_started_for_ever",
     ),
     "two commands start it at once": (
         "tests/local/test_supervisor_process.py::test_commands_that_start_it_at_once_get_one",
     ),
     # Streams
     "agent is killed": ("tests/docker/test_agent.py::test_agent_that_is_killed_is_replaced",),
+    "agent dies each time": ("tests/faults/test_agent_dies.py::test_an_agent_that_dies_each_time_gives_way",),
+    "more connections than there may be": (
+        "tests/faults/test_limits.py::test_more_clients_than_descriptors",
+        "tests/local/test_limits.py::test_a_forward_has_a_limit_of_open_connections",
+        "tests/local/test_limits.py::test_a_lane_with_processes_has_a_limit_of_them",
+        "tests/local/test_dataplane.py::test_accepting_rests_when_descriptors_run_out",
+    ),
     "thousands of connections": (
         "tests/faults/test_streams.py::test_five_thousand_connections_come_and_go",
         "tests/docker/test_agent_load.py::test_a_thousand_open_connections_all_echo",

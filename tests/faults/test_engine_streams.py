@@ -1,16 +1,19 @@
-"""The engine is there, but not the way to it: streams that are cut, events that are lost, a socket that goes and comes back."""
+"""The engine is there, but not the way to it: streams cut or stalled, events lost, a socket that goes and comes back."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from autoforward.supervisor.engines import ENGINE_THREADS
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import eventually
-from tests.docker.observing import free_port, logged, row_of, wait_event
+from tests.docker.observing import free_port, logged, row_of, rows, wait_event
 from tests.faults.engine_proxy import EngineProxy, is_reachable
 from tests.faults.report import Fault
 from tests.faults.traffic import Traffic
@@ -102,3 +105,55 @@ def test_what_the_lost_events_would_have_told_is_seen_all_the_same(
     with Traffic(host_port) as traffic:
         assert traffic.wait_answer(after_s=0).said == "again"
     row.note_events(logged(home, server.port)[1:])
+
+
+@pytest.mark.timeout(240)
+def test_an_engine_that_hangs_is_waited_for_and_nobody_else_notices(
+    container: ContainerFactory, run: Runner, home: Path, proxy: EngineProxy, fault: NewFault
+) -> None:
+    """More sessions of it than an engine has threads, and one of another engine that must not wait behind them."""
+    apps, other = [container() for _ in range(ENGINE_THREADS + 1)], container()
+    servers = [app.start_server(port=free_port()) for app in apps]
+    theirs = other.start_server(port=free_port())
+    for app in apps:
+        run("autoforward", "attach", app.name, "--docker-host", proxy.host, check=0)
+    run("autoforward", "attach", other.name, check=0)
+    host_port = row_of(run, servers[0].port, status="active")["localPort"]
+    their_port = row_of(run, theirs.port, status="active")["localPort"]
+    row = fault("the engine hangs, with streams open and requests without an answer")
+    row.since = "after it goes on"
+    with Traffic(host_port, interval_s=0.2) as traffic, Traffic(their_port) as elsewhere:
+        traffic.wait_answer(after_s=0)
+        proxy.stall()
+        stalled_s = time.time()
+        for server in servers:  # all of them wait for it now
+            wait_event(home, "reconnecting", server.port, timeout_s=60)
+        said = row_of(run, servers[0].port)
+        assert (said["status"], said["reason"]) == ("reconnecting", f"the engine at {proxy.host} takes long to answer")
+        states = {one["container_name"]: one["state"] for one in status(run)["sessions"]}
+        assert states == {other.name: "watching", **{app.name: "reconnecting" for app in apps}}
+        run("autoforward", "detach", apps[-1].name, check=0)
+        assert [one["port"] for one in rows(run) if one["containerName"] == apps[-1].name] == []
+        # The other engine's session is not merely up: it begins anew, which takes calls of its engine.
+        run("autoforward", "detach", other.name, check=0)
+        run("autoforward", "attach", other.name, check=0)
+        assert row_of(run, theirs.port, status="active")["localPort"] == their_port
+        proxy.resume()
+        resumed_s = time.time()
+        row.recovered(traffic.wait_answer(after_s=resumed_s).ended_s - resumed_s)
+        for server in servers[:-1]:
+            row_of(run, server.port, status="active", timeout_s=60)
+    outcomes = traffic.outcomes(since_s=stalled_s)
+    assert set(outcomes) <= {"answered", "reset"}, outcomes
+    assert set(elsewhere.outcomes()) <= {"answered", "reset", "refused"}, "reset and refused while it was detached"
+    row.note_traffic(outcomes)
+    row.note_events(logged(home, servers[0].port)[1:])
+    run("autoforward", "detach", "--all", check=0)
+    for app in apps:
+        eventually(lambda app=app: app.processes(of_tests=False) == [], timeout_s=30, what="nothing of ours is left")
+
+
+def status(run: Runner) -> dict[str, Any]:
+    """What `autoforward status --json` says."""
+    said: dict[str, Any] = json.loads(run("autoforward", "status", "--json", check=0).stdout)
+    return said

@@ -49,6 +49,28 @@ def test_engines_own_error_is_the_reason(here: Rig) -> None:
     assert here.expect(RelayEnded).reason == "no memory"
 
 
+def test_engines_word_in_the_servers_place_is_not_the_servers(here: Rig) -> None:
+    """Met when a container stopped: Docker says on stdout that it cannot start a process, and clients had it for an answer."""
+    client = here.connect()
+    far = here.stream()
+    far.stdout(b"cannot exec in a stopped state: unknown\r\n")
+    far.exit()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    reason = "cannot exec in a stopped state: unknown"
+    assert here.expect(RelayEnded) == RelayEnded(FORWARD, far.relay_id, True, reason)
+
+
+def test_what_the_server_says_may_overtake_the_process(here: Rig) -> None:
+    client = here.connect()
+    far = here.stream()
+    far.stdout(b"220 ready")
+    far.opened()
+    far.stdout(b", go on")
+    far.exit()
+    assert read_all(client) == b"220 ready, go on"
+
+
 def test_frame_that_is_none_ends_this_relay_only(here: Rig) -> None:
     other, other_far = here.relay()
     client, far = here.relay()

@@ -13,6 +13,7 @@ import pytest
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.portspec import parse_port_spec
 from autoforward.supervisor import session as session_module
+from autoforward.supervisor.describing import describe
 from tests.containers import eventually
 from tests.local.fake_engine import NO_TOOLS, OPENED, FakeEngine
 from tests.local.harness import TIMEOUT_S, accepts, free_port
@@ -50,7 +51,7 @@ async def test_it_has_settled_once_the_first_snapshot_is_applied(world: Any, por
     assert one.session.state == "watching"
     assert one.publisher.names == ["attached", "forwarded"]
     assert accepts(one.host_port(port))
-    assert one.session.describe()["lane"]["name"] == "socat"
+    assert describe(one.session)["lane"]["name"] == "socat"
 
 
 @closing
@@ -122,7 +123,7 @@ async def test_without_a_lane_ports_fail_with_what_was_tried(world: Any, port: i
     assert (row["status"], row["lane"], row["localPort"]) == ("failed", None, None)
     for tool in ("socat", "nc", "bash"):
         assert tool in row["reason"]
-    assert one.session.describe()["lane"] is None
+    assert describe(one.session)["lane"] is None
     assert one.publisher.names == ["attached", "failed"]
 
 

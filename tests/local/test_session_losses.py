@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from autoforward.detector import PONG_TIMEOUT_S
+from autoforward.supervisor import actor as actor_module
 from autoforward.supervisor import connections as connections_module
 from autoforward.supervisor import session as session_module
 from tests.containers import eventually
@@ -198,6 +202,53 @@ async def test_a_connection_that_was_held_is_carried_once_the_container_is_back(
         relay = await one.engine.relay()
         relay.say(OPENED, stream=2)
         assert await asyncio.to_thread(relay.read) == b"early"
+
+
+@pytest.mark.parametrize("answers", [True, False])
+@closing
+async def test_after_a_sleep_of_the_machine_a_watcher_that_says_nothing_is_replaced(
+    world: Any, port: int, answers: bool
+) -> None:
+    """Its own patience is ten seconds; what is dead after a sleep has to be replaced within two."""
+    one = world()
+    first = await one.begin(port)
+    host_port = one.host_port(port)
+    began_s = time.monotonic()
+    one.session.check_streams(20.0 if answers else 0.5)
+    said = await asyncio.to_thread(first.read)
+    assert said.startswith(b"ping ")
+    if answers:
+        first.say(said.replace(b"ping", b"pong"), stream=2)
+        one.session.check_streams(3600.0)  # asked anew: its answer comes after what a loss would have done
+        assert (await asyncio.to_thread(first.read)).startswith(b"ping ")
+        assert len(one.engine.watchers) == 1
+        return
+    (await one.engine.watcher(2)).listen(port)
+    assert time.monotonic() - began_s < PONG_TIMEOUT_S
+    with client_of(host_port):
+        await one.engine.relay()
+    assert await asyncio.to_thread(first.hears_eof)
+    assert one.publisher.names == ["attached", "forwarded"]
+
+
+@closing
+async def test_an_engine_that_hangs_is_said_to_before_it_times_out(
+    world: Any, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor_module, "PATIENCE_S", 0.2)
+    one = world()
+    watcher = await one.begin(port)
+    one.engine.hanging = hanging = threading.Event()
+    watcher.end()
+    event = await one.publisher.wait_for("reconnecting")
+    assert (event.status, event.reason) == ("reconnecting", "the engine at unix:///engine takes long to answer")
+    assert one.session.state == "reconnecting"
+    assert not hanging.is_set()
+    one.engine.hanging = None
+    hanging.set()
+    (await one.engine.watcher(2)).listen(port)
+    assert (await one.publisher.wait_for("reconnected")).reason is None
+    assert one.publisher.names == ["attached", "forwarded", "reconnecting", "reconnected"]
 
 
 @closing

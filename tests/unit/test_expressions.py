@@ -146,6 +146,35 @@ def test_one_that_does_not_end_is_switched_off_and_said_once(source: str, caplog
     assert repr(source) in caplog.text
 
 
+class _Busy:
+    """A pattern on a machine that has no time for it: the deadline of the first searches passes without a search."""
+
+    def __init__(self, pattern: regex.Pattern[str], times: int) -> None:
+        self._pattern, self.times = pattern, times
+
+    def search(self, text: str, **how: object) -> regex.Match[str] | None:
+        self.times -= 1
+        if self.times >= 0:
+            raise TimeoutError
+        return self._pattern.search(text)
+
+
+def test_a_search_whose_time_passed_without_it_is_made_at_once() -> None:
+    """Nobody asks again until something changes: an ignored port was forwarded on a busy machine, and stayed so."""
+    expression = Expression(r"lsp\.js")
+    expression._pattern = _Busy(regex.compile(r"lsp\.js"), 3)  # type: ignore[assignment]
+    assert expression.is_in("node lsp.js")
+    assert expression.fault is None
+
+
+def test_searches_that_never_come_to_pass_are_bounded() -> None:
+    expression = Expression("a")
+    expression._pattern = busy = _Busy(regex.compile("a"), 1000)  # type: ignore[assignment]
+    assert not expression.is_in("a")
+    assert busy.times == 1000 - expressions.MAX_SEARCHES
+    assert expression.fault is not None
+
+
 def test_the_expressions_of_a_configuration_share_a_budget(caplog: pytest.LogCaptureFixture) -> None:
     """Slow ones that each end in time would together stall everybody."""
     budget = Budget(clock=lambda: 0.0)

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "supervisor.live",
         "supervisor.siblings",
+        "supervisor.describing",
     ),
     ("supervisor.books",),
     ("supervisor.session",),
@@ -39,13 +40,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "supervisor.actions",
         "supervisor.clock",
     ),
-    ("supervisor.spawn", "supervisor.desktop", "supervisor.notifier", "supervisor"),
+    ("supervisor.spawn", "supervisor.quick_ends", "supervisor.desktop", "supervisor.notifier", "supervisor"),
     ("forwarder",),
     ("dataplane",),
     ("exec_channel",),
     ("muxes",),
+    ("drains",),
     ("relay", "peers", "mux", "udp"),
-    ("outbox", "splicer"),
+    ("splicer",),
+    ("outbox", "heap", "channel", "limits"),
     ("mux_channel", "direct"),
     ("callers", "selection"),
     ("session_config", "detector", "deploy", "probing", "close_wait", "targets", "teardown", "devcontainer_cli"),
@@ -64,6 +67,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "poller",
         "frames",
+        "keepalive",
     ),
     ("model", "errors", "backoff", ""),
 )

@@ -33,8 +33,8 @@ from autoforward.paths import StatePaths
 from autoforward.portspec import parse_port_spec
 from autoforward.settings import SessionRecord
 from autoforward.supervisor import session as session_module
+from autoforward.supervisor.describing import describe
 from autoforward.supervisor.handlers import Handlers
-from autoforward.supervisor.session import Session
 from tests.unit.spec_text import PACKAGE, SPEC, fenced, names, section, sources, table, ticked
 
 # State.
@@ -165,11 +165,11 @@ def test_keys_of_status_rows() -> None:
         tool=socat_tool(),
         state="watching",
         problem=None,
-        _next_try_s=None,
+        next_try_in_s=None,
         config_problem=None,
         forwarder=forwarder,
     )
-    row = Session.describe(cast(Any, session))
+    row = describe(cast(Any, session))
     assert names("status --json", "key of a session's row") == list(row)
     cells = {ticked(cells[0])[0]: ticked(cells[2]) for cells in table("status --json", "key of a session's row")}
     assert [word for word in cells["lane"] if word != "null"] == list(row["lane"])

@@ -1,0 +1,39 @@
+"""Who waits for connections to end: an orderly end of forwards lets what is open finish, for a bounded time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
+
+from autoforward.messages import Drain
+
+if TYPE_CHECKING:
+    from autoforward.dataplane import DataPlane
+    from autoforward.relay import Relay
+
+
+class Drains:
+    """`begin` one, `settle` whenever a relay has ended. `open_relays(forward_ids)` says what is open of those."""
+
+    def __init__(self, plane: DataPlane, open_relays: Callable[[Collection[str]], list[Relay]]) -> None:
+        self._plane = plane
+        self._open_relays = open_relays
+        self._drains: list[Drain] = []
+
+    def begin(self, drain: Drain) -> None:
+        self._drains.append(drain)
+        self._plane.call_later(drain.timeout_s, lambda: self._end(drain))
+        self.settle()
+
+    def settle(self) -> None:
+        """Tell those whose last relay has ended."""
+        for drain in [drain for drain in self._drains if not self._open_relays(drain.forward_ids)]:
+            self._drains.remove(drain)
+            drain.done.set_result(True)
+
+    def _end(self, drain: Drain) -> None:
+        if drain in self._drains:
+            self._drains.remove(drain)
+            for relay in self._open_relays(drain.forward_ids):
+                relay.cut("not drained in time")
+            drain.done.set_result(False)
