@@ -201,6 +201,7 @@ def main() -> int:
     parser.add_argument("--delay-ms", type=float, default=0.0)
     parser.add_argument("--real", type=int, metavar="COUNT")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
     makers: dict[str, Callable[[], Any]] = {}
     if options.real:
         makers[f"{options.real}, real"] = lambda: real(options.real)

@@ -102,13 +102,10 @@ class Books:
 
     def _what_is_live(self) -> RegistryDocument:
         """What the registry has to say at least. Called in the disk's thread: only copies are looked at."""
-        document = RegistryDocument()
-        for session in list(self._sessions.values()):
-            if _is_stored(session.record):
-                document.upsert_session(session.record.to_json())
-            for lease in session.forwarder.leases:
-                document.upsert(lease)
-        return document
+        sessions = list(self._sessions.values())
+        leases = {lease.id: lease for session in sessions for lease in session.forwarder.leases}
+        rows = [session.record.to_json() for session in sessions if _is_stored(session.record)]
+        return RegistryDocument(entries=list(leases.values()), sessions=rows)
 
 
 def _is_stored(record: SessionRecord) -> bool:
