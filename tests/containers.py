@@ -28,7 +28,9 @@ Behaviour = Literal["http", "echo", "late-answer", "closes-first", "ignores-eof"
 T = TypeVar("T")
 
 # Prints "@PID", the stat line, then the arguments each followed by a newline, of every process but this shell.
+# What the shell complains of a process that has just ended comes anywhere among it: Podman mixes the two streams otherwise.
 _PROCESSES = """
+exec 2>/dev/null
 for d in /proc/[0-9]*; do
   p=${d#/proc/}
   [ "$p" = "$$" ] && continue
