@@ -16,6 +16,8 @@ from autoforward.model import ContainerInfo
 LABEL_PROJECT = "com.docker.compose.project"
 LABEL_ONE_OFF = "com.docker.compose.oneoff"
 
+_CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+"""Ids and names. What is none is not asked for: `.` in a URL of the API is another request."""
 _ALL_SERVICES = re.compile(r"(?P<project>[^/#]+)/\*")
 _SERVICE = re.compile(r"(?P<project>[^/#]+)/(?P<service>[^/#]+)(?:#(?P<instance>[0-9]{1,5}))?")
 
@@ -28,6 +30,11 @@ def resolve_target(engine: Engine, target: str) -> ContainerInfo:
         if found is not None:
             return found
     info = _by_name(engine, target) or _by_service(engine, target)
+    if info is None and folder.is_dir() and not _CONTAINER.fullmatch(target):
+        raise TargetError(
+            f"{os.path.realpath(folder)} has no devcontainer.json, and no container is labelled with it",
+            hint="name a container: `docker ps` lists them",
+        )
     if info is None:
         raise TargetError(
             f"no container, service or dev container folder is called {target}", hint=_nearest(engine, target)
@@ -93,7 +100,7 @@ def _of_folder(engine: Engine, folder: Path, target: str) -> ContainerInfo | Non
 
 
 def _by_name(engine: Engine, target: str) -> ContainerInfo | None:
-    if "/" in target or "#" in target:
+    if not _CONTAINER.fullmatch(target):
         return None
     try:
         return engine.inspect(target)

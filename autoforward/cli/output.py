@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from autoforward.config import NO_SETTINGS, Settings
 from autoforward.errors import AutoforwardError, UsageError
@@ -84,6 +85,9 @@ class _OurErrors(click.Command):
             status = super().main(args, prog_name, standalone_mode=False, **extra)
         except AutoforwardError as error:
             sys.exit(fail(error))
+        except NoArgsIsHelpError as error:  # `autoforward` alone: nothing is wrong, and nothing was done
+            click.echo(error.format_message(), err=True)
+            sys.exit(UsageError.exit_code)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "autoforward"
             sys.exit(fail(UsageError(_lower_first(error.format_message()), hint=f"`{command} --help` shows how")))

@@ -59,6 +59,13 @@ def test_a_bad_spec_is_named_with_the_grammar(run: Runner, spec: str) -> None:
         assert GRAMMAR in message
 
 
+def test_the_command_alone_is_its_help(run: Runner) -> None:
+    """It was said as an error once: `autoforward: error: usage: …`."""
+    done = run("autoforward", check=2)
+    assert done.stdout == ""
+    assert done.stderr == run("autoforward", "--help", check=0).stdout
+
+
 def test_devup_names_a_bad_spec_too(run: Runner) -> None:
     message = refused(run("devup", "--auto-forward", "--forward-port", "65536", "--workspace-folder", "."), 2)
     assert "'65536'" in message

@@ -23,6 +23,7 @@ class Containers:
         self.containers = containers
 
     def inspect(self, container_ref: str) -> ContainerInfo:
+        assert container_ref.strip("."), "the engine's client asks for something else then, and gets it"
         for info in self.containers:
             if container_ref == info.name or (container_ref and info.container_id.startswith(container_ref)):
                 return info
@@ -116,7 +117,11 @@ def test_a_folder_whose_container_does_not_run_says_how_to_start_it(folder: Path
 
 
 def test_a_folder_that_is_none_of_a_dev_container(folder: Path) -> None:
-    assert str(refused(".")) == "no container, service or dev container folder is called ."
+    error = refused(".", info("web"))
+    assert str(error) == f"{folder} has no devcontainer.json, and no container is labelled with it"
+    assert error.hint == "name a container: `docker ps` lists them"
+    assert "has no devcontainer.json" in str(refused(str(folder)))
+    assert "has no devcontainer.json" in str(refused(".."))
 
 
 @pytest.mark.parametrize("state", ["exited", "paused", "created"])
