@@ -47,7 +47,7 @@ def command_lines() -> list[tuple[Path, str]]:
                 fenced = not fenced
                 continue
             code = line if fenced else line[4:] if line.startswith("    ") else ""
-            code = code.removeprefix("$ ").strip()
+            code = re.sub(r"^(?:[A-Z][A-Z_]*=\S* )+", "", code.removeprefix("$ ").strip())
             if code.split(" ", 1)[0] in PROGRAMS:
                 found.append((path, code))
     return found
@@ -73,7 +73,9 @@ def parse(words: list[str], *, whole: bool) -> None:
         assert name in command.commands, f"no such command: {name}"
         command = command.commands[name]
     if not whole:
-        flags = {name for option in command.params for name in option.opts}
+        flags = {name for option in command.params for name in option.opts} | (
+            UP_FLAGS if program == "devup" else set()
+        )
         assert {word for word in args if word.startswith("-")} <= {*flags, "--help"}
         return
     context = command.make_context(program, args)
