@@ -4,7 +4,8 @@ The token travels in the fragment of the URL (which browsers send to nobody) and
 cookies know no ports, so every server on localhost, those of containers first of all, would be sent it.
 
 What is given to a browser as an argument, other users of the machine can read. So that URL has a code in place of the
-token, which is good once and for a minute.
+token, which is good once and for a minute. (For one page, that is: an answer can get lost on its way, and a page that asks
+again is known by a word that it has made up.)
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Keys:
         self.token = secrets.token_urlsafe(TOKEN_BYTES)
         self._code: str | None = None
         self._code_until_s = 0.0
+        self._page: str | None = None
 
     def __repr__(self) -> str:
         return "<Keys>"
@@ -31,16 +33,18 @@ class Keys:
     def new_code(self, now_s: float) -> str:
         """A code that `enter` takes once; the one before is void."""
         self._code, self._code_until_s = secrets.token_urlsafe(TOKEN_BYTES), now_s + CODE_LASTS_S
+        self._page = None
         return self._code
 
-    def enter(self, authorization: Sequence[str], now_s: float) -> str | None:
-        """The token, for the token itself or for the code, which is then used up. None for anything else."""
+    def enter(self, authorization: Sequence[str], page: str, now_s: float) -> str | None:
+        """The token, for the token itself or for the code, which is then good for this page only. None for anything else."""
         if self.opens(authorization):
             return self.token
-        if self._code is not None and now_s <= self._code_until_s and _is_bearer(authorization, self._code):
-            self._code = None
-            return self.token
-        return None
+        if not page or self._code is None or now_s > self._code_until_s or not _is_bearer(authorization, self._code):
+            return None
+        if self._page is None:
+            self._page = page
+        return self.token if hmac.compare_digest(self._page.encode(), page.encode()) else None
 
     def opens(self, authorization: Sequence[str]) -> bool:
         """Whether these values of `Authorization` are the one that is wanted."""

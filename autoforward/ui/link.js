@@ -10,11 +10,12 @@ const RETRY_MS = [500, 1000, 2000, 5000];
 class Refused extends Error {}
 
 let secret = location.hash.slice(1);
+const page = crypto.randomUUID(); // should the answer get lost: whoever asks again is the same
 if (secret) history.replaceState(null, "", "/");
 
 async function enter() {
   if (secret) {
-    const answer = await call("/api/enter", { secret, body: {} });
+    const answer = await call("/api/enter", { secret, body: { page } });
     sessionStorage.setItem("token", answer.token);
     secret = "";
   }

@@ -183,7 +183,7 @@ class PageServer:
             policy = (("Content-Security-Policy", page.policy),)
             await exchange.answer(200, "text/html; charset=utf-8", page.body, policy)
         elif request.target == "/api/enter":
-            token = self._keys.enter(authorization, time.monotonic())
+            token = self._keys.enter(authorization, _word_in(body, "page"), time.monotonic())
             if token is None:
                 await exchange.refuse(_NO_TOKEN)
             else:
@@ -197,11 +197,8 @@ class PageServer:
 
     async def _stop(self, exchange: Exchange, body: bytes) -> None:
         """Ends the one forward that the body names by its id: nothing else that `stop` could be told."""
-        try:
-            wanted = json.loads(body)["id"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            wanted = None
-        if not isinstance(wanted, str) or not _FORWARD_ID.fullmatch(wanted):
+        wanted = _word_in(body, "id")
+        if not _FORWARD_ID.fullmatch(wanted):
             await _answer_json(exchange, 400, {"error": "no forward is named"})
             return
         try:
@@ -246,6 +243,15 @@ class PageServer:
 
 
 _NO_TOKEN = Refusal(401, "the token is missing or wrong")
+
+
+def _word_in(body: bytes, name: str) -> str:
+    """The text of that name in a JSON object of plain characters; empty where there is none."""
+    try:
+        value = json.loads(body)[name]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return value if isinstance(value, str) and value.isascii() else ""
 
 
 async def _answer_json(exchange: Exchange, status: int, values: dict[str, object]) -> None:

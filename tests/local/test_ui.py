@@ -87,9 +87,12 @@ async def test_a_code_is_changed_for_the_token_once(home: Path) -> None:
     async with serving(home) as page:
         code = page.keys.new_code(asyncio.get_running_loop().time())
         assert (await page.ask(post("/api/stop", page.port, code, {"id": "fwd-1"}))).status == 401
-        answer = await page.ask(post("/api/enter", page.port, code))
-        assert (answer.status, answer.json["token"]) == (200, page.keys.token)
-        assert (await page.ask(post("/api/enter", page.port, code))).status == 401
+        for nobody in ({}, {"page": None}, {"page": ["x"]}, {"page": "\ud800"}):
+            assert (await page.ask(post("/api/enter", page.port, code, nobody))).status == 401
+        for _ in range(2):
+            answer = await page.ask(post("/api/enter", page.port, code, {"page": "one"}))
+            assert (answer.status, answer.json["token"]) == (200, page.keys.token)
+        assert (await page.ask(post("/api/enter", page.port, code, {"page": "another"}))).status == 401
         assert (await page.ask(post("/api/enter", page.port, page.keys.token))).json["token"] == page.keys.token
 
 

@@ -28,8 +28,8 @@ def test_the_command_prints_its_address_and_gives_the_browser_one_that_is_good_o
         port = int(address.rstrip("/").rpartition(":")[2])
         code = str(opened).removeprefix(f"{address}#")
         assert code not in (opened, token), "what is an argument others of this machine can read"
-        assert asyncio.run(ask(port, post("/api/enter", port, code))).json["token"] == token
-        assert asyncio.run(ask(port, post("/api/enter", port, code))).status == 401
+        assert asyncio.run(ask(port, post("/api/enter", port, code, {"page": "one"}))).json["token"] == token
+        assert asyncio.run(ask(port, post("/api/enter", port, code, {"page": "two"}))).status == 401
         command.signal(signal.SIGINT)
         assert command.wait() == 0
     assert not (home / "supervisor.json").exists(), "nothing had to be started for it"

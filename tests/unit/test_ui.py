@@ -159,7 +159,7 @@ def test_the_token_opens_and_nothing_else_does() -> None:
         *(bearer(keys.token) * 2, [f"bearer {keys.token}"], ["Bearer ü"]),
     ):
         assert not keys.opens(wrong)
-        assert keys.enter(wrong, 0.0) is None
+        assert keys.enter(wrong, "page", 0.0) is None
     assert keys.token not in repr(keys)
 
 
@@ -168,12 +168,14 @@ def test_a_code_is_good_once_and_for_a_minute() -> None:
     first = keys.new_code(100.0)
     assert not keys.opens(bearer(first)), "it is no token"
     code = keys.new_code(100.0)
-    assert keys.enter(bearer(first), 100.0) is None, "there is one at a time"
-    assert keys.enter(bearer(code), 100.0) == keys.token
-    assert keys.enter(bearer(code), 100.0) is None
+    assert keys.enter(bearer(first), "page", 100.0) is None, "there is one at a time"
+    assert keys.enter(bearer(code), "", 100.0) is None
+    assert keys.enter(bearer(code), "page", 100.0) == keys.token
+    assert keys.enter(bearer(code), "other page", 100.0) is None
+    assert keys.enter(bearer(code), "page", 100.0) == keys.token, "its answer was lost"
     late = keys.new_code(100.0)
-    assert keys.enter(bearer(late), 100.0 + CODE_LASTS_S + 0.1) is None
-    assert keys.enter(bearer(keys.token), 1e9) == keys.token
+    assert keys.enter(bearer(late), "page", 100.0 + CODE_LASTS_S + 0.1) is None
+    assert keys.enter(bearer(keys.token), "", 1e9) == keys.token
 
 
 # What the page is told.
