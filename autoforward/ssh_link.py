@@ -88,6 +88,7 @@ class SshLink:
         self._words: deque[str] = deque(maxlen=MAX_WORDS)
         self._failed_s = float("-inf")
         self._failure = ""
+        self._is_closed = False
         self._their_socket: str | None = unquote(urlsplit(endpoint.host).path) or None
         self._our_socket: Path | None = None
 
@@ -110,7 +111,10 @@ class SshLink:
 
     def words(self) -> str:
         """What ssh has said since it was asked last: why it could not open a channel, say."""
-        said = [self._words.popleft() for _ in range(len(self._words))]
+        said = []
+        with contextlib.suppress(IndexError):  # its last line may be somebody else's by then
+            while True:
+                said.append(self._words.popleft())
         if any(_REFUSED in line for line in said):  # sshd tells no more, whatever the reason
             return (
                 f"the machine there does not open {self._their_socket} for us: no engine is there, or you may not "
@@ -135,6 +139,7 @@ class SshLink:
 
     def close(self) -> None:
         with self._lock:
+            self._is_closed = True
             self._end()
             if self._our_socket is not None:
                 self._our_socket.unlink(missing_ok=True)
@@ -145,6 +150,8 @@ class SshLink:
         with self._lock:
             if self._process is not None and self._process.poll() is None:
                 return str(self._our_socket)
+            if self._is_closed:
+                raise self._unreachable("nobody needs it any more")
             if self._failed_s >= came_s:
                 raise self._unreachable(self._failure)
             try:

@@ -18,6 +18,7 @@ from autoforward.ssh_link import SshLink
 from tests.conformance import IPV6_ON, dial
 from tests.conftest import Runner, runner, supervisor_of
 from tests.containers import Container, Server, eventually
+from tests.docker.observing import logged, wait_event
 from tests.engines.sshd import Sshd
 from tests.engines.ways import WAYS, Reached
 
@@ -105,26 +106,23 @@ def test_connections_take_no_login_of_their_own(
 
 
 def test_a_link_that_is_cut_comes_back_with_the_same_ports(
-    ssh_run: Runner, sshd: Sshd, box: Container, echo: Server
+    ssh_run: Runner, sshd: Sshd, box: Container, echo: Server, home: Path
 ) -> None:
     ssh_run("autoforward", "attach", box.name, check=0)
     host_port = port_of(ssh_run, echo)
-    sshd.stop()
-    eventually(lambda: session(ssh_run)["state"] == "reconnecting", timeout_s=TIMEOUT_S)
-    [row] = [row for row in rows(ssh_run) if row["port"] == echo.port]
-    assert (row["status"], row["localPort"]) == ("reconnecting", host_port)
-    assert sshd.host in row["reason"]
-    sshd.start()
-    began_s = time.monotonic()
-    # Held until the container is reachable again: the port was bound all the time.
-    assert asks(host_port, b"after") == b"after"
-    took_s = time.monotonic() - began_s
-    print(f"the link was back, and a connection answered, after {took_s:.1f} s")
-    assert port_of(ssh_run, echo) == host_port
-    # And once more, while sshd takes logins: over within a moment.
-    sshd.cut()
-    assert asks(host_port, b"again") == b"again"
-    assert port_of(ssh_run, echo) == host_port
+    # The machine there is away for a moment; then it is there, and only the login was cut.
+    for end, begin in ((sshd.stop, sshd.start), (sshd.cut, lambda: None)):
+        since = logged(home)[-1]["seq"]
+        end()
+        lost = wait_event(home, "reconnecting", echo.port, since=since, timeout_s=TIMEOUT_S)
+        assert lost["localPort"] == host_port
+        begin()
+        began_s = time.monotonic()
+        back = wait_event(home, "reconnected", echo.port, since=since, timeout_s=TIMEOUT_S)
+        print(f"the link was back after {time.monotonic() - began_s:.1f} s")
+        assert back["localPort"] == host_port
+        assert asks(host_port, b"after") == b"after"
+        assert port_of(ssh_run, echo) == host_port
 
 
 def test_a_login_that_fails_says_so_in_sshs_words_and_asks_nobody(ssh_run: Runner, sshd: Sshd, box: Container) -> None:

@@ -176,6 +176,20 @@ def test_a_login_that_ended_is_made_anew_with_the_agent_of_now(link: Callable[..
     assert [call.split()[0] for call in calls(tmp_path)] == ["/agent", "/another"]
 
 
+def test_what_is_closed_logs_in_no_more(link: Callable[..., SshLink], tmp_path: Path) -> None:
+    """Whoever was about to use it, in another thread, would leave an ssh behind that nobody ends."""
+    one = link(f"echo $$ >{tmp_path}/pid\n{READY}")
+    path = Path(one.sdk_url().removeprefix("unix://"))
+    path.touch()
+    one.close()
+    one.close()
+    with pytest.raises(EngineUnreachableError):
+        one.sdk_url()
+    assert not path.exists()
+    assert len(calls(tmp_path)) == 1
+    eventually(lambda: not psutil.pid_exists(int((tmp_path / "pid").read_text())), timeout_s=TIMEOUT_S)
+
+
 def test_sockets_of_processes_that_are_gone_are_removed(link: Callable[..., SshLink], tmp_path: Path) -> None:
     (tmp_path / "home").mkdir(mode=0o700)
     left, ours = tmp_path / "home/s99999999-1.sock", tmp_path / f"home/s{os.getpid()}-99.sock"
