@@ -42,6 +42,7 @@ END_TIMEOUT_S = 3.0
 CHANNEL_TIMEOUT_S = 10.0
 MAX_LINE_BYTES = 64 * 1024
 MAX_WORDS = 5
+WORDS_TIMEOUT_S = 2.0
 
 DEFAULT_SOCKET = "/var/run/docker.sock"
 
@@ -86,6 +87,7 @@ class SshLink:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._words: deque[str] = deque(maxlen=MAX_WORDS)
+        self._has_said = threading.Event()
         self._failed_s = float("-inf")
         self._failure = ""
         self._is_closed = False
@@ -111,6 +113,8 @@ class SshLink:
 
     def words(self) -> str:
         """What ssh has said since it was asked last: why it could not open a channel, say."""
+        self._has_said.wait(WORDS_TIMEOUT_S)  # it says why before it acts, on another pipe
+        self._has_said.clear()
         said = []
         with contextlib.suppress(IndexError):  # its last line may be somebody else's by then
             while True:
@@ -177,6 +181,7 @@ class SshLink:
         """Log in; where the engine is there, if that was asked and told."""
         self._end()
         self._words.clear()
+        self._has_said.clear()
         parts = urlsplit(self.endpoint.host)
         argv = [self._program, "-T"]
         for option in OPTIONS:
@@ -246,6 +251,7 @@ class SshLink:
             for raw in stderr:
                 if line := " ".join(raw.decode("utf-8", "replace").split())[:500]:
                     self._words.append(line)
+                    self._has_said.set()
                     log.info("%s: ssh: %s", self.endpoint.host, line)
         process.wait()
 

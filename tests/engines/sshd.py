@@ -1,7 +1,8 @@
 """An sshd of the tests' own: on the loopback, with keys of its own, for root and the one key that it knows.
 
-Neither the machine's sshd nor the user's ~/.ssh is looked at: `bin/ssh`, to be first on the PATH, is ssh with a
-configuration of the tests'. The key is held by an ssh agent alone, whose socket is `auth_sock`.
+Neither the machine's sshd nor the user's home is looked at, on either side: a shell's start-up file there may take its
+time. `bin/ssh`, to be first on the PATH, is ssh with a configuration of the tests'. The key is held by an ssh agent
+alone, whose socket is `auth_sock`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin yes
 LogLevel VERBOSE
+SetEnv HOME={self.folder}
 """,
         )
         self._write(
