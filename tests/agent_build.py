@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -31,8 +32,12 @@ def build(target: str) -> Path:
             digest.update(path.read_bytes())
     folder = _CACHE / digest.hexdigest()[:16]
     binary = folder / target
-    if not binary.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Several test processes want the same one at a time, and what the linker is still writing exists already.
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if binary.exists():
+            return binary
         done = subprocess.run(
             ["make", "-s", "-C", str(SOURCES), f"OUT={folder}", f"CC={compiler}", str(binary)],
             stdin=subprocess.DEVNULL,

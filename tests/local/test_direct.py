@@ -380,8 +380,9 @@ def test_drops_of_either_end_at_random_moments(direct: Direct) -> None:
             first.close()
         second.close()
     eventually(lambda: direct.rig.counters().active == 0, "the relays' ends")
-    eventually(lambda: direct.agent_fds() == fds, "the agent's descriptors")
-    eventually(lambda: descriptors("self") == own, "the host's descriptors")
+    # What the first one had may not have been given back yet when these were counted.
+    eventually(lambda: direct.agent_fds() <= fds, "the agent's descriptors")
+    eventually(lambda: descriptors("self") <= own, "the host's descriptors")
 
 
 # A stranger at the address, an agent that lies: the test plays both.
