@@ -238,16 +238,9 @@ def status(as_json: bool) -> int:
     if result is None:
         click.echo("no supervisor is running; nothing is forwarded")
         return 0
-    click.echo(
-        f"supervisor {result['version']}, pid {result['pid']}, up {result['uptime_s']:.0f} s, state in {result['home']}"
-    )
-    for engine in result["engines"]:
-        click.echo(f"engine {engine['host']} ({engine['source']})")
-    for watch in result.get("watches", ()):
-        problem = f": {watch['problem']}" if watch["problem"] else ""
-        click.echo(f"watch for {watch['selection']} on {watch['engine']}, {watch['sessions']} session(s){problem}")
-    for session in result["sessions"]:
-        click.echo(_describe_session(session))
+    from autoforward.cli.reporting import print_status
+
+    print_status(result)
     return 0
 
 
@@ -295,23 +288,6 @@ def restart() -> int:
 
 
 main.add_command(service)
-
-
-def _describe_session(session: Mapping[str, Any]) -> str:
-    lane = session["lane"]
-    if lane is None:
-        carried = "no lane"
-    else:
-        can = [name for name, able in (("half-close", lane["half_close"]), ("UDP", lane["udp"])) if able]
-        carried = f"lane {lane['name']} ({', '.join(can) or 'no half-close, no UDP'}; {lane['note']})"
-    problem = f": {session['problem']}" if session["problem"] else ""
-    if session["next_try_s"] is not None:
-        problem += f" (next try in {session['next_try_s']:.1f} s)"
-    stale = f"\n  the configuration stays as it was: {session['config_problem']}" if session["config_problem"] else ""
-    return (
-        f"session {session['id']} of {session['container_name']}, {session['state']}{problem}, "
-        f"{session['forwards']} forward(s), {carried}{stale}"
-    )
 
 
 def _require_one(target: str | None, everything: bool) -> None:

@@ -272,7 +272,9 @@ def test_status_shows_the_supervisor_its_sessions_and_what_their_lane_can(
     assert (lane["name"], lane["half_close"], lane["udp"]) == ("agent", True, True)
     said = run("autoforward", "status", check=0).stdout
     assert f"pid {supervisor.pid}" in said
-    assert "lane agent (half-close, UDP" in said
+    assert [line.split() for line in said.splitlines() if session["id"] in line] == [
+        [app.name, "watching", "0", "agent", "half-close,", "UDP", session["id"]]
+    ]
 
 
 @pytest.mark.parametrize(("lane", "half_close"), [("nc", True), ("devtcp", False)])

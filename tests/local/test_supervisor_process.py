@@ -247,7 +247,7 @@ def test_sessions_are_taken_up_by_the_next_one(paths: StatePaths, run: Runner) -
     assert (session["id"], session["container_name"]) == ("ses-0badcafe", "web")
     assert session["state"] in ("starting", "reconnecting")
     eventually(
-        lambda: "unix:///nonexistent/engine.sock" in run("autoforward", "status", check=0).stdout.split("session")[-1],
+        lambda: "unix:///nonexistent/engine.sock" in run("autoforward", "status", check=0).stdout.split("\nweb: ")[1],
         timeout_s=TIMEOUT_S,
     )
     run("autoforward", "detach", "web", check=0)
