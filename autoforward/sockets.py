@@ -216,13 +216,8 @@ def _close_all(sockets: Collection[socket.socket]) -> None:
         sock.close()
 
 
-def owner_of_port(host_port: int, transport: Transport = "tcp") -> str | None:
-    """Who holds the number, as `nginx (pid 12)`; None when nobody does or the system does not tell us."""
-    return owners_of_ports({host_port}, transport).get(host_port)
-
-
 def owners_of_ports(host_ports: Collection[int], transport: Transport = "tcp") -> dict[int, str]:
-    """The owners that can be known, by host port, in one walk over the processes (some 10 ms)."""
+    """Who holds these numbers, as `nginx (pid 12)`, as far as the system tells; in one walk over the processes (some 10 ms)."""
     import psutil
 
     owners: dict[int, str] = {}

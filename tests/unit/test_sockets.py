@@ -20,7 +20,7 @@ from autoforward.sockets import (
     HostPortDeniedError,
     HostPortTakenError,
     bind_pair,
-    owner_of_port,
+    owners_of_ports,
     start_listening,
     stop_listening,
 )
@@ -229,11 +229,10 @@ def test_udp_is_a_pair_that_nobody_can_share() -> None:
 
 def test_the_owner_of_a_number_is_named_by_name_and_pid(pair: BoundPair) -> None:
     start_listening(pair)
-    owner = owner_of_port(pair.host_port)
-    assert owner is not None
+    [owner] = owners_of_ports({pair.host_port}).values()
     assert owner.endswith(f"(pid {os.getpid()})")
     pair.close()
-    assert owner_of_port(pair.host_port) is None
+    assert owners_of_ports({pair.host_port}) == {}
 
 
 def test_repr_is_one_readable_line(pair: BoundPair) -> None:
