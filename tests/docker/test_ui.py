@@ -87,7 +87,12 @@ def test_a_forward_comes_is_used_and_is_stopped(
 
         fetch(url)
         tab.wait(f"{card(port)}.querySelector('.connections').textContent", lambda text: text.startswith("0 of 1"))
-        tab.wait(f"{card(port)}.querySelector('.plot .out').getAttribute('d')")
+
+        def plotted() -> object:
+            fetch(url)  # what went before the page first looked has no time of its own
+            return tab.run(f"{card(port)}.querySelector('.plot .out').getAttribute('d')")
+
+        eventually(plotted, timeout_s=30.0, what="traffic is plotted")
         assert "at most" in tab.run("document.querySelector('#total-plot').getAttribute('aria-label')")
 
         tab.allow_clipboard(ui.origin)

@@ -28,7 +28,7 @@ from autoforward.model import Listener
 from autoforward.paths import StatePaths
 from autoforward.policy import Plan, SessionRules, plan
 from autoforward.registry import Registry
-from autoforward.streams import SocketStream
+from autoforward.streams import STDERR, SocketStream
 from tests.conftest import SCHEMA
 from tests.containers import eventually
 
@@ -192,6 +192,7 @@ class Table(Bench):
                 tool = netcat_tool(Netcat(("nc",), "busybox"))  # the one that is taken to be connected at once
                 self.streams.append(stream)
                 self.plane.submit(StreamReady(relay_id, stream, RelayPlan("ses", secrets.token_hex(16), tool, 1)))
+                theirs.sendall(frame(b"AF pid 41\n", STDERR))  # as every relay begins
                 self.far.append(theirs)
             case StreamWanted(_, relay_id):
                 self.plane.submit(StreamFailed(relay_id, "nobody is there"))

@@ -51,7 +51,7 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EventfulEngine:
 async def heard_by(engine: EventfulEngine, hint: Callable[[EventfulEngine, EngineFollower], None]) -> None:
     """The hint makes it ask again, and whoever depends on it is told to look for himself."""
     heard: asyncio.Queue[ContainerEvent | None] = asyncio.Queue()
-    follower = EngineFollower(cast(Engine, engine), heard.put_nowait)
+    follower = EngineFollower(cast(Engine, engine), heard.put_nowait, lambda: None)
     try:
         assert not await asyncio.to_thread(engine.asked.get, timeout=TIMEOUT_S)
         engine.is_away = False
@@ -77,7 +77,7 @@ async def test_after_a_sleep_of_the_machine_it_is_tried_at_once(away: EventfulEn
 async def test_a_stream_that_may_be_dead_begins_anew_after_a_sleep(away: EventfulEngine) -> None:
     away.is_away = False
     heard: asyncio.Queue[ContainerEvent | None] = asyncio.Queue()
-    follower = EngineFollower(cast(Engine, away), heard.put_nowait)
+    follower = EngineFollower(cast(Engine, away), heard.put_nowait, lambda: None)
     try:
         async with asyncio.timeout(TIMEOUT_S):
             assert await heard.get() is None

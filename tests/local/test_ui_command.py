@@ -20,7 +20,7 @@ def test_the_command_prints_its_address_and_gives_the_browser_one_that_is_good_o
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     browser = FakeBrowser(tmp_path)
-    monkeypatch.setattr("tests.conftest.NO_DESKTOP", {"AUTOFORWARD_BROWSER": str(browser.path)})
+    monkeypatch.setattr("tests.conftest.NO_DESKTOP", {"AUTOFORWARD_BROWSER": str(browser.path), "CI": None})
     with Command(home, "autoforward", "ui") as command:
         url = command.wait_line(lambda line: line.startswith("http://127.0.0.1:"))
         [opened] = browser.wait(1)
