@@ -133,9 +133,7 @@ class Watch:
 
     # Looking.
 
-    async def _run(
-        self,
-    ) -> None:
+    async def _run(self) -> None:
         failures = 0
         while True:
             self._wake.clear()
@@ -163,9 +161,7 @@ class Watch:
             log.info("the watch for %s: %s", self.selection, problem or "the engine answers")
             self.tell({"type": "problem", "problem": problem})
 
-    async def _look(
-        self,
-    ) -> None:
+    async def _look(self) -> None:
         """Attach to what runs and is meant. Raises what the engine raises."""
         engine = self._host.engines.get(self.endpoint).engine
         queries = self.selection.queries
