@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 from autoforward.expressions import Budget, Expression
 from autoforward.model import ON_AUTO_FORWARD, AppProtocol, ForwardKey, OnAutoForward, PortAttributes
 from autoforward.portspec import MAX_PORT, is_port, parse_host
+from autoforward.texts import only_printable
 
 HTTPS_PORTS = frozenset({443, 8443})
 APP_PROTOCOLS: tuple[AppProtocol, ...] = ("http", "https")
@@ -203,7 +204,7 @@ def quoted(value: object) -> str:
 
 def clean_text(text: str) -> str:
     """Return `text` without control characters (they could drive a terminal), at most MAX_TEXT_LENGTH long."""
-    return "".join(c if c.isprintable() else " " for c in text[:MAX_TEXT_LENGTH]).strip()
+    return only_printable(text[:MAX_TEXT_LENGTH]).strip()
 
 
 def bounded(warnings: Iterable[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from autoforward.expressions import MAX_SUBJECT_LENGTH
 from autoforward.masking import mask_command_line
 from autoforward.model import ForwardKey, ServerProcess
 from autoforward.procnet import SocketRow
+from autoforward.texts import only_printable
 
 MAX_EARLY = 256
 """Names kept for sockets that no snapshot has shown yet."""
@@ -69,5 +70,5 @@ class ProcessBook:
 def parse_process(command_line: bytes) -> ServerProcess | None:
     """The text of /proc/PID/cmdline (arguments apart by NUL, from a container); None when there is none."""
     text = command_line.decode("utf-8", "replace")[:MAX_SUBJECT_LENGTH]
-    text = "".join(character if character.isprintable() else " " for character in text).strip()
+    text = only_printable(text).strip()
     return ServerProcess(text, mask_command_line(text)) if text else None

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from autoforward.texts import only_printable
+
 Row = Mapping[str, Any]
 
 MAX_PROCESS = 40
@@ -45,7 +47,7 @@ def cut_to(text: str, width: int) -> str:
 
 def printable(text: str) -> str:
     """On one line and without control characters: an escape sequence in a label must not reach the terminal."""
-    return text if text.isprintable() else "".join(char if char.isprintable() else "�" for char in text)
+    return only_printable(text, "�")
 
 
 def in_ascii(text: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..errors import ProtocolError
 from ..procnet import SocketTable, parse_proc_net_tcp
+from ..texts import only_printable
 from .scripts import check_token
 
 MAX_FRAME = 1024 * 1024
@@ -201,4 +202,4 @@ class LineSplitter:
 def printable(text: bytes, limit: int = 200) -> str:
     """Text from a container for people: one line, at most `limit` characters, control characters as spaces."""
     decoded = text[: limit * 4].decode("utf-8", "replace")
-    return "".join(char if char.isprintable() else " " for char in decoded).strip()[:limit]
+    return only_printable(decoded).strip()[:limit]

@@ -16,6 +16,7 @@ from autoforward.errors import AutoforwardError
 from autoforward.locking import acquire, lock_file
 from autoforward.paths import HOME_VARIABLE, StateFolderError, StatePaths
 from autoforward.peercred import peer_of
+from autoforward.texts import only_printable
 
 READY_TIMEOUT_S = 20.0
 CONNECT_TIMEOUT_S = 5.0
@@ -146,7 +147,7 @@ def log_end(paths: StatePaths) -> str:
     except OSError:
         return ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"; its log ends: {''.join(char if char.isprintable() else ' ' for char in last)[:300]}" if last else ""
+    return f"; its log ends: {only_printable(last)[:300]}" if last else ""
 
 
 def way_out(paths: StatePaths) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoforward.actions import safe_url
+from autoforward.texts import only_printable
 
 Json = Mapping[str, Any]
 
@@ -88,7 +89,7 @@ def text(value: object) -> str | None:
     """As it may be shown; None for what is no text, or empty."""
     if not isinstance(value, str) or not value:
         return None
-    shown = value if value.isprintable() else "".join(char if char.isprintable() else "�" for char in value)
+    shown = only_printable(value, "�")
     return shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…"
 
 

@@ -69,7 +69,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "frames",
         "keepalive",
     ),
-    ("model", "errors", "backoff", ""),
+    ("model", "errors", "backoff", "texts", ""),
 )
 """From the top down. A module imports from lower layers, and from its own package `x.*`; `""` is the package itself."""
 
