@@ -122,9 +122,14 @@ def encode_object(values: Mapping[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
 
 
+def line_of(event: PortEvent) -> str:
+    """The whole line, without its newline: as messages of the control socket carry it."""
+    return f"{LINE_PREFIX}{encode_object(event.to_json())}"
+
+
 def encode_line(event: PortEvent) -> str:
     """The whole line for standard output, newline included."""
-    return f"{LINE_PREFIX}{encode_object(event.to_json())}\n"
+    return f"{line_of(event)}\n"
 
 
 def list_row(

@@ -281,22 +281,14 @@ class SshLink:
 
 def _place_for_socket() -> Path:
     """A new path beside the control socket; those of processes that are gone are removed."""
+    import psutil
+
     paths = StatePaths.locate()
     paths.ensure()
     folder = paths.supervisor_socket.parent
     for left in folder.glob("s*-*.sock"):
         pid = left.name[1:].partition("-")[0]
-        if pid.isdecimal() and not _is_alive(int(pid)):
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             left.unlink(missing_ok=True)
     # No longer than the control socket's: see `paths.MAX_SOCKET_PATH_BYTES`.
     return folder / f"s{os.getpid()}-{next(_numbers)}.sock"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True

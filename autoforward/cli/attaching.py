@@ -15,7 +15,6 @@ from autoforward.devcontainer import LABEL_METADATA
 from autoforward.endpoints import resolve_endpoint
 from autoforward.engine import Engine
 from autoforward.environment import SessionEnvironment
-from autoforward.errors import AutoforwardError
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.session_config import Metadata, metadata_of
 from autoforward.settings import all_services
@@ -97,10 +96,7 @@ def attach(
     if siblings and not record.siblings:
         warnings.append(f"{info.name} is of no compose project: there are no other services")
     output.warn_of_bind(record.options)
-    open_call = client.call({"op": "attach", "record": record.to_json()}, start=True)
-    if open_call is None:
-        raise AutoforwardError("the supervisor could not be started")
-    with open_call, working(f"Looking into {info.name}"):
+    with client.begin({"op": "attach", "record": record.to_json()}) as open_call, working(f"Looking into {info.name}"):
         for _message in open_call:
             pass
         result = open_call.result or {}

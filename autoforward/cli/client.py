@@ -14,7 +14,7 @@ from typing import Any
 
 from autoforward import __version__
 from autoforward.cli.interrupting import wait_readable
-from autoforward.errors import ERRORS_BY_EXIT_CODE, AutoforwardError
+from autoforward.errors import AutoforwardError, reported
 from autoforward.paths import StatePaths
 from autoforward.supervisor.spawn import connect_to_supervisor, ensure_supervisor, log_end, way_out
 
@@ -83,8 +83,7 @@ class Call:
                 self._warned = message["warning"]
                 _warn(self._warned)
             if message["type"] == "error":
-                kind = ERRORS_BY_EXIT_CODE.get(message["exit_code"], AutoforwardError)
-                raise kind(message["message"], hint=message["hint"])
+                raise reported(message)
             if message["type"] == "result":
                 self.result = message
                 return
@@ -145,6 +144,14 @@ def call(request: Mapping[str, Any], paths: StatePaths | None = None, *, start: 
         return None
     _tell_of_another_version(paths)
     return Call(sock, request, connect, paths)
+
+
+def begin(request: Mapping[str, Any]) -> Call:
+    """Send one request, to a supervisor that is started for it if there is none. Raises AutoforwardError."""
+    open_call = call(request, start=True)
+    if open_call is None:
+        raise AutoforwardError("the supervisor could not be started")
+    return open_call
 
 
 def _tell_of_another_version(paths: StatePaths) -> None:

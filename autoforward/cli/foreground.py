@@ -11,8 +11,8 @@ import click
 from autoforward.callers import record_for
 from autoforward.cli import client, output
 from autoforward.cli.attaching import caller_of, find_target
+from autoforward.cli.draining import drain
 from autoforward.cli.interrupting import Interrupted, interruptible
-from autoforward.errors import AutoforwardError
 from autoforward.portspec import parse_port_spec
 
 
@@ -40,9 +40,7 @@ def forward_ports(
 def _stay(request: Mapping[str, Any], as_json: bool) -> None:
     open_call = None
     try:
-        open_call = client.call(request, start=True)
-        if open_call is None:
-            raise AutoforwardError("the supervisor could not be started")
+        open_call = client.begin(request)
         for message in open_call:
             if message["type"] == "progress":
                 output.say(message["text"])
@@ -59,19 +57,7 @@ def _stay(request: Mapping[str, Any], as_json: bool) -> None:
                 output.say(f"{row['id']} is held by the supervisor, pid {result['pid']}")
     except Interrupted:
         if open_call is not None:
-            _drain(open_call)
+            drain(open_call, lambda _message: None)
     finally:
         if open_call is not None:
             open_call.close()
-
-
-def _drain(open_call: client.Call) -> None:
-    try:
-        output.say("Ending; open connections may finish (Ctrl-C again to cut them)")
-        open_call.send({"drain": True})
-        for _message in open_call:
-            pass
-    except Interrupted:
-        output.say("Cut.")
-    except AutoforwardError as error:  # the supervisor or the container went away in that moment: as good an end
-        output.say(str(error))

@@ -17,6 +17,7 @@ from autoforward.backoff import delay_s
 from autoforward.callers import Caller
 from autoforward.cli import client, output
 from autoforward.cli.attaching import caller_of
+from autoforward.cli.draining import drain
 from autoforward.cli.interrupting import Interrupted, interruptible
 from autoforward.endpoints import resolve_endpoint
 from autoforward.errors import AutoforwardError
@@ -61,9 +62,7 @@ def _stay(request: Mapping[str, Any], teller: _Teller) -> None:
     try:
         while True:
             began_s = time.monotonic()
-            open_call = client.call({**request, "declined": teller.declined}, start=True)
-            if open_call is None:
-                raise AutoforwardError("the supervisor could not be started")
+            open_call = client.begin({**request, "declined": teller.declined})
             try:
                 for message in open_call:
                     teller.take(message)
@@ -78,7 +77,7 @@ def _stay(request: Mapping[str, Any], teller: _Teller) -> None:
                 time.sleep(delay_s(deaths, local=True, chance=random.random()))
     except Interrupted:
         if open_call is not None:
-            _end(open_call, teller)
+            drain(open_call, teller.take)
     finally:
         if open_call is not None:
             open_call.close()
@@ -149,15 +148,3 @@ def _check(caller: Caller) -> None:
         if path is not None:
             read_settings_file(Path(path), required=required)
     output.warn_of_bind(SessionOptions.of(caller.given))
-
-
-def _end(open_call: client.Call, teller: _Teller) -> None:
-    try:
-        output.say("Ending; open connections may finish (Ctrl-C again to cut them)")
-        open_call.send({"drain": True})
-        for message in open_call:
-            teller.take(message)
-    except Interrupted:
-        output.say("Cut.")
-    except AutoforwardError as error:  # the supervisor went away in that moment: as good an end
-        output.say(str(error))

@@ -12,7 +12,7 @@ from typing import Any
 
 from autoforward import __version__
 from autoforward.errors import AutoforwardError, PortUnavailableError, TargetError
-from autoforward.events import LINE_PREFIX, PortEvent, encode_line, encode_object, matches_target, read_events
+from autoforward.events import LINE_PREFIX, encode_object, line_of, matches_target, read_events
 from autoforward.lanes.probe import NO_LANE_HINT
 from autoforward.leases import format_time
 from autoforward.model import ForwardKey, PortSpec
@@ -73,7 +73,7 @@ class Handlers:
             container_ids.update(other.record.container_id for other in others)
             for one in (session, *others):
                 await self._wait_settled(one, connection)
-            events = [_line(event) for event in heard.drain()]
+            events = [line_of(event) for event in heard.drain()]
         if session.state == "ended":
             raise TargetError(session.problem or "the session ended")
         return {
@@ -280,7 +280,7 @@ class Handlers:
                 for session in self._supervisor.sessions.values():
                     for event in session.forwarder.replay_events(sent, now):
                         if accepts is None or accepts(event.to_json()):
-                            await connection.event(_line(event))
+                            await connection.event(line_of(event))
             gone = asyncio.ensure_future(connection.receive())
             try:
                 while True:
@@ -293,7 +293,7 @@ class Handlers:
                     if live is None:
                         break
                     if live.seq > sent:
-                        await connection.event(_line(live))
+                        await connection.event(line_of(live))
             finally:
                 gone.cancel()
         return {}
@@ -327,7 +327,3 @@ class Handlers:
 
     def _find(self, target: str) -> list[Session]:
         return [session for session in self._supervisor.sessions.values() if matches(session.record, target)]
-
-
-def _line(event: PortEvent) -> str:
-    return encode_line(event).rstrip("\n")

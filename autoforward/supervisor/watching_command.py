@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autoforward.callers import Caller
-from autoforward.events import encode_line
+from autoforward.events import line_of
 from autoforward.selection import Selection
 from autoforward.settings import parse_endpoint
 from autoforward.supervisor.control import Connection
@@ -41,7 +41,7 @@ class WatchingCommand:
                 ended = await self._end(watch, connection) if said_goodbye and not watch.commands else []
                 # The word of their ends may still be on its way.
                 for event in heard.drain():
-                    await connection.event(encode_line(event).rstrip("\n"))
+                    await connection.event(line_of(event))
             return {"ended": ended, "goodbye": said_goodbye}
         finally:
             watch.commands.discard(notes)
@@ -78,7 +78,7 @@ class WatchingCommand:
 
     async def _tell_events(self, heard: Subscription, connection: Connection) -> None:
         while (event := await heard.get()) is not None:
-            await connection.event(encode_line(event).rstrip("\n"))
+            await connection.event(line_of(event))
 
     async def _tell_notes(self, notes: Notes, connection: Connection) -> None:
         while True:

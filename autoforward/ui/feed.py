@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from autoforward.errors import ERRORS_BY_EXIT_CODE, AutoforwardError
+from autoforward.errors import AutoforwardError, reported
 from autoforward.paths import StatePaths
 from autoforward.supervisor.spawn import connect_to_supervisor
 from autoforward.ui.picture import Picture, picture_of
@@ -82,8 +82,7 @@ class Feed:
                 while line := await reader.readline():
                     message: dict[str, Any] = json.loads(line)
                     if message["type"] == "error":
-                        kind = ERRORS_BY_EXIT_CODE.get(message["exit_code"], AutoforwardError)
-                        raise kind(message["message"], hint=message["hint"])
+                        raise reported(message)
                     if message["type"] == "result":
                         return message
         except TimeoutError as error:
