@@ -7,20 +7,30 @@
 
 enum { WINDOW = 256 * 1024 }; /* what we accept on a stream before the server has taken it */
 
+/* A way to the host, with the streams that were opened on it: stdin and stdout, or the trunk. */
+enum { PATH_RING = 256 * 1024, PATH_INPUT = 64 * 1024 };
+struct path {
+	int in, out;    /* -1: it is not there */
+	u32 head, tail; /* of the ring; they count bytes for ever, positions are modulo its size */
+	struct decoder decoder;
+	u8 *ring; /* of PATH_RING bytes */
+};
+extern struct path exec_path, trunk;
+
 /* out.c: what waits to go to the host. Bounded; who writes asks for room first. */
 enum {
-	ROOM_FOR_INPUT = 66 * 1024,   /* answers to one read of stdin (64 KiB) are never longer than what they answer */
+	ROOM_FOR_INPUT = 66 * 1024,   /* answers to one read of a path (64 KiB) are never longer than what they answer */
 	ROOM_FOR_STREAMS = 160 * 1024 /* leaves that much free even after a datagram of 65,507 bytes */
 };
-u32 out_room(void);
-bool out_pending(void);
-void out_bytes(const u8 *bytes, u32 size);
-void out_frame(enum frame_type type, u32 flags, u32 stream, const u8 *payload, u32 size);
-void out_value(enum frame_type type, u32 stream, u32 value);
+u32 out_room(const struct path *to);
+bool out_pending(const struct path *to);
+void out_bytes(struct path *to, const u8 *bytes, u32 size);
+void out_frame(struct path *to, enum frame_type type, u32 flags, u32 stream, const u8 *payload, u32 size);
+void out_value(struct path *to, enum frame_type type, u32 stream, u32 value);
 /* Reads at most `most` bytes of fd into a DATA frame. 0: nothing was read and (unless `datagram`) no frame was made. */
-long out_receive(int fd, u32 stream, u32 most, bool datagram);
-/* Writes what stdout takes; 0 or a negative errno (not EAGAIN). */
-long out_flush(void);
+long out_receive(struct path *to, int fd, u32 stream, u32 most, bool datagram);
+/* Writes what the path takes; 0 or a negative errno (not EAGAIN). */
+long out_flush(struct path *to);
 
 /* streams.c: connections to servers. */
 struct address {
@@ -28,11 +38,21 @@ struct address {
 	u8 bytes[16];
 };
 void streams_start(int epoll, u32 host_window);
-const char *streams_frame(const struct event *event); /* OPEN to CREDIT, LISTEN to MOVE; what is wrong, or NULL */
+/* OPEN to CREDIT, LISTEN to SIGNED_OPEN; what is wrong, or NULL. */
+const char *streams_frame(const struct event *event, struct path *from);
 void streams_ready(u64 key, u32 events);
 u64 streams_expire(u64 now); /* ends what took too long; returns when to look again */
-void streams_cut(void);      /* resets every server connection */
+void streams_cut(const struct path *path); /* resets the server connections of its streams */
 extern u64 now;              /* of this turn of the loop */
+
+/* main.c: reads the path once and does what it says; as read(2) returns, and what is wrong, or NULL. */
+long path_read(struct path *from, const char **error);
+
+/* trunk.c: a TCP connection from the host that carries many streams. */
+enum { TRUNK_KEY = 2 };
+void trunk_ready(u32 events);
+void trunk_flush(void); /* writes what it takes; watches for the rest */
+void trunk_end(void);   /* closes it and cuts its streams */
 
 /* direct.c: connections from the host that carry one stream each. Their keys in epoll have no stream number. */
 enum { DIRECT_KEY = 16 };

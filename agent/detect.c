@@ -210,7 +210,7 @@ static void tell_process(u64 inode, u32 pid) {
 		size = got > 0 ? (u32)got : 0;
 		while (size && !payload[12 + size - 1]) size--;
 	}
-	out_frame(PROCESS, 0, 0, payload, 12 + size);
+	out_frame(&exec_path, PROCESS, 0, 0, payload, 12 + size);
 }
 
 /* The next name in a folder that is a number; false at its end. */
@@ -271,7 +271,7 @@ static bool walk(void) {
 		proc_at = proc_size = 0;
 	}
 	for (u32 looked = 0; looked < LOOKUPS_PER_TURN && walk_count; looked++) {
-		if (out_room() < ROOM_FOR_STREAMS) return true;
+		if (out_room(&exec_path) < ROOM_FOR_STREAMS) return true;
 		if (fds_fd >= 0) {
 			if (next_number(fds_fd, fds_names, &fds_at, &fds_size, &name, &number)) {
 				check_link(name);
@@ -301,7 +301,7 @@ static void send_snapshot(void) {
 	u32 count = lesser(shown_count - sent_count, ENTRIES_PER_FRAME);
 	sending = sent_count + count < shown_count;
 	u32 flags = (sending ? SNAPSHOT_MORE : 0) | (cut_shown ? SNAPSHOT_CUT : 0);
-	out_frame(SNAPSHOT, flags, 0, shown + sent_count * ENTRY_SIZE, count * ENTRY_SIZE);
+	out_frame(&exec_path, SNAPSHOT, flags, 0, shown + sent_count * ENTRY_SIZE, count * ENTRY_SIZE);
 	sent_count += count;
 }
 
@@ -341,9 +341,9 @@ static void poll(void) {
 }
 
 u64 watch_turn(void) {
-	if (out_room() < ROOM_FOR_STREAMS) return next_poll; /* the loop comes back when stdout has taken something */
+	if (out_room(&exec_path) < ROOM_FOR_STREAMS) return next_poll; /* the loop comes back when stdout has taken something */
 	if (!sending && now >= next_poll) poll();
-	while (sending && out_room() >= ROOM_FOR_STREAMS) send_snapshot();
+	while (sending && out_room(&exec_path) >= ROOM_FOR_STREAMS) send_snapshot();
 	if (sending) return 0;
 	if (wanted_count && walk()) return 0;
 	return next_poll;

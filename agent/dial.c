@@ -39,7 +39,7 @@ void dial_next(struct stream *s) {
 			}
 		}
 		if (d->at == d->size) {
-			refuse(s->number, d->error);
+			refuse(s->path, s->number, d->error);
 			return finish(s);
 		}
 		u32 kind = d->payload[d->at], length = d->payload[d->at + 1];

@@ -45,7 +45,7 @@ static void say_listening(u32 port, int error) {
 	u8 payload[6];
 	put_u16(payload, port);
 	put_u32(payload + 2, (u32)error);
-	out_frame(LISTENING, 0, 0, payload, sizeof payload);
+	out_frame(&exec_path, LISTENING, 0, 0, payload, sizeof payload);
 }
 
 static void stop_listening(int error) {
@@ -82,7 +82,7 @@ static bool open_pump(struct pump *p) {
 }
 
 static void release(struct direct *d) {
-	sys_close(d->fd); /* leaves epoll with it */
+	if (d->fd >= 0) sys_close(d->fd); /* leaves epoll with it */
 	close_pump(&d->up);
 	close_pump(&d->down);
 	if (d->stream) d->stream->direct = NULL;
@@ -147,17 +147,22 @@ static void accept_some(void) {
 	watch_listener();
 }
 
-/* Token and nonce are the first half of the greeting. */
-static void sign(const char *label, const u8 *greeting, u8 *mac) {
+bool direct_asked(void) { return asked; }
+
+void direct_sign(const char *label, const u8 *bytes, u32 size, u8 *mac) {
 	u8 message[HMAC_MOST];
-	u32 size = (u32)text_size(label);
-	memcpy(message, label, size);
-	memcpy(message + size, greeting, TOKEN_SIZE + NONCE_SIZE);
-	hmac_sha256(secret, sizeof secret, message, size + TOKEN_SIZE + NONCE_SIZE, mac);
+	u32 before = (u32)text_size(label);
+	memcpy(message, label, before);
+	memcpy(message + before, bytes, size);
+	hmac_sha256(secret, sizeof secret, message, before + size, mac);
 }
 
-/* Takes as long wherever they differ. */
-static bool differ(const u8 *a, const u8 *b, u32 size) {
+/* Token and nonce are the first half of the greeting. */
+static void sign(const char *label, const u8 *greeting, u8 *mac) {
+	direct_sign(label, greeting, TOKEN_SIZE + NONCE_SIZE, mac);
+}
+
+bool differ(const u8 *a, const u8 *b, u32 size) {
 	u32 found = 0;
 	while (size--) found |= (u32)(a[size] ^ b[size]);
 	return found != 0;
@@ -169,6 +174,12 @@ static struct stream *expecting(const u8 *token) {
 	return NULL;
 }
 
+static void become_trunk(struct direct *d, const u8 *mac) {
+	watch_direct(d, 0);
+	if (sys_send(d->fd, mac, DIGEST_SIZE) == DIGEST_SIZE && trunk_start(d->fd)) d->fd = -1;
+	release(d);
+}
+
 static void read_greeting(struct direct *d) {
 	u8 mac[DIGEST_SIZE];
 	long size = sys_read(d->fd, d->greeting + d->have, sizeof d->greeting - d->have);
@@ -178,9 +189,10 @@ static void read_greeting(struct direct *d) {
 	if (d->have < sizeof d->greeting) return;
 	sign("autoforward direct host", d->greeting, mac);
 	if (differ(mac, d->greeting + TOKEN_SIZE + NONCE_SIZE, sizeof mac)) return bad_greeting(d);
+	sign("autoforward direct agent", d->greeting, mac);
+	if (trunk_takes(d->greeting)) return become_trunk(d, mac);
 	u32 others = 0;
 	for (u32 i = 0; i < SLOTS; i++) others += slots[i].state > GREETING;
-	sign("autoforward direct agent", d->greeting, mac);
 	struct stream *s = expecting(d->greeting); /* none: it has ended meanwhile, most likely */
 	if (!s || others == CONNECTIONS || !open_pump(&d->up) || !open_pump(&d->down) || !watch_direct(d, EPOLLRDHUP) ||
 	    sys_send(d->fd, mac, sizeof mac) != sizeof mac)
@@ -214,7 +226,7 @@ const char *direct_move(struct stream *s) {
 	d->state = MOVED;
 	d->deadline = 0;
 	d->up.done = s->host_end;
-	out_frame(MOVE, 0, s->number, NULL, 0);
+	out_frame(s->path, MOVE, 0, s->number, NULL, 0);
 	if (s->server_end) sys_shutdown(d->fd, SHUT_WR);
 	if (s->state == CONNECTED) direct_run(s, true, true);
 	else if (!watch_direct(d, 0)) reset(s, ENOMEM);
@@ -277,7 +289,7 @@ void direct_run(struct stream *s, bool up, bool down) {
 		if (d->down.done) {
 			s->server_end = true;
 			if (s->write_error) return reset(s, s->write_error);
-			out_frame(END, 0, s->number, NULL, 0);
+			out_frame(s->path, END, 0, s->number, NULL, 0);
 			sys_shutdown(d->fd, SHUT_WR);
 		}
 	}

@@ -3,14 +3,14 @@
  * It never forks, writes no file, and ends when the host does: at the end of stdin, or after 15 s of silence. */
 #include "agent.h"
 
-enum { EVENTS = 64, STDIN_KEY = 0, STDOUT_KEY = 1, INPUT = 64 * 1024, SILENCE_MS = 15000, FAREWELL_MS = 40 };
+enum { EVENTS = 64, STDIN_KEY = 0, STDOUT_KEY = 1, SILENCE_MS = 15000, FAREWELL_MS = 40 };
 enum bye_reason { BYE_STDIN = 1, BYE_SILENCE = 2, BYE_PROTOCOL = 3 };
 enum exit_status { EXIT_FINE = 0, EXIT_USAGE = 2, EXIT_PROTOCOL = 3, EXIT_SILENCE = 4 };
 
 u64 now;
 static int epoll;
-static struct decoder decoder;
-static u8 input[INPUT];
+static u8 ring[PATH_RING];
+struct path exec_path = {.in = 0, .out = 1, .ring = ring};
 static u64 last_heard;
 static u32 silence_ms = SILENCE_MS;
 static bool netlink = true;
@@ -25,7 +25,8 @@ static void say(const char *what, const char *detail) {
 }
 
 _Noreturn static void leave(int status) {
-	streams_cut();
+	streams_cut(&exec_path);
+	streams_cut(&trunk);
 	sys_fcntl(0, F_SETFL, old_flags[0]);
 	sys_fcntl(1, F_SETFL, old_flags[1]);
 	sys_exit(status);
@@ -38,8 +39,9 @@ _Noreturn static void end(enum bye_reason reason, int status, const char *what, 
 	payload[size++] = (u8)reason;
 	for (const char *part = what; part; part = part == what ? detail : NULL)
 		for (u32 i = 0; part[i] && size < sizeof payload; i++) payload[size++] = (u8)part[i];
-	if (decoder.greeted && out_room() > sizeof payload + HEADER_SIZE) out_frame(BYE, 0, 0, payload, size);
-	for (u64 until = now_ms() + FAREWELL_MS; decoder.greeted && out_flush() == 0 && out_pending();) {
+	bool greeted = exec_path.decoder.greeted;
+	if (greeted && out_room(&exec_path) > sizeof payload + HEADER_SIZE) out_frame(&exec_path, BYE, 0, 0, payload, size);
+	for (u64 until = now_ms() + FAREWELL_MS; greeted && out_flush(&exec_path) == 0 && out_pending(&exec_path);) {
 		struct pollfd stdout_poll = {1, POLLOUT, 0};
 		u64 moment = now_ms();
 		if (moment >= until) break;
@@ -51,35 +53,41 @@ _Noreturn static void end(enum bye_reason reason, int status, const char *what, 
 }
 
 _Noreturn static void wrong(const char *what) {
-	end(BYE_PROTOCOL, decoder.greeted ? EXIT_PROTOCOL : EXIT_USAGE, "not our protocol: ", what);
+	end(BYE_PROTOCOL, exec_path.decoder.greeted ? EXIT_PROTOCOL : EXIT_USAGE, "not our protocol: ", what);
 }
 
-static void handle(const struct event *event) {
-	const char *error = NULL;
+static const char *handle(const struct event *event, struct path *from) {
 	u8 hello[HELLO_SIZE];
 	switch (event->type) {
 	case HELLO:
 		streams_start(epoll, event->value);
-		out_bytes(hello, wire_hello(hello, WINDOW));
-		break;
-	case PING: out_frame(PONG, 0, 0, event->bytes, event->size); break;
-	case PONG: break;
-	case WATCH: watch_start(event->value, event->udp, netlink); break;
-	default: error = streams_frame(event);
+		out_bytes(from, hello, wire_hello(hello, WINDOW));
+		return NULL;
+	case PING: return out_frame(from, PONG, 0, 0, event->bytes, event->size), NULL;
+	case PONG: return NULL;
+	case WATCH: return watch_start(event->value, event->udp, netlink), NULL;
+	default: return streams_frame(event, from);
 	}
-	if (error) wrong(error);
+}
+
+long path_read(struct path *from, const char **error) {
+	static u8 input[PATH_INPUT];
+	long size = sys_read(from->in, input, sizeof input);
+	const u8 *at = input;
+	size_t left = size > 0 ? (size_t)size : 0;
+	struct event event;
+	*error = NULL;
+	while (left && wire_next(&from->decoder, &at, &left, &event, error))
+		if ((*error = handle(&event, from))) break;
+	return size;
 }
 
 static void read_stdin(void) {
-	long size = sys_read(0, input, sizeof input);
+	const char *error;
+	long size = path_read(&exec_path, &error);
 	if (size == -EAGAIN || size == -EINTR) return;
 	if (size <= 0) end(BYE_STDIN, EXIT_FINE, "stdin ended", "");
-	const u8 *at = input;
-	size_t left = (size_t)size;
-	struct event event;
-	const char *error;
 	last_heard = now;
-	while (wire_next(&decoder, &at, &left, &event, &error)) handle(&event);
 	if (error) wrong(error);
 }
 
@@ -93,53 +101,70 @@ static void watch_pipe(int fd, u64 key, u32 events) {
 	known[fd] = true;
 }
 
-/* stdout is full: wait for it, and for what the host says as far as there is room for the answers. */
-static void wait_for_stdout(int timeout_ms) {
-	bool room = out_room() >= ROOM_FOR_INPUT;
-	struct pollfd polls[2] = {{0, (short)(POLLRDHUP | (room ? POLLIN : 0)), 0}, {1, POLLOUT, 0}};
+/* Both paths have room for what a server may say: which of them it is for shows late. */
+static bool is_room(void) {
+	return out_room(&exec_path) >= ROOM_FOR_STREAMS && (trunk.out < 0 || out_room(&trunk) >= ROOM_FOR_STREAMS);
+}
+
+/* A path is full: wait for it, and for what the host says as far as there is room for the answers. */
+static void wait_for_room(int timeout_ms) {
+	bool room = out_room(&exec_path) >= ROOM_FOR_INPUT, trunk_room = out_room(&trunk) >= ROOM_FOR_INPUT;
+	short out = out_pending(&exec_path) ? POLLOUT : 0, trunk_out = out_pending(&trunk) ? POLLOUT : 0;
+	struct pollfd polls[3] = {
+		{0, (short)(POLLRDHUP | (room ? POLLIN : 0)), 0},
+		{1, out, 0},
+		{trunk.in, (short)((trunk_room ? POLLIN : 0) | trunk_out), 0}, /* -1 is passed over */
+	};
 	struct __kernel_timespec timeout = {timeout_ms / 1000, timeout_ms % 1000 * 1000000LL};
-	if (sys_ppoll(polls, 2, &timeout) <= 0) return;
+	if (sys_ppoll(polls, 3, &timeout) <= 0) return;
 	now = now_ms();
 	if (room && polls[0].revents) read_stdin();
 	else if (polls[0].revents & (POLLHUP | POLLRDHUP | POLLERR)) end(BYE_STDIN, EXIT_FINE, "stdin ended", "");
+	if (polls[2].revents & ~POLLOUT && (trunk_room || polls[2].revents & (POLLHUP | POLLERR))) trunk_ready(polls[2].revents);
 }
 
 enum { PIPE_SIZE = 1 << 20 }; /* what any user may ask for */
+
+static void flush(void) {
+	if (out_flush(&exec_path) < 0) leave(EXIT_FINE); /* nobody is there to read */
+	trunk_flush();
+}
 
 static void serve(void) {
 	static struct epoll_event events[EVENTS];
 	long count = 0, at = 0;
 	bool want_out = false;
 	for (;;) {
-		if (out_flush() < 0) leave(EXIT_FINE); /* nobody is there to read */
+		flush();
 		now = now_ms();
 		/* After a pause of the container the host's words are there, only not read yet. */
-		if (now - last_heard >= silence_ms && out_room() >= ROOM_FOR_INPUT) read_stdin();
+		if (now - last_heard >= silence_ms && out_room(&exec_path) >= ROOM_FOR_INPUT) read_stdin();
 		if (now - last_heard >= silence_ms) end(BYE_SILENCE, EXIT_SILENCE, "no word from the host", "");
 		u64 wake = last_heard + silence_ms, next;
-		bool full = out_room() < ROOM_FOR_STREAMS;
+		bool full = !is_room();
 		if (!full && (next = streams_expire(now)) < wake) wake = next;
 		if (!full && (next = direct_expire(now)) < wake) wake = next;
 		if (!full && (next = watch_turn()) < wake) wake = next;
-		if (out_flush() < 0) leave(EXIT_FINE);
+		flush();
 		int timeout_ms = wake > now ? (int)(wake - now) : 0;
-		if (out_room() < ROOM_FOR_STREAMS) {
-			wait_for_stdout(timeout_ms);
+		if (!is_room()) {
+			wait_for_room(timeout_ms);
 			continue;
 		}
 		/* What an earlier turn left over comes first: epoll would tell of the same busy streams again. */
 		if (at == count) {
-			if (out_pending() != want_out) watch_pipe(1, STDOUT_KEY, (want_out = !want_out) ? EPOLLOUT : 0);
+			if (out_pending(&exec_path) != want_out) watch_pipe(1, STDOUT_KEY, (want_out = !want_out) ? EPOLLOUT : 0);
 			count = sys_epoll_wait(epoll, events, EVENTS, timeout_ms);
 			at = 0;
 			if (count < 0) count = 0;
 			now = now_ms();
 		}
-		for (; at < count && out_room() >= ROOM_FOR_STREAMS; at++) {
+		for (; at < count && is_room(); at++) {
 			if (events[at].data == STDIN_KEY) read_stdin();
 			else if (events[at].data == STDOUT_KEY) {
 				if (events[at].events & (EPOLLERR | EPOLLHUP)) leave(EXIT_FINE);
-			} else if (events[at].data >> 32) streams_ready(events[at].data, events[at].events);
+			} else if (events[at].data == TRUNK_KEY) trunk_ready(events[at].events);
+			else if (events[at].data >> 32) streams_ready(events[at].data, events[at].events);
 			else direct_ready(events[at].data, events[at].events);
 		}
 	}

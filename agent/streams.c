@@ -26,14 +26,14 @@ static struct stream *find(u32 number) {
 	return at ? &streams[at - 1] : NULL;
 }
 
-static struct stream *add(u32 number) {
+static struct stream *add(u32 number, struct path *path) {
 	u16 at = unused;
 	if (at) unused = streams[at - 1].next;
 	else if (streams_high < MAX_STREAMS) at = ++streams_high;
 	else return NULL;
 	struct stream *s = &streams[at - 1];
 	u16 *chain = &chains[number % MAX_STREAMS];
-	*s = (struct stream){.number = number, .fd = -1, .credit = host_window, .granted = WINDOW, .next = *chain};
+	*s = (struct stream){.number = number, .path = path, .fd = -1, .credit = host_window, .granted = WINDOW, .next = *chain};
 	*chain = at;
 	return s;
 }
@@ -79,12 +79,12 @@ static void cut(struct stream *s) {
 }
 
 void reset(struct stream *s, int error) {
-	out_value(RESET, s->number, (u32)(error == EPIPE ? ECONNRESET : error));
+	out_value(s->path, RESET, s->number, (u32)(error == EPIPE ? ECONNRESET : error));
 	direct_leave(s);
 	cut(s);
 }
 
-void refuse(u32 number, int error) { out_value(REFUSED, number, (u32)error); }
+void refuse(struct path *to, u32 number, int error) { out_value(to, REFUSED, number, (u32)error); }
 
 void set_deadline(struct stream *s, u64 when) {
 	s->deadline = when;
@@ -143,7 +143,7 @@ bool still_open(struct stream *s) {
 static void give_back(struct stream *s, u32 size) {
 	s->owed += size;
 	if (s->owed < WINDOW / 4 || s->host_end || s->moved) return;
-	out_value(CREDIT, s->number, s->owed);
+	out_value(s->path, CREDIT, s->number, s->owed);
 	s->granted += s->owed;
 	s->owed = 0;
 }
@@ -227,7 +227,7 @@ static void send_kept_datagrams(struct stream *s) {
 }
 
 void opened(struct stream *s) {
-	out_frame(OPENED, 0, s->number, &s->dial->index, 1);
+	out_frame(s->path, OPENED, 0, s->number, &s->dial->index, 1);
 	chunk_give(s->dial);
 	s->dial = NULL;
 	s->state = CONNECTED;
@@ -241,8 +241,8 @@ void opened(struct stream *s) {
 }
 
 static void receive_datagrams(struct stream *s) {
-	for (u32 sum = 0; sum < TURN && s->credit >= MAX_DATAGRAM && out_room() >= ROOM_FOR_STREAMS;) {
-		long size = out_receive(s->fd, s->number, MAX_DATAGRAM, true);
+	for (u32 sum = 0; sum < TURN && s->credit >= MAX_DATAGRAM && out_room(s->path) >= ROOM_FOR_STREAMS;) {
+		long size = out_receive(s->path, s->fd, s->number, MAX_DATAGRAM, true);
 		sum += 256; /* empty ones count too */
 		if (size == -ECONNREFUSED) continue; /* the server was not there for an earlier one; it may be now */
 		if (size < 0) break;
@@ -254,7 +254,7 @@ static void receive_datagrams(struct stream *s) {
 }
 
 static void receive(struct stream *s) {
-	long size = out_receive(s->fd, s->number, lesser(TURN, s->credit), false);
+	long size = out_receive(s->path, s->fd, s->number, lesser(TURN, s->credit), false);
 	if (size == -EAGAIN || size == -EINTR) return;
 	if (size < 0) return reset(s, (int)-size);
 	if (size > 0) {
@@ -263,7 +263,7 @@ static void receive(struct stream *s) {
 	}
 	s->server_end = true;
 	if (s->write_error) return reset(s, s->write_error);
-	out_frame(END, 0, s->number, NULL, 0);
+	out_frame(s->path, END, 0, s->number, NULL, 0);
 	if (still_open(s)) refresh(s);
 }
 
@@ -306,21 +306,21 @@ void streams_ready(u64 key, u32 events) {
 	}
 }
 
-static const char *on_open(const struct event *e) {
-	if (find(e->stream)) return "stream is open";
-	struct stream *s = add(e->stream);
+static const char *on_open(u32 number, const u8 *payload, u32 size, struct path *from) {
+	if (find(number)) return "stream is open";
+	struct stream *s = add(number, from);
 	struct dial *d = s ? chunk_take() : NULL;
 	if (!d) {
 		if (s) finish(s);
-		refuse(e->stream, s ? ENOBUFS : EMFILE);
+		refuse(from, number, s ? ENOBUFS : EMFILE);
 		return NULL;
 	}
 	memset(d, 0, sizeof *d);
-	memcpy(d->payload, e->bytes, e->size);
-	d->size = e->size;
+	memcpy(d->payload, payload, size);
+	d->size = size;
 	d->at = 4;
 	s->dial = d;
-	s->udp = e->bytes[0] == TRANSPORT_UDP;
+	s->udp = payload[0] == TRANSPORT_UDP;
 	dial_next(s);
 	return NULL;
 }
@@ -371,7 +371,7 @@ static const char *on_data(struct stream *s, const struct event *e) {
 
 static const char *on_end(struct stream *s) {
 	if (s->udp) {
-		out_frame(END, 0, s->number, NULL, 0);
+		out_frame(s->path, END, 0, s->number, NULL, 0);
 		return finish(s), NULL;
 	}
 	if (s->host_end) return "eof twice";
@@ -382,12 +382,19 @@ static const char *on_end(struct stream *s) {
 	return NULL;
 }
 
-const char *streams_frame(const struct event *e) {
-	if (e->type == OPEN) return on_open(e);
-	if (e->type == LISTEN) return direct_listen(e);
+const char *streams_frame(const struct event *e, struct path *from) {
+	switch (e->type) {
+	case OPEN: return on_open(e->stream, e->bytes, e->size, from);
+	case SIGNED_OPEN:
+		if (!trunk_signed(e)) return "signature";
+		return on_open(e->stream, e->bytes + TAG_SIZE, e->size - TAG_SIZE, from);
+	case LISTEN: return direct_listen(e);
+	case TRUNK: return trunk_expect(e->bytes, e->size);
+	default: break;
+	}
 	struct stream *s = find(e->stream);
 	if (e->type == DIRECT) return direct_expect(s, e->bytes);
-	if (!s) return NULL; /* it ended; the frames crossed */
+	if (!s || s->path != from) return NULL; /* it ended; the frames crossed */
 	switch (e->type) {
 	case DATA: return on_data(s, e);
 	case END: return on_end(s);
@@ -411,7 +418,7 @@ u64 streams_expire(u64 moment) {
 		if (moment < s->deadline) {
 			if (s->deadline < next_look) next_look = s->deadline;
 		} else if (s->state == CONNECTED) {
-			out_frame(END, 0, s->number, NULL, 0);
+			out_frame(s->path, END, 0, s->number, NULL, 0);
 			finish(s);
 		} else {
 			dial_late(s);
@@ -420,7 +427,7 @@ u64 streams_expire(u64 moment) {
 	return next_look;
 }
 
-void streams_cut(void) {
+void streams_cut(const struct path *path) {
 	for (u32 i = 0; i < streams_high; i++)
-		if (streams[i].number) cut(&streams[i]);
+		if (streams[i].number && streams[i].path == path) cut(&streams[i]);
 }

@@ -29,6 +29,7 @@ _Static_assert(sizeof(struct dial) <= CHUNK && sizeof(struct piece) == CHUNK, "b
 
 struct stream {
 	u32 number; /* 0: not in use */
+	struct path *path; /* that it was opened on */
 	int fd;
 	u32 credit;   /* bytes that the host still takes */
 	u32 granted;  /* bytes that the host may still send */
@@ -56,7 +57,7 @@ extern u16 streams_high; /* streams[streams_high] and above were never used */
 void close_socket(struct stream *s);
 void finish(struct stream *s);
 void reset(struct stream *s, int error);
-void refuse(u32 number, int error);
+void refuse(struct path *to, u32 number, int error);
 void set_deadline(struct stream *s, u64 when);
 void opened(struct stream *s); /* ends its dial */
 int socket_error(struct stream *s);
@@ -100,5 +101,14 @@ void direct_refresh(struct stream *s);
 bool direct_through(const struct direct *d); /* all that the host said over it is with the server */
 void direct_leave(struct stream *s);         /* lets it end in order, without the stream */
 void direct_drop(struct stream *s);
+void direct_sign(const char *label, const u8 *bytes, u32 size, u8 *mac); /* with the secret of LISTEN */
+bool direct_asked(void);                                                 /* LISTEN has come */
+bool differ(const u8 *a, const u8 *b, u32 size);                         /* takes as long wherever they do */
+
+/* trunk.c */
+const char *trunk_expect(const u8 *token, u32 size); /* TRUNK; what is there of an earlier one ends */
+bool trunk_takes(const u8 *token);                   /* who brings this token is the trunk */
+bool trunk_start(int fd);                            /* false: it cannot be; the descriptor is the caller's still */
+bool trunk_signed(const struct event *e);            /* this SIGNED_OPEN is the host's, and new */
 
 #endif

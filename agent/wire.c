@@ -48,27 +48,32 @@ u32 wire_entry(u8 *to, u32 transport, u32 family, u32 port, u32 uid, u64 inode, 
 	return ENTRY_SIZE;
 }
 
-/* What each frame may measure, and whether it belongs to a stream. Types that are not here are not for the agent. */
+/* What each frame may measure, where it may come, and whether it belongs to a stream. Types that are not here are not for
+ * the agent. */
+enum { EXEC = 1, TRUNKS = 2, BOTH = EXEC | TRUNKS };
 static const struct {
 	u16 min, max;
-	bool allowed, of_stream;
+	u8 where;
+	bool of_stream;
 } RULES[] = {
-	[OPEN] = {4 + 3, MAX_OPEN, true, true},
-	[DATA] = {0, MAX_PAYLOAD, true, true},
-	[END] = {0, 0, true, true},
-	[RESET] = {4, 4, true, true},
-	[CREDIT] = {4, 4, true, true},
-	[PING] = {8, 8, true, false},
-	[PONG] = {8, 8, true, false},
-	[WATCH] = {5, 5, true, false},
-	[LISTEN] = {SECRET_SIZE + 1 + 4, SECRET_SIZE + 1 + 16, true, false},
-	[DIRECT] = {TOKEN_SIZE, TOKEN_SIZE, true, true},
-	[MOVE] = {0, 0, true, true},
+	[OPEN] = {4 + 3, MAX_OPEN, EXEC, true},
+	[DATA] = {0, MAX_PAYLOAD, BOTH, true},
+	[END] = {0, 0, BOTH, true},
+	[RESET] = {4, 4, BOTH, true},
+	[CREDIT] = {4, 4, BOTH, true},
+	[PING] = {8, 8, BOTH, false},
+	[PONG] = {8, 8, BOTH, false},
+	[WATCH] = {5, 5, EXEC, false},
+	[LISTEN] = {SECRET_SIZE + 1 + 4, SECRET_SIZE + 1 + 16, EXEC, false},
+	[DIRECT] = {TOKEN_SIZE, TOKEN_SIZE, EXEC, true},
+	[MOVE] = {0, 0, BOTH, true},
+	[TRUNK] = {0, TOKEN_SIZE, EXEC, false},
+	[SIGNED_OPEN] = {TAG_SIZE + 4 + 3, MAX_SIGNED_OPEN, TRUNKS, true},
 };
 
-static const char *check_header(const u8 *header) {
+static const char *check_header(const u8 *header, bool trunk) {
 	u32 type = header[0], size = get_u16(header + 2);
-	if (type >= sizeof RULES / sizeof RULES[0] || !RULES[type].allowed) return "frame type";
+	if (type >= sizeof RULES / sizeof RULES[0] || !(RULES[type].where & (trunk ? TRUNKS : EXEC))) return "frame type";
 	if (size < RULES[type].min || size > RULES[type].max) return "frame length";
 	if (header[1]) return "frame flags";
 	if ((get_u32(header + 4) != 0) != RULES[type].of_stream) return "stream number";
@@ -93,6 +98,8 @@ static const char *check_open(const u8 *payload, u32 size) {
 static const char *check_payload(struct event *event) {
 	switch (event->type) {
 	case OPEN: return check_open(event->bytes, event->size);
+	case SIGNED_OPEN: return check_open(event->bytes + TAG_SIZE, event->size - TAG_SIZE);
+	case TRUNK: return event->size && event->size != TOKEN_SIZE ? "frame length" : NULL;
 	case RESET: event->value = get_u32(event->bytes); return event->value > MAX_ERRNO ? "errno" : NULL;
 	case CREDIT:
 		event->value = get_u32(event->bytes);
@@ -144,7 +151,7 @@ static bool pass_data(struct decoder *decoder, const u8 **input, size_t *size, s
 bool wire_next(struct decoder *decoder, const u8 **input, size_t *size, struct event *event, const char **error) {
 	*error = NULL;
 	if (decoder->data_left) return *size && pass_data(decoder, input, size, event);
-	if (!decoder->greeted) {
+	if (!decoder->greeted && !decoder->trunk) {
 		bool whole = collect(decoder, input, size, HELLO_SIZE);
 		*error = check_hello(decoder->frame, decoder->have);
 		if (*error || !whole) return false;
@@ -156,7 +163,7 @@ bool wire_next(struct decoder *decoder, const u8 **input, size_t *size, struct e
 	const u8 *header = decoder->frame;
 	if (decoder->have < HEADER_SIZE) {
 		if (!collect(decoder, input, size, HEADER_SIZE)) return false;
-		if ((*error = check_header(header))) return false;
+		if ((*error = check_header(header, decoder->trunk))) return false;
 		if (header[0] == DATA) {
 			decoder->have = 0;
 			decoder->data_first = true;

@@ -23,6 +23,8 @@ enum frame_type {
 	LISTENING,
 	DIRECT,
 	MOVE,
+	TRUNK,
+	SIGNED_OPEN,
 };
 
 enum {
@@ -42,12 +44,15 @@ enum {
 	SNAPSHOT_CUT = 2,
 	SECRET_SIZE = 16,
 	TOKEN_SIZE = 16,
+	TAG_SIZE = 16,
+	MAX_SIGNED_OPEN = TAG_SIZE + 60, /* number and OPEN are what one HMAC takes */
 };
 
 enum { TRANSPORT_TCP = 6, TRANSPORT_UDP = 17 };
 
 struct decoder {
 	bool greeted;
+	bool trunk;    /* reads a trunk: no hello, and other frames are allowed */
 	u32 have;      /* bytes in `frame` */
 	u32 data_left; /* of the DATA frame that is being passed on */
 	bool data_first;

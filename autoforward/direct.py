@@ -1,7 +1,7 @@
-"""The direct path: a stream that turns out to be bulk gets a TCP connection of its own to the agent.
+"""The direct path: TCP connections of our own to the agent, one for each stream that turns out to be bulk, one as the trunk.
 
-The agent listens only after we asked it to (LISTEN, with a secret that travels over the exec stream alone). Each stream
-has a fresh token (DIRECT); the connection begins with both sides proving that they know the secret, neither sends it.
+The agent listens only after we asked it to (LISTEN, with a secret that travels over the exec stream alone). Each has a
+fresh token (DIRECT, TRUNK); the connection begins with both sides proving that they know the secret, neither sends it.
 Whatever fails here, the stream stays on the mux and nobody notices. Protocol: SPEC.md, "Direct connections".
 """
 
@@ -28,6 +28,7 @@ NONCE_BYTES = 16
 PROOF_BYTES = 32
 HOST_WORDS = b"autoforward direct host"
 AGENT_WORDS = b"autoforward direct agent"
+TRUNK_WORDS = b"autoforward trunk key"
 
 MAX_DIRECT = 64
 """Direct connections over one agent at once; what comes after them stays on the mux."""
@@ -45,10 +46,13 @@ def proof(secret: bytes, words: bytes, token: bytes, nonce: bytes) -> bytes:
 
 
 class DirectUser(Protocol):
-    """A stream that may move; it owns the connection from `direct_ready` on."""
+    """A stream that may move, or the trunk; it owns the connection from `direct_ready` on."""
 
     @property
     def number(self) -> int: ...
+
+    def announce(self, token: bytes) -> bytes:
+        """The frame that tells the agent whose the connection with this token is."""
 
     def direct_ready(self, far: socket.socket) -> None: ...
 
@@ -111,6 +115,10 @@ class DirectGate:
         for user in waiting.values():
             self._connect(user, said.port)
 
+    def trunk_key(self, token: bytes) -> bytes:
+        """What opening is signed with on the trunk that came with this token."""
+        return hmac.digest(self._secret, TRUNK_WORDS + token, "sha256")
+
     def close(self) -> None:
         """The mux is over."""
         self._shut = True
@@ -126,7 +134,7 @@ class DirectGate:
         # A connection is faster than the exec stream: it begins once the agent is known to have the token.
         ping = next(self._numbers).to_bytes(8, "big")
         self._announced[ping] = handshake
-        self._mux.send(wire.encode_direct(user.number, token) + wire.encode_ping(ping))
+        self._mux.send(user.announce(token) + wire.encode_ping(ping))
 
     def pong(self, payload: bytes) -> None:
         """The agent has had all that was sent before the ping with that payload."""
@@ -153,7 +161,7 @@ class DirectGate:
         if not self._shut:
             self._shut = True
             self._waiting.clear()
-            log.info("no direct path to %s, bulk stays on the exec stream: %s", self._address, reason)
+            log.info("no direct path to %s, connections stay on the exec stream: %s", self._address, reason)
 
 
 class _Handshake:

@@ -32,11 +32,16 @@ MAX_BYE_TEXT: Final = 255
 
 SECRET_SIZE: Final = 16
 TOKEN_SIZE: Final = 16
+TAG_SIZE: Final = 16
+MAX_SIGNED_PAYLOAD: Final = 60
+"""Of an OPEN on a trunk: with the stream's number, what one HMAC of the agent takes."""
 
 OPEN, OPENED, REFUSED, DATA, EOF, RESET, CREDIT, PING, PONG, WATCH, SNAPSHOT, PROCESS, BYE = range(1, 14)
-LISTEN, LISTENING, DIRECT, MOVE = range(14, 18)
+LISTEN, LISTENING, DIRECT, MOVE, TRUNK, SIGNED_OPEN = range(14, 20)
 
-Role = Literal["host", "agent"]
+Role = Literal["host", "agent", "host-trunk", "agent-trunk"]
+"""Who reads, and on which of the two paths."""
+
 ByeReason = Literal["stdin ended", "silence", "protocol error"]
 BYE_REASONS: Final[tuple[ByeReason, ...]] = ("stdin ended", "silence", "protocol error")
 
@@ -176,8 +181,24 @@ class Move(NamedTuple):
     stream: int
 
 
-_OfStream = Open | Opened | Refused | Data | Eof | Reset | Credit | Direct | Move
-Event = _OfStream | Hello | Ping | Pong | Watch | SnapshotEvent | Process | Bye | Listen | Listening
+class Trunk(NamedTuple):
+    """The direct connection that brings this `token` (TOKEN_SIZE bytes) is the trunk; no bytes: there is none any more."""
+
+    token: bytes
+
+
+class SignedOpen(NamedTuple):
+    """An OPEN on a trunk. `tag`: TAG_SIZE bytes that show who says so."""
+
+    stream: int
+    tag: bytes
+    transport: Transport
+    port: int
+    addresses: tuple[str, ...]
+
+
+_OfStream = Open | SignedOpen | Opened | Refused | Data | Eof | Reset | Credit | Direct | Move
+Event = _OfStream | Hello | Ping | Pong | Watch | SnapshotEvent | Process | Bye | Listen | Listening | Trunk
 
 
 class Rule(NamedTuple):
@@ -205,6 +226,7 @@ RULES: Final[dict[Role, dict[int, Rule]]] = {
         WATCH: Rule(5, 5, False),
         LISTEN: Rule(SECRET_SIZE + 1 + 4, SECRET_SIZE + 1 + 16, False),
         DIRECT: Rule(TOKEN_SIZE, TOKEN_SIZE, True),
+        TRUNK: Rule(0, TOKEN_SIZE, False),
     },
     "host": _BOTH_WAYS
     | {
@@ -215,4 +237,6 @@ RULES: Final[dict[Role, dict[int, Rule]]] = {
         BYE: Rule(1, 1 + MAX_BYE_TEXT, False),
         LISTENING: Rule(6, 6, False),
     },
+    "agent-trunk": _BOTH_WAYS | {SIGNED_OPEN: Rule(TAG_SIZE + 7, TAG_SIZE + MAX_SIGNED_PAYLOAD, True)},
+    "host-trunk": _BOTH_WAYS | {OPENED: Rule(1, 1, True), REFUSED: Rule(4, 4, True)},
 }

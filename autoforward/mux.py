@@ -1,28 +1,27 @@
 """The agent lane on the host: one exec stream, a channel per client connection (protocol: SPEC.md, "Agent").
 
-Runs in the data plane's thread. What goes out in one turn of the loop goes out as one write; what a stream may send is
-bounded by the credit that the agent gave, and what all streams may have waiting here by `HIGH_WATER_BYTES`, so that one
-bulk transfer starves nobody. Everything that the agent says is hostile until decoded; a violation ends the mux, and with
-it this session's connections, nobody else's.
+Where the container's address can be reached, the first connection is the occasion to ask for a trunk, and what comes
+after it is opened there; the exec stream stays for what the agent says of itself, and for connections while there is no
+trunk. A violation ends the mux, and with it this session's connections, nobody else's.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import selectors
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from autoforward import frames, wire
+from autoforward.carrier import Carrier
 from autoforward.direct import DirectGate
 from autoforward.errors import ProtocolError
 from autoforward.lanes.watcher import LineSplitter, printable
 from autoforward.model import DialAddress, Transport
-from autoforward.mux_channel import WINDOW_BYTES, FarEnd, MuxChannel, in_words
+from autoforward.mux_channel import WINDOW_BYTES, FarEnd, MuxChannel
 from autoforward.streams import STDERR, STDOUT, EngineStream
+from autoforward.trunk import Trunks
 
 if TYPE_CHECKING:
     from autoforward.dataplane import DataPlane, Timer
@@ -30,12 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MuxEvent = frames.Hello | frames.SnapshotEvent | frames.Process
-
-HIGH_WATER_BYTES = 256 * 1024
-"""What may wait for the engine to take it before streams have to queue."""
-
-JOINED_BYTES = 4096
-"""Payloads up to this are copied behind their header: one piece is cheaper than two."""
 
 PING_INTERVAL_S = 4.0
 MAX_SNAPSHOTS = 100
@@ -51,8 +44,8 @@ SILENCE_LIMIT_S = 12.0
 """The agent answers a ping at once; three unanswered ones mean that nobody is there."""
 
 
-class Mux:
-    """Owns the stream. Events that are not about a channel go to `on_event`; `on_lost` is called once, unless it is closed."""
+class Mux(Carrier[EngineStream]):
+    """Events that are not about a channel go to `on_event`; `on_lost` is called once, unless it is closed."""
 
     def __init__(
         self,
@@ -63,65 +56,67 @@ class Mux:
         direct_address: str | None = None,
     ) -> None:
         """`direct_address`: one of the container's own at which this machine may reach it; None: no direct path."""
-        self._plane = plane
-        self._stream = stream
+        super().__init__(plane, stream, None)
         self._on_event = on_event
         self._on_lost = on_lost
         self._decoder = wire.Decoder()
         self._stderr = LineSplitter()
-        self._channels: dict[int, MuxChannel] = {}
-        self._turns: deque[MuxChannel] = deque()
         self._last_number = 0
         self._window = 0
-        self._out: list[bytes | memoryview] = []
-        self._out_size = 0
-        self._flush_due = False
-        self._mask = 0
-        self._heard_s = time.monotonic()
         self._snapshots = self._processes = self._logged_lines = 0
         self._last_words = ""
         self._timer: Timer | None = None
         self._is_retired = False
-        self.direct = DirectGate(plane, self, direct_address) if direct_address is not None else None
+        self._trunks: Trunks | None = None
+        if direct_address is not None:
+            self.direct = DirectGate(plane, self, direct_address)
+            self._trunks = Trunks(plane, self, self.direct)
+        self._takers |= {
+            frames.Hello: self._take_hello,
+            frames.Ping: lambda event: self.send(wire.encode_pong(event.payload)),
+            frames.Pong: self._take_pong,
+            frames.Listening: self._take_listening,
+            frames.SnapshotEvent: self._take_snapshot,
+            frames.Process: self._take_process,
+            frames.Bye: self._take_bye,
+        }
 
     def __repr__(self) -> str:
         return f"<Mux {self._stream!r}, {len(self._channels)} channels>"
 
     def start(self) -> None:
-        self._plane.adopt(self)
-        self._mask = selectors.EVENT_READ
-        self._plane.watch(self._stream.fileno(), self._mask, self._on_stream)
+        self._start_watching()
         self.send(wire.encode_hello(WINDOW_BYTES))
         self._timer = self._plane.call_later(PING_INTERVAL_S, self._ping)
         self._read()
-
-    @property
-    def is_backlogged(self) -> bool:
-        return self._out_size > HIGH_WATER_BYTES
 
     @property
     def is_up(self) -> bool:
         """Whether the agent has answered the hello and the stream still stands: channels can be opened."""
         return self._window > 0 and self._stream.fileno() >= 0
 
+    @property
+    def window(self) -> int:
+        """What the agent accepts on a new stream, in bytes; 0 before its hello."""
+        return self._window
+
     def open(self, relay: FarEnd, transport: Transport, dials: Sequence[DialAddress]) -> MuxChannel:
         """A channel for this relay. Only while `is_up`."""
+        trunk = self._trunks.get() if self._trunks is not None else None
         number = self._last_number % frames.MAX_STREAM + 1
-        while number in self._channels:
+        while number in self._channels or (trunk is not None and trunk.has(number)):
             number = number % frames.MAX_STREAM + 1
         self._last_number = number
-        channel = self._channels[number] = MuxChannel(self, number, relay, self._window, datagrams=transport == "udp")
-        frame = _open_frame(transport, tuple(dials))
-        self.send(frame[:4] + number.to_bytes(4, "big") + frame[8:])
+        payload = _open_payload(transport, tuple(dials))
+        if trunk is not None and (channel := trunk.open(number, relay, payload, datagrams=transport == "udp")):
+            return channel
+        channel = self._add(number, relay, self._window, datagrams=transport == "udp")
+        self.send(wire.encode_open_payload(number, payload))
         return channel
 
     def watch(self, interval_ms: int, *, udp: bool) -> None:
         """Ask for snapshots at that pace."""
         self.send(wire.encode_watch(interval_ms, udp=udp))
-
-    @property
-    def is_closed(self) -> bool:
-        return self._stream.fileno() < 0
 
     def retire(self) -> None:
         """Say nothing more, and end once the last channel has: looked for with each ping."""
@@ -130,96 +125,23 @@ class Mux:
 
     def close(self) -> None:
         """End it: the agent sees EOF on its stdin, channels are broken off. Idempotent; `on_lost` is not called."""
-        fd = self._stream.fileno()
-        if fd < 0:
+        if self.is_closed:
             return
         if self._timer is not None:
             self._timer.cancel()
+        if self._trunks is not None:
+            self._trunks.close()
         if self.direct is not None:
             self.direct.close()
-        self._plane.disown(self)
-        self._plane.watch(fd, 0, self._on_stream)
         self._stream.shutdown_write()
-        self._stream.close()
-        self._turns.clear()
-        channels, self._channels = self._channels, {}
-        for channel in channels.values():
-            channel.broke("the connection to the container was lost")
+        super().close()
 
     def _lose(self, reason: str) -> None:
         if self._stream.fileno() >= 0:
             self.close()
             self._on_lost(self._last_words or reason)
 
-    # What channels use.
-
-    def send(self, frame: bytes | memoryview) -> None:
-        """Put a frame behind what is waiting; it goes out at the end of this turn."""
-        self._out.append(frame)
-        self._out_size += len(frame)
-        if not self._flush_due:
-            self._flush_due = True
-            self._plane.at_turn_end(self._flush)
-
-    def send_data(self, number: int, payload: bytes | memoryview) -> None:
-        if len(payload) <= JOINED_BYTES:
-            self.send(wire.encode_data(number, bytes(payload)))
-        else:
-            self.send(wire.encode_data_header(number, len(payload)))
-            self.send(payload)
-
-    def queue_turn(self, channel: MuxChannel) -> None:
-        """This channel has bytes that it may send, and waits for room."""
-        self._turns.append(channel)
-        if not self._flush_due:
-            self._flush_due = True
-            self._plane.at_turn_end(self._flush)
-
-    def forget(self, number: int) -> None:
-        self._channels.pop(number, None)
-
     # The stream.
-
-    def _on_stream(self, events: int) -> None:
-        if events & selectors.EVENT_READ:
-            self._read()
-        if events & selectors.EVENT_WRITE and self._stream.fileno() >= 0:
-            self._flush()
-
-    def _flush(self) -> None:
-        """One write for all that waits; then as many turns as there is room for, round and round."""
-        fd = self._stream.fileno()
-        if fd < 0:
-            return
-        self._flush_due = True  # what is put in from here on goes out below
-        try:
-            while True:
-                while self._turns and not self.is_backlogged:
-                    channel = self._turns.popleft()
-                    if channel.take_turn():
-                        self._turns.append(channel)
-                if not self._out:
-                    break
-                joined = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-                sent = self._stream.send(joined)
-                if sent < len(joined):
-                    self._out = [memoryview(joined)[sent:]]
-                    self._out_size = len(joined) - sent
-                    break
-                self._out = []
-                self._out_size = 0
-                if not self._turns:
-                    break
-        except BlockingIOError:
-            self._out = [joined]
-        except OSError as error:
-            self._lose(f"the stream to the container broke: {error.strerror}")
-            return
-        self._flush_due = False
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
-        if events != self._mask:
-            self._mask = events
-            self._plane.watch(fd, events, self._on_stream)
 
     def _read(self) -> None:
         try:
@@ -252,52 +174,33 @@ class Mux:
         if lines:
             self._last_words = printable(lines[-1])
 
-    def _take(self, event: frames.Event) -> None:
-        if isinstance(event, frames.Data):
-            channel = self._channels.get(event.stream)
-            if channel is not None:
-                channel.take_data(event.payload, last=event.last)
-            return
-        match event:
-            case frames.Eof(stream):
-                if (channel := self._channels.get(stream)) is not None:
-                    channel.take_eof()
-            case frames.Credit(stream, size):
-                if (channel := self._channels.get(stream)) is not None:
-                    channel.take_credit(size)
-            case frames.Refused(stream, number):
-                if (channel := self._channels.pop(stream, None)) is not None:
-                    channel.refused(number)
-            case frames.Reset(stream, number):
-                if (channel := self._channels.pop(stream, None)) is not None:
-                    channel.reset(in_words(number) if number else "the agent ended the connection")
-            case frames.Move(stream):
-                if (channel := self._channels.get(stream)) is not None:
-                    channel.take_move()
-            case frames.Listening():
-                if self.direct is None:
-                    raise ProtocolError("the agent listens although nobody asked it to")
-                self.direct.listening(event)
-            case frames.Hello(window):
-                self._window = window
-                self._on_event(event)
-            case frames.Ping(payload):
-                self.send(wire.encode_pong(payload))
-            case frames.Pong(payload):
-                if self.direct is not None:
-                    self.direct.pong(payload)
-            case frames.Bye(reason, text):
-                self._last_words = f"the agent ended: {text or reason}"
-            case frames.SnapshotEvent():
-                self._snapshots += 1
-                if self._snapshots > MAX_SNAPSHOTS:
-                    raise ProtocolError("the agent sends snapshots without end")
-                self._on_event(event)
-            case frames.Process():
-                self._processes += 1
-                if self._processes > MAX_PROCESSES:
-                    raise ProtocolError("the agent names processes without end")
-                self._on_event(event)
+    def _take_hello(self, event: frames.Hello) -> None:
+        self._window = event.window
+        self._on_event(event)
+
+    def _take_pong(self, event: frames.Pong) -> None:
+        if self.direct is not None:
+            self.direct.pong(event.payload)
+
+    def _take_listening(self, event: frames.Listening) -> None:
+        if self.direct is None:
+            raise ProtocolError("the agent listens although nobody asked it to")
+        self.direct.listening(event)
+
+    def _take_snapshot(self, event: frames.SnapshotEvent) -> None:
+        self._snapshots += 1
+        if self._snapshots > MAX_SNAPSHOTS:
+            raise ProtocolError("the agent sends snapshots without end")
+        self._on_event(event)
+
+    def _take_process(self, event: frames.Process) -> None:
+        self._processes += 1
+        if self._processes > MAX_PROCESSES:
+            raise ProtocolError("the agent names processes without end")
+        self._on_event(event)
+
+    def _take_bye(self, event: frames.Bye) -> None:
+        self._last_words = f"the agent ended: {event.text or event.reason}"
 
     def check(self, timeout_s: float) -> None:
         """Is the agent there? It is lost unless it has said something by then."""
@@ -315,9 +218,11 @@ class Mux:
         if silent_s > SILENCE_LIMIT_S:
             self._lose(f"the agent has been silent for {silent_s:.0f} s")
             return
-        if self._is_retired and not self._channels:
+        if self._is_retired and self.is_idle and (self._trunks is None or self._trunks.is_idle):
             self.close()
             return
+        if self._trunks is not None:
+            self._trunks.look_after(mux_silent_s=silent_s)
         self._snapshots = self._processes = self._logged_lines = 0
         self.send(wire.encode_ping(bytes(8)))
         self._timer = self._plane.call_later(PING_INTERVAL_S, self._ping)
@@ -328,6 +233,6 @@ def _say_nothing(_what: object) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _open_frame(transport: Transport, dials: tuple[DialAddress, ...]) -> bytes:
-    """An OPEN of stream 1: parsing the same addresses for every connection took a fifth of its time."""
-    return wire.encode_open(1, transport, dials[0].port, [dial.host for dial in dials])
+def _open_payload(transport: Transport, dials: tuple[DialAddress, ...]) -> bytes:
+    """Parsing the same addresses for every connection took a fifth of its time."""
+    return wire.open_payload(transport, dials[0].port, [dial.host for dial in dials])

@@ -1,4 +1,4 @@
-"""One client connection on the agent's mux: its credit both ways, its place in the queue, its two ends.
+"""One client connection on the agent's mux or trunk: its credit both ways, its place in the queue, its two ends.
 
 See `channel.Channel` for the contract towards the relay. All calls are made in the data plane's thread.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from autoforward import frames, wire
 from autoforward.errors import ProtocolError
 
 if TYPE_CHECKING:
-    from autoforward.mux import Mux
+    from autoforward.carrier import Carrier
 
 WINDOW_BYTES = 1024 * 1024
 """What the agent may send on one stream before we give more credit: enough for bulk at the latency of a busy loop."""
@@ -74,7 +74,7 @@ class MuxChannel:
         "number",
     )
 
-    def __init__(self, mux: Mux, number: int, relay: FarEnd, credit: int, *, datagrams: bool = False) -> None:
+    def __init__(self, mux: Carrier[Any], number: int, relay: FarEnd, credit: int, *, datagrams: bool = False) -> None:
         self._mux = mux
         self.number = number
         self._relay: FarEnd | None = relay
@@ -230,6 +230,9 @@ class MuxChannel:
             relay.broken(reason)
 
     # The direct path: once the connection is there, what is queued goes out, MOVE goes both ways, then the relay has it.
+
+    def announce(self, token: bytes) -> bytes:
+        return wire.encode_direct(self.number, token)
 
     def direct_ready(self, far: socket.socket) -> None:
         if not isinstance(self._relay, MovableEnd) or (self._server_ended and self._write_ended):

@@ -34,6 +34,10 @@ from autoforward.frames import (
     REFUSED,
     RESET,
     SECRET_SIZE,
+    SIGNED_OPEN,
+    TAG_SIZE,
+    TOKEN_SIZE,
+    TRUNK,
     VERSION,
     WATCH,
     Bye,
@@ -52,7 +56,9 @@ from autoforward.frames import (
     Process,
     Refused,
     Reset,
+    SignedOpen,
     SocketEntry,
+    Trunk,
     Watch,
 )
 from autoforward.model import Transport
@@ -73,7 +79,7 @@ def parse_hello(data: bytes) -> Hello:
     return Hello(window)
 
 
-def _parse_open(stream: int, payload: bytes) -> Event:
+def _parse_open(stream: int, payload: bytes) -> Open:
     transport, port, count = TRANSPORTS.get(payload[0]), payload[1] << 8 | payload[2], payload[3]
     if transport is None or not port or not 1 <= count <= MAX_ADDRESSES:
         raise ProtocolError(f"OPEN of transport {payload[0]}, port {port}, {count} addresses")
@@ -89,6 +95,17 @@ def _parse_open(stream: int, payload: bytes) -> Event:
     if at != len(payload):
         raise ProtocolError(f"OPEN with {len(payload) - at} bytes too many")
     return Open(stream, transport, port, tuple(addresses))
+
+
+def _parse_signed_open(stream: int, payload: bytes) -> Event:
+    _, transport, port, addresses = _parse_open(stream, payload[TAG_SIZE:])
+    return SignedOpen(stream, payload[:TAG_SIZE], transport, port, addresses)
+
+
+def _parse_trunk(_: int, payload: bytes) -> Event:
+    if len(payload) not in (0, TOKEN_SIZE):
+        raise ProtocolError(f"TRUNK with a token of {len(payload)} bytes")
+    return Trunk(payload)
 
 
 def _parse_errno(payload: bytes) -> int:
@@ -164,4 +181,6 @@ PARSERS: Final[dict[int, Callable[[int, bytes], Event]]] = {
     LISTENING: _parse_listening,
     DIRECT: Direct,
     MOVE: lambda stream, _: Move(stream),
+    TRUNK: _parse_trunk,
+    SIGNED_OPEN: _parse_signed_open,
 }

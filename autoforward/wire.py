@@ -45,10 +45,13 @@ from autoforward.frames import (
     RESET,
     RULES,
     SECRET_SIZE,
+    SIGNED_OPEN,
     SNAPSHOT,
     SNAPSHOT_CUT,
     SNAPSHOT_MORE,
+    TAG_SIZE,
     TOKEN_SIZE,
+    TRUNK,
     VERSION,
     WATCH,
     ByeReason,
@@ -68,10 +71,10 @@ _VALUE_FRAME = struct.Struct(">BBHII")
 
 
 class Decoder:
-    """Bytes in, events out, for one side: `role` is who reads ("host": what an agent sends).
+    """Bytes in, events out, for one side: `role` is who reads ("host": what an agent sends) and where.
 
-    The first event is Hello. DATA is passed on in the parts in which it arrives, since the engine's frames and ours do
-    not align. After a ProtocolError the decoder must not be used again.
+    The first event is Hello, but on a trunk. DATA is passed on in the parts in which it arrives, since the engine's
+    frames and ours do not align. After a ProtocolError the decoder must not be used again.
     """
 
     def __init__(self, role: Role = "host") -> None:
@@ -80,7 +83,7 @@ class Decoder:
         # comes byte by byte must not cost the square of its size.
         self._rest = bytearray()
         self._needed = 0
-        self._greeted = False
+        self._greeted = role.endswith("-trunk")
         self._data_stream = 0
         self._data_left = 0
         self._entries: list[SocketEntry] = []
@@ -186,13 +189,29 @@ def encode_hello(window: int) -> bytes:
     return HELLO.pack(MAGIC, VERSION, 0, window)
 
 
-def encode_open(stream: int, transport: Transport, port: int, addresses: Sequence[str]) -> bytes:
+def open_payload(transport: Transport, port: int, addresses: Sequence[str]) -> bytes:
     """`addresses`: 1 to MAX_ADDRESSES, IPv4, IPv6 or names of at most MAX_NAME ASCII characters (ValueError)."""
-    if not 1 <= len(addresses) <= MAX_ADDRESSES or not 0 < port <= 65_535 or not 0 < stream <= MAX_STREAM:
-        raise ValueError(f"stream {stream} to port {port} of {len(addresses)} addresses")
+    if not 1 <= len(addresses) <= MAX_ADDRESSES or not 0 < port <= 65_535:
+        raise ValueError(f"port {port} of {len(addresses)} addresses")
     parts = [struct.pack(">BHB", _TRANSPORT_NUMBERS[transport], port, len(addresses))]
-    parts += [_encode_address(text) for text in addresses]
-    return _frame(OPEN, stream, b"".join(parts))
+    return b"".join(parts + [_encode_address(text) for text in addresses])
+
+
+def encode_open_payload(stream: int, payload: bytes) -> bytes:
+    """OPEN with a payload of `open_payload`; `stream` from 1 to MAX_STREAM (ValueError)."""
+    if not 0 < stream <= MAX_STREAM:
+        raise ValueError(f"stream {stream}")
+    return _frame(OPEN, stream, payload)
+
+
+def encode_open(stream: int, transport: Transport, port: int, addresses: Sequence[str]) -> bytes:
+    """See `open_payload` and `encode_open_payload`."""
+    return encode_open_payload(stream, open_payload(transport, port, addresses))
+
+
+def encode_signed_open(stream: int, tag: bytes, payload: bytes) -> bytes:
+    """On a trunk. `tag`: TAG_SIZE bytes of HMAC-SHA256 of number and `payload` (`open_payload`)."""
+    return _HEADER.pack(SIGNED_OPEN, 0, TAG_SIZE + len(payload), stream) + tag + payload
 
 
 def _encode_address(text: str) -> bytes:
@@ -261,6 +280,11 @@ def _sized(value: bytes, size: int) -> bytes:
     if len(value) != size:
         raise ValueError(f"{len(value)} bytes, not {size}")
     return value
+
+
+def encode_trunk(token: bytes) -> bytes:
+    """`token`: TOKEN_SIZE random bytes, for one trunk alone; none: there is no trunk any more (else ValueError)."""
+    return _frame(TRUNK, 0, _sized(token, TOKEN_SIZE) if token else b"")
 
 
 def encode_move(stream: int) -> bytes:

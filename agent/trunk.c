@@ -1,0 +1,74 @@
+/* The trunk: a TCP connection from the host that carries many streams, as stdin and stdout do, past the engine.
+ *
+ * It comes in by the listener for direct connections, with a token of its own (TRUNK), and replaces the one before. From
+ * then on both sides say frames there. Who can change what is said on the network must not open connections in here:
+ * every OPEN carries a signature, and its stream's number is larger than all before it. A trunk that breaks takes its
+ * streams with it, nothing else. */
+#include "streams.h"
+
+static u8 ring[PATH_RING];
+struct path trunk = {.in = -1, .out = -1, .ring = ring};
+static bool expected;
+static u8 token[TOKEN_SIZE], key[DIGEST_SIZE];
+static u32 last_number, mask;
+
+void trunk_end(void) {
+	if (trunk.out < 0) return;
+	int fd = trunk.out;
+	trunk.in = trunk.out = -1;
+	trunk.head = trunk.tail = 0;
+	streams_cut(&trunk);
+	sys_close(fd); /* leaves epoll with it */
+}
+
+const char *trunk_expect(const u8 *bytes, u32 size) {
+	if (!direct_asked()) return "trunk before listen";
+	trunk_end();
+	expected = size != 0;
+	memcpy(token, bytes, size);
+	return NULL;
+}
+
+bool trunk_takes(const u8 *brought) { return expected && !differ(token, brought, sizeof token); }
+
+static bool watch_trunk(u32 wanted) {
+	if (wanted == mask) return true;
+	if (!watch(trunk.out, mask != 0, wanted, TRUNK_KEY)) return false;
+	mask = wanted;
+	return true;
+}
+
+bool trunk_start(int fd) {
+	expected = false;
+	last_number = mask = 0;
+	direct_sign("autoforward trunk key", token, sizeof token, key);
+	trunk.decoder = (struct decoder){.trunk = true};
+	trunk.in = trunk.out = fd;
+	if (watch_trunk(EPOLLIN)) return true;
+	trunk.in = trunk.out = -1;
+	return false;
+}
+
+bool trunk_signed(const struct event *e) {
+	u8 message[HMAC_MOST], tag[DIGEST_SIZE];
+	u32 size = e->size - TAG_SIZE;
+	if (e->stream <= last_number) return false;
+	put_u32(message, e->stream);
+	memcpy(message + 4, e->bytes + TAG_SIZE, size);
+	hmac_sha256(key, sizeof key, message, 4 + size, tag);
+	if (differ(tag, e->bytes, TAG_SIZE)) return false;
+	last_number = e->stream;
+	return true;
+}
+
+void trunk_flush(void) {
+	if (trunk.out < 0) return;
+	if (out_flush(&trunk) < 0 || !watch_trunk(EPOLLIN | (out_pending(&trunk) ? EPOLLOUT : 0))) trunk_end();
+}
+
+void trunk_ready(u32 events) {
+	const char *error;
+	if (trunk.in < 0 || !(events & ~(u32)EPOLLOUT)) return; /* what there is to write goes out before the next wait */
+	long size = path_read(&trunk, &error);
+	if (error || (size <= 0 && size != -EAGAIN && size != -EINTR)) trunk_end();
+}

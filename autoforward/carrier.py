@@ -1,0 +1,210 @@
+"""Many channels over one stream of bytes: what the exec stream (`mux`) and the trunk (`trunk`) have in common.
+
+Runs in the data plane's thread. What goes out in one turn of the loop goes out as one write; what a stream may send is
+bounded by the credit that the agent gave, and what all streams may have waiting here by `HIGH_WATER_BYTES`, so that one
+bulk transfer starves nobody. Everything that the agent says is hostile until decoded.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from autoforward import frames, wire
+from autoforward.direct import DirectGate
+from autoforward.mux_channel import FarEnd, MuxChannel, in_words
+
+if TYPE_CHECKING:
+    from autoforward.dataplane import DataPlane
+
+HIGH_WATER_BYTES = 256 * 1024
+"""What may wait for the other side to take it before streams have to queue."""
+
+JOINED_BYTES = 4096
+"""Payloads up to this are copied behind their header: one piece is cheaper than two."""
+
+
+class ByteStream(Protocol):
+    """Non-blocking; `fileno` is -1 once closed."""
+
+    def fileno(self) -> int: ...
+    def send(self, data: bytes | bytearray | memoryview, /) -> int: ...
+    def close(self) -> None: ...
+
+
+S = TypeVar("S", bound=ByteStream)
+
+
+class Carrier(Generic[S]):
+    """Owns its stream. Subclasses read it, hand `take` what was decoded, and say what becomes of a loss."""
+
+    def __init__(self, plane: DataPlane, stream: S, direct: DirectGate | None) -> None:
+        self._plane = plane
+        self._stream = stream
+        self.direct = direct
+        """Where streams that turn out to be bulk get a connection of their own; None: nowhere."""
+        self._channels: dict[int, MuxChannel] = {}
+        self._turns: deque[MuxChannel] = deque()
+        self._out: list[bytes | memoryview] = []
+        self._out_size = 0
+        self._flush_due = False
+        self._mask = 0
+        self._heard_s = time.monotonic()
+        self._takers: dict[type[Any], Callable[[Any], None]] = {
+            frames.Data: self._take_data,
+            frames.Opened: _pass_over,
+            frames.Eof: self._take_eof,
+            frames.Credit: self._take_credit,
+            frames.Refused: self._take_refused,
+            frames.Reset: self._take_reset,
+            frames.Move: self._take_move,
+        }
+
+    @property
+    def is_backlogged(self) -> bool:
+        return self._out_size > HIGH_WATER_BYTES
+
+    @property
+    def is_closed(self) -> bool:
+        return self._stream.fileno() < 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is no channel on it."""
+        return not self._channels
+
+    def _lose(self, reason: str) -> None:
+        """The stream broke, or what it said is not the protocol."""
+        raise NotImplementedError
+
+    def _read(self) -> None:
+        """The stream is readable."""
+        raise NotImplementedError
+
+    def _start_watching(self) -> None:
+        self._plane.adopt(self)
+        self._mask = selectors.EVENT_READ
+        self._plane.watch(self._stream.fileno(), self._mask, self._on_stream)
+
+    def close(self) -> None:
+        """End it; its channels are broken off. Idempotent."""
+        fd = self._stream.fileno()
+        if fd < 0:
+            return
+        self._plane.disown(self)
+        self._plane.watch(fd, 0, self._on_stream)
+        self._stream.close()
+        self._turns.clear()
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            channel.broke("the connection to the container was lost")
+
+    def _add(self, number: int, relay: FarEnd, window: int, *, datagrams: bool) -> MuxChannel:
+        channel = self._channels[number] = MuxChannel(self, number, relay, window, datagrams=datagrams)
+        return channel
+
+    # What channels use.
+
+    def send(self, frame: bytes | memoryview) -> None:
+        """Put a frame behind what is waiting; it goes out at the end of this turn."""
+        self._out.append(frame)
+        self._out_size += len(frame)
+        if not self._flush_due:
+            self._flush_due = True
+            self._plane.at_turn_end(self._flush)
+
+    def send_data(self, number: int, payload: bytes | memoryview) -> None:
+        if len(payload) <= JOINED_BYTES:
+            self.send(wire.encode_data(number, bytes(payload)))
+        else:
+            self.send(wire.encode_data_header(number, len(payload)))
+            self.send(payload)
+
+    def queue_turn(self, channel: MuxChannel) -> None:
+        """This channel has bytes that it may send, and waits for room."""
+        self._turns.append(channel)
+        if not self._flush_due:
+            self._flush_due = True
+            self._plane.at_turn_end(self._flush)
+
+    def forget(self, number: int) -> None:
+        self._channels.pop(number, None)
+
+    # The stream.
+
+    def _on_stream(self, events: int) -> None:
+        if events & selectors.EVENT_READ:
+            self._read()
+        if events & selectors.EVENT_WRITE and self._stream.fileno() >= 0:
+            self._flush()
+
+    def _flush(self) -> None:
+        """One write for all that waits; then as many turns as there is room for, round and round."""
+        fd = self._stream.fileno()
+        if fd < 0:
+            return
+        self._flush_due = True  # what is put in from here on goes out below
+        try:
+            while True:
+                while self._turns and not self.is_backlogged:
+                    channel = self._turns.popleft()
+                    if channel.take_turn():
+                        self._turns.append(channel)
+                if not self._out:
+                    break
+                joined = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+                sent = self._stream.send(joined)
+                if sent < len(joined):
+                    self._out = [memoryview(joined)[sent:]]
+                    self._out_size = len(joined) - sent
+                    break
+                self._out = []
+                self._out_size = 0
+                if not self._turns:
+                    break
+        except BlockingIOError:
+            self._out = [joined]
+        except OSError as error:
+            self._lose(f"the stream to the container broke: {error.strerror}")
+            return
+        self._flush_due = False
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
+        if events != self._mask:
+            self._mask = events
+            self._plane.watch(fd, events, self._on_stream)
+
+    # What the agent says of streams.
+
+    def _take(self, event: frames.Event) -> None:
+        self._takers[type(event)](event)
+
+    def _take_data(self, event: frames.Data) -> None:
+        if (channel := self._channels.get(event.stream)) is not None:
+            channel.take_data(event.payload, last=event.last)
+
+    def _take_eof(self, event: frames.Eof) -> None:
+        if (channel := self._channels.get(event.stream)) is not None:
+            channel.take_eof()
+
+    def _take_credit(self, event: frames.Credit) -> None:
+        if (channel := self._channels.get(event.stream)) is not None:
+            channel.take_credit(event.size)
+
+    def _take_refused(self, event: frames.Refused) -> None:
+        if (channel := self._channels.pop(event.stream, None)) is not None:
+            channel.refused(event.errno)
+
+    def _take_reset(self, event: frames.Reset) -> None:
+        if (channel := self._channels.pop(event.stream, None)) is not None:
+            channel.reset(in_words(event.errno) if event.errno else "the agent ended the connection")
+
+    def _take_move(self, event: frames.Move) -> None:
+        if (channel := self._channels.get(event.stream)) is not None:
+            channel.take_move()
+
+
+def _pass_over(_event: object) -> None:
+    """Which address answered is of no use here."""

@@ -1,0 +1,166 @@
+"""The trunk: a TCP connection of our own to the agent that carries many streams, past the engine.
+
+It comes about as a direct connection does (`direct`): to the container's own address, with a token that the agent was
+told over the exec stream, and a proof from both sides. Then frames go both ways as on the exec stream, two processes
+less in each direction. Streams stay where they were opened. Opening is signed: who can change what is said on that
+network must not get connections to what listens in the container. When the trunk breaks, its connections are broken off,
+new ones go over the exec stream, and after a moment there is another.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import socket
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from autoforward import frames, wire
+from autoforward.carrier import Carrier
+from autoforward.direct import DirectGate
+from autoforward.errors import ProtocolError
+from autoforward.frames import MAX_SIGNED_PAYLOAD, TAG_SIZE
+from autoforward.mux_channel import FarEnd, MuxChannel
+
+if TYPE_CHECKING:
+    from autoforward.dataplane import DataPlane
+
+log = logging.getLogger(__name__)
+
+RECEIVE_BYTES = 256 * 1024
+SILENCE_LIMIT_S = 7.0
+"""Without a word on the trunk, while the exec stream has some: two pings that were not answered."""
+
+
+class Opener(Protocol):
+    """The mux, as far as its trunk goes."""
+
+    @property
+    def window(self) -> int: ...
+
+    def send(self, frame: bytes | memoryview) -> None: ...
+
+
+class Trunks:
+    """The trunk of one mux: asked for with the first connection, looked after with each ping, replaced when it broke."""
+
+    number = 0
+    """In the gate's books: streams begin at 1."""
+
+    def __init__(self, plane: DataPlane, mux: Opener, gate: DirectGate) -> None:
+        self._plane = plane
+        self._mux = mux
+        self._gate = gate
+        self._trunk: Trunk | None = None
+        self._sought = self._waits = False
+        self._token = b""
+
+    def __repr__(self) -> str:
+        return f"<Trunks {self._trunk}>"
+
+    def get(self) -> Trunk | None:
+        """The trunk, if there is one; otherwise it is asked for, once from one `look_after` to the next."""
+        if self._trunk is None and not self._sought:
+            self._sought = True
+            self._waits = self._gate.want(self)
+        return self._trunk
+
+    @property
+    def is_idle(self) -> bool:
+        return self._trunk is None or self._trunk.is_idle
+
+    def look_after(self, *, mux_silent_s: float) -> None:
+        """With each ping of the mux: ping here too; a trunk that is silent while the agent speaks leads nowhere."""
+        if self._trunk is None:
+            self._let_go()
+            self._sought = False
+        elif self._trunk.silent_s > SILENCE_LIMIT_S > mux_silent_s:
+            self.lost(f"silent for {self._trunk.silent_s:.0f} s")
+        else:
+            self._trunk.send(wire.encode_ping(bytes(8)))
+
+    def lost(self, reason: str) -> None:
+        """It broke: the agent is told, should it not know."""
+        trunk, self._trunk = self._trunk, None
+        if trunk is not None:
+            log.info("the direct connection to the agent is lost: %s", reason)
+            trunk.close()
+            self._mux.send(wire.encode_trunk(b""))
+
+    def close(self) -> None:
+        trunk, self._trunk = self._trunk, None
+        if trunk is not None:
+            trunk.close()
+
+    # What the gate calls.
+
+    def announce(self, token: bytes) -> bytes:
+        self._token = token
+        return wire.encode_trunk(token)
+
+    def direct_ready(self, far: socket.socket) -> None:
+        self._let_go()
+        self._trunk = Trunk(self._plane, self, far, self._gate, self._gate.trunk_key(self._token), self._mux.window)
+
+    def _let_go(self) -> None:
+        if self._waits:
+            self._waits = False
+            self._gate.release(self)
+
+
+class Trunk(Carrier[socket.socket]):
+    """One that both sides have proven themselves on. Owns the socket."""
+
+    def __init__(
+        self, plane: DataPlane, trunks: Trunks, sock: socket.socket, direct: DirectGate, key: bytes, window: int
+    ) -> None:
+        super().__init__(plane, sock, direct)
+        self._trunks = trunks
+        self._decoder = wire.Decoder("host-trunk")
+        self._hmac = hmac.new(key, digestmod="sha256")
+        self._window = window
+        self._last_number = 0
+        self._takers[frames.Pong] = _pass_over
+        self._start_watching()
+
+    def __repr__(self) -> str:
+        return f"<Trunk fd={self._stream.fileno()}, {len(self._channels)} channels>"
+
+    @property
+    def silent_s(self) -> float:
+        return time.monotonic() - self._heard_s
+
+    def has(self, number: int) -> bool:
+        return number in self._channels
+
+    def open(self, number: int, relay: FarEnd, payload: bytes, *, datagrams: bool) -> MuxChannel | None:
+        """A channel here; None: what it takes to dial is too long to be signed, or the numbers began anew."""
+        if len(payload) > MAX_SIGNED_PAYLOAD or number <= self._last_number:
+            return None
+        self._last_number = number
+        signature = self._hmac.copy()
+        signature.update(number.to_bytes(4, "big") + payload)
+        channel = self._add(number, relay, self._window, datagrams=datagrams)
+        self.send(wire.encode_signed_open(number, signature.digest()[:TAG_SIZE], payload))
+        return channel
+
+    def _read(self) -> None:
+        try:
+            data = self._stream.recv(RECEIVE_BYTES)
+            if not data:
+                self._lose("the agent ended it")
+                return
+            self._heard_s = time.monotonic()
+            for event in self._decoder.feed(data):
+                self._take(event)
+        except BlockingIOError:
+            return
+        except (OSError, ProtocolError) as error:
+            self._lose(str(error))
+
+    def _lose(self, reason: str) -> None:
+        self._trunks.lost(reason)
+
+
+def _pass_over(_event: object) -> None:
+    """That something came is all that a PONG has to say."""
