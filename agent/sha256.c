@@ -17,22 +17,21 @@ static const u32 ROUNDS[64] = {
 static u32 rotate(u32 x, u32 by) { return x >> by | x << (32 - by); }
 
 static void take_block(u32 *state, const u8 *block) {
-	u32 w[64], v[8];
+	u32 w[64];
 	for (u32 i = 0; i < 16; i++) w[i] = get_u32(block + 4 * i);
 	for (u32 i = 16; i < 64; i++) {
-		u32 a = w[i - 15], b = w[i - 2];
-		w[i] = w[i - 16] + w[i - 7] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) + (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
+		u32 p = w[i - 15], q = w[i - 2];
+		w[i] = w[i - 16] + w[i - 7] + (rotate(p, 7) ^ rotate(p, 18) ^ p >> 3) + (rotate(q, 17) ^ rotate(q, 19) ^ q >> 10);
 	}
-	memcpy(v, state, sizeof v);
+	u32 a = state[0], b = state[1], c = state[2], d = state[3], e = state[4], f = state[5], g = state[6], h = state[7];
 	for (u32 i = 0; i < 64; i++) {
-		u32 a = v[0], e = v[4];
-		u32 one = v[7] + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & v[5]) ^ (~e & v[6])) + ROUNDS[i] + w[i];
-		u32 two = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & v[1]) ^ (a & v[2]) ^ (v[1] & v[2]));
-		memmove(v + 1, v, 7 * sizeof *v);
-		v[4] += one;
-		v[0] = one + two;
+		u32 one = h + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & f) ^ (~e & g)) + ROUNDS[i] + w[i];
+		u32 two = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+		h = g, g = f, f = e, e = d + one;
+		d = c, c = b, b = a, a = one + two;
 	}
-	for (u32 i = 0; i < 8; i++) state[i] += v[i];
+	u32 after[8] = {a, b, c, d, e, f, g, h};
+	for (u32 i = 0; i < 8; i++) state[i] += after[i];
 }
 
 /* `bytes` has room for BLOCK + 9 more than `size`: the padding. */

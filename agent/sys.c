@@ -45,8 +45,10 @@ void sys_exit(int status) {
 }
 
 void *memcpy(void *restrict to, const void *restrict from, size_t size) {
+	typedef u64 __attribute__((may_alias, aligned(1))) word; /* as it lies */
 	u8 *t = to;
 	const u8 *f = from;
+	for (; size >= sizeof(word); size -= sizeof(word), t += sizeof(word), f += sizeof(word)) *(word *)t = *(const word *)f;
 	while (size--) *t++ = *f++;
 	return to;
 }
@@ -54,8 +56,10 @@ void *memcpy(void *restrict to, const void *restrict from, size_t size) {
 void *memmove(void *to, const void *from, size_t size) {
 	u8 *t = to;
 	const u8 *f = from;
-	if (t <= f) return memcpy(to, from, size);
-	while (size--) t[size] = f[size];
+	if (t <= f)
+		for (size_t i = 0; i < size; i++) t[i] = f[i];
+	else
+		while (size--) t[size] = f[size];
 	return to;
 }
 
