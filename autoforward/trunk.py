@@ -52,7 +52,7 @@ class Trunks:
         self._mux = mux
         self._gate = gate
         self._trunk: Trunk | None = None
-        self._sought = self._waits = False
+        self._sought = self._waits = self._barred = False
         self._token = b""
 
     def __repr__(self) -> str:
@@ -73,15 +73,16 @@ class Trunks:
         """With each ping of the mux: ping here too; a trunk that is silent while the agent speaks leads nowhere."""
         if self._trunk is None:
             self._let_go()
-            self._sought = False
+            self._sought = self._barred
         elif self._trunk.silent_s > SILENCE_LIMIT_S > mux_silent_s:
             self.lost(f"silent for {self._trunk.silent_s:.0f} s")
         else:
             self._trunk.send(wire.encode_ping(bytes(8)))
 
-    def lost(self, reason: str) -> None:
-        """It broke: the agent is told, should it not know."""
+    def lost(self, reason: str, *, for_good: bool = False) -> None:
+        """It broke: the agent is told, should it not know. `for_good`: there will be no other with this agent."""
         trunk, self._trunk = self._trunk, None
+        self._barred = self._barred or for_good
         if trunk is not None:
             log.info("the direct connection to the agent is lost: %s", reason)
             trunk.close()
@@ -155,8 +156,11 @@ class Trunk(Carrier[socket.socket]):
                 self._take(event)
         except BlockingIOError:
             return
-        except (OSError, ProtocolError) as error:
-            self._lose(str(error))
+        except ProtocolError as error:
+            # Ours, or of somebody who can write to that network: neither gets a second one.
+            self._trunks.lost(str(error), for_good=True)
+        except OSError as error:
+            self._lose(error.strerror or str(error))
 
     def _lose(self, reason: str) -> None:
         self._trunks.lost(reason)
