@@ -62,7 +62,7 @@ static const struct {
 	[RESET] = {4, 4, BOTH, true},
 	[CREDIT] = {4, 4, BOTH, true},
 	[PING] = {8, 8, BOTH, false},
-	[PONG] = {8, 8, BOTH, false},
+	[PONG] = {8, 8, EXEC, false},
 	[WATCH] = {5, 5, EXEC, false},
 	[LISTEN] = {SECRET_SIZE + 1 + 4, SECRET_SIZE + 1 + 16, EXEC, false},
 	[DIRECT] = {TOKEN_SIZE, TOKEN_SIZE, EXEC, true},

@@ -211,14 +211,13 @@ class Rule(NamedTuple):
 
 
 MAX_OPEN: Final = 4 + MAX_ADDRESSES * (2 + MAX_NAME)
-_BOTH_WAYS: Final = {
+_ON_TRUNKS: Final = {
     EOF: Rule(0, 0, True),
     RESET: Rule(4, 4, True),
     CREDIT: Rule(4, 4, True),
-    PING: Rule(8, 8, False),
-    PONG: Rule(8, 8, False),
     MOVE: Rule(0, 0, True),
 }
+_BOTH_WAYS: Final = _ON_TRUNKS | {PING: Rule(8, 8, False), PONG: Rule(8, 8, False)}
 RULES: Final[dict[Role, dict[int, Rule]]] = {
     "agent": _BOTH_WAYS
     | {
@@ -237,6 +236,7 @@ RULES: Final[dict[Role, dict[int, Rule]]] = {
         BYE: Rule(1, 1 + MAX_BYE_TEXT, False),
         LISTENING: Rule(6, 6, False),
     },
-    "agent-trunk": _BOTH_WAYS | {SIGNED_OPEN: Rule(TAG_SIZE + 7, TAG_SIZE + MAX_SIGNED_PAYLOAD, True)},
-    "host-trunk": _BOTH_WAYS | {OPENED: Rule(1, 1, True), REFUSED: Rule(4, 4, True)},
+    "agent-trunk": _ON_TRUNKS
+    | {PING: Rule(8, 8, False), SIGNED_OPEN: Rule(TAG_SIZE + 7, TAG_SIZE + MAX_SIGNED_PAYLOAD, True)},
+    "host-trunk": _ON_TRUNKS | {OPENED: Rule(1, 1, True), REFUSED: Rule(4, 4, True), PONG: Rule(8, 8, False)},
 }
