@@ -53,6 +53,8 @@ class Carrier(Generic[S]):
         self._flush_due = False
         self._mask = 0
         self._heard_s = time.monotonic()
+        self._unanswered = False
+        """Whether something was sent since the last word."""
         self._takers: dict[type[Any], Callable[[Any], None]] = {
             frames.Data: self._take_data,
             frames.Opened: _pass_over,
@@ -157,6 +159,7 @@ class Carrier(Generic[S]):
                     break
                 joined = self._out[0] if len(self._out) == 1 else b"".join(self._out)
                 sent = self._stream.send(joined)
+                self._unanswered = True
                 if sent < len(joined):
                     self._out = [memoryview(joined)[sent:]]
                     self._out_size = len(joined) - sent

@@ -181,6 +181,8 @@ class Mux(Carrier[EngineStream]):
     def _take_pong(self, event: frames.Pong) -> None:
         if self.direct is not None:
             self.direct.pong(event.payload)
+        if self._trunks is not None:
+            self._trunks.pong(event.payload)
 
     def _take_listening(self, event: frames.Listening) -> None:
         if self.direct is None:
@@ -222,7 +224,7 @@ class Mux(Carrier[EngineStream]):
             self.close()
             return
         if self._trunks is not None:
-            self._trunks.look_after(mux_silent_s=silent_s)
+            self._trunks.look_after()
         self._snapshots = self._processes = self._logged_lines = 0
         self.send(wire.encode_ping(bytes(8)))
         self._timer = self._plane.call_later(PING_INTERVAL_S, self._ping)

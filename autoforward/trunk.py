@@ -10,6 +10,7 @@ new ones go over the exec stream, and after a moment there is another.
 from __future__ import annotations
 
 import hmac
+import itertools
 import logging
 import socket
 import time
@@ -23,13 +24,16 @@ from autoforward.frames import MAX_SIGNED_PAYLOAD, TAG_SIZE
 from autoforward.mux_channel import FarEnd, MuxChannel
 
 if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane
+    from autoforward.dataplane import DataPlane, Timer
 
 log = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 256 * 1024
-SILENCE_LIMIT_S = 7.0
-"""Without a word on the trunk, while the exec stream has some: two pings that were not answered."""
+UNANSWERED_S = 1.0
+"""So long after the last word, with something sent since, it is asked whether there is somebody."""
+
+GRACE_S = 1.0
+"""For the answer to come over the trunk, too, after it came over the exec stream, which is the longer way."""
 
 
 class Opener(Protocol):
@@ -54,6 +58,9 @@ class Trunks:
         self._trunk: Trunk | None = None
         self._sought = self._waits = self._barred = False
         self._token = b""
+        self._questions = itertools.count(1)
+        self._question = b""
+        self._asked_s = 0.0
 
     def __repr__(self) -> str:
         return f"<Trunks {self._trunk}>"
@@ -69,15 +76,34 @@ class Trunks:
     def is_idle(self) -> bool:
         return self._trunk is None or self._trunk.is_idle
 
-    def look_after(self, *, mux_silent_s: float) -> None:
-        """With each ping of the mux: ping here too; a trunk that is silent while the agent speaks leads nowhere."""
+    def look_after(self) -> None:
+        """With each ping of the mux."""
         if self._trunk is None:
             self._let_go()
             self._sought = self._barred
-        elif self._trunk.silent_s > SILENCE_LIMIT_S > mux_silent_s:
-            self.lost(f"silent for {self._trunk.silent_s:.0f} s")
         else:
-            self._trunk.send(wire.encode_ping(bytes(8)))
+            self.check()
+
+    def check(self) -> None:
+        """Is somebody there? Asked on both paths at once: a trunk that the answer does not come over leads nowhere.
+
+        However busy the agent is or if its container is paused: then the exec stream is silent as well.
+        """
+        if self._trunk is not None and not self._question:
+            self._asked_s = time.monotonic()
+            self._question = b"trunk" + next(self._questions).to_bytes(8, "big")[-3:]
+            self._trunk.send(wire.encode_ping(self._question))
+            self._mux.send(wire.encode_ping(self._question))
+
+    def pong(self, payload: bytes) -> None:
+        """An answer came over the exec stream."""
+        if payload == self._question:
+            self._plane.call_later(GRACE_S, self._judge)
+
+    def _judge(self) -> None:
+        self._question = b""
+        if self._trunk is not None and self._trunk.heard_s < self._asked_s:
+            self.lost("it leads nowhere any more")
 
     def lost(self, reason: str, *, for_good: bool = False) -> None:
         """It broke: the agent is told, should it not know. `for_good`: there will be no other with this agent."""
@@ -121,6 +147,7 @@ class Trunk(Carrier[socket.socket]):
         self._hmac = hmac.new(key, digestmod="sha256")
         self._window = window
         self._last_number = 0
+        self._timer: Timer | None = None
         self._takers[frames.Pong] = _pass_over
         self._start_watching()
 
@@ -128,8 +155,9 @@ class Trunk(Carrier[socket.socket]):
         return f"<Trunk fd={self._stream.fileno()}, {len(self._channels)} channels>"
 
     @property
-    def silent_s(self) -> float:
-        return time.monotonic() - self._heard_s
+    def heard_s(self) -> float:
+        """When the last word came, on the monotonic clock."""
+        return self._heard_s
 
     def has(self, number: int) -> bool:
         return number in self._channels
@@ -143,7 +171,23 @@ class Trunk(Carrier[socket.socket]):
         signature.update(number.to_bytes(4, "big") + payload)
         channel = self._add(number, relay, self._window, datagrams=datagrams)
         self.send(wire.encode_signed_open(number, signature.digest()[:TAG_SIZE], payload))
+        if self._timer is None:
+            self._timer = self._plane.call_later(UNANSWERED_S, self._look)
         return channel
+
+    def _look(self) -> None:
+        """As long as there are connections."""
+        self._timer = None
+        if self.is_idle:
+            return
+        if self._unanswered and time.monotonic() - self._heard_s >= UNANSWERED_S:
+            self._trunks.check()
+        self._timer = self._plane.call_later(UNANSWERED_S, self._look)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().close()
 
     def _read(self) -> None:
         try:
@@ -152,6 +196,7 @@ class Trunk(Carrier[socket.socket]):
                 self._lose("the agent ended it")
                 return
             self._heard_s = time.monotonic()
+            self._unanswered = False
             for event in self._decoder.feed(data):
                 self._take(event)
         except BlockingIOError:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bench.figures import median
 from bench.programs import Load
 from bench.ways import PORT, Bench, Way, address_of, free_port, process_count, settle, ssh_command
 
@@ -27,6 +28,7 @@ class Effort:
     requests_s: float
     bulk_bytes: int
     fast_bulk_bytes: int
+    transfers: int
     detections: int
     starts: int
     idle_s: float
@@ -34,8 +36,8 @@ class Effort:
     idle_containers: int = 10
 
 
-FULL = Effort(5, 1, 1.0, 2.0, 8.0, 1.5, 200_000_000, 600_000_000, 60, 5, 15.0, True)
-QUICK = Effort(2, 1, 0.4, 0.7, 4.0, 0.5, 60_000_000, 200_000_000, 20, 2, 6.0, False)
+FULL = Effort(5, 1, 1.0, 2.0, 8.0, 1.5, 200_000_000, 600_000_000, 3, 60, 5, 15.0, True)
+QUICK = Effort(2, 1, 0.4, 0.7, 4.0, 0.5, 60_000_000, 200_000_000, 1, 20, 2, 6.0, False)
 CLIENTS = 32
 CONCURRENT = 1000
 SLOW_CONCURRENT = 20
@@ -58,8 +60,7 @@ def one_round(load: Load, way: Way, effort: Effort) -> None:
     if not way.slow or effort.whole:
         _many_at_once(load, way, effort, before)
     bulk_bytes = effort.fast_bulk_bytes if way.name in ("direct", "published", "agent") else effort.bulk_bytes
-    way.add("out_mb_s", load("get", *where, bulk_bytes)["mb_s"])
-    way.add("in_mb_s", load("put", *where, bulk_bytes)["mb_s"])
+    _bulk(load, way, effort, lambda: where, bulk_bytes)
     settle(way, before)
 
 
@@ -76,8 +77,14 @@ def exec_round(load: Load, way: Way, effort: Effort) -> None:
     """A bare exec stream has no connections: round trip and bulk only, each on a stream of its own."""
     assert way.new_exec is not None
     way.add("round_trip_ms", load("keep", way.host, way.new_exec(), effort.requests_s / 2, 1)["p50_ms"])
-    way.add("out_mb_s", load("get", way.host, way.new_exec(), effort.bulk_bytes)["mb_s"])
-    way.add("in_mb_s", load("put", way.host, way.new_exec(), effort.bulk_bytes)["mb_s"])
+    new_exec = way.new_exec
+    _bulk(load, way, effort, lambda: (way.host, new_exec()), effort.bulk_bytes)
+
+
+def _bulk(load: Load, way: Way, effort: Effort, where: Callable[[], tuple[str, object]], size: int) -> None:
+    """Out of the container and into it; of each the middle one of a few: one transfer takes half a second."""
+    for column, kind in (("out_mb_s", "get"), ("in_mb_s", "put")):
+        way.add(column, median([load(kind, *where(), size)["mb_s"] for _ in range(effort.transfers)]))
 
 
 def _without_errors(way: Way, column: str, said: dict[str, float], key: str) -> None:

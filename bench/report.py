@@ -93,10 +93,11 @@ def markdown(document: Mapping[str, Any], outcomes: Sequence[Outcome], plot_name
     lines += ["", *(["Notes:", "", *notes, ""] if notes else [])]
     lines += [
         "Columns: *first byte* of a new connection, one after the other; *new connections*: connect, ask 64 bytes, read the",
-        "answer and the server's end, close; *bulk* out of the container and into it; *concurrent*: connections open at once",
-        "that echo rightly (20 where each is a process); *detection*: from `listen()` in the container to a host port that",
-        "accepts; *start*: from the command to the first port that accepts (ours with its supervisor running); *idle*: every",
-        "process counted. The bare exec stream is read and written by C, without any connection.",
+        "answer and the server's end, close; *bulk* out of the container and into it, the middle one of three transfers;",
+        "*concurrent*: connections open at once that echo rightly (20 where each is a process); *detection*: from `listen()`",
+        "in the container to a host port that accepts; *start*: from the command to the first port that accepts (ours with",
+        "its supervisor running); *idle*: every process counted. The bare exec stream is read and written by C, without any",
+        "connection.",
         "",
         "## What must hold",
         "",
