@@ -1,0 +1,92 @@
+"""Connections on the engine: past it from the second on, over it where they must, and on when the container's network goes."""
+
+from __future__ import annotations
+
+import socket
+from itertools import count
+
+import docker
+import pytest
+
+from tests.conformance import dial
+from tests.conftest import ContainerFactory, Runner
+from tests.containers import Container, eventually
+from tests.docker.observing import free_port, row_of, rows
+
+
+def on_its_address(app: Container) -> int:
+    """How many TCP connections the container has at its own address: nothing that tests start here has any."""
+    octets = reversed(app.address().split("."))
+    hexed = "".join(f"{int(octet):02X}" for octet in octets)
+    table = app.shell("cat /proc/net/tcp")
+    return sum(f" {hexed}:" in line and line.split()[3] == "01" for line in table.splitlines()[1:])
+
+
+def is_echoed(client: socket.socket, words: bytes) -> bool:
+    try:
+        client.sendall(words)
+        got = b""
+        while len(got) < len(words) and (piece := client.recv(len(words) - len(got))):
+            got += piece
+    except OSError:
+        return False
+    return got == words
+
+
+def answers(host_port: int, words: bytes) -> bool:
+    with dial(host_port) as client:
+        return is_echoed(client, words)
+
+
+@pytest.mark.timeout(120)
+def test_many_connections_are_one_in_the_container(container: ContainerFactory, run: Runner) -> None:
+    app = container()
+    server = app.start_server("echo", port=free_port())
+    run("autoforward", "attach", app.name, "--lane", "agent", check=0)
+    host_port = row_of(run, server.port, status="active")["localPort"]
+    assert on_its_address(app) == 0, "before anybody connected"
+    assert answers(host_port, b"first")
+    eventually(lambda: on_its_address(app) == 1, what="the trunk")
+    clients = [dial(host_port) for _ in range(50)]
+    for number, client in enumerate(clients):
+        assert is_echoed(client, b"%d" % number)
+    assert on_its_address(app) == 1
+    for client in clients:
+        client.close()
+    assert [row["port"] for row in rows(run)] == [server.port], "the trunk is nobody's port"
+
+
+@pytest.mark.timeout(120)
+def test_no_direct_is_no_trunk_either(container: ContainerFactory, run: Runner) -> None:
+    app = container()
+    server = app.start_server("echo", port=free_port())
+    run("autoforward", "attach", app.name, "--lane", "agent", "--no-direct", check=0)
+    host_port = row_of(run, server.port, status="active")["localPort"]
+    for number in range(3):
+        assert answers(host_port, b"%d" % number)
+    assert on_its_address(app) == 0
+
+
+@pytest.mark.timeout(180)
+def test_the_containers_network_goes_and_comes_back(
+    container: ContainerFactory, run: Runner, engine: docker.DockerClient
+) -> None:
+    """What was on the trunk is reset, what comes after it goes over the engine: nothing has to be attached again."""
+    app = container()
+    server = app.start_server("echo", port=free_port())
+    run("autoforward", "attach", app.name, "--lane", "agent", check=0)
+    host_port = row_of(run, server.port, status="active")["localPort"]
+    assert answers(host_port, b"first")
+    eventually(lambda: on_its_address(app) == 1, what="the trunk")
+    numbers = count()
+    with dial(host_port) as held:
+        assert is_echoed(held, b"held")
+        bridge = engine.networks.get("bridge")
+        bridge.disconnect(app.id)
+        held.settimeout(60)
+        assert not is_echoed(held, b"nobody gets this"), "the container has no network"
+    eventually(lambda: answers(host_port, b"%d" % next(numbers)), timeout_s=30, what="connections over the engine")
+    bridge.connect(app.id)
+    assert answers(host_port, b"last")
+    row = row_of(run, server.port, status="active")
+    assert row["localPort"] == host_port
