@@ -38,6 +38,16 @@ class Lane:
     half_close: bool = True
     ipv6: bool = True
     confirms: bool = True
+    trunk: bool = False
+    """There is a trunk before the test begins."""
+
+
+def direct_connections(container: Container) -> int:
+    """How many TCP connections it has at its own address: nothing that tests start there has any."""
+    octets = reversed(container.address().split("."))
+    hexed = "".join(f"{int(octet):02X}" for octet in octets)
+    table = container.shell("cat /proc/net/tcp")
+    return sum(f" {hexed}:" in line and line.split()[3] == "01" for line in table.splitlines()[1:])
 
 
 def is_watcher(process: Process) -> bool:
@@ -76,6 +86,11 @@ class Attached:
         said = session["lane"]
         assert (said["name"], said["dialect"]) == (self.lane.lane, self.lane.dialect)
         assert (said["half_close"], said["ipv6"]) == (self.lane.half_close, self.lane.ipv6)
+        if self.lane.trunk:
+            with dial(self.host_port(self.servers.start_server("echo"))) as client:
+                client.sendall(b"the first")
+                assert client.recv(1)
+            eventually(lambda: direct_connections(self.container) == 1, what="the trunk")
 
     def row(self, container_port: int) -> dict[str, Any]:
         rows = json.loads(self._run("autoforward", "list", "--json", check=0).stdout)

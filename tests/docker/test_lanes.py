@@ -31,6 +31,7 @@ __all__ = [
 
 LANES = [
     Lane("agent", "full", "agent", "agent", 1.0),
+    Lane("agent-trunk", "full", "agent", "agent", 1.0, trunk=True),
     Lane("agent-arm64", ARM64, "agent", "agent", 2.0),
     Lane("socat", "full", "socat", "socat", 1.0),
     Lane("openbsd-nc", "openbsd", "nc", "openbsd", 2.0),

@@ -8,18 +8,10 @@ from itertools import count
 import docker
 import pytest
 
-from tests.conformance import dial
+from tests.conformance import dial, direct_connections
 from tests.conftest import ContainerFactory, Runner
-from tests.containers import Container, eventually
+from tests.containers import eventually
 from tests.docker.observing import free_port, row_of, rows
-
-
-def on_its_address(app: Container) -> int:
-    """How many TCP connections the container has at its own address: nothing that tests start here has any."""
-    octets = reversed(app.address().split("."))
-    hexed = "".join(f"{int(octet):02X}" for octet in octets)
-    table = app.shell("cat /proc/net/tcp")
-    return sum(f" {hexed}:" in line and line.split()[3] == "01" for line in table.splitlines()[1:])
 
 
 def is_echoed(client: socket.socket, words: bytes) -> bool:
@@ -44,13 +36,13 @@ def test_many_connections_are_one_in_the_container(container: ContainerFactory, 
     server = app.start_server("echo", port=free_port())
     run("autoforward", "attach", app.name, "--lane", "agent", check=0)
     host_port = row_of(run, server.port, status="active")["localPort"]
-    assert on_its_address(app) == 0, "before anybody connected"
+    assert direct_connections(app) == 0, "before anybody connected"
     assert answers(host_port, b"first")
-    eventually(lambda: on_its_address(app) == 1, what="the trunk")
+    eventually(lambda: direct_connections(app) == 1, what="the trunk")
     clients = [dial(host_port) for _ in range(50)]
     for number, client in enumerate(clients):
         assert is_echoed(client, b"%d" % number)
-    assert on_its_address(app) == 1
+    assert direct_connections(app) == 1
     for client in clients:
         client.close()
     assert [row["port"] for row in rows(run)] == [server.port], "the trunk is nobody's port"
@@ -64,7 +56,7 @@ def test_no_direct_is_no_trunk_either(container: ContainerFactory, run: Runner) 
     host_port = row_of(run, server.port, status="active")["localPort"]
     for number in range(3):
         assert answers(host_port, b"%d" % number)
-    assert on_its_address(app) == 0
+    assert direct_connections(app) == 0
 
 
 @pytest.mark.timeout(180)
@@ -77,7 +69,7 @@ def test_the_containers_network_goes_and_comes_back(
     run("autoforward", "attach", app.name, "--lane", "agent", check=0)
     host_port = row_of(run, server.port, status="active")["localPort"]
     assert answers(host_port, b"first")
-    eventually(lambda: on_its_address(app) == 1, what="the trunk")
+    eventually(lambda: direct_connections(app) == 1, what="the trunk")
     numbers = count()
     with dial(host_port) as held:
         assert is_echoed(held, b"held")
