@@ -13,7 +13,9 @@ struct path {
 	int in, out;    /* -1: it is not there */
 	u32 head, tail; /* of the ring; they count bytes for ever, positions are modulo its size */
 	struct decoder decoder;
-	u8 *ring; /* of PATH_RING bytes */
+	u32 datagram_size; /* of the one whose parts are coming in: on one path frames do not interleave */
+	u8 *ring;          /* of PATH_RING bytes */
+	u8 *datagram;      /* of MAX_PAYLOAD bytes */
 };
 extern struct path exec_path, trunk;
 

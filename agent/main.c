@@ -9,8 +9,8 @@ enum exit_status { EXIT_FINE = 0, EXIT_USAGE = 2, EXIT_PROTOCOL = 3, EXIT_SILENC
 
 u64 now;
 static int epoll;
-static u8 ring[PATH_RING];
-struct path exec_path = {.in = 0, .out = 1, .ring = ring};
+static u8 ring[PATH_RING], datagram[MAX_PAYLOAD];
+struct path exec_path = {.in = 0, .out = 1, .ring = ring, .datagram = datagram};
 static u64 last_heard;
 static u32 silence_ms = SILENCE_MS;
 static bool netlink = true;
@@ -120,7 +120,9 @@ static void wait_for_room(int timeout_ms) {
 	now = now_ms();
 	if (room && polls[0].revents) read_stdin();
 	else if (polls[0].revents & (POLLHUP | POLLRDHUP | POLLERR)) end(BYE_STDIN, EXIT_FINE, "stdin ended", "");
-	if (polls[2].revents & ~POLLOUT && (trunk_room || polls[2].revents & (POLLHUP | POLLERR))) trunk_ready(polls[2].revents);
+	if (polls[1].revents & (POLLHUP | POLLERR)) leave(EXIT_FINE);
+	if (trunk_room && polls[2].revents & ~POLLOUT) trunk_ready(polls[2].revents);
+	else if (polls[2].revents & (POLLHUP | POLLERR)) trunk_end(); /* what it said last is unread, with no room for answers */
 }
 
 enum { PIPE_SIZE = 1 << 20 }; /* what any user may ask for */

@@ -12,8 +12,6 @@ static u16 chains[MAX_STREAMS], unused;
 static int epoll;
 static u32 host_window;
 static u64 next_look = UINT64_MAX;
-static u8 datagram[MAX_PAYLOAD]; /* frames do not interleave: one is being put together at most */
-static u32 datagram_size;
 
 void streams_start(int epoll_fd, u32 window) {
 	epoll = epoll_fd;
@@ -217,7 +215,7 @@ static void send_datagram(struct stream *s, const u8 *bytes, u32 size) {
 
 /* What came while the name was looked up: each with its size before it. */
 static void send_kept_datagrams(struct stream *s) {
-	static u8 kept[MAX_PAYLOAD]; /* `datagram` may hold the beginning of another */
+	static u8 kept[MAX_PAYLOAD]; /* the path's may hold the beginning of another */
 	while (s->first) {
 		take_kept(s, kept, 2);
 		u32 size = get_u16(kept);
@@ -326,20 +324,21 @@ static const char *on_open(u32 number, const u8 *payload, u32 size, struct path 
 }
 
 static void on_datagram(struct stream *s, const struct event *e) {
+	struct path *from = s->path;
 	u8 size[2];
-	if (e->first) datagram_size = 0;
-	memcpy(datagram + datagram_size, e->bytes, e->size);
-	datagram_size += e->size;
+	if (e->first) from->datagram_size = 0;
+	memcpy(from->datagram + from->datagram_size, e->bytes, e->size);
+	from->datagram_size += e->size;
 	if (!e->last) return;
 	if (s->state == CONNECTED) {
 		s->deadline = now + UDP_IDLE_MS;
-		send_datagram(s, datagram, datagram_size);
+		send_datagram(s, from->datagram, from->datagram_size);
 		return;
 	}
-	put_u16(size, datagram_size);
-	s->kept += datagram_size + 64; /* empty ones count too */
-	if (s->kept > WINDOW) return give_back(s, datagram_size);
-	if (!keep(s, size, sizeof size) || !keep(s, datagram, datagram_size)) reset(s, ENOBUFS);
+	put_u16(size, from->datagram_size);
+	s->kept += from->datagram_size + 64; /* empty ones count too */
+	if (s->kept > WINDOW) return give_back(s, from->datagram_size);
+	if (!keep(s, size, sizeof size) || !keep(s, from->datagram, from->datagram_size)) reset(s, ENOBUFS);
 }
 
 static const char *on_data(struct stream *s, const struct event *e) {

@@ -6,8 +6,8 @@
  * streams with it, nothing else. */
 #include "streams.h"
 
-static u8 ring[PATH_RING];
-struct path trunk = {.in = -1, .out = -1, .ring = ring};
+static u8 ring[PATH_RING], datagram[MAX_PAYLOAD];
+struct path trunk = {.in = -1, .out = -1, .ring = ring, .datagram = datagram};
 static bool expected;
 static u8 token[TOKEN_SIZE], key[DIGEST_SIZE];
 static u32 last_number, mask;
