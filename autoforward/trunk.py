@@ -61,6 +61,7 @@ class Trunks:
         self._questions = itertools.count(1)
         self._question = b""
         self._asked_s = 0.0
+        self._judgement: Timer | None = None
 
     def __repr__(self) -> str:
         return f"<Trunks {self._trunk}>"
@@ -97,11 +98,12 @@ class Trunks:
 
     def pong(self, payload: bytes) -> None:
         """An answer came over the exec stream."""
-        if payload == self._question:
-            self._plane.call_later(GRACE_S, self._judge)
+        if payload == self._question and self._judgement is None:  # once, however often the agent says so
+            self._judgement = self._plane.call_later(GRACE_S, self._judge)
 
     def _judge(self) -> None:
         self._question = b""
+        self._judgement = None
         if self._trunk is not None and self._trunk.heard_s < self._asked_s:
             self.lost("it leads nowhere any more")
 

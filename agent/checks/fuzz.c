@@ -16,9 +16,9 @@ static u64 mix(u64 hash, const u8 *bytes, size_t size) {
 	return hash;
 }
 
-/* A digest of what the decoder made of the input, however it was cut. */
-static u64 digest(const u8 *data, size_t size, u32 cut) {
-	struct decoder decoder = {0};
+/* A digest of what the decoder, of the exec stream or of a trunk, made of the input, however it was cut. */
+static u64 digest(const u8 *data, size_t size, u32 cut, bool trunk) {
+	struct decoder decoder = {.trunk = trunk};
 	struct event event;
 	const char *error = NULL;
 	u64 hash = 0xcbf29ce484222325u;
@@ -45,9 +45,11 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size) {
 	int which;
 	u8 *copy = malloc(size ? size : 1);
 	memcpy(copy, data, size);
-	u64 whole = digest(copy, size, 0);
-	for (u32 cut = 1; cut < 4; cut++)
-		if (digest(copy, size, cut) != whole) abort();
+	for (u32 trunk = 0; trunk < 2; trunk++) {
+		u64 whole = digest(copy, size, 0, trunk);
+		for (u32 cut = 1; cut < 4; cut++)
+			if (digest(copy, size, cut, trunk) != whole) abort();
+	}
 	if (size > 2) dns_parse(copy, (u32)size, (u16)get_u16(copy), &which, found, 8);
 	parse_address(copy, (u32)size, found);
 	u8 digest_of[DIGEST_SIZE];

@@ -1,7 +1,7 @@
 /* Shows to the tests what wire.c makes of bytes, and which bytes it makes: hexadecimal lines in, lines out.
  *
  * "decode HEX HEX …": one decoder is fed the pieces; one line for each event (DATA in parts, as it comes), then "error
- * WORD" or "ok". "header TYPE FLAGS SIZE STREAM", "hello WINDOW" and "entry TRANSPORT FAMILY PORT UID INODE ADDRESS":
+ * WORD" or "ok"; "decode-trunk" does the same as on a trunk. "header TYPE FLAGS SIZE STREAM", "hello WINDOW" and "entry TRANSPORT FAMILY PORT UID INODE ADDRESS":
  * the bytes. */
 #include "wire.h"
 
@@ -28,8 +28,8 @@ static void show(const struct event *e) {
 	show_hex(e->bytes, e->size);
 }
 
-static void decode(char *words) {
-	struct decoder decoder = {0};
+static void decode(char *words, bool trunk) {
+	struct decoder decoder = {.trunk = trunk};
 	const char *error = NULL;
 	for (char *word = strtok(words, " \n"); word && !error; word = strtok(NULL, " \n")) {
 		size_t left = from_hex(word, bytes);
@@ -52,7 +52,9 @@ int main(void) {
 		char address[64] = "";
 		u8 frame[64], raw[32] = {0};
 		if (!strncmp(line, "decode ", 7)) {
-			decode(line + 7);
+			decode(line + 7, false);
+		} else if (!strncmp(line, "decode-trunk ", 13)) {
+			decode(line + 13, true);
 		} else if (sscanf(line, "header %u %u %u %u", &type, &flags, &size, &stream) == 4) {
 			show_hex(frame, wire_header(frame, type, flags, size, stream));
 		} else if (sscanf(line, "hello %u", &window) == 1) {

@@ -81,7 +81,10 @@ def fuzz(name: str, seconds: float) -> Outcome:
 
 def corpora(name: str) -> list[Path]:
     """The folders of a target's kept inputs. The C decoder is the agent's, and gets what Python's reached as well."""
-    named = {C_DECODER: (C_CORPUS, CORPUS / "wire-agent"), "wire-agent": (CORPUS / name, C_CORPUS)}
+    named = {
+        C_DECODER: (C_CORPUS, CORPUS / "wire-agent", CORPUS / "wire-agent-trunk"),
+        "wire-agent": (CORPUS / name, C_CORPUS),
+    }
     return [folder for folder in named.get(name, (CORPUS / name,)) if folder.is_dir()]
 
 

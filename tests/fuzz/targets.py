@@ -95,11 +95,15 @@ _SIMPLE: dict[type, Callable[[Any], bytes]] = {
     frames.Listening: lambda e: wire.encode_listening(e.port, e.errno),
     frames.Direct: lambda e: wire.encode_direct(e.stream, e.token),
     frames.Move: lambda e: wire.encode_move(e.stream),
+    frames.Trunk: lambda e: wire.encode_trunk(e.token),
 }
 """Of these there is one way to write them."""
 
 _FREE: dict[type, Callable[[Any], bytes]] = {
     frames.Open: lambda e: wire.encode_open(e.stream, e.transport, e.port, e.addresses),
+    frames.SignedOpen: lambda e: wire.encode_signed_open(
+        e.stream, e.tag, wire.open_payload(e.transport, e.port, e.addresses)
+    ),
     frames.Bye: lambda e: wire.encode_bye(e.reason, e.text),
     frames.SnapshotEvent: lambda e: b"".join(
         wire.encode_snapshot(e.entries[at : at + 1024], more=at + 1024 < len(e.entries), cut=e.cut)
@@ -131,7 +135,7 @@ def _wire(role: frames.Role, data: bytes) -> None:
 
 
 def _texts(event: Event) -> Sequence[str]:
-    if isinstance(event, frames.Open):
+    if isinstance(event, frames.Open | frames.SignedOpen):
         return event.addresses
     return [event.text] if isinstance(event, frames.Bye) else []
 
@@ -142,6 +146,14 @@ def wire_host(data: bytes) -> None:
 
 def wire_agent(data: bytes) -> None:
     _wire("agent", data)
+
+
+def wire_host_trunk(data: bytes) -> None:
+    _wire("host-trunk", data)
+
+
+def wire_agent_trunk(data: bytes) -> None:
+    _wire("agent-trunk", data)
 
 
 def engine_frames(data: bytes) -> None:
@@ -313,6 +325,8 @@ def port_spec(data: bytes) -> None:
 TARGETS: dict[str, Target] = {
     "wire-host": wire_host,
     "wire-agent": wire_agent,
+    "wire-host-trunk": wire_host_trunk,
+    "wire-agent-trunk": wire_agent_trunk,
     "engine-frames": engine_frames,
     "watcher-stream": watcher_stream,
     "watcher-lines": watcher_lines,

@@ -60,13 +60,23 @@ def test_who_sends_which_frame() -> None:
         if number == frames.DATA:  # passed on in parts, so without a rule of its own
             assert way == "both"
             continue
-        readers = {role for role, rules in frames.RULES.items() if number in rules}
+        readers = {role.removesuffix("-trunk") for role, rules in frames.RULES.items() if number in rules}
         assert readers == {"both": {"agent", "host"}, "→ agent": {"agent"}, "→ host": {"host"}}[way], row[1]
 
 
+def test_what_a_trunk_carries() -> None:
+    """Of the exec stream's frames only those of streams, and a ping one way; what opens is another."""
+    agent, host = frames.RULES["agent-trunk"], frames.RULES["host-trunk"]
+    both = {frames.EOF, frames.RESET, frames.CREDIT, frames.MOVE}
+    assert set(agent) == both | {frames.SIGNED_OPEN, frames.PING}
+    assert set(host) == both | {frames.OPENED, frames.REFUSED, frames.PONG}
+    for trunk, exec_stream in ((agent, frames.RULES["agent"]), (host, frames.RULES["host"])):
+        assert all(exec_stream[number] == rule for number, rule in trunk.items() if number != frames.SIGNED_OPEN)
+
+
 def test_which_frames_are_of_a_stream() -> None:
-    assert "OPEN to CREDIT, DIRECT and MOVE are of a stream, all others are of stream 0" in prose()
-    of_stream = {*range(frames.OPEN, frames.CREDIT + 1), frames.DIRECT, frames.MOVE}
+    assert "OPEN to CREDIT, DIRECT, MOVE and SIGNED_OPEN are of a stream, all others are of stream 0" in prose()
+    of_stream = {*range(frames.OPEN, frames.CREDIT + 1), frames.DIRECT, frames.MOVE, frames.SIGNED_OPEN}
     for rules in frames.RULES.values():
         assert all(rule.of_stream == (number in of_stream) for number, rule in rules.items())
 
@@ -151,7 +161,7 @@ AGENT = {
     "main.EXIT_USAGE": (1, ["(exit {}, nothing on stdout", "Wrong use: exit {}."]),
     "main.EXIT_PROTOCOL": (1, ["with BYE and exit {})"]),
     "main.EXIT_SILENCE": (1, ["from the host (exit {})"]),
-    "out.SIZE": (1024, ["output buffer (bounded: {} KiB)"]),
+    "agent.PATH_RING": (1024, ["output buffer (bounded: {} KiB)"]),
     "sys.POOL_LIMIT": (1 << 20, ["and {} MiB over all streams"]),
     "streams.TURN": (1024, ["gives at most {} KiB in its turn"]),
     "dial.CONNECT_MS": (1000, ["come about within {} s"]),

@@ -31,10 +31,10 @@ HELLOS = [pytest.param(vector, id=vector["name"]) for vector in _VECTORS["hellos
 FRAMES = [pytest.param(vector, id=f"{vector['name']}, to {vector['to']}") for vector in _VECTORS["frames"]]
 GOOD = [param for param in FRAMES if "error" not in param.values[0]]
 BAD = [param for param in FRAMES if "error" in param.values[0]]
-TO_AGENT = [param for param in FRAMES if param.values[0]["to"] == "agent"]
-TO_HOST = [param for param in GOOD if param.values[0]["to"] == "host"]
+TO_AGENT = [param for param in FRAMES if param.values[0]["to"].startswith("agent")]
+TO_HOST = [param for param in GOOD if param.values[0]["to"].startswith("host")]
 
-_BYTES = ("payload", "command_line", "secret", "token")
+_BYTES = ("payload", "command_line", "secret", "token", "tag")
 _TRANSPORTS = {"tcp": 6, "udp": 17}
 
 
@@ -62,11 +62,17 @@ def joined(events: Sequence[Event]) -> list[Event]:
     return result
 
 
+def tail_of(role: frames.Role) -> bytes:
+    """A frame that may follow any other there."""
+    return wire.encode_pong(b"the tail") if role == "host-trunk" else _TAIL
+
+
 def decode(role: frames.Role, pieces: Sequence[bytes]) -> list[Event]:
+    """After a hello, but on a trunk, where there is none."""
     decoder = wire.Decoder(role)
-    events = [event for piece in (_HELLO, *pieces) for event in decoder.feed(piece)]
-    assert isinstance(events[0], Hello)
-    return joined(events[1:])
+    if not role.endswith("-trunk"):
+        assert isinstance(decoder.feed(_HELLO)[0], Hello)
+    return joined([event for piece in pieces for event in decoder.feed(piece)])
 
 
 def single_bytes(data: bytes) -> list[bytes]:
@@ -86,10 +92,10 @@ class Checker:
         self.process.stdin.flush()
         return self.process.stdout.readline().strip()
 
-    def decode(self, pieces: Sequence[bytes]) -> tuple[list[str], str]:
+    def decode(self, pieces: Sequence[bytes], how: str = "decode") -> tuple[list[str], str]:
         """Lines of events (parts of DATA joined) and the last line: `ok` or `error …`."""
         assert self.process.stdout
-        line = self.ask("decode " + " ".join(piece.hex() for piece in pieces if piece))
+        line = self.ask(f"{how} " + " ".join(piece.hex() for piece in pieces if piece))
         events: list[str] = []
         partial = ""
         while not line.startswith(("ok", "error")):
@@ -115,18 +121,19 @@ def checker(request: pytest.FixtureRequest) -> Iterator[Checker]:
 @pytest.mark.parametrize("vector", GOOD)
 def test_host_decodes(vector: dict[str, Any]) -> None:
     role, data = vector["to"], bytes.fromhex(vector["bytes"])
-    events = [event_of(row) for row in vector["events"]]
+    events, tail = [event_of(row) for row in vector["events"]], tail_of(role)
+    [last] = decode(role, [tail])
     assert decode(role, [data]) == events
     assert decode(role, single_bytes(data)) == events
-    assert decode(role, [data + _TAIL]) == [*events, Ping(b"the tail")]
+    assert decode(role, [data + tail]) == [*events, last]
     for cut in range(1, min(len(data), 64)):
-        assert decode(role, [data[:cut], data[cut:] + _TAIL]) == [*events, Ping(b"the tail")]
+        assert decode(role, [data[:cut], data[cut:] + tail]) == [*events, last]
 
 
 @pytest.mark.parametrize("vector", BAD)
 def test_host_refuses(vector: dict[str, Any]) -> None:
-    data = bytes.fromhex(vector["bytes"])
-    for pieces in ([data + _TAIL * 20], single_bytes(data + _TAIL * 20)):
+    data = bytes.fromhex(vector["bytes"]) + tail_of(vector["to"]) * 20
+    for pieces in ([data], single_bytes(data)):
         with pytest.raises(ProtocolError):
             decode(vector["to"], pieces)
 
@@ -151,16 +158,18 @@ def test_agent_decodes(checker: Checker, vector: dict[str, Any]) -> None:
     data = bytes.fromhex(vector["bytes"])
     expected = [c_line(event_of(row)) for row in vector.get("events", [])]
     tail = c_line(Ping(b"the tail"))
+    trunk = vector["to"] == "agent-trunk"
+    how, hello, greeted = ("decode-trunk", b"", []) if trunk else ("decode", _HELLO, ["0 0 262144 0 "])
     for pieces, events in (
-        ([_HELLO, data], expected),
-        ([_HELLO, *single_bytes(data)], expected),
-        ([_HELLO + data + _TAIL], [*expected, tail]),
-        ([_HELLO[:5], _HELLO[5:] + data[:3], data[3:] + _TAIL], [*expected, tail]),
+        ([hello, data], expected),
+        ([hello, *single_bytes(data)], expected),
+        ([hello + data + _TAIL], [*expected, tail]),
+        ([hello[:5], hello[5:] + data[:3], data[3:] + _TAIL], [*expected, tail]),
     ):
         if "error" in vector:
-            assert checker.decode([*pieces, _TAIL * 20])[1].startswith("error ")
+            assert checker.decode([*pieces, _TAIL * 20], how)[1].startswith("error ")
         else:
-            assert checker.decode(pieces) == (["0 0 262144 0 ", *events], "ok")
+            assert checker.decode(pieces, how) == ([*greeted, *events], "ok")
 
 
 @pytest.mark.parametrize("vector", HELLOS)
@@ -204,6 +213,10 @@ def c_line(event: Event) -> str:
         case frames.Open():
             payload = wire.encode_open(event.stream, event.transport, event.port, event.addresses)[8:]
             return f"1 {event.stream} 0 0 {payload.hex()}"
+        case frames.SignedOpen():
+            return f"19 {event.stream} 0 0 {signed_open(event)[8:].hex()}"
+        case frames.Trunk():
+            return f"18 0 0 0 {event.token.hex()}"
         case frames.Data():
             return f"4 {event.stream} 0 0 {event.payload.hex()}"
         case frames.Eof():
@@ -227,6 +240,11 @@ def c_line(event: Event) -> str:
     raise AssertionError(event)
 
 
+def signed_open(event: frames.SignedOpen) -> bytes:
+    payload = wire.open_payload(event.transport, event.port, event.addresses)
+    return wire.encode_signed_open(event.stream, event.tag, payload)
+
+
 def test_frames_of_direct_connections_are_encoded_as_decoded() -> None:
     again: list[bytes] = []
     for vector in (param.values[0] for param in GOOD):
@@ -240,10 +258,14 @@ def test_frames_of_direct_connections_are_encoded_as_decoded() -> None:
                     again.append(wire.encode_direct(*event))
                 case frames.Move():
                     again.append(wire.encode_move(*event))
+                case frames.Trunk():
+                    again.append(wire.encode_trunk(*event))
+                case frames.SignedOpen():
+                    again.append(signed_open(event))
                 case _:
                     continue
             assert again[-1].hex() in vector["bytes"]
-    assert {frame[0] for frame in again} == {frames.LISTEN, frames.LISTENING, frames.DIRECT, frames.MOVE}
+    assert {frame[0] for frame in again} == set(range(frames.LISTEN, frames.SIGNED_OPEN + 1))
 
 
 def test_a_snapshot_is_bounded_over_its_frames() -> None:
@@ -255,7 +277,7 @@ def test_a_snapshot_is_bounded_over_its_frames() -> None:
         decoder.feed(wire.encode_snapshot([entry]))
 
 
-@given(st.binary(max_size=600), st.lists(st.integers(0, 600), max_size=8), st.sampled_from(["host", "agent"]))
+@given(st.binary(max_size=600), st.lists(st.integers(0, 600), max_size=8), st.sampled_from(sorted(frames.RULES)))
 def test_any_bytes_cut_anywhere_mean_the_same(data: bytes, cuts: list[int], role: frames.Role) -> None:
     """Events, or ProtocolError and nothing else."""
     edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
@@ -287,3 +309,5 @@ def test_what_is_encoded_is_checked() -> None:
         wire.encode_listen(bytes(15), "127.0.0.1")
     with pytest.raises(ValueError, match="17 bytes"):
         wire.encode_direct(1, bytes(17))
+    with pytest.raises(ValueError, match="15 bytes"):
+        wire.encode_trunk(bytes(15))
