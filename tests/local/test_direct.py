@@ -262,12 +262,12 @@ def test_a_server_that_resets_resets_the_client_after_its_last_words(direct: Dir
 def test_a_client_that_resets_resets_the_server_and_nothing_stays(direct: Direct) -> None:
     fds = direct.agent_fds()
     client, served = moved_pair(direct)
-    assert direct.agent_fds() > fds + 1  # the server's connection, the direct one, its pipes, the listener
+    assert direct.agent_fds() > fds + 2  # the server's connection, the direct one, its pipes, the listener, the trunk
     reset(client)
     with pytest.raises(ConnectionResetError):
         read_all(served)
     eventually(lambda: direct.rig.counters().active == 0, "the relay's end")
-    eventually(lambda: direct.agent_fds() == fds + 1, "the agent keeps the listener alone")
+    eventually(lambda: direct.agent_fds() == fds + 2, "the agent keeps the listener and the trunk alone")
 
 
 def test_a_killed_agent_is_no_end_of_an_answer(direct: Direct) -> None:
@@ -416,6 +416,12 @@ class PlayedAgent:
                     return frame
             self.frames.extend(self.decoder.feed(self.sock.recv(1 << 16)))
 
+    def announced(self, kind: type[frames.Trunk] | type[frames.Direct]) -> bytes:
+        """The token of the next such connection, which is dialled now that the ping behind it is answered."""
+        token = self.expect(kind).token
+        self.expect(frames.Ping)
+        return token
+
     def bulk(self, client: socket.socket, stream: int) -> None:
         """So much data that the host wants to move the stream."""
         for _ in range(8):
@@ -429,24 +435,24 @@ def test_who_does_not_know_the_secret_gets_no_stream(answer: bytes) -> None:
         stranger.settimeout(TIMEOUT_S)
         agent = PlayedAgent(one, "127.0.0.1")
         client = one.connect()
+        secret = agent.expect(frames.Listen).secret
         number = agent.expect(frames.Open).stream
         agent.bulk(client, number)
-        secret = agent.expect(frames.Listen).secret
         agent.sock.sendall(wire.encode_listening(stranger.getsockname()[1]))
-        token = agent.expect(frames.Direct).token
-        agent.expect(frames.Ping)
-        far, _ = stranger.accept()
-        far.settimeout(TIMEOUT_S)
-        hello = exactly(far, 64)
-        assert hello[:16] == token
-        assert hello[32:] == hmac.digest(secret, b"autoforward direct host" + hello[:32], "sha256")
-        assert secret not in hello
-        far.sendall(answer)
-        if len(answer) < PROOF_BYTES:
-            far.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(ConnectionResetError):
-            assert read_all(far) == b""
-        far.close()
+        tokens = [agent.announced(frames.Trunk), agent.announced(frames.Direct)]
+        for token in tokens:
+            far, _ = stranger.accept()
+            far.settimeout(TIMEOUT_S)
+            hello = exactly(far, 64)
+            assert hello[:16] == token
+            assert hello[32:] == hmac.digest(secret, b"autoforward direct host" + hello[:32], "sha256")
+            assert secret not in hello
+            far.sendall(answer)
+            if len(answer) < PROOF_BYTES:
+                far.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError):
+                assert read_all(far) == b""
+            far.close()
         agent.sock.sendall(wire.encode_data(number, b"goes on") + wire.encode_eof(number))
         assert read_all(client) == b"goes on"
         client.sendall(b"and back")
@@ -474,12 +480,13 @@ def test_data_on_the_mux_after_the_move_ends_the_session() -> None:
         listener.settimeout(TIMEOUT_S)
         agent = PlayedAgent(one, "127.0.0.1")
         client = one.connect()
+        secret = agent.expect(frames.Listen).secret
         number = agent.expect(frames.Open).stream
         agent.bulk(client, number)
-        secret = agent.expect(frames.Listen).secret
         agent.sock.sendall(wire.encode_listening(listener.getsockname()[1]))
-        agent.expect(frames.Direct)
-        agent.expect(frames.Ping)
+        agent.announced(frames.Trunk)
+        agent.announced(frames.Direct)
+        listener.accept()[0].close()  # no trunk
         far, _ = listener.accept()
         hello = exactly(far, 64)
         far.sendall(hmac.digest(secret, b"autoforward direct agent" + hello[:32], "sha256"))
