@@ -67,7 +67,7 @@ class DirectGate:
     def __init__(self, plane: DataPlane, mux: MuxWriter, address: str) -> None:
         self._plane = plane
         self._mux = mux
-        self._address = address
+        self.address = address
         self._secret = os.urandom(SECRET_SIZE)
         self._port: int | None = None
         self._asked = self._shut = False
@@ -80,7 +80,7 @@ class DirectGate:
         """Streams that have a direct connection, or are about to."""
 
     def __repr__(self) -> str:
-        return f"<DirectGate {self._address}:{self._port} active={self.active}>"
+        return f"<DirectGate {self.address}:{self._port} active={self.active}>"
 
     def want(self, user: DirectUser) -> bool:
         """A direct connection for this stream, if it can be had; `release` it once it is over. Whether it is tried."""
@@ -93,7 +93,7 @@ class DirectGate:
         self._waiting[user.number] = user
         if not self._asked:
             self._asked = True
-            self._mux.send(wire.encode_listen(self._secret, self._address))
+            self._mux.send(wire.encode_listen(self._secret, self.address))
         return True
 
     def release(self, user: DirectUser) -> None:
@@ -129,7 +129,7 @@ class DirectGate:
 
     def _connect(self, user: DirectUser, port: int) -> None:
         token = os.urandom(TOKEN_SIZE)
-        handshake = _Handshake(self, self._plane, user, self._secret, token, (self._address, port))
+        handshake = _Handshake(self, self._plane, user, self._secret, token, (self.address, port))
         self._handshakes.add(handshake)
         # A connection is faster than the exec stream: it begins once the agent is known to have the token.
         ping = next(self._numbers).to_bytes(8, "big")
@@ -153,7 +153,7 @@ class DirectGate:
 
     def failed(self, reason: str, *, unreachable: bool) -> None:
         self._failures += 1
-        log.debug("no direct connection to %s for one stream: %s", self._address, reason)
+        log.debug("no direct connection to %s for one stream: %s", self.address, reason)
         if unreachable or self._failures >= MAX_FAILURES:
             self._close_gate(reason)
 
@@ -161,7 +161,7 @@ class DirectGate:
         if not self._shut:
             self._shut = True
             self._waiting.clear()
-            log.info("no direct path to %s, connections stay on the exec stream: %s", self._address, reason)
+            log.info("no direct path to %s, connections stay on the exec stream: %s", self.address, reason)
 
 
 class _Handshake:

@@ -68,14 +68,28 @@ class Neighbours:
         """A part for a session, in the order in which sessions begin."""
         return Neighbour(next(self._numbers), replan)
 
-    def join(self, one: Neighbour, name: str, namespace: str, project: str | None, service: str | None) -> None:
-        """This is the container now. `namespace` and `project` are the engine's too: those of two engines differ."""
+    def join(
+        self,
+        one: Neighbour,
+        name: str,
+        namespace: str,
+        project: str | None,
+        service: str | None,
+        declared: Iterable[PortSpec] = (),
+    ) -> None:
+        """This is the container now. `namespace` and `project` are the engine's too: those of two engines differ.
+
+        What it has `declared` of services beside it counts from now on, also when it cannot forward it yet: their own
+        sessions would otherwise take these ports, and the numbers on the host, for the moment until it can.
+        """
         if one.namespace != namespace:
             self.leave(one)
         one.name, one.namespace, one.project, one.service = name, namespace, project, service
         if one not in self._members:
             self._members.append(one)
-            self._wake(self._of_services(project, {service}, but=one))
+            one.beside = _beside(declared)
+            services = {name for name, _transport, _port in one.beside}
+            self._wake(self._of_services(project, services | {service}, but=one))
 
     def leave(self, one: Neighbour) -> None:
         """It forwards nothing any more. Idempotent."""
@@ -97,12 +111,9 @@ class Neighbours:
         """
         one.takes_all = own is not None
         ranks: dict[ForwardKey, Rank] = dict.fromkeys(own or (), (True, one.number))
-        beside: set[tuple[str, Transport, int]] = set()
-        for spec in declared:
-            if spec.container_host is None:
-                ranks[spec.key] = (False, one.number)
-            else:
-                beside.add((spec.container_host, spec.transport, spec.container_port))
+        declared = tuple(declared)
+        ranks |= {spec.key: (False, one.number) for spec in declared if spec.container_host is None}
+        beside = _beside(declared)
         if beside != one.beside:
             changed = {service for service, _transport, _port in beside ^ one.beside}
             one.beside = beside
@@ -175,3 +186,11 @@ class Neighbours:
     def _wake(members: Iterable[Neighbour]) -> None:
         for member in list(members):
             member.replan()
+
+
+def _beside(declared: Iterable[PortSpec]) -> set[tuple[str, Transport, int]]:
+    return {
+        (spec.container_host, spec.transport, spec.container_port)
+        for spec in declared
+        if spec.container_host is not None
+    }

@@ -104,6 +104,8 @@ class Trunks:
     def _judge(self) -> None:
         self._question = b""
         self._judgement = None
+        if self._trunk is not None:
+            self._trunk.catch_up()  # a loop that was held up may not have read it yet
         if self._trunk is not None and self._trunk.heard_s < self._asked_s:
             self.lost("it leads nowhere any more")
 
@@ -112,7 +114,7 @@ class Trunks:
         trunk, self._trunk = self._trunk, None
         self._barred = self._barred or for_good
         if trunk is not None:
-            log.info("the direct connection to the agent is lost: %s", reason)
+            log.info("the trunk to %s is lost: %s", self._gate.address, reason)
             trunk.close()
             self._mux.send(wire.encode_trunk(b""))
 
@@ -190,6 +192,10 @@ class Trunk(Carrier[socket.socket]):
         if self._timer is not None:
             self._timer.cancel()
         super().close()
+
+    def catch_up(self) -> None:
+        """Take what has come."""
+        self._read()
 
     def _read(self) -> None:
         try:

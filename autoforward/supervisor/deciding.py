@@ -56,7 +56,8 @@ class Beside:
         engine = record.endpoint.host
         project = f"{engine}|{record.project}" if record.project else None
         namespace = f"{engine}|{info.namespace}"
-        self._neighbours.join(self._part, info.name, namespace, project, record.service)
+        declared = record.declared if record.attached else ()
+        self._neighbours.join(self._part, info.name, namespace, project, record.service, declared)
 
     def leave(self) -> None:
         self._neighbours.leave(self._part)

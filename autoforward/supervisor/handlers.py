@@ -211,6 +211,7 @@ class Handlers:
         ]
         rows = await self._rows(sessions)
         self._supervisor.watches.decline(sessions)
+        self._supervisor.siblings.decline(sessions)
         await self._supervisor.end_sessions(sessions, "detached")
         return {"rows": rows, "sessions": [session.record.session_id for session in sessions]}
 

@@ -299,8 +299,7 @@ class Supervisor:
 
     def _on_engine_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
         self.watches.on_event(endpoint, event)
-        if event is not None:
-            self.siblings.on_event(endpoint, event)
+        self.siblings.on_event(endpoint, event)
         for session in self.sessions.values():
             record = session.record
             if record.endpoint.key != endpoint.key:

@@ -39,6 +39,8 @@ class Siblings:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._seen: dict[tuple[object, str], dict[str, str]] = {}
+        """By engine and project: the containers that were thought of, and when each was started."""
 
     async def take_up(self, record: SessionRecord) -> Session:
         """Begin a session, or change the one that there is: options are replaced, SPECs added. Stored when it returns."""
@@ -69,6 +71,7 @@ class Siblings:
         if project is None or engine is None:
             return []
         found = await self._in_pool(anchor, lambda: services_of(engine, project))
+        self._note(anchor, found)
         sessions = []
         known = {one.record.container_id for one in self._host.sessions.values()} if new_only else set()
         for info in found:
@@ -78,8 +81,14 @@ class Siblings:
                 sessions.append(session)
         return sessions
 
-    def on_event(self, endpoint: EngineEndpoint, event: ContainerEvent) -> None:
-        """A container has started: if it is a service of a project that is watched as a whole, it is watched too."""
+    def on_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
+        """A container has started: if it is a service of a project that is watched as a whole, it is watched too.
+
+        None: events may have been missed; what has started since is looked for.
+        """
+        if event is None:
+            self._look_for_missed(endpoint)
+            return
         project = event.labels.get(LABEL_PROJECT)
         if event.action != "start" or project is None or is_one_off(event.labels):
             return
@@ -92,8 +101,48 @@ class Siblings:
         if anchor is not None:
             self._host.spawn(self._adopt_started(anchor, event.container_id), f"attach to {event.name}")
 
+    def decline(self, sessions: list[Session]) -> None:
+        """Somebody detached these: they are left alone until they are restarted."""
+        for one in sessions:
+            if one.info is not None:
+                self._note(one.record, [one.info])
+
+    def _note(self, record: SessionRecord, found: list[ContainerInfo]) -> None:
+        if record.project is not None:
+            seen = self._seen.setdefault((record.endpoint.key, record.project), {})
+            seen.update({info.container_id: info.started_at for info in found})
+
+    def _look_for_missed(self, endpoint: EngineEndpoint) -> None:
+        watched: dict[str | None, Session] = {}
+        # The one whose own configuration it is, where that still has a session: it comes last.
+        for one in sorted(self._host.sessions.values(), key=lambda one: not one.record.is_sibling):
+            if one.record.siblings and one.record.endpoint.key == endpoint.key:
+                watched[one.record.project] = one
+        for project, anchor in watched.items():
+            self._host.spawn(self._adopt_missed(anchor), f"look for services of {project}")
+
+    async def _adopt_missed(self, anchor: Session) -> None:
+        """Those that started while nobody told us. The first look only shows what there is: it may have been detached."""
+        record = anchor.record
+        project, engine = record.project, anchor.engine
+        if project is None:
+            return
+        before = self._seen.get((record.endpoint.key, project))
+        before = before if before is None else dict(before)
+        found = await self._in_pool(record, lambda: services_of(engine, project))
+        self._note(record, found)
+        known = {one.record.container_id for one in self._host.sessions.values()}
+        for info in found:
+            if (
+                before is not None
+                and info.container_id not in known
+                and before.get(info.container_id) != info.started_at
+            ):
+                await self._adopt(record, info)
+
     async def _adopt_started(self, anchor: Session, container_id: str) -> None:
         info = await self._in_pool(anchor.record, lambda: anchor.engine.inspect(container_id))
+        self._note(anchor.record, [info])
         if info.running and info.service is not None:
             await self._adopt(anchor.record, info)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from autoforward.supervisor.engines import ENGINE_THREADS
 from tests.conftest import ContainerFactory, Runner
-from tests.containers import eventually
+from tests.containers import Container, eventually
 from tests.docker.observing import free_port, logged, row_of, rows, wait_event
 from tests.faults.engine_proxy import EngineProxy, is_reachable
 from tests.faults.report import Fault
@@ -105,6 +106,38 @@ def test_what_the_lost_events_would_have_told_is_seen_all_the_same(
     with Traffic(host_port) as traffic:
         assert traffic.wait_answer(after_s=0).said == "again"
     row.note_events(logged(home, server.port)[1:])
+
+
+@pytest.mark.timeout(120)
+def test_a_service_that_started_while_nobody_told_of_it(
+    container: ContainerFactory, run: Runner, proxy: EngineProxy, fault: NewFault
+) -> None:
+    project = f"shop{uuid.uuid4().hex[:8]}"
+
+    def service(name: str) -> Container:
+        compose = {"project": project, "service": name, "container-number": "1"}
+        return container(labels={f"com.docker.compose.{key}": value for key, value in compose.items()})
+
+    def watched() -> set[str]:
+        sessions = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+        return {one["container_name"] for one in sessions}
+
+    app = service("app")
+    left_alone = service("left-alone")
+    run("autoforward", "attach", f"{project}/*", "--docker-host", proxy.host, check=0)
+    run("autoforward", "detach", left_alone.name, check=0)
+    assert watched() == {app.name}
+    row = fault("a service of the project starts while events of the engine are lost")
+    row.since = "after they can be had again"
+    proxy.refuse = lambda line: "/events" in line
+    assert proxy.cut(lambda line: "/events" in line) == 1
+    late = service("late")
+    assert watched() == {app.name}, "nobody has told it"
+    proxy.refuse = lambda _line: False
+    back_s = time.time()
+    eventually(lambda: late.name in watched(), timeout_s=60)
+    row.recovered(time.time() - back_s)
+    assert watched() == {app.name, late.name}, "what somebody detached is left alone"
 
 
 @pytest.mark.timeout(240)

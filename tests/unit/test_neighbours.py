@@ -71,6 +71,21 @@ def table() -> Neighbours:
     return Neighbours()
 
 
+def test_what_is_declared_beside_one_is_its_own_before_it_can_forward_it(table: Neighbours) -> None:
+    app, db = (Session(table, name, f"of {name}", project="shop", service=name) for name in ("app", "db"))
+    declared = [spec(5432, "db")]
+    table.join(app.part, app.name, *app.place, declared)
+    db.plan(5432, 8080)
+    assert db.forwarded == {8080}
+    assert db.elsewhere == {5432: Elsewhere("app", from_beside=True)}
+    app.plan(declared=declared)
+    settle(app, db)
+    assert db.forwarded == {8080}
+    app.plan(declared=())  # it cannot after all
+    settle(app, db)
+    assert db.forwarded == {5432, 8080}
+
+
 def test_one_that_is_alone_has_all(table: Neighbours) -> None:
     app = Session(table, "app", "ns")
     app.plan(3000, 3001)
