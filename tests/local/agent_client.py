@@ -59,17 +59,13 @@ class Stream:
         return self.eof or self.reset is not None or self.refused is not None
 
 
-class AgentClient:
-    """`wait` is the only place where anything is read or written."""
+class Conversation:
+    """On one path to the agent. `wait` is the only place where anything is read or written."""
 
-    def __init__(self, binary: Path, *arguments: str, greet: bool = True) -> None:
-        self.process = subprocess.Popen(
-            [binary, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-        )
-        assert self.process.stdin and self.process.stdout and self.process.stderr
-        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
-        os.set_blocking(self.stdin, False)
-        self.decoder = wire.Decoder()
+    def __init__(self, stdin: int, stdout: int, decoder: wire.Decoder) -> None:
+        self.stdin, self.stdout = stdin, stdout
+        os.set_blocking(stdin, False)
+        self.decoder = decoder
         self.pending = bytearray()
         self.streams: dict[int, Stream] = {}
         self.window = 0
@@ -80,17 +76,19 @@ class AgentClient:
         self.bye: Bye | None = None
         self.ended = False
         self.partial: defaultdict[int, bytes] = defaultdict(bytes)
-        if greet:
-            self.send(wire.encode_hello(WINDOW))
-            self.wait(lambda: self.window > 0, "the agent's hello")
 
     def send(self, data: bytes) -> None:
         self.pending += data
 
     def open(self, number: int, port: int, *addresses: str, udp: bool = False) -> Stream:
         stream = self.streams[number] = Stream(number, self.window, udp)
-        self.send(wire.encode_open(number, "udp" if udp else "tcp", port, addresses or ("127.0.0.1",)))
+        payload = wire.open_payload("udp" if udp else "tcp", port, addresses or ("127.0.0.1",))
+        self.send(self.opening(number, payload))
         return stream
+
+    def opening(self, number: int, payload: bytes) -> bytes:
+        """The frame that opens a stream on this path."""
+        return wire.encode_open_payload(number, payload)
 
     def upload(self, stream: Stream, data: bytes) -> None:
         """Sends `data` as the credit allows."""
@@ -201,6 +199,20 @@ class AgentClient:
         count = len(self.pongs)
         self.send(wire.encode_ping(b"settled?"))
         self.wait(lambda: len(self.pongs) > count, "pong")
+
+
+class AgentClient(Conversation):
+    """The agent as a child, on its stdin and stdout."""
+
+    def __init__(self, binary: Path, *arguments: str, greet: bool = True) -> None:
+        self.process = subprocess.Popen(
+            [binary, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        )
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        super().__init__(self.process.stdin.fileno(), self.process.stdout.fileno(), wire.Decoder())
+        if greet:
+            self.send(wire.encode_hello(WINDOW))
+            self.wait(lambda: self.window > 0, "the agent's hello")
 
     def until_end(self, timeout_s: float = TIMEOUT_S) -> int:
         """Reads to the end of stdout; the exit status."""
