@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -10,6 +11,7 @@ from autoforward import frames
 from autoforward.errors import ProtocolError
 from autoforward.mux import MAX_LOGGED_LINES, MAX_PROCESSES, MAX_SNAPSHOTS, Mux
 from autoforward.mux_channel import CREDIT_STEP_BYTES, WINDOW_BYTES, MuxChannel
+from autoforward.trunk import Trunks
 
 
 class FakeEnds:
@@ -109,6 +111,25 @@ def test_processes_are_told_on_and_without_end_they_are_a_violation() -> None:
         mux._take(frames.Process(1, 1, b"python3"))
     assert told[:1] == [frames.Process(0, 1, b"python3")]
     assert len(told) == MAX_PROCESSES
+
+
+def test_an_answer_that_comes_again_and_again_is_judged_once() -> None:
+    """The agent may say PONG as often as it likes: each had its timer."""
+    due: list[object] = []
+    asked: list[bytes] = []
+    plane = SimpleNamespace(call_later=lambda _delay_s, call: due.append(call) or call)
+    trunks = Trunks(cast(Any, plane), cast(Any, SimpleNamespace(send=asked.append)), cast(Any, None))
+    trunks._trunk = cast(Any, SimpleNamespace(send=asked.append, heard_s=float("inf")))
+    trunks.check()
+    trunks.check()
+    assert len(asked) == 2 and asked[0] == asked[1], "once on each path, until it is answered"
+    for _ in range(1000):
+        trunks.pong(asked[0][-8:])
+    assert len(due) == 1
+    trunks.pong(b"whatever")
+    due.pop()()  # type: ignore[operator]
+    trunks.check()
+    assert len(asked) == 4 and asked[2] != asked[0]
 
 
 def test_words_without_end_are_not_all_logged(caplog: pytest.LogCaptureFixture) -> None:
