@@ -338,16 +338,17 @@ def test_one_that_leads_nowhere_is_found(direct: Direct, between: Between, monke
 def test_an_agent_that_stands_still_keeps_it(direct: Direct, monkeypatch: pytest.MonkeyPatch) -> None:
     """A paused container: nothing comes on either path. And one where nothing is said at all stays, too."""
     monkeypatch.setattr(trunk, "UNANSWERED_S", 0.1)
+    monkeypatch.setattr(trunk, "GRACE_S", 0.4)
     bring_up(direct)
     before, pair = trunk_of(direct), direct.pair()
     talk(pair)
     direct.rig.turns_during(0.5)
     direct.agent.send_signal(signal.SIGSTOP)
     pair[0].sendall(b"later")
-    direct.rig.turns_during(1.5)  # longer than it takes to ask and to judge
+    direct.rig.turns_during(1.5)  # longer than it takes to ask and to judge, twice
     direct.agent.send_signal(signal.SIGCONT)
     assert exactly(pair[1], 5) == b"later"
-    direct.rig.turns_during(1.2)
+    direct.rig.turns_during(0.8)
     talk(pair)
     assert trunk_of(direct) is before
 
