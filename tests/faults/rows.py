@@ -34,6 +34,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "it stays away for long": (
         "tests/local/test_session_losses.py::test_a_container_stopped_for_long_keeps_its_leases_only",
     ),
+    "container's network goes while connections are open": (
+        "tests/docker/test_trunk.py::test_the_containers_network_goes_and_comes_back",
+    ),
     # Engine life
     "engine stops, is killed, starts": ("tests/faults/test_engine_life.py::test_engine_ends_and_starts_under_traffic",),
     "engine's streams are cut": (

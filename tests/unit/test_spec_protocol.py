@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autoforward import deploy, frames
+from autoforward import deploy, direct, frames
 from autoforward.mux_channel import WINDOW_BYTES
 from tests.unit.spec_text import ROOT, section, table, ticked
 
@@ -112,6 +112,12 @@ def test_sizes_of_the_frames() -> None:
     assert fields(payload("LISTEN")) + 16 == agent[frames.LISTEN].max_size
     assert fields(payload("LISTENING")) == host[frames.LISTENING].max_size
     assert fields(payload("DIRECT")) == agent[frames.DIRECT].max_size
+    assert fields(payload("TRUNK")) == agent[frames.TRUNK].max_size
+    signed = frames.RULES["agent-trunk"][frames.SIGNED_OPEN]
+    assert fields(payload("SIGNED_OPEN")) == frames.TAG_SIZE
+    least, most = signed.min_size - frames.TAG_SIZE, signed.max_size - frames.TAG_SIZE
+    assert f"what OPEN has, {least} to {most} bytes" in payload("SIGNED_OPEN")
+    assert f"MAX_SIGNED_OPEN = TAG_SIZE + {most}," in (ROOT / "agent/wire.h").read_text()
 
 
 def test_hello() -> None:
@@ -136,6 +142,7 @@ HOST: dict[str, tuple[Any, str]] = {
     "MAX_ENTRIES": (frames.MAX_ENTRIES, "At most {} entries over all frames"),
     "MAX_COMMAND": (frames.MAX_COMMAND, "cut to {} bytes"),
     "MAX_STREAMS": (frames.MAX_STREAMS, "At most {} streams"),
+    "TAG_SIZE": (frames.TAG_SIZE, "Its tag is the first {} bytes of"),
     "MAX_DATAGRAM": (frames.MAX_DATAGRAM, "while the credit is at least {}."),
 }
 """What both ends hold: the host's value, and where the text says it."""
@@ -186,6 +193,24 @@ def test_limits_of_the_agent(name: str) -> None:
     assert not rest
     for phrase in phrases:
         assert phrase.format(value) in prose()
+
+
+def test_what_may_be_said_on_a_trunk() -> None:
+    said = re.search(r"To the agent go ([\w, ]+); to the host ([\w, ]+)\.", prose("Trunk"))
+    assert said
+    to_agent, to_host = ({getattr(frames, name) for name in re.findall(r"[A-Z_]+", names)} for names in said.groups())
+    assert to_agent == {frames.DATA, *frames.RULES["agent-trunk"]}
+    assert to_host == {frames.DATA, *frames.RULES["host-trunk"]}
+
+
+def test_what_is_signed_begins_with_the_same_words() -> None:
+    for words, source in (
+        (direct.HOST_WORDS, "direct.c"),
+        (direct.AGENT_WORDS, "direct.c"),
+        (direct.TRUNK_WORDS, "trunk.c"),
+    ):
+        assert f'"{words.decode()}"' in (ROOT / "agent" / source).read_text()
+        assert f'"{words.decode()}" + token' in prose()
 
 
 def test_reasons_of_bye() -> None:
