@@ -62,7 +62,7 @@ class MuxWriter(Protocol):
 
 
 class DirectGate:
-    """The agent's listener, as the host sees it: asked for with the first stream that is bulk."""
+    """The agent's listener, as the host sees it: asked for with the first connection."""
 
     def __init__(self, plane: DataPlane, mux: MuxWriter, address: str) -> None:
         self._plane = plane
@@ -77,7 +77,7 @@ class DirectGate:
         self._numbers = itertools.count(1)
         self._failures = 0
         self.active = 0
-        """Streams that have a direct connection, or are about to."""
+        """Streams that have a direct connection, and who is about to."""
 
     def __repr__(self) -> str:
         return f"<DirectGate {self.address}:{self._port} active={self.active}>"

@@ -69,7 +69,7 @@ class Route:
 class MuxStart:
     """An agent runs on this stream: greet it, and ask for snapshots at this pace. The data plane owns the stream.
 
-    `direct_address`: the container's own, where bulk may go on a direct connection; None: it stays on the stream.
+    `direct_address`: the container's own, where connections may go past the engine; None: all stay on the stream.
     """
 
     session_id: str

@@ -40,7 +40,7 @@ MAX_OPENED = 1000
 class SessionOptions:
     """How to watch and forward. `bind` None is loopback; `auto` False forwards declared ports only.
 
-    `direct`: bulk may take the direct path. `notify`: desktop notifications. `default_exclude`: what is known to be no
+    `direct`: connections may go past the engine. `notify`: desktop notifications. `default_exclude`: what is known to be no
     server of the user's (editors' own, sshd) is not forwarded by itself. `exclude_processes` and `include_processes`
     are regular expressions for command lines; `include` brings back what is excluded. `local_ports` are pins.
     """

@@ -210,7 +210,7 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
                 metavar="S",
                 help=f"Seconds between looks into the container (default {DEFAULT_POLL_INTERVAL_S:g}).",
             ),
-            click.option("--no-direct", is_flag=True, help="Carry bulk through the engine too, not on a direct path."),
+            click.option("--no-direct", is_flag=True, help="Carry everything through the engine, nothing past it."),
             click.option(
                 "--settings",
                 metavar="FILE",

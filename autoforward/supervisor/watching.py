@@ -275,7 +275,7 @@ class Watching:
 
 
 def direct_address_of(endpoint: EngineEndpoint, info: ContainerInfo) -> str | None:
-    """Where bulk may reach the container without the engine: only one whose engine is on a local socket of this Linux.
+    """Where connections may reach the container without the engine: only one whose engine is on a local socket of this Linux.
 
     None, too, for a container without addresses (no network, the host's). Whether the
     address can be reached from here shows when it is tried.
