@@ -51,6 +51,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "engine's events are lost": (
         "tests/faults/test_engine_streams.py::test_what_the_lost_events_would_have_told_is_seen_all_the_same",
+        "tests/faults/test_engine_streams.py::test_a_service_that_started_while_nobody_told_of_it",
     ),
     "machine sleeps": (
         "tests/unit/test_clock.py::test_a_jump_is_told_once",

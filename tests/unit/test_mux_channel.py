@@ -119,7 +119,7 @@ def test_an_answer_that_comes_again_and_again_is_judged_once() -> None:
     asked: list[bytes] = []
     plane = SimpleNamespace(call_later=lambda _delay_s, call: due.append(call) or call)
     trunks = Trunks(cast(Any, plane), cast(Any, SimpleNamespace(send=asked.append)), cast(Any, None))
-    trunks._trunk = cast(Any, SimpleNamespace(send=asked.append, heard_s=float("inf")))
+    trunks._trunk = cast(Any, SimpleNamespace(send=asked.append, heard_s=float("inf"), catch_up=lambda: None))
     trunks.check()
     trunks.check()
     assert len(asked) == 2 and asked[0] == asked[1], "once on each path, until it is answered"
