@@ -17,8 +17,8 @@ static u64 mix(u64 hash, const u8 *bytes, size_t size) {
 }
 
 /* A digest of what the decoder, of the exec stream or of a trunk, made of the input, however it was cut. */
-static u64 digest(const u8 *data, size_t size, u32 cut, bool trunk) {
-	struct decoder decoder = {.trunk = trunk};
+static u64 digest(const u8 *data, size_t size, u32 cut, bool as_trunk) {
+	struct decoder decoder = {.trunk = as_trunk};
 	struct event event;
 	const char *error = NULL;
 	u64 hash = 0xcbf29ce484222325u;
@@ -45,10 +45,10 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size) {
 	int which;
 	u8 *copy = malloc(size ? size : 1);
 	memcpy(copy, data, size);
-	for (u32 trunk = 0; trunk < 2; trunk++) {
-		u64 whole = digest(copy, size, 0, trunk);
+	for (u32 as_trunk = 0; as_trunk < 2; as_trunk++) {
+		u64 whole = digest(copy, size, 0, as_trunk);
 		for (u32 cut = 1; cut < 4; cut++)
-			if (digest(copy, size, cut, trunk) != whole) abort();
+			if (digest(copy, size, cut, as_trunk) != whole) abort();
 	}
 	if (size > 2) dns_parse(copy, (u32)size, (u16)get_u16(copy), &which, found, 8);
 	parse_address(copy, (u32)size, found);
