@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from autoforward.errors import ProtocolError
+from tests.agent_build import build
 from tests.fuzz import one, targets
-from tests.fuzz.__main__ import CORPUS, corpora
+from tests.fuzz.__main__ import C_DECODER, CORPUS, corpora
 from tests.fuzz.minimize import minimize
 from tests.fuzz.targets import TARGETS, BrokenLawError
 
@@ -20,6 +22,13 @@ def test_kept_inputs(name: str) -> None:
     assert len(inputs) >= 4
     for data in inputs:
         TARGETS[name](data)
+
+
+def test_the_program_for_the_agents_decoder_is_built_and_runs(tmp_path: Path) -> None:
+    """Its corpus and a moment more: whoever changes the agent would not see that it no longer builds."""
+    files = [str(path) for folder in corpora(C_DECODER) for path in sorted(folder.iterdir())]
+    done = subprocess.run([build("fuzz"), "1", *files], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.endswith("nothing found\n")) == (0, True), done.stderr
 
 
 def test_every_corpus_has_its_target() -> None:
