@@ -32,6 +32,9 @@ RECEIVE_BYTES = 256 * 1024
 UNANSWERED_S = 1.0
 """So long after the last word, with something sent since, it is asked whether there is somebody."""
 
+SEEK_AGAIN_S = 3.0
+"""After asking for a trunk, until it may be asked for again: what came of it is known by then (`HANDSHAKE_TIMEOUT_S`)."""
+
 GRACE_S = 1.0
 """For the answer to come over the trunk, too, after it came over the exec stream, which is the longer way."""
 
@@ -57,6 +60,7 @@ class Trunks:
         self._gate = gate
         self._trunk: Trunk | None = None
         self._sought = self._waits = self._barred = False
+        self._sought_s = 0.0
         self._token = b""
         self._questions = itertools.count(1)
         self._question = b""
@@ -70,6 +74,7 @@ class Trunks:
         """The trunk, if there is one; otherwise it is asked for, once from one `look_after` to the next."""
         if self._trunk is None and not self._sought:
             self._sought = True
+            self._sought_s = time.monotonic()
             self._waits = self._gate.want(self)
         return self._trunk
 
@@ -80,8 +85,9 @@ class Trunks:
     def look_after(self) -> None:
         """With each ping of the mux."""
         if self._trunk is None:
-            self._let_go()
-            self._sought = self._barred
+            if time.monotonic() - self._sought_s >= SEEK_AGAIN_S:
+                self._let_go()
+                self._sought = self._barred
         else:
             self.check()
 

@@ -42,12 +42,16 @@ class Lane:
     """There is a trunk before the test begins."""
 
 
-def direct_connections(container: Container) -> int:
-    """How many TCP connections it has at its own address: nothing that tests start there has any."""
+def direct_sockets(container: Container) -> set[str]:
+    """Inodes of its TCP connections at its own address: nothing that tests start there has any."""
     octets = reversed(container.address().split("."))
-    hexed = "".join(f"{int(octet):02X}" for octet in octets)
-    table = container.shell("cat /proc/net/tcp")
-    return sum(f" {hexed}:" in line and line.split()[3] == "01" for line in table.splitlines()[1:])
+    own = "".join(f"{int(octet):02X}" for octet in octets)
+    rows = [line.split() for line in container.shell("cat /proc/net/tcp").splitlines()[1:]]
+    return {row[9] for row in rows if row[1].startswith(f"{own}:") and row[3] == "01"}
+
+
+def direct_connections(container: Container) -> int:
+    return len(direct_sockets(container))
 
 
 def is_watcher(process: Process) -> bool:

@@ -24,8 +24,8 @@ from autoforward.frames import HEADER_SIZE, HELLO_SIZE, Hello
 from autoforward.messages import MuxLost, MuxSaid, MuxStart, Route, StreamFailed, StreamWanted
 from autoforward.model import DialAddress
 from tests.agent_build import build
+from tests.local.direct_rig import AgentStream, descriptors, eventually, exactly
 from tests.local.plane_rig import FORWARD, TIMEOUT_S, Rig, rig
-from tests.local.test_direct import AgentStream, descriptors, eventually, exactly
 
 SESSION = "ses-cut"
 CLIENTS = 3

@@ -97,6 +97,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new trunk is sought soon after the last one was lost."""
     monkeypatch.setattr(mux, "PING_INTERVAL_S", 0.2)
+    monkeypatch.setattr(trunk, "SEEK_AGAIN_S", 0.2)
 
 
 @pytest.fixture

@@ -224,7 +224,7 @@ def test_numbers_in_the_text_are_those_of_the_table() -> None:
         ("Flags of a session", f"takes {value['AGENT_POLL_INTERVAL_S']} |"),
         ("Agent", f"nothing for {value['HELLO_TIMEOUT_S']} s"),
         ("Agent", f"pings it every {value['mux.PING_INTERVAL_S']} s; after {value['SILENCE_LIMIT_S']} s"),
-        ("Trunk", f"at most once every {value['mux.PING_INTERVAL_S']} s"),
+        ("Trunk", f"at most once every {value['SEEK_AGAIN_S']} s"),
         ("Trunk", f"no word in return for {value['UNANSWERED_S']} s"),
         ("Trunk", f"and {value['trunk.GRACE_S']} s later no byte"),
         ("Allocation", f"at most {value['MAX_ATTEMPTS']} numbers"),
