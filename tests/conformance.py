@@ -85,13 +85,14 @@ class Attached:
         )
 
     def attach(self, *specs: str) -> None:
+        first = self.servers.start_server("echo") if self.lane.trunk else None
         self._run("autoforward", "attach", self.container.name, *specs, "--lane", self.lane.lane, check=0)
         [session] = json.loads(self._run("autoforward", "status", "--json", check=0).stdout)["sessions"]
         said = session["lane"]
         assert (said["name"], said["dialect"]) == (self.lane.lane, self.lane.dialect)
         assert (said["half_close"], said["ipv6"]) == (self.lane.half_close, self.lane.ipv6)
-        if self.lane.trunk:
-            with dial(self.host_port(self.servers.start_server("echo"))) as client:
+        if first is not None:
+            with dial(self.host_port(first)) as client:
                 client.sendall(b"the first")
                 assert client.recv(1)
             eventually(lambda: direct_connections(self.container) == 1, what="the trunk")
