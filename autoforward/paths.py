@@ -1,7 +1,8 @@
 """Where the state is kept: one private folder per user, and the names of the files in it.
 
 The folder holds what decides which host ports belong to whom, and the socket through which the supervisor is
-commanded; so it is 0700, and a folder that someone else could have prepared is refused rather than repaired.
+commanded; so it is 0700, and a folder that someone else could have prepared, or could exchange, is refused rather
+than repaired.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoforward.errors import AutoforwardError
+from autoforward.files.ownership import parent_problem
 
 HOME_VARIABLE = "AUTOFORWARD_HOME"
 
@@ -92,8 +94,9 @@ class StatePaths:
         """Make the folder (0700), and the one of the socket if that is elsewhere. Idempotent.
 
         Raises StateFolderError when it cannot be made, is a symbolic link or no folder, belongs to another
-        user, or can be written by group or others; also when one of our files in it is a link or another user's, for
-        then it could be written by others once. A folder that others can merely read is closed to them.
+        user, or can be written by group or others; when other users could exchange it, for they can write in a folder
+        above it; also when one of our files in it is a link or another user's, for then it could be written by others
+        once. A folder that others can merely read is closed to them.
         """
         _ensure_private_folder(self.home)
         socket_folder = self.supervisor_socket.parent
@@ -116,11 +119,12 @@ class StatePaths:
 def _ensure_private_folder(folder: Path) -> None:
     hint = f"remove it or give it back to you alone, or set {HOME_VARIABLE} to another folder"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            folder.mkdir(mode=0o700)
-        except FileExistsError:
-            pass
+        _check_parents(folder)
+        if not os.path.lexists(folder):
+            for missing in [one for one in reversed(folder.parents) if not os.path.lexists(one)]:
+                missing.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            _check_parents(folder)  # a sticky folder takes what anybody makes meanwhile
         status = folder.lstat()
         if stat.S_ISLNK(status.st_mode):
             raise StateFolderError(f"the state folder {folder} is a symbolic link", hint=hint)
@@ -143,6 +147,15 @@ def _ensure_private_folder(folder: Path) -> None:
             f"cannot make the state folder {folder}: {error.strerror or error}",
             hint=f"set {HOME_VARIABLE} to a folder that can be written",
         ) from error
+
+
+def _check_parents(folder: Path) -> None:
+    problem = parent_problem(folder)
+    if problem is not None:
+        raise StateFolderError(
+            f"the state folder {folder} could be exchanged by others: {problem}",
+            hint=f"give that folder back to you alone (chmod go-w), or set {HOME_VARIABLE} to a folder elsewhere",
+        )
 
 
 def _ensure_own_file(path: Path) -> None:

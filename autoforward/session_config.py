@@ -26,7 +26,13 @@ from autoforward.devcontainer import (
 from autoforward.model import ContainerInfo, PortSpec
 from autoforward.setting_values import SettingError
 from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, identity_of, new_session_id
-from autoforward.settings_files import CUSTOMIZATIONS, customizations_of, read_customizations, read_settings_file
+from autoforward.settings_files import (
+    CUSTOMIZATIONS,
+    customizations_of,
+    read_customizations,
+    read_settings_file,
+    read_user_settings,
+)
 from autoforward.variables import names_in, substituted
 
 PORT_KEYS = ("forwardPorts", "portsAttributes", "otherPortsAttributes")
@@ -79,7 +85,7 @@ def read_sources(sources: ConfigSources, environ: Mapping[str, str] | None = Non
         customizations,
         _settings_in(sources.settings_file, required=True),
         _settings_in(sources.project_file),
-        _settings_in(sources.user_file),
+        NO_SETTINGS if sources.user_file is None else read_user_settings(Path(sources.user_file)),
         features,
         variables,
     )

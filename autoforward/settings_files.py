@@ -11,6 +11,7 @@ from pathlib import Path
 from autoforward.config import NO_SETTINGS, Settings, parse_settings
 from autoforward.devcontainer import MAX_CONFIG_BYTES
 from autoforward.errors import UsageError
+from autoforward.files import ownership
 from autoforward.setting_values import SettingError
 
 PROJECT_FILE = ".autoforward.toml"
@@ -54,6 +55,23 @@ def read_settings_file(path: Path, *, required: bool = False) -> Settings:
     if len(data) > MAX_CONFIG_BYTES:
         raise UsageError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
     return parse_toml(data, str(path))
+
+
+def read_user_settings(path: Path) -> Settings:
+    """The settings of the user's own file, which may say everything: so no other user can have written it.
+
+    Raises UsageError.
+    """
+    try:
+        problem = ownership.problem(path)
+    except OSError:  # not there, or it will be an error where it is read
+        problem = None
+    if problem is not None:
+        raise UsageError(
+            f"{path} is not read, for others could write it: {problem}",
+            hint="look at what it says, then give it back to you alone (chmod go-w)",
+        )
+    return read_settings_file(path)
 
 
 def parse_toml(data: bytes, place: str) -> Settings:

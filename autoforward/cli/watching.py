@@ -24,7 +24,7 @@ from autoforward.errors import AutoforwardError
 from autoforward.events import LINE_PREFIX
 from autoforward.selection import Selection, parse_labels
 from autoforward.settings import SessionOptions
-from autoforward.settings_files import read_settings_file
+from autoforward.settings_files import read_settings_file, read_user_settings
 
 WORKED_S = 10.0
 """A supervisor that lived this long is worth another one at once; one that dies sooner, time after time, is not."""
@@ -144,7 +144,8 @@ class _Teller:
 
 def _check(caller: Caller) -> None:
     """What is wrong with the files of all containers is an error of the command. Raises UsageError."""
-    for path, required in ((caller.settings_file, True), (caller.user_file, False)):
-        if path is not None:
-            read_settings_file(Path(path), required=required)
+    if caller.settings_file is not None:
+        read_settings_file(Path(caller.settings_file), required=True)
+    if caller.user_file is not None:
+        read_user_settings(Path(caller.user_file))
     output.warn_of_bind(SessionOptions.of(caller.given))

@@ -133,6 +133,43 @@ def test_no_command_believes_a_folder_of_somebody_else(theirs: Path, run: Runner
     assert supervisor_of(theirs) is None
 
 
+SWAP = """
+import os, sys
+home = sys.argv[1]
+os.rename(home, home + ".away")
+os.mkdir(home, 0o700)
+"""
+
+
+@as_root
+@pytest.mark.parametrize("owner", [NOBODY, 0], ids=["his own", "open to all"])
+def test_a_private_folder_that_another_user_can_exchange_is_refused(theirs: Path, run: Runner, owner: int) -> None:
+    """It was believed: it is 0700 and ours, until he puts his own in its place."""
+    os.chown(theirs, owner, owner)
+    theirs.chmod(0o777)
+    home = theirs / "state"
+    home.mkdir(mode=0o700)
+    words = f"{theirs} belongs to user id {NOBODY}" if owner else f"{theirs} can be written by others (mode 0777)"
+    for argv in COMMANDS:
+        done = run("autoforward", *argv, env={"AUTOFORWARD_HOME": str(home)}, check=1)
+        assert f"the state folder {home} could be exchanged by others: {words}" in done.stderr, argv
+        assert "hint: " in done.stderr
+    assert list(home.iterdir()) == []
+    done = as_nobody(SWAP, str(home))
+    assert (done.returncode, done.stderr) == (0, ""), "he can"
+
+
+@as_root
+def test_with_the_sticky_bit_another_user_cannot(theirs: Path, run: Runner) -> None:
+    os.chown(theirs, 0, 0)
+    theirs.chmod(0o1777)
+    home = theirs / "state"
+    home.mkdir(mode=0o700)
+    assert run("autoforward", "list", "--json", env={"AUTOFORWARD_HOME": str(home)}, check=0).stdout == "[]\n"
+    done = as_nobody(SWAP, str(home))
+    assert "PermissionError" in done.stderr
+
+
 @as_root
 def test_a_server_of_somebody_else_is_told_nothing(theirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that was exchanged after it was looked at: the kernel is asked who answers."""

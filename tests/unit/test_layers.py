@@ -61,7 +61,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("events", "registry", "sockets"),
     ("locking", "peercred", "leases", "paths", "settings", "settings_files", "policy", "candidates"),
     ("devcontainer", "environment", "lanes.*", "config", "processes", "contexts"),
-    ("attributes", "setting_values"),
+    ("attributes", "setting_values", "files.*"),
     ("portspec", "procnet", "wire", "expressions", "variables", "neighbours", "known_servers", "masking"),
     ("payloads",),
     (
