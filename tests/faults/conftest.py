@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import ContainerFactory, Runner
+from tests.docker.observing import free_port, row_of
+from tests.faults.neighbour import Neighbour, warm_up
 from tests.faults.report import Fault, Report
+from tests.faults.supervisors import the_supervisor
 
 HERE = Path(__file__).parent
 
@@ -44,6 +48,17 @@ def fault(request: pytest.FixtureRequest) -> Callable[[str], Fault]:
         return one
 
     return make
+
+
+@pytest.fixture
+def neighbour(container: ContainerFactory, run: Runner, home: Path) -> Neighbour:
+    """An innocent container that is attached and has been asked before."""
+    good = container()
+    server = good.start_server(port=free_port(), text="good")
+    run("autoforward", "attach", good.name, check=0)
+    host_port = row_of(run, server.port, status="active")["localPort"]
+    warm_up(host_port)
+    return Neighbour(home, host_port, the_supervisor(home))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -95,6 +95,13 @@ class Traffic:
             assert answer is not None, f"no answer within {timeout_s} s: {self._count(self._attempts)}"
             return answer
 
+    def wait_attempts(self, count: int, *, timeout_s: float = 60.0) -> None:
+        """Until that many more attempts have ended, one way or another."""
+        with self._changed:
+            wanted = len(self._attempts) + count
+            ended = self._changed.wait_for(lambda: len(self._attempts) >= wanted, timeout_s)
+            assert ended, f"{len(self._attempts)} attempts, not {wanted}: {self._count(self._attempts)}"
+
     def outcomes(self, *, since_s: float = 0.0) -> dict[str, int]:
         """How many attempts that began then or later ended how."""
         with self._changed:
@@ -103,6 +110,11 @@ class Traffic:
     def slowest_s(self) -> float:
         with self._changed:
             return max((one.ended_s - one.began_s for one in self._attempts), default=0.0)
+
+    def latencies_s(self) -> list[float]:
+        """Of each attempt, however it ended."""
+        with self._changed:
+            return [one.ended_s - one.began_s for one in self._attempts]
 
     @staticmethod
     def _count(attempts: list[Attempt]) -> dict[str, int]:

@@ -1,0 +1,168 @@
+"""An innocent neighbour of a hostile container: asked over new connections all the while, and measured against itself.
+
+    with watched(neighbour) as harm:        # its baseline is taken before
+        …                                   # what the hostile container does
+        harm.last(200)                      # the neighbour has been asked 200 times meanwhile
+    …                                       # the hostile container is gone
+    harm.check()
+
+What is held: no connection of the neighbour ends in anything but an answer; the 99th percentile stays under `MAX_RATIO` times
+its baseline of the same run (before and after, whichever is slower: the machine's own noise); the control socket answers; the
+supervisor grows by less than `MAX_GROWTH_BYTES` and comes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from autoforward.cli.client import Call
+from autoforward.paths import StatePaths
+from autoforward.supervisor.spawn import connect_to_supervisor
+from tests.containers import eventually
+from tests.faults.report import Fault
+from tests.faults.traffic import Traffic, ask_once
+
+MAX_RATIO = 5.0
+MAX_GROWTH_BYTES = 20_000_000
+CONTROL_ANSWER_S = 0.5
+END_S = 10.0
+
+BASELINE_ATTEMPTS = 100
+INTERVAL_S = 0.02
+NOISE_S = 0.02
+"""Two slices of the scheduler: a percentile below it says more about the machine than about the product."""
+
+
+@dataclass
+class Neighbour:
+    """A well-behaved container that is attached: its host port, and the supervisor that both share."""
+
+    home: Path
+    host_port: int
+    supervisor: psutil.Process
+
+    def baseline_p99_s(self) -> float:
+        """Of `BASELINE_ATTEMPTS` connections, while nothing hostile happens."""
+        with Traffic(self.host_port, interval_s=INTERVAL_S) as traffic:
+            traffic.wait_attempts(BASELINE_ATTEMPTS)
+        assert set(traffic.outcomes()) == {"answered"}, traffic.outcomes()
+        return percentile(traffic.latencies_s(), 99)
+
+    def control_answer_s(self) -> float:
+        """How long the control socket takes for a list."""
+        began_s = time.monotonic()
+        sock = connect_to_supervisor(StatePaths(self.home))
+        assert sock is not None, "nothing answers at the control socket"
+        with Call(sock, {"op": "list"}) as call:
+            for _message in call:
+                pass
+        return time.monotonic() - began_s
+
+    def ends_in_time(self) -> None:
+        """SIGTERM, and the supervisor ends within `END_S`."""
+        self.supervisor.terminate()
+        self.supervisor.wait(END_S)
+
+
+@dataclass
+class Harm:
+    """What the neighbour and the supervisor went through in a `watched` block."""
+
+    neighbour: Neighbour
+    before_p99_s: float
+    before_bytes: int
+    before_answer_s: float
+    traffic: Traffic
+    peak_bytes: int = 0
+    answers_s: list[float] = field(default_factory=list)
+
+    def last(self, attempts: int) -> None:
+        """Go on until that many more connections of the neighbour have ended."""
+        self.traffic.wait_attempts(attempts)
+
+    def check(self, row: Fault | None = None) -> None:
+        """All promises of the module's first lines; `row` gets the figures. Nothing hostile runs any more."""
+        supervisor = self.neighbour.supervisor
+        assert supervisor.is_running(), "the supervisor has ended"
+        outcomes = self.traffic.outcomes()
+        assert set(outcomes) == {"answered"}, outcomes
+        after_p99_s = self.neighbour.baseline_p99_s()
+        baseline_s = max(self.before_p99_s, after_p99_s, NOISE_S)
+        p99_s = percentile(self.traffic.latencies_s(), 99)
+        slowest_answer_s = max(self.answers_s)
+        growth = self.peak_bytes - self.before_bytes
+        if row is not None:
+            row.note(
+                f"the neighbour: p99 {p99_s * 1000:.0f} ms of {len(self.traffic.latencies_s())}, baseline "
+                f"{self.before_p99_s * 1000:.0f} and {after_p99_s * 1000:.0f} ms",
+                f"control socket {slowest_answer_s * 1000:.0f} ms, supervisor +{max(0, growth) / 1e6:.0f} MB",
+            )
+        assert p99_s < MAX_RATIO * baseline_s, f"p99 {p99_s:.3f} s, baseline {baseline_s:.3f} s"
+        allowed_s = max(CONTROL_ANSWER_S, MAX_RATIO * self.before_answer_s)
+        assert slowest_answer_s < allowed_s, f"the control socket took {slowest_answer_s:.2f} s"
+        assert growth < MAX_GROWTH_BYTES, f"the supervisor grew by {growth / 1e6:.1f} MB"
+        eventually(
+            lambda: memory_of(supervisor) - self.before_bytes < MAX_GROWTH_BYTES / 2,
+            timeout_s=30,
+            what="its memory comes back",
+        )
+
+
+@contextlib.contextmanager
+def watched(neighbour: Neighbour) -> Iterator[Harm]:
+    """Ask the neighbour, the control socket and the supervisor's memory for as long as the block lasts."""
+    harm = Harm(
+        neighbour,
+        neighbour.baseline_p99_s(),
+        memory_of(neighbour.supervisor),
+        max(neighbour.control_answer_s() for _ in range(3)),
+        Traffic(neighbour.host_port, interval_s=INTERVAL_S),
+    )
+    ended = threading.Event()
+    failures: list[BaseException] = []
+
+    def measure() -> None:
+        try:
+            while True:
+                harm.answers_s.append(neighbour.control_answer_s())
+                harm.peak_bytes = max(harm.peak_bytes, memory_of(neighbour.supervisor))
+                if ended.wait(0.1):
+                    return
+        except (OSError, AssertionError, psutil.Error) as error:
+            failures.append(error)
+
+    measuring = threading.Thread(target=measure)
+    with harm.traffic:
+        measuring.start()
+        try:
+            yield harm
+        finally:
+            ended.set()
+            measuring.join()
+    if failures:
+        raise failures[0]
+
+
+def memory_of(process: psutil.Process) -> int:
+    """Bytes that only this process has."""
+    return int(process.memory_full_info().uss)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that `percent` of all do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def warm_up(host_port: int) -> None:
+    """What the first connections make the supervisor allocate is not the hostile container's doing."""
+    for _ in range(50):
+        outcome, said = ask_once(host_port)
+        assert outcome == "answered", said
