@@ -116,11 +116,21 @@ static int open_listener(const struct address *address, u32 *port) {
 	return (int)-error;
 }
 
+/* The host wants no new connections here: those that are proven go on. */
+static void listen_no_more(void) {
+	if (listener >= 0) sys_close(listener);
+	listener = -1;
+	for (struct direct *d = slots; d < slots + SLOTS; d++)
+		if (d->state == GREETING) release(d);
+}
+
 const char *direct_listen(const struct event *e) {
+	if (!e->size) return listen_no_more(), NULL;
 	struct address address = {.family = e->bytes[SECRET_SIZE]};
 	u32 port = 0;
-	if (asked) return "listen twice";
+	if (listener >= 0) return "listen twice";
 	asked = true;
+	bad = 0;
 	memcpy(secret, e->bytes, sizeof secret);
 	memcpy(address.bytes, e->bytes + SECRET_SIZE + 1, e->size - SECRET_SIZE - 1);
 	int error = open_listener(&address, &port);

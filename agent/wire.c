@@ -64,7 +64,7 @@ static const struct {
 	[PING] = {8, 8, BOTH, false},
 	[PONG] = {8, 8, EXEC, false},
 	[WATCH] = {5, 5, EXEC, false},
-	[LISTEN] = {SECRET_SIZE + 1 + 4, SECRET_SIZE + 1 + 16, EXEC, false},
+	[LISTEN] = {0, SECRET_SIZE + 1 + 16, EXEC, false},
 	[DIRECT] = {TOKEN_SIZE, TOKEN_SIZE, EXEC, true},
 	[MOVE] = {0, 0, BOTH, true},
 	[TRUNK] = {0, TOKEN_SIZE, EXEC, false},
@@ -109,6 +109,8 @@ static const char *check_payload(struct event *event) {
 		event->udp = event->bytes[4] & 1;
 		return event->bytes[4] > 1 ? "watch flags" : NULL;
 	case LISTEN: {
+		if (!event->size) return NULL;
+		if (event->size < SECRET_SIZE + 1 + 4) return "frame length";
 		u32 kind = event->bytes[SECRET_SIZE], length = event->size - SECRET_SIZE - 1;
 		return (kind == 4 && length == 4) || (kind == 6 && length == 16) ? NULL : "address";
 	}

@@ -34,6 +34,7 @@ from autoforward.messages import (
     Drain,
     ForwardCounters,
     MuxCheck,
+    MuxDirect,
     MuxEnd,
     MuxPace,
     MuxRetire,
@@ -293,7 +294,7 @@ class DataPlane:
                 served.route = command
                 for server in served.udp:
                     server.route(command)
-            case MuxStart() | MuxPace() | MuxRetire() | MuxEnd() | MuxCheck():
+            case MuxStart() | MuxDirect() | MuxPace() | MuxRetire() | MuxEnd() | MuxCheck():
                 self._muxes.obey(command)
             case OpenOnMux(relay_id, session_id, transport, dials):
                 self._open_on_mux(relay_id, session_id, transport, dials)
@@ -327,7 +328,7 @@ class DataPlane:
                 stream.close()
             case Serve() | Route() | OpenOnMux() | StreamFailed() | ServerClosed():
                 pass
-            case MuxPace() | MuxRetire() | MuxEnd() | MuxCheck():
+            case MuxDirect() | MuxPace() | MuxRetire() | MuxEnd() | MuxCheck():
                 pass
 
     # Agents.

@@ -17,6 +17,7 @@ import socket
 from typing import TYPE_CHECKING, Protocol
 
 from autoforward import wire
+from autoforward.errors import ProtocolError
 from autoforward.frames import SECRET_SIZE, TOKEN_SIZE, Listening
 
 if TYPE_CHECKING:
@@ -62,15 +63,21 @@ class MuxWriter(Protocol):
 
 
 class DirectGate:
-    """The agent's listener, as the host sees it: asked for with the first connection."""
+    """The agent's listener, as the host sees it: asked for with the first connection, closed while `address` is None.
 
-    def __init__(self, plane: DataPlane, mux: MuxWriter, address: str) -> None:
+    `address`: one of the container's own, at which this machine may reach it now.
+    """
+
+    def __init__(self, plane: DataPlane, mux: MuxWriter, address: str | None) -> None:
         self._plane = plane
         self._mux = mux
         self.address = address
-        self._secret = os.urandom(SECRET_SIZE)
-        self._port: int | None = None
+        self._secret = b""
+        self._place: tuple[str, int] | None = None
+        """Address and port of the agent's listener, once it has said so."""
         self._asked = self._shut = False
+        self._stopping = b""
+        """The payload of the ping behind "listen no more": what the agent says of a listener before its answer is old."""
         self._waiting: dict[int, DirectUser] = {}
         self._announced: dict[bytes, _Handshake] = {}
         self._handshakes: set[_Handshake] = set()
@@ -80,21 +87,49 @@ class DirectGate:
         """Streams that have a direct connection, and who is about to."""
 
     def __repr__(self) -> str:
-        return f"<DirectGate {self.address}:{self._port} active={self.active}>"
+        return f"<DirectGate {self._place or self.address} active={self.active}>"
 
     def want(self, user: DirectUser) -> bool:
         """A direct connection for this stream, if it can be had; `release` it once it is over. Whether it is tried."""
-        if self._shut or self.active >= MAX_DIRECT:
+        if self._shut or self.address is None or self.active >= MAX_DIRECT:
             return False
         self.active += 1
-        if self._port is not None:
-            self._connect(user, self._port)
+        if self._place is not None:
+            self._connect(user, self._place)
             return True
         self._waiting[user.number] = user
-        if not self._asked:
-            self._asked = True
-            self._mux.send(wire.encode_listen(self._secret, self.address))
+        self._ask()
         return True
+
+    def _ask(self) -> None:
+        if self._asked or self._stopping or self._shut or self.address is None:
+            return
+        self._asked = True
+        self._secret = os.urandom(SECRET_SIZE)
+        self._mux.send(wire.encode_listen(self._secret, self.address))
+
+    def allow(self, address: str | None) -> None:
+        """Where the container may be reached from now on; None: nowhere. Connections that are proven stay.
+
+        Streams that wait for a connection go on waiting, for an address that may come.
+        """
+        if address == self.address:
+            return
+        self.address = address
+        self._place = None
+        self._announced.clear()
+        for handshake in list(self._handshakes):
+            self._waiting[handshake.user.number] = handshake.user
+            handshake.close()
+        if self._asked and not self._shut:
+            self._asked = False
+            self._stopping = self._next_ping()
+            self._mux.send(wire.encode_listen(b"", "") + wire.encode_ping(self._stopping))
+        if self._waiting:
+            self._ask()
+
+    def _next_ping(self) -> bytes:
+        return next(self._numbers).to_bytes(8, "big")
 
     def release(self, user: DirectUser) -> None:
         """That stream is over."""
@@ -105,15 +140,19 @@ class DirectGate:
 
     def listening(self, said: Listening) -> None:
         """The agent's answer, or its word that it listens no more."""
+        if not self._asked and not self._stopping:
+            raise ProtocolError("the agent listens although nobody asked it to")
+        if self._stopping:
+            return
         if not said.port:
             self._close_gate(f"the agent cannot listen there: {os.strerror(said.errno)}")
             return
-        if self._shut or self._port is not None:
+        if self._shut or self._place is not None or self.address is None:
             return
-        self._port = said.port
+        self._place = self.address, said.port
         waiting, self._waiting = self._waiting, {}
         for user in waiting.values():
-            self._connect(user, said.port)
+            self._connect(user, self._place)
 
     def trunk_key(self, token: bytes) -> bytes:
         """What opening is signed with on the trunk that came with this token."""
@@ -127,17 +166,21 @@ class DirectGate:
         for handshake in list(self._handshakes):
             handshake.close()
 
-    def _connect(self, user: DirectUser, port: int) -> None:
+    def _connect(self, user: DirectUser, place: tuple[str, int]) -> None:
         token = os.urandom(TOKEN_SIZE)
-        handshake = _Handshake(self, self._plane, user, self._secret, token, (self.address, port))
+        handshake = _Handshake(self, self._plane, user, self._secret, token, place)
         self._handshakes.add(handshake)
         # A connection is faster than the exec stream: it begins once the agent is known to have the token.
-        ping = next(self._numbers).to_bytes(8, "big")
+        ping = self._next_ping()
         self._announced[ping] = handshake
         self._mux.send(user.announce(token) + wire.encode_ping(ping))
 
     def pong(self, payload: bytes) -> None:
         """The agent has had all that was sent before the ping with that payload."""
+        if payload == self._stopping:
+            self._stopping = b""
+            if self._waiting:
+                self._ask()
         handshake = self._announced.pop(payload, None)
         if handshake is not None:
             handshake.start()

@@ -155,7 +155,10 @@ class Bye(NamedTuple):
 
 
 class Listen(NamedTuple):
-    """Listen for direct connections on `address`, one of the container's own. `secret`: SECRET_SIZE bytes."""
+    """Listen for direct connections on `address`, one of the container's own. `secret`: SECRET_SIZE bytes.
+
+    Both empty: listen no more.
+    """
 
     secret: bytes
     address: str
@@ -223,7 +226,7 @@ RULES: Final[dict[Role, dict[int, Rule]]] = {
     | {
         OPEN: Rule(7, MAX_OPEN, True),
         WATCH: Rule(5, 5, False),
-        LISTEN: Rule(SECRET_SIZE + 1 + 4, SECRET_SIZE + 1 + 16, False),
+        LISTEN: Rule(0, SECRET_SIZE + 1 + 16, False),
         DIRECT: Rule(TOKEN_SIZE, TOKEN_SIZE, True),
         TRUNK: Rule(0, TOKEN_SIZE, False),
     },

@@ -79,6 +79,14 @@ class MuxStart:
 
 
 @dataclass(frozen=True, slots=True)
+class MuxDirect:
+    """Where connections of this session may go past the engine from now on; None: what is new stays on the stream."""
+
+    session_id: str
+    address: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class MuxPace:
     """Ask the agent of this session for snapshots at another pace."""
 
@@ -170,6 +178,7 @@ Command = (
     Serve
     | Route
     | MuxStart
+    | MuxDirect
     | MuxPace
     | MuxRetire
     | MuxEnd

@@ -55,7 +55,7 @@ class Mux(Carrier[EngineStream]):
         on_lost: Callable[[str], None],
         direct_address: str | None = None,
     ) -> None:
-        """`direct_address`: one of the container's own at which this machine may reach it; None: no direct path."""
+        """`direct_address`: one of the container's own at which this machine may reach it now; None: no direct path."""
         super().__init__(plane, stream, None)
         self._on_event = on_event
         self._on_lost = on_lost
@@ -67,10 +67,8 @@ class Mux(Carrier[EngineStream]):
         self._last_words = ""
         self._timer: Timer | None = None
         self._is_retired = False
-        self._trunks: Trunks | None = None
-        if direct_address is not None:
-            self.direct = DirectGate(plane, self, direct_address)
-            self._trunks = Trunks(plane, self, self.direct)
+        self.direct = self._gate = DirectGate(plane, self, direct_address)
+        self._trunks = Trunks(plane, self, self._gate)
         self._takers |= {
             frames.Hello: self._take_hello,
             frames.Ping: lambda event: self.send(wire.encode_pong(event.payload)),
@@ -102,9 +100,9 @@ class Mux(Carrier[EngineStream]):
 
     def open(self, relay: FarEnd, transport: Transport, dials: Sequence[DialAddress]) -> MuxChannel:
         """A channel for this relay. Only while `is_up`."""
-        trunk = self._trunks.get() if self._trunks is not None else None
+        trunk = self._trunks.get()
         number = self._last_number % frames.MAX_STREAM + 1
-        while number in self._channels or (trunk is not None and trunk.has(number)):
+        while number in self._channels or self._trunks.has(number):
             number = number % frames.MAX_STREAM + 1
         self._last_number = number
         payload = _open_payload(transport, tuple(dials))
@@ -118,6 +116,11 @@ class Mux(Carrier[EngineStream]):
         """Ask for snapshots at that pace."""
         self.send(wire.encode_watch(interval_ms, udp=udp))
 
+    def allow_direct(self, address: str | None) -> None:
+        """Where this machine may reach the container from now on; None: what is new stays on the exec stream."""
+        if not self.is_closed:
+            self._trunks.allow(address)
+
     def retire(self) -> None:
         """Say nothing more, and end once the last channel has: looked for with each ping."""
         self._on_event = self._on_lost = _say_nothing
@@ -129,10 +132,8 @@ class Mux(Carrier[EngineStream]):
             return
         if self._timer is not None:
             self._timer.cancel()
-        if self._trunks is not None:
-            self._trunks.close()
-        if self.direct is not None:
-            self.direct.close()
+        self._trunks.close()
+        self._gate.close()
         self._stream.shutdown_write()
         super().close()
 
@@ -179,15 +180,11 @@ class Mux(Carrier[EngineStream]):
         self._on_event(event)
 
     def _take_pong(self, event: frames.Pong) -> None:
-        if self.direct is not None:
-            self.direct.pong(event.payload)
-        if self._trunks is not None:
-            self._trunks.pong(event.payload)
+        self._gate.pong(event.payload)
+        self._trunks.pong(event.payload)
 
     def _take_listening(self, event: frames.Listening) -> None:
-        if self.direct is None:
-            raise ProtocolError("the agent listens although nobody asked it to")
-        self.direct.listening(event)
+        self._gate.listening(event)
 
     def _take_snapshot(self, event: frames.SnapshotEvent) -> None:
         self._snapshots += 1
@@ -220,11 +217,10 @@ class Mux(Carrier[EngineStream]):
         if silent_s > SILENCE_LIMIT_S:
             self._lose(f"the agent has been silent for {silent_s:.0f} s")
             return
-        if self._is_retired and self.is_idle and (self._trunks is None or self._trunks.is_idle):
+        if self._is_retired and self.is_idle and self._trunks.is_idle:
             self.close()
             return
-        if self._trunks is not None:
-            self._trunks.look_after()
+        self._trunks.look_after()
         self._snapshots = self._processes = self._logged_lines = 0
         self.send(wire.encode_ping(bytes(8)))
         self._timer = self._plane.call_later(PING_INTERVAL_S, self._ping)

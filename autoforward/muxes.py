@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from autoforward.frames import Hello
-from autoforward.messages import MuxCheck, MuxEnd, MuxLost, MuxPace, MuxRetire, MuxSaid, MuxStart, Notice
+from autoforward.messages import MuxCheck, MuxDirect, MuxEnd, MuxLost, MuxPace, MuxRetire, MuxSaid, MuxStart, Notice
 from autoforward.mux import Mux, MuxEvent
 
 if TYPE_CHECKING:
     from autoforward.dataplane import DataPlane
 
-MuxCommand = MuxStart | MuxPace | MuxRetire | MuxEnd | MuxCheck
+MuxCommand = MuxStart | MuxDirect | MuxPace | MuxRetire | MuxEnd | MuxCheck
 
 
 class Muxes:
@@ -39,6 +39,10 @@ class Muxes:
             case MuxPace(session_id, interval_ms):
                 if (mux := self._working.get(session_id)) is not None:
                     mux.watch(interval_ms, udp=True)
+            case MuxDirect(session_id, address):
+                working = self._working.get(session_id)
+                for one in [*([working] if working is not None else []), *self._retired.get(session_id, ())]:
+                    one.allow_direct(address)
             case MuxRetire(session_id):
                 if (mux := self._working.pop(session_id, None)) is not None:
                     mux.retire()

@@ -155,6 +155,10 @@ def _parse_opened(stream: int, payload: bytes) -> Event:
 
 
 def _parse_listen(_: int, payload: bytes) -> Event:
+    if not payload:
+        return Listen(b"", "")
+    if len(payload) <= SECRET_SIZE:
+        raise ProtocolError(f"LISTEN of {len(payload)} bytes")
     kind, address = payload[SECRET_SIZE], payload[SECRET_SIZE + 1 :]
     if (kind, len(address)) not in ((4, 4), (6, 16)):
         raise ProtocolError(f"LISTEN on an address of kind {kind} and {len(address)} bytes")

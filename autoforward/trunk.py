@@ -59,7 +59,7 @@ class Trunks:
         self._mux = mux
         self._gate = gate
         self._trunk: Trunk | None = None
-        self._sought = self._waits = self._barred = False
+        self._sought = self._waits = self._barred = self._wanted = False
         self._sought_s = 0.0
         self._token = b""
         self._questions = itertools.count(1)
@@ -71,7 +71,10 @@ class Trunks:
         return f"<Trunks {self._trunk}>"
 
     def get(self) -> Trunk | None:
-        """The trunk, if there is one; otherwise it is asked for, once from one `look_after` to the next."""
+        """The trunk, if new streams may go over it. Where there is none it is asked for, once from one `look_after` on."""
+        if self._gate.address is None:
+            self._wanted = True
+            return None
         if self._trunk is None and not self._sought:
             self._sought = True
             self._sought_s = time.monotonic()
@@ -82,12 +85,29 @@ class Trunks:
     def is_idle(self) -> bool:
         return self._trunk is None or self._trunk.is_idle
 
+    def has(self, number: int) -> bool:
+        return self._trunk is not None and self._trunk.has(number)
+
+    def allow(self, address: str | None) -> None:
+        """Where the container may be reached from now on; without an address nothing new goes over the trunk that there is."""
+        self._gate.allow(address)
+        if address is None:
+            self._wanted = self._wanted or self._waits
+            self._let_go()
+            self._sought = self._barred
+        elif self._wanted:
+            self._wanted = False
+            self.get()
+
     def look_after(self) -> None:
         """With each ping of the mux."""
         if self._trunk is None:
             if time.monotonic() - self._sought_s >= SEEK_AGAIN_S:
                 self._let_go()
                 self._sought = self._barred
+        elif self._gate.address is None and self._trunk.has_said_all:
+            log.info("the trunk is ended: the direct path is off")
+            self._end()
         else:
             self.check()
 
@@ -117,12 +137,14 @@ class Trunks:
 
     def lost(self, reason: str, *, for_good: bool = False) -> None:
         """It broke: the agent is told, should it not know. `for_good`: there will be no other with this agent."""
-        trunk, self._trunk = self._trunk, None
         self._barred = self._barred or for_good
-        if trunk is not None:
-            log.info("the trunk to %s is lost: %s", self._gate.address, reason)
-            trunk.close()
-            self._mux.send(wire.encode_trunk(b""))
+        if self._trunk is not None:
+            log.info("the trunk is lost: %s", reason)
+            self._end()
+
+    def _end(self) -> None:
+        self.close()
+        self._mux.send(wire.encode_trunk(b""))
 
     def close(self) -> None:
         trunk, self._trunk = self._trunk, None
@@ -171,6 +193,11 @@ class Trunk(Carrier[socket.socket]):
 
     def has(self, number: int) -> bool:
         return number in self._channels
+
+    @property
+    def has_said_all(self) -> bool:
+        """Whether there are no streams on it, and the agent has heard the ends of those that were."""
+        return self.is_idle and not self._out and not self._unanswered
 
     def open(self, number: int, relay: FarEnd, payload: bytes, *, datagrams: bool) -> MuxChannel | None:
         """A channel here; None: what it takes to dial is too long to be signed, or the numbers began anew."""

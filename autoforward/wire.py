@@ -266,7 +266,12 @@ def encode_watch(interval_ms: int, *, udp: bool = False) -> bytes:
 
 
 def encode_listen(secret: bytes, address: str) -> bytes:
-    """`secret`: SECRET_SIZE bytes that prove a direct connection; `address`: IPv4 or IPv6 (ValueError)."""
+    """`secret`: SECRET_SIZE bytes that prove a direct connection; `address`: IPv4 or IPv6 (ValueError).
+
+    Both empty: listen no more.
+    """
+    if not secret and not address:
+        return _frame(LISTEN, 0)
     own = ip_address(address)
     return _frame(LISTEN, 0, _sized(secret, SECRET_SIZE) + bytes((own.version,)) + own.packed)
 

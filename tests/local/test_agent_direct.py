@@ -31,6 +31,7 @@ from tests.local.direct_far import (
     read_all,
     reset,
 )
+from tests.local.trunk_far import connect
 
 MEBIBYTE = 1 << 20
 EADDRNOTAVAIL = 99
@@ -64,6 +65,37 @@ def test_nothing_listens_before_listen(start: StartAgent, serve: Serve) -> None:
     agent.send(wire.encode_direct(1, bytes(16)))
     assert agent.until_end() == 3
     assert agent.bye and "direct before listen" in agent.bye.text
+
+
+def test_listener_is_closed_and_opened_again_under_what_is_proven(far: NewFar, serve: Serve) -> None:
+    """ "Listen no more" ends the listener and who has not proven himself; moved streams and the trunk go on."""
+    direct = far()
+    agent = direct.agent
+    moved = direct.move(agent.open(1, serve(echo)))
+    line = connect(direct)
+    unproven = direct.dial(b"half a greet")
+    agent.settle()
+    agent.send(wire.encode_listen(b"", ""))
+    agent.settle()
+    assert closed_silently(unproven)
+    with pytest.raises(ConnectionRefusedError):
+        direct.dial(b"")
+    assert len(agent.listening) == 1, "what the host wanted is not reported"
+    moved.sendall(b"hello")
+    assert moved.recv(100) == b"hello"
+    agent.send(wire.encode_listen(b"", ""))  # once more is nothing
+    secret = os.urandom(16)
+    agent.send(wire.encode_listen(secret, LOOPBACK))
+    agent.wait(lambda: len(agent.listening) == 2, "the second listener")
+    stream = agent.open(2, serve(echo))
+    token = direct.expect(stream)
+    before = direct.secret
+    direct.port, direct.secret = agent.listening[1].port, secret
+    assert closed_silently(direct.dial(direct.greeting(token, before)))
+    assert direct.dial(direct.greeting(token)).recv(100)
+    carried = line.open(3, serve(echo))
+    line.upload(carried, b"over the trunk of before")
+    line.wait(lambda: carried.received == b"over the trunk of before", "echo on the trunk")
 
 
 @pytest.mark.parametrize("what", ["other words", "another secret", "cut short"])
