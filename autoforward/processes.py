@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 
 from autoforward.expressions import MAX_SUBJECT_LENGTH
+from autoforward.frames import MAX_COMMAND
+from autoforward.lanes.watcher import MAX_COMMAND_BYTES
 from autoforward.masking import mask_command_line
 from autoforward.model import ForwardKey, ServerProcess
 from autoforward.procnet import SocketRow
@@ -17,6 +19,9 @@ from autoforward.texts import only_printable
 
 MAX_EARLY = 256
 """Names kept for sockets that no snapshot has shown yet."""
+
+CUT_LENGTHS = frozenset({MAX_COMMAND, MAX_COMMAND_BYTES})
+"""Bytes of a command line of which the agent, or the watcher, has left out the end."""
 
 
 class ProcessBook:
@@ -69,6 +74,9 @@ class ProcessBook:
 
 def parse_process(command_line: bytes) -> ServerProcess | None:
     """The text of /proc/PID/cmdline (arguments apart by NUL, from a container); None when there is none."""
-    text = command_line.decode("utf-8", "replace")[:MAX_SUBJECT_LENGTH]
-    text = only_printable(text).strip()
-    return ServerProcess(text, mask_command_line(text)) if text else None
+    arguments = [
+        only_printable(one) for one in command_line.decode("utf-8", "replace")[:MAX_SUBJECT_LENGTH].split("\0")
+    ]
+    text = " ".join(arguments).strip()
+    shown = mask_command_line("\0".join(arguments), cut=len(command_line) in CUT_LENGTHS)
+    return ServerProcess(text, shown) if text else None

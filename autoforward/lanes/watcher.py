@@ -21,6 +21,9 @@ MAX_FRAME = 1024 * 1024
 MAX_LINE = 1024
 """Bytes of a line outside a frame, and of a line on stderr."""
 
+MAX_COMMAND_BYTES = 768
+"""Of a command line: what the script reads of it."""
+
 MAX_SOCKETS = 64
 """Sockets taken from one `socks` answer; a relay has one."""
 
@@ -126,7 +129,7 @@ class Sockets:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who holds a listening socket; `pid` 0 when that was not to be found. `command_line` is hostile text."""
+    """Who holds a listening socket; `pid` 0 when that was not to be found. `command_line` is hostile, arguments apart by NUL."""
 
     inode: int
     pid: int
@@ -148,7 +151,7 @@ def parse_answer(line: bytes) -> Answer | None:
     if line.startswith(b"AF fatal "):
         return Fatal(printable(line[9:]))
     if owner := _OWNER.fullmatch(line, 0, MAX_LINE):
-        return Owner(int(owner[1]), int(owner[2]), owner[3] or b"")
+        return Owner(int(owner[1]), int(owner[2]), (owner[3] or b"").replace(b"\1", b"\0").rstrip(b"\0"))
     words = line[:MAX_LINE].split()
     if len(words) < 2 or not all(word.isdigit() and len(word) <= 20 for word in words[1:]):
         return None

@@ -107,7 +107,8 @@ name_new() {
         if [ "$pid" != "$named" ]; then
           [ $owners -lt $max_owners ] || break
           owners=$((owners + 1)) named=$pid
-          command=$(dd if="/proc/$pid/cmdline" bs=768 count=1 2>/dev/null | tr '\000\n\r' '   ')
+          # A shell's variable holds no NUL: 1 is between the arguments.
+          command=$(dd if="/proc/$pid/cmdline" bs=768 count=1 2>/dev/null | tr '\000\n\r' '\001  ')
         fi
         # Cutting it out of $wanted would cost dash the square of that text's length.
         found="$found$word " news=$((news - 1))

@@ -266,7 +266,8 @@ def test_watcher_names_the_process_of_what_is_new(container: ContainerFactory, i
         watch.wait_for(owners)
         own = owners()[0]
         assert (own.inode, own.pid) == (inode(3000), first.pid)
-        assert own.command_line.split() == one.shell(f"tr '\\0' ' ' </proc/{first.pid}/cmdline").encode().split()
+        seen = one.shell(f"tr '\\0' ' ' </proc/{first.pid}/cmdline")
+        assert own.command_line.split(b"\0") == seen.encode().split()
         one.start_server(port=3001, user="root")
         watch.wait_for(lambda: len(owners()) == 2)
         assert owners()[1] == w.Owner(inode(3001), 0, b"")

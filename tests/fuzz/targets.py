@@ -227,7 +227,7 @@ def command_line(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     shown = mask_command_line(text)
     _must(len(shown) <= MAX_COMMAND_LINE, "bounded", shown)
-    for said in (shown, printable(data), clean_text(text)):
+    for said in (shown, mask_command_line(text, cut=True), printable(data), clean_text(text)):
         # Control and format characters, surrogates, line and paragraph ends.
         kinds = {unicodedata.category(character) for character in said}
         _must(not kinds & {"Cc", "Cf", "Cs", "Zl", "Zp"}, "one line for people", said)

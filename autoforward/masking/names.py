@@ -1,0 +1,104 @@
+"""Which names have secret values, and which variables are known to be harmless. Pure.
+
+Two directions: an option or a field is shown unless its name says that it is a secret (`--password`, `apiKey`, `sig`);
+a variable in the style of the environment (`FOO_BAR`) is hidden unless it is in the table of harmless ones.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+SECRET_PARTS: Final = (
+    *("password", "passwd", "passphrase", "passcode", "pwd"),
+    *("secret", "token", "credential", "signature", "cookie", "mnemonic"),
+)
+"""Anywhere in a name, whatever its style: `PGPASSWORD`, `--passwordFile`, `client_secret`."""
+
+SECRET_WORDS: Final = frozenset(
+    {
+        "pass",
+        "passin",
+        "passout",
+        "pw",
+        "auth",
+        "key",
+        "pat",
+        "jwt",
+        "sig",
+        "sas",
+        "psk",
+        "otp",
+        "totp",
+        "cred",
+        "creds",
+    }
+)
+"""A word of its own in a name: `DB_PASS`, `--authToken`, `--jwt`; so `passport` and `author` are left alone."""
+
+SECRET_ENDS: Final = ("key", "pass", "auth")
+"""At the end of a word: `apikey`, `requirepass`, `masterauth`."""
+
+ORDINARY_WORDS: Final = frozenset(
+    {
+        "bypass",
+        "compass",
+        "donkey",
+        "encompass",
+        "hockey",
+        "hotkey",
+        "jockey",
+        "monkey",
+        "surpass",
+        "trespass",
+        "turkey",
+    }
+)
+"""Words that end so and mean something else."""
+
+HARMLESS_OPTIONS: Final = frozenset(
+    {"max_tokens", "max_new_tokens", "num_tokens", "tokenizer", "tokenizer_mode", "tokenizer_path", "tokens_per_second"}
+)
+"""Of language models: their tokens are words."""
+
+_HARMLESS = """
+    ADDRESS APP_ENV ARCH ASPNETCORE_ENVIRONMENT ASPNETCORE_URLS BABEL_ENV BASE_PATH BIND BROWSER BUNDLE_GEMFILE
+    CC CGO_ENABLED CI COLORTERM COLUMNS CUDA_VISIBLE_DEVICES CXX DATA_DIR DEBUG DISPLAY DJANGO_DEBUG
+    DJANGO_SETTINGS_MODULE DOTNET_ENVIRONMENT EDITOR FLASK_APP FLASK_DEBUG FLASK_ENV FLASK_RUN_HOST FLASK_RUN_PORT
+    FORCE_COLOR GEM_HOME GIN_MODE GOARCH GOFLAGS GOGC GOMAXPROCS GOOS GOPATH GOROOT HMR_PORT HOME HOST HOSTNAME HTTPS
+    HTTPS_PORT HTTP_PORT IP JAVA_HOME LANG LANGUAGE LD_LIBRARY_PATH LEVEL LINES LISTEN LISTEN_ADDR LISTEN_ADDRESS
+    LOGLEVEL LOGNAME LOG_FORMAT LOG_LEVEL MALLOC_ARENA_MAX MIX_ENV MODE NODE_ENV NODE_NO_WARNINGS NODE_OPTIONS NODE_PATH
+    NO_COLOR NUM_WORKERS OLDPWD OMP_NUM_THREADS PATH PORT PROTOCOL PUBLIC_URL PWD PYTHONDONTWRITEBYTECODE PYTHONFAULTHANDLER
+    PYTHONHASHSEED PYTHONHOME PYTHONIOENCODING PYTHONPATH PYTHONUNBUFFERED PYTHONUTF8 RACK_ENV RAILS_ENV
+    RAILS_LOG_TO_STDOUT RAILS_MAX_THREADS RAILS_SERVE_STATIC_FILES RELOAD RUBYOPT RUST_BACKTRACE RUST_LOG SERVER_PORT
+    SHELL SHLVL SSH_AUTH_SOCK SSL TERM THREADS TMPDIR TOKENIZERS_PARALLELISM TZ USER VERBOSE VIRTUAL_ENV VITE_PORT
+    WATCHPACK_POLLING WEB_CONCURRENCY WORKERS
+"""
+HARMLESS_VARIABLES: Final = frozenset(_HARMLESS.split())
+"""Variables whose values say how a program runs. `LC_…`, `XDG_…` and numbers called `…_PORT` are harmless, too."""
+
+HARMLESS_VALUES: Final = frozenset({"", "0", "1", "true", "false", "yes", "no", "on", "off", "null", "none"})
+"""Of a variable whose name does not say that it is a secret: nothing is hidden in these."""
+
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_HARMLESS_KINDS = re.compile(r"(?:LC_|XDG_)[A-Z_]++")
+
+
+def is_secret(name: str) -> bool:
+    """Whether the value of this option, field or variable is a secret: `--api-key`, `clientSecret`, `DB_PASS`."""
+    lower = name.lower()
+    if name in HARMLESS_VARIABLES or lower.lstrip("-").replace("-", "_") in HARMLESS_OPTIONS:
+        return False
+    if any(part in lower for part in SECRET_PARTS):
+        return True
+    words = [word.lower() for word in _WORDS.findall(name)]
+    return any(word in SECRET_WORDS or (word.endswith(SECRET_ENDS) and word not in ORDINARY_WORDS) for word in words)
+
+
+def is_harmless_variable(name: str, value: str) -> bool:
+    """Whether `NAME=VALUE` of an environment is known to hold no secret."""
+    if is_secret(name):
+        return False
+    if name in HARMLESS_VARIABLES or _HARMLESS_KINDS.fullmatch(name) or value.lower() in HARMLESS_VALUES:
+        return True
+    return name.endswith("_PORT") and value.isdecimal() and len(value) <= 5
