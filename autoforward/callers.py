@@ -27,7 +27,7 @@ class Caller:
     """`given`: what flags and variables set. `variables`: its environment, of which a session keeps what its files name.
 
     `folder`: where a project's file is looked for when the container has no folder; None: nowhere. Other paths are
-    absolute.
+    absolute. `links`: where files may lead out of the workspace; None: the user is here, and they may lead anywhere.
     """
 
     given: Settings = NO_SETTINGS
@@ -38,6 +38,7 @@ class Caller:
     environment: SessionEnvironment = NO_ENVIRONMENT
     variables: Mapping[str, str] = field(default_factory=dict)
     folder: str | None = None
+    links: Mapping[str, str] | None = None
 
     @classmethod
     def of(cls, record: SessionRecord) -> Caller:
@@ -51,6 +52,7 @@ class Caller:
             auto_udp=options.auto_udp,
             environment=record.environment,
             variables=sources.variables,
+            links=sources.links,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class Caller:
             auto_udp=bool(row["auto_udp"]),
             environment=SessionEnvironment.of(dict(row["environment"])),
             variables={str(name): str(value) for name, value in dict(row["variables"]).items()},
+            links={},
         )
 
 
@@ -94,6 +97,8 @@ def sources_for(
         given=caller.given,
         base=metadata.base,
         original=metadata.original,
+        folder=os.path.abspath(folders[0]) if folders and folders[0] else None,  # noqa: PTH100
+        links=caller.links or {},
     )
 
 
@@ -117,7 +122,9 @@ def bare_record(
     """
     workspace_folder = workspace_folder or info.workspace_folder
     config_file = config_file or info.config_file
-    counts = override_config or config_file_of(info.labels, workspace_folder, config_file) or config_file
+    counts: str | Path | None = override_config
+    if counts is None and (workspace_folder or caller.links is None):  # else only a label says so
+        counts = config_file_of(info.labels, workspace_folder, config_file) or config_file
     compose_folder = info.labels.get(LABEL_COMPOSE_FOLDER)
     return SessionRecord(
         session_id=new_session_id(),
@@ -148,7 +155,7 @@ def record_for(
     """
     metadata = metadata or metadata_of(info)
     record = bare_record(info, endpoint, caller, metadata=metadata, **how)
-    contents = read_sources(record.sources, caller.variables)
-    record = replace(record, sources=replace(record.sources, variables=contents.variables))
+    contents = read_sources(record.sources, caller.variables, accept_links=caller.links is None)
+    record = replace(record, sources=replace(record.sources, variables=contents.variables, links=contents.links))
     configured, warnings = configure(record, contents)
     return configured, (*metadata.warnings, *warnings)

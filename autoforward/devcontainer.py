@@ -8,17 +8,18 @@ file only: no CLI writes it into the label. Variables are put in before (`variab
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-import json5
-
 from autoforward.attributes import NO_RULES, AttributeRules, bounded, parse_attributes, quoted
 from autoforward.errors import UsageError
+from autoforward.foreign import reader
+from autoforward.foreign.limits import MAX_CONFIG_BYTES
+from autoforward.foreign.opening import Rule
+from autoforward.foreign.reader import ANYWHERE, Document
 from autoforward.model import ForwardKey, PortSpec
 from autoforward.portspec import decode_port_spec, encode_port_spec, is_port, parse_port_spec
 
@@ -29,9 +30,9 @@ LABEL_METADATA = "devcontainer.metadata"
 ShutdownAction = Literal["none", "stopContainer", "stopCompose"]
 SHUTDOWN_ACTIONS: tuple[ShutdownAction, ...] = ("none", "stopContainer", "stopCompose")
 
-# No real configuration comes near; the bounds keep a hostile image or a wrong path from costing memory and time
-# (json5 needs about 6 s for a megabyte).
-MAX_CONFIG_BYTES = 512 * 1024
+CUSTOMIZATIONS = ("customizations", "autoforward")
+
+# No real configuration comes near; the bounds keep a hostile image from costing memory and time.
 MAX_DECLARED = 1000
 MAX_METADATA_ENTRIES = 1000
 # Before equal ones are put together: half a megabyte of ranges would otherwise be fifty million ports.
@@ -39,8 +40,6 @@ MAX_SPECS = 10 * MAX_DECLARED
 MAX_LOCAL_FEATURES = 64
 FEATURE_KEYS = frozenset({"forwardPorts", "portsAttributes", "otherPortsAttributes"})
 
-# json5 (pyjson5 is another package) puts the position into its message and nowhere else.
-_JSON5_POSITION = re.compile(r"^<string>:(\d+) (.*) at column (\d+)$", re.DOTALL)
 # `docker run -p` has an address first: 127.0.0.1:8080:80, [::1]:8080:80, 127.0.0.1::80.
 _DOCKER_ADDRESS = re.compile(r"(\d+\.\d+\.\d+\.\d+|\[[0-9A-Fa-f:.]+\]):(.*)")
 
@@ -76,65 +75,33 @@ class PortConfiguration:
         )
 
 
-def parse_config_text(text: str, place: str) -> dict[str, Any]:
-    """Parse the text of a devcontainer.json: JSON with comments and trailing commas, an object at the top.
+def parse_config_text(text: str | bytes, place: str) -> dict[str, Any]:
+    """The text of a devcontainer.json: JSON with comments and trailing commas, an object at the top.
 
     Raises UsageError "PLACE:LINE:COLUMN: ..." (both from 1) on anything else.
     """
-    text = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
-    try:
-        try:
-            # The plain parser is a hundred times faster, and most files have no comments.
-            value = json.loads(text)
-        except ValueError:
-            value = json5.loads(text)
-    except RecursionError:
-        raise UsageError(f"{place}:1:1: nested too deeply") from None
-    except ValueError as error:
-        raise UsageError(_translate_json_error(error, place)) from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{place}:1:1: expected an object, found {type(value).__name__}")
-    return value
+    return dict(reader.parse(text, "json", place).table)
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """Read and parse one devcontainer.json. Raises UsageError; FileNotFoundError is left to the caller."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(data) > MAX_CONFIG_BYTES:
-        raise UsageError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        raise UsageError(f"{path}:{line}:{column}: not UTF-8") from None
-    return parse_config_text(text, str(path))
+def read_config_file(path: str | Path, rule: Rule = ANYWHERE, belongs_to: str | None = None) -> Document:
+    """One devcontainer.json, as `reader.read`. Raises UsageError; FileNotFoundError is left to the caller."""
+    return reader.read(str(path), "json", rule=rule, belongs_to=belongs_to, below=CUSTOMIZATIONS)
 
 
 def find_config_file(workspace_folder: Path, config_file: str | Path | None = None) -> Path | None:
     """Return the configuration of a workspace folder, or None where there is none.
 
-    `config_file` (a flag or a label) wins when it exists; relative paths are taken from the current folder. Of
-    several `.devcontainer/*/devcontainer.json` none is chosen: only the user can say which.
+    `config_file` (a flag or a label) wins when something is there; relative paths are taken from the current folder. Of
+    several `.devcontainer/*/devcontainer.json` none is chosen: only the user can say which. What is there need not be a
+    file: to say so is for who reads it.
     """
-    if config_file is not None:
-        path = Path(config_file)
-        return path if path.is_file() else None
-    usual = (
-        workspace_folder / ".devcontainer" / "devcontainer.json",
-        workspace_folder / ".devcontainer.json",
-    )
-    for path in usual:
-        if path.is_file():
-            return path
-    several = sorted((workspace_folder / ".devcontainer").glob("*/devcontainer.json"))
-    return several[0] if len(several) == 1 else None
+    usual = [workspace_folder / ".devcontainer" / "devcontainer.json", workspace_folder / ".devcontainer.json"]
+    candidates = [str(path) for path in ([config_file] if config_file is not None else usual)]
+    there = [path for path, found in reader.look(candidates).items() if found.kind is not None]
+    if there or config_file is not None:
+        return Path(there[0]) if there else None
+    several = reader.in_folders_of(str(workspace_folder / ".devcontainer"), "devcontainer.json")
+    return Path(several[0]) if len(several) == 1 else None
 
 
 def ports_from_configuration(config: Mapping[str, Any], place: str) -> PortConfiguration:
@@ -190,9 +157,9 @@ def parse_metadata_label(text: str) -> tuple[tuple[dict[str, Any], ...], tuple[s
     if len(text) > MAX_CONFIG_BYTES:
         return (), (f"{place}: longer than {MAX_CONFIG_BYTES} characters, left out",)
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return (), (f"{place}: no JSON ({quoted(str(error))}), left out",)
+        value = reader.parse_any(text)
+    except UsageError as error:
+        return (), (f"{place}: no JSON ({error}), left out",)
     entries: Sequence[Any] = value if isinstance(value, list) else [value]
     good = tuple(entry for entry in entries[:MAX_METADATA_ENTRIES] if isinstance(entry, dict))
     if len(good) != len(entries):
@@ -233,25 +200,27 @@ def merged_for_container(
     path = config_file_of(labels, workspace_folder, config_file)
     if path is not None:
         try:
-            entries.append(read_config_file(path))
+            entries.append(dict(read_config_file(path).table))
             place = str(path)
         except FileNotFoundError:
             warnings += (f"{path}: not there any more",)
     return merge_configurations(entries), place, warnings
 
 
-def read_local_features(config: Mapping[str, Any], config_file: Path) -> tuple[dict[str, Any], ...]:
+def read_local_features(
+    config: Mapping[str, Any], config_file: Path, read: Callable[[Path], Document] = read_config_file
+) -> tuple[dict[str, Any], ...]:
     """What the features in folders beside devcontainer.json (`"./name"`) say, in the order in which they are named.
 
     The official CLI takes no ports from a feature, devcontainer-rs does. One that cannot be read is left out: the CLI
-    has complained.
+    has complained. `read` reads one.
     """
     features = config.get("features")
     found: list[dict[str, Any]] = []
     for name in features if isinstance(features, Mapping) else ():
         if isinstance(name, str) and name.startswith(("./", "../")) and len(found) < MAX_LOCAL_FEATURES:
             with contextlib.suppress(UsageError, FileNotFoundError, ValueError):
-                entry = read_config_file(config_file.parent / name / "devcontainer-feature.json")
+                entry = read(config_file.parent / name / "devcontainer-feature.json").table
                 found.append({key: value for key, value in entry.items() if key in FEATURE_KEYS})
     return tuple(found)
 
@@ -321,12 +290,3 @@ def _one_per_key(specs: list[PortSpec], place: str, warnings: list[str]) -> tupl
         elif spec.host_port not in (None, known.host_port):
             warnings.append(f"{place}: {quoted(spec.text)} is left out, {quoted(known.text)} came first")
     return tuple(chosen.values())
-
-
-def _translate_json_error(error: ValueError, place: str) -> str:
-    match = _JSON5_POSITION.match(str(error))
-    if match is None:
-        return f"{place}:1:1: {str(error).splitlines()[0] if str(error) else 'no JSON'}"
-    line, problem, column = int(match[1]), match[2], int(match[3])
-    # One line for people, even where the unexpected character is the line feed itself.
-    return f"{place}:{line}:{column}: " + problem.replace("\n", "\\n")

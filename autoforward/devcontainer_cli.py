@@ -209,7 +209,7 @@ def without_app_port(up: UpArguments, warn: Callable[[str], None]) -> Iterator[t
     """
     path = up.config_file()
     try:
-        config = read_config_file(path) if path is not None else {}
+        config = dict(read_config_file(path).table) if path is not None else {}
     except FileNotFoundError:
         config = {}  # the CLI says so, in its own words
     if "appPort" not in config:

@@ -7,6 +7,7 @@ The same for a command that begins a session and for the supervisor when a file 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from autoforward.attributes import NO_RULES, bounded
 from autoforward.config import NO_SETTINGS, Settings, layered, parse_settings
 from autoforward.devcontainer import (
+    CUSTOMIZATIONS,
     LABEL_METADATA,
     config_file_of,
     merge_configurations,
@@ -23,11 +25,12 @@ from autoforward.devcontainer import (
     read_config_file,
     read_local_features,
 )
+from autoforward.foreign.opening import Rule
+from autoforward.foreign.reader import ANYWHERE, Document
 from autoforward.model import ContainerInfo, PortSpec
 from autoforward.setting_values import SettingError
 from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, identity_of, new_session_id
 from autoforward.settings_files import (
-    CUSTOMIZATIONS,
     customizations_of,
     read_customizations,
     read_settings_file,
@@ -56,13 +59,19 @@ class SourceContents:
     features: tuple[Mapping[str, Any], ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     """Of the environment, those that it names in what it says of ports."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """As in `ConfigSources`, as they are now."""
 
 
-def read_sources(sources: ConfigSources, environ: Mapping[str, str] | None = None) -> SourceContents:
+def read_sources(
+    sources: ConfigSources, environ: Mapping[str, str] | None = None, *, accept_links: bool = False
+) -> SourceContents:
     """Read all files. Raises UsageError, with file, line and key, for the first that is not valid.
 
     `environ` is the environment of who begins the session; without it (in the supervisor) what it was then counts.
+    `accept_links`: the user is here, and what leads out of the workspace leads where it may; else only where it led then.
     """
+    files = _Files(sources, accept_links)
     config: Mapping[str, Any] | None = None
     variables: Mapping[str, str] = sources.variables
     customizations = NO_SETTINGS
@@ -70,29 +79,61 @@ def read_sources(sources: ConfigSources, environ: Mapping[str, str] | None = Non
     if sources.config_file is not None:
         path = Path(sources.config_file)
         try:
-            config = read_config_file(path)
+            document = files.read_config(path)
         except FileNotFoundError:
             config = None
         else:
+            config = document.table
             said = {name: config[name] for name in (*PORT_KEYS, CUSTOMIZATIONS[0]) if name in config}
             if environ is not None:
                 variables = {name: environ[name] for name in sorted(names_in(said)) if name in environ}
             config = {**config, **substituted(said, variables)}
-            customizations = read_customizations(config, path)
-            features = read_local_features(config, path)
+            customizations = read_customizations(replace(document, table=config))
+            features = read_local_features(config, path, files.read_config)
     return SourceContents(
         config,
         customizations,
-        _settings_in(sources.settings_file, required=True),
-        _settings_in(sources.project_file),
-        NO_SETTINGS if sources.user_file is None else read_user_settings(Path(sources.user_file)),
+        files.settings_in(sources.settings_file, required=True),
+        files.settings_in(sources.project_file),
+        NO_SETTINGS if sources.user_file is None else read_user_settings(sources.user_file),
         features,
         variables,
+        files.links,
     )
 
 
-def _settings_in(path: str | None, *, required: bool = False) -> Settings:
-    return NO_SETTINGS if path is None else read_settings_file(Path(path), required=required)
+class _Files:
+    """Reads the files of one session, and keeps in `links` where those really are that are not where they belong."""
+
+    def __init__(self, sources: ConfigSources, accept_links: bool) -> None:
+        self._sources = sources
+        self._accept_links = accept_links
+        self.links: dict[str, str] = {}
+
+    def read_config(self, path: Path) -> Document:
+        """devcontainer.json, or that of a feature. Raises UsageError, FileNotFoundError."""
+        belongs_to = self._sources.folder or os.path.dirname(path)  # noqa: PTH120
+        return self._seen(read_config_file(path, self._rule(str(path), belongs_to), belongs_to))
+
+    def settings_in(self, path: str | None, *, required: bool = False) -> Settings:
+        if path is None:
+            return NO_SETTINGS
+        belongs_to = self._sources.folder
+        if belongs_to is None or not path.startswith(f"{belongs_to}/"):  # where the command has named it
+            belongs_to = os.path.dirname(path)  # noqa: PTH120
+        rule = self._rule(path, belongs_to)
+        settings, document = read_settings_file(path, rule, belongs_to, required=required)
+        if document is not None:
+            self._seen(document)
+        return settings
+
+    def _rule(self, path: str, belongs_to: str | None) -> Rule:
+        return ANYWHERE if self._accept_links else Rule(belongs_to, self._sources.links.get(path))
+
+    def _seen(self, document: Document) -> Document:
+        if document.outside is not None:
+            self.links[document.path] = document.outside
+        return document
 
 
 def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionRecord, tuple[str, ...]]:

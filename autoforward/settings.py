@@ -117,7 +117,8 @@ class ConfigSources:
     `config_file` is the devcontainer.json that counts; `base` what image and features say beside it, raw; `original` what
     the container was made with, where that file is not to be found; `given` what flags and environment said, which goes
     on to win. `variables` are those of the environment that devcontainer.json names in what it says of ports. The files
-    need not exist, but for `settings_file`.
+    need not exist, but for `settings_file`. `folder` is the workspace, in which they belong; `links` where those of them
+    that lead out of it led when the user attached.
     """
 
     config_file: str | None = None
@@ -128,6 +129,8 @@ class ConfigSources:
     base: Mapping[str, Any] = field(default_factory=dict)
     original: Mapping[str, Any] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
+    folder: str | None = None
+    links: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -144,6 +147,8 @@ class ConfigSources:
             "base": dict(self.base),
             "original": dict(self.original),
             "variables": dict(self.variables),
+            "folder": self.folder,
+            "links": dict(self.links),
         }
 
     @classmethod
@@ -160,6 +165,8 @@ class ConfigSources:
             dict(row["base"]),
             dict(row["original"]),
             {str(name): str(value) for name, value in row["variables"].items()},
+            _text(row.get("folder")),
+            {str(path): str(real) for path, real in dict(row.get("links", {})).items()},
         )
 
 
@@ -246,7 +253,7 @@ class SessionRecord:
             rules=AttributeRules.from_json(row["rules"]),
             environment=SessionEnvironment.of(dict(row["environment"])),
             opened=tuple(str(forward_id) for forward_id in row["opened"])[-MAX_OPENED:],
-            sources=ConfigSources.from_json(row["sources"]),
+            sources=ConfigSources.from_json({"folder": row["workspace"], **row["sources"]}),
             siblings=bool(row["siblings"]),
             is_sibling=bool(row["is_sibling"]),
             watch=_text(row["watch"]),

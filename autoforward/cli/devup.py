@@ -125,7 +125,7 @@ def _metadata(request: DevupRequest, info: ContainerInfo, image_label: str) -> M
         return metadata_of(info, image_label)
     path = request.up.config_file()
     try:
-        config = read_config_file(path) if path is not None else None
+        config = read_config_file(path).table if path is not None else None
     except FileNotFoundError:
         config = None
     return metadata_of_merged(info, image_label, merged, config)
@@ -134,7 +134,7 @@ def _metadata(request: DevupRequest, info: ContainerInfo, image_label: str) -> M
 def _check_configuration(request: DevupRequest) -> None:
     """Raises UsageError for files that are not valid: before the CLI has done anything."""
     caller = attaching.caller_of(request.flags)
-    read_sources(sources_for(caller, request.up.config_file(), request.up.folder), caller.variables)
+    read_sources(sources_for(caller, request.up.config_file(), request.up.folder), caller.variables, accept_links=True)
 
 
 def _end_old_forwards(request: DevupRequest) -> None:

@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from autoforward.backoff import delay_s
@@ -145,7 +144,7 @@ class _Teller:
 def _check(caller: Caller) -> None:
     """What is wrong with the files of all containers is an error of the command. Raises UsageError."""
     if caller.settings_file is not None:
-        read_settings_file(Path(caller.settings_file), required=True)
+        read_settings_file(caller.settings_file, required=True)
     if caller.user_file is not None:
-        read_user_settings(Path(caller.user_file))
+        read_user_settings(caller.user_file)
     output.warn_of_bind(SessionOptions.of(caller.given))

@@ -309,7 +309,7 @@ def test_what_is_completed(run: Runner) -> None:
 def test_list_loads_nothing_heavy(home: Path) -> None:
     code = (
         "import sys; from autoforward.cli.main import main; main(['list'], standalone_mode=False);"
-        "print([name for name in ('docker', 'requests', 'asyncio', 'rich', 'psutil', 'json5', 'regex') if name in sys.modules])"
+        "print([name for name in ('docker', 'requests', 'asyncio', 'rich', 'psutil', 'regex') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=command_env(home), capture_output=True, text=True, timeout=60, check=True

@@ -69,6 +69,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "frames",
         "keepalive",
     ),
+    ("foreign.*",),
     ("model", "errors", "backoff", "texts.*", ""),
 )
 """From the top down. A module imports from lower layers, and from its own package `x.*`; `""` is the package itself."""

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from autoforward.config import NO_SETTINGS, Settings
 from autoforward.devcontainer import read_config_file
 from autoforward.errors import UsageError
+from autoforward.foreign.reader import Document
 from autoforward.setting_values import LocalPorts
 from autoforward.settings_files import (
-    line_of,
     parse_toml,
     project_settings_path,
     read_customizations,
@@ -37,13 +37,13 @@ exclude = [
 def test_a_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text(TOML)
-    settings = read_settings_file(path)
+    settings, _ = read_settings_file(path)
     assert settings.local_ports == (LocalPorts(3000, 3000, 8000), LocalPorts(5000, 5001, 6000))
     assert settings.notify is False
 
 
 def test_a_file_that_is_not_there_sets_nothing_unless_it_was_named(tmp_path: Path) -> None:
-    assert read_settings_file(tmp_path / "x.toml") == NO_SETTINGS
+    assert read_settings_file(tmp_path / "x.toml") == (NO_SETTINGS, None)
     with pytest.raises(UsageError, match=r"there is no settings file .*x\.toml"):
         read_settings_file(tmp_path / "x.toml", required=True)
 
@@ -60,7 +60,7 @@ def test_a_file_that_is_not_there_sets_nothing_unless_it_was_named(tmp_path: Pat
         ("\nlocalPorts.3000 = 1\nlocalPorts.4000 = 'x'", "f:3: localPorts.4000: 'x' is no local port"),
         ("\n[bind]\nx = 1", "f:2: bind: {'x': 1} is no IP address"),
         ("lane = 'auto'\nlines = 1", "f:2: lines: there is no such setting"),
-        ("lane = 'auto'\nlane = 'nc'", "f:2: cannot overwrite a value"),
+        ("lane = 'auto'\nlane = 'nc'", "f:2:12: cannot overwrite a value"),
         ("lane = \n", "f:1:8: invalid value"),
         ("lane = '", "f:1"),
         ("", ""),
@@ -77,7 +77,7 @@ def test_line_and_key_of_what_is_wrong(text: str, problem: str) -> None:
 
 
 def test_bytes_that_are_no_text() -> None:
-    with pytest.raises(UsageError, match=r"^f:2: not UTF-8"):
+    with pytest.raises(UsageError, match=r"^f:2:9: not UTF-8"):
         parse_toml(b"# x\nlane = '\xff'", "f")
     assert parse_toml(b"\xef\xbb\xbflane = 'nc'", "f") == Settings(lane="nc")
 
@@ -88,12 +88,6 @@ def test_whatever_the_bytes_are(data: bytes) -> None:
         parse_toml(data, "f")
     except UsageError as error:
         assert str(error).startswith("f:")
-
-
-@given(st.text(max_size=80), st.sampled_from([".toml", ".json"]), st.lists(st.text(max_size=4), max_size=3))
-def test_a_line_is_one_of_the_text_or_none(text: str, kind: str, path: list[str]) -> None:
-    line = line_of(text, kind, path)
-    assert line is None or 1 <= line <= text.count("\n") + 1
 
 
 DEVCONTAINER = """{
@@ -125,13 +119,13 @@ def test_line_and_key_in_devcontainer_json(tmp_path: Path, text: str, problem: s
     path = tmp_path / "devcontainer.json"
     path.write_text(text)
     with pytest.raises(UsageError) as caught:
-        read_customizations(read_config_file(path), path)
+        read_customizations(read_config_file(path))
     assert str(caught.value).startswith(f"{path}{problem}")
 
 
 @pytest.mark.parametrize("config", [{}, {"customizations": 3}, {"customizations": {"vscode": {}}}])
-def test_a_configuration_that_does_not_speak_of_us(tmp_path: Path, config: dict[str, object]) -> None:
-    assert read_customizations(config, tmp_path / "x") == NO_SETTINGS
+def test_a_configuration_that_does_not_speak_of_us(config: dict[str, object]) -> None:
+    assert read_customizations(Document("x", config)) == NO_SETTINGS
 
 
 def test_where_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Files that a container can write: opened without blocking, read and parsed within bounds."""

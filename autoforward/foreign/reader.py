@@ -1,0 +1,150 @@
+"""The one reader for files that a container can write: what they say, as a table, or a UsageError that says what is wrong.
+
+A command reads a small file itself; a larger one is parsed in a child. The supervisor, which carries everybody's bytes, opens
+none itself: see `isolate`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from autoforward.errors import UsageError
+from autoforward.foreign.children import Children, NoAnswerError
+from autoforward.foreign.limits import TextError, decoded
+from autoforward.foreign.opening import Look, Rule, Signature
+from autoforward.foreign.work import Answer, perform
+
+Kind = Literal["json", "toml"]
+ANYWHERE = Rule()
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A file that was read. `lines`: where its keys stand, of those that can be wrong.
+
+    `outside` is where it really is, if that is not within the folder that it belongs to.
+    """
+
+    path: str
+    table: Mapping[str, Any]
+    lines: Mapping[tuple[str, ...], int] = field(default_factory=dict)
+    signature: Signature | None = None
+    outside: str | None = None
+
+    def place(self, key: Sequence[str]) -> str:
+        """`FILE:LINE` of a key, `FILE` where its line is not known; of no key the first line."""
+        line = self.lines.get(tuple(key)) if key else 1
+        return f"{self.path}:{line}" if line is not None else self.path
+
+
+@functools.cache
+def _children() -> Children:
+    children = Children()
+    atexit.register(children.close)
+    return children
+
+
+_isolated = False
+
+
+def isolate() -> None:
+    """From now on this process touches no foreign file: a child does, also where it is only looked for."""
+    global _isolated
+    _isolated = True
+
+
+def read(
+    path: str,
+    kind: Kind,
+    *,
+    rule: Rule = ANYWHERE,
+    belongs_to: str | None = None,
+    below: Sequence[str] = (),
+) -> Document:
+    """The file at `path`, an object or table. `below`: the keys (of JSON) whose lines may be asked for.
+
+    Raises FileNotFoundError, or UsageError `FILE: …`, `FILE:LINE:COLUMN: …`.
+    """
+    request = {
+        "op": "read",
+        "path": os.path.abspath(path),  # noqa: PTH100  # keeps symbolic links
+        "kind": kind,
+        "below": list(below),
+        "within": rule.within,
+        "led_to": rule.led_to,
+        "belongs_to": belongs_to,
+    }
+    answer = _answer(request, path)
+    if answer.get("missing"):
+        raise FileNotFoundError(path)
+    table = _value(answer, path)
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}:1:1: expected an object, found {type(table).__name__}")
+    signature = answer["signature"]
+    return Document(path, table, _lines(answer), tuple(signature), answer["outside"])
+
+
+def parse(text: str | bytes, kind: Kind, place: str, *, below: Sequence[str] = ()) -> Document:
+    """What a file would say that holds this. Raises UsageError `PLACE:LINE:COLUMN: …`."""
+    if isinstance(text, bytes):
+        try:
+            text = decoded(text)
+        except TextError as error:
+            raise UsageError(f"{place}:{error.line}:{error.column}: {error.problem}") from None
+    text = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+    answer = _answer({"op": "parse", "text": text, "kind": kind, "below": list(below)}, place, may_wait=False)
+    table = _value(answer, place)
+    if not isinstance(table, dict):
+        raise UsageError(f"{place}:1:1: expected an object, found {type(table).__name__}")
+    return Document(place, table, _lines(answer))
+
+
+def parse_any(text: str) -> Any:
+    """Any value of JSON. Raises UsageError `line LINE:COLUMN: …`."""
+    return _value(_answer({"op": "parse", "text": text, "kind": "json", "below": []}, "", may_wait=False), "line ", 1)
+
+
+def look(paths: Iterable[str]) -> dict[str, Look]:
+    """What is at these paths now. Raises UsageError where a folder does not answer."""
+    wanted = list(paths)
+    if not wanted:
+        return {}
+    absolute = [os.path.abspath(path) for path in wanted]  # noqa: PTH100  # keeps symbolic links
+    answer = _answer({"op": "look", "paths": absolute}, wanted[0])
+    looks = {}
+    for path, (kind, signature, real, folders) in zip(wanted, answer["looks"], strict=True):
+        looks[path] = Look(kind, tuple(signature) if signature is not None else None, real, tuple(folders))
+    return looks
+
+
+def in_folders_of(folder: str, name: str) -> list[str]:
+    """The paths `folder/*/name` at which something is, sorted. Raises UsageError where the folder does not answer."""
+    paths: list[str] = _answer({"op": "below", "folder": os.path.abspath(folder), "name": name}, folder)["paths"]  # noqa: PTH100
+    return paths
+
+
+def _answer(request: Mapping[str, Any], place: str, *, may_wait: bool = True) -> Answer:
+    """`may_wait`: it is about files, which may not answer."""
+    if not (_isolated and may_wait):
+        answer = perform(request, small_only=True)
+        if not answer.get("large"):
+            return answer
+    try:
+        return _children().ask(request)
+    except NoAnswerError as error:
+        raise UsageError(f"{place}: {error}") from None
+
+
+def _value(answer: Answer, place: str, skip: int = 0) -> Any:
+    if "problem" in answer:
+        raise UsageError(f"{place}{answer['problem'][skip:]}")
+    return answer["value"]
+
+
+def _lines(answer: Answer) -> dict[tuple[str, ...], int]:
+    return {tuple(path): line for path, line in answer["lines"]}
