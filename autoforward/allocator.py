@@ -12,10 +12,18 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from autoforward.candidates import AllocationFailure, plan_candidates, privileged
+from autoforward.candidates import AllocationFailure, plan_candidates
+from autoforward.leases import (
+    HELD_KEY,
+    SINCE_KEY,
+    Lease,
+    ProcessIdentity,
+    RegistryDocument,
+    Session,
+    format_time,
+)
 from autoforward.ledger import Ledger
-from autoforward.model import ForwardKey, Source
-from autoforward.registry import Lease, ProcessIdentity, RegistryDocument, format_time
+from autoforward.model import FIRST_UNPRIVILEGED, ForwardKey, Identity, Source, Transport
 from autoforward.sockets import (
     DEFAULT_BACKLOG,
     BoundPair,
@@ -31,6 +39,7 @@ from autoforward.sockets import (
 MAX_ATTEMPTS = 4096
 # The key under which a lease remembers why it differs from the container's number.
 REMAP_KEY = "remap_reason"
+STAYS = "kept from before the supervisor's restart"
 # Marks a lease whose number was pinned: a pin is only as sticky as the SPEC or the configuration that makes it.
 PIN_KEY = "pinned"
 
@@ -51,8 +60,9 @@ class AllocationRequest:
     """One forward that needs a host port.
 
     `identity` is `str(model.Identity)`. `pinned_host_port` may not be remapped; `require_same` means that the
-    host port has to be the container's; `elevate` allows numbers below 1024. With `listen` the sockets accept
-    when they come back, without it they are reserved and refuse.
+    host port has to be the container's; `elevate` allows numbers below 1024. `wanted` are numbers that other ports of the
+    container want. `stays`: its server was up all the time while a supervisor ended and another began, so that it keeps the
+    number of its lease. With `listen` the sockets accept when they come back, without it they are reserved and refuse.
     """
 
     identity: str
@@ -62,6 +72,8 @@ class AllocationRequest:
     pinned_host_port: int | None = None
     elevate: bool = False
     require_same: bool = False
+    wanted: frozenset[int] = frozenset()
+    stays: bool = False
     listen: bool = True
 
 
@@ -85,7 +97,6 @@ class _Attempt:
     result: Allocation | AllocationFailure | None = None
     why: str | None = None
     taken_port: int | None = None
-    kept: bool = False
     holder: str | None = None
 
 
@@ -153,6 +164,44 @@ class Allocator:
 
         self._ledger.transact(change)
 
+    def better_numbers(self, requests: Sequence[AllocationRequest]) -> set[ForwardKey]:
+        """Which of these, all of them bound on another number, would get their own now. Nothing is changed."""
+        better: set[ForwardKey] = set()
+
+        def look(document: RegistryDocument, now: datetime) -> None:
+            for request in requests:
+                own = request.key.container_port
+                found = document.find_leases(request.identity, request.key)
+                lease = next((one for one in found if one.owner == self._process), None)
+                may_have = (own >= FIRST_UNPRIVILEGED or request.elevate) and not _settled_elsewhere(
+                    document, lease, now
+                )
+                if may_have and self.is_free(request.host_ip, own, request.key.transport):
+                    better.add(request.key)
+
+        self._ledger.transact(look)
+        return better
+
+    def count_time(self) -> None:
+        """Write down how long what this process holds is forwarded, where that makes it settled: a kill must not undo that."""
+
+        def change(document: RegistryDocument, now: datetime) -> None:
+            for lease in list(document.entries):
+                is_held = lease.state == "bound" and lease.owner == self._process
+                if is_held and lease.has_settled(now) and not lease.says_settled:
+                    document.upsert(lease.counted(now))
+
+        self._ledger.transact(change)
+
+    @staticmethod
+    def is_free(host_ip: str, number: int, transport: Transport) -> bool:
+        """Whether this number could be bound now."""
+        try:
+            bind_pair(host_ip, number, transport).close()
+        except HostPortError:
+            return False
+        return True
+
     def update_rows(self, leases: Sequence[Lease]) -> None:
         """Write these rows anew (a label, a container id that changed); `updated` becomes now."""
 
@@ -178,15 +227,15 @@ class Allocator:
         request = attempt.request
         found = document.find_leases(request.identity, request.key)
         sticky = next((lease for lease in found if not holders.holds(lease)), None)
-        kept_number = None if sticky is None or sticky.extra.get(PIN_KEY) else sticky.host_port
         same, transport = request.key.container_port, request.key.transport
         plan = plan_candidates(
             same,
             pinned_host_port=request.pinned_host_port,
-            sticky_host_port=kept_number,
+            leased_host_port=None if sticky is None or sticky.extra.get(PIN_KEY) else sticky.host_port,
+            yields_to=STAYS if request.stays else _settled_elsewhere(document, sticky, now),
             elevate=request.elevate,
             require_same=request.require_same,
-            sticky_was_privileged=sticky is not None and _was_privileged(sticky),
+            wanted=request.wanted - {same},
             taken={number for held, number in holders.by_number if held == transport},
         )
         if plan.refusal is not None:
@@ -207,7 +256,6 @@ class Allocator:
             except HostPortError as error:
                 return AllocationFailure(str(error), error.hint)
             else:
-                attempt.kept = number == kept_number
                 return self._allocation(document, request, sticky, pair, now, attempt)
         return AllocationFailure(f"no free host port for container port {same}", "stop some forwards")
 
@@ -232,18 +280,17 @@ class Allocator:
     ) -> Allocation:
         same, row = request.key.container_port, request.row
         extra: dict[str, Any] = {} if sticky is None else dict(sticky.extra)
-        cause = extra.pop(REMAP_KEY, None)
+        extra.pop(REMAP_KEY, None)
         extra.pop(PIN_KEY, None)
+        held_s = sticky.held_s(now) if sticky is not None and sticky.host_port == pair.host_port else None
+        extra.update({HELD_KEY: held_s or 0.0, SINCE_KEY: format_time(now)})
         if request.pinned_host_port is not None:
             extra[PIN_KEY] = True
         reason = None
         if pair.host_port != same and request.pinned_host_port is None:
-            if attempt.kept and attempt.why is None:
-                reason = "kept from last time" + (f" (then: {cause})" if isinstance(cause, str) else "")
-            else:
-                cause = reason = attempt.why
-            if isinstance(cause, str):
-                extra[REMAP_KEY] = cause
+            reason = attempt.why
+            if reason is not None:
+                extra[REMAP_KEY] = reason
         lease = Lease(
             host_port=pair.host_port,
             container_id=row.container_id,
@@ -290,12 +337,45 @@ def _rank(request: AllocationRequest, document: RegistryDocument) -> int:
     return 1 if document.find_leases(request.identity, request.key) else 2
 
 
-def _was_privileged(lease: Lease) -> bool:
-    """Whether it has another number than the container's because that one is privileged."""
-    return lease.extra.get(REMAP_KEY) == privileged(lease.container_port)
+def _settled_elsewhere(document: RegistryDocument, lease: Lease | None, now: datetime) -> str | None:
+    """Why a port that has settled on another number stays there: another workspace has settled on its own number, or declares it.
+
+    None where it does not stay: the rule is in SPEC.md, "Which number".
+    """
+    if lease is None or lease.host_port == lease.container_port or not lease.has_settled(now):
+        return None
+    own = lease.container_port
+    for other in document.entries:
+        is_rival = (other.transport, other.host_port) == (lease.transport, own) and other.identity != lease.identity
+        if is_rival and other.has_settled(now):
+            return f"host port {own} is that of {_place(other)}, and both have settled"
+    for session in document.sessions:
+        if _identity_of(session) != lease.identity and own in _declared_numbers(session, lease.transport):
+            return f"host port {own} is declared by {session.get('workspace') or session.get('container_name')}"
+    return None
+
+
+def _identity_of(session: Session) -> str:
+    identity = session.get("identity")
+    try:
+        return str(Identity(**identity)) if isinstance(identity, dict) else ""
+    except TypeError:
+        return ""
+
+
+def _declared_numbers(session: Session, transport: Transport) -> set[object]:
+    rows = session.get("declared")
+    return {
+        row.get("host_port") or row.get("container_port")
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict) and row.get("transport") == transport
+    }
 
 
 def _describe_forward(lease: Lease) -> str:
     """The forward that holds a number, as people know it."""
-    place = lease.workspace or f"container {lease.container_id[:12]}"
-    return f"{lease.id}, a forward of {place}"
+    return f"{lease.id}, a forward of {_place(lease)}"
+
+
+def _place(lease: Lease) -> str:
+    return lease.workspace or f"container {lease.container_id[:12]}"

@@ -41,17 +41,19 @@ def plan_candidates(
     container_port: int,
     *,
     pinned_host_port: int | None = None,
-    sticky_host_port: int | None = None,
+    leased_host_port: int | None = None,
+    yields_to: str | None = None,
     elevate: bool = False,
     require_same: bool = False,
-    sticky_was_privileged: bool = False,
+    wanted: Collection[int] = (),
     taken: Collection[int] = (),
 ) -> CandidatePlan:
-    """Pinned, else sticky, same number, 8000 + n for a privileged n < 1000, then upward wrapping at 1024.
+    """Pinned, else the same number, the lease's, 8000 + n for n < 1000, then upward wrapping at 1024.
 
-    No number comes twice. `taken` (known to be in use) is left out of the walk upward only: for the numbers
-    that someone asked for, the bind itself has to say no. The walk is lazy, and may yield every number. With
-    `sticky_was_privileged` the sticky number was second best because the same one is privileged: it stays second.
+    No number comes twice. `wanted` are numbers that other ports of the same container want: neither the lease nor the walk
+    upward takes one of them. `taken` (known to be in use) is left out of the walk only: for the numbers that someone asked
+    for, the bind itself has to say no. The walk is lazy, and may yield every number. `yields_to`: why the lease's number
+    goes before the same one (both workspaces have settled), None where it does not.
     """
     if pinned_host_port is not None:
         return CandidatePlan((pinned_host_port,), strict=True)
@@ -62,21 +64,23 @@ def plan_candidates(
             hint = "set elevateIfNeeded for this port, or take requireLocalPort away"
             return CandidatePlan(strict=True, refusal=AllocationFailure(not_same, hint))
         return CandidatePlan((container_port,), strict=True)
-    first: list[int] = []
-    if sticky_host_port is not None and (sticky_host_port >= FIRST_UNPRIVILEGED or elevate):
-        first.append(sticky_host_port)
-    if not is_denied:
-        first.insert(0 if sticky_was_privileged else len(first), container_port)
-    if container_port < 1000:
-        first.append(8000 + container_port)
-    return CandidatePlan(_without_duplicates(first, taken), not_same=not_same)
+    first = [] if is_denied else [container_port]
+    if leased_host_port is None or leased_host_port in wanted:
+        pass
+    elif leased_host_port >= FIRST_UNPRIVILEGED or elevate:
+        first.insert(0 if yields_to else len(first), leased_host_port)
+        not_same = not_same or yields_to
+    base = container_port if container_port >= 1000 else 8000 + container_port
+    if base != container_port:
+        first.append(base)
+    return CandidatePlan(_without_duplicates(first, base + 1, {*wanted, *taken}), not_same=not_same)
 
 
-def _without_duplicates(first: Sequence[int], taken: Collection[int]) -> Iterator[int]:
-    wanted = dict.fromkeys(first)
-    yield from wanted
-    start = max(first[-1] + 1 if first else FIRST_UNPRIVILEGED, FIRST_UNPRIVILEGED)
+def _without_duplicates(first: Sequence[int], start: int, passed_over: Collection[int]) -> Iterator[int]:
+    known = dict.fromkeys(first)
+    yield from known
+    start = max(start, FIRST_UNPRIVILEGED)
     walk = itertools.chain(range(start, LAST_PORT + 1), range(FIRST_UNPRIVILEGED, min(start, LAST_PORT + 1)))
     for number in walk:
-        if number not in wanted and number not in taken:
+        if number not in known and number not in passed_over:
             yield number

@@ -21,10 +21,12 @@ from autoforward.leases import Lease
 from autoforward.messages import ForwardCounters, Route, Serve, Withdraw
 from autoforward.model import DialAddress, EventName, ForwardKey, LaneName, PortAttributes, Status, Transport
 from autoforward.policy import Notice, Plan, Summary, Wish
-from autoforward.reconciling import Existing, reconcile
+from autoforward.reconciling import Existing, may_move, reconcile
 from autoforward.sockets import BoundPair, HostPortError, start_listening, stop_listening
 
 LOOPBACK = "127.0.0.1"
+
+IN_USE, WAS_IN_USE = " is in use", " was in use"
 
 RETRY_FAILED_S = 5.0
 """How often a host port that could not be had is tried again."""
@@ -92,6 +94,9 @@ class Forwarder:
         self._summary: Summary | None = None
         self._by_id: dict[str, Forward] = {}
         self._mux: str | None = None
+        self._wanted_numbers: frozenset[int] = frozenset()
+        self.takes_up = False
+        """Until the first plan is applied: another supervisor had these forwards, and servers that are up keep their numbers."""
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -165,12 +170,15 @@ class Forwarder:
 
         The container is there: forwards that were `reconnecting` are what they were, but for those whose server is not.
         """
-        await self._resume(plan)
-        existing = {
-            key: Existing(row.wish, row.status, row.host_ip, row.host_port) for key, row in self._forwards.items()
-        }
-        steps = reconcile(existing, self._notices, plan, host_ip)
-        await self._close([self._forwards[key] for key in steps.close], None, reset=False)
+        self._wanted_numbers = frozenset(
+            wish.pinned_host_port or wish.key.container_port for wish in plan.wishes.values()
+        )
+        moving = await self._moving(plan, host_ip)
+        await self._resume(plan, moving)
+        steps = reconcile(self._existing(), self._notices, plan, host_ip, moving)
+        await self._close([self._forwards[key] for key in steps.close if key not in moving], None, reset=False)
+        own_number = "it gets its own number, which is free again"
+        await self._close([self._forwards[key] for key in steps.close if key in moving], own_number, reset=False)
         # Before what takes their place: who follows the events would take a new forward for ended otherwise.
         for key in steps.dropped_notices:
             await self._publish_notice("unforwarded", self._notices.pop(key))
@@ -180,6 +188,7 @@ class Forwarder:
         for wish in steps.update:
             await self._update(self._forwards[wish.key], wish)
         await self._open([*reopen, *steps.open], host_ip)
+        self.takes_up = False
         for notice in steps.notices:
             before, self._notices[notice.key] = self._notices.get(notice.key), notice
             event: EventName = "failed" if notice.status == "failed" else "ignored"
@@ -189,6 +198,18 @@ class Forwarder:
         if plan.undecided and self._summary is None:
             return  # its number would be another in a moment
         await self._summarise(plan.summary)
+
+    def _existing(self) -> dict[ForwardKey, Existing]:
+        return {key: Existing(row.wish, row.status, row.host_ip, row.host_port) for key, row in self._forwards.items()}
+
+    async def _moving(self, plan: Plan, host_ip: str) -> set[ForwardKey]:
+        """The forwards that get their own number now that their servers come back."""
+        requests = [
+            self._request(plan.wishes[key], host_ip)
+            for key, have in self._existing().items()
+            if key in plan.wishes and may_move(have, plan.wishes[key], came_back=key in plan.came_back)
+        ]
+        return await self._on_disk(lambda: self._services.allocator.better_numbers(requests)) if requests else set()
 
     async def _summarise(self, summary: Summary | None) -> None:
         """What is counted changes all the time in a container that wants it to: events tell the fact, rows the number."""
@@ -218,10 +239,12 @@ class Forwarder:
             self._route(row)
             await self._publish("reconnecting", row)
 
-    async def _resume(self, plan: Plan) -> None:
+    async def _resume(self, plan: Plan, moving: Set[ForwardKey]) -> None:
         for key, row in self._forwards.items():
             if key in plan.returning:
                 await self._hold(row, "its server is not back yet")
+            elif key in moving:
+                continue  # it is closed and opened on its own number
             elif row.status == "reconnecting" and row.pair is not None and (wish := plan.wishes.get(key)) is not None:
                 listening = row.pair.listening
                 row.status, row.reason = ("active" if listening else "waiting"), None
@@ -312,6 +335,8 @@ class Forwarder:
             pinned_host_port=wish.pinned_host_port,
             elevate=bool(wish.attributes.elevate_if_needed),
             require_same=bool(wish.attributes.require_local_port),
+            wanted=self._wanted_numbers,
+            stays=self.takes_up,
             listen=wish.serving,
         )
 
@@ -402,7 +427,7 @@ class Forwarder:
         for row in self._forwards.values():
             count = counters.get(row.forward_id or "", ForwardCounters())
             yield list_row(
-                self._event("updated", row),
+                self._event("updated", row, self._remap_reason_now(row)),
                 target=target,
                 source=row.wish.source,
                 lane=lane,
@@ -440,10 +465,21 @@ class Forwarder:
         facts = self._notice_event(event, notice)
         await self._services.publisher.publish(replace(facts, status=None) if event == "unforwarded" else facts)
 
-    def _event(self, event: EventName, row: Forward) -> PortEvent:
+    def _remap_reason_now(self, row: Forward) -> str | None:
+        """Why it is on another number, as far as that is still so."""
+        reason, own = row.remap_reason, row.wish.key.container_port
+        if reason is None or IN_USE not in reason:
+            return reason
+        if not self._services.allocator.is_free(row.host_ip, own, row.wish.key.transport):
+            return reason
+        was = reason.replace(IN_USE, WAS_IN_USE, 1)
+        return f"{was} and is free now: this port gets it when its server restarts"
+
+    def _event(self, event: EventName, row: Forward, remap_reason: str | None = None) -> PortEvent:
         wish = row.wish
         host_port = row.host_port
-        particular = "; ".join(text for text in (wish.note, row.remap_reason) if text) or None
+        remap_reason = remap_reason or row.remap_reason
+        particular = "; ".join(text for text in (wish.note, remap_reason) if text) or None
         pinned_or_same = wish.pinned_host_port or wish.key.container_port
         return replace(
             self._port_event(event, wish.key, wish.attributes),

@@ -18,6 +18,15 @@ from autoforward.model import ForwardKey, LeaseState, Source, Transport
 
 VERSION = 1
 RESERVATION_LIFE = timedelta(days=30)
+SHORT_RESERVATION_LIFE = timedelta(minutes=10)
+SHORT_USE_S = 60.0
+"""A port that was forwarded for less than this in all (a random number of a debugger) is forgotten after the short life."""
+
+MAX_RESERVED = 256
+"""Reserved leases of one identity; beyond it the oldest go."""
+
+SETTLED_S = 600.0
+"""A port that was forwarded on one number for this long in all has settled there."""
 
 # psutil derives start times from the boot time, which Linux moves by a second when the clock is corrected.
 _START_TIME_TOLERANCE_S = 2.0
@@ -88,6 +97,37 @@ class Lease:
     def owner(self) -> ProcessIdentity:
         return ProcessIdentity(self.pid, self.pid_started)
 
+    def held_s(self, now: datetime) -> float | None:
+        """Seconds that this host port was forwarded in all; None for a row that does not say (of an earlier version)."""
+        held = self.extra.get(HELD_KEY)
+        if not isinstance(held, int | float) or isinstance(held, bool):
+            return None
+        since = parse_time(str(self.extra.get(SINCE_KEY)))
+        if self.state != "bound" or since is None:
+            return max(0.0, held)
+        return max(0.0, held) + max(0.0, (now - since).total_seconds())
+
+    def has_settled(self, now: datetime) -> bool:
+        return (self.held_s(now) or 0.0) >= SETTLED_S
+
+    @property
+    def says_settled(self) -> bool:
+        """Whether that is written, so that it holds however the process ends."""
+        held_s = self.extra.get(HELD_KEY)
+        return isinstance(held_s, int | float) and held_s >= SETTLED_S
+
+    def reserved(self, now: datetime) -> Lease:
+        extra = {key: value for key, value in self.extra.items() if key != SINCE_KEY}
+        return replace(self, state="reserved", updated=format_time(now), extra=extra)
+
+    def counted(self, now: datetime) -> Lease:
+        """The same with the time until `now` written into it; a process that is killed later loses no more than what follows."""
+        held_s = self.held_s(now)
+        if held_s is None:
+            return self
+        extra = {**self.extra, HELD_KEY: round(held_s, 1), SINCE_KEY: format_time(now)}
+        return replace(self, extra=extra)
+
     @property
     def key(self) -> ForwardKey:
         return ForwardKey(self.transport, self.container_host, self.container_port)
@@ -105,6 +145,9 @@ class Lease:
         known = {name: row[name] for name in _LEASE_KEYS}
         return cls(**known, extra={key: value for key, value in row.items() if key not in known})
 
+
+HELD_KEY = "held_s"
+SINCE_KEY = "bound_since"
 
 _MISSING = object()
 _LEASE_KEYS = tuple(item.name for item in fields(Lease) if item.name != "extra")
@@ -166,8 +209,7 @@ class RegistryDocument:
         lease = self.find(lease_id)
         if lease is None or lease.state == "reserved":
             return lease
-        lease = replace(lease, state="reserved", updated=format_time(now))
-        self.upsert(lease)
+        self.upsert(lease := lease.counted(now).reserved(now))
         return lease
 
     def reserve_rows_of_the_dead(self, now: datetime) -> list[Lease]:
@@ -178,17 +220,26 @@ class RegistryDocument:
             if lease.state == "bound" and lease.owner not in alive:
                 alive[lease.owner] = lease.owner.is_alive()
             if lease.state == "bound" and not alive[lease.owner]:
-                self.mark_reserved(lease.id, now)
+                self.upsert(lease.reserved(now))  # when it ended is not known: what was counted last stands
                 dead.append(lease)
         return dead
 
     def expire_reserved(self, now: datetime) -> list[Lease]:
-        """Take out the reserved leases that nobody used for 30 days, or whose time cannot be read."""
-        expired = []
+        """Take out the reserved leases that are past their life, whose time cannot be read, or that are too many."""
+        expired: list[Lease] = []
+        kept: dict[str, list[Lease]] = {}
         for lease in self.entries:
-            updated = parse_time(lease.updated)
-            if lease.state == "reserved" and (updated is None or now - updated > RESERVATION_LIFE):
+            if lease.state != "reserved":
+                continue
+            updated, held_s = parse_time(lease.updated), lease.held_s(now)
+            is_short = held_s is not None and held_s < SHORT_USE_S
+            if updated is None or now - updated > (SHORT_RESERVATION_LIFE if is_short else RESERVATION_LIFE):
                 expired.append(lease)
+            else:
+                kept.setdefault(lease.identity, []).append(lease)
+        for leases in kept.values():
+            if len(leases) > MAX_RESERVED:
+                expired += sorted(leases, key=lambda lease: lease.updated)[: len(leases) - MAX_RESERVED]
         if expired:
             gone = {lease.id for lease in expired}
             self.entries[:] = [lease for lease in self.entries if lease.id not in gone]

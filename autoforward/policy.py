@@ -151,6 +151,8 @@ class Plan:
     recheck_at_s: float | None = None
     summary: Summary | None = None
     undecided: int = 0
+    came_back: frozenset[ForwardKey] = frozenset()
+    """Ports whose server was away, or whose container was, and is seen again."""
 
     @property
     def returning(self) -> frozenset[ForwardKey]:
@@ -204,7 +206,12 @@ def plan(
         else:
             wish = _wish(key, source, _pin(rules, key, spec), None if is_open else here, attributes)
             wishes[key] = replace(wish, note=_note(rules, key, here))
-    return Plan(wishes, notices, seen, overflow, recheck_at_s, _summary(rules, overflow), undecided)
+    came_back = frozenset(
+        key
+        for key, last in before.items()
+        if (last.gone_at_s is not None or last.returning) and key in seen and seen[key].gone_at_s is None
+    )
+    return Plan(wishes, notices, seen, overflow, recheck_at_s, _summary(rules, overflow), undecided, came_back)
 
 
 def _summary(rules: SessionRules, overflow: int) -> Summary | None:

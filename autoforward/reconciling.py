@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from autoforward.model import FIRST_UNPRIVILEGED, ForwardKey, Status
@@ -56,10 +56,26 @@ def _needs_another_number(have: Existing, wish: Wish) -> bool:
     return have.host_port != same < FIRST_UNPRIVILEGED or have.host_port < FIRST_UNPRIVILEGED
 
 
+def may_move(have: Existing, wish: Wish, *, came_back: bool) -> bool:
+    """Whether this is a moment at which a forward on another number than its own may get its own: its server comes (back)."""
+    if have.host_port in (None, wish.key.container_port) or not wish.serving:
+        return False
+    if wish.pinned_host_port is not None or wish.attributes.require_local_port:
+        return False
+    return came_back or have.status == "waiting"
+
+
 def reconcile(
-    existing: Mapping[ForwardKey, Existing], noticed: Mapping[ForwardKey, Notice], wanted: Plan, host_ip: str
+    existing: Mapping[ForwardKey, Existing],
+    noticed: Mapping[ForwardKey, Notice],
+    wanted: Plan,
+    host_ip: str,
+    moving: Set[ForwardKey] = frozenset(),
 ) -> Steps:
-    """The steps from what there is to the plan. What needs another host socket is a close and an open."""
+    """The steps from what there is to the plan. What needs another host socket is a close and an open.
+
+    `moving`: forwards that would get their own number now, at a moment at which they may (`may_move`).
+    """
     close, withdraw, serve, update = [], [], [], []
     anew: set[ForwardKey] = set()
     for key, have in existing.items():
@@ -69,7 +85,7 @@ def reconcile(
             close.append(key)
         elif have.status == "failed" and (elsewhere or _claim(wish) != _claim(have.wish)):
             anew.add(key)
-        elif have.status != "failed" and (elsewhere or _needs_another_number(have, wish)):
+        elif have.status != "failed" and (elsewhere or key in moving or _needs_another_number(have, wish)):
             close.append(key)
             anew.add(key)
         elif wish.serving and have.status == "waiting":

@@ -69,6 +69,10 @@ INSTANCE_LOCK_TIMEOUT_S = 15.0
 
 DRAIN_S = 5.0
 CONTROL_CLOSE_S = 1.0
+
+COUNT_S = 60.0
+"""How often it is written down which ports have settled on their numbers."""
+
 DEFAULT_IDLE_EXIT_S = 60.0
 
 AWAKE_TIMEOUT_S = 1.0
@@ -98,6 +102,7 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._stop_reason = ""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._count_at_s = time.monotonic() + COUNT_S
         self._lock = fasteners.InterProcessLock(str(paths.supervisor_lock))
 
     # Phases.
@@ -122,9 +127,9 @@ class Supervisor:
         self.actions = Actions(self._session_of, self._remember_opened, Desktop())
         self.hub = EventHub(await asyncio.to_thread(self._open_event_log), self.actions.on_event)
         self.engines = Engines(self._on_engine_event, lambda endpoint: self.watches.on_lost(endpoint))
-        allocator = Allocator(self.books.ledger, process)
+        self._allocator = Allocator(self.books.ledger, process)
         self.services = functools.partial(
-            SessionServices, self.plane, allocator, self.hub, self.books.thread, neighbours=Neighbours()
+            SessionServices, self.plane, self._allocator, self.hub, self.books.thread, neighbours=Neighbours()
         )
         self.live = LiveConfiguration(self.sessions.values, self.store_session, self.hub.publish)
         self.siblings = Siblings(self)
@@ -134,7 +139,9 @@ class Supervisor:
         records = await self.books.take_over()
         await self.books.run(lambda: self._write_info(info))
         for record in records:
-            self.actions.restore(self.add_session(record))
+            session = self.add_session(record)
+            session.forwarder.takes_up = True
+            self.actions.restore(session)
         self._clock = ClockWatch(self._on_clock_jump)
         self._clock.start()
         self._control = ControlServer(self.paths.supervisor_socket, self._handlers(self))
@@ -319,6 +326,9 @@ class Supervisor:
     async def _look(self) -> None:
         """From time to time: what may have become of the state folder."""
         await self.hub.flush()
+        if self.sessions and time.monotonic() >= self._count_at_s:
+            self._count_at_s = time.monotonic() + COUNT_S
+            await self.books.run(self._allocator.count_time)
         if not await self.books.run(self._holds_its_folder):
             # Nobody finds us any more, and what is in its place by now is another's to write: like a kill, which leaves
             # nothing behind.

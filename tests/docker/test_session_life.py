@@ -85,23 +85,23 @@ def test_container_removed_and_built_anew(container: ContainerFactory, run: Runn
     # Somebody else has the number, so that "the same again" is not just the default.
     with socket.create_server(("127.0.0.1", server.port)):
         run("autoforward", "attach", old.name, check=0)
-    before = row_of(run, server.port, status="active")
-    assert before["localPort"] != server.port
-    old.remove()
-    event = wait_event(home, "unforwarded", server.port)
-    assert (event["status"], event["autoForwarded"], event["localPort"]) == (None, False, before["localPort"])
-    wait_event(home, "detached", None)
-    assert is_refused("127.0.0.1", before["localPort"])
-    eventually(lambda: registry(home)["sessions"] == [])
-    [entry] = registry(home)["entries"]
-    assert (entry["state"], entry["host_port"], entry["workspace"]) == ("reserved", before["localPort"], folder)
+        before = row_of(run, server.port, status="active")
+        assert before["localPort"] != server.port
+        old.remove()
+        event = wait_event(home, "unforwarded", server.port)
+        assert (event["status"], event["autoForwarded"], event["localPort"]) == (None, False, before["localPort"])
+        wait_event(home, "detached", None)
+        assert is_refused("127.0.0.1", before["localPort"])
+        eventually(lambda: registry(home)["sessions"] == [])
+        [entry] = registry(home)["entries"]
+        assert (entry["state"], entry["host_port"], entry["workspace"]) == ("reserved", before["localPort"], folder)
 
-    new = container(labels=dev_container_labels(folder))
-    new.start_server(port=server.port, text="new")
-    run("autoforward", "attach", new.name, check=0)
-    after = row_of(run, server.port, status="active")
-    assert (after["localPort"], after["id"], after["containerId"]) == (before["localPort"], before["id"], new.id)
-    assert fetch(after["url"]) == "new\n"
+        new = container(labels=dev_container_labels(folder))
+        new.start_server(port=server.port, text="new")
+        run("autoforward", "attach", new.name, check=0)
+        after = row_of(run, server.port, status="active")
+        assert (after["localPort"], after["id"], after["containerId"]) == (before["localPort"], before["id"], new.id)
+        assert fetch(after["url"]) == "new\n"
 
 
 def test_new_container_takes_over_the_sockets_of_the_old_one(

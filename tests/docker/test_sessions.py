@@ -97,25 +97,32 @@ def test_two_workspaces_on_one_number(container: ContainerFactory, run: Runner, 
     ]
 
 
-def test_remapped_number_is_kept_over_detach_and_attach(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_remapped_number_is_kept_while_its_own_is_taken_and_no_longer(
+    container: ContainerFactory, run: Runner, home: Path
+) -> None:
     apps = [container(labels=dev_container_labels(new_folder())) for _ in range(2)]
     port = apps[0].start_server(port=free_port(), text="0").port
     apps[1].start_server(port=port, text="1")
     for app in apps:
         run("autoforward", "attach", app.name, check=0)
     before = row_of(run, port, apps[1].name)
+    run("autoforward", "detach", apps[1].name, check=0)
+    run("autoforward", "attach", apps[1].name, check=0)
+    after = row_of(run, port, apps[1].name)
+    assert (after["localPort"], after["id"]) == (before["localPort"], before["id"])
+    assert after["remapped"]
+    assert after["reason"] == before["reason"]
     for app in apps:
         run("autoforward", "detach", app.name, check=0)
     assert rows(run) == []
     assert {entry["state"] for entry in registry(home)["entries"]} == {"reserved"}
 
-    # Alone now, and the number that it asked for is free: it gets the one that people have in their bookmarks.
+    # The number that it asked for is free, and neither has settled: a callback, a bookmark or a test asks for that one.
     run("autoforward", "attach", apps[1].name, check=0)
-    after = row_of(run, port, apps[1].name)
-    assert (after["localPort"], after["id"]) == (before["localPort"], before["id"])
-    assert after["remapped"]
-    assert after["reason"]
-    assert fetch(after["url"]) == "1\n"
+    alone = row_of(run, port, apps[1].name)
+    assert (alone["localPort"], alone["id"]) == (port, before["id"])
+    assert (alone["remapped"], alone["reason"]) == (False, None)
+    assert fetch(alone["url"]) == "1\n"
 
 
 # -- attach again --------------------------------------------------------------------------------

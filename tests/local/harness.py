@@ -9,7 +9,7 @@ import random
 import secrets
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -24,9 +24,9 @@ from autoforward.lanes.commands import Netcat, netcat_tool
 from autoforward.leases import current_process
 from autoforward.ledger import Ledger
 from autoforward.messages import Notice, RelayPlan, StreamFailed, StreamReady, StreamWanted
-from autoforward.model import Listener
+from autoforward.model import ForwardKey, Listener
 from autoforward.paths import StatePaths
-from autoforward.policy import Plan, SessionRules, plan
+from autoforward.policy import Plan, Seen, SessionRules, plan
 from autoforward.registry import Registry
 from autoforward.streams import STDERR, SocketStream
 from tests.conftest import SCHEMA
@@ -199,8 +199,14 @@ class Table(Bench):
 
     async def apply(self, rules: SessionRules, *container_ports: int, address: str = "127.0.0.1") -> Plan:
         """A snapshot with these listeners, none of them remembered from before."""
+        return await self.apply_after({}, rules, *container_ports, address=address)
+
+    async def apply_after(
+        self, before: Mapping[ForwardKey, Seen], rules: SessionRules, *container_ports: int, address: str = "127.0.0.1"
+    ) -> Plan:
+        """A snapshot with these listeners, after what was seen before."""
         snapshot = tuple(Listener("tcp", port, address) for port in sorted(container_ports))
-        wanted = plan(rules, snapshot, {}, 0.0)
+        wanted = plan(rules, snapshot, before, 0.0)
         await self.forwarder.apply(wanted, LOOPBACK)
         return wanted
 

@@ -105,6 +105,49 @@ async def test_a_number_taken_at_the_start_is_remapped_with_its_reason(table: Ta
         assert (row["remapped"], row["reason"], row["localPort"]) == (True, event.reason, event.host_port)
 
 
+@in_loop
+async def test_a_forward_gets_its_own_number_when_its_server_restarts_and_not_before(table: Table, port: int) -> None:
+    """Seen: a login's callback on the second-best number for 30 days, and its reason named a process that was dead."""
+    with socket.create_server((LOOPBACK, port)):
+        wanted = await table.apply(SessionRules(), port)
+        second_best = table.host_port(port)
+        assert second_best != port
+    [row] = table.rows()
+    assert row["reason"].startswith(f"host port {port} was in use")
+    assert row["reason"].endswith(" and is free now: this port gets it when its server restarts")
+    wanted = await table.apply_after(wanted.seen, SessionRules(), port)
+    assert table.host_port(port) == second_best, "never under a server that is up"
+    gone = await table.apply_after(wanted.seen, SessionRules())
+    assert table.host_port(port) == second_best, "bound for as long as it may restart"
+    table.take()
+    await table.apply_after(gone.seen, SessionRules(), port)
+    assert table.host_port(port) == port
+    assert table.take() == [("unforwarded", port), ("forwarded", port)]
+    [row] = table.rows()
+    assert (row["reason"], row["remapped"]) == (None, False)
+
+
+@in_loop
+async def test_a_waiting_port_gets_its_own_number_when_its_server_starts(table: Table, port: int) -> None:
+    rules = declared(str(port))
+    with socket.create_server((LOOPBACK, port)):
+        await table.apply(rules)
+    assert table.host_port(port) != port
+    await table.apply(rules, port)
+    assert table.host_port(port) == port
+
+
+@in_loop
+async def test_a_server_that_restarts_stays_where_it_is_while_its_own_number_is_taken(table: Table, port: int) -> None:
+    with socket.create_server((LOOPBACK, port)):
+        wanted = await table.apply(SessionRules(), port)
+        second_best = table.host_port(port)
+        gone = await table.apply_after(wanted.seen, SessionRules())
+        table.take()
+        await table.apply_after(gone.seen, SessionRules(), port)
+        assert (table.host_port(port), table.take()) == (second_best, [])
+
+
 def steal(table: Table, container_port: int) -> socket.socket:
     """Somebody listens on the reserved number, in the moment of `start_listening` in which Linux lets him."""
     [pair] = [row.pair for row in table.forwarder.forwards if row.wish.key.container_port == container_port]
@@ -361,16 +404,36 @@ async def test_rows_carry_what_only_a_list_knows(table: Table, port: int) -> Non
 
 
 @in_loop
-async def test_the_number_comes_back_with_the_server(table: Table, port: int) -> None:
-    """Sticky: the remapped number of last time, although the wanted one is free by now."""
+async def test_the_second_best_number_comes_back_with_the_server_while_its_own_is_taken(
+    table: Table, port: int
+) -> None:
     with socket.create_server((LOOPBACK, port)):
         await table.apply(SessionRules(), port)
-    remapped = table.host_port(port)
-    ids = table.forwarder.forward_ids
+        remapped = table.host_port(port)
+        ids = table.forwarder.forward_ids
+        await table.apply(SessionRules())
+        await table.apply(SessionRules(), port)
+        assert table.host_port(port) == remapped
     await table.apply(SessionRules())
     await table.apply(SessionRules(), port)
-    assert table.host_port(port) == remapped
+    assert table.host_port(port) == port
     assert table.forwarder.forward_ids == ids
+
+
+@in_loop
+async def test_a_new_supervisor_moves_no_forward_of_a_server_that_is_up(table: Table, port: int) -> None:
+    with socket.create_server((LOOPBACK, port)):
+        await table.apply(SessionRules(), port)
+        remapped = table.host_port(port)
+        await table.forwarder.close_all("the supervisor ended")
+    table.forwarder.takes_up = True
+    await table.apply(SessionRules(), port)
+    assert table.host_port(port) == remapped
+    [row] = table.rows()
+    assert row["reason"] == "kept from before the supervisor's restart"
+    await table.apply(SessionRules())
+    await table.apply(SessionRules(), port)
+    assert table.host_port(port) == port
 
 
 @in_loop

@@ -10,24 +10,45 @@ import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autoforward import allocator as allocator_module
-from autoforward.allocator import Allocation, AllocationRequest, Allocator, LeaseRow
+from autoforward.allocator import Allocation, AllocationRequest, Allocator, LeaseRow, _Attempt
 from autoforward.candidates import AllocationFailure, plan_candidates
+from autoforward.leases import Lease, RegistryDocument
 from autoforward.ledger import Ledger
-from autoforward.model import ForwardKey
+from autoforward.model import ForwardKey, Identity
 from autoforward.paths import StatePaths
 from autoforward.registry import ProcessIdentity, Registry, current_process
 from autoforward.sockets import BoundPair, HostPortDeniedError, HostPortTakenError, bind_pair, start_listening
 
 ROW = LeaseRow("c0ffee00c0ffee00", "/home/me/web", None, None, "detected")
 PORTS = itertools.count(26000, 10)
+LEASE = Lease(
+    host_port=3000,
+    container_id="c0ffee00c0ffee00",
+    container_port=3000,
+    workspace="/home/me/web",
+    pid=1,
+    label=None,
+    id="fwd-00000001",
+    host_ip="127.0.0.1",
+    transport="tcp",
+    service=None,
+    container_host=None,
+    source="detected",
+    state="reserved",
+    pid_started=1.0,
+    updated="2026-11-27T11:00:00.000Z",
+    identity="web",
+)
 
 
 @pytest.fixture
@@ -43,7 +64,9 @@ class Home:
         self.paths = StatePaths(folder)
         self.paths.ensure()
         self.warnings: list[str] = []
-        self.ledger = Ledger(Registry(self.paths, self.warnings.append), self.warnings.append)
+        self.now = datetime(2026, 11, 27, 12, tzinfo=UTC)
+        registry = Registry(self.paths, self.warnings.append)
+        self.ledger = Ledger(registry, self.warnings.append, clock=lambda: self.now)
         self.allocator = self.allocator_of(current_process())
         self.given: list[Allocation] = []
 
@@ -128,18 +151,130 @@ def test_another_forward_is_named_by_its_place(home: Home, port: int) -> None:
     assert second.remap_reason == (f"host port {port} is in use by {first.lease.id}, a forward of /home/me/web")
 
 
-def test_a_lease_sticks_with_its_id_and_its_reason(home: Home, port: int) -> None:
+def test_a_lease_is_second_choice_and_its_reason_is_of_now(home: Home, port: int) -> None:
     with foreign(port):
         first = home.get(wants(port))
     home.give_back(first)
     assert [row["state"] for row in home.rows()] == ["reserved"]
-    again = home.get(wants(port))
-    assert (again.pair.host_port, again.lease.id) == (port + 1, first.lease.id)
-    assert again.remap_reason == f"kept from last time (then: host port {port} is in use)"
-    home.give_back(again)
-    third = home.get(wants(port))
-    assert third.remap_reason == again.remap_reason, "the cause is kept, not piled up"
+    with foreign(port), foreign(port + 2):
+        again = home.get(wants(port))
+        assert (again.pair.host_port, again.lease.id) == (port + 1, first.lease.id)
+        assert again.remap_reason == f"host port {port} is in use"
+        home.give_back(again)
+    own = home.get(wants(port))
+    assert (own.pair.host_port, own.lease.id, own.remap_reason) == (port, first.lease.id, None)
     assert len(home.rows()) == 1
+
+
+def test_a_taken_number_does_not_push_its_neighbours_aside(home: Home, port: int) -> None:
+    """Seen: host port 22800 taken, servers on 22800-22802 got 22801-22803, and kept them."""
+    wanted = frozenset({port, port + 1, port + 2})
+    with foreign(port):
+        results = home.ask(*(wants(number, wanted=wanted) for number in sorted(wanted)))
+    assert [result.pair.host_port for result in results if isinstance(result, Allocation)] == [
+        port + 3,
+        port + 1,
+        port + 2,
+    ]
+
+
+def test_a_lease_on_a_number_that_another_port_of_the_container_wants_is_not_taken(home: Home, port: int) -> None:
+    """What an earlier version stored comes right by itself."""
+    with foreign(port):
+        moved = home.get(wants(port))
+        home.give_back(moved)
+        wanted = frozenset({port, port + 1})
+        [again, own] = home.ask(*(wants(number, wanted=wanted) for number in sorted(wanted)))
+    assert isinstance(again, Allocation)
+    assert isinstance(own, Allocation)
+    assert (again.pair.host_port, own.pair.host_port) == (port + 2, port + 1)
+
+
+def settled_on(home: Home, request: AllocationRequest, *, seconds: float = 601) -> Allocation:
+    """The port was forwarded for so long, and its server is gone."""
+    one = home.get(request)
+    home.now += timedelta(seconds=seconds)
+    home.give_back(one)
+    return one
+
+
+def test_two_that_have_settled_keep_their_numbers_in_any_order(home: Home, port: int) -> None:
+    one, two = home.get(wants(port, "one")), home.get(wants(port, "two"))
+    home.now += timedelta(minutes=11)
+    home.give_back(one)
+    home.give_back(two)
+    second = home.get(wants(port, "two"))
+    assert (second.pair.host_port, second.remap_reason) == (
+        port + 1,
+        f"host port {port} is that of /home/me/web, and both have settled",
+    )
+    assert home.get(wants(port, "one")).pair.host_port == port
+
+
+@pytest.mark.parametrize(("one_s", "two_s"), [(601, 30), (30, 601)])
+def test_a_port_keeps_another_number_only_if_both_have_settled(
+    home: Home, port: int, one_s: float, two_s: float
+) -> None:
+    with foreign(port):
+        settled_on(home, wants(port, "two"), seconds=two_s)
+    settled_on(home, wants(port, "one"), seconds=one_s)
+    assert home.get(wants(port, "two")).pair.host_port == port
+
+
+def test_a_number_that_another_workspace_declares_is_left_to_it_once_settled(home: Home, port: int) -> None:
+    with foreign(port):
+        settled_on(home, wants(port, "two"))
+    identity = {"engine": "unix:///run/x.sock", "anchor": "workspace:/home/me/shop:", "service": None, "instance": 1}
+    declared = [
+        {"text": str(port), "transport": "tcp", "container_host": None, "container_port": port, "host_port": None}
+    ]
+    session = {"id": "ses-1", "identity": identity, "workspace": "/home/me/shop", "declared": declared}
+    home.ledger.transact(lambda document, _now: document.upsert_session(session))
+    kept = home.get(wants(port, "two"))
+    assert (kept.pair.host_port, kept.remap_reason) == (port + 1, f"host port {port} is declared by /home/me/shop")
+    home.give_back(kept)
+    session["identity"] = {**identity, "anchor": "two"}
+    home.ledger.transact(lambda document, _now: document.upsert_session(session))
+    own = str(Identity(**session["identity"]))  # type: ignore[arg-type]
+    with foreign(port):
+        settled_on(home, wants(port, own))
+    assert home.get(wants(port, own)).pair.host_port == port, "its own declaration does not count against it"
+
+
+def test_what_was_forwarded_until_a_kill_counts_as_far_as_it_was_written(home: Home, port: int) -> None:
+    one = home.get(wants(port, "one"))
+    home.now += timedelta(minutes=9)
+    home.allocator.count_time()
+    assert home.rows()[0]["held_s"] == 0, "nothing is written for every minute"
+    home.now += timedelta(minutes=2)
+    home.allocator.count_time()
+    assert home.rows()[0]["held_s"] == 660
+    dead = replace(one.lease, pid_started=one.lease.pid_started - 1000, extra={"held_s": 660, "bound_since": "x"})
+    home.ledger.transact(lambda document, _now: document.upsert(dead))
+    home.ledger.transact(lambda document, now: document.reserve_rows_of_the_dead(now))
+    [row] = home.rows()
+    assert (row["state"], row["held_s"], "bound_since" in row) == ("reserved", 660, False)
+
+
+def test_a_row_of_an_earlier_version_has_not_settled_and_stays_for_its_days(home: Home, port: int) -> None:
+    with foreign(port):
+        old = home.get(wants(port))
+    home.give_back(old)
+    home.ledger.transact(lambda document, _now: document.upsert(replace(old.lease, state="reserved", extra={})))
+    home.now += timedelta(days=29)
+    with foreign(port):
+        again = home.get(wants(port))
+    assert again.lease.id == old.lease.id
+    home.give_back(again)
+    assert home.get(wants(port)).pair.host_port == port
+
+
+def test_ports_that_would_get_their_own_number_now(home: Home, port: int) -> None:
+    with foreign(port):
+        moved = home.get(wants(port))
+        assert home.allocator.better_numbers([wants(port)]) == set()
+    assert home.allocator.better_numbers([wants(port)]) == {moved.lease.key}
+    assert home.allocator.better_numbers([wants(80, "other")]) == set(), "not without a word of the user"
 
 
 def test_a_pin_is_no_habit(home: Home, port: int) -> None:
@@ -150,15 +285,6 @@ def test_a_pin_is_no_habit(home: Home, port: int) -> None:
     assert (again.pair.host_port, again.remap_reason, again.lease.id) == (port, None, pinned.lease.id)
     home.give_back(again)
     assert home.get(wants(port)).pair.host_port == port
-
-
-def test_a_lease_whose_number_is_gone_goes_back_to_the_same_number(home: Home, port: int) -> None:
-    with foreign(port):
-        first = home.get(wants(port))
-    home.give_back(first)
-    with foreign(port + 1):
-        again = home.get(wants(port))
-    assert (again.pair.host_port, again.remap_reason, again.lease.id) == (port, None, first.lease.id)
 
 
 def test_a_reserved_number_does_not_keep_others_out(home: Home, port: int) -> None:
@@ -326,32 +452,98 @@ NUMBERS = st.integers(1, 65535)
 
 @given(
     container_port=NUMBERS,
-    sticky=st.none() | NUMBERS,
+    leased=st.none() | NUMBERS,
+    yields=st.booleans(),
     elevate=st.booleans(),
     taken=st.sets(st.integers(1024, 65535), max_size=5),
+    wanted=st.sets(NUMBERS, max_size=5),
 )
-def test_the_order_of_candidates(container_port: int, sticky: int | None, elevate: bool, taken: set[int]) -> None:
-    plan = plan_candidates(container_port, sticky_host_port=sticky, elevate=elevate, taken=taken)
+def test_the_order_of_candidates(
+    container_port: int, leased: int | None, yields: bool, elevate: bool, taken: set[int], wanted: set[int]
+) -> None:
+    wanted -= {container_port}
+    plan = plan_candidates(
+        container_port,
+        leased_host_port=leased,
+        yields_to="both have settled" if yields else None,
+        elevate=elevate,
+        taken=taken,
+        wanted=wanted,
+    )
     numbers = list(plan.candidates)
     assert len(set(numbers)) == len(numbers)
-    asked = {number for number in (sticky, container_port, 8000 + container_port) if number is not None}
-    assert set(range(1024, 65536)) - taken <= set(numbers) | asked, "every free number is reached"
+    asked = {number for number in (leased, container_port, 8000 + container_port) if number is not None}
+    assert set(range(1024, 65536)) - taken - wanted <= set(numbers) | asked, "every free number is reached"
     if not elevate:
         assert min(numbers) >= 1024
-    usable = [number for number in (sticky, container_port) if number and (number >= 1024 or elevate)]
+    own = [container_port] if container_port >= 1024 or elevate else []
+    lease = [leased] if leased and (leased >= 1024 or elevate) and leased not in wanted else []
+    usable = [*lease, *own] if yields else [*own, *lease]
     if container_port < 1000:
         usable.append(8000 + container_port)
     first = list(dict.fromkeys(usable))
     assert numbers[: len(first)] == first
-    assert (plan.not_same is None) == (container_port >= 1024 or elevate)
-    # Upward from the last wish, once around.
+    assert not wanted & (set(numbers) - {8000 + container_port})
+    assert (plan.not_same is None) == (bool(own) and not (yields and lease))
+    # Upward from its own number, once around.
     rest = numbers[len(first) :]
     assert sum(after < before for before, after in itertools.pairwise(rest)) <= 1
 
 
-@given(container_port=NUMBERS, pinned=NUMBERS, sticky=st.none() | NUMBERS, same=st.booleans())
-def test_a_pin_is_the_only_candidate(container_port: int, pinned: int, sticky: int | None, same: bool) -> None:
-    plan = plan_candidates(container_port, pinned_host_port=pinned, sticky_host_port=sticky, require_same=same)
+FEW = st.integers(3000, 3012)
+
+
+@given(
+    ports=st.sets(FEW, min_size=1, max_size=8),
+    taken=st.sets(FEW, max_size=6),
+    leases=st.dictionaries(FEW, st.tuples(FEW, st.booleans()), max_size=8),
+    rivals=st.dictionaries(FEW, st.booleans(), max_size=4),
+)
+def test_the_rule_holds_for_all_ports_of_a_container_whatever_is_taken_and_leased(
+    ports: set[int], taken: set[int], leases: dict[int, tuple[int, bool]], rivals: dict[int, bool]
+) -> None:
+    """The rule of SPEC.md, and: no port is moved by another port's move. A lease alone keeps nobody out."""
+
+    def lease(identity: str, port: int, number: int, settled: bool) -> Lease:
+        extra = {"held_s": 601.0 if settled else 30.0}
+        return replace(
+            LEASE, id=f"{identity}-{port}", identity=identity, container_port=port, host_port=number, extra=extra
+        )
+
+    document = RegistryDocument(entries=[lease("web", port, *known) for port, known in leases.items()])
+    document.entries += [lease("other", number, number, settled) for number, settled in rivals.items()]
+    held: set[int] = set()
+
+    def bind(_host_ip: str, number: int, transport: Any) -> Any:
+        if number in taken | held:
+            raise HostPortTakenError(f"host port {number} is in use")
+        held.add(number)
+        return BoundPair("127.0.0.1", number, transport, ())
+
+    attempts = [_Attempt(wants(port, wanted=frozenset(ports), listen=False)) for port in sorted(ports)]
+    allocator = Allocator(cast(Any, None), current_process())
+    with mock.patch.object(allocator_module, "bind_pair", bind):
+        allocator._serve(document, datetime(2026, 11, 27, 12, tzinfo=UTC), attempts)
+    for port, attempt in zip(sorted(ports), attempts, strict=True):
+        assert isinstance(attempt.result, Allocation)
+        number = attempt.result.pair.host_port
+        leased, settled = leases.get(port, (None, False))
+        leased = None if leased in ports - {port} else leased
+        stays = settled and rivals.get(port, False) and leased not in (None, port) and leased not in taken
+        if number == port:
+            assert port not in taken
+            assert not stays or leased in held - {port}
+        elif stays:
+            assert number == leased or leased in held, "it has settled, and so has the other workspace"
+        else:
+            assert port in taken, "its own number is free"
+            assert number not in ports, "what another port wants"
+            assert number == leased or leased is None or leased in taken | held
+
+
+@given(container_port=NUMBERS, pinned=NUMBERS, leased=st.none() | NUMBERS, same=st.booleans())
+def test_a_pin_is_the_only_candidate(container_port: int, pinned: int, leased: int | None, same: bool) -> None:
+    plan = plan_candidates(container_port, pinned_host_port=pinned, leased_host_port=leased, require_same=same)
     assert (list(plan.candidates), plan.strict) == ([pinned], True)
 
 
@@ -363,5 +555,7 @@ def test_examples_of_the_order() -> None:
     assert first(3, 80) == [8080, 8081, 8082]
     assert first(2, 1023) == [1024, 1025]
     assert first(3, 80, elevate=True) == [80, 8080, 8081]
-    assert first(4, 3000, sticky_host_port=3005, taken={3001}) == [3005, 3000, 3002, 3003]
+    assert first(4, 3000, leased_host_port=3005, taken={3001}) == [3000, 3005, 3002, 3003]
+    assert first(3, 3000, leased_host_port=3005, yields_to="x") == [3005, 3000, 3001]
+    assert first(3, 3000, leased_host_port=3001, wanted={3001, 3002}) == [3000, 3003, 3004]
     assert first(3, 65535) == [65535, 1024, 1025]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,7 +87,9 @@ def test_looking_again_at_once_changes_nothing(
     processes: dict[ForwardKey, ServerProcess | None],
 ) -> None:
     first = plan(rules, snapshot, before, NOW_S, processes)
-    assert plan(rules, snapshot, first.seen, NOW_S, processes) == first
+    again = plan(rules, snapshot, first.seen, NOW_S, processes)
+    assert replace(again, came_back=first.came_back) == first
+    assert not again.came_back, "a server comes back once"
 
 
 def carried_out(
