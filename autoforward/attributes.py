@@ -221,10 +221,12 @@ def _parse_key(name: str, budget: Budget) -> tuple[RuleKind, str | None, int, in
         port = _parse_number(number[1])
         return "number", None, port, port, None
     if bounds := _RANGE.fullmatch(name):
-        low, high = _parse_number(bounds[1]), _parse_number(bounds[2])
+        low, high = _parse_bound(bounds[1]), _parse_bound(bounds[2])
         if low > high:
             raise ValueError("the range runs backwards")
-        return "range", None, low, high, None
+        if low > MAX_PORT or high == 0:
+            raise ValueError(f"no port of the range is in 1-{MAX_PORT}")
+        return "range", None, max(low, 1), min(high, MAX_PORT), None
     if parts := _HOST_PORT.fullmatch(name):
         try:
             host = parse_host(parts[1])
@@ -244,6 +246,11 @@ def _parse_number(digits: str) -> int:
     if not is_port(port):
         raise ValueError(f"{quoted(digits)} is not in 1-{MAX_PORT}")
     return port
+
+
+def _parse_bound(digits: str) -> int:
+    """An end of a range, which may lie outside of the ports: VS Code has no bounds, and real files say 0-8122."""
+    return int(digits) if len(digits) <= 9 else MAX_PORT + 1
 
 
 def _entries(value: object, here: str, warnings: list[str]) -> list[tuple[str, object]]:

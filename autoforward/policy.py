@@ -288,7 +288,7 @@ def _why_not(
             return notice("ignored", f"{known}: not forwarded by itself")
     if source == "detected" and key.transport == "udp" and not rules.auto_udp:
         return notice("ignored", "UDP is forwarded when it is asked for, or with --auto-udp")
-    if source != "manual" and attributes.on_auto_forward == "ignore":
+    if source == "detected" and attributes.on_auto_forward == "ignore":
         return notice("ignored", "onAutoForward is ignore")
     if source != "manual" and (elsewhere := _elsewhere(rules, key, seen)) is not None:
         return notice("ignored", elsewhere)

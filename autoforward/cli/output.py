@@ -265,7 +265,7 @@ def print_mappings(rows: Iterable[Mapping[str, Any]]) -> None:
             warn(f"{row['containerName']}: {reason}")
         elif status == "failed":
             warn(f"port {row['port']} of {row['containerName']} is not forwarded: {reason}")
-        elif row["onAutoForward"] == "silent":
+        elif row["onAutoForward"] in ("silent", "ignore"):
             continue
         elif status in ("active", "reconnecting"):
             say(f"Forwarding {describe_mapping(row)}" + (f" ({reason})" if reason else ""))

@@ -107,6 +107,18 @@ ROWS = [
         {"3000-3010": {"label": "r"}, "3005": {"requireLocalPort": True}},
         None, 3005, None, None, ("r", "notify", None, True), "that of the number stands",
     ),
+    Row(
+        {"0-8122": {"onAutoForward": "ignore"}, "8124-999999": {"onAutoForward": "ignore"}},
+        None, 8122, None, None, (None, "ignore", None, None), "a range from outside of the ports counts for those within",
+    ),
+    Row(
+        {"0-8122": {"onAutoForward": "ignore"}, "8124-999999999999": {"onAutoForward": "ignore"}},
+        None, 65535, None, None, (None, "ignore", None, None), "and one that leads out of them",
+    ),
+    Row(
+        {"0-8122": {"onAutoForward": "ignore"}, "8124-999999": {"onAutoForward": "ignore"}},
+        None, 8123, None, None, (None, "notify", None, None), "the port between two such ranges",
+    ),
     # Regular expressions on the command line.
     Row({APP: WEB}, None, 3000, None, PYTHON, WEB_FILLS, "it matches the command line"),
     Row({APP: WEB}, None, 9999, None, PYTHON, WEB_FILLS, "on any port"),

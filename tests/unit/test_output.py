@@ -57,6 +57,7 @@ def test_where_a_forward_listens_and_leads(changes: dict[str, Any], line: str) -
         ),
         ({"status": "ignored", "reason": "excluded"}, []),
         ({"onAutoForward": "silent"}, []),
+        ({"onAutoForward": "ignore"}, []),
         (
             {"status": "failed", "reason": "no lane", "localPort": None, "onAutoForward": "silent"},
             ["autoforward: warning: port 3000 of web is not forwarded: no lane"],

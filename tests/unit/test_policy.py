@@ -308,17 +308,28 @@ def test_excluded_ports_are_not_detected_but_can_be_named() -> None:
     }
 
 
-def test_on_auto_forward_ignore_never_binds_but_a_manual_spec_does() -> None:
+def test_on_auto_forward_ignore_never_binds_what_is_detected() -> None:
     ignoring = attributes(_3000={"onAutoForward": "ignore"}, _4000={"onAutoForward": "ignore"})
-    rules = SessionRules(attributes=ignoring, declared=specs("3000"))
-    result = planned(rules, listening(3000, 4000))
+    result = planned(SessionRules(attributes=ignoring), listening(3000, 4000))
     assert not result.wishes
-    assert {notice.key: (notice.status, notice.source) for notice in result.notices.values()} == {
-        key(3000): ("ignored", "declared"),
-        key(4000): ("ignored", "detected"),
-    }
+    assert {(notice.status, notice.source) for notice in result.notices.values()} == {("ignored", "detected")}
+    assert set(result.notices) == {key(3000), key(4000)}
     manual = planned(SessionRules(attributes=ignoring, manual=specs("3000")), listening(3000))
     assert list(manual.wishes) == [key(3000)]
+
+
+@pytest.mark.parametrize("text", ["3000", "13000:3000", "db:5432"])
+def test_what_is_declared_is_forwarded_whatever_on_auto_forward_says(text: str) -> None:
+    """`forwardPorts` is "always" in the specification; a server that ignores the rest must not lose what it declares."""
+    [spec] = specs(text)
+    port = str(spec.container_port)
+    for rules in (
+        attributes(others={"onAutoForward": "ignore"}),
+        attributes(**{f"_{port}": {"onAutoForward": "ignore"}}),
+    ):
+        result = planned(SessionRules(attributes=rules, declared=(spec,)), listening(3000, 9000))
+        assert next(iter(result.wishes)) == spec.key
+        assert result.wishes[spec.key].source == "declared"
 
 
 def test_other_ports_ignored_leaves_the_listed_ones() -> None:
