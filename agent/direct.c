@@ -7,8 +7,10 @@
  * new one has two pages: bytes are copied then, which is faster. */
 #include "streams.h"
 
-enum { CONNECTIONS = 64, GREETINGS = 8, SLOTS = CONNECTIONS + GREETINGS, BAD_LIMIT = 16, NONCE_SIZE = 16 };
-enum { GREETING_MS = 2000, LEAVE_MS = 20000 };
+enum { CONNECTIONS = 64, GREETINGS = 8, SLOTS = CONNECTIONS + GREETINGS, NONCE_SIZE = 16 };
+enum { GREETING_MS = 2000, CROWDED_MS = 100, LEAVE_MS = 20000 };
+enum { BAD_BURST = 64, BAD_MS = 10 }; /* of the bad, so many at once, and then one each so often */
+enum { ACCEPT_PAUSE_MS = 1000 };
 enum { PUMP_PIPE = 512 * 1024, PUMP_TURN = 512 * 1024 }; /* all pipes together: what the kernel lets a user have */
 enum { PUMP_COPY = 256 * 1024 };
 #ifndef PUMP_LEAST
@@ -18,7 +20,8 @@ enum direct_state { UNUSED, GREETING, PROVEN, MOVED, LEAVING };
 enum fault { NONE, SOURCE, SINK };
 
 static struct direct slots[SLOTS];
-static u32 greetings, bad;
+static u32 greetings;
+static u64 paid; /* when what the bad have cost is paid off; nothing is accepted while that is too far ahead */
 static bool asked, listener_watched;
 static int listener = -1;
 static u8 secret[SECRET_SIZE];
@@ -48,16 +51,19 @@ static void say_listening(u32 port, int error) {
 	out_frame(&exec_path, LISTENING, 0, 0, payload, sizeof payload);
 }
 
-static void stop_listening(int error) {
-	if (listener < 0) return;
-	sys_close(listener);
-	listener = -1;
-	say_listening(0, error);
+static void charge(u64 cost_ms) { paid = (paid > now ? paid : now) + cost_ms; }
+
+/* Others can keep us as busy as this allows, and no longer than they go on: the others wait in the backlog. */
+static bool may_accept(void) {
+	u64 when = paid > BAD_BURST * BAD_MS ? paid - BAD_BURST * BAD_MS : 0;
+	if (when > now && when < next_look) next_look = when;
+	return greetings < GREETINGS && when <= now;
 }
 
 static void watch_listener(void) {
-	bool wanted = greetings < GREETINGS;
-	if (listener < 0 || wanted == listener_watched) return;
+	if (listener < 0) return;
+	bool wanted = may_accept();
+	if (wanted == listener_watched) return;
 	watch(listener, true, wanted ? EPOLLIN : 0, DIRECT_KEY);
 	listener_watched = wanted;
 }
@@ -93,8 +99,8 @@ static void release(struct direct *d) {
 }
 
 static void bad_greeting(struct direct *d) {
+	charge(BAD_MS);
 	release(d);
-	if (++bad == BAD_LIMIT) stop_listening(0);
 }
 
 static int open_listener(const struct address *address, u32 *port) {
@@ -130,22 +136,23 @@ const char *direct_listen(const struct event *e) {
 	u32 port = 0;
 	if (listener >= 0) return "listen twice";
 	asked = true;
-	bad = 0;
 	memcpy(secret, e->bytes, sizeof secret);
 	memcpy(address.bytes, e->bytes + SECRET_SIZE + 1, e->size - SECRET_SIZE - 1);
 	int error = open_listener(&address, &port);
-	if (!error) say_listening(port, 0);
-	else if (listener >= 0) stop_listening(error);
-	else say_listening(0, error);
+	if (error && listener >= 0) sys_close(listener), listener = -1;
+	say_listening(error ? 0 : port, error);
 	return NULL;
 }
 
 static void accept_some(void) {
 	static const int on = 1;
-	while (greetings < GREETINGS) {
+	while (may_accept()) {
 		int fd = sys_accept(listener);
 		if (fd == -EAGAIN || fd == -EINTR || fd == -ECONNABORTED) return;
-		if (fd < 0) return stop_listening(-fd); /* to try again and again would be all that we do */
+		if (fd < 0) { /* no descriptors, say: to try again and again would be all that we do */
+			charge(BAD_BURST * BAD_MS + ACCEPT_PAUSE_MS);
+			break;
+		}
 		struct direct *d = slots;
 		while (d->state != UNUSED) d++;
 		*d = (struct direct){.fd = fd, .state = GREETING, .up.from = -1, .down.from = -1};
@@ -154,6 +161,9 @@ static void accept_some(void) {
 		sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 		if (!watch_direct(d, EPOLLIN)) release(d);
 	}
+	/* The host's words are there by then. So silence costs those behind it little. */
+	for (struct direct *d = slots; greetings == GREETINGS && d < slots + SLOTS; d++)
+		if (d->state == GREETING && d->deadline > now + CROWDED_MS) set_limit(d, now + CROWDED_MS);
 	watch_listener();
 }
 
@@ -373,5 +383,6 @@ u64 direct_expire(u64 moment) {
 		else if (d->state == PROVEN) lose(d);
 		else release(d);
 	}
+	watch_listener();
 	return next_look;
 }

@@ -13,7 +13,7 @@ static u8 ring[PATH_RING], datagram[MAX_PAYLOAD];
 struct path exec_path = {.in = 0, .out = 1, .ring = ring, .datagram = datagram};
 static u64 last_heard;
 static u32 silence_ms = SILENCE_MS;
-static bool netlink = true;
+static bool netlink = true, private = PRIVATE;
 static long old_flags[2];
 
 static void say(const char *what, const char *detail) {
@@ -186,6 +186,7 @@ static void parse_arguments(int argc, char **argv) {
 			sys_exit(EXIT_FINE);
 		}
 		if (same_text(name, "--no-netlink")) netlink = false;
+		else if (same_text(name, "--dumpable")) private = false;
 		else if (same_text(name, "--silence-ms") && digits) silence_ms = (u32)number, i++;
 		else if (same_text(name, "--dns-port") && digits) sources.port = (u16)number, i++;
 		else if (same_text(name, "--hosts")) sources.hosts = value, i++;
@@ -207,6 +208,9 @@ int agent_main(int argc, char **argv) {
 	} ignore = {(void (*)(int))1 /* SIG_IGN */, 0, NULL, 0};
 	u64 limits[2];
 	parse_arguments(argc, argv);
+	/* The secret of LISTEN is nothing for the others of this user: no core, no ptrace, no descriptors of ours in /proc. */
+	if (private) SYS(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0, 0);
+	SYS(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0);
 	SYS(rt_sigaction, 13 /* SIGPIPE */, &ignore, 0, 8, 0, 0);
 	if (SYS(prlimit64, 0, 7 /* NOFILE */, 0, limits, 0, 0) == 0) {
 		limits[0] = limits[1];

@@ -30,15 +30,62 @@ void chunk_give(void *chunk) {
 
 #if defined(__x86_64__)
 __asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall start\n\thlt\n");
+enum { RELATIVE = 8 }; /* R_X86_64_RELATIVE */
 #else
 __asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x30, #0\n\tmov x0, sp\n\tbl start\n\tbrk #0\n");
+enum { RELATIVE = 1027 }; /* R_AARCH64_RELATIVE */
 #endif
 
-__attribute__((used)) _Noreturn static void start_at(long *stack) {
+/* What the compiler compares at the end of a function with arrays. */
+__attribute__((used, visibility("hidden"))) unsigned long __stack_chk_guard;
+__attribute__((used)) _Noreturn void __stack_chk_fail(void);
+void __stack_chk_fail(void) {
+	static const char words[] = "agent: the stack is broken\n";
+	sys_write(2, words, sizeof words - 1);
+	sys_exit(EXIT_BROKEN);
+}
+
+#ifdef __PIC__
+
+extern const Elf64_Ehdr __ehdr_start __attribute__((visibility("hidden")));
+extern const Elf64_Dyn _DYNAMIC[] __attribute__((visibility("hidden")));
+
+/* We are our own loader, at an address that is another one each time: pointers in data are moved along, and what needs no
+ * writing after that is made read-only. */
+static void relocate(unsigned long page) {
+	unsigned long base = (unsigned long)&__ehdr_start, size = 0;
+	const Elf64_Rela *at = NULL;
+	for (const Elf64_Dyn *d = _DYNAMIC; d->d_tag != DT_NULL; d++) {
+		if (d->d_tag == DT_RELA) at = (const Elf64_Rela *)(base + d->d_un.d_ptr);
+		if (d->d_tag == DT_RELASZ) size = d->d_un.d_val;
+	}
+	for (const Elf64_Rela *end = at + size / sizeof *at; at < end; at++)
+		if (ELF64_R_TYPE(at->r_info) == RELATIVE) *(unsigned long *)(base + at->r_offset) = base + (unsigned long)at->r_addend;
+	const Elf64_Phdr *part = (const Elf64_Phdr *)(base + __ehdr_start.e_phoff);
+	for (u32 i = 0; i < __ehdr_start.e_phnum; i++, part++) {
+		unsigned long from = (base + part->p_vaddr) & -page, to = (base + part->p_vaddr + part->p_memsz) & -page;
+		if (part->p_type == PT_GNU_RELRO && from < to) SYS(mprotect, from, to - from, PROT_READ, 0, 0, 0);
+	}
+}
+
+#else /* the tool chain has no -static-pie */
+static void relocate(unsigned long page) { (void)page; }
+#endif
+
+__attribute__((used)) _Noreturn void start(long *stack);
+void start(long *stack) { /* has no array, and does not return: the guard may come about in it */
+	unsigned long page = 4096;
+	const void *random = NULL;
+	long *word = stack + 1 + stack[0] + 1;
+	while (*word++) continue; /* the environment */
+	for (; *word != AT_NULL; word += 2) {
+		if (*word == AT_PAGESZ) page = (unsigned long)word[1];
+		if (*word == AT_RANDOM) random = (const void *)word[1];
+	}
+	relocate(page);
+	if (random) __stack_chk_guard = *(const unsigned long *)random & ~0xFFUL; /* what is copied as text ends before it */
 	sys_exit(agent_main((int)stack[0], (char **)(stack + 1)));
 }
-__attribute__((used)) _Noreturn void start(long *stack);
-void start(long *stack) { start_at(stack); }
 
 void sys_exit(int status) {
 	for (;;) SYS(exit_group, status, 0, 0, 0, 0, 0);

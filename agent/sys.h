@@ -10,11 +10,14 @@
 #include <asm/socket.h>
 #include <asm/stat.h>
 #include <asm/unistd.h>
+#include <linux/auxvec.h>
+#include <linux/elf.h>
 #include <linux/eventpoll.h>
 #include <linux/fcntl.h>
 #include <linux/in.h>
 #include <linux/in6.h>
 #include <linux/mman.h>
+#include <linux/prctl.h>
 #include <linux/tcp.h>
 #include <linux/time_types.h>
 #include <linux/uio.h>
@@ -84,6 +87,15 @@ static inline long sys6(long number, long a, long b, long c, long d, long e, lon
 #define sys_getrandom(to, size) SYS(getrandom, to, size, 0, 0, 0, 0)
 #define sys_mmap(size) SYS(mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
 #define sys_munmap(at, size) SYS(munmap, at, size, 0, 0, 0, 0)
+
+enum { EXIT_BROKEN = 5 };
+
+/* A leak sanitizer has to look into its own process. */
+#ifdef AGENT_HOSTED
+enum { PRIVATE = false };
+#else
+enum { PRIVATE = true };
+#endif
 
 _Noreturn void sys_exit(int status);
 u64 now_ms(void); /* monotonic; stands still while the machine sleeps, so that waking up is not silence */

@@ -14,6 +14,7 @@ import logging
 import os
 import selectors
 import socket
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from autoforward import wire
@@ -38,7 +39,12 @@ HANDSHAKE_TIMEOUT_S = 2.0
 """The container is on this machine: a handshake takes less than a millisecond, or a firewall swallows it."""
 
 MAX_FAILURES = 3
-"""Handshakes in a row that may fail before no more are tried with this agent."""
+"""Handshakes in a row that may fail before there is a rest: it is not just an agent that is busy."""
+
+FIRST_REST_S = 5.0
+"""Before it is tried again when the address could not be reached; doubled each time that it still cannot."""
+
+MAX_REST_S = 60.0
 
 
 def proof(secret: bytes, words: bytes, token: bytes, nonce: bytes) -> bytes:
@@ -82,7 +88,8 @@ class DirectGate:
         self._announced: dict[bytes, _Handshake] = {}
         self._handshakes: set[_Handshake] = set()
         self._numbers = itertools.count(1)
-        self._failures = 0
+        self._failures = self._rests = 0
+        self._rests_until_s = 0.0
         self.active = 0
         """Streams that have a direct connection, and who is about to."""
 
@@ -91,7 +98,7 @@ class DirectGate:
 
     def want(self, user: DirectUser) -> bool:
         """A direct connection for this stream, if it can be had; `release` it once it is over. Whether it is tried."""
-        if self._shut or self.address is None or self.active >= MAX_DIRECT:
+        if self._shut or self.address is None or self.active >= MAX_DIRECT or time.monotonic() < self._rests_until_s:
             return False
         self.active += 1
         if self._place is not None:
@@ -117,6 +124,8 @@ class DirectGate:
             return
         self.address = address
         self._place = None
+        self._failures = self._rests = 0
+        self._rests_until_s = 0.0
         self._announced.clear()
         for handshake in list(self._handshakes):
             self._waiting[handshake.user.number] = handshake.user
@@ -145,7 +154,9 @@ class DirectGate:
         if self._stopping:
             return
         if not said.port:
-            self._close_gate(f"the agent cannot listen there: {os.strerror(said.errno)}")
+            self._close_gate(
+                f"the agent cannot listen there: {os.strerror(said.errno) if said.errno else 'it ended that'}"
+            )
             return
         if self._shut or self._place is not None or self.address is None:
             return
@@ -191,14 +202,24 @@ class DirectGate:
         self._handshakes.discard(handshake)
 
     def proven(self, user: DirectUser, far: socket.socket) -> None:
-        self._failures = 0
+        self._failures = self._rests = 0
         user.direct_ready(far)
 
     def failed(self, reason: str, *, unreachable: bool) -> None:
+        """It goes on over the exec stream, and a way that is there again is found: floods and lost networks pass."""
         self._failures += 1
         log.debug("no direct connection to %s for one stream: %s", self.address, reason)
-        if unreachable or self._failures >= MAX_FAILURES:
-            self._close_gate(reason)
+        now_s = time.monotonic()
+        if (unreachable or self._failures >= MAX_FAILURES) and now_s >= self._rests_until_s:
+            rest_s = min(FIRST_REST_S * 2**self._rests, MAX_REST_S)
+            self._rests_until_s = now_s + rest_s
+            self._rests += 1
+            level = logging.INFO if self._rests == 1 else logging.DEBUG
+            log.log(level, "no direct path to %s for %.0f s at least: %s", self.address, rest_s, reason)
+
+    def not_the_agent(self, reason: str) -> None:
+        """The address is somebody else's: he is not bothered again."""
+        self._close_gate(reason)
 
     def _close_gate(self, reason: str) -> None:
         if not self._shut:
@@ -280,7 +301,8 @@ class _Handshake:
                 self.close()
                 self._gate.proven(self.user, sock)
             else:
-                self._fail("who answers there is not our agent", unreachable=True)
+                self.close()
+                self._gate.not_the_agent("who answers there is not our agent")
 
     def _timed_out(self) -> None:
         self._fail(f"no answer within {HANDSHAKE_TIMEOUT_S:.0f} s", unreachable=not self._answer)

@@ -201,12 +201,20 @@ class Conversation:
         self.wait(lambda: len(self.pongs) > count, "pong")
 
 
+LOOKED_INTO = "--dumpable"
+"""What an agent is started with whose descriptors a test counts: without it only root can."""
+
+
 class AgentClient(Conversation):
     """The agent as a child, on its stdin and stdout."""
 
     def __init__(self, binary: Path, *arguments: str, greet: bool = True) -> None:
         self.process = subprocess.Popen(
-            [binary, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+            [binary, LOOKED_INTO, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
         )
         assert self.process.stdin and self.process.stdout and self.process.stderr
         super().__init__(self.process.stdin.fileno(), self.process.stdout.fileno(), wire.Decoder())

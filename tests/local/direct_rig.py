@@ -23,6 +23,7 @@ from autoforward.frames import Hello
 from autoforward.messages import MuxEnd, MuxSaid, MuxStart, Route
 from autoforward.model import DialAddress
 from autoforward.streams import STDOUT
+from tests.local.agent_client import LOOKED_INTO
 from tests.local.plane_rig import FORWARD, TIMEOUT_S, Rig
 
 SESSION = "ses-direct"
@@ -69,7 +70,7 @@ class Direct:
     def __init__(self, one: Rig, binary: Path, address: str | None = "127.0.0.1") -> None:
         self.rig = one
         ours, theirs = socket.socketpair()
-        self.agent = subprocess.Popen([binary], stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL)
+        self.agent = subprocess.Popen([binary, LOOKED_INTO], stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL)
         theirs.close()
         self.stream = AgentStream(ours)
         self.server = socket.create_server(("127.0.0.1", 0), backlog=256)
@@ -162,6 +163,7 @@ class PlayedAgent:
         self.sock.settimeout(TIMEOUT_S)
         self.decoder = wire.Decoder("agent")
         self.frames: deque[frames.Event] = deque()
+        self.seen: list[frames.Event] = []
         self.saw_move = False
         one.plane.submit(Route(FORWARD, SESSION, "tcp", (DialAddress("127.0.0.1", 80),)))
         one.plane.submit(MuxStart(SESSION, AgentStream(ours), 0, address))
@@ -173,6 +175,7 @@ class PlayedAgent:
         while True:
             while self.frames:
                 frame = self.frames.popleft()
+                self.seen.append(frame)
                 self.saw_move |= isinstance(frame, frames.Move)
                 if isinstance(frame, frames.Ping):
                     self.sock.sendall(wire.encode_pong(frame.payload))

@@ -24,6 +24,7 @@ from autoforward.frames import HEADER_SIZE, HELLO_SIZE, Hello
 from autoforward.messages import MuxLost, MuxSaid, MuxStart, Route, StreamFailed, StreamWanted
 from autoforward.model import DialAddress
 from tests.agent_build import build
+from tests.local.agent_client import LOOKED_INTO
 from tests.local.direct_rig import AgentStream, descriptors, eventually, exactly
 from tests.local.plane_rig import FORWARD, TIMEOUT_S, Rig, rig
 
@@ -132,7 +133,7 @@ def conversation(binary: Path, who: str, cut: int) -> Proxy:
     """The whole of it, cut there; returns the proxy, with how many frames there were."""
     before = descriptors("self")
     echo, proxy = Echo(), Proxy(who, cut)
-    agent = subprocess.Popen([binary], stdin=proxy.agent, stdout=proxy.agent, stderr=subprocess.DEVNULL)
+    agent = subprocess.Popen([binary, LOOKED_INTO], stdin=proxy.agent, stdout=proxy.agent, stderr=subprocess.DEVNULL)
     proxy.agent.close()
     with rig() as one:
         port = echo.listener.getsockname()[1]

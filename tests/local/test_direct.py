@@ -13,11 +13,14 @@ import random
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from autoforward import direct as direct_module
 from autoforward import frames, splicer, wire
 from autoforward.direct import PROOF_BYTES
 from autoforward.messages import MuxCheck, MuxLost
@@ -300,6 +303,45 @@ def test_who_does_not_know_the_secret_gets_no_stream(answer: bytes) -> None:
         while not said.endswith(b"and back"):
             said += agent.expect(frames.Data).payload
         assert not agent.saw_move
+
+
+def test_a_way_that_was_not_there_is_found_when_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The network was away for a moment, or somebody flooded the agent: that was for good once."""
+    passed_s = 0.0
+    monkeypatch.setattr(direct_module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed_s))
+    caplog.set_level("INFO", "autoforward.direct")
+    with rig() as one:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = listener.getsockname()
+        agent = PlayedAgent(one, "127.0.0.1")
+        client = one.connect()
+        secret = agent.expect(frames.Listen).secret
+        number = agent.expect(frames.Open).stream
+        agent.sock.sendall(wire.encode_listening(address[1]))
+        agent.announced(frames.Trunk)
+        eventually(lambda: "no direct path" in caplog.text, "a refused connection")
+        with socket.create_server(address) as back:
+            back.settimeout(TIMEOUT_S)
+            for rest_s in (0.0, direct_module.FIRST_REST_S):
+                passed_s += rest_s
+                agent.bulk(client, number)
+                agent.expect(frames.Credit)
+                if not rest_s:
+                    agent.sock.sendall(wire.encode_ping(b"so far: "))
+                    agent.expect(frames.Pong)
+                    assert not any(isinstance(frame, frames.Direct) for frame in agent.seen), (
+                        "in the rest it is left alone"
+                    )
+            token = agent.announced(frames.Direct)
+            far, _ = back.accept()
+            hello = exactly(far, 64)
+            assert hello[:16] == token
+            far.sendall(hmac.digest(secret, b"autoforward direct agent" + hello[:32], "sha256"))
+            agent.expect(frames.Move)
+            far.close()
+        assert caplog.text.count("no direct path") == 1
 
 
 @pytest.mark.parametrize("lie", [wire.encode_move(1), wire.encode_listening(4000)], ids=["move", "listening"])
