@@ -28,6 +28,10 @@ DEFAULT_MAX_BYTES = 4 * 1024 * 1024
 MAX_UNWRITTEN = 1000
 """Events that wait for room on the disk; 1 MB at the most that is usual."""
 
+MAX_EVENT_TEXT = 1000
+MAX_FOLDER_TEXT = 4096
+"""Characters of a text, and of a folder (no path is longer): a label may have megabytes, and the log has room for 4."""
+
 # The last line is looked for in this much of the end; a line has some 700 bytes.
 _TAIL_BYTES = 64 * 1024
 _LOCAL_ADDRESSES = frozenset({"127.0.0.1", "::1", "0.0.0.0", "::", "localhost"})
@@ -80,7 +84,11 @@ class PortEvent:
         for item in fields(self):
             if item.name == "remapped":
                 values["url"] = self.url
-            values[_key_of(item.name)] = getattr(self, item.name)
+            value = getattr(self, item.name)
+            limit = MAX_FOLDER_TEXT if item.name == "workspace_folder" else MAX_EVENT_TEXT
+            if isinstance(value, str) and len(value) > limit:
+                value = f"{value[: limit - 1]}…"
+            values[_key_of(item.name)] = value
         if self.process is not None:
             values["process"] = mask_command_line(self.process)
         if not self.replay:

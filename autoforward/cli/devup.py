@@ -21,6 +21,7 @@ from click.core import ParameterSource
 
 from autoforward.callers import sources_for
 from autoforward.cli import attaching, client, output
+from autoforward.cli.printing import pass_on
 from autoforward.cli.progress import working
 from autoforward.devcontainer import LABEL_METADATA, read_config_file
 from autoforward.devcontainer_cli import (
@@ -71,7 +72,7 @@ def run_with_forwarding(request: DevupRequest) -> int:
         if request.up.remove_existing_container:
             _tolerating_failure(lambda: _end_old_forwards(request), "the old container's forwards are not ended")
         with working("Bringing the dev container up"):
-            outcome = run_up(request.cli, args, request.environ, _write_stdout)
+            outcome = run_up(request.cli, args, request.environ, pass_on)
     container_id = outcome.container_id() if outcome.exit_code == 0 else None
     attached: attaching.AttachResult | None = None
     if container_id is not None:
@@ -85,8 +86,8 @@ def run_with_forwarding(request: DevupRequest) -> int:
             output.warn(warning)
         output.print_mappings(attached.rows)
     if request.ports_events:
-        _write_stdout("".join(line.rstrip("\n") + "\n" for line in events).encode())
-    _write_stdout(outcome.last_line)
+        pass_on("".join(line.rstrip("\n") + "\n" for line in events).encode())
+    pass_on(outcome.last_line)
     if attached is not None and request.follow:
         _follow(request, outcome, events)
     return outcome.exit_code
@@ -169,7 +170,7 @@ def _follow(request: DevupRequest, outcome: UpOutcome, events: Sequence[str]) ->
     since = _last_seq(events) if request.ports_events else None
     with contextlib.suppress(KeyboardInterrupt):
         for line in client.follow_events(since, _followed(request, outcome), since is None):
-            _write_stdout(line.rstrip("\n").encode() + b"\n")
+            pass_on(line.rstrip("\n").encode() + b"\n")
 
 
 def _followed(request: DevupRequest, outcome: UpOutcome) -> str | None:
@@ -195,15 +196,6 @@ def _tolerating_failure(step: Callable[[], Result], consequence: str) -> Result 
         log.debug("unexpected", exc_info=True)
         output.warn(f"{consequence}: unexpected {type(error).__name__}: {error}")
     return None
-
-
-def _write_stdout(data: bytes) -> None:
-    try:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        # The reader has seen enough. `up` goes on, and so does forwarding.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run_alone(cli: DevcontainerCli, up_args: Sequence[str], environ: dict[str, str]) -> NoReturn:

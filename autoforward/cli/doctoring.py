@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -15,6 +14,7 @@ from autoforward import __version__
 from autoforward.callers import record_for
 from autoforward.cli import output
 from autoforward.cli.attaching import caller_of
+from autoforward.cli.printing import Drawn, draw, show_json
 from autoforward.devcontainer import LABEL_METADATA
 from autoforward.doctor import container, host, inside, looking
 from autoforward.doctor.findings import Finding, FindingStatus, in_the_way, warn
@@ -25,6 +25,7 @@ from autoforward.model import ContainerInfo
 from autoforward.paths import StatePaths
 from autoforward.session_config import metadata_of
 from autoforward.targets import resolve_target
+from autoforward.texts import one_line
 
 MARKS: dict[FindingStatus, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
 ASCII_MARKS: dict[FindingStatus, str] = {"ok": "+", "warn": "!", "fail": "x"}
@@ -117,10 +118,11 @@ def print_findings(findings: Iterator[Finding], as_json: bool) -> int:
     for finding in findings:
         found.append(finding)
         if not as_json:
-            click.echo("\n".join(format_finding(finding, width, **_terminal())))
+            draw(*format_finding(finding, width, **_terminal()))
     if as_json:
-        click.echo(json.dumps([finding.to_json() for finding in found], indent=2))
+        show_json([finding.to_json() for finding in found])
     else:
+        output.say("")
         output.say(summary(found))
     return 1 if in_the_way(found) else 0
 
@@ -128,26 +130,30 @@ def print_findings(findings: Iterator[Finding], as_json: bool) -> int:
 def summary(found: Sequence[Finding]) -> str:
     count = in_the_way(found)
     if count:
-        return f"\n{count} {'thing stands' if count == 1 else 'things stand'} in the way."
+        return f"{count} {'thing stands' if count == 1 else 'things stand'} in the way."
     notes = sum(finding.status == "warn" for finding in found)
-    return "\nNothing stands in the way" + (f"; {notes} to know." if notes else ".")
+    return "Nothing stands in the way" + (f"; {notes} to know." if notes else ".")
 
 
-def format_finding(finding: Finding, width: int, *, unicode: bool, coloured: bool) -> list[str]:
+def format_finding(finding: Finding, width: int, *, unicode: bool, coloured: bool) -> list[Drawn]:
     """Lines of at most `width` characters (a longer word is not cut): mark and text, the way out below it."""
     mark = (MARKS if unicode else ASCII_MARKS)[finding.status]
-    text = finding.text if unicode else finding.text.encode("ascii", "replace").decode()
+    text = _text(finding.text, unicode)
     in_columns = width >= WITH_ID_FROM_WIDTH
     name = f"{finding.id:{ID_WIDTH}} " if in_columns else f"{finding.id}: "
     margin = " " * (2 + len(name) * in_columns)
     lines = _wrapped(text, width, f"  {name}", margin)
     if finding.hint is not None and finding.status != "ok":
         arrow = "→ " if unicode else "> "
-        hint = finding.hint if unicode else finding.hint.encode("ascii", "replace").decode()
-        lines += _wrapped(arrow + hint, width, margin, f"{margin}  ")
+        lines += _wrapped(arrow + _text(finding.hint, unicode), width, margin, f"{margin}  ")
     if coloured:
         mark = click.style(mark, fg=COLOURS[finding.status], bold=True)
-    return [mark + lines[0][1:], *lines[1:]]
+    return [Drawn(line) for line in (mark + lines[0][1:], *lines[1:])]
+
+
+def _text(text: str, unicode: bool) -> str:
+    text = one_line(text)
+    return text if unicode else text.encode("ascii", "replace").decode()
 
 
 def _wrapped(text: str, width: int, first: str, then: str) -> list[str]:

@@ -8,9 +8,8 @@ import select
 import sys
 import threading
 
-import click
-
 from autoforward.cli import client
+from autoforward.cli.printing import show
 from autoforward.events import LINE_PREFIX, encode_object, matches_target, read_events
 from autoforward.paths import StatePaths
 from autoforward.supervisor.spawn import connect_to_supervisor
@@ -22,7 +21,7 @@ def print_logged(since: int, target: str | None) -> int:
     paths = StatePaths.locate()
     paths.check()
     for values in read_events(paths, since, accepts):
-        click.echo(LINE_PREFIX + encode_object(values))
+        show(LINE_PREFIX + encode_object(values))
     return 0
 
 
@@ -36,10 +35,10 @@ def follow_for_ever(since: int | None, target: str | None) -> int:
             accepts = matches_target(target) if target else None
             for values in read_events(paths, since, accepts):
                 since = values["seq"]
-                write_line(LINE_PREFIX + encode_object(values))
+                show(LINE_PREFIX + encode_object(values))
         while True:
             for line in client.follow_events(since, target, replay=True):
-                write_line(line)
+                show(line)
                 # With the next supervisor it goes on where it was, so that nothing in between is missed.
                 since = json.loads(line.removeprefix(LINE_PREFIX))["seq"]
             _wait_for_supervisor(paths)
@@ -60,12 +59,6 @@ def end_with_reader(descriptor: int) -> None:
             os._exit(0)
 
     threading.Thread(target=wait, daemon=True, name="reader").start()
-
-
-def write_line(line: str) -> None:
-    """Whoever reads us over a pipe wants each line now."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 def _wait_for_supervisor(paths: StatePaths) -> None:

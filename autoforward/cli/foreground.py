@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import click
 
 from autoforward.callers import record_for
 from autoforward.cli import client, output
 from autoforward.cli.attaching import caller_of, find_target
 from autoforward.cli.draining import drain
 from autoforward.cli.interrupting import Interrupted, interruptible
+from autoforward.cli.printing import show_json
 from autoforward.portspec import parse_port_spec
 
 
@@ -46,12 +44,12 @@ def _stay(request: Mapping[str, Any], as_json: bool) -> None:
                 output.say(message["text"])
             elif message["type"] in ("bound", "changed"):
                 if as_json:
-                    click.echo(json.dumps(message["rows"]))
+                    show_json(message["rows"], indent=None)
                 output.print_mappings(message["rows"])
         result = open_call.result or {}
         if request["detached"]:
             if as_json:
-                click.echo(json.dumps(result["rows"]))
+                show_json(result["rows"], indent=None)
             output.print_mappings(result["rows"])
             for row in result["rows"]:
                 output.say(f"{row['id']} is held by the supervisor, pid {result['pid']}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import click
-
 from autoforward.cli import client
+from autoforward.cli.printing import draw, show_json, tell
+from autoforward.cli.printing import show as print_line
 from autoforward.cli.table import PLAIN, Look, format_rows
 
 VOLATILE = ("ageSeconds", "connections", "bytes")
@@ -23,11 +22,9 @@ _COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """The table on stdout, with the reasons under the rows that have one."""
     if not rows:
-        click.echo("nothing is forwarded", err=True)
+        tell("nothing is forwarded")
         return
-    # As it is: click would take links out where it takes colours out.
-    sys.stdout.write(format_rows(rows, look_of_terminal()) + "\n")
-    sys.stdout.flush()
+    draw(format_rows(rows, look_of_terminal()))
 
 
 def look_of_terminal() -> Look:
@@ -81,13 +78,14 @@ def _watch_in_lines(rows: Sequence[Mapping[str, Any]], target: str | None, as_js
         if now == shown:
             return
         if as_json:
-            sys.stdout.write(json.dumps(rows) + "\n")
+            show_json(rows, indent=None)
         else:
-            before = "" if shown is None else "\n"
-            sys.stdout.write(
-                before + (format_rows(rows, look_of_terminal()) if rows else "nothing is forwarded") + "\n"
-            )
-        sys.stdout.flush()
+            if shown is not None:
+                print_line("")
+            if rows:
+                draw(format_rows(rows, look_of_terminal()))
+            else:
+                print_line("nothing is forwarded")
         shown = now
 
     end_with_reader(sys.stdout.fileno())

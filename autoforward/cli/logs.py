@@ -11,10 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-import click
-
 from autoforward.cli import client
-from autoforward.cli.following import end_with_reader, write_line
+from autoforward.cli.following import end_with_reader
+from autoforward.cli.printing import show
 from autoforward.paths import StatePaths
 
 FORWARD_ID = re.compile(r"fwd-[0-9a-f]{8}")
@@ -122,7 +121,7 @@ def print_log(target: str | None, follow: bool, count: int) -> int:
     reader = LogReader(paths.supervisor_log)
     try:
         for line in deque(filter(wanted, reader.history()), maxlen=count):
-            click.echo(line)
+            show(line)
         if follow:
             _follow(paths, reader, wanted)
     except KeyboardInterrupt:
@@ -147,7 +146,7 @@ def _follow(paths: StatePaths, reader: LogReader, wanted: LineFilter) -> None:
         yield_on_timeout=True,
     ):
         for line in filter(wanted, reader.new_lines()):
-            write_line(line)
+            show(line)
 
 
 def _filter_for(paths: StatePaths, target: str | None) -> LineFilter:

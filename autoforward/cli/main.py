@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from autoforward import __version__
 from autoforward.cli import client, output
+from autoforward.cli.printing import show, show_json
 from autoforward.cli.service import service
 from autoforward.errors import AutoforwardError, UsageError
 from autoforward.model import LaneName
@@ -80,7 +80,7 @@ def attach(
         if not (result.problem and warning.endswith(result.problem)):
             output.warn(warning)
     if as_json:
-        click.echo(json.dumps(result.rows, indent=2))
+        show_json(result.rows)
     else:
         output.print_mappings(result.rows)
     if result.problem:
@@ -125,7 +125,7 @@ def detach(target: str | None, everything: bool, as_json: bool) -> int:
     _require_one(target, everything)
     result = client.end_sessions(_folder(target), everything=everything)
     if as_json:
-        click.echo(json.dumps(result["rows"], indent=2))
+        show_json(result["rows"])
     elif result["sessions"]:
         output.say(f"Ended {len(result['sessions'])} session(s), {len(result['rows'])} port(s).")
     else:
@@ -168,7 +168,7 @@ def list_(target: str | None, as_json: bool, watch: bool) -> int:
         return watch_rows(_folder(target), as_json)
     rows = client.list_rows(_folder(target))
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        show_json(rows)
     else:
         print_rows(rows)
     return 0
@@ -233,10 +233,10 @@ def status(as_json: bool) -> int:
     result = client.ask({"op": "status"}, start=client.has_stored_sessions(StatePaths.locate()))
     if as_json:
         shown = {key: value for key, value in (result or NO_STATUS).items() if key not in ("type", "warning")}
-        click.echo(json.dumps({"running": "pid" in shown, **shown}, indent=2))
+        show_json({"running": "pid" in shown, **shown})
         return 0
     if result is None:
-        click.echo("no supervisor is running; nothing is forwarded")
+        show("no supervisor is running; nothing is forwarded")
         return 0
     from autoforward.cli.reporting import print_status
 

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import click
-
 from autoforward.actions import safe_url
 from autoforward.cli import client, output
+from autoforward.cli.printing import show
 from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError, TargetError, UsageError
 from autoforward.supervisor.desktop import opener, start_opener
@@ -27,7 +26,7 @@ def open_forward(wanted: str) -> int:
     """Print the URL of the forward and open it. Raises AutoforwardError: not there, ambiguous, without a URL, not opened."""
     row = choose(client.list_rows(), wanted)
     url = url_of(row)
-    click.echo(url)
+    show(url)
     if row["status"] not in ("active", "published"):
         output.warn(f"port {row['port']} of {row['containerName']} is {row['status']}: it may not answer yet")
     open_and_wait(url)

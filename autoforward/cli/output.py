@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.exceptions import NoArgsIsHelpError
 
+from autoforward.cli.printing import tell
 from autoforward.config import NO_SETTINGS, Settings
 from autoforward.errors import AutoforwardError, UsageError
 from autoforward.model import LANE_CHOICES, LaneChoice
@@ -31,6 +32,7 @@ from autoforward.setting_values import (
     parse_bind,
 )
 from autoforward.settings import SessionOptions
+from autoforward.texts.records import line_handler
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -42,7 +44,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def say(text: str) -> None:
     """A line for people."""
-    click.echo(text, err=True)
+    tell(text)
 
 
 def warn(text: str, *, hint: str | None = None) -> None:
@@ -57,11 +59,16 @@ def fail(error: AutoforwardError) -> int:
 
 
 def _labelled(kind: str, colour: str, text: str, hint: str | None) -> None:
-    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    label = click.style(f"{kind}:", fg=colour, bold=True) if coloured else f"{kind}:"
-    click.echo(f"autoforward: {label} {text}", err=True)
+    tell(text, label=kind, colour=colour)
     if hint:
-        click.echo(f"autoforward: hint: {hint}", err=True)
+        tell(hint, label="hint")
+
+
+def _log_to_stderr(level: str | None) -> None:
+    """Where no level is asked for, warnings are said as the commands say theirs."""
+    form = "%(levelname)s:%(name)s:%(message)s" if level else "autoforward: warning: %(message)s"
+    number = logging.getLevelNamesMapping().get(level.upper(), logging.WARNING) if level else logging.WARNING
+    logging.basicConfig(handlers=[line_handler(logging.StreamHandler(), form)], level=number)
 
 
 class _OurErrors(click.Command):
@@ -76,8 +83,7 @@ class _OurErrors(click.Command):
     ) -> Any:
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
-        if level := os.environ.get("AUTOFORWARD_LOG_LEVEL"):
-            logging.basicConfig(level=logging.getLevelNamesMapping().get(level.upper(), logging.WARNING))
+        _log_to_stderr(os.environ.get("AUTOFORWARD_LOG_LEVEL"))
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             # A label that the locale has no characters for is no reason to fail.
             sys.stdout.reconfigure(errors="replace")
@@ -86,7 +92,8 @@ class _OurErrors(click.Command):
         except AutoforwardError as error:
             sys.exit(fail(error))
         except NoArgsIsHelpError as error:  # `autoforward` alone: nothing is wrong, and nothing was done
-            click.echo(error.format_message(), err=True)
+            for line in error.format_message().splitlines():
+                say(line)
             sys.exit(UsageError.exit_code)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "autoforward"

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoforward.cli.cells import printable
+from autoforward.cli.printing import show
 
 UNBOUNDED = 10_000
 """Columns, where nobody looks: what reads it wants whole lines."""
@@ -21,16 +24,23 @@ UNBOUNDED = 10_000
 
 def print_status(result: Mapping[str, Any]) -> None:
     """`result` is the answer to the request `status`."""
-    width = None if sys.stdout.isatty() else UNBOUNDED
-    console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
     for line in _heads(result):
-        console.print(Text(printable(line)), soft_wrap=True)
+        show(printable(line))
     if result["sessions"]:
-        console.print()
-        console.print(_table(result["sessions"]))
+        show("")
+        for line in _lines_of(_table(result["sessions"])):
+            show(line)
         for session in result["sessions"]:
             for remark in _remarks(session):
-                console.print(Text(printable(f"{session['container_name']}: {remark}")), soft_wrap=True)
+                show(printable(f"{session['container_name']}: {remark}"))
+
+
+def _lines_of(table: Table) -> list[str]:
+    """As wide as the terminal, where there is one."""
+    width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else UNBOUNDED
+    text = io.StringIO()
+    Console(file=text, width=width, highlight=False, markup=False, emoji=False, no_color=True).print(table)
+    return text.getvalue().splitlines()
 
 
 def _heads(result: Mapping[str, Any]) -> Iterator[str]:

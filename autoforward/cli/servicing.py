@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -13,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from autoforward.cli import output
+from autoforward.cli.printing import show, show_json
 from autoforward.errors import AutoforwardError
 from autoforward.service import manager_of
 from autoforward.service.definition import Definition, parse_variable
@@ -60,7 +60,8 @@ def install(definition: Definition, *, print_only: bool) -> int:
     """Exit status. With `print_only` nothing is changed, and nobody is asked."""
     manager = manager_of()
     if print_only:
-        click.echo(manager.text(definition), nl=False)
+        for line in manager.text(definition).splitlines():
+            show(line)
         return 0
     given = {name for name, _ in definition.environment}
     for name in WORTH_GIVING:
@@ -89,9 +90,9 @@ def status(as_json: bool) -> int:
     program = manager.program()
     if program is None:
         if as_json:
-            click.echo(json.dumps({"installed": False, "manager": manager.name, "path": str(manager.path)}, indent=2))
+            show_json({"installed": False, "manager": manager.name, "path": str(manager.path)})
         else:
-            click.echo(f"not installed with {manager.name} ({manager.path} is not there)")
+            show(f"not installed with {manager.name} ({manager.path} is not there)")
         return NOT_INSTALLED
     health = manager.health()
     there = shutil.which(program) is not None
@@ -107,13 +108,13 @@ def status(as_json: bool) -> int:
             "at_login": health.at_login,
             "detail": health.detail,
         }
-        click.echo(json.dumps(facts, indent=2))
+        show_json(facts)
     else:
         pid = f", pid {health.pid}" if health.pid else ""
         login = "started at login" if health.at_login else "not started at login"
-        click.echo(f"{health.state}{pid}, {login}: {manager.name}, {manager.path}")
+        show(f"{health.state}{pid}, {login}: {manager.name}, {manager.path}")
         if health.detail and health.state != "running":
-            click.echo(health.detail)
+            show(health.detail)
         if not there:
             output.warn(f"{program}, which it starts, is not there any more", hint="`autoforward service install`")
     return 0 if health.state == "running" else 1

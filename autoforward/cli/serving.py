@@ -7,10 +7,9 @@ import signal
 import socket
 import time
 
-import click
-
 from autoforward.cli import client, output
 from autoforward.cli.opening import open_and_wait
+from autoforward.cli.printing import show
 from autoforward.errors import AutoforwardError, PortUnavailableError
 from autoforward.paths import StatePaths
 from autoforward.sockets import BoundPair, HostPortError, HostPortTakenError, bind_pair
@@ -47,7 +46,7 @@ async def _serve(pair: BoundPair, paths: StatePaths, open_it: bool) -> None:
     server = PageServer(pair, Feed(paths, lambda: client.has_stored_sessions(paths)), keys)
     await server.start()
     try:
-        click.echo(f"{server.url}#{keys.token}")
+        show(f"{server.url}#{keys.token}")
         output.say("Your forwards are at this address, for you alone, until Ctrl-C.")
         if open_it:
             await asyncio.to_thread(_open, f"{server.url}#{keys.new_code(time.monotonic())}")

@@ -15,6 +15,7 @@ import click
 
 from autoforward.actions import safe_url
 from autoforward.cli.cells import CELLS, Row, columns_of, cut_to, in_ascii, printable
+from autoforward.cli.printing import Drawn
 
 GAP = "  "
 INDENT = "    "
@@ -57,7 +58,7 @@ class Look:
 PLAIN = Look()
 
 
-def format_rows(rows: Sequence[Row], look: Look = PLAIN) -> str:
+def format_rows(rows: Sequence[Row], look: Look = PLAIN) -> Drawn:
     """Aligned columns, those that are empty left out, with each row's reason below it. No newline at the end."""
     cells = [{name: printable(cell(row)) for name, cell in CELLS.items()} for row in rows]
     used = [name for name in CELLS if any(one[name] for one in cells)]
@@ -77,7 +78,7 @@ def format_rows(rows: Sequence[Row], look: Look = PLAIN) -> str:
             # Without the column nothing else says which port is ignored.
             what = "" if "PORT" in widths else f"port {one['PORT']}: "
             lines += reason_lines(what + printable(row["reason"]), look)
-    return "\n".join(lines)
+    return Drawn("\n".join(lines))
 
 
 def choose_widths(natural: Mapping[str, int], short_local: int, width: int) -> tuple[dict[str, int], bool]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Final
 
 from autoforward.masking.shapes import SHAPES, Line, Span
 
-MAX_COMMAND_LINE: Final = 200
-MASK: Final = "***"
+MAX_COMMAND_LINE = 200
+MASK = "***"
 
 # What is looked at before masking; a container decides how long its command lines are.
 _MAX_INPUT = 4096

@@ -16,7 +16,7 @@ from autoforward.masking.names import HARMLESS_VARIABLES, is_harmless_variable, 
 
 Span = tuple[int, int]
 
-MAX_USER: Final = 24
+MAX_USER = 24
 """Characters of a URL's user without a password; what is longer is a token."""
 
 

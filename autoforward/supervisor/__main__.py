@@ -19,6 +19,8 @@ from autoforward.errors import AutoforwardError
 from autoforward.paths import StatePaths
 from autoforward.supervisor.handlers import Handlers
 from autoforward.supervisor.server import DEFAULT_IDLE_EXIT_S, Supervisor
+from autoforward.texts import one_line
+from autoforward.texts.records import line_handler
 
 MAX_LOG_BYTES = 2 * 1024 * 1024
 MAX_WAITING_LINES = 10_000
@@ -50,7 +52,7 @@ def _supervise(ready_fd: int) -> int:
     except Exception as error:  # whatever it is, its place is the log: who asks next is told its last line
         logging.getLogger(__name__).exception("the supervisor failed")
         hint = error.hint if isinstance(error, AutoforwardError) else None
-        _tell(ready_fd, f"{error}\n{hint or ''}")
+        _tell(ready_fd, f"{one_line(str(error))}\n{one_line(hint or '')}")
         return 1
     finally:
         if lines is not None:
@@ -84,15 +86,16 @@ class _BoundedQueueHandler(logging.handlers.QueueHandler):
 
 def _start_logging(paths: StatePaths) -> logging.handlers.QueueListener:
     """Stop what it returns at the end, or its last lines are lost."""
-    handler = logging.handlers.RotatingFileHandler(paths.supervisor_log, maxBytes=MAX_LOG_BYTES, backupCount=1)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    # UTF-8 whatever the locale of the command that started it: `logs` reads it so.
+    handler = logging.handlers.RotatingFileHandler(
+        paths.supervisor_log, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
+    )
     # Written by a thread of its own: a slow disk must not hold up the control loop.
     lines: queue.Queue[logging.LogRecord] = queue.Queue(MAX_WAITING_LINES)
     listener = logging.handlers.QueueListener(lines, handler)
     listener.start()
-    queued = _BoundedQueueHandler(lines)
-    # It formats the record before the thread does; without one of its own basicConfig's would add a second prefix.
-    queued.setFormatter(logging.Formatter("%(message)s"))
+    # It formats the record before the thread does, which writes what it is given.
+    queued = line_handler(_BoundedQueueHandler(lines), "%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.basicConfig(handlers=[queued], level=os.environ.get("AUTOFORWARD_LOG_LEVEL", "INFO").upper())
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it has a line for each change that it saw
     logging.captureWarnings(True)

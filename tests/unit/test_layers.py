@@ -1,4 +1,4 @@
-"""Who may import whom: strictly downward, in the order of SPEC.md and DESIGN; Docker in few places; printing in one."""
+"""Who may import whom: strictly downward, in the order of SPEC.md and DESIGN; Docker in few places."""
 
 from __future__ import annotations
 
@@ -152,16 +152,6 @@ def test_few_modules_know_the_engines_sdk() -> None:
     assert {
         module for module in MODULES if any(imported.split(".")[0] in sdk for imported, _ in imports_of(module))
     } == IMPORT_DOCKER
-
-
-def test_only_the_commands_print() -> None:
-    printing = set()
-    for module, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Call) else ""
-            if text.startswith(("print(", "click.", "rich.")) or text in ("sys.stdout", "sys.stderr"):
-                printing.add(module)
-    assert {module for module in printing if not module.startswith("cli.")} == set()
 
 
 def test_decisions_and_parsers_do_no_io_and_know_no_clock() -> None:

@@ -179,7 +179,7 @@ def constants() -> dict[str, float]:
     for name, text in sources().items():
         if not name.endswith(".py"):
             continue
-        module = name.removesuffix(".py").replace("/", ".")
+        module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for node in ast.parse(text).body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
                 value = number(node.value)

@@ -1,0 +1,46 @@
+"""How records are written to a log: the door that every handler of the program has, so that no call has to think of it.
+
+A record is one line, and nothing in it is a control character. A traceback, whose text may be a container's, stands in
+lines below it, each of them indented: no line but a record's own begins with a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+
+from autoforward.texts import one_line
+
+MAX_TRACEBACK_LINES = 60
+"""The first and the last of them; a message may hold any number of line ends."""
+
+INDENT = "    "
+
+_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+class RecordFormatter(logging.Formatter):
+    """As `logging.Formatter`, in printable lines of bounded length."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # as logging calls it
+        return one_line(super().formatMessage(record))
+
+    def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    lines = text.split("\n")
+    if len(lines) > MAX_TRACEBACK_LINES:
+        half = MAX_TRACEBACK_LINES // 2
+        lines = [*lines[:half], f"… {len(lines) - 2 * half} lines …", *lines[-half:]]
+    return "\n".join(INDENT + one_line(line) for line in lines)
+
+
+def line_handler(handler: logging.Handler, form: str) -> logging.Handler:
+    """The handler, with lines of that form."""
+    handler.setFormatter(RecordFormatter(form))
+    return handler
