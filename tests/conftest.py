@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import docker
+import hypothesis
 import jsonschema
 import psutil
 import pytest
@@ -37,6 +38,10 @@ from tests.images.recipes import ARM64
 REPOSITORY_DIR = Path(__file__).resolve().parents[1]
 SETTING_VARIABLES = {key.variable for key in KEYS.values()}
 SCHEMA = REPOSITORY_DIR / "autoforward/port_event.schema.json"
+
+# Every test has a timeout; how long one example takes depends on what else the machine does.
+hypothesis.settings.register_profile("autoforward", deadline=None)
+hypothesis.settings.load_profile("autoforward")
 
 
 def missing(reason: str) -> None:
