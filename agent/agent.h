@@ -74,8 +74,13 @@ struct sources {
 };
 extern struct sources sources;
 u32 hosts_lookup(const u8 *name, u32 size, struct address *found, u32 most);
-int dns_send(const u8 *name, u32 size, u16 id); /* A under id, AAAA under id ^ 1; a socket, or a negative errno */
-/* Addresses in an answer; `*which` is 0 for A, 1 for AAAA, -1 when it answers neither of our questions. */
+bool nameserver(u32 index, struct address *address); /* from 0; false when there are not so many */
+/* Asks the nameserver with this index for A under id and AAAA under id ^ 1: a socket, -ENOENT when there are not so many
+ * nameservers, another negative errno when this one cannot be asked. */
+int dns_send(u32 index, const u8 *name, u32 size, u16 id);
+/* Addresses in an answer; `*which` is 0 for A, 1 for AAAA, UNRELATED when it answers neither of our questions, FAILED when the
+ * nameserver says that it does not know. */
+enum { UNRELATED = -1, FAILED = -2 };
 u32 dns_parse(const u8 *answer, u32 size, u16 id, int *which, struct address *found, u32 most);
 bool parse_address(const u8 *text, u32 size, struct address *address);
 long read_file(const char *path, u8 *to, u32 size);

@@ -2,6 +2,8 @@
 #include "streams.h"
 
 enum { CONNECT_MS = 20000, DNS_MS = 2000, DNS_SECOND_ANSWER_MS = 200 };
+/* As many nameservers as other resolvers ask. A silent one has this long before the next is asked, the last has DNS_MS. */
+enum { MAX_NAMESERVERS = 3, NEXT_NAMESERVER_MS = 1000 };
 
 /* A dial of a port that nobody listens on can meet itself, where the kernel picked that very port to dial from. */
 static bool met_itself(struct stream *s, u32 port) {
@@ -14,6 +16,28 @@ static bool met_itself(struct stream *s, u32 port) {
 static void dial_failed(struct stream *s, int error) {
 	close_socket(s);
 	s->dial->error = error;
+}
+
+/* Asks the nameserver `d->server`, or the first after it that can be asked; false when there is none. */
+static bool ask(struct stream *s) {
+	struct dial *d = s->dial;
+	const u8 *name = d->payload + d->at - d->name_size;
+	struct address next;
+	for (; d->server < MAX_NAMESERVERS; d->server++) {
+		sys_getrandom(&d->id, sizeof d->id);
+		d->answered = 0;
+		s->fd = dns_send(d->server, name, d->name_size, d->id);
+		if (s->fd == -ENOENT) break;
+		if (s->fd < 0) continue;
+		s->state = RESOLVING;
+		bool is_last = d->server == MAX_NAMESERVERS - 1 || !nameserver(d->server + 1u, &next);
+		set_deadline(s, now + (is_last ? DNS_MS : NEXT_NAMESERVER_MS));
+		if (watch_socket(s, EPOLLIN)) return true;
+		close_socket(s);
+		break;
+	}
+	s->fd = -1;
+	return false;
 }
 
 /* Goes on with the next address: to a connection, a wait, or a refusal. */
@@ -53,16 +77,18 @@ void dial_next(struct stream *s) {
 			memcpy(d->found[0].bytes, bytes, length);
 			d->found_count = 1;
 		} else if (!(d->found_count = (u8)hosts_lookup(bytes, length, d->found, MAX_FOUND))) {
-			sys_getrandom(&d->id, sizeof d->id);
-			d->answered = 0;
-			s->fd = dns_send(bytes, length, d->id);
-			if (s->fd < 0) continue;
-			s->state = RESOLVING;
-			set_deadline(s, now + DNS_MS);
-			if (watch_socket(s, EPOLLIN)) return;
-			dial_failed(s, ENOENT);
+			d->server = 0;
+			d->name_size = (u8)length;
+			if (ask(s)) return;
 		}
 	}
+}
+
+/* The nameserver that was asked does not answer, or not this: the next one is asked, else what is known counts. */
+static void ask_next(struct stream *s) {
+	close_socket(s);
+	s->dial->server++;
+	if (s->dial->found_count || !ask(s)) dial_next(s);
 }
 
 static void dns_ready(struct stream *s) {
@@ -70,16 +96,13 @@ static void dns_ready(struct stream *s) {
 	u8 answer[1500];
 	long size = sys_read(s->fd, answer, sizeof answer);
 	if (size == -EAGAIN) return;
-	if (size < 0) {
-		d->answered = 3; /* nobody is there to ask */
-	} else {
-		int which;
-		u32 count = dns_parse(answer, (u32)size, d->id, &which, d->found + d->found_count, MAX_FOUND / 2);
-		if (which < 0 || d->answered & 1 << which) return;
-		d->answered |= (u8)(1 << which);
-		d->found_count = (u8)(d->found_count + count);
-		if (d->found_count) set_deadline(s, now + DNS_SECOND_ANSWER_MS);
-	}
+	int which = FAILED; /* as it is where nobody listens at the nameserver's address */
+	u32 count = size < 0 ? 0 : dns_parse(answer, (u32)size, d->id, &which, d->found + d->found_count, MAX_FOUND / 2);
+	if (which == FAILED) return ask_next(s);
+	if (which < 0 || d->answered & 1 << which) return;
+	d->answered |= (u8)(1 << which);
+	d->found_count = (u8)(d->found_count + count);
+	set_deadline(s, now + (d->found_count ? DNS_SECOND_ANSWER_MS : DNS_MS));
 	if (d->answered != 3) return;
 	close_socket(s);
 	dial_next(s);
@@ -95,6 +118,7 @@ void dial_ready(struct stream *s) {
 }
 
 void dial_late(struct stream *s) {
-	dial_failed(s, s->state == CONNECTING ? ETIMEDOUT : ENOENT);
+	if (s->state == RESOLVING) return ask_next(s);
+	dial_failed(s, ETIMEDOUT);
 	dial_next(s);
 }

@@ -1,4 +1,4 @@
-/* Names: /etc/hosts, then the first nameserver of /etc/resolv.conf. Both are read anew each time: they change under us.
+/* Names: /etc/hosts, then the nameservers of /etc/resolv.conf. Both are read anew each time: they change under us.
  *
  * Search domains are not used: the engine's own DNS (127.0.0.11) knows services by their short names. */
 #include "agent.h"
@@ -125,7 +125,7 @@ u32 hosts_lookup(const u8 *name, u32 size, struct address *found, u32 most) {
 	return count;
 }
 
-static bool nameserver(struct address *address) {
+bool nameserver(u32 index, struct address *address) {
 	static const u8 keyword[] = "nameserver";
 	long length = read_file(sources.resolv, text, sizeof text);
 	const u8 *at = text, *end = text + (length > 0 ? length : 0);
@@ -134,7 +134,7 @@ static bool nameserver(struct address *address) {
 		if (word != sizeof keyword - 1 || memcmp(at, keyword, word)) continue;
 		at += word;
 		word = next_word(&at, end);
-		if (parse_address(at, word, address)) return true;
+		if (parse_address(at, word, address) && !index--) return true;
 	}
 	return false;
 }
@@ -191,18 +191,18 @@ int connect_address(int type, const struct address *address, u32 port, int *fd) 
 	return result;
 }
 
-int dns_send(const u8 *name, u32 size, u16 id) {
+int dns_send(u32 index, const u8 *name, u32 size, u16 id) {
 	struct address server;
 	u8 query[DNS_HEADER + MAX_NAME + 8];
 	int fd;
-	if (!nameserver(&server)) return -ENOENT;
+	if (!nameserver(index, &server)) return -ENOENT;
 	int result = connect_address(SOCK_DGRAM, &server, sources.port, &fd);
 	if (result < 0) return result;
 	for (u16 i = 0; i < 2; i++) {
 		u32 length = dns_query(query, name, size, id ^ i, i ? TYPE_AAAA : TYPE_A);
 		if (!length || sys_send(fd, query, length) < 0) {
 			sys_close(fd);
-			return -ENOENT;
+			return -EIO;
 		}
 	}
 	return fd;
@@ -219,9 +219,11 @@ static u32 skip_name(const u8 *message, u32 size, u32 at) {
 
 u32 dns_parse(const u8 *answer, u32 size, u16 id, int *which, struct address *found, u32 most) {
 	u32 count = 0;
-	*which = -1;
+	*which = UNRELATED;
 	if (size < DNS_HEADER || !(answer[2] & 0x80) || (get_u16(answer) ^ id) > 1 || get_u16(answer + 4) != 1) return 0;
-	*which = (int)(get_u16(answer) ^ id);
+	u32 code = answer[3] & 15;
+	*which = code == 2 || code == 5 ? FAILED : (int)(get_u16(answer) ^ id); /* SERVFAIL, REFUSED: it does not know */
+	if (*which == FAILED) return 0;
 	u32 type = *which ? TYPE_AAAA : TYPE_A, length = *which ? 16 : 4;
 	u32 at = skip_name(answer, size, DNS_HEADER);
 	if (!at) return 0;

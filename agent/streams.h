@@ -21,6 +21,8 @@ struct dial {
 	u8 index, addresses; /* of those that the host gave */
 	u8 found_at, found_count;
 	u8 answered; /* bit 0: A, bit 1: AAAA */
+	u8 server;   /* the nameserver that is asked, from 0 */
+	u8 name_size;
 	u16 id;
 	int error;
 	struct address found[MAX_FOUND];

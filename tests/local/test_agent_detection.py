@@ -44,9 +44,9 @@ def start(binary: Path) -> Iterator[StartAgent]:
         agent.close()
 
 
-def listen(address: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+def listen(address: str, kind: socket.SocketKind = socket.SOCK_STREAM, port: int = 0) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
-    sock.bind((address, 0))
+    sock.bind((address, port))
     if kind == socket.SOCK_STREAM:
         sock.listen()
     return sock
@@ -233,9 +233,12 @@ def test_eof_of_a_udp_stream_is_answered(start: StartAgent) -> None:
 class NameServer:
     """A thread that answers A and AAAA queries from a table, and says nothing of what is not in it."""
 
-    def __init__(self, table: dict[str, dict[int, list[str] | None]]) -> None:
+    def __init__(
+        self, table: dict[str, dict[int, list[str] | None]], address: str = LOOPBACK, port: int = 0, code: int = 0
+    ) -> None:
         self.table = table
-        self.sock = listen(LOOPBACK, socket.SOCK_DGRAM)
+        self.code = code  # RFC 1035, RCODE: what every answer says
+        self.sock = listen(address, socket.SOCK_DGRAM, port)
         self.port = self.sock.getsockname()[1]
         self.asked: list[tuple[str, int]] = []
         threading.Thread(target=self._serve, daemon=True).start()
@@ -255,6 +258,9 @@ class NameServer:
             self.asked.append((name, kind))
             found = self.table.get(name, {1: [], 28: []})[kind]
             if found is None:
+                continue
+            if self.code:
+                self.sock.sendto(query[:2] + struct.pack(">HHHHH", 0x8180 | self.code, 1, 0, 0, 0) + query[12:], peer)
                 continue
             family = socket.AF_INET if kind == 1 else socket.AF_INET6
             records = b"\xc0\x0c" + struct.pack(">HHIH", 5, 1, 60, 4) + b"\1x\xc0\x0c"  # an alias comes first
@@ -280,7 +286,7 @@ def named(start: StartAgent, tmp_path: Path) -> Iterator[tuple[AgentClient, Name
     )
     hosts, resolv = tmp_path / "hosts", tmp_path / "resolv.conf"
     hosts.write_text("# a comment\n127.0.0.1 db.local\tDB # db2\n::1 six.local db\n\n10.9.8.7x broken\n127.0.0.1 last")
-    resolv.write_text(f"search example\noptions ndots:0\nnameserver {LOOPBACK}\nnameserver 192.0.2.1\n")
+    resolv.write_text(f"search example\noptions ndots:0\nnameserver {LOOPBACK}\nnameserver 127.0.0.53\n")
     yield start("--hosts", str(hosts), "--resolv", str(resolv), "--dns-port", str(server.port)), server
     server.close()
 
@@ -309,6 +315,30 @@ def test_names_are_dialled(named: tuple[AgentClient, NameServer], name: str, lis
         with connection:
             assert connection.recv(100) == b"early"
     assert bool(server.asked) == (name in server.table)
+
+
+SILENT, SERVFAIL, REFUSED = {1: None, 28: None}, 2, 5
+
+
+@pytest.mark.parametrize("first", ["not there", "silent", SERVFAIL, REFUSED])
+def test_another_nameserver_is_asked_when_the_first_is_of_no_use(
+    start: StartAgent, tmp_path: Path, first: str | int
+) -> None:
+    """Seen: the container's own resolver answered in 0.2 s, the agent said that there is no such host."""
+    good = NameServer({"db": {1: [LOOPBACK], 28: []}})
+    servers = [good]
+    if first != "not there":
+        table = {"db": SILENT if first == "silent" else {1: [], 28: []}}
+        servers.append(NameServer(table, "127.0.0.9", good.port, code=first if isinstance(first, int) else 0))
+    resolv = tmp_path / "resolv.conf"
+    resolv.write_text(f"nameserver 127.0.0.9\nnameserver {LOOPBACK}\n")
+    agent = start("--hosts", "/dev/null", "--resolv", str(resolv), "--dns-port", str(good.port))
+    with listen(LOOPBACK) as sock:
+        stream = agent.open(1, sock.getsockname()[1], "db")
+        agent.wait(lambda: stream.opened == 0 or stream.refused is not None, "an answer")
+        assert stream.opened == 0
+    for server in servers:
+        server.close()
 
 
 @pytest.mark.parametrize("name", ["db2", "broken", "nowhere", "mute", "a..b", "x" * 64, ".".join(["a" * 62] * 4)])
