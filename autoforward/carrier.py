@@ -2,7 +2,8 @@
 
 Runs in the data plane's thread. What goes out in one turn of the loop goes out as one write; what a stream may send is
 bounded by the credit that the agent gave, and what all streams may have waiting here by `HIGH_WATER_BYTES`, so that one
-bulk transfer starves nobody. Everything that the agent says is hostile until decoded.
+bulk transfer starves nobody. Everything that the agent says is hostile until decoded, and costs: a turn takes `TURN_FRAMES`,
+and over its budget (`core.budget`) the stream is not read, so that its sender has to wait.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from autoforward import frames, wire
+from autoforward.core.budget import EMPTY_FRAMES, FRAMES, FRAMES_OF_A_STREAM, Budget
 from autoforward.direct import DirectGate
 from autoforward.mux_channel import FarEnd, MuxChannel, in_words
 
@@ -22,6 +24,17 @@ if TYPE_CHECKING:
 
 HIGH_WATER_BYTES = 256 * 1024
 """What may wait for the other side to take it before streams have to queue."""
+
+MAX_OUT_BYTES = 4 * 1024 * 1024
+"""Frames that are not bytes of clients (new connections, credit, ends) go on top of that. An agent that takes none of them
+while clients come and go is as good as lost."""
+
+TURN_FRAMES = 512
+"""Frames, and sockets of snapshots, that one carrier may bring into a turn of the loop: some 0.5 ms. What else has come waits
+for the next turn; 64 connections that are asked as fast as they answer bring 64."""
+
+LEAST_CREDIT_BYTES = frames.MIN_WINDOW // 4
+"""An agent gives credit in pieces of a quarter of its window, so a smaller one says next to nothing."""
 
 JOINED_BYTES = 4096
 """Payloads up to this are copied behind their header: one piece is cheaper than two."""
@@ -41,9 +54,10 @@ S = TypeVar("S", bound=ByteStream)
 class Carrier(Generic[S]):
     """Owns its stream. Subclasses read it, hand `take` what was decoded, and say what becomes of a loss."""
 
-    def __init__(self, plane: DataPlane, stream: S, direct: DirectGate | None) -> None:
+    def __init__(self, plane: DataPlane, stream: S, decoder: wire.Decoder, direct: DirectGate | None) -> None:
         self._plane = plane
         self._stream = stream
+        self._decoder = decoder
         self.direct = direct
         """Where streams that turn out to be bulk get a connection of their own; None: nowhere."""
         self._channels: dict[int, MuxChannel] = {}
@@ -55,9 +69,14 @@ class Carrier(Generic[S]):
         self._heard_s = time.monotonic()
         self._unanswered = False
         """Whether something was sent since the last word."""
+        self._frames = Budget(FRAMES, self._heard_s)
+        self._empty_frames = Budget(EMPTY_FRAMES, self._heard_s)
+        self._extra = self._empty = 0
+        """Of this turn: what frames cost beyond one each, and how many of them meant nothing."""
+        self._is_held = False
         self._takers: dict[type[Any], Callable[[Any], None]] = {
             frames.Data: self._take_data,
-            frames.Opened: _pass_over,
+            frames.Opened: self._pass_over,
             frames.Eof: self._take_eof,
             frames.Credit: self._take_credit,
             frames.Refused: self._take_refused,
@@ -106,6 +125,7 @@ class Carrier(Generic[S]):
 
     def _add(self, number: int, relay: FarEnd, window: int, *, datagrams: bool) -> MuxChannel:
         channel = self._channels[number] = MuxChannel(self, number, relay, window, datagrams=datagrams)
+        self._empty_frames.earn(FRAMES_OF_A_STREAM)
         return channel
 
     # What channels use.
@@ -138,7 +158,7 @@ class Carrier(Generic[S]):
     # The stream.
 
     def _on_stream(self, events: int) -> None:
-        if events & selectors.EVENT_READ:
+        if events & selectors.EVENT_READ and not self._is_held:
             self._read()
         if events & selectors.EVENT_WRITE and self._stream.fileno() >= 0:
             self._flush()
@@ -174,12 +194,53 @@ class Carrier(Generic[S]):
             self._lose(f"the stream to the container broke: {error.strerror}")
             return
         self._flush_due = False
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
+        if self._out_size > MAX_OUT_BYTES:
+            self._lose("the agent takes nothing of what it is sent")
+            return
+        self._watch()
+
+    def _watch(self) -> None:
+        events = (0 if self._is_held else selectors.EVENT_READ) | (selectors.EVENT_WRITE if self._out else 0)
         if events != self._mask:
             self._mask = events
-            self._plane.watch(fd, events, self._on_stream)
+            self._plane.watch(self._stream.fileno(), events, self._on_stream)
 
-    # What the agent says of streams.
+    def _take_turn(self, data: bytes) -> None:
+        """Act on what came, as far as it is one turn's; the rest, and what comes, waits for a turn or for the budget.
+
+        Raises ProtocolError, OverBudgetError too.
+        """
+        now_s = self._heard_s = time.monotonic()
+        taken = self._decoder.feed(data, TURN_FRAMES)
+        for event in taken:
+            self._take(event)
+        rest_s = self._spend(len(taken), now_s)
+        if (rest_s or self._decoder.has_more) and not self.is_closed:
+            self._hold(rest_s)
+
+    def _spend(self, count: int, now_s: float) -> float:
+        """The turn brought so many frames; how long to read no more. Raises OverBudgetError."""
+        rest_s = self._frames.spend(count + self._extra, now_s)
+        if self._empty:
+            rest_s = max(rest_s, self._empty_frames.spend(self._empty, now_s))
+        self._extra = self._empty = 0
+        return rest_s
+
+    def _hold(self, rest_s: float) -> None:
+        """Read nothing for so long: what the kernel keeps for us fills up, and then the other side has to wait."""
+        if not self._is_held:
+            self._is_held = True
+            self._watch()
+            self._plane.call_later(rest_s, self._go_on)
+
+    def _go_on(self) -> None:
+        if not self.is_closed:
+            self._is_held = False
+            self._read()
+        if not self.is_closed:
+            self._watch()
+
+    # What the agent says of streams. What is not of one that is open may have crossed its end.
 
     def _take(self, event: frames.Event) -> None:
         self._takers[type(event)](event)
@@ -187,27 +248,40 @@ class Carrier(Generic[S]):
     def _take_data(self, event: frames.Data) -> None:
         if (channel := self._channels.get(event.stream)) is not None:
             channel.take_data(event.payload, last=event.last)
+        else:
+            self._empty += 1
 
     def _take_eof(self, event: frames.Eof) -> None:
         if (channel := self._channels.get(event.stream)) is not None:
             channel.take_eof()
+        else:
+            self._empty += 1
 
     def _take_credit(self, event: frames.Credit) -> None:
-        if (channel := self._channels.get(event.stream)) is not None:
+        channel = self._channels.get(event.stream)
+        if channel is None or event.size < LEAST_CREDIT_BYTES:
+            self._empty += 1
+        if channel is not None:
             channel.take_credit(event.size)
 
     def _take_refused(self, event: frames.Refused) -> None:
         if (channel := self._channels.pop(event.stream, None)) is not None:
             channel.refused(event.errno)
+        else:
+            self._empty += 1
 
     def _take_reset(self, event: frames.Reset) -> None:
         if (channel := self._channels.pop(event.stream, None)) is not None:
             channel.reset(in_words(event.errno) if event.errno else "the agent ended the connection")
+        else:
+            self._empty += 1
 
     def _take_move(self, event: frames.Move) -> None:
         if (channel := self._channels.get(event.stream)) is not None:
             channel.take_move()
+        else:
+            self._empty += 1
 
-
-def _pass_over(_event: object) -> None:
-    """Which address answered is of no use here."""
+    def _pass_over(self, _event: object) -> None:
+        """That something came is all that it has to say: which address answered, say, is of no use here."""
+        self._empty += 1

@@ -10,11 +10,22 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from autoforward import frames, wire
 from autoforward.carrier import Carrier
+from autoforward.core.budget import (
+    NAMES,
+    PING_COST,
+    PROCESS_COST,
+    SNAPSHOT_COST,
+    SNAPSHOTS,
+    Budget,
+    OverBudgetError,
+    name_cost,
+)
 from autoforward.direct import DirectGate
 from autoforward.errors import ProtocolError
 from autoforward.lanes.watcher import LineSplitter, printable
@@ -40,6 +51,12 @@ MAX_PROCESSES = 8192
 MAX_LOGGED_LINES = 20
 """Of the agent's stderr, from one ping to the next: it has a word or two to say, and who has its pipe can pour in anything."""
 
+MAX_WORDS_BYTES = 4096
+"""Of what the agent's stderr has at once; the end of it counts."""
+
+MAX_NAMES = frames.MAX_ENTRIES
+"""Processes that wait for control to be told of them: as many as a snapshot has sockets."""
+
 SILENCE_LIMIT_S = 12.0
 """The agent answers a ping at once; three unanswered ones mean that nobody is there."""
 
@@ -56,22 +73,28 @@ class Mux(Carrier[EngineStream]):
         direct_address: str | None = None,
     ) -> None:
         """`direct_address`: one of the container's own at which this machine may reach it now; None: no direct path."""
-        super().__init__(plane, stream, None)
+        super().__init__(plane, stream, wire.Decoder(), None)
         self._on_event = on_event
         self._on_lost = on_lost
-        self._decoder = wire.Decoder()
         self._stderr = LineSplitter()
         self._last_number = 0
         self._window = 0
         self._snapshots = self._processes = self._logged_lines = 0
         self._last_words = ""
+        self.is_over_budget = False
+        """Whether it was lost because it cost too much."""
+        self._newest: frames.SnapshotEvent | None = None
+        self._names: OrderedDict[int, frames.Process] = OrderedDict()
+        self._tells_later = False
+        self._snapshot_budget = Budget(SNAPSHOTS, self._heard_s)
+        self._name_budget = Budget(NAMES, self._heard_s)
         self._timer: Timer | None = None
         self._is_retired = False
         self.direct = self._gate = DirectGate(plane, self, direct_address)
         self._trunks = Trunks(plane, self, self._gate)
         self._takers |= {
             frames.Hello: self._take_hello,
-            frames.Ping: lambda event: self.send(wire.encode_pong(event.payload)),
+            frames.Ping: self._take_ping,
             frames.Pong: self._take_pong,
             frames.Listening: self._take_listening,
             frames.SnapshotEvent: self._take_snapshot,
@@ -146,25 +169,31 @@ class Mux(Carrier[EngineStream]):
 
     def _read(self) -> None:
         try:
+            if self._decoder.has_more:
+                self._take_turn(b"")
+                return
             chunks = self._stream.recv()
             if chunks is None:
                 self._lose("the agent's stream ended")
                 return
-            self._heard_s = time.monotonic()
             # The engine's frames cut ours anywhere: put together again, fewer pieces go further.
             said = [payload for stream, payload in chunks if stream == STDOUT]
-            if said:
-                for event in self._decoder.feed(said[0] if len(said) == 1 else b"".join(said)):
-                    self._take(event)
+            self._extra += len(chunks)
             for stream, payload in chunks:
                 if stream == STDOUT:
                     continue
                 if stream == STDERR:
-                    self._take_words(self._stderr.feed(payload))
+                    self._empty += len(payload) // 16
+                    self._take_words(self._stderr.feed(payload[-MAX_WORDS_BYTES:]))
                 elif payload:
                     self._last_words = printable(payload)
+            self._take_turn(said[0] if len(said) == 1 else b"".join(said))
         except BlockingIOError:
             return
+        except OverBudgetError as error:
+            self.is_over_budget = True
+            self._last_words = ""
+            self._lose(f"the agent costs too much: {error}")
         except (OSError, ProtocolError) as error:
             self._lose(str(error))
 
@@ -179,27 +208,62 @@ class Mux(Carrier[EngineStream]):
         self._window = event.window
         self._on_event(event)
 
+    def _take_ping(self, event: frames.Ping) -> None:
+        self._empty += PING_COST
+        self.send(wire.encode_pong(event.payload))
+
     def _take_pong(self, event: frames.Pong) -> None:
+        self._empty += 1
         self._gate.pong(event.payload)
         self._trunks.pong(event.payload)
 
     def _take_listening(self, event: frames.Listening) -> None:
+        self._empty += 1
         self._gate.listening(event)
 
     def _take_snapshot(self, event: frames.SnapshotEvent) -> None:
         self._snapshots += 1
         if self._snapshots > MAX_SNAPSHOTS:
             raise ProtocolError("the agent sends snapshots without end")
-        self._on_event(event)
+        self._extra += len(event.entries)
+        self._newest = event
+        self._tell_control()
 
     def _take_process(self, event: frames.Process) -> None:
         self._processes += 1
         if self._processes > MAX_PROCESSES:
             raise ProtocolError("the agent names processes without end")
-        self._on_event(event)
+        self._extra += PROCESS_COST
+        self._names[event.inode] = event
+        if len(self._names) > MAX_NAMES:
+            self._names.popitem(last=False)
+        self._tell_control()
 
     def _take_bye(self, event: frames.Bye) -> None:
+        self._empty += 1
         self._last_words = f"the agent ended: {event.text or event.reason}"
+
+    def _tell_control(self) -> None:
+        """The newest snapshot and the names that are not told yet, as far as the budget goes; the rest of it later."""
+        if self._tells_later:
+            return
+        now_s = time.monotonic()
+        if self._newest is not None and not (rest_s := self._snapshot_budget.rest_s(now_s)):
+            event, self._newest = self._newest, None
+            self._snapshot_budget.spend(SNAPSHOT_COST + len(event.entries), now_s)
+            self._on_event(event)
+        while self._newest is None and self._names and not (rest_s := self._name_budget.rest_s(now_s)):
+            _inode, name = self._names.popitem(last=False)
+            self._name_budget.spend(name_cost(len(name.command_line)), now_s)
+            self._on_event(name)
+        if self._newest is not None or self._names:
+            self._tells_later = True
+            self._plane.call_later(rest_s, self._tell_the_rest)
+
+    def _tell_the_rest(self) -> None:
+        self._tells_later = False
+        if not self.is_closed:
+            self._tell_control()
 
     def check(self, timeout_s: float) -> None:
         """Is the agent there? It is lost unless it has said something by then."""

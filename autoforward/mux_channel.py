@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from autoforward import frames, wire
 from autoforward.errors import ProtocolError
+from autoforward.outbox import append_joined
 
 if TYPE_CHECKING:
     from autoforward.carrier import Carrier
@@ -106,7 +107,7 @@ class MuxChannel:
             self._credit -= len(data)
             self._mux.send_data(self.number, data)
             return
-        self._queue.append(data)
+        append_joined(self._queue, data)
         self._queued += len(data)
         self._become_ready()
 

@@ -173,14 +173,13 @@ class Trunk(Carrier[socket.socket]):
     def __init__(
         self, plane: DataPlane, trunks: Trunks, sock: socket.socket, direct: DirectGate, key: bytes, window: int
     ) -> None:
-        super().__init__(plane, sock, direct)
+        super().__init__(plane, sock, wire.Decoder("host-trunk"), direct)
         self._trunks = trunks
-        self._decoder = wire.Decoder("host-trunk")
         self._hmac = hmac.new(key, digestmod="sha256")
         self._window = window
         self._last_number = 0
         self._timer: Timer | None = None
-        self._takers[frames.Pong] = _pass_over
+        self._takers[frames.Pong] = self._pass_over
         self._start_watching()
 
     def __repr__(self) -> str:
@@ -227,19 +226,20 @@ class Trunk(Carrier[socket.socket]):
         super().close()
 
     def catch_up(self) -> None:
-        """Take what has come."""
-        self._read()
+        """Take what has come; one that is held has said too much, not too little."""
+        if self._is_held:
+            self._heard_s = time.monotonic()
+        else:
+            self._read()
 
     def _read(self) -> None:
         try:
-            data = self._stream.recv(RECEIVE_BYTES)
-            if not data:
+            data = b"" if self._decoder.has_more else self._stream.recv(RECEIVE_BYTES)
+            if not data and not self._decoder.has_more:
                 self._lose("the agent ended it")
                 return
-            self._heard_s = time.monotonic()
             self._unanswered = False
-            for event in self._decoder.feed(data):
-                self._take(event)
+            self._take_turn(data)
         except BlockingIOError:
             return
         except ProtocolError as error:
@@ -250,7 +250,3 @@ class Trunk(Carrier[socket.socket]):
 
     def _lose(self, reason: str) -> None:
         self._trunks.lost(reason)
-
-
-def _pass_over(_event: object) -> None:
-    """That something came is all that a PONG has to say."""

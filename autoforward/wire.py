@@ -11,6 +11,7 @@ Cost, CPython 3.11 on one core (best of five): DATA frames of 32 KiB decode at 1
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Final
@@ -83,6 +84,8 @@ class Decoder:
         # comes byte by byte must not cost the square of its size.
         self._rest = bytearray()
         self._needed = 0
+        self.has_more = False
+        """Whether `feed` stopped at its limit: another call goes on with what is left, and needs no new bytes."""
         self._greeted = role.endswith("-trunk")
         self._data_stream = 0
         self._data_left = 0
@@ -96,10 +99,14 @@ class Decoder:
         """Whether the bytes so far end where a frame does: at EOF, whether something was cut off."""
         return not self._rest and not self._data_left
 
-    def feed(self, data: bytes) -> list[Event]:
-        """The events that `data` completes; ProtocolError when it is not the protocol."""
+    def feed(self, data: bytes, most: int = sys.maxsize) -> list[Event]:
+        """The events that `data` completes; ProtocolError when it is not the protocol.
+
+        It stops after `most` frames, where each socket of a snapshot counts as one: what is left is kept (`has_more`).
+        """
         events: list[Event] = []
         append = events.append
+        self.has_more = False
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:
@@ -121,7 +128,12 @@ class Decoder:
         left = self._data_left
         stream = self._data_stream
         while at < end:
+            if most <= 0:
+                self._keep(data[at:], 0)
+                self.has_more = True
+                break
             if left:
+                most -= 1
                 stop = at + left
                 if stop > end:
                     left = stop - end
@@ -142,6 +154,7 @@ class Decoder:
                 at += HEADER_SIZE
                 left = size
                 if not size:
+                    most -= 1
                     append(Data(stream, b"", True))
                 continue
             rule = self._rules.get(kind)
@@ -157,7 +170,9 @@ class Decoder:
             at = stop
             if kind == SNAPSHOT:
                 self._take_entries(payload, flags, events)
+                most -= 1 + size // ENTRY.size
             else:
+                most -= 1
                 append(PARSERS[kind](stream, payload))
         self._data_left = left
         self._data_stream = stream

@@ -48,8 +48,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("drains",),
     ("relay", "peers", "mux", "udp"),
     ("splicer", "trunk"),
-    ("outbox", "heap", "channel", "limits", "carrier"),
+    ("heap", "channel", "limits", "carrier"),
     ("mux_channel", "direct"),
+    ("outbox",),
     ("callers", "selection"),
     ("session_config", "detector", "deploy", "probing", "close_wait", "targets", "teardown", "devcontainer_cli"),
     ("messages",),
@@ -70,6 +71,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "keepalive",
     ),
     ("foreign.*",),
+    ("core.*",),
     ("model", "errors", "backoff", "texts.*", ""),
 )
 """From the top down. A module imports from lower layers, and from its own package `x.*`; `""` is the package itself."""

@@ -1,0 +1,1 @@
+"""Values that every other package uses: nothing here imports another part of autoforward but its errors."""
