@@ -10,8 +10,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable
 
+from autoforward.core.budget import (
+    SNAPSHOT_COST,
+    SNAPSHOTS,
+    WATCHER_FRAMES,
+    WATCHER_LINES,
+    Budget,
+    OverBudgetError,
+    name_cost,
+)
 from autoforward.errors import ProtocolError
 from autoforward.lanes.watcher import (
     Answer,
@@ -33,6 +43,11 @@ PONG_TIMEOUT_S = 10.0
 
 MAX_OUTBOX_BYTES = 256 * 1024
 """Kill lines that wait for the engine to take them: thousands of relays. More means that nothing moves any more."""
+
+
+TURN_FRAMES = 8
+TURN_LINES = 256
+"""What is taken before others have their turn on the control loop: some 5 ms. A watcher sends one frame at a time."""
 
 
 class Detector:
@@ -57,6 +72,13 @@ class Detector:
         self._pings = itertools.count(1)
         self._awaited_pong: int | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self.is_over_budget = False
+        """Whether it was lost because it cost too much."""
+        self._lines: deque[bytes] = deque()
+        now_s = self._loop.time()
+        self._frame_budget = Budget(WATCHER_FRAMES, now_s)
+        self._socket_budget = Budget(SNAPSHOTS, now_s)
+        self._line_budget = Budget(WATCHER_LINES, now_s)
 
     def __repr__(self) -> str:
         return f"<Detector on {self._stream!r}>"
@@ -104,24 +126,58 @@ class Detector:
 
     def _read(self) -> None:
         try:
-            chunks = self._stream.recv()
-            if chunks is None:
-                self._lose(self._last_words or "the watcher's stream ended")
-                return
-            for stream, payload in chunks:
-                if stream == STDOUT:
-                    for event in self._parser.feed(payload):
-                        if isinstance(event, Frame):
-                            self._on_frame(event)
-                elif stream == STDERR:
-                    for line in self._stderr.feed(payload):
-                        self._take_answer(line)
-                elif payload:
-                    self._last_words = printable(payload)
+            said = b""
+            if not self._has_more:
+                chunks = self._stream.recv()
+                if chunks is None:
+                    self._lose(self._last_words or "the watcher's stream ended")
+                    return
+                said = b"".join(payload for stream, payload in chunks if stream == STDOUT)
+                for stream, payload in chunks:
+                    if stream == STDERR:
+                        self._lines.extend(self._stderr.feed(payload))
+                    elif stream != STDOUT and payload:
+                        self._last_words = printable(payload)
+            self._take_turn(said)
         except BlockingIOError:
             return
+        except OverBudgetError as error:
+            self.is_over_budget = True
+            self._lose(f"the watcher costs too much: {error}")
         except (OSError, ProtocolError) as error:
             self._lose(str(error))
+
+    @property
+    def _has_more(self) -> bool:
+        return self._parser.has_more or bool(self._lines)
+
+    def _take_turn(self, said: bytes) -> None:
+        """Act on what came, as far as it is one turn's; the rest, and what comes, waits for a turn or for the budgets."""
+        lines = [self._lines.popleft() for _ in range(min(TURN_LINES, len(self._lines)))]
+        for line in lines:
+            self._take_answer(line)
+        frames = 0
+        rows = 0
+        newest: Frame | None = None
+        for event in self._parser.feed(said, TURN_FRAMES):
+            if isinstance(event, Frame):
+                frames, rows, newest = frames + 1, rows + len(event.table.rows), event
+        if newest is not None:
+            self._on_frame(newest)
+        now_s = self._loop.time()
+        rest_s = max(
+            self._frame_budget.spend(frames, now_s),
+            self._socket_budget.spend(rows + frames * SNAPSHOT_COST, now_s),
+            self._line_budget.spend(sum(name_cost(len(line)) for line in lines), now_s),
+        )
+        if (rest_s or self._has_more) and self._stream.fileno() >= 0:
+            self._loop.remove_reader(self._stream.fileno())
+            self._loop.call_later(rest_s, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._stream.fileno() >= 0:
+            self._loop.add_reader(self._stream.fileno(), self._read)
+            self._read()
 
     def _take_answer(self, line: bytes) -> None:
         match parse_answer(line):

@@ -33,6 +33,9 @@ ABANDON_AFTER_S = 5.0
 MAX_HELD_BYTES = 512 * 1024
 """Said by the server before we know that there is a process; the two streams of one may come in any order."""
 
+MAX_LINES = 256
+"""On the process's stderr, in its life: a relay tool has some ten to say."""
+
 REST_S = 0.5
 """How long bytes of the client's may still wait for a server that will send no more."""
 
@@ -49,7 +52,8 @@ class ExecChannel:
         self._stderr = LineSplitter()
         self._container_pid: int | None = None
         self._has_spoken = False
-        self._held = b""
+        self._held = bytearray()
+        self._lines = 0
         self._opened = False
         self._confirmed = False
         self._attempts = 0
@@ -193,7 +197,13 @@ class ExecChannel:
             elif stream == STDOUT:
                 self._take(payload)
             elif stream == STDERR:
-                for line in self._stderr.feed(payload):
+                lines = self._stderr.feed(payload)
+                self._lines += len(lines)
+                if self._lines > MAX_LINES:
+                    self._broken = self._broken or "the relay process says more than there is to say"
+                    self._ended()
+                    return
+                for line in lines:
                     signal = classify_line(self._plan.tool.dialect, line)
                     if signal is not None:
                         self._on_signal(signal)
@@ -216,7 +226,7 @@ class ExecChannel:
 
     def _on_signal(self, signal: RelaySignal) -> None:
         self._has_spoken = True
-        held, self._held = self._held, b""
+        held, self._held = bytes(self._held), bytearray()
         if held:
             self._take(held)
         match signal:
@@ -259,7 +269,7 @@ class ExecChannel:
         if relay is None:
             return
         if self._held:
-            relay.refuse(printable(self._held))
+            relay.refuse(printable(bytes(self._held)))
         elif self._broken is not None:
             relay.broken(self._broken)
         elif self._confirmed or (self._opened and self._failed_attempts < self._attempts):

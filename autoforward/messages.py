@@ -218,10 +218,11 @@ class MuxSaid:
 
 @dataclass(frozen=True, slots=True)
 class MuxLost:
-    """The agent of this session is gone, and the connections over it with it."""
+    """The agent of this session is gone, and the connections over it with it. `over_budget`: it cost too much."""
 
     session_id: str
     reason: str
+    over_budget: bool = False
 
 
 @dataclass(frozen=True, slots=True)

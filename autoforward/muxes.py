@@ -68,7 +68,7 @@ class Muxes:
         def lost(reason: str) -> None:
             if self._working.get(session_id) is mux:
                 del self._working[session_id]
-                self._notify(MuxLost(session_id, reason))
+                self._notify(MuxLost(session_id, reason, mux.is_over_budget))
 
         mux = Mux(self._plane, command.stream, said, lost, command.direct_address)
         before, self._working[session_id] = self._working.get(session_id), mux

@@ -8,6 +8,7 @@ ProtocolError, which ends that session only.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 
 from ..errors import ProtocolError
@@ -57,16 +58,19 @@ class WatcherStream:
         self._scanned = 0
         self._number = 0
         self._greeted = False
+        self.has_more = False
+        """Whether `feed` stopped at its limit: another call goes on with what is left, and needs no new bytes."""
 
     def __repr__(self) -> str:
         return f"<WatcherStream frame={self._number} buffered={len(self._buffer)}>"
 
-    def feed(self, data: bytes) -> list[Hello | Frame]:
-        """Everything that `data` completes, in order."""
+    def feed(self, data: bytes, most: int = sys.maxsize) -> list[Hello | Frame]:
+        """What `data` completes, in order, and `most` of it."""
         self._buffer += data
         done: list[Hello | Frame] = []
-        while (event := self._next()) is not None:
+        while len(done) < most and (event := self._next()) is not None:
             done.append(event)
+        self.has_more = len(done) == most
         return done
 
     def _next(self) -> Hello | Frame | None:

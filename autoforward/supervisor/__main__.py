@@ -13,6 +13,7 @@ import logging.handlers
 import os
 import queue
 import resource
+import sys
 from typing import NoReturn
 
 from autoforward.errors import AutoforwardError
@@ -26,6 +27,10 @@ MAX_LOG_BYTES = 2 * 1024 * 1024
 MAX_WAITING_LINES = 10_000
 WANTED_DESCRIPTORS = 65_536
 """A relayed connection takes two; a thousand at once on several forwards is an ordinary load test."""
+
+SWITCH_INTERVAL_S = 0.001
+"""How long the control loop may keep the interpreter from the data plane, which asks for it after every system call: with
+the default of 5 ms a new connection took 30 ms while a plan for 4,096 ports was made."""
 
 
 def main() -> NoReturn:
@@ -47,6 +52,7 @@ def _supervise(ready_fd: int) -> int:
         paths.ensure()
         lines = _start_logging(paths)
         _raise_descriptor_limit()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         idle_exit_s = float(os.environ.get("AUTOFORWARD_IDLE_EXIT_S", DEFAULT_IDLE_EXIT_S))
         asyncio.run(_serve(paths, idle_exit_s, ready_fd))
     except Exception as error:  # whatever it is, its place is the log: who asks next is told its last line

@@ -2,12 +2,14 @@
 
 Things that happen go into the inbox with `tell`; commands of others with `execute`, which returns their result. Whoever
 runs the actor's task reads with `next_item`. `ending` is set from outside (or by the task itself) and interrupts every wait.
+The inbox has one place for each kind of thing: of what happens again and again the newest counts, and no more is held.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -44,27 +46,40 @@ class _Command:
 
 
 class Actor(Generic[Item]):
-    """`on_slow` is awaited, in the actor's turn, when a blocking call takes longer than `PATIENCE_S`; once a call."""
+    """`place_of` says which place an item has: it replaces the one that waits there.
 
-    def __init__(self, name: str, on_slow: Callable[[], Awaitable[None]] | None = None) -> None:
+    `on_slow` is awaited, in the actor's turn, when a blocking call takes longer than `PATIENCE_S`; once a call.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        place_of: Callable[[Item], Hashable],
+        on_slow: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.name = name
+        self._place_of = place_of
         self._on_slow = on_slow
         self.ending = asyncio.Event()
         self.end_reason = ""
-        self._inbox: asyncio.Queue[Item | _Command] = asyncio.Queue()
+        self._inbox: OrderedDict[Hashable, Item | _Command] = OrderedDict()
+        self._news = asyncio.Event()
 
     def tell(self, item: Item) -> None:
-        self._inbox.put_nowait(item)
+        self._inbox[self._place_of(item)] = item
+        self._news.set()
 
     def end(self, reason: str) -> None:
         """Ask it to end; the first reason counts."""
         self.end_reason = self.end_reason or reason
         self.ending.set()
+        self._news.set()
 
     async def execute(self, action: Callable[[], Awaitable[T]]) -> T:
         """Run `action` in the actor's turn. Raises what it raises; TargetError when the actor ends first."""
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._inbox.put_nowait(_Command(action, done))
+        self._inbox[done] = _Command(action, done)
+        self._news.set()
         ended = asyncio.ensure_future(self.ending.wait())
         waiting: list[asyncio.Future[Any]] = [done, ended]
         try:
@@ -78,18 +93,17 @@ class Actor(Generic[Item]):
 
     async def next_item(self, timeout_s: float | None) -> Item | CarriedOut | None:
         """What comes next, None after the timeout. Commands are carried out here. Raises Ending, Restart."""
-        getting = asyncio.ensure_future(self._inbox.get())
-        ending = asyncio.ensure_future(self.ending.wait())
-        waiting: list[asyncio.Future[Any]] = [getting, ending]
-        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        ending.cancel()
-        if self.ending.is_set():
-            getting.cancel()
-            raise Ending
-        if not getting.done():
-            getting.cancel()
+        await asyncio.sleep(0)  # also where there is always something next
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._inbox and not self.ending.is_set():
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
             return None
-        item = getting.result()
+        if self.ending.is_set():
+            raise Ending
+        _place, item = self._inbox.popitem(last=False)
         if not isinstance(item, _Command):
             return item
         await self._carry_out(item)

@@ -47,6 +47,8 @@ class AgentLink:
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._frames = 0
         self._open = True
+        self.is_over_budget = False
+        """Whether it was lost because it cost too much."""
 
     def __repr__(self) -> str:
         return f"<AgentLink of {self._session_id}>"
@@ -90,6 +92,7 @@ class AgentLink:
         if not self._open:
             return
         self._open = False
+        self.is_over_budget = notice.over_budget
         if self._greeted.done():
             self._on_lost(notice.reason)
         else:

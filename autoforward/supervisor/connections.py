@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 
 from autoforward.close_wait import CloseWaitTracker
 from autoforward.detector import Detector
@@ -38,6 +39,7 @@ from autoforward.messages import (
 from autoforward.model import DialAddress
 from autoforward.streams import SocketStream
 from autoforward.supervisor.services import SessionServices
+from autoforward.supervisor.telling import SparingLog
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class Connections:
         self._watch_of: dict[int, str] = {}
         self._retired: dict[str, Detector] = {}
         self._answered: dict[str, DialAddress] = {}
+        self._log = SparingLog(log, time.monotonic())
 
     def watched_by(self, detector: Detector | None, session_token: str) -> None:
         """Relays from now on carry this token, and this watcher ends them. None: they have no processes of their own."""
@@ -142,9 +145,12 @@ class Connections:
         name = self._forwarder.place.container_name
         if notice.refused:
             self._answered.pop(notice.forward_id, None)
-            log.info("%s %s: a connection was refused: %s", name, notice.forward_id, notice.reason)
+            self._say("%s %s: a connection was refused: %s", name, notice)
         elif notice.reason:
-            log.info("%s %s: a connection was cut: %s", name, notice.forward_id, notice.reason)
+            self._say("%s %s: a connection was cut: %s", name, notice)
+
+    def _say(self, text: str, name: str, notice: RelayEnded) -> None:
+        self._log.info(text, name, notice.forward_id, notice.reason, now_s=time.monotonic())
 
     def on_accept_paused(self, notice: AcceptPaused) -> None:
         reason = f"accepting connections rests: {notice.reason}"

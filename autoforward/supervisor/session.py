@@ -11,11 +11,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from autoforward.backoff import SHOWN_AS_FAILED_AFTER, delay_s
+from autoforward.core.budget import ATTEMPTS, PLANS, REST_S, Budget, OverBudgetError
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.forwarder import LOOPBACK, RETRY_FAILED_S, Forwarder, Place
@@ -32,7 +33,8 @@ from autoforward.supervisor.connections import Connections
 from autoforward.supervisor.deciding import Beside, rules_of
 from autoforward.supervisor.quick_ends import WORKED_S
 from autoforward.supervisor.services import SessionServices
-from autoforward.supervisor.watching import Item, Lost, NeighboursChanged, ProcessesKnown, Watch, Watching
+from autoforward.supervisor.telling import MeteredPublisher
+from autoforward.supervisor.watching import Item, Lost, NeighboursChanged, ProcessesKnown, Watch, Watching, place_of
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,9 @@ RESTART_GRACE_S = 10.0
 
 SETTLED_AFTER_S = 10.0
 """An attempt that fails after more than this is answer enough for a command that waits."""
+
+SLOWED_S = 1.0
+"""A decision that waits longer than this for its budget is worth a word."""
 
 DORMANT_AFTER_S = 300.0
 """A container stopped for this long keeps neither its host ports nor the supervisor."""
@@ -68,12 +73,19 @@ class Session:
         self._state: State = "starting"
         self.problem: str | None = None
         self.config_problem: str | None = None
+        now_s = time.monotonic()
+        self._plans = Budget(PLANS, now_s)
+        self._attempts = Budget(ATTEMPTS, now_s)
+        self._publisher = MeteredPublisher(services.publisher, now_s)
+        services = replace(services, publisher=self._publisher)
+        self._slowed_told = False
+        self._cost_told = ""
         self.forwarder = Forwarder(services, self._place(record))
         self.connections = Connections(record.session_id, engine, services, self.forwarder)
         self._services = services
         self._on_ended = on_ended
         self._on_change = on_change
-        self._actor: Actor[Item] = Actor(record.container_name, self._engine_is_slow)
+        self._actor: Actor[Item] = Actor(record.container_name, place_of, self._engine_is_slow)
         self._watching = Watching(record.session_id, engine, services, self._actor, self.connections, self.forwarder)
         self._beside = Beside(services.neighbours, lambda: self._actor.tell(NeighboursChanged()))
         self._task: asyncio.Task[None] | None = None
@@ -232,7 +244,7 @@ class Session:
 
     async def _live(self) -> None:
         try:
-            await self._services.publisher.publish(self.forwarder.session_event("attached"))
+            await self._publisher.publish(self.forwarder.session_event("attached"))
             await self._watch_for_ever()
         except TargetError as error:
             self._actor.end(str(error))
@@ -254,7 +266,7 @@ class Session:
             self._drop_watch()
             self._beside.leave()
             self.state, self.problem = "ended", reason
-            await self._services.publisher.publish(self.forwarder.session_event("detached", reason))
+            await self._publisher.publish(self.forwarder.session_event("detached", reason))
             self._settled.set()
             self._on_ended(self, reason)
 
@@ -269,6 +281,7 @@ class Session:
 
     async def _attempt(self, failures: int) -> int:
         """Look at the container, and watch it if it runs; how many attempts in a row have failed now."""
+        await self._idle(self._attempts.spend(1, time.monotonic()), wakes=())
         began_s = time.monotonic()
         try:
             info = await self._in_pool(lambda: self.engine.inspect_with_network(self.record.container_id))
@@ -282,6 +295,9 @@ class Session:
             raise TargetError(f"the container {self.record.container_name} is gone") from error
         except NoShellError as error:
             await self._give_up(str(error))
+            return 0
+        except OverBudgetError as error:
+            await self._rest(str(error))
             return 0
         except AutoforwardError as error:
             failures += 1
@@ -304,12 +320,22 @@ class Session:
         if self.state in ("starting", "watching"):
             await self._become("reconnecting", f"the engine at {self.record.endpoint.host} takes long to answer")
 
-    async def _idle(self, seconds: float) -> None:
-        """Wait between attempts; an event of the container ends the wait."""
+    async def _rest(self, reason: str) -> None:
+        """It cost too much: it is left alone for a while, or until the container is started again."""
+        if reason != self._cost_told:
+            self._cost_told = reason
+            log.warning("%s: %s; it is tried again every %.0f s", self.record.container_name, reason, REST_S)
+        await self._become("failed", reason)
+        self._settled.set()
+        await self._idle(REST_S, wakes=("start",))
+
+    async def _idle(self, seconds: float, wakes: Collection[str] | None = None) -> None:
+        """Wait between attempts; an event of the container ends the wait, one of `wakes` if these are given."""
         self._next_try_s = deadline_s = time.monotonic() + seconds
         try:
             while (remaining_s := deadline_s - time.monotonic()) > 0:
-                if isinstance(await self._actor.next_item(remaining_s), ContainerEvent):
+                item = await self._actor.next_item(remaining_s)
+                if isinstance(item, ContainerEvent) and (wakes is None or item.action in wakes):
                     return
         finally:
             self._next_try_s = None
@@ -380,20 +406,34 @@ class Session:
         frames = 0
         began_s = time.monotonic()
         retry_at_s: float | None = None
+        newest: Frame | None = None
+        is_due = False
         while True:
             now_s = time.monotonic()
             if self.forwarder.has_failures:
                 retry_at_s = retry_at_s or now_s + RETRY_FAILED_S
             else:
                 retry_at_s = None
-            dues = [due for due in (self._recheck_at_s, retry_at_s) if due is not None]
+            rest_s = self._rest_s(now_s)
+            if (newest is not None or is_due) and not rest_s:
+                frame, newest, is_due = newest, None, False
+                self._plans.spend(1, now_s)
+                if frame is None:
+                    await self._replan()
+                else:
+                    frames += 1
+                    await self._take_frame(frame, first=frames == 1)
+                continue
+            decide_at_s = now_s + rest_s if newest is not None or is_due else self._recheck_at_s
+            dues = [due for due in (decide_at_s, retry_at_s) if due is not None]
             item = await self._actor.next_item(max(0.0, min(dues) - now_s) if dues else None)
             match item:
                 case Frame():
-                    frames += 1
-                    await self._take_frame(item, first=frames == 1)
+                    newest = item
                 case Lost(lost, reason) if lost is watch:
                     self.connections.close_gate()
+                    if watch.is_over_budget:
+                        raise OverBudgetError(reason)
                     if frames and time.monotonic() - began_s > WORKED_S:
                         log.info("%s: the watch was lost: %s", self.record.container_name, reason)
                         return
@@ -401,12 +441,21 @@ class Session:
                 case ContainerEvent():
                     await self._take_event(item)
                 case ProcessesKnown() | NeighboursChanged():
-                    await self._replan()
+                    is_due = True
                 case None:
                     if retry_at_s is not None and time.monotonic() >= retry_at_s:
                         retry_at_s = None
                         await self.forwarder.retry_failed(self._host_ip)
-                    await self._replan()
+                    is_due = True
+
+    def _rest_s(self, now_s: float) -> float:
+        """How long the next decision has to wait: what changes all the time is followed at the pace of its budget."""
+        rest_s = max(self._plans.rest_s(now_s), self._publisher.rest_s(now_s))
+        if rest_s > SLOWED_S and not self._slowed_told:
+            self._slowed_told = True
+            name = self.record.container_name
+            log.warning("%s: its ports and processes change all the time: they are followed with a delay", name)
+        return rest_s
 
     async def _take_frame(self, frame: Frame, *, first: bool) -> None:
         addresses = self.info.addresses if self.info else ()

@@ -10,7 +10,7 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -64,6 +64,17 @@ class NeighboursChanged:
 
 Item = Frame | Lost | ContainerEvent | ProcessesKnown | NeighboursChanged
 """What a session's actor hears."""
+
+
+def place_of(item: Item) -> Hashable:
+    """In the actor's inbox: only the newest snapshot counts, and of a container's life what it is now."""
+    match item:
+        case ContainerEvent(action):
+            return "pause" if action in ("pause", "unpause") else "rename" if action == "rename" else "life"
+        case Lost():
+            return item
+        case _:
+            return type(item).__name__
 
 
 class Watching:

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("supervisor.session",),
     ("supervisor.watching", "supervisor.deciding"),
     ("supervisor.connections", "supervisor.agent_link"),
+    ("supervisor.telling",),
     (
         "supervisor.services",
         "supervisor.control",
