@@ -21,6 +21,7 @@ from autoforward.leases import format_time
 from autoforward.masking import mask_command_line
 from autoforward.model import AppProtocol, EventName, LaneName, OnAutoForward, Source, Status, Transport
 from autoforward.paths import StatePaths
+from autoforward.state.event_shares import kept
 
 LINE_PREFIX = "PORT_EVENT: "
 DEFAULT_MAX_BYTES = 4 * 1024 * 1024
@@ -172,6 +173,8 @@ def list_row(
 class EventLog:
     """Appends events to `events.jsonl`, numbers them, and rotates once to `events.jsonl.1`. Thread-safe.
 
+    What is rotated keeps a share for each container (`state.event_shares`).
+
     `seq` goes on after a restart from the last one in the file. When a line cannot be written (disk full) `warn`
     says so once until it works again, the numbers go on, and the last `MAX_UNWRITTEN` lines are written with the next one
     that can be, or by `flush`. One writer per state folder: the supervisor.
@@ -234,7 +237,7 @@ class EventLog:
         try:
             size = os.fstat(descriptor).st_size
             if size and size + len(line) > self._max_bytes:
-                self._paths.events.replace(self._paths.rotated_events)
+                self._rotate()
                 os.close(descriptor)
                 descriptor = os.open(self._paths.events, flags, 0o600)
                 size = 0
@@ -246,6 +249,21 @@ class EventLog:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
+
+    def _rotate(self) -> None:
+        """One file of the two, in which each container has its share; without room for it the older one is given up."""
+        paths = self._paths
+        merged = paths.rotated_events.with_suffix(".new")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            with os.fdopen(os.open(merged, flags, 0o600), "wb") as file:
+                file.writelines(kept(lambda: _lines(paths), self._max_bytes))
+        except OSError:
+            merged.unlink(missing_ok=True)
+            paths.events.replace(paths.rotated_events)
+            return
+        merged.replace(paths.rotated_events)
+        paths.events.unlink()
 
 
 def read_events(

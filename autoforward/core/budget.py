@@ -31,7 +31,7 @@ class Limit:
     patience_s: float = math.inf
 
 
-PATIENCE_S: Final = 10.0
+PATIENCE_S = 10.0
 """In debt for so long is no peak: the container means it."""
 
 FRAMES: Final = Limit("frames", 200_000, 50_000)
@@ -42,20 +42,20 @@ EMPTY_FRAMES: Final = Limit("frames and words that mean nothing", 2_000, 50_000,
 """Of one connection to an agent: frames of streams that are not open, questions, repetitions, every 16 bytes of its standard
 error. Some cross the end of a stream, so that each stream adds `FRAMES_OF_A_STREAM`; an honest agent has no others."""
 
-FRAMES_OF_A_STREAM: Final = 16
+FRAMES_OF_A_STREAM = 16
 """Of a stream that the host opened: as many may come after its end, or be nothing but its opening and its ends."""
 
-PING_COST: Final = 10
+PING_COST = 10
 """In empty frames: each is answered. The agent has no reason to ask."""
 
-PROCESS_COST: Final = 4
+PROCESS_COST = 4
 """In frames, beside the frame: a name is decoded, masked and looked up."""
 
 SNAPSHOTS: Final = Limit("sockets in snapshots", 10_000, 40_000)
 """Of one session, in sockets, and `SNAPSHOT_COST` for each snapshot: the newest one waits for its turn, those between are
 passed over. Ten full snapshots at once, or the snapshots of a container with 900 listeners, of which one changes every 0.1 s."""
 
-SNAPSHOT_COST: Final = 64
+SNAPSHOT_COST = 64
 
 NAMES: Final = Limit("names of processes", 1_000, 8_192)
 """Of one session; a name of 64 bytes or more counts for each of these (`name_cost`). To mask one of 1,024 takes 0.5 ms."""
@@ -76,10 +76,13 @@ times before its next decision waits. Who changes his ports or names all the tim
 ATTEMPTS: Final = Limit("restarts", 1, 20)
 """Of one session: looks at its container, and attempts to watch it. Each is some processes for the engine to start."""
 
-LOG_LINES: Final = Limit("log lines", 1, 60)
+LOG_LINES: Final = Limit("lines of the log", 1, 60)
 """Of one session, beside those of its events: refused connections, and whatever else it can cause; others are counted."""
 
-REST_S: Final = 60.0
+CLOCK_S = 1e-6
+"""A rest that is shorter is none: it would be over before it has begun."""
+
+LEFT_ALONE_S = 60.0
 """After a failure for want of budget, until the session is tried again; a container that is started again need not wait."""
 
 
@@ -124,7 +127,8 @@ class Budget:
     def rest_s(self, now_s: float) -> float:
         """How long to wait until something may be spent; 0.0: not at all."""
         self._refill(now_s)
-        return max(0.0, -self._left / self.limit.rate)
+        rest_s = -self._left / self.limit.rate
+        return rest_s if rest_s > CLOCK_S else 0.0
 
     def _refill(self, now_s: float) -> None:
         limit = self.limit

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from autoforward.backoff import SHOWN_AS_FAILED_AFTER, delay_s
-from autoforward.core.budget import ATTEMPTS, PLANS, REST_S, Budget, OverBudgetError
+from autoforward.core.budget import ATTEMPTS, LEFT_ALONE_S, PLANS, Budget, OverBudgetError
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.forwarder import LOOPBACK, RETRY_FAILED_S, Forwarder, Place
@@ -324,10 +324,10 @@ class Session:
         """It cost too much: it is left alone for a while, or until the container is started again."""
         if reason != self._cost_told:
             self._cost_told = reason
-            log.warning("%s: %s; it is tried again every %.0f s", self.record.container_name, reason, REST_S)
+            log.warning("%s: %s; it is tried again every %.0f s", self.record.container_name, reason, LEFT_ALONE_S)
         await self._become("failed", reason)
         self._settled.set()
-        await self._idle(REST_S, wakes=("start",))
+        await self._idle(LEFT_ALONE_S, wakes=("start",))
 
     async def _idle(self, seconds: float, wakes: Collection[str] | None = None) -> None:
         """Wait between attempts; an event of the container ends the wait, one of `wakes` if these are given."""

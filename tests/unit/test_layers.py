@@ -72,7 +72,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "keepalive",
     ),
     ("foreign.*",),
-    ("core.*",),
+    ("core.*", "state.*"),
     ("model", "errors", "backoff", "texts.*", ""),
 )
 """From the top down. A module imports from lower layers, and from its own package `x.*`; `""` is the package itself."""

@@ -15,8 +15,10 @@ import click
 import pytest
 
 from autoforward.attributes import parse_attributes
+from autoforward.carrier import LEAST_CREDIT_BYTES
 from autoforward.cli import devdown, devup, main, output
 from autoforward.config import KEYS
+from autoforward.core import budget
 from autoforward.environment import SESSION_VARIABLES
 from autoforward.errors import ERRORS_BY_EXIT_CODE
 from autoforward.known_servers import DEFAULT_EXCLUDED, INSPECTOR_PORTS, OUR_AGENT, why_excluded
@@ -283,6 +285,21 @@ def test_known_servers() -> None:
         for folder in ticked(row[1]):
             if folder not in ("server-main.js", "-insiders"):
                 assert why_excluded(ForwardKey("tcp", None, 40000), f"/root/{folder}/bin/x/node x") == row[0]
+
+
+def test_budgets_of_work_are_those_of_the_code() -> None:
+    limits = {name: value for name, value in vars(budget).items() if isinstance(value, budget.Limit)}
+    rows = table("Budgets of work", "budget")
+    assert [ticked(row[0]) for row in rows] == [[name] for name in limits]
+    for (_name, _whose, _units, rate, burst, over), limit in zip(rows, limits.values(), strict=True):
+        assert (float(rate), float(burst)) == (limit.rate, limit.burst)
+        assert ("fails" in over) == (limit.patience_s == budget.PATIENCE_S) == (limit.patience_s < math.inf)
+    assert f"CREDIT of less than {LEAST_CREDIT_BYTES:,} bytes" in section("Budgets of work")
+
+
+@pytest.mark.parametrize("row", table("Budgets of work", "constant"), ids=lambda row: ticked(row[0])[0])
+def test_constants_of_the_budgets_have_the_value_of_the_code(row: list[str]) -> None:
+    test_constants_have_the_value_of_the_code(row)
 
 
 def test_links_within_lead_to_headings() -> None:

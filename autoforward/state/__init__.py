@@ -1,0 +1,1 @@
+"""The state folder: what the supervisor keeps on disk."""
