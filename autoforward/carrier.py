@@ -248,6 +248,7 @@ class Carrier(Generic[S]):
     def _take_data(self, event: frames.Data) -> None:
         if (channel := self._channels.get(event.stream)) is not None:
             channel.take_data(event.payload, last=event.last)
+            self._extra += channel.extra_cost
         else:
             self._empty += 1
 

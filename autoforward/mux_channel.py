@@ -10,6 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from autoforward import frames, wire
+from autoforward.core.budget import DATAGRAM_COST
 from autoforward.errors import ProtocolError
 from autoforward.outbox import append_joined
 
@@ -72,6 +73,7 @@ class MuxChannel:
         "_returned",
         "_server_ended",
         "_write_ended",
+        "extra_cost",
         "number",
     )
 
@@ -87,6 +89,8 @@ class MuxChannel:
         self._consumed = 0
         self._write_ended = self._eof_sent = self._server_ended = False
         self._datagrams = datagrams
+        self.extra_cost = DATAGRAM_COST if datagrams else 0
+        """Of each DATA, in frames."""
         self._parts: list[bytes] = []
         # The direct path: the credit that came back, whether a connection was asked for, and the connection.
         self._returned = 0

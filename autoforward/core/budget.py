@@ -51,6 +51,9 @@ PING_COST = 10
 PROCESS_COST = 4
 """In frames, beside the frame: a name is decoded, masked and looked up."""
 
+DATAGRAM_COST = 1
+"""In frames, beside the frame: a datagram goes to its client by itself, while what comes for TCP goes together."""
+
 SNAPSHOTS: Final = Limit("sockets in snapshots", 10_000, 40_000)
 """Of one session, in sockets, and `SNAPSHOT_COST` for each snapshot: the newest one waits for its turn, those between are
 passed over. Ten full snapshots at once, or the snapshots of a container with 900 listeners, of which one changes every 0.1 s."""
@@ -75,6 +78,9 @@ times before its next decision waits. Who changes his ports or names all the tim
 
 ATTEMPTS: Final = Limit("restarts", 1, 20)
 """Of one session: looks at its container, and attempts to watch it. Each is some processes for the engine to start."""
+
+FILES: Final = Limit("configurations", 0.5, 20)
+"""Of one session: its files are read and applied anew, with an event and a line of the log for each that is not valid."""
 
 LOG_LINES: Final = Limit("lines of the log", 1, 60)
 """Of one session, beside those of its events: refused connections, and whatever else it can cause; others are counted."""

@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoforward.core.budget import FILES, Budget
 from autoforward.errors import TargetError, UsageError
 from autoforward.events import PortEvent
 from autoforward.session_config import SourceContents, configure, read_sources
@@ -59,6 +61,7 @@ class LiveConfiguration:
         """By session id: the files as they were when they were read."""
         self._task: asyncio.Task[None] | None = None
         self._updating: dict[str, asyncio.Task[None]] = {}
+        self._budgets: dict[str, Budget] = {}
 
     def refresh(self) -> None:
         self._wake.set()
@@ -141,6 +144,7 @@ class LiveConfiguration:
         """Bring up to date each session whose files are not as they were read; in tasks, for one may be busy for long."""
         sessions = {session.record.session_id: session for session in self._sessions()}
         self._read = {key: read for key, read in self._read.items() if key in sessions}
+        self._budgets = {key: budget for key, budget in self._budgets.items() if key in sessions}
         self._updating = {key: task for key, task in self._updating.items() if not task.done()}
         for key, session in sessions.items():
             if key not in self._updating and not self._is_up_to_date(session):
@@ -156,6 +160,9 @@ class LiveConfiguration:
     async def _bring_up_to_date(self, session: Session) -> None:
         try:
             while session.state != "ended" and not self._is_up_to_date(session):
+                # A container may write its files as often as it likes; what they say once it is their turn counts.
+                budget = self._budgets.setdefault(session.record.session_id, Budget(FILES, time.monotonic()))
+                await asyncio.sleep(budget.spend(1, time.monotonic()))
                 await self._apply(session)
         except TargetError as error:  # it has ended
             log.debug("%s", error)

@@ -34,7 +34,16 @@ from autoforward.supervisor.deciding import Beside, rules_of
 from autoforward.supervisor.quick_ends import WORKED_S
 from autoforward.supervisor.services import SessionServices
 from autoforward.supervisor.telling import MeteredPublisher
-from autoforward.supervisor.watching import Item, Lost, NeighboursChanged, ProcessesKnown, Watch, Watching, place_of
+from autoforward.supervisor.watching import (
+    ConfigurationChanged,
+    Item,
+    Lost,
+    NeighboursChanged,
+    ProcessesKnown,
+    Watch,
+    Watching,
+    place_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -181,18 +190,21 @@ class Session:
         await self.settled()
 
     async def reconfigure(self, change: Callable[[SessionRecord], SessionRecord]) -> bool:
-        """Take over what `change` makes of the record as it is then; whether that is another one. Does not wait for a watch."""
+        """Take over what `change` makes of the record as it is then; whether that is another one.
+
+        Does not wait for a watch, nor for what follows from it, which has its turn when the session's budget allows.
+        """
 
         async def take_over() -> bool:
             if (record := change(self.record)) == self.record:
                 return False
-            await self._take_over(record)
+            await self._take_over(record, at_once=False)
             return True
 
         # A Restart, which answers nothing, comes after the record was taken over.
         return await self._actor.execute(take_over) is not False
 
-    async def _take_over(self, record: SessionRecord) -> None:
+    async def _take_over(self, record: SessionRecord, *, at_once: bool = True) -> None:
         before, self.record = self.record, record
         await self.forwarder.move_to(self._place(record))
         repaced = before.options.poll_interval_s != record.options.poll_interval_s
@@ -205,7 +217,10 @@ class Session:
         if rewatch or (repaced and not self._watching.set_pace(record.options.poll_interval_s)):
             self._settled.clear()
             raise Restart
-        await self._replan()
+        if at_once:
+            await self._replan()
+        else:
+            self._actor.tell(ConfigurationChanged())
 
     async def claim(self, claim_id: int, specs: tuple[PortSpec, ...]) -> None:
         """Forward these for as long as the claim is held."""
@@ -440,7 +455,7 @@ class Session:
                     raise AutoforwardError(f"the watch on the container failed: {reason}")
                 case ContainerEvent():
                     await self._take_event(item)
-                case ProcessesKnown() | NeighboursChanged():
+                case ProcessesKnown() | NeighboursChanged() | ConfigurationChanged():
                     is_due = True
                 case None:
                     if retry_at_s is not None and time.monotonic() >= retry_at_s:

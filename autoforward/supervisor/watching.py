@@ -62,7 +62,12 @@ class NeighboursChanged:
     """Another session that leads to the same servers has more or less than before."""
 
 
-Item = Frame | Lost | ContainerEvent | ProcessesKnown | NeighboursChanged
+@dataclass(frozen=True, slots=True)
+class ConfigurationChanged:
+    """The session's record is another one."""
+
+
+Item = Frame | Lost | ContainerEvent | ProcessesKnown | NeighboursChanged | ConfigurationChanged
 """What a session's actor hears."""
 
 
