@@ -179,13 +179,13 @@ def parse_attributes(
             warnings.append(f"{place}: portsAttributes: more than {MAX_RULES} keys, the rest is left out")
             break
         try:
-            kind, host, low, high, expression = _parse_key(name, budget)
+            kind, host, low, high = _parse_key(name)
+            expressions += kind == "expression"
+            if kind == "expression" and expressions > MAX_EXPRESSIONS:
+                raise ValueError(f"more than {MAX_EXPRESSIONS} regular expressions, left out")
+            expression = Expression(name, budget) if kind == "expression" else None
         except ValueError as error:
             warnings.append(f"{here}: {error}")
-            continue
-        expressions += expression is not None
-        if expression is not None and expressions > MAX_EXPRESSIONS:
-            warnings.append(f"{here}: more than {MAX_EXPRESSIONS} regular expressions, left out")
             continue
         values = _parse_values(entry, here, warnings)
         rules[kind, host, low, high, expression] = AttributeRule(name, kind, host, low, high, expression, values)
@@ -215,18 +215,18 @@ def bounded(warnings: Iterable[str]) -> tuple[str, ...]:
     return (*unique[:MAX_WARNINGS], f"and {len(unique) - MAX_WARNINGS} more of these")
 
 
-def _parse_key(name: str, budget: Budget) -> tuple[RuleKind, str | None, int, int, Expression | None]:
-    """Return kind, host, first and last port, and expression of a key of `portsAttributes`. Raises ValueError."""
+def _parse_key(name: str) -> tuple[RuleKind, str | None, int, int]:
+    """Return kind, host, first and last port of a key of `portsAttributes`. Raises ValueError."""
     if number := _NUMBER.fullmatch(name):
         port = _parse_number(number[1])
-        return "number", None, port, port, None
+        return "number", None, port, port
     if bounds := _RANGE.fullmatch(name):
         low, high = _parse_bound(bounds[1]), _parse_bound(bounds[2])
         if low > high:
             raise ValueError("the range runs backwards")
         if low > MAX_PORT or high == 0:
             raise ValueError(f"no port of the range is in 1-{MAX_PORT}")
-        return "range", None, max(low, 1), min(high, MAX_PORT), None
+        return "range", None, max(low, 1), min(high, MAX_PORT)
     if parts := _HOST_PORT.fullmatch(name):
         try:
             host = parse_host(parts[1])
@@ -234,11 +234,11 @@ def _parse_key(name: str, budget: Budget) -> tuple[RuleKind, str | None, int, in
             pass  # then it is an expression, for better or worse
         else:
             port = _parse_number(parts[2])
-            return "host_port", host, port, port, None
+            return "host_port", host, port, port
     if not name:
         raise ValueError("no key")
     # Behind all the numbers.
-    return "expression", None, MAX_PORT + 1, MAX_PORT + 1, Expression(name, budget)
+    return "expression", None, MAX_PORT + 1, MAX_PORT + 1
 
 
 def _parse_number(digits: str) -> int:

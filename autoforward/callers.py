@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autoforward.config import NO_SETTINGS, Settings, parse_settings
-from autoforward.devcontainer import config_file_of
+from autoforward.devcontainer import config_file_of, usual_config_files
 from autoforward.environment import NO_ENVIRONMENT, SessionEnvironment
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.session_config import NO_METADATA, Metadata, configure, metadata_of, read_sources
@@ -85,10 +85,14 @@ class Caller:
 
 
 def sources_for(
-    caller: Caller, config_file: str | Path | None, *folders: str | None, metadata: Metadata = NO_METADATA
+    caller: Caller,
+    config_file: str | Path | None,
+    *folders: str | None,
+    metadata: Metadata = NO_METADATA,
+    look: bool = True,
 ) -> ConfigSources:
     """Where a session's configuration is read, and from now on watched. `folders`: where a project file may be."""
-    project_file = project_settings_path(*(folders if any(folders) else (caller.folder,)))
+    project_file = project_settings_path(*(folders if any(folders) else (caller.folder,)), look=look)
     return ConfigSources(
         config_file=os.path.abspath(config_file) if config_file else None,  # noqa: PTH100  # keeps symbolic links
         project_file=str(project_file) if project_file else None,
@@ -115,16 +119,21 @@ def bare_record(
     override_config: str | None = None,
     attached: bool = True,
     siblings: bool = False,
+    look: bool = True,
 ) -> SessionRecord:
     """A record whose configuration is still to be read. Labels of the container fill what the caller does not know.
 
-    `override_config` is the file that counts in place of `config_file`.
+    `override_config` is the file that counts in place of `config_file`. Without `look` no file is looked for: each is where
+    it usually is.
     """
     workspace_folder = workspace_folder or info.workspace_folder
     config_file = config_file or info.config_file
     counts: str | Path | None = override_config
     if counts is None and (workspace_folder or caller.links is None):  # else only a label says so
-        counts = config_file_of(info.labels, workspace_folder, config_file) or config_file
+        if look:
+            counts = config_file_of(info.labels, workspace_folder, config_file) or config_file
+        else:
+            counts = config_file or (usual_config_files(workspace_folder)[0] if workspace_folder else None)
     compose_folder = info.labels.get(LABEL_COMPOSE_FOLDER)
     return SessionRecord(
         session_id=new_session_id(),
@@ -142,7 +151,7 @@ def bare_record(
         manual=tuple(specs),
         siblings=siblings and info.project is not None,
         environment=caller.environment,
-        sources=sources_for(caller, counts, workspace_folder, compose_folder, metadata=metadata),
+        sources=sources_for(caller, counts, workspace_folder, compose_folder, metadata=metadata, look=look),
     )
 
 

@@ -7,7 +7,6 @@ file only: no CLI writes it into the label. Variables are put in before (`variab
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from autoforward.errors import UsageError
 from autoforward.foreign import reader
 from autoforward.foreign.limits import MAX_CONFIG_BYTES
 from autoforward.foreign.opening import Rule
-from autoforward.foreign.reader import ANYWHERE, Document
+from autoforward.foreign.reader import ANYWHERE, Document, SilentFileError
 from autoforward.model import ForwardKey, PortSpec
 from autoforward.portspec import decode_port_spec, encode_port_spec, is_port, parse_port_spec
 
@@ -88,6 +87,12 @@ def read_config_file(path: str | Path, rule: Rule = ANYWHERE, belongs_to: str | 
     return reader.read(str(path), "json", rule=rule, belongs_to=belongs_to, below=CUSTOMIZATIONS)
 
 
+def usual_config_files(workspace_folder: str | Path) -> list[str | Path]:
+    """Where a workspace has its devcontainer.json, the first of these that is there."""
+    folder = Path(workspace_folder)
+    return [folder / ".devcontainer" / "devcontainer.json", folder / ".devcontainer.json"]
+
+
 def find_config_file(workspace_folder: Path, config_file: str | Path | None = None) -> Path | None:
     """Return the configuration of a workspace folder, or None where there is none.
 
@@ -95,8 +100,8 @@ def find_config_file(workspace_folder: Path, config_file: str | Path | None = No
     several `.devcontainer/*/devcontainer.json` none is chosen: only the user can say which. What is there need not be a
     file: to say so is for who reads it.
     """
-    usual = [workspace_folder / ".devcontainer" / "devcontainer.json", workspace_folder / ".devcontainer.json"]
-    candidates = [str(path) for path in ([config_file] if config_file is not None else usual)]
+    named = [config_file] if config_file is not None else usual_config_files(workspace_folder)
+    candidates = [str(path) for path in named]
     there = [path for path, found in reader.look(candidates).items() if found.kind is not None]
     if there or config_file is not None:
         return Path(there[0]) if there else None
@@ -213,15 +218,19 @@ def read_local_features(
     """What the features in folders beside devcontainer.json (`"./name"`) say, in the order in which they are named.
 
     The official CLI takes no ports from a feature, devcontainer-rs does. One that cannot be read is left out: the CLI
-    has complained. `read` reads one.
+    has complained. `read` reads one. Raises SilentFileError.
     """
     features = config.get("features")
     found: list[dict[str, Any]] = []
     for name in features if isinstance(features, Mapping) else ():
         if isinstance(name, str) and name.startswith(("./", "../")) and len(found) < MAX_LOCAL_FEATURES:
-            with contextlib.suppress(UsageError, FileNotFoundError, ValueError):
+            try:
                 entry = read(config_file.parent / name / "devcontainer-feature.json").table
-                found.append({key: value for key, value in entry.items() if key in FEATURE_KEYS})
+            except SilentFileError:  # the next ones would be waited for as well
+                raise
+            except (UsageError, FileNotFoundError, ValueError):
+                continue
+            found.append({key: value for key, value in entry.items() if key in FEATURE_KEYS})
     return tuple(found)
 
 

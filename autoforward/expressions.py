@@ -2,16 +2,19 @@
 
 Pattern and text may both be hostile: an image's label brings the one, a container's process the other. So a pattern is
 read here first, and only what JavaScript means by it goes on to the library, in a small part of the library's syntax:
-no fuzzy matching, no recursion, no set operations, nothing whose compilation is dear. Pattern and text are bounded, a
-search has a deadline, and all searches of one configuration share a budget of CPU time; an expression that overdraws is
-switched off, and said once.
+no fuzzy matching, no recursion, no set operations. The library unrolls what is repeated a counted number of times, so what
+an expression comes to then is bounded before it is compiled, for one and for those of a configuration together. Pattern and
+text are bounded, a search has a deadline, and all searches of one configuration share a budget of CPU time; an expression
+that overdraws is switched off, and said once.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,16 @@ log = logging.getLogger(__name__)
 
 MAX_EXPRESSION_LENGTH = 512
 """No real one is a tenth of it."""
+
+MAX_EXPANDED_LENGTH = 4096
+"""Characters of one in the library's syntax, with what it repeats written out. Compiling a thousand takes some 1 ms, 5 ms at
+most, and 300 KB; no real one has a thousand."""
+
+MAX_EXPANDED_TOGETHER = 16384
+"""Of all expressions of one configuration, or of one setting."""
+
+MAX_COMPILED_LENGTH = 65536
+"""Of those that are kept compiled, whoever they belong to; others are compiled again when they are searched with."""
 
 MAX_SUBJECT_LENGTH = 1024
 """Characters of a command line that are looked at; the agent sends no more."""
@@ -41,8 +54,8 @@ BUDGET_S = 0.3
 BUDGET_REFILL = 0.01
 """How much of the time that passes becomes new budget. Each text is searched once, so that what is usual never gets there."""
 
-MAX_REMEMBERED = 4096
-"""Results kept for one expression, one for each text: what a container can have in listening processes."""
+MAX_REMEMBERED = 1024
+"""Results kept for one expression, one for each text: more than a session shows ports."""
 
 _QUANTIFIER = re.compile(r"\{(\d{1,9})(?:(,)(\d{1,9})?)?\}")
 _BACK_REFERENCE = re.compile(r"[1-9]\d{0,2}")
@@ -50,6 +63,8 @@ _GROUP_NAME = re.compile(r"<([A-Za-z_][A-Za-z0-9_]{0,31})>")
 _HEX = {"x": re.compile(r"[0-9A-Fa-f]{2}"), "u": re.compile(r"[0-9A-Fa-f]{4}")}
 _CONTROL = {"f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "0": "\0"}
 _ANY_BUT_LINE_ENDS = r"[^\n\r\u2028\u2029]"
+_GROUP_LENGTH = 2
+"""An empty group costs something too."""
 _GROUP_OPENINGS = {"(?:": True, "(?=": False, "(?!": False, "(?<=": False, "(?<!": False}
 """As in JavaScript and in the library; whether it can be repeated."""
 
@@ -59,12 +74,21 @@ class ExpressionError(ValueError):
 
 
 class Budget:
-    """CPU time for searches, in seconds; refilled slowly. One for each configuration."""
+    """CPU time for searches, in seconds, refilled slowly; and what may be compiled. One for each configuration."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._left_s = BUDGET_S
         self._at_s = clock()
+        self._length_left = MAX_EXPANDED_TOGETHER
+
+    def take(self, length: int) -> None:
+        """One more expression of this expanded length. Raises ExpressionError when there are too many."""
+        if length > self._length_left:
+            raise ExpressionError(
+                f"too large together with those before it: more than {MAX_EXPANDED_TOGETHER} characters"
+            )
+        self._length_left -= length
 
     def spend(self, cpu_s: float) -> None:
         now_s = self._clock()
@@ -82,14 +106,16 @@ class Expression:
     Raises ExpressionError for what is no JavaScript expression.
     """
 
-    __slots__ = ("_budget", "_pattern", "_remembered", "fault", "source")
+    __slots__ = ("_budget", "_length", "_remembered", "_translated", "fault", "source")
 
     def __init__(self, source: str, budget: Budget | None = None) -> None:
         self.source = source
         self.fault: str | None = None
         self._budget = budget or Budget()
         self._remembered: dict[str, bool] = {}
-        self._pattern = _compile(translate(source))
+        self._translated, self._length = _translate(source)
+        self._budget.take(self._length)
+        _PATTERNS.get(self._translated, self._length)
 
     def __repr__(self) -> str:
         return f"<Expression {self.source!r}{' off' if self.fault else ''}>"
@@ -127,9 +153,10 @@ class Expression:
 
         Then it is searched anew at once, for nobody asks again until something changes in the container.
         """
+        pattern = _PATTERNS.get(self._translated, self._length)
         for _ in range(MAX_SEARCHES):
             try:
-                return self._pattern.search(text, timeout=SEARCH_TIMEOUT_S, concurrent=True) is not None
+                return pattern.search(text, timeout=SEARCH_TIMEOUT_S, concurrent=True) is not None
             except TimeoutError:
                 if time.thread_time() - began_s >= SEARCH_TIMEOUT_S / 2:
                     break
@@ -141,25 +168,61 @@ class Expression:
         log.warning("the regular expression %r is switched off: %s", self.source, why)
 
 
+class _Patterns:
+    """Compiled expressions, those that were used last, MAX_COMPILED_LENGTH in all. For all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, tuple[Pattern[str], int]] = OrderedDict()
+        self._length = 0
+
+    def get(self, translated: str, length: int) -> Pattern[str]:
+        """Raises ExpressionError."""
+        with self._lock:
+            if (known := self._kept.get(translated)) is not None:
+                self._kept.move_to_end(translated)
+                return known[0]
+        pattern = _compile(translated)
+        with self._lock:
+            if translated not in self._kept:
+                self._kept[translated] = (pattern, length)
+                self._length += length
+            while self._length > MAX_COMPILED_LENGTH:
+                _, (_, gone) = self._kept.popitem(last=False)
+                self._length -= gone
+        return pattern
+
+
+_PATTERNS = _Patterns()
+
+
 def _compile(translated: str) -> Pattern[str]:
     import regex  # here, for most commands need none and it takes 10 ms
 
     try:
-        return regex.compile(translated, flags=regex.VERSION0 | regex.ASCII)
+        return regex.compile(translated, flags=regex.VERSION0 | regex.ASCII, cache_pattern=False)
     except (regex.error, RecursionError, OverflowError) as error:
         # Its positions are those of the translation.
         problem = str(error).partition(" at position")[0] if isinstance(error, regex.error) else "too large"
         raise ExpressionError(f"no regular expression: {problem}") from None
+    finally:
+        regex.purge()  # also without its cache it keeps the text of each
 
 
 def translate(source: str) -> str:
     """A JavaScript expression (no flags) in the library's syntax, for its `VERSION0` and `ASCII` flags.
 
-    Raises ExpressionError for what JavaScript would not take either, and for what is too long or too deep.
+    Raises ExpressionError for what JavaScript would not take either, and for what is too long, too deep or too large.
     """
+    return _translate(source)[0]
+
+
+def _translate(source: str) -> tuple[str, int]:
+    """And its expanded length."""
     if len(source) > MAX_EXPRESSION_LENGTH:
         raise ExpressionError(f"longer than {MAX_EXPRESSION_LENGTH} characters")
-    return _Reader(source).read()
+    reader = _Reader(source)
+    return reader.read(), reader.length
 
 
 class _Reader:
@@ -172,14 +235,42 @@ class _Reader:
         self._open: list[bool] = []
         """For each group that is open, whether it can be repeated."""
         self._repeatable = False
+        self._lengths = [0]
+        """The expanded length so far: of all, and of each group that is open."""
+        self._last = 0
+        """That of what a quantifier would repeat."""
+        self._is_group = False
+
+    @property
+    def length(self) -> int:
+        return self._lengths[0]
 
     def read(self) -> str:
         parts = []
         while self._at < len(self._source):
-            parts.append(self._next())
+            depth = len(self._open)
+            part = self._next()
+            parts.append(part)
+            self._measure(part, len(self._open) - depth)
         if self._open:
             raise ExpressionError("no regular expression: a group is not closed")
         return "".join(parts)
+
+    def _measure(self, part: str, opened: int) -> None:
+        """`opened`: 1 for the beginning of a group, -1 for its end."""
+        if opened > 0:
+            self._lengths.append(len(part))
+            return
+        self._last = len(part) + (self._lengths.pop() + _GROUP_LENGTH if opened else 0)
+        self._is_group = opened < 0
+        self._add(self._last)
+
+    def _add(self, length: int) -> None:
+        self._lengths[-1] += length
+        if sum(self._lengths) > MAX_EXPANDED_LENGTH:
+            raise ExpressionError(
+                f"too large: more than {MAX_EXPANDED_LENGTH} characters with its repetitions written out"
+            )
 
     def _next(self) -> str:
         character = self._source[self._at]
@@ -221,8 +312,12 @@ class _Reader:
             low, high = counted[1], counted[3] or ""
             if high and int(high) < int(low):
                 raise ExpressionError("no regular expression: numbers out of order")
-            text = f"{{{_bounded(low)},{_bounded(high)}}}" if counted[2] else f"{{{_bounded(low)}}}"
+            low, high = _bounded(low), _bounded(high)
+            text = f"{{{low},{high}}}" if counted[2] else f"{{{low}}}"
             self._at = counted.end()
+            # What may come at most is not unrolled; a group's is counted all the same.
+            times = max(int(low), int(high or low) if self._is_group else 0)
+            self._add(self._last * max(times - 1, 0))
         if self._source.startswith("?", self._at):
             self._at += 1
             return text + "?"

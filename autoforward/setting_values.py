@@ -5,6 +5,7 @@ Each `parse_*` raises SettingError, whose path begins below the key that the val
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import math
 import re
@@ -62,9 +63,13 @@ NOTHING = Selection()
 
 @lru_cache(maxsize=256)
 def _compiled(processes: tuple[str, ...]) -> tuple[Expression, ...]:
-    """They remember what they have searched, and share a budget."""
+    """They remember what they have searched, and share a budget. One that is stored and not valid any more is left out."""
     budget = Budget()
-    return tuple(Expression(source, budget) for source in processes)
+    found = []
+    for source in processes:
+        with contextlib.suppress(ExpressionError):
+            found.append(Expression(source, budget))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +100,22 @@ def parse_local_ports(value: object) -> tuple[LocalPorts, ...]:
     if len(value) > MAX_ITEMS:
         raise SettingError((), f"more than {MAX_ITEMS} entries")
     found: list[LocalPorts] = []
+    has_local, is_local = bytearray(MAX_PORT + 1), bytearray(MAX_PORT + 1)  # a thousand ranges, each against all others
     for name, local in value.items():
         low, high = _parse_range(str(name), "container port")
         try:
             host_low, host_high = _parse_range(local, "local port")
             if high - low != host_high - host_low:
                 raise SettingError((), f"{high - low + 1} container and {host_high - host_low + 1} local ports")
-            one = LocalPorts(low, high, host_low)
-            for other in found:
-                if one.low <= other.high and other.low <= one.high:
-                    raise SettingError((), "the container port has two local ports")
-                if one.host_low <= other.host_high and other.host_low <= one.host_high:
-                    raise SettingError((), "the local port is given to two container ports")
+            if any(has_local[low : high + 1]):
+                raise SettingError((), "the container port has two local ports")
+            if any(is_local[host_low : host_high + 1]):
+                raise SettingError((), "the local port is given to two container ports")
         except SettingError as error:
             raise SettingError((str(name),), error.problem) from None
-        found.append(one)
+        ones = b"\1" * (high - low + 1)
+        has_local[low : high + 1] = is_local[host_low : host_high + 1] = ones
+        found.append(LocalPorts(low, high, host_low))
     return tuple(found)
 
 
@@ -145,6 +151,7 @@ def parse_selection(value: object) -> Selection:
     """`exclude`, `include`: a list of ports, ranges, and expressions for a command line."""
     ranges: list[tuple[int, int]] = []
     processes: list[str] = []
+    budget = Budget()
     for item in _items(value):
         if is_port(item):
             ranges.append((item, item))
@@ -154,15 +161,15 @@ def parse_selection(value: object) -> Selection:
             except UsageError as error:
                 raise SettingError((), str(error)) from None
         elif isinstance(item, str):
-            processes.append(_parse_expression(item))
+            processes.append(_parse_expression(item, budget))
         else:
             raise SettingError((), f"{shown(item)} is no port, range or expression for a command line")
     return Selection(tuple(dict.fromkeys(ranges)), tuple(dict.fromkeys(processes)))
 
 
-def _parse_expression(text: str) -> str:
+def _parse_expression(text: str, budget: Budget) -> str:
     try:
-        Expression(text)
+        Expression(text, budget)
     except ExpressionError as error:
         raise SettingError((), f"{shown(text)}: {error}") from None
     return text

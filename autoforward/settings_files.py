@@ -26,12 +26,14 @@ def user_settings_path() -> Path:
     return platformdirs.user_config_path("autoforward", appauthor=False) / USER_FILE
 
 
-def project_settings_path(*folders: str | Path | None) -> Path | None:
+def project_settings_path(*folders: str | Path | None, look: bool = True) -> Path | None:
     """`.autoforward.toml` in the first of these folders that has one, else where it would be in the first that exists.
 
-    Raises UsageError where a folder does not answer.
+    Without `look` in the first that is named. Raises UsageError where a folder does not answer.
     """
     paths = [os.path.abspath(Path(folder) / PROJECT_FILE) for folder in folders if folder]  # noqa: PTH100  # keeps links
+    if not look:
+        return Path(paths[0]) if paths else None
     looks = reader.look(paths)
     there = [path for path in paths if looks[path].kind is not None]
     there += [path for path in paths if looks[path].folders[0] == os.path.dirname(path)]  # noqa: PTH120

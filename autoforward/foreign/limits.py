@@ -10,10 +10,10 @@ MAX_CONFIG_BYTES = 512 * 1024
 MAX_FILE_DEPTH = 64
 """Objects, arrays and tables within each other. The parsers recurse; real files have ten levels."""
 
-MAX_FILE_KEYS = 10_000
+MAX_FILE_KEYS = 5_000
 """Keys and containers of one file, together."""
 
-MAX_FILE_VALUES = 100_000
+MAX_FILE_VALUES = 10_000
 """Values of one file."""
 
 MAX_KEY_PARTS = 16
@@ -22,8 +22,8 @@ MAX_KEY_PARTS = 16
 MAX_NUMBER_LENGTH = 100
 """Characters of a number: converting it takes time for the square of it."""
 
-SMALL_BYTES = 64 * 1024
-"""A larger file is parsed in a child: also within the bounds it can take a tenth of a second."""
+SMALL_BYTES = 16 * 1024
+"""A larger file is parsed in a child: also within the bounds it can take some 20 ms."""
 
 FILE_DEADLINE_S = 1.5
 """For a child to answer. A command has two seconds for a file that cannot be read, whatever it is."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from autoforward.errors import UsageError
-from autoforward.foreign.children import Children, NoAnswerError
+from autoforward.foreign.children import SILENT, Children, NoAnswerError
 from autoforward.foreign.limits import TextError, decoded
 from autoforward.foreign.opening import Look, Rule, Signature
 from autoforward.foreign.work import Answer, perform
@@ -40,6 +40,10 @@ class Document:
         """`FILE:LINE` of a key, `FILE` where its line is not known; of no key the first line."""
         line = self.lines.get(tuple(key)) if key else 1
         return f"{self.path}:{line}" if line is not None else self.path
+
+
+class SilentFileError(UsageError):
+    """A file does not answer, or takes more than it may."""
 
 
 @functools.cache
@@ -79,7 +83,7 @@ def read(
         "led_to": rule.led_to,
         "belongs_to": belongs_to,
     }
-    answer = _answer(request, path)
+    answer = _answer(request, path, belongs_to or path)
     if answer.get("missing"):
         raise FileNotFoundError(path)
     table = _value(answer, path)
@@ -97,7 +101,7 @@ def parse(text: str | bytes, kind: Kind, place: str, *, below: Sequence[str] = (
         except TextError as error:
             raise UsageError(f"{place}:{error.line}:{error.column}: {error.problem}") from None
     text = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
-    answer = _answer({"op": "parse", "text": text, "kind": kind, "below": list(below)}, place, may_wait=False)
+    answer = _answer({"op": "parse", "text": text, "kind": kind, "below": list(below)}, place)
     table = _value(answer, place)
     if not isinstance(table, dict):
         raise UsageError(f"{place}:1:1: expected an object, found {type(table).__name__}")
@@ -106,38 +110,57 @@ def parse(text: str | bytes, kind: Kind, place: str, *, below: Sequence[str] = (
 
 def parse_any(text: str) -> Any:
     """Any value of JSON. Raises UsageError `line LINE:COLUMN: …`."""
-    return _value(_answer({"op": "parse", "text": text, "kind": "json", "below": []}, "", may_wait=False), "line ", 1)
+    return _value(_answer({"op": "parse", "text": text, "kind": "json", "below": []}, ""), "line ", 1)
 
 
 def look(paths: Iterable[str]) -> dict[str, Look]:
-    """What is at these paths now. Raises UsageError where a folder does not answer."""
-    wanted = list(paths)
-    if not wanted:
-        return {}
-    absolute = [os.path.abspath(path) for path in wanted]  # noqa: PTH100  # keeps symbolic links
-    answer = _answer({"op": "look", "paths": absolute}, wanted[0])
+    """What is at these paths now. Raises UsageError for one that does not answer."""
     looks = {}
-    for path, (kind, signature, real, folders) in zip(wanted, answer["looks"], strict=True):
-        looks[path] = Look(kind, tuple(signature) if signature is not None else None, real, tuple(folders))
+    for path, found in survey(paths).items():
+        if found is None:
+            raise SilentFileError(f"{path}: {SILENT}")
+        looks[path] = found
     return looks
+
+
+def survey(paths: Iterable[str]) -> dict[str, Look | None]:
+    """The same; None for what does not answer."""
+    absolute = {path: os.path.abspath(path) for path in paths}  # noqa: PTH100  # keeps symbolic links
+    wanted = list(dict.fromkeys(absolute.values()))
+    if _isolated:
+        try:
+            answers = _children().look(wanted)
+        except NoAnswerError:
+            answers = dict.fromkeys(wanted)
+    else:
+        answers = dict(zip(wanted, perform({"op": "look", "paths": wanted})["looks"], strict=True))
+    return {path: _look_of(answers[real]) for path, real in absolute.items()}
+
+
+def _look_of(answer: Any) -> Look | None:
+    if answer is None:
+        return None
+    kind, signature, real, folders = answer
+    return Look(kind, tuple(signature) if signature is not None else None, real, tuple(folders))
 
 
 def in_folders_of(folder: str, name: str) -> list[str]:
     """The paths `folder/*/name` at which something is, sorted. Raises UsageError where the folder does not answer."""
-    paths: list[str] = _answer({"op": "below", "folder": os.path.abspath(folder), "name": name}, folder)["paths"]  # noqa: PTH100
+    request = {"op": "below", "folder": os.path.abspath(folder), "name": name}  # noqa: PTH100
+    paths: list[str] = _answer(request, folder, folder)["paths"]
     return paths
 
 
-def _answer(request: Mapping[str, Any], place: str, *, may_wait: bool = True) -> Answer:
-    """`may_wait`: it is about files, which may not answer."""
-    if not (_isolated and may_wait):
+def _answer(request: Mapping[str, Any], place: str, may_wait: str | None = None) -> Answer:
+    """`may_wait`: what it is about, if that is a place that may not answer."""
+    if may_wait is None or not _isolated:
         answer = perform(request, small_only=True)
         if not answer.get("large"):
             return answer
     try:
-        return _children().ask(request)
+        return _children().ask(request, [] if may_wait is None else [may_wait])
     except NoAnswerError as error:
-        raise UsageError(f"{place}: {error}") from None
+        raise SilentFileError(f"{place}: {error}") from None
 
 
 def _value(answer: Answer, place: str, skip: int = 0) -> Any:

@@ -17,6 +17,7 @@ import sys
 from typing import NoReturn
 
 from autoforward.errors import AutoforwardError
+from autoforward.foreign.reader import isolate
 from autoforward.paths import StatePaths
 from autoforward.supervisor.handlers import Handlers
 from autoforward.supervisor.server import DEFAULT_IDLE_EXIT_S, Supervisor
@@ -50,6 +51,7 @@ def _supervise(ready_fd: int) -> int:
     lines: logging.handlers.QueueListener | None = None
     try:
         paths.ensure()
+        isolate()
         lines = _start_logging(paths)
         _raise_descriptor_limit()
         sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -65,7 +65,7 @@ class Handlers:
 
     async def attach(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
         """Begin or change a session; answers when a first snapshot has been applied."""
-        record = SessionRecord.from_json(request["record"])
+        record = await asyncio.to_thread(SessionRecord.from_json, request["record"])  # it may compile expressions
         container_ids = {record.container_id}
         with self._supervisor.hub.subscribe(lambda event: event.container_id in container_ids) as heard:
             session = await self._supervisor.siblings.take_up(record)
@@ -88,7 +88,7 @@ class Handlers:
 
     async def forward(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
         """Forward these SPECs only. Detached: until told otherwise. Else for as long as the connection lasts."""
-        record = SessionRecord.from_json(request["record"])
+        record = await asyncio.to_thread(SessionRecord.from_json, request["record"])
         specs, detached = record.manual, bool(request["detached"])
         session = self._supervisor.session_for(record)
         if session is None:

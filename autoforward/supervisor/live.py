@@ -1,7 +1,8 @@
 """Live configuration: a file that a session depends on is saved, and the session changes.
 
 One watcher for all sessions, on the folders (editors replace a file by renaming another), none while there is no session.
-What is told is only that something happened: what counts is the files as they are then, against what was read last.
+What is told is only that something happened: what counts is the files as they are then, against what was read last. No file is
+touched on the control loop, and in a supervisor none in its process: see `foreign.reader`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, TypeVar
 
 from autoforward.core.budget import FILES, Budget
 from autoforward.errors import TargetError, UsageError
 from autoforward.events import PortEvent
+from autoforward.foreign import reader
+from autoforward.foreign.children import SILENT
+from autoforward.foreign.opening import Look, Signature
 from autoforward.session_config import SourceContents, configure, read_sources
 from autoforward.settings import ConfigSources, SessionRecord
 from autoforward.supervisor.session import Session
@@ -37,7 +42,10 @@ SETTLE_S = 0.3
 RETRY_S = 5.0
 """When the folders cannot be watched."""
 
-Signature = tuple[int, int, int] | None
+MAX_READERS = 4
+"""Sessions whose files are read at once."""
+
+T = TypeVar("T")
 
 
 class LiveConfiguration:
@@ -57,8 +65,9 @@ class LiveConfiguration:
         self._publish = publish
         self._wake = asyncio.Event()
         self._names: frozenset[str] = frozenset()
-        self._read: dict[str, Mapping[str, Signature]] = {}
+        self._read: dict[str, _Read] = {}
         """By session id: the files as they were when they were read."""
+        self._pool = ThreadPoolExecutor(MAX_READERS, thread_name_prefix="autoforward-files")
         self._task: asyncio.Task[None] | None = None
         self._updating: dict[str, asyncio.Task[None]] = {}
         self._budgets: dict[str, Budget] = {}
@@ -74,18 +83,21 @@ class LiveConfiguration:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     # What is watched.
 
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            folders = self._folders()
+            survey = await self._survey()
             try:
-                if folders:
-                    await self._watch(folders)
+                if survey.folders:
+                    await self._watch(survey.folders)
                 else:
-                    await self._wake.wait()
+                    if survey.silent:
+                        self._look(survey)
+                    await self._wait(survey)
             except OSError as error:  # out of inotify watches, or a folder that went away just now
                 log.warning("configuration files are not watched: %s", error)
                 with contextlib.suppress(TimeoutError):
@@ -110,15 +122,12 @@ class LiveConfiguration:
         try:
             await asyncio.sleep(0)
             while True:
-                self._look()
-                if self._folders() != folders:
-                    return
-                waking = asyncio.ensure_future(self._wake.wait())
-                try:
-                    await asyncio.wait([telling, waking], return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    waking.cancel()
                 self._wake.clear()
+                survey = await self._survey()
+                self._look(survey)
+                if survey.folders != folders:
+                    return
+                await self._wait(survey, telling)
                 if telling.done():
                     if telling.result() is None:
                         return
@@ -129,10 +138,24 @@ class LiveConfiguration:
             await asyncio.wait([telling])
             await changes.aclose()
 
-    def _folders(self) -> frozenset[str]:
-        files = {path for session in self._sessions() for path in session.record.sources.files}
-        self._names = frozenset(name for path in files for name in (path, os.path.realpath(path)))
-        return watched_folders(self._names)
+    async def _wait(self, survey: Survey, *others: asyncio.Future[Any]) -> None:
+        """For one of these or a `refresh`; where files do not answer, not for long."""
+        waking = asyncio.ensure_future(self._wake.wait())
+        try:
+            timeout_s = RETRY_S if survey.silent else None
+            await asyncio.wait([waking, *others], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waking.cancel()
+
+    async def _survey(self) -> Survey:
+        files = {path: None for session in self._sessions() for path in session.record.sources.files}
+        survey = await self._in_pool(lambda: look_at_all(files))
+        self._names = survey.names
+        return survey
+
+    async def _survey_of(self, session: Session) -> Survey:
+        files = session.record.sources.files
+        return await self._in_pool(lambda: look_at_all(files))
 
     def _matters(self, path: str) -> bool:
         """One of the files, or a folder on the way to one that has come or gone."""
@@ -140,56 +163,69 @@ class LiveConfiguration:
 
     # What is done.
 
-    def _look(self) -> None:
+    def _look(self, survey: Survey) -> None:
         """Bring up to date each session whose files are not as they were read; in tasks, for one may be busy for long."""
         sessions = {session.record.session_id: session for session in self._sessions()}
         self._read = {key: read for key, read in self._read.items() if key in sessions}
         self._budgets = {key: budget for key, budget in self._budgets.items() if key in sessions}
         self._updating = {key: task for key, task in self._updating.items() if not task.done()}
         for key, session in sessions.items():
-            if key not in self._updating and not self._is_up_to_date(session):
+            if key not in self._updating and not self._is_up_to_date(session, survey):
                 work = self._bring_up_to_date(session)
                 self._updating[key] = asyncio.create_task(
                     work, name=f"configuration of {session.record.container_name}"
                 )
 
-    def _is_up_to_date(self, session: Session) -> bool:
+    def _is_up_to_date(self, session: Session, survey: Survey) -> bool:
+        sources = session.record.sources
+        if any(path in survey.silent for path in sources.files):
+            return False
         read = self._read.get(session.record.session_id)
-        return read == {path: signature(path) for path in session.record.sources.files}
+        return read is not None and read.sources == sources and read.signatures == survey.of(sources)
 
     async def _bring_up_to_date(self, session: Session) -> None:
+        """However often the files are saved, they are read once in SETTLE_S."""
         try:
-            while session.state != "ended" and not self._is_up_to_date(session):
+            while session.state != "ended":
                 # A container may write its files as often as it likes; what they say once it is their turn counts.
                 budget = self._budgets.setdefault(session.record.session_id, Budget(FILES, time.monotonic()))
                 await asyncio.sleep(budget.spend(1, time.monotonic()))
+                began_s = time.monotonic()
                 await self._apply(session)
+                survey = await self._survey_of(session)
+                if survey.silent or self._is_up_to_date(session, survey):
+                    return
+                await asyncio.sleep(SETTLE_S - (time.monotonic() - began_s))
         except TargetError as error:  # it has ended
             log.debug("%s", error)
         except Exception:
             log.exception("a fault while the configuration of %s was applied", session.record.container_name)
 
     async def _apply(self, session: Session) -> None:
-        sources, key = session.record.sources, session.record.session_id
+        before, key = session.record, session.record.session_id
+        sources = before.sources
         is_new = key not in self._read
-        read = await asyncio.to_thread(_read_all, sources)
+        read = await self._in_pool(lambda: _read_all(before))
         if read.problem is not None and not is_new:
             await asyncio.sleep(SETTLE_S)
-            read = await asyncio.to_thread(_read_all, sources)
+            if (await self._survey_of(session)).of(sources) != read.signatures:  # else the problem is what it was
+                read = await self._in_pool(lambda: _read_all(before))
         if session.record.sources != sources:  # a command was quicker: its files are the ones that count
             return
-        self._read[key] = read.signatures
+        self._read[key] = read
         if read.contents is None:
             # One that is gone when we first look was so for the command too, which has said it.
             if not (is_new and read.is_missing):
                 await self._complain(session, read.problem)
             return
-        contents = read.contents
-        warnings: list[str] = []
+        contents, warnings = read.contents, list(read.warnings)
 
         def change(record: SessionRecord) -> SessionRecord:
             if record.sources != sources:
                 return record
+            if record == before and read.configured is not None:
+                return read.configured
+            warnings.clear()
             configured, found = configure(record, contents)
             warnings.extend(found)
             return configured
@@ -201,6 +237,10 @@ class LiveConfiguration:
                 log.warning("%s: %s", name, warning)
             await self._store(session)
         await self._complain(session, None)
+
+    async def _in_pool(self, job: Callable[[], T]) -> T:
+        """What has to do with files: in threads that are for nothing else, for these may have to wait."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, job)
 
     async def _complain(self, session: Session, problem: str | None) -> None:
         """Say once that the configuration in force is not what the files say; None: it is, from now on."""
@@ -214,43 +254,58 @@ class LiveConfiguration:
         await self._publish(session.forwarder.session_event("updated", f"the configuration stays as it was: {problem}"))
 
 
-def watched_folders(files: Iterable[str]) -> frozenset[str]:
-    """Where to watch for these files: their folders, those of what they link to, else the nearest that there is."""
-    folders = set()
-    for name in files:
-        for path in (Path(name), Path(os.path.realpath(name))):
-            folder = path.parent
-            while not folder.is_dir() and folder != folder.parent:
-                folder = folder.parent
-            folders.add(str(folder))
-    return frozenset(folders)
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What is where sessions have files. `silent`: those that do not answer. `names`: all, and where they really are."""
+
+    looks: Mapping[str, Look]
+    silent: frozenset[str] = frozenset()
+
+    @property
+    def folders(self) -> frozenset[str]:
+        return frozenset(folder for look in self.looks.values() for folder in look.folders)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(name for path, look in self.looks.items() for name in (path, look.real))
+
+    def of(self, sources: ConfigSources) -> Mapping[str, Signature | None]:
+        return {path: self.looks[path].signature if path in self.looks else None for path in sources.files}
 
 
-def signature(path: str) -> Signature:
-    """What differs when a file has been saved; None where there is none."""
-    try:
-        status = os.stat(path)  # noqa: PTH116  # text in, as everywhere here
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+def look_at_all(paths: Iterable[str]) -> Survey:
+    found = reader.survey(dict.fromkeys(paths))
+    looks = {path: look for path, look in found.items() if look is not None}
+    return Survey(looks, frozenset(found.keys() - looks.keys()))
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """Signatures from before the files were read, and what they say or what is wrong."""
+    """Signatures from before the files were read, and what they say or what is wrong.
 
-    signatures: Mapping[str, Signature]
+    `configured` is what the record that they were read for comes to.
+    """
+
+    sources: ConfigSources
+    signatures: Mapping[str, Signature | None]
     contents: SourceContents | None = None
     problem: str | None = None
     is_missing: bool = False
+    configured: SessionRecord | None = None
+    warnings: tuple[str, ...] = ()
 
 
-def _read_all(sources: ConfigSources) -> _Read:
-    signatures = {path: signature(path) for path in sources.files}
+def _read_all(record: SessionRecord) -> _Read:
+    sources = record.sources
+    survey = look_at_all(sources.files)
+    signatures = survey.of(sources)
+    if survey.silent:
+        return _Read(sources, signatures, problem=f"{min(survey.silent)}: {SILENT}")
     try:
         contents = read_sources(sources)
     except UsageError as error:
-        return _Read(signatures, problem=str(error))
+        return _Read(sources, signatures, problem=str(error))
     if contents.config is None and sources.config_file is not None:
-        return _Read(signatures, problem=f"{sources.config_file}: not there any more", is_missing=True)
-    return _Read(signatures, contents)
+        return _Read(sources, signatures, problem=f"{sources.config_file}: not there any more", is_missing=True)
+    configured, warnings = configure(record, contents)
+    return _Read(sources, signatures, contents, configured=configured, warnings=warnings)

@@ -148,9 +148,14 @@ class Siblings:
 
     async def _adopt(self, anchor: SessionRecord, info: ContainerInfo) -> Session | None:
         """A session for this service; None, with a line in the log, when there can be none."""
-        record = sibling_of(anchor, info)
         try:
-            record, warnings = configure(record, await self._in_pool(record, lambda: read_sources(record.sources)))
+            record = await self._in_pool(anchor, lambda: sibling_of(anchor, info))
+        except UsageError as error:
+            log.warning("%s is not attached to: %s", info.name, error)
+            return None
+        try:
+            bare = record
+            record, warnings = await self._in_pool(record, lambda: configure(bare, read_sources(bare.sources)))
             for warning in warnings if not record.is_sibling else ():
                 log.warning("%s: %s", info.name, warning)
         except UsageError as error:

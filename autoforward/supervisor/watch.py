@@ -189,9 +189,7 @@ class Watch:
 
     async def _adopt(self, info: ContainerInfo, image_labels: Mapping[str, str]) -> None:
         """A session for this container: a new one, or that of its identity. One with an owner keeps its options."""
-        before = self._host.session_for(
-            await self._in_pool(lambda: bare_record(info, self.endpoint, self.caller, target=info.name))
-        )
+        before = self._host.session_for(bare_record(info, self.endpoint, self.caller, target=info.name, look=False))
         caller = self.caller if before is None else Caller.of(before.record)
         record = await self._record(info, caller, image_labels)
         session = self._host.session_for(record)
@@ -221,11 +219,18 @@ class Watch:
         try:
             record, warnings = await self._in_pool(lambda: record_for(info, self.endpoint, caller, **how))
         except UsageError as error:
-            record, _ = configure(bare_record(info, self.endpoint, caller, **how), SourceContents())
+            record = await self._in_pool(lambda: self._unconfigured(info, caller, how))
             warnings = (f"its configuration is left out: {error}",)
         for warning in warnings:
             self._warn(f"{info.name}: {warning}")
         return replace(record, watch=str(self.selection))
+
+    def _unconfigured(self, info: ContainerInfo, caller: Caller, how: dict[str, Any]) -> SessionRecord:
+        try:
+            record = bare_record(info, self.endpoint, caller, **how)
+        except UsageError:  # where it would be does not answer
+            record = bare_record(info, self.endpoint, caller, **how, look=False)
+        return configure(record, SourceContents())[0]
 
     async def _take_over(self, session: Session, record: SessionRecord) -> None:
         """Of `record` only what the session has not: it was begun for single ports, or its container is gone."""

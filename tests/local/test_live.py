@@ -17,7 +17,7 @@ from autoforward.model import EngineEndpoint, Identity
 from autoforward.session_config import configure, read_sources
 from autoforward.settings import ConfigSources, SessionRecord
 from autoforward.supervisor import live as live_module
-from autoforward.supervisor.live import LiveConfiguration, watched_folders
+from autoforward.supervisor.live import LiveConfiguration, look_at_all
 
 
 class FakeSession:
@@ -241,6 +241,6 @@ def test_folders_to_watch(tmp_path: Path) -> None:
     (tmp_path / "real" / "x").touch()
     (tmp_path / "link").mkdir()
     (tmp_path / "link" / "x").symlink_to(tmp_path / "real" / "x")
-    assert watched_folders([str(tmp_path / "link" / "x")]) == {str(tmp_path / "link"), str(tmp_path / "real")}
-    assert watched_folders([str(tmp_path / "none" / "none" / "x")]) == {str(tmp_path)}
-    assert watched_folders([]) == set()
+    assert look_at_all([str(tmp_path / "link" / "x")]).folders == {str(tmp_path / "link"), str(tmp_path / "real")}
+    assert look_at_all([str(tmp_path / "none" / "none" / "x")]).folders == {str(tmp_path)}
+    assert look_at_all([]).folders == set()

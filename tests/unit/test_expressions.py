@@ -120,6 +120,13 @@ def test_it_means_what_javascript_means(source: str, text: str, found: bool) -> 
         ("(?#a)", "does not know"),
         ("a" * (MAX_EXPRESSION_LENGTH + 1), "longer than"),
         ("(" * (MAX_DEPTH + 1) + ")" * (MAX_DEPTH + 1), "within each other"),
+        # 3.9 s and 1.2 GB to compile: the library writes out what is repeated a counted number of times.
+        ("((a?){1025}){1025}b", "too large: more than 4096 characters"),
+        ("((((a?){20}){20}){20}){20}", "too large"),
+        ("(?:(?:a|b){3,90}){90}", "too large"),
+        ("(?<=(ab?){99}){99}", "nothing to repeat"),
+        ("(" + "." * 200 + "){1025}", "too large"),
+        ("a{1025}" * 5, "too large"),
     ],
 )
 def test_what_is_none_is_named(source: str, problem: str) -> None:
@@ -129,6 +136,51 @@ def test_what_is_none_is_named(source: str, problem: str) -> None:
         return
     with pytest.raises(ExpressionError, match=problem):
         Expression(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        r"node .*\.{0,1000}server\.js",
+        r"(?:\S+ ){0,100}--port",
+        r"^(?:[a-z0-9-]{1,63}\.){1,8}[a-z]{2,}$",
+        r"(?:(?:\d{1,3}\.){3}\d{1,3}|localhost):\d{2,5}",
+        "a" * MAX_EXPRESSION_LENGTH,
+        r"\w" * (MAX_EXPRESSION_LENGTH // 2),
+    ],
+)
+def test_one_that_repeats_as_real_ones_do_is_taken(source: str) -> None:
+    Expression(source)
+
+
+def test_what_one_configuration_compiles_is_bounded_together() -> None:
+    """64 that are each allowed would otherwise take half a second without the GIL."""
+    budget = Budget()
+    large = "(a?){500}"
+    taken = 0
+    with pytest.raises(ExpressionError, match="too large together"):
+        for number in range(64):
+            Expression(f"{large}{number}", budget)
+            taken += 1
+    assert 2 <= taken <= 8
+    Expression(large, Budget())
+
+
+def test_what_is_kept_compiled_is_bounded_and_compiled_again_when_it_is_used() -> None:
+    first = Expression("first")
+    for number in range(60):
+        Expression(f"(a?){{500}}{number}")
+    assert expressions._PATTERNS._length <= expressions.MAX_COMPILED_LENGTH
+    assert "first" not in expressions._PATTERNS._kept
+    assert first.is_in("the first")
+    assert "first" in expressions._PATTERNS._kept
+
+
+def test_the_library_keeps_nothing_of_its_own() -> None:
+    """Its cache has 500 patterns whatever their size, and it remembers the text of each for ever."""
+    Expression("kept by us only")
+    assert not regex._main._cache  # type: ignore[attr-defined]
+    assert not regex._main._locale_sensitive  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("source", ["(a+)+$", "(a|a)*$", "(?:a|aa)+$", "(?=(a+)+b)", r"(\w+\s?)+$"])
@@ -159,17 +211,23 @@ class _Busy:
         return self._pattern.search(text)
 
 
-def test_a_search_whose_time_passed_without_it_is_made_at_once() -> None:
+def compiled_as(pattern: _Busy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expressions, "_compile", lambda _translated: pattern)
+    monkeypatch.setattr(expressions, "_PATTERNS", expressions._Patterns())
+
+
+def test_a_search_whose_time_passed_without_it_is_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody asks again until something changes: an ignored port was forwarded on a busy machine, and stayed so."""
+    compiled_as(_Busy(regex.compile(r"lsp\.js"), 3), monkeypatch)
     expression = Expression(r"lsp\.js")
-    expression._pattern = _Busy(regex.compile(r"lsp\.js"), 3)  # type: ignore[assignment]
     assert expression.is_in("node lsp.js")
     assert expression.fault is None
 
 
-def test_searches_that_never_come_to_pass_are_bounded() -> None:
+def test_searches_that_never_come_to_pass_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = _Busy(regex.compile("a"), 1000)
+    compiled_as(busy, monkeypatch)
     expression = Expression("a")
-    expression._pattern = busy = _Busy(regex.compile("a"), 1000)  # type: ignore[assignment]
     assert not expression.is_in("a")
     assert busy.times == 1000 - expressions.MAX_SEARCHES
     assert expression.fault is not None
