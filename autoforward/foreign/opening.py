@@ -76,9 +76,8 @@ def read_file(path: str, rule: Rule, belongs_to: str | None) -> Opened:
             raise NotReadError("is no file on a disk")
         outside = None if is_within(real, belongs_to) else real
         if not is_within(real, rule.within) and real != rule.led_to:
-            if rule.led_to is None:
-                raise NotReadError("leads out of its folder")
-            raise NotReadError("leads to another file than before")
+            where = "out of its folder" if rule.led_to is None else "to another file than at your last attach"
+            raise NotReadError(f"leads {where}; if that is meant, `autoforward attach` takes it")
         if status.st_size > MAX_CONFIG_BYTES:
             raise NotReadError(f"larger than {MAX_CONFIG_BYTES} bytes")
         descriptor = _for_reading(descriptor)

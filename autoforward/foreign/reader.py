@@ -1,7 +1,7 @@
 """The one reader for files that a container can write: what they say, as a table, or a UsageError that says what is wrong.
 
-A command reads a small file itself; a larger one is parsed in a child. The supervisor, which carries everybody's bytes, opens
-none itself: see `isolate`.
+A command reads a small file itself; a child parses a larger one, and reads what is on a mount that may hang. The supervisor,
+which carries everybody's bytes, opens none itself: see `isolate`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal
 from autoforward.errors import UsageError
 from autoforward.foreign.children import SILENT, Children, NoAnswerError
 from autoforward.foreign.limits import TextError, decoded
+from autoforward.foreign.mounts import may_hang
 from autoforward.foreign.opening import Look, Rule, Signature
 from autoforward.foreign.work import Answer, perform
 
@@ -127,7 +128,7 @@ def survey(paths: Iterable[str]) -> dict[str, Look | None]:
     """The same; None for what does not answer."""
     absolute = {path: os.path.abspath(path) for path in paths}  # noqa: PTH100  # keeps symbolic links
     wanted = list(dict.fromkeys(absolute.values()))
-    if _isolated:
+    if _isolated or any(may_hang(path) for path in wanted):
         try:
             answers = _children().look(wanted)
         except NoAnswerError:
@@ -153,7 +154,7 @@ def in_folders_of(folder: str, name: str) -> list[str]:
 
 def _answer(request: Mapping[str, Any], place: str, may_wait: str | None = None) -> Answer:
     """`may_wait`: what it is about, if that is a place that may not answer."""
-    if may_wait is None or not _isolated:
+    if may_wait is None or not (_isolated or may_hang(request.get("path") or may_wait)):
         answer = perform(request, small_only=True)
         if not answer.get("large"):
             return answer

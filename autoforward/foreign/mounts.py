@@ -1,0 +1,64 @@
+"""Whether a path leads to a mount that may hang, found out without touching one: then a command has a child read there."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+MAX_LINKS = 40
+"""As the kernel has it."""
+
+_REMOTE = ("fuse", "nfs", "cifs", "smb", "9p", "afs", "autofs", "ceph", "coda", "gluster", "lustre", "virtiofs")
+"""How the types of file systems begin that somebody else answers for."""
+
+
+def may_hang(path: str) -> bool:
+    """Of an absolute path. False where the mounts are not known (macOS)."""
+    mounts = _remote_mounts()
+    return bool(mounts) and leads_into(path, mounts)
+
+
+def leads_into(path: str, mounts: frozenset[str]) -> bool:
+    """Whether one of these mount points is on the way to `path`, links followed."""
+    done, left, links = "/", path.split("/")[::-1], 0
+    while left and links <= MAX_LINKS:
+        name = left.pop()
+        if name == "..":
+            done = os.path.dirname(done)  # noqa: PTH120
+        if name in ("", ".", ".."):
+            continue
+        here = os.path.join(done, name)  # noqa: PTH118
+        if here in mounts:
+            return True
+        try:
+            target = os.readlink(here)  # noqa: PTH115
+        except (OSError, ValueError):
+            done = here
+            continue
+        links += 1
+        done = "/" if target.startswith("/") else done
+        left += target.split("/")[::-1]
+    return False
+
+
+@functools.cache
+def _remote_mounts() -> frozenset[str]:
+    try:
+        table = Path("/proc/self/mountinfo").read_bytes()
+    except OSError:
+        return frozenset()
+    found = set()
+    for line in table.splitlines():
+        before, _, after = line.partition(b" - ")
+        fields, kind = before.split(b" "), os.fsdecode(after.partition(b" ")[0])
+        if len(fields) > 4 and kind.startswith(_REMOTE):
+            point = fields[4].decode("utf-8", "surrogateescape")
+            found.add(_unescaped(point))
+    return frozenset(found)
+
+
+def _unescaped(point: str) -> str:
+    for code in ("040", "011", "012", "134"):
+        point = point.replace(f"\\{code}", chr(int(code, 8)))
+    return point
