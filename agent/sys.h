@@ -34,6 +34,9 @@ typedef uint64_t u64;
 enum { AF_INET = 2, AF_INET6 = 10, AF_NETLINK = 16, SOCK_STREAM = 1, SOCK_DGRAM = 2, SOCK_RAW = 3 };
 enum { SHUT_WR = 1, MSG_NOSIGNAL = 0x4000, SOCK_FLAGS = O_NONBLOCK | O_CLOEXEC };
 
+#ifdef AGENT_SIMULATED
+long sys6(long number, long a, long b, long c, long d, long e, long f); /* checks/kernel.c */
+#else
 static inline long sys6(long number, long a, long b, long c, long d, long e, long f) {
 #if defined(__x86_64__)
 	register long r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
@@ -52,6 +55,7 @@ static inline long sys6(long number, long a, long b, long c, long d, long e, lon
 #error "the agent is written for x86_64 and aarch64"
 #endif
 }
+#endif
 
 #define SYS(name, a, b, c, d, e, f) \
 	sys6(__NR_##name, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))

@@ -36,17 +36,10 @@ from autoforward.portspec import decode_port_spec, encode_port_spec, parse_port_
 from autoforward.procnet import MAX_DIALS, MAX_ROWS, dial_addresses, parse_proc_net_tcp, snapshot_from_rows
 from autoforward.settings_files import parse_toml
 from autoforward.streams import FrameDecoder
+from tests.fuzz.data_plane import carrier
+from tests.fuzz.laws import must as _must
 
 Target = Callable[[bytes], None]
-
-
-class BrokenLawError(Exception):
-    """A parser did something else than it should."""
-
-
-def _must(condition: object, law: str, *seen: object) -> None:
-    if not condition:
-        raise BrokenLawError(f"{law}: {seen!r}"[:2000])
 
 
 def _bytes_of(data: bytes) -> list[bytes]:
@@ -327,6 +320,7 @@ TARGETS: dict[str, Target] = {
     "wire-agent": wire_agent,
     "wire-host-trunk": wire_host_trunk,
     "wire-agent-trunk": wire_agent_trunk,
+    "carrier": carrier,
     "engine-frames": engine_frames,
     "watcher-stream": watcher_stream,
     "watcher-lines": watcher_lines,

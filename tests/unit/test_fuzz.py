@@ -12,8 +12,9 @@ from autoforward.errors import ProtocolError
 from tests.agent_build import build
 from tests.fuzz import one, targets
 from tests.fuzz.__main__ import C_DECODER, CORPUS, corpora
+from tests.fuzz.laws import BrokenLawError
 from tests.fuzz.minimize import minimize
-from tests.fuzz.targets import TARGETS, BrokenLawError
+from tests.fuzz.targets import TARGETS
 
 
 @pytest.mark.parametrize("name", TARGETS)
