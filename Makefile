@@ -7,6 +7,8 @@ STAMP  := $(VENV)/.installed
 CROSS  := $(VENV)/.cross
 FUZZER := $(VENV)/.fuzzer
 FUZZ_SECONDS ?= 60
+# What the gate's fuzzing shares, two targets at a time.
+FUZZ_TOTAL ?= 180
 # How many tests at a time; those of one file stay together.
 TEST_JOBS ?= 2
 CODE   := autoforward tests scripts examples bench hatch_build.py
@@ -49,7 +51,7 @@ venv-with-apt:
 demo: ## a loopback server in a container, answered on this machine's localhost
 	@PYTHON="$(PYTHON)" scripts/demo.sh
 
-test: lint types fuzz engine images ## everything; ends 0 only if the tests with an engine ran too
+test: lint types fuzz-share engine images ## everything; ends 0 only if the tests with an engine ran too
 	@$(BIN)/python -m scripts.engine compose
 	@$(BIN)/python -m scripts.engine devcontainers-cli >/dev/null
 	@$(BIN)/python -m scripts.neovim >/dev/null || echo "tests: no Neovim: what needs one says so"
@@ -64,8 +66,12 @@ test: lint types fuzz engine images ## everything; ends 0 only if the tests with
 unit: $(STAMP) ## the tests that need no engine
 	@$(BIN)/python -m pytest -m 'not docker and not compose' $(PYTEST_ARGS)
 
-fuzz: $(STAMP) $(FUZZER) ## throws bytes at what reads a container's; the decoders in C and Python FUZZ_SECONDS=60 each
+fuzz: $(STAMP) $(FUZZER) ## throws bytes at what reads a container's, the agent in C and Python's side: FUZZ_SECONDS=60 each
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+
+.PHONY: fuzz-share
+fuzz-share: $(STAMP) $(FUZZER)
+	@$(BIN)/python -m tests.fuzz --total $(FUZZ_TOTAL)
 
 lint: $(STAMP) ## ruff
 	@echo "lint: ruff"

@@ -128,7 +128,7 @@ static void step(void) {
 	case 8: who = next_stream(), host_value(who, CREDIT, next_size() << (next_byte() & 14)); break;
 	case 9: host_ping(over_trunk); break;
 	case 10: who = next_byte(), host_watch(who * 16u, next_byte() & 1); break;
-	case 11: host_listen(next_byte() & 1 ? 6 : 4); break;
+	case 11: who = next_byte(), host_listen(who & 2 ? 0 : who & 1 ? 6 : 4); break;
 	case 12: host_direct(next_stream()); break;
 	case 13: host_trunk(next_byte() & 3); break;
 	case 14: host_connects(next_byte()); break;

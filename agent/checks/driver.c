@@ -40,7 +40,8 @@ static struct driver *d;
 void __sanitizer_cov_trace_pc(void);
 void __sanitizer_cov_trace_pc(void) {
 	if (!d) return;
-	uintptr_t here = (uintptr_t)__builtin_return_address(0);
+	/* From the driver's own place on, so that it does not matter where the program was loaded. */
+	uintptr_t here = (uintptr_t)__builtin_return_address(0) - (uintptr_t)start_afresh;
 	here = (here ^ here >> 16) * 0x9e3779b1u;
 	uint8_t *hit = &d->hits[(here ^ d->before) % MAP];
 	if (*hit < 255) ++*hit;

@@ -171,10 +171,17 @@ void host_watch(u32 interval_ms, bool udp) {
 	say_frame(0, WATCH, 0, payload, sizeof payload);
 }
 
+/* `family` 0: listen no more. */
 void host_listen(u8 family) {
 	u8 payload[SECRET_SIZE + 1 + 16] = {0};
-	break_rules(0, h->asked_to_listen || (family != 4 && family != 6));
-	memset(h->secret, 's', SECRET_SIZE);
+	break_rules(0, family && h->wants_listener);
+	h->wants_listener = family;
+	if (!family) {
+		h->port = 0;
+		say_frame(0, LISTEN, 0, NULL, 0);
+		return;
+	}
+	memset(h->secret, (int)++h->tokens, SECRET_SIZE);
 	memcpy(payload, h->secret, SECRET_SIZE);
 	payload[SECRET_SIZE] = family;
 	h->asked_to_listen |= say_frame(0, LISTEN, 0, payload, SECRET_SIZE + 1u + (family == 4 ? 4u : 16u));
@@ -240,7 +247,7 @@ static void proven(struct file *f) {
 	u8 message[HMAC_MOST];
 	memcpy(message, label, sizeof label - 1);
 	memcpy(message + sizeof label - 1, h->trunk_token, TOKEN_SIZE);
-	hmac_sha256(h->secret, SECRET_SIZE, message, sizeof label - 1 + TOKEN_SIZE, h->trunk_key);
+	hmac_sha256(f->secret, SECRET_SIZE, message, sizeof label - 1 + TOKEN_SIZE, h->trunk_key);
 	h->wants_trunk = false;
 	h->trunk_fd = (int)(f - k->files);
 	h->paths[1] = (struct path_state){.is_there = true, .valid = true, .greeted = true};
@@ -347,6 +354,7 @@ static void of_path(u32 path, enum frame_type type, u32 flags, const u8 *payload
 	case LISTENING:
 		if (size != 6 || !h->asked_to_listen) broken("listens unasked", size, 0);
 		h->port = (u16)get_u16(payload);
+		if (!h->port) h->wants_listener = false;
 		break;
 	case BYE:
 		if (!size || !payload[0] || payload[0] > 3 || size > 256) broken("a farewell", size, 0);

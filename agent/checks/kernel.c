@@ -318,6 +318,7 @@ static long accept_from(void) {
 	memmove(k->backlog, k->backlog + 1, sizeof k->backlog - 1);
 	k->backlog_count--;
 	put_literal(f, greeting, greeting_of(with, greeting, &index, &as_trunk, &f->entry));
+	memcpy(f->secret, h->secret, SECRET_SIZE);
 	f->connected = f->direct = true;
 	f->who = (u8)index;
 	f->way = TO_SERVER;
@@ -358,6 +359,7 @@ static long splice(long from, long to, u32 size) {
 static long close_file(long fd) {
 	struct file *f = file_of(fd, UNUSED_FILE);
 	if (fd < 2) broken("stdin or stdout is closed", fd, 0);
+	if (f->kind == LISTENER) k->backlog_count = 0;
 	if (f->kind == SOCKET && f->trunk && fd == h->trunk_fd) {
 		if (h->paths[1].is_there && h->paths[1].valid && h->paths[0].valid && !f->broke && !k->faulty)
 			broken("a trunk is given up on which all was right", fd, 0);

@@ -40,6 +40,7 @@ struct file {
 	u32 datagrams[DATAGRAMS], datagram_count;
 	/* Of a pipe: its two descriptors are one after the other. `held` bytes from `at` on. */
 	u32 held;
+	u8 secret[SECRET_SIZE]; /* that the greeting was made with */
 	/* Of a name asked for: the questions. */
 	u16 questions[2], question_count;
 	u32 entry;       /* of a dump or folder: how far it is read; of a direct connection: its token, 0 for a wrong one */
@@ -115,7 +116,7 @@ struct host {
 	u32 last_number;
 	u32 window; /* the agent's, as we told ours */
 	u8 secret[SECRET_SIZE], trunk_token[TOKEN_SIZE], trunk_key[DIGEST_SIZE];
-	bool said_hello, asked_to_listen, bye, wants_trunk;
+	bool said_hello, asked_to_listen, wants_listener, bye, wants_trunk;
 	int trunk_fd;
 	u16 port;
 	u32 tokens;

@@ -1,11 +1,11 @@
-"""Fuzzes everything that reads bytes out of a container, two targets at a time, the C decoder among them.
+"""Fuzzes everything that reads bytes out of a container, two targets at a time, the agent in C among them.
 
-    python -m tests.fuzz [--seconds N] [--keep] [TARGET]...
+    python -m tests.fuzz [--seconds N | --total N] [--keep] [TARGET]...
 
-The decoders of the agent's protocol, in C and in Python, have that time each; all others share as much. The corpus is
-in tests/fuzz/corpus (agent/checks/corpus for C); a run adds to it only with --keep, and then keeps one input for each
-thing that none before it reached. Exit status 1 when an input fails: it is in .cache/fuzz, and belongs into the corpus
-once it is mended.
+Each has that time; with --total they share it, the stateful ones and the decoders of the agent's protocol with a larger
+part. The corpus is in tests/fuzz/corpus (agent/checks/corpus for the decoder in C); a run adds to it only with --keep, and
+then keeps one input for each thing that none before it reached. Exit status 1 when an input fails: it is in .cache/fuzz,
+and belongs into the corpus once it is mended.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -32,7 +33,13 @@ ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).parent / "corpus"
 SCRATCH = ROOT / ".cache" / "fuzz"
 C_DECODER = "agent-c"
-DECODERS = (C_DECODER, "wire-host")
+C_PROGRAMS = {C_DECODER: "fuzz", "agent": "agent-fuzz"}
+"""Targets in C, and what agent/Makefile calls them: the agent's decoder, and the whole agent on a simulated kernel."""
+
+LARGE = (*C_PROGRAMS, "carrier", "wire-host")
+"""With --total each of these has LARGE_SHARE of it; all others share the rest."""
+
+LARGE_SHARE = 1 / 6
 C_CORPUS = SOURCES / "checks" / "corpus"
 GRACE_S = 120.0
 """Starting, and reading the corpus, on a busy machine; then it is taken to hang."""
@@ -54,16 +61,14 @@ def fuzz(name: str, seconds: float) -> Outcome:
     found = SCRATCH / name
     found.mkdir(parents=True, exist_ok=True)
     seeds = corpora(name)
-    if name == C_DECODER:
-        files = [str(path) for folder in seeds for path in sorted(folder.iterdir())]
-        command = [str(build("fuzz")), str(max(1, round(seconds))), *files]
+    if name in C_PROGRAMS:
+        command = [str(build(C_PROGRAMS[name])), str(max(1, round(seconds))), str(found), *map(str, files_of(seeds))]
     else:
         command = [sys.executable, "-m", "tests.fuzz.one", name, str(seconds), str(found), *map(str, seeds)]
-    # The C program leaves what failed in its folder, as `crash`.
-    cwd, env = found if name == C_DECODER else ROOT, os.environ | {"PYTHONHASHSEED": "0"}
+    env = os.environ | {"PYTHONHASHSEED": "0"}
     try:
         done = subprocess.run(
-            command, cwd=cwd, env=env, capture_output=True, text=True, errors="replace", timeout=seconds + GRACE_S
+            command, cwd=ROOT, env=env, capture_output=True, text=True, errors="replace", timeout=seconds + GRACE_S
         )
     except subprocess.TimeoutExpired:
         return Outcome(0, 0, "it does not end")
@@ -79,6 +84,10 @@ def fuzz(name: str, seconds: float) -> Outcome:
     return Outcome(executed, stats.get("peak_rss_mb", 0), problem)
 
 
+def files_of(folders: Sequence[Path]) -> list[Path]:
+    return [path for folder in folders for path in sorted(folder.iterdir())]
+
+
 def corpora(name: str) -> list[Path]:
     """The folders of a target's kept inputs. The C decoder is the agent's, and gets what Python's reached as well."""
     named = {
@@ -92,15 +101,22 @@ def keep(name: str) -> int:
     """Put what the runs so far have found into the kept corpus; how many inputs it then has."""
     kept = CORPUS / name
     kept.mkdir(parents=True, exist_ok=True)
-    inputs = {path.read_bytes() for folder in (kept, SCRATCH / name) if folder.is_dir() for path in folder.iterdir()}
-    return minimize(TARGETS[name], inputs, kept)
+    files = files_of([folder for folder in (kept, SCRATCH / name) if folder.is_dir()])
+    if name not in C_PROGRAMS:
+        return minimize(TARGETS[name], {path.read_bytes() for path in files}, kept)
+    with tempfile.TemporaryDirectory() as fresh:
+        subprocess.run([build(C_PROGRAMS[name]), "--minimize", fresh, *files], check=True, stdout=subprocess.DEVNULL)
+        shutil.rmtree(kept)
+        shutil.copytree(fresh, kept)
+    return len(list(kept.iterdir()))
 
 
-def shares(names: Sequence[str], seconds: float) -> dict[str, float]:
+def shares(names: Sequence[str], total_s: float) -> dict[str, float]:
     """How long each of these targets runs, in seconds; the long ones first, so that both places are taken to the end."""
-    decoders = [name for name in DECODERS if name in names]
-    others = [name for name in names if name not in DECODERS]
-    return dict.fromkeys(decoders, seconds) | {name: seconds / len(others) for name in others}
+    large = [name for name in LARGE if name in names]
+    others = [name for name in names if name not in LARGE]
+    part_s = total_s * LARGE_SHARE if others else total_s / len(large)
+    return dict.fromkeys(large, part_s) | {name: (total_s - part_s * len(large)) / len(others) for name in others}
 
 
 def at_once(times_s: Mapping[str, float]) -> Iterator[tuple[str, Callable[[], Outcome]]]:
@@ -113,9 +129,10 @@ def at_once(times_s: Mapping[str, float]) -> Iterator[tuple[str, Callable[[], Ou
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").split("\n")[0])
-    names = (*TARGETS, C_DECODER)
+    names = (*C_PROGRAMS, *TARGETS)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(names)}")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for each decoder, and all others (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each target (%(default)s)")
+    parser.add_argument("--total", type=float, help="for all targets together, two at a time in half of it")
     parser.add_argument("--keep", action="store_true", help="add what was found to the corpus")
     options = parser.parse_args()
     chosen = options.targets or names
@@ -123,14 +140,15 @@ def main() -> int:
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
     shutil.rmtree(SCRATCH, ignore_errors=True)
     began_s, failed, total = time.monotonic(), 0, 0
-    for name, result in at_once(shares(chosen, options.seconds)):
+    times_s = shares(chosen, options.total) if options.total else dict.fromkeys(chosen, options.seconds)
+    for name, result in at_once(times_s):
         try:
             outcome = result()
         except pytest.skip.Exception as reason:
             print(f"fuzz: {name}: left out: {reason}", flush=True)
             continue
         total += outcome.inputs
-        kept = f", {keep(name)} kept" if options.keep and name in TARGETS else ""
+        kept = f", {keep(name)} kept" if options.keep and name != C_DECODER and not outcome.problem else ""
         print(f"fuzz: {name}: {outcome.inputs} inputs, {outcome.peak_mb or '-'} MB{kept}", flush=True)
         if outcome.problem:
             failed += 1

@@ -6,6 +6,7 @@ of a stream are a function of their position, so that nothing can get lost, doub
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import socket
 from dataclasses import dataclass, field
@@ -13,17 +14,11 @@ from typing import Final
 
 from autoforward import frames, wire
 from autoforward.direct import AGENT_WORDS, HOST_WORDS, TRUNK_WORDS, proof
+from tests.fuzz.client_model import pattern
 from tests.fuzz.laws import must
 
 WINDOW: Final = 128 * 1024
 HOST_WINDOW: Final = 1024 * 1024
-_PERIOD = bytes(range(251))
-_PATTERN = _PERIOD * 600
-
-
-def pattern(at: int, size: int) -> bytes:
-    """What stands from position `at` on, in every stream and direction."""
-    return _PATTERN[at % 251 : at % 251 + size]
 
 
 @dataclass(slots=True)
@@ -64,16 +59,16 @@ class Path:
             data = b"\1\0\0\0" + len(data).to_bytes(4, "big") + data
         self.out += data
 
-    def flush(self, most: int) -> None:
-        try:
-            while self.out and most and not self.closed:
-                sent = self.sock.send(self.out[:most])
-                del self.out[:sent]
-                most -= sent
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.close()
+    def flush(self, most: int) -> int:
+        """How much the socket has taken, `most` at most."""
+        before = len(self.out)
+        with contextlib.suppress(BlockingIOError):
+            while self.out and before - len(self.out) < most and not self.closed:
+                try:
+                    del self.out[: self.sock.send(self.out[: most - before + len(self.out)])]
+                except ConnectionError:
+                    self.close()
+        return before - len(self.out)
 
     def hear(self) -> list[frames.Event]:
         found: list[frames.Event] = []
@@ -103,6 +98,7 @@ class ModelAgent:
     is_right: bool = True
     streams: list[AgentStream] = field(default_factory=list)
     trunk: Path | None = None
+    listens: bool = False
     secret: bytes = b""
     trunk_token: bytes = b""
     trunk_key: bytes = b""
@@ -139,8 +135,9 @@ class ModelAgent:
                     self.largest = number
                 self.streams.append(AgentStream(number, path, transport == "udp", HOST_WINDOW))
             case frames.Listen(secret, _):
-                must(not self.secret, "LISTEN once")
-                self.secret = secret
+                must(not secret or not self.listens, "LISTEN while it does not listen", event)
+                self.listens = bool(secret)
+                self.secret = secret or self.secret
             case frames.Trunk(token):
                 self.end_trunk()
                 self.trunk_token = token

@@ -11,7 +11,7 @@ import pytest
 from autoforward.errors import ProtocolError
 from tests.agent_build import build
 from tests.fuzz import one, targets
-from tests.fuzz.__main__ import C_DECODER, CORPUS, corpora
+from tests.fuzz.__main__ import C_DECODER, C_PROGRAMS, CORPUS, corpora, files_of, shares
 from tests.fuzz.laws import BrokenLawError
 from tests.fuzz.minimize import minimize
 from tests.fuzz.targets import TARGETS
@@ -25,15 +25,48 @@ def test_kept_inputs(name: str) -> None:
         TARGETS[name](data)
 
 
-def test_the_program_for_the_agents_decoder_is_built_and_runs(tmp_path: Path) -> None:
-    """Its corpus and a moment more: whoever changes the agent would not see that it no longer builds."""
-    files = [str(path) for folder in corpora(C_DECODER) for path in sorted(folder.iterdir())]
-    done = subprocess.run([build("fuzz"), "1", *files], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout.endswith("nothing found\n")) == (0, True), done.stderr
+@pytest.mark.parametrize("name", C_PROGRAMS)
+def test_kept_inputs_of_programs_in_c(name: str, tmp_path: Path) -> None:
+    """Each once; a change of the agent that breaks a law, or after which the program is not built any more, shows here."""
+    files = files_of(corpora(name))
+    assert len(files) >= 4
+    done = subprocess.run(
+        [build(C_PROGRAMS[name]), "--once", *files], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", C_PROGRAMS)
+def test_a_program_in_c_gives_the_same_inputs_for_a_seed(name: str, tmp_path: Path) -> None:
+    said = []
+    for run in ("first", "second"):
+        (tmp_path / run).mkdir()
+        command = [
+            build(C_PROGRAMS[name]),
+            "--seed",
+            "7",
+            "--runs",
+            "300",
+            "0",
+            tmp_path / run,
+            *files_of(corpora(name)),
+        ]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        said.append((done.stdout, {path.name: path.read_bytes() for path in (tmp_path / run).iterdir()}))
+    assert said[0] == said[1]
+    assert "fuzz: 300 inputs" in said[0][0]
 
 
 def test_every_corpus_has_its_target() -> None:
-    assert {folder.name for folder in CORPUS.iterdir()} == set(TARGETS)
+    assert {folder.name for folder in CORPUS.iterdir()} == {*TARGETS, *C_PROGRAMS} - {C_DECODER}
+
+
+def test_shares_are_of_all_the_time_there_is() -> None:
+    names = [*C_PROGRAMS, *TARGETS]
+    assert sum(shares(names, 180.0).values()) == pytest.approx(180.0)
+    assert shares(["agent"], 180.0) == {"agent": 180.0}
+    assert sum(shares(["agent", "probe"], 180.0).values()) == pytest.approx(180.0)
 
 
 @pytest.mark.parametrize("name", TARGETS)
