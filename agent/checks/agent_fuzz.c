@@ -75,8 +75,9 @@ static void answer_name(u8 how) {
 	struct file *f = k->files;
 	while (f < k->files + k->top && f->kind != DNS) f++;
 	if (f == k->files + k->top || !f->question_count) return;
-	u8 answer[512] = {0};
-	u32 at = 12, which = how & 1, addresses = how >> 1 & 3, size = which ? 16 : 4;
+	static const u8 counts[] = {0, 1, 2, 20};
+	u8 answer[1024] = {0};
+	u32 at = 12, which = how & 1, addresses = counts[how >> 1 & 3], size = which ? 16 : 4;
 	if (how >> 6 == 3) {
 		f->error = ECONNREFUSED;
 		return;
@@ -130,7 +131,11 @@ static void step(void) {
 	case 10: who = next_byte(), host_watch(who * 16u, next_byte() & 1); break;
 	case 11: who = next_byte(), host_listen(who & 2 ? 0 : who & 1 ? 6 : 4); break;
 	case 12: host_direct(next_stream()); break;
-	case 13: host_trunk(next_byte() & 3); break;
+	case 13:
+		who = next_byte();
+		if (who < 200) host_trunk(who & 3);
+		else host_replay(who & 1);
+		break;
 	case 14: host_connects(next_byte()); break;
 	case 15: {
 		u32 size = next_literal(63);
@@ -188,7 +193,8 @@ static bool settle(void) {
 		if (f->kind != SOCKET || f->trunk) continue;
 		f->room = UINT32_MAX;
 		if (f->connecting) abort_connection(f, ECONNREFUSED);
-		if (f->connected && !f->udp) f->ended = true;
+		/* A client that had ended before the move says nothing more: the FIN is not awaited of it. */
+		if (f->connected && !f->udp) f->ended = f->ended || !f->direct || f->who >= h->count || !h->streams[f->who].ended_before_move;
 	}
 	for (u32 i = 0; i < h->count; i++) {
 		struct host_stream *s = &h->streams[i];
@@ -204,9 +210,15 @@ static bool settle(void) {
 
 static void all_is_over(void) {
 	bool trunk_lost = !h->paths[1].is_there;
+	if (h->paths[0].must_end || (!trunk_lost && h->paths[0].valid && h->paths[1].must_end)) broken("a violation is passed over", trunk_lost, 0);
 	if (!h->paths[0].valid || (!trunk_lost && !h->paths[1].valid)) return;
-	for (u32 i = 0; i < h->count; i++)
-		if (!host_sees_end(&h->streams[i])) broken(h->streams[i].answered ? "a stream that does not end" : "an OPEN without an answer", i, (long)k->clock_ms);
+	for (u32 i = 0; i < h->count; i++) {
+		const struct host_stream *s = &h->streams[i];
+		if (!host_sees_end(s)) broken(s->answered ? "a stream that does not end" : "an OPEN without an answer", i, (long)k->clock_ms);
+		if (s->over || s->forgotten || s->udp) continue; /* in order it ends by EOF both ways alone */
+		if (s->taken != s->sent && !s->moved_by_host) broken("EOF although the server has not all that was said", i, (long)s->taken);
+		if (s->got != s->offered) broken("EOF although the client has not all that was said", i, (long)s->got);
+	}
 	if (k->chunks) broken("memory is kept although there are no streams", k->chunks, 0);
 	for (u32 fd = 3; fd < k->top; fd++) {
 		const struct file *f = &k->files[fd];

@@ -88,8 +88,8 @@ void start_afresh(void) {
 	d->image = (uint8_t *)image;
 }
 
-/* Whether it reaches something that none before it reached. */
-static int is_new(const uint8_t *data, size_t size) {
+/* Whether it reaches something that none before it reached; `how_often`: other numbers of times are something new. */
+static int is_new(const uint8_t *data, size_t size, int how_often) {
 	int found = 0;
 	if (data != d->data) memcpy(d->data, data, size);
 	d->size = size;
@@ -108,6 +108,7 @@ static int is_new(const uint8_t *data, size_t size) {
 			continue;
 		}
 		uint8_t n = d->hits[i], step = n < 4 ? n : n < 8 ? 4 : n < 16 ? 5 : n < 32 ? 6 : n < 128 ? 7 : 8;
+		if (n && !how_often) step = 1;
 		if (!n || d->seen[i] & 1u << (step - 1)) continue;
 		d->seen[i] |= (uint8_t)(1u << (step - 1));
 		found = 1;
@@ -211,7 +212,7 @@ static int minimize(const char *folder) {
 	uint32_t kept = 0;
 	qsort(d->inputs, d->count, sizeof *d->inputs, by_size);
 	for (uint32_t i = 0; i < d->count; i++) {
-		if (!is_new(d->inputs[i].bytes, d->inputs[i].size)) continue;
+		if (!is_new(d->inputs[i].bytes, d->inputs[i].size, 0)) continue;
 		write_input(folder, d->inputs[i].bytes, d->inputs[i].size);
 		kept++;
 	}
@@ -230,10 +231,10 @@ static int fuzz(double seconds, unsigned long long runs, const char *found) {
 	snprintf(d->crash, sizeof d->crash, "%s.crash", found);
 	time_t until = time(NULL) + (time_t)(seconds + 0.5);
 	uint32_t seeds = d->count;
-	for (uint32_t i = 0; i < seeds; i++) is_new(d->inputs[i].bytes, d->inputs[i].size);
+	for (uint32_t i = 0; i < seeds; i++) is_new(d->inputs[i].bytes, d->inputs[i].size, 1);
 	for (; runs ? done < runs : time(NULL) < until; done++) {
 		mutate();
-		if (!is_new(d->data, d->size)) continue;
+		if (!is_new(d->data, d->size, 1)) continue;
 		remember(d->data, d->size);
 		write_input(found, d->data, d->size);
 	}
@@ -257,6 +258,6 @@ int __wrap_agent_main(int argc, char **argv) {
 	load(argc - 3, argv + 3);
 	if (!strcmp(argv[1], "--minimize")) return minimize(argv[2]);
 	if (strcmp(argv[1], "--once")) return fuzz(strtod(argv[1], NULL), runs, argv[2]);
-	for (load(1, argv + 2); d->count; d->count--) is_new(d->inputs[d->count - 1].bytes, d->inputs[d->count - 1].size);
+	for (load(1, argv + 2); d->count; d->count--) is_new(d->inputs[d->count - 1].bytes, d->inputs[d->count - 1].size, 1);
 	return 0;
 }

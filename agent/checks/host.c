@@ -26,10 +26,11 @@ static bool say(u32 path, const u8 *bytes, u32 size) {
 	if (h->flip) {
 		frame[h->flip_at % size] ^= h->flip;
 		p->valid = false;
+		p->must_end = false;
 		h->flip = 0;
 	}
 	if (put_literal(f, frame, size)) return true;
-	p->valid = false; /* what comes after it does not fit any more */
+	p->must_end = p->valid = false; /* what comes after it does not fit any more */
 	return false;
 }
 
@@ -44,6 +45,12 @@ static void break_rules(u32 path, bool broken_ones) {
 	if (broken_ones) h->paths[path].valid = false;
 }
 
+/* Against rules that hold whatever the agent knows of the stream; to be asked before it is said. */
+static void violate(u32 path, bool broken_ones) {
+	struct path_state *p = &h->paths[path];
+	if (broken_ones && p->valid && p->is_there) p->must_end = true, p->valid = false;
+}
+
 void host_raw(const u8 *bytes, u32 size, u32 path) {
 	h->paths[path].valid = false;
 	say(path, bytes, size);
@@ -51,7 +58,7 @@ void host_raw(const u8 *bytes, u32 size, u32 path) {
 
 void host_hello(u32 window) {
 	u8 hello[HELLO_SIZE];
-	break_rules(0, h->said_hello || window < MIN_WINDOW || window > MAX_WINDOW);
+	violate(0, h->said_hello || window < MIN_WINDOW || window > MAX_WINDOW);
 	h->said_hello = true;
 	h->window = window;
 	say(0, hello, wire_hello(hello, window));
@@ -100,7 +107,19 @@ void host_open(u8 how, u8 where, bool on_trunk) {
 		memcpy(payload, tag, TAG_SIZE);
 		size += TAG_SIZE;
 	}
-	if (say_frame(on_trunk, on_trunk ? SIGNED_OPEN : OPEN, s->number, payload, size)) h->count++;
+	if (!say_frame(on_trunk, on_trunk ? SIGNED_OPEN : OPEN, s->number, payload, size)) return;
+	h->count++;
+	if (!on_trunk) return;
+	h->signed_size = wire_header(h->signed_open, SIGNED_OPEN, 0, size, s->number) + size;
+	memcpy(h->signed_open + HEADER_SIZE, payload, size);
+}
+
+void host_replay(bool wrong_tag) {
+	if (!h->signed_size) return;
+	if (wrong_tag) put_u32(h->signed_open + 4, h->last_number + 1);
+	violate(1, true);
+	say(1, h->signed_open, h->signed_size);
+	h->signed_size = 0;
 }
 
 void host_data(u32 index, u32 size) {
@@ -121,7 +140,7 @@ void host_value(u32 index, enum frame_type type, u32 value) {
 	struct host_stream *s = stream_at(index);
 	if (!s) return;
 	put_u32(payload, value);
-	break_rules(s->on_trunk, type == RESET ? value > MAX_ERRNO : !value || value > MAX_CREDIT);
+	violate(s->on_trunk, type == RESET ? value > MAX_ERRNO : !value || value > MAX_CREDIT);
 	if (type == CREDIT) break_rules(s->on_trunk, !s->moved_by_host && s->agent_may_send + value > MAX_CREDIT);
 	if (!say_frame(s->on_trunk, type, s->number, payload, sizeof payload)) return;
 	if (type == RESET) s->forgotten = true;
@@ -139,6 +158,7 @@ void host_plain(u32 index, enum frame_type type) {
 	if (type == END) s->ended_by_host = true;
 	if (type != MOVE || s->moved_by_host) return;
 	s->moved_by_host = true;
+	s->ended_before_move = s->ended_by_host;
 	if (s->direct >= 0) k->files[s->direct].at = k->files[s->direct].end = (u32)s->sent; /* there it goes on */
 }
 
@@ -152,7 +172,8 @@ void host_direct(u32 index) {
 	if (!s) return;
 	bool goes_over = s->over || s->forgotten;
 	/* The other path is not in order with this one: the stream may not be there yet. */
-	break_rules(0, !h->asked_to_listen || (!goes_over && s->udp));
+	violate(0, !h->asked_to_listen);
+	break_rules(0, !goes_over && s->udp);
 	make_token(s->token);
 	s->direct = -1;
 	s->expects = say_frame(0, DIRECT, s->number, s->token, TOKEN_SIZE);
@@ -188,7 +209,7 @@ void host_listen(u8 family) {
 }
 
 void host_trunk(bool any) {
-	break_rules(0, !h->asked_to_listen);
+	violate(0, !h->asked_to_listen);
 	if (any) make_token(h->trunk_token);
 	h->wants_trunk = say_frame(0, TRUNK, 0, h->trunk_token, any ? TOKEN_SIZE : 0) && any;
 	host_lost_trunk(); /* the one that there is */
@@ -261,6 +282,7 @@ void host_takes(struct file *f, const u8 *bytes, u32 size) {
 		for (u32 i = 0; i < size; i++, f->held++)
 			if (known && bytes[i] != byte_of(f->who, TO_SERVER, f->held))
 				broken("a server gets something else than was said to it", f->who, f->held);
+		if (s) s->taken = f->held;
 		return;
 	}
 	for (; size && f->proof < DIGEST_SIZE; size--, bytes++)

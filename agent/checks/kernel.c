@@ -367,6 +367,7 @@ static long close_file(long fd) {
 	}
 	for (u32 i = 0; i < h->count; i++)
 		if (h->streams[i].direct == fd) h->streams[i].direct = -1;
+	if (f->kind == SOCKET && !f->direct && f->connected && f->who < h->count) h->streams[f->who].offered = f->end;
 	f->kind = UNUSED_FILE;
 	return 0;
 }
@@ -561,6 +562,8 @@ void __wrap_chunk_give(void *chunk);
 void *__wrap_chunk_take(void) {
 	void *chunk = fails(AT_CHUNK) ? NULL : __real_chunk_take();
 	k->chunks += chunk != NULL;
+	/* A window of each stream, and what it is dialled with; of more streams than we know when the host is wrong. */
+	if (k->chunks > (h->count + (h->paths[0].valid ? 1 : 2)) * (WINDOW / (CHUNK - 16) + 3)) broken("more is kept than windows", k->chunks, h->count);
 	return chunk;
 }
 

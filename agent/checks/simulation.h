@@ -96,7 +96,8 @@ enum { STREAMS = 48 };
 struct host_stream {
 	u32 number;
 	bool open, udp, on_trunk, answered, ended_by_agent, ended_by_host, over, forgotten;
-	bool expects, moved_by_host, moved_by_agent;
+	bool expects, moved_by_host, moved_by_agent, ended_before_move;
+	u64 taken, offered; /* by its server, which has said so much when its connection is closed */
 	u64 may_send, agent_may_send; /* credit: ours towards the agent, the agent's */
 	u64 given_back;               /* of what we sent */
 	u64 sent, got, got_early;
@@ -105,6 +106,7 @@ struct host_stream {
 };
 struct path_state { /* of stdin and stdout, or of the trunk */
 	bool is_there, valid; /* valid: all that we said so far is allowed */
+	bool must_end;        /* what we said cannot be taken for anything that is allowed */
 	bool greeted;
 	u32 have, pings, pongs;
 	u8 frame[HEADER_SIZE + MAX_PAYLOAD];
@@ -122,6 +124,8 @@ struct host {
 	u32 tokens;
 	u32 stdin_gate; /* bytes of stdin that are let through; the rest waits */
 	bool stdin_ended;
+	u8 signed_open[HEADER_SIZE + MAX_SIGNED_OPEN];
+	u32 signed_size;
 	u8 flip_at, flip; /* the next frame is sent with this change */
 };
 extern struct host *h;
@@ -137,6 +141,7 @@ void host_ping(u32 path);
 void host_watch(u32 interval_ms, bool udp);
 void host_listen(u8 family);
 void host_trunk(bool any);
+void host_replay(bool wrong_tag); /* the last SIGNED_OPEN once more, or a new one that is not signed right */
 void host_raw(const u8 *bytes, u32 size, u32 path);
 void host_connects(u8 with); /* to the agent's listener */
 u32 greeting_of(u8 with, u8 *to, u32 *index, bool *as_trunk, u32 *serial);
