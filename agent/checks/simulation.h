@@ -1,6 +1,6 @@
 /* A kernel, a host, servers and a clock for the whole agent, in one process: what agent_fuzz.c plays its scripts on.
  *
- * kernel.c answers the agent's system calls, host.c is the host and holds to the agent what SPEC.md says of it, agent_fuzz.c
+ * kernel.c and tables.c answer the agent's system calls, host.c is the host and holds to the agent what SPEC.md says of it, agent_fuzz.c
  * reads the script. Bytes of servers and of clients are a function of stream, direction and position: no byte that is lost,
  * doubled or out of order goes unseen, and none has to be kept. */
 #ifndef SIMULATION_H
@@ -86,6 +86,15 @@ u32 readiness(const struct file *f);           /* as epoll tells it, whatever wa
 int open_file(enum kind kind);                 /* the lowest descriptor, as the kernel gives it */
 bool put_literal(struct file *f, const u8 *bytes, u32 size); /* false: that does not fit */
 void abort_connection(struct file *f, int error);
+
+bool fails(enum fault_class class);            /* the script wants this call to fail */
+
+/* tables.c: as the system calls return */
+long netlink_answer(struct file *f, u8 *to, u32 size);
+long open_path(long folder, const char *path);
+long text_of(struct file *f, u8 *to, u32 size);
+long list(struct file *f, u8 *to, u32 size);
+long link_of(struct file *f, const char *name, u8 *to, u32 size);
 
 /* agent_fuzz.c */
 void script_look(void);          /* what happens before the agent looks */
