@@ -82,6 +82,8 @@ class DirectGate:
         self._place: tuple[str, int] | None = None
         """Address and port of the agent's listener, once it has said so."""
         self._asked = self._shut = False
+        self._shut_at: str | None = None
+        """The address that is not tried any more."""
         self._stopping = b""
         """The payload of the ping behind "listen no more": what the agent says of a listener before its answer is old."""
         self._waiting: dict[int, DirectUser] = {}
@@ -123,6 +125,7 @@ class DirectGate:
         if address == self.address:
             return
         self.address = address
+        self._shut = self._shut and address in (None, self._shut_at)
         self._place = None
         self._failures = self._rests = 0
         self._rests_until_s = 0.0
@@ -223,7 +226,7 @@ class DirectGate:
 
     def _close_gate(self, reason: str) -> None:
         if not self._shut:
-            self._shut = True
+            self._shut, self._shut_at = True, self.address
             self._waiting.clear()
             log.info("no direct path to %s, connections stay on the exec stream: %s", self.address, reason)
 

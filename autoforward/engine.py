@@ -25,6 +25,7 @@ from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetE
 from autoforward.keepalive import keepalive_options
 from autoforward.links import link_to
 from autoforward.model import ContainerInfo, EngineEndpoint, PublishedPort, Transport
+from autoforward.networks.sharing import Network, may_forge
 from autoforward.streams import SocketStream, start_exec
 
 REQUEST_TIMEOUT_S = 30.0
@@ -41,15 +42,27 @@ TAR_SLACK_BYTES = 64 * 1024
 CONTAINER_ACTIONS = ("start", "die", "died", "destroy", "remove", "pause", "unpause", "rename")
 """What of an engine's events concerns a session. Podman has `remove` for `destroy`, and says `die` to whom asked for `died`."""
 
+NETWORK_ACTIONS = ("connect", "disconnect")
+
 
 @dataclass(frozen=True, slots=True)
 class ContainerEvent:
-    """One thing that happened to a container, as the engine told it."""
+    """One thing that happened to a container, as the engine told it. `network_id`: where it was connected or disconnected."""
 
     action: str
     container_id: str
     name: str
     labels: Mapping[str, str]
+    network_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A container that runs, or is paused, as the engine lists it."""
+
+    container_id: str
+    network_mode: str
+    network_ids: tuple[str, ...]
 
 
 class _KeptAlive(HTTPAdapter):
@@ -203,6 +216,32 @@ class Engine:
             rows = self.client.api.containers()
         return [(row["Names"][0].lstrip("/"), row.get("Labels") or {}) for row in rows if row.get("Names")]
 
+    def running_networks(self) -> list[Running]:
+        """What runs, and on which networks, in one request."""
+        with self._translated():
+            rows = self.client.api.containers()
+        return [
+            Running(
+                str(row["Id"]),
+                str((row.get("HostConfig") or {}).get("NetworkMode", "")),
+                tuple(
+                    str((attached or {}).get("NetworkID") or name)
+                    for name, attached in ((row.get("NetworkSettings") or {}).get("Networks") or {}).items()
+                ),
+            )
+            for row in rows
+        ]
+
+    def network(self, network_id: str) -> Network:
+        """A network and who is on it, from the moment on in which he is connected: before he runs. Raises AutoforwardError."""
+        with self._translated(f"network {network_id}"):
+            raw = cast(Mapping[str, Any], cast(Any, self.client.api).inspect_network(network_id))
+        addresses = {}
+        for container_id, attached in (raw.get("Containers") or {}).items():
+            texts = (str((attached or {}).get(key) or "") for key in ("IPv4Address", "IPv6Address"))
+            addresses[str(container_id)] = tuple(text.partition("/")[0] for text in texts if text)
+        return Network(str(raw.get("Name", network_id)), str(raw.get("Driver", "unknown")), addresses)
+
     def open_exec(self, container_id: str, argv: Sequence[str], environment: Mapping[str, str]) -> SocketStream:
         """Start a process in the container, with its stdin, stdout and stderr on one stream.
 
@@ -274,19 +313,26 @@ class Engine:
         return code if isinstance(code, int) else None
 
     def events(self, on_open: Callable[[Any], None], since: int | None = None) -> Iterator[ContainerEvent]:
-        """Container events from now on (or from `since`, unix seconds), for ever; blocks between them.
+        """Events of containers, also on networks, from now on (or from `since`, unix seconds), for ever; blocks between them.
 
         `on_open` is handed the open stream: its `close()` from another thread ends the iteration. Raises
         EngineUnreachableError when the engine goes away.
         """
         with self._translated():
             stream = self.client.api.events(
-                since=since, filters={"type": "container", "event": list(CONTAINER_ACTIONS)}, decode=True
+                since=since,
+                filters={"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *NETWORK_ACTIONS]},
+                decode=True,
             )
             on_open(stream)
             for row in stream:
                 actor = row.get("Actor") or {}
                 attributes = actor.get("Attributes") or {}
+                if row.get("Type") == "network":
+                    if row.get("Action") in NETWORK_ACTIONS:
+                        container_id = str(attributes.get("container", ""))
+                        yield ContainerEvent(str(row["Action"]), container_id, "", {}, str(actor.get("ID", "")))
+                    continue
                 yield ContainerEvent(
                     str(row.get("Action", "")),
                     str(actor.get("ID", "")),
@@ -347,5 +393,10 @@ def container_info(raw: Mapping[str, Any]) -> ContainerInfo:
             *(str(mount.get("Destination")) for mount in raw.get("Mounts") or () if mount.get("Type") != "volume"),
         ),
         read_only=bool((raw.get("HostConfig") or {}).get("ReadonlyRootfs")),
+        may_forge=may_forge(
+            (raw.get("HostConfig") or {}).get("CapAdd") or (),
+            (raw.get("HostConfig") or {}).get("CapDrop") or (),
+            privileged=bool((raw.get("HostConfig") or {}).get("Privileged")),
+        ),
         started_at=str((raw.get("State") or {}).get("StartedAt", "")),
     )

@@ -225,6 +225,8 @@ class ContainerInfo:
     """The id of the container whose network this one uses, None where it has its own (or the host's)."""
     started_at: str = ""
     """When it was last started, in the engine's words: another one after each restart."""
+    may_forge: bool = True
+    """Whether it may send what looks like another's on its networks (NET_RAW)."""
 
     @property
     def namespace(self) -> str:

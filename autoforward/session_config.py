@@ -145,7 +145,11 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
     settings = layered(
         sources.given, contents.settings_file, contents.customizations, contents.project, of_image, contents.user
     )
-    options = SessionOptions.of(settings, auto=record.options.auto, auto_udp=record.options.auto_udp)
+    foreign = (contents.customizations, contents.project, of_image)
+    direct = _direct((sources.given, contents.settings_file), foreign, contents.user)
+    options = SessionOptions.of(
+        replace(settings, direct=direct), auto=record.options.auto, auto_udp=record.options.auto_udp
+    )
     if not record.attached:
         return replace(record, options=options, declared=(), rules=NO_RULES), warnings
     merged = merge_configurations([base, *contents.features, contents.config or {}])
@@ -159,6 +163,16 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
     declared = _joined(ports.declared, settings.forwards or ())
     configured = replace(record, options=options, declared=declared, rules=ports.rules)
     return configured, (*warnings, *ports.warnings)
+
+
+def _direct(asked: Sequence[Settings], foreign: Sequence[Settings], user: Settings) -> bool | None:
+    """`direct`: true is the user's word alone. Workspace and image may say false."""
+    said = layered(*asked).direct
+    if said is not None:
+        return said
+    if any(layer.direct is False for layer in (*foreign, user)):
+        return False
+    return user.direct
 
 
 def sibling_of(anchor: SessionRecord, info: ContainerInfo) -> SessionRecord:

@@ -32,6 +32,9 @@ from autoforward.setting_values import (
     parse_max_ports,
 )
 
+ALWAYS = "always"
+"""What is stored of `direct` = true. A record with true was written when that was the default, and was nobody's word."""
+
 MAX_OPENED = 1000
 """Forwards that a session remembers to have opened."""
 
@@ -40,7 +43,8 @@ MAX_OPENED = 1000
 class SessionOptions:
     """How to watch and forward. `bind` None is loopback; `auto` False forwards declared ports only.
 
-    `direct`: connections may go past the engine. `notify`: desktop notifications. `default_exclude`: what is known to be no
+    `direct`: connections may go past the engine; None: while none but its compose project shares the container's
+    networks. `notify`: desktop notifications. `default_exclude`: what is known to be no
     server of the user's (editors' own, sshd) is not forwarded by itself. `exclude_processes` and `include_processes`
     are regular expressions for command lines; `include` brings back what is excluded. `local_ports` are pins.
     """
@@ -51,7 +55,7 @@ class SessionOptions:
     poll_interval_s: float = DEFAULT_POLL_INTERVAL_S
     auto: bool = True
     auto_udp: bool = False
-    direct: bool = True
+    direct: bool | None = None
     notify: bool = True
     max_ports: int = DEFAULT_MAX_PORTS
     default_exclude: bool = True
@@ -81,7 +85,7 @@ class SessionOptions:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "direct": ALWAYS if self.direct else self.direct}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> SessionOptions:
@@ -96,7 +100,7 @@ class SessionOptions:
             poll_interval_s=parse_interval(row["poll_interval_s"]),
             auto=bool(row["auto"]),
             auto_udp=bool(row.get("auto_udp", False)),
-            direct=bool(row.get("direct", True)),
+            direct={ALWAYS: True, False: False}.get(row.get("direct")),
             notify=bool(row.get("notify", True)),
             max_ports=parse_max_ports(row.get("max_ports", DEFAULT_MAX_PORTS)),
             default_exclude=bool(row.get("default_exclude", True)),

@@ -130,7 +130,8 @@ class Bench:
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"AUTOFORWARD_HOME": str(self.home)}
+        # All ways are on one bridge, each foreign to the others.
+        return os.environ | {"AUTOFORWARD_HOME": str(self.home), "AUTOFORWARD_DIRECT": "true"}
 
     def forward_of(self, container: Any, port: int = PORT) -> dict[str, Any]:
         rows = json.loads(self.autoforward("list", "--json"))

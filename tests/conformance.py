@@ -86,7 +86,8 @@ class Attached:
 
     def attach(self, *specs: str) -> None:
         first = self.servers.start_server("echo") if self.lane.trunk else None
-        self._run("autoforward", "attach", self.container.name, *specs, "--lane", self.lane.lane, check=0)
+        env = {"AUTOFORWARD_DIRECT": "true"} if self.lane.trunk else {}
+        self._run("autoforward", "attach", self.container.name, *specs, "--lane", self.lane.lane, env=env, check=0)
         [session] = json.loads(self._run("autoforward", "status", "--json", check=0).stdout)["sessions"]
         said = session["lane"]
         assert (said["name"], said["dialect"]) == (self.lane.lane, self.lane.dialect)

@@ -76,6 +76,12 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: p
         monkeypatch.delenv(name)
 
 
+@pytest.fixture
+def always_direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The direct path is on whoever shares the network: the default bridge is full of other tests' containers."""
+    monkeypatch.setenv("AUTOFORWARD_DIRECT", "true")
+
+
 # -- engine, images, containers ------------------------------------------------------------------
 
 

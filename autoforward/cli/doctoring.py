@@ -103,6 +103,8 @@ def _examine_ports(
         yield container.check_configuration((), str(error), error.hint)
         return
     yield container.check_configuration(warnings)
+    session = next((row for row in supervisor.sessions if row["container_id"] == info.container_id), None)
+    yield container.check_direct(*inside.look_at_direct(engine, info, record.options.direct, session))
     if not record.declared:
         yield container.check_no_ports()
     for look in inside.look_at_ports(

@@ -54,7 +54,7 @@ def _heads(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _table(sessions: list[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="")
-    for title in ("CONTAINER", "STATE", "FORWARDS", "LANE", "CAN", "SESSION"):
+    for title in ("CONTAINER", "STATE", "FORWARDS", "LANE", "CAN", "DIRECT", "SESSION"):
         table.add_column(title, justify="right" if title == "FORWARDS" else "left", overflow="fold")
     for session in sessions:
         lane = session["lane"]
@@ -65,6 +65,7 @@ def _table(sessions: list[Mapping[str, Any]]) -> Table:
             str(session["forwards"]),
             "none" if lane is None else lane["name"],
             ", ".join(name for name, can in able if can),
+            "" if session.get("direct") is None else "on" if session["direct"]["on"] else "off",
             session["id"],
         )
         table.add_row(*(Text(printable(cell)) for cell in cells))
@@ -80,3 +81,5 @@ def _remarks(session: Mapping[str, Any]) -> Iterator[str]:
         yield f"the configuration stays as it was: {session['config_problem']}"
     if session["lane"] is not None and session["lane"]["name"] != "agent":
         yield f"lane {session['lane']['name']}: {session['lane']['note']}"
+    if (direct := session.get("direct")) is not None and direct["reason"]:
+        yield f"direct: {'on' if direct['on'] else 'off'}: {direct['reason']}"

@@ -133,6 +133,13 @@ def check_container_ipv6(has_loopback: bool | None) -> Finding:
     return ok("container-ipv6", "the container has no IPv6: its servers listen on IPv4")
 
 
+def check_direct(is_on: bool, reason: str | None) -> Finding:
+    """Whether connections go past the engine, over the container's network."""
+    if is_on:
+        return ok("direct", "direct: on" + (f": {reason}" if reason else ""))
+    return ok("direct", f"direct: off: {reason}; the engine's stream carries everything")
+
+
 def check_configuration(warnings: Sequence[str], problem: str | None = None, hint: str | None = None) -> Finding:
     """What its devcontainer.json and settings come to; `problem` is what keeps them from being in force."""
     if problem is not None:

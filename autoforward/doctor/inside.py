@@ -14,6 +14,9 @@ from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError
 from autoforward.lanes.probe import Probe
 from autoforward.model import FIRST_UNPRIVILEGED, ContainerInfo, PortSpec
+from autoforward.networks.look import NetworkLook
+from autoforward.networks.rule import rule_for
+from autoforward.networks.sharing import DirectPath
 from autoforward.probing import probe_container, run_in_container
 from autoforward.sockets import (
     HostPortDeniedError,
@@ -79,6 +82,23 @@ def look_at_lanes(engine: Engine, info: ContainerInfo, inside: Inside, session: 
     if agent.usable and lane is not None and in_use != "agent" and "agent" in str(lane["note"]):
         agent = AgentLook(False, str(lane["note"]))  # it was tried
     return LanesLook(agent, inside.probe, inside.problem, in_use)
+
+
+def look_at_direct(
+    engine: Engine, info: ContainerInfo, wanted: bool | None, session: Mapping[str, Any] | None
+) -> tuple[bool, str | None]:
+    """Whether connections may go past the engine, and why (not). That of its session, or what it would be."""
+    if session is not None and (used := session.get("direct")) is not None:
+        return bool(used["on"]), used["reason"]
+    rule = rule_for(engine.endpoint, info, wanted)
+    path = rule.path
+    if rule.is_automatic:
+        try:
+            found = NetworkLook(engine).look([info.container_id]).get(info.container_id)
+            path = found[0] if found is not None else path
+        except AutoforwardError as error:
+            path = DirectPath(None, str(error))
+    return path.address is not None, path.reason
 
 
 def _look_at_agent(engine: Engine, info: ContainerInfo, inside: Inside) -> AgentLook:

@@ -27,4 +27,5 @@ def describe(session: Session) -> dict[str, Any]:
         "watch": record.watch,
         "forwards": len(session.forwarder.forward_ids),
         "lane": None if tool is None else {"name": tool.lane, "dialect": tool.dialect, **asdict(tool.capabilities)},
+        "direct": session.direct.to_json(),
     }

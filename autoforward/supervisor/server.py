@@ -57,6 +57,7 @@ from autoforward.supervisor.desktop import Desktop
 from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.hub import EventHub
 from autoforward.supervisor.live import LiveConfiguration
+from autoforward.supervisor.network_watch import NetworkWatch
 from autoforward.supervisor.services import SessionServices
 from autoforward.supervisor.session import Session
 from autoforward.supervisor.siblings import Siblings
@@ -134,6 +135,7 @@ class Supervisor:
         self.live = LiveConfiguration(self.sessions.values, self.store_session, self.hub.publish)
         self.siblings = Siblings(self)
         self.watches = Watches(self, self.actions.restore)
+        self.networks = NetworkWatch(self)
         self.plane.start()
         info = {"pid": process.pid, "pid_started": process.started, "version": __version__}
         records = await self.books.take_over()
@@ -234,6 +236,7 @@ class Supervisor:
 
     def _on_session_changed(self) -> None:
         self.watches.on_session_changed()
+        self.networks.on_session_changed()
         self.check_idle()
 
     def leave_engines(self) -> None:
@@ -305,6 +308,9 @@ class Supervisor:
         self.spawn(self.store_session(session), "store what was opened")
 
     def _on_engine_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
+        self.networks.on_event(endpoint, event)
+        if event is not None and event.network_id is not None:
+            return
         self.watches.on_event(endpoint, event)
         self.siblings.on_event(endpoint, event)
         for session in self.sessions.values():

@@ -31,6 +31,7 @@ from autoforward.settings import SessionRecord, merge_specs
 from autoforward.supervisor.actor import FAULT, Actor, Ending, Restart
 from autoforward.supervisor.connections import Connections
 from autoforward.supervisor.deciding import Beside, rules_of
+from autoforward.supervisor.direct_switch import DirectSwitch
 from autoforward.supervisor.quick_ends import WORKED_S
 from autoforward.supervisor.services import SessionServices
 from autoforward.supervisor.telling import MeteredPublisher
@@ -154,6 +155,11 @@ class Session:
     def tool(self) -> RelayTool | None:
         """What carries its connections; None while nothing can."""
         return self.connections.tool
+
+    @property
+    def direct(self) -> DirectSwitch:
+        """Whether its connections may go past the engine."""
+        return self._watching.direct
 
     @property
     def keeps_supervisor_alive(self) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from autoforward.lanes.probe import NoLane, choose_lane
 from autoforward.lanes.scripts import watcher_argv
 from autoforward.lanes.watcher import Answer, Frame, Owner
 from autoforward.messages import MuxLost, MuxSaid
-from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, ServerProcess
+from autoforward.model import ContainerInfo, ForwardKey, ServerProcess
 from autoforward.probing import NoShellError, probe_container
 from autoforward.processes import ProcessBook
 from autoforward.settings import SessionOptions
@@ -31,6 +30,7 @@ from autoforward.streams import SocketStream
 from autoforward.supervisor.actor import Actor
 from autoforward.supervisor.agent_link import AgentLink
 from autoforward.supervisor.connections import Connections
+from autoforward.supervisor.direct_switch import DirectSwitch
 from autoforward.supervisor.quick_ends import QuickEnds
 from autoforward.supervisor.services import SessionServices
 
@@ -94,6 +94,7 @@ class Watching:
         connections: Connections,
         forwarder: Forwarder,
     ) -> None:
+        self.direct = DirectSwitch(session_id, services.plane)
         self._session_id = session_id
         self._engine = engine
         self._services = services
@@ -143,6 +144,7 @@ class Watching:
 
     def drop(self) -> None:
         """End it. Idempotent."""
+        self.direct.end()
         watch, self._watch = self._watch, None
         starting, self._starting = self._starting, None
         for ended in (watch, starting):
@@ -235,8 +237,8 @@ class Watching:
         self._starting, self._agent_exec = link, stream.exec_id
         self._agents.began(time.monotonic())
         try:
-            direct_address = direct_address_of(self._engine.endpoint, info) if options.direct else None
-            await link.start(stream, options.poll_interval_s, direct_address)
+            address = self.direct.begin(self._engine.endpoint, info, options.direct)
+            await link.start(stream, options.poll_interval_s, address)
         finally:
             self._starting = None
         return link
@@ -259,6 +261,7 @@ class Watching:
     ) -> Detector:
         """The shell watcher, and the best of the tools that the container has."""
         self._forwarder.route_over(None)
+        self.direct.end()
         try:
             probe = await self._in_pool(lambda: probe_container(self._engine, info.container_id))
         except NoShellError as error:
@@ -288,17 +291,6 @@ class Watching:
         )
         self._connections.watched_by(detector, token)
         return detector
-
-
-def direct_address_of(endpoint: EngineEndpoint, info: ContainerInfo) -> str | None:
-    """Where connections may reach the container without the engine: only one whose engine is on a local socket of this Linux.
-
-    None, too, for a container without addresses (no network, the host's). Whether the
-    address can be reached from here shows when it is tried.
-    """
-    if sys.platform != "linux" or endpoint.socket_path is None:
-        return None
-    return next(iter(info.addresses), None)
 
 
 def _discard(stream: SocketStream) -> None:

@@ -18,6 +18,7 @@ from tests.conftest import ContainerFactory, Runner
 from tests.containers import eventually
 from tests.docker.observing import free_port, row_of
 
+pytestmark = pytest.mark.usefixtures("always_direct")
 CONNECTIONS = 1000
 SAMPLES = 200
 

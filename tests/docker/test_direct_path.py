@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -48,8 +49,10 @@ def echo_of(host_port: int) -> str:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("flags", [[], ["--no-direct"]], ids=["direct", "no-direct"])
-def test_bulk_both_ways_is_whole(container: ContainerFactory, run: Runner, flags: list[str]) -> None:
-    app = container()
+def test_bulk_both_ways_is_whole(
+    container: ContainerFactory, network: Callable[[], str], run: Runner, flags: list[str]
+) -> None:
+    app = container(network=network())
     server = app.start_server("echo", port=free_port())
     run("autoforward", "attach", app.name, "--lane", "agent", *flags, check=0)
     host_port = row_of(run, server.port, status="active")["localPort"]
@@ -71,8 +74,10 @@ def test_a_container_without_an_address_has_the_exec_stream(container: Container
 
 
 @pytest.mark.timeout(180)
-def test_the_flag_is_taken_over_by_the_next_attach(container: ContainerFactory, run: Runner) -> None:
-    app = container()
+def test_the_flag_is_taken_over_by_the_next_attach(
+    container: ContainerFactory, network: Callable[[], str], run: Runner
+) -> None:
+    app = container(network=network())
     server = app.start_server("echo", port=free_port())
     run("autoforward", "attach", app.name, "--lane", "agent", "--no-direct", check=0)
     host_port = row_of(run, server.port, status="active")["localPort"]
@@ -98,7 +103,9 @@ sys.stdin.read()
 
 @pytest.mark.timeout(180)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be the container's user on the host")
-def test_a_user_who_has_too_much_in_pipes_already(container: ContainerFactory, run: Runner) -> None:
+def test_a_user_who_has_too_much_in_pipes_already(
+    container: ContainerFactory, network: Callable[[], str], run: Runner
+) -> None:
     """The kernel counts the pipes of a user everywhere, outside of the container too, and then gives out tiny ones."""
     user = 54321
     with subprocess.Popen(
@@ -106,7 +113,7 @@ def test_a_user_who_has_too_much_in_pipes_already(container: ContainerFactory, r
     ) as hoarder:
         assert hoarder.stdout is not None
         assert hoarder.stdout.readline() == "ready\n"
-        app = container(user=f"{user}:{user}")
+        app = container(user=f"{user}:{user}", network=network())
         server = app.start_server("echo", port=free_port())
         run("autoforward", "attach", app.name, "--lane", "agent", check=0)
         host_port = row_of(run, server.port, status="active")["localPort"]

@@ -26,6 +26,7 @@ from tests.conformance import dial, direct_sockets, is_watcher, read_all, relays
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import Container, Process, Server, eventually
 
+pytestmark = pytest.mark.usefixtures("always_direct")
 RESET = struct.pack("ii", 1, 0)
 LANES = {"agent": "full", "socat": "full", "nc": "openbsd", "devtcp": "devtcp"}
 AGENTS_OWN_SOCKETS = 1

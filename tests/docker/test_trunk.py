@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from itertools import count
 
 import docker
@@ -31,8 +32,10 @@ def answers(host_port: int, words: bytes) -> bool:
 
 
 @pytest.mark.timeout(120)
-def test_many_connections_are_one_in_the_container(container: ContainerFactory, run: Runner) -> None:
-    app = container()
+def test_many_connections_are_one_in_the_container(
+    container: ContainerFactory, network: Callable[[], str], run: Runner
+) -> None:
+    app = container(network=network())
     server = app.start_server("echo", port=free_port())
     run("autoforward", "attach", app.name, "--lane", "agent", check=0)
     host_port = row_of(run, server.port, status="active")["localPort"]
@@ -49,8 +52,8 @@ def test_many_connections_are_one_in_the_container(container: ContainerFactory, 
 
 
 @pytest.mark.timeout(120)
-def test_no_direct_is_no_trunk_either(container: ContainerFactory, run: Runner) -> None:
-    app = container()
+def test_no_direct_is_no_trunk_either(container: ContainerFactory, network: Callable[[], str], run: Runner) -> None:
+    app = container(network=network())
     server = app.start_server("echo", port=free_port())
     run("autoforward", "attach", app.name, "--lane", "agent", "--no-direct", check=0)
     host_port = row_of(run, server.port, status="active")["localPort"]
@@ -61,10 +64,10 @@ def test_no_direct_is_no_trunk_either(container: ContainerFactory, run: Runner) 
 
 @pytest.mark.timeout(180)
 def test_the_containers_network_goes_and_comes_back(
-    container: ContainerFactory, run: Runner, engine: docker.DockerClient
+    container: ContainerFactory, network: Callable[[], str], run: Runner, engine: docker.DockerClient
 ) -> None:
     """What was on the trunk is reset, what comes after it goes over the engine: nothing has to be attached again."""
-    app = container()
+    app = container(network=(name := network()))
     server = app.start_server("echo", port=free_port())
     run("autoforward", "attach", app.name, "--lane", "agent", check=0)
     host_port = row_of(run, server.port, status="active")["localPort"]
@@ -73,7 +76,7 @@ def test_the_containers_network_goes_and_comes_back(
     numbers = count()
     with dial(host_port) as held:
         assert is_echoed(held, b"held")
-        bridge = engine.networks.get("bridge")
+        bridge = engine.networks.get(name)
         bridge.disconnect(app.id)
         held.settimeout(60)
         assert not is_echoed(held, b"nobody gets this"), "the container has no network"

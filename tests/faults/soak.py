@@ -76,7 +76,7 @@ class Soak:
     def command(self, *argv: str) -> str:
         done = subprocess.run(
             [script("autoforward"), *argv],
-            env=command_env(self._home),
+            env=command_env(self._home, {"AUTOFORWARD_DIRECT": "true"}),
             capture_output=True,
             text=True,
             timeout=120,

@@ -132,6 +132,7 @@ def test_ends_that_a_killed_supervisor_could_not_tell(
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.usefixtures("always_direct")
 def test_half_a_download_does_not_look_whole(
     container: ContainerFactory, run: Runner, home: Path, fault: NewFault
 ) -> None:
@@ -156,6 +157,7 @@ def test_half_a_download_does_not_look_whole(
         row.note("reset")
 
 
+@pytest.mark.usefixtures("always_direct")
 def test_kill_9_with_connections_open(container: ContainerFactory, run: Runner, home: Path, fault: NewFault) -> None:
     """They end with it: its clients are told, its relays in the container end, on a lane with processes too."""
     row = fault("supervisor is killed (-9), connections open")

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("supervisor.handlers",),
     ("supervisor.watching_command",),
     ("supervisor.server",),
-    ("supervisor.watches",),
+    ("supervisor.watches", "supervisor.network_watch"),
     ("supervisor.watch",),
     (
         "supervisor.live",
@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("supervisor.books",),
     ("supervisor.session",),
     ("supervisor.watching", "supervisor.deciding"),
-    ("supervisor.connections", "supervisor.agent_link"),
+    ("supervisor.connections", "supervisor.agent_link", "supervisor.direct_switch"),
     ("supervisor.telling",),
     (
         "supervisor.services",
@@ -55,6 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("callers", "selection"),
     ("session_config", "detector", "deploy", "probing", "close_wait", "targets", "teardown", "devcontainer_cli"),
     ("messages",),
+    ("networks.look", "networks.rule"),
     ("engine",),
     ("streams", "links"),
     ("ssh_link", "child_socket", "endpoints"),
@@ -73,7 +74,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("foreign.*",),
     ("core.*", "state.*"),
-    ("model", "errors", "backoff", "texts.*", ""),
+    ("model", "errors", "backoff", "texts.*", "networks", "networks.sharing", ""),
 )
 """From the top down. A module imports from lower layers, and from its own package `x.*`; `""` is the package itself."""
 

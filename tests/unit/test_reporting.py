@@ -9,6 +9,7 @@ import pytest
 from autoforward.cli import reporting
 
 AGENT = {"name": "agent", "dialect": "", "half_close": True, "udp": True, "note": "one process for everything"}
+ON = {"on": True, "reason": None}
 BASH = {"name": "devtcp", "dialect": "bash", "half_close": False, "udp": False, "note": "no agent: no C compiler"}
 
 
@@ -41,13 +42,13 @@ def lines_of(capsys: pytest.CaptureFixture[str], *sessions: dict[str, Any], **ch
 
 
 def test_what_is_as_it_should_be(capsys: pytest.CaptureFixture[str]) -> None:
-    assert lines_of(capsys, session(), session(id="ses-2", container_name="a-longer-name", forwards=12)) == [
+    assert lines_of(capsys, session(), session(id="ses-2", container_name="a-longer-name", forwards=12, direct=ON)) == [
         "supervisor 0.1.0, pid 7, up 3 s, state in /home/me/state",
         "engine unix:///var/run/docker.sock (the default socket)",
         "",
-        "CONTAINER      STATE     FORWARDS  LANE   CAN              SESSION",
-        "web            watching         3  agent  half-close, UDP  ses-1",
-        "a-longer-name  watching        12  agent  half-close, UDP  ses-2",
+        "CONTAINER      STATE     FORWARDS  LANE   CAN              DIRECT  SESSION",
+        "web            watching         3  agent  half-close, UDP          ses-1",
+        "a-longer-name  watching        12  agent  half-close, UDP  on      ses-2",
     ]
 
 
@@ -56,6 +57,11 @@ def test_what_is_as_it_should_be(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"lane": BASH}, ["web: lane devtcp: no agent: no C compiler"]),
         ({"lane": None, "problem": "no lane works"}, ["web: no lane works"]),
+        (
+            {"direct": {"on": False, "reason": "api-dev shares the network bridge"}},
+            ["web: direct: off: api-dev shares the network bridge"],
+        ),
+        ({"direct": {"on": True, "reason": "the setting says so"}}, ["web: direct: on: the setting says so"]),
         ({"problem": "the engine is away", "next_try_s": 1.25}, ["web: the engine is away (next try in 1.2 s)"]),
         (
             {"config_problem": "devcontainer.json:2:25: no value"},

@@ -12,7 +12,7 @@ import pytest
 from autoforward.callers import record_for
 from autoforward.cli import attaching
 from autoforward.cli.output import SessionFlags
-from autoforward.config import Settings, parse_settings
+from autoforward.config import NO_SETTINGS, Settings, parse_settings
 from autoforward.errors import UsageError
 from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Identity
 from autoforward.portspec import parse_port_spec
@@ -267,3 +267,37 @@ def test_a_project_file_of_a_container_without_a_workspace(
 
 
 EMPTY = SessionRecord("ses-1", Identity(ENDPOINT.host, "name:web"), ENDPOINT, "c", "web", "web")
+
+
+TRUE, FALSE = Settings(direct=True), Settings(direct=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "contents", "expected"),
+    [
+        (NO_SETTINGS, {}, None),
+        (TRUE, {}, True),
+        (NO_SETTINGS, {"settings_file": TRUE}, True),
+        (NO_SETTINGS, {"user": TRUE}, True),
+        (NO_SETTINGS, {"user": FALSE}, False),
+        (NO_SETTINGS, {"customizations": TRUE}, None),
+        (NO_SETTINGS, {"project": TRUE}, None),
+        (NO_SETTINGS, {"customizations": TRUE, "user": FALSE}, False),
+        (NO_SETTINGS, {"project": FALSE, "user": TRUE}, False),
+        (NO_SETTINGS, {"customizations": FALSE}, False),
+        (TRUE, {"customizations": FALSE, "project": FALSE}, True),
+        (FALSE, {"customizations": TRUE, "user": TRUE}, False),
+    ],
+)
+def test_direct_is_on_by_the_users_word_alone(given: Settings, contents: dict[str, Any], expected: bool | None) -> None:
+    """A file that the container can write must not say that what is plain may go where others read it."""
+    record = replace(record_of({}), sources=ConfigSources(given=given))
+    configured, _ = configure(record, SourceContents(**contents))
+    assert configured.options.direct is expected
+
+
+@pytest.mark.parametrize(("word", "expected"), [(True, None), (False, False)])
+def test_direct_in_an_image(word: bool, expected: bool | None) -> None:
+    base = {"customizations": {"autoforward": {"direct": word}}}
+    record = replace(record_of({}), sources=ConfigSources(base=base))
+    assert configure(record, SourceContents())[0].options.direct is expected

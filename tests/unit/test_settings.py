@@ -164,3 +164,18 @@ def test_session_ids_are_their_own() -> None:
     ids = {new_session_id() for _ in range(100)}
     assert len(ids) == 100
     assert all(one.startswith("ses-") and len(one) == 12 for one in ids)
+
+
+@pytest.mark.parametrize("direct", [None, True, False])
+def test_direct_is_stored_as_said(direct: bool | None) -> None:
+    row = SessionOptions(direct=direct).to_json()
+    assert SessionOptions.from_json(json.loads(json.dumps(row))).direct is direct
+
+
+def test_direct_of_an_older_version_is_nobodys_word() -> None:
+    """There true was the default, and stored."""
+    row = SessionOptions().to_json()
+    assert SessionOptions.from_json({**row, "direct": True}).direct is None
+    assert SessionOptions.from_json({**row, "direct": False}).direct is False
+    del row["direct"]
+    assert SessionOptions.from_json(row).direct is None

@@ -164,11 +164,11 @@ def test_settings() -> None:
         ("pollInterval", defaults.poll_interval_s),
         ("lane", f"`{defaults.lane}`"),
         ("notify", str(defaults.notify).lower()),
-        ("direct", str(defaults.direct).lower()),
         ("defaultExclude", str(defaults.default_exclude).lower()),
     ):
         assert rows[name][2] == str(value)
     assert f"1 to {HIGHEST_MAX_PORTS}" in rows["maxPorts"][1]
+    assert (rows["direct"][2], defaults.direct) == ("as the networks are", None)
 
 
 # Numbers and names.

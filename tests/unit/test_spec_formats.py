@@ -170,11 +170,13 @@ def test_keys_of_status_rows() -> None:
         next_try_in_s=None,
         config_problem=None,
         forwarder=forwarder,
+        direct=SimpleNamespace(to_json=lambda: {"on": False, "reason": "the setting direct is false"}),
     )
     row = describe(cast(Any, session))
     assert names("status --json", "key of a session's row") == list(row)
     cells = {ticked(cells[0])[0]: ticked(cells[2]) for cells in table("status --json", "key of a session's row")}
     assert [word for word in cells["lane"] if word != "null"] == list(row["lane"])
+    assert cells["direct"] == list(row["direct"])
 
 
 def test_keys_of_status() -> None:

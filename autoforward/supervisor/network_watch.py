@@ -1,0 +1,145 @@
+"""Keeps the direct paths of sessions as the networks of their containers are: one look for all of an engine at a time.
+
+Level-triggered: whatever happens leads to another look, the next one not before the last one has rested. What a newcomer on
+a network may do is not waited for: the paths over it are off from the engine's word of him until he was looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from autoforward.backoff import delay_s
+from autoforward.engine import ContainerEvent
+from autoforward.errors import AutoforwardError
+from autoforward.model import EngineEndpoint
+from autoforward.networks.look import NetworkLook
+from autoforward.networks.sharing import DirectPath
+from autoforward.supervisor.engines import Engines
+from autoforward.supervisor.session import Session
+
+log = logging.getLogger(__name__)
+
+PAUSE_S = 0.2
+"""From one look to the next, at least: containers that come and go by the thousand are one look."""
+
+LONGEST_PAUSE_S = 1.0
+"""At most, after a look that took long: ten times as long as it took is rested up to this."""
+
+STARTING = DirectPath(None, "a container has just been connected to its network and was not looked at yet")
+ACTIONS = frozenset({"start", "die", "died", "connect", "disconnect"})
+
+
+class Host(Protocol):
+    """The supervisor, as far as it is needed here."""
+
+    sessions: dict[str, Session]
+    engines: Engines
+
+    def spawn(self, work: object, name: str) -> None: ...
+
+
+@dataclass(slots=True)
+class _Place:
+    """One engine. `changed`: ids of networks where something happened since the last look began; None: anything may have.
+
+    `over`: by id of a container, the network that its direct path is over.
+    """
+
+    endpoint: EngineEndpoint
+    look: NetworkLook | None = None
+    changed: set[str] | None = None
+    over: Mapping[str, str | None] = field(default_factory=dict)
+    is_due: bool = False
+    is_looking: bool = False
+
+
+class NetworkWatch:
+    """See the module. All calls are made on the control loop."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._places: dict[object, _Place] = {}
+
+    def on_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
+        """None: events may have been missed."""
+        place = self._places.get(endpoint.key)
+        if place is None or (event is not None and event.action not in ACTIONS):
+            return
+        if event is None:
+            place.changed = None
+        elif event.network_id is not None:
+            if place.changed is not None:
+                place.changed.add(event.network_id)
+            if event.action == "connect":
+                for session in self._sessions(place):
+                    if place.over.get(session.record.container_id) == event.network_id:
+                        session.direct.decide(STARTING)
+        self._begin(place)
+
+    def on_session_changed(self) -> None:
+        """Look at the networks of sessions that have an agent since."""
+        keys = {session.record.endpoint.key for session in self._host.sessions.values() if session.direct.is_automatic}
+        for key in self._places.keys() - keys:
+            if not self._places[key].is_looking:
+                del self._places[key]
+        for session in self._host.sessions.values():
+            if session.direct.awaits_look:
+                endpoint = session.record.endpoint
+                self._begin(self._places.setdefault(endpoint.key, _Place(endpoint)))
+
+    def _sessions(self, place: _Place) -> list[Session]:
+        return [
+            session
+            for session in self._host.sessions.values()
+            if session.direct.is_automatic and session.record.endpoint.key == place.endpoint.key
+        ]
+
+    def _begin(self, place: _Place) -> None:
+        place.is_due = True
+        if not place.is_looking:
+            place.is_looking = True
+            self._host.spawn(self._look_while_due(place), "look at networks")
+
+    async def _look_while_due(self, place: _Place) -> None:
+        failures = 0
+        try:
+            while place.is_due and (sessions := self._sessions(place)):
+                place.is_due = False
+                began_s = time.monotonic()
+                try:
+                    await self._look(place, {session.record.container_id for session in sessions})
+                    failures = 0
+                except AutoforwardError as error:
+                    failures += 1
+                    place.changed, place.is_due = None, True
+                    for session in sessions:
+                        session.direct.decide(
+                            DirectPath(None, f"the engine does not say who shares its networks: {error}")
+                        )
+                took_s = time.monotonic() - began_s
+                pause_s = delay_s(failures, local=True, chance=random.random()) if failures else PAUSE_S
+                await asyncio.sleep(max(pause_s, min(10 * took_s, LONGEST_PAUSE_S)))
+        finally:
+            place.is_looking = False
+
+    async def _look(self, place: _Place, targets: set[str]) -> None:
+        in_use = self._host.engines.get(place.endpoint)
+        if place.look is None or place.look.engine is not in_use.engine:
+            place.look = NetworkLook(in_use.engine)
+        look, changed, place.changed = place.look, place.changed, set()
+        found = await asyncio.get_running_loop().run_in_executor(in_use.pool, lambda: look.look(targets, changed))
+        place.over = {key: over for key, (_, over) in found.items()}
+        for session in self._sessions(place):
+            if (answer := found.get(session.record.container_id)) is None:
+                continue
+            path, over = answer
+            # Who came while the engine was asked may not be in its answer.
+            stale = place.changed is None or over in place.changed
+            if session.direct.decide(STARTING if stale and path.address is not None else path):
+                log.info("%s: direct path %s", session.record.container_name, session.direct)
