@@ -133,7 +133,7 @@ class DirectGate:
         for handshake in list(self._handshakes):
             self._waiting[handshake.user.number] = handshake.user
             handshake.close()
-        if self._asked and not self._shut:
+        if self._asked:
             self._asked = False
             self._stopping = self._next_ping()
             self._mux.send(wire.encode_listen(b"", "") + wire.encode_ping(self._stopping))
