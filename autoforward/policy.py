@@ -196,6 +196,9 @@ def plan(
         if is_open and source == "detected":
             undecided += 1
             continue
+        if source == "detected" and len(notices) >= rules.max_forwards <= len(wishes) + undecided:
+            overflow += 1  # as it would be, whatever else is found out about it
+            continue
         process = here.process if here else None
         attributes = rules.attributes.resolve(key, process.command_line if process else None)
         notice = _why_not(rules, key, source, here, attributes)

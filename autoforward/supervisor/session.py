@@ -57,6 +57,9 @@ SETTLED_AFTER_S = 10.0
 SLOWED_S = 1.0
 """A decision that waits longer than this for its budget is worth a word."""
 
+FIRST_WAIT_S = 5.0
+"""The longest that the first decision of a watch waits for its budget: a command may wait for it."""
+
 DORMANT_AFTER_S = 300.0
 """A container stopped for this long keeps neither its host ports nor the supervisor."""
 
@@ -435,7 +438,7 @@ class Session:
                 retry_at_s = retry_at_s or now_s + RETRY_FAILED_S
             else:
                 retry_at_s = None
-            rest_s = self._rest_s(now_s)
+            rest_s = self._rest_s(now_s) if frames else min(self._rest_s(now_s), FIRST_WAIT_S)
             if (newest is not None or is_due) and not rest_s:
                 frame, newest, is_due = newest, None, False
                 self._plans.spend(1, now_s)

@@ -291,6 +291,22 @@ async def test_ports_that_come_and_go_are_decided_on_at_the_pace_of_the_budget(
 
 
 @closing
+async def test_a_watch_that_begins_does_not_wait_for_all_that_was_told_before(
+    world: Any, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command may wait for it: `attach` hung for as long."""
+    monkeypatch.setattr(telling, "EVENTS", replace(EVENTS, rate=0.01, burst=2))
+    monkeypatch.setattr(session_module, "FIRST_WAIT_S", 0.2)
+    one = world()
+    watcher = await one.begin(port, free_port(), free_port())
+    assert one.session._rest_s(time.monotonic()) > 100
+    watcher.end()
+    again = await one.engine.watcher(2)
+    again.listen(port)
+    await asyncio.to_thread(eventually, lambda: one.session._snapshot and len(one.session._snapshot) == 1)
+
+
+@closing
 async def test_a_container_that_restarts_all_the_time_is_looked_at_at_the_pace_of_the_budget(
     world: Any, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
