@@ -438,7 +438,9 @@ class Session:
                 retry_at_s = retry_at_s or now_s + RETRY_FAILED_S
             else:
                 retry_at_s = None
-            rest_s = self._rest_s(now_s) if frames else min(self._rest_s(now_s), FIRST_WAIT_S)
+            rest_s = self._rest_s(now_s)
+            if not frames:
+                rest_s = min(rest_s, max(0.0, began_s + FIRST_WAIT_S - now_s))
             if (newest is not None or is_due) and not rest_s:
                 frame, newest, is_due = newest, None, False
                 self._plans.spend(1, now_s)
