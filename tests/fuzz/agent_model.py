@@ -104,7 +104,8 @@ class ModelAgent:
     trunk_key: bytes = b""
     pings: list[tuple[Path, bytes]] = field(default_factory=list)
     waiting: list[socket.socket] = field(default_factory=list)
-    other: list[socket.socket] = field(default_factory=list)
+    taken: list[socket.socket] = field(default_factory=list)
+    """Whatever has become of them: closed at the end."""
     largest: int = 0
 
     def hear(self) -> None:
@@ -195,6 +196,7 @@ class ModelAgent:
         if not self.waiting:
             return
         sock = self.waiting.pop(0)
+        self.taken.append(sock)
         try:
             said = sock.recv(64)
             if len(said) < 64:
@@ -215,7 +217,6 @@ class ModelAgent:
             self.trunk_key = hmac.digest(self.secret, TRUNK_WORDS + token, "sha256")
             self.trunk, self.largest = Path(sock, "agent-trunk", framed=False), 0
             return
-        self.other.append(sock)
 
     def end_trunk(self) -> None:
         trunk, self.trunk = self.trunk, None
@@ -239,6 +240,11 @@ class ModelAgent:
         except OSError:
             self._drop_direct(stream)
 
+    def _fin(self, stream: AgentStream) -> None:
+        if stream.direct is not None:
+            with contextlib.suppress(OSError):  # the host has closed it
+                stream.direct.shutdown(socket.SHUT_WR)
+
     def _drop_direct(self, stream: AgentStream) -> None:
         if stream.direct is not None:
             stream.direct.close()
@@ -250,7 +256,7 @@ class ModelAgent:
         for stream in self.streams:
             self._drop_direct(stream)
         self.accept()
-        for sock in (*self.waiting, *self.other):
+        for sock in (*self.waiting, *self.taken):
             sock.close()
 
     # What the script has it say. Each keeps to the protocol, or makes `is_right` false.
@@ -279,11 +285,8 @@ class ModelAgent:
             self.say_opened(stream)
             stream.ended = True
             stream.path.say(wire.encode_eof(stream.number))
-            if stream.moved and stream.direct is not None:
-                try:
-                    stream.direct.shutdown(socket.SHUT_WR)
-                except OSError:
-                    self._drop_direct(stream)
+            if stream.moved:
+                self._fin(stream)
             stream.over = stream.host_ended and not stream.moved
 
     def say_reset(self, stream: AgentStream, errno: int) -> None:
@@ -291,7 +294,7 @@ class ModelAgent:
             stream.over = True
             stream.path.say(wire.encode_reset(stream.number, errno))
             if stream.direct is not None:
-                self.other.append(stream.direct)
+                self._fin(stream)
                 stream.direct = None
 
     def say_credit(self, stream: AgentStream, size: int) -> None:
@@ -310,7 +313,7 @@ class ModelAgent:
             stream.moved = True
             stream.path.say(wire.encode_move(stream.number))
             if stream.ended:
-                stream.direct.shutdown(socket.SHUT_WR)
+                self._fin(stream)
 
     def say_direct(self, stream: AgentStream, size: int) -> None:
         if stream.moved and stream.direct is not None and not stream.ended:

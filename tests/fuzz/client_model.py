@@ -11,7 +11,7 @@ from typing import Any, Final
 from autoforward.outbox import RESET_ON_CLOSE
 from tests.fuzz.laws import must
 
-SMALL_BYTES: Final = 8192
+SMALL_BYTES: Final = 32 * 1024
 """What the kernel keeps on the way to clients and to the agent: what does not fit waits in the data plane, and is seen."""
 
 _PATTERN = bytes(range(251)) * 600

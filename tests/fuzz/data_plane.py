@@ -53,7 +53,7 @@ OUT_LIMIT: Final = 640 * 1024
 MAX_CLIENTS: Final = 8
 CREDIT_STEP: Final = 32 * 1024
 FLOOD: Final = 16_384
-FLOODS: Final = 6
+FLOODS: Final = 3
 SETTLE_TURNS: Final = 300
 _CLOCKED = ("dataplane", "mux", "carrier", "trunk", "udp", "heap")
 
@@ -107,6 +107,9 @@ class World:
         return self._clock_s
 
     def end(self) -> None:
+        if not self.plane._ended:  # a law was broken
+            self.plane._stopping = True
+            self.plane._run()
         for client in self._clients:
             client.close(reset=True)
         self.agent.close()

@@ -6,9 +6,11 @@ import sys
 from collections.abc import Collection
 from typing import Final
 
+from autoforward.outbox import RECEIVE_BYTES
+
 SPREAD: Final = 4
-SPARE_BYTES: Final = 192 * 1024
-"""What is held may cost so many times the bytes that wait, and so much for what is about them."""
+SPARE_BYTES: Final = RECEIVE_BYTES + 32 * 1024
+"""What is held may cost so many times the bytes that wait, and so much more: a piece of one read is held whole."""
 
 
 class BrokenLawError(Exception):

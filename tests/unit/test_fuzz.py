@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from autoforward import carrier as carrier_module
+from autoforward import outbox
 from autoforward.errors import ProtocolError
-from tests.agent_build import build
-from tests.fuzz import one, targets
+from tests.agent_build import SOURCES, build
+from tests.fuzz import agent_model, one, targets
 from tests.fuzz.__main__ import C_DECODER, C_PROGRAMS, CORPUS, corpora, files_of, shares
 from tests.fuzz.laws import BrokenLawError
 from tests.fuzz.minimize import minimize
@@ -130,6 +134,41 @@ def test_an_encoder_that_loses_something_is_found(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(targets.wire, "encode_reset", lambda stream, errno: encode(stream, errno & 7))
     with pytest.raises(BrokenLawError, match="encode"):
         targets.wire_agent(data)
+
+
+@pytest.mark.parametrize(
+    ("kept", "law", "place", "name", "value"),
+    [
+        ("floodeof", "a turn is bounded", carrier_module, "TURN_FRAMES", 1 << 20),
+        ("flooddata", "what is held costs what it is", outbox, "JOINED_BYTES", 0),
+        ("trunk", "the host proves itself", agent_model, "HOST_WORDS", b"somebody"),
+    ],
+)
+def test_a_carrier_that_breaks_a_law_is_found(
+    kept: str, law: str, place: ModuleType, name: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (CORPUS / "carrier" / kept).read_bytes()
+    TARGETS["carrier"](data)
+    monkeypatch.setattr(place, name, value)
+    with pytest.raises(BrokenLawError, match=law):
+        TARGETS["carrier"](data)
+
+
+def test_an_agent_that_breaks_a_law_is_found(tmp_path: Path) -> None:
+    """One that forgets what credit it has used up; `found.crash` is the input."""
+    sources, line = tmp_path / "agent", "\t\ts->credit -= (u32)size;\n\t\treturn refresh(s);"
+    shutil.copytree(SOURCES, sources)
+    streams = sources / "streams.c"
+    assert streams.read_text().count(line) == 1
+    streams.write_text(streams.read_text().replace(line, line.partition("\n")[2]))
+    program = tmp_path / "out" / "agent-fuzz"
+    subprocess.run(["make", "-s", "-C", sources, f"OUT={program.parent}", program], check=True, capture_output=True)
+    (tmp_path / "found").mkdir()
+    command = [program, "--seed", "1", "--runs", "1", "0", tmp_path / "found", *files_of(corpora("agent"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "broken: more DATA than credit" in done.stderr) == (1, True), done.stderr
+    again = subprocess.run([program, "--once", tmp_path / "found.crash"], cwd=tmp_path, capture_output=True, timeout=60)
+    assert again.returncode == 1
 
 
 def test_of_inputs_that_reach_the_same_the_shortest_is_kept(tmp_path: Path) -> None:
