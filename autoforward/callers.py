@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.session_config import NO_METADATA, Metadata, configure, metadata_of, read_sources
 from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, identity_of, new_session_id
 from autoforward.settings_files import project_settings_path
+from autoforward.trust.requests import NO_WORD, Word
 
 LABEL_COMPOSE_FOLDER = "com.docker.compose.project.working_dir"
 
@@ -28,6 +29,7 @@ class Caller:
 
     `folder`: where a project's file is looked for when the container has no folder; None: nowhere. Other paths are
     absolute. `links`: where files may lead out of the workspace; None: the user is here, and they may lead anywhere.
+    `withheld`: names of variables that the command had, and whose values are not known any more.
     """
 
     given: Settings = NO_SETTINGS
@@ -39,6 +41,7 @@ class Caller:
     variables: Mapping[str, str] = field(default_factory=dict)
     folder: str | None = None
     links: Mapping[str, str] | None = None
+    withheld: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, record: SessionRecord) -> Caller:
@@ -53,6 +56,7 @@ class Caller:
             environment=record.environment,
             variables=sources.variables,
             links=sources.links,
+            withheld=sources.withheld,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -103,6 +107,7 @@ def sources_for(
         original=metadata.original,
         folder=os.path.abspath(folders[0]) if folders and folders[0] else None,  # noqa: PTH100
         links=caller.links or {},
+        withheld=caller.withheld,
     )
 
 
@@ -156,15 +161,22 @@ def bare_record(
 
 
 def record_for(
-    info: ContainerInfo, endpoint: EngineEndpoint, caller: Caller, *, metadata: Metadata | None = None, **how: Any
+    info: ContainerInfo,
+    endpoint: EngineEndpoint,
+    caller: Caller,
+    *,
+    metadata: Metadata | None = None,
+    word_of: Callable[[SessionRecord], Word] = lambda _record: NO_WORD,
+    **how: Any,
 ) -> tuple[SessionRecord, tuple[str, ...]]:
     """What the supervisor is asked for, and warnings; `how` as of `bare_record`. Raises UsageError for bad files.
 
-    `metadata` is given where it is known better than from the container's label.
+    `metadata` is given where it is known better than from the container's label. `word_of` gives what the user has said of
+    the record's workspace.
     """
     metadata = metadata or metadata_of(info)
     record = bare_record(info, endpoint, caller, metadata=metadata, **how)
-    contents = read_sources(record.sources, caller.variables, accept_links=caller.links is None)
-    record = replace(record, sources=replace(record.sources, variables=contents.variables, links=contents.links))
+    contents = read_sources(record.sources, caller.variables, accept_links=caller.links is None, word=word_of(record))
+    record = replace(record, sources=replace(record.sources, links=contents.links))
     configured, warnings = configure(record, contents)
     return configured, (*metadata.warnings, *warnings)

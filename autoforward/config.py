@@ -25,6 +25,7 @@ from autoforward.setting_values import (
     parse_local_ports,
     parse_max_ports,
     parse_selection,
+    parse_trust,
     shown,
 )
 
@@ -44,6 +45,7 @@ class Settings:
     notify: bool | None = None
     direct: bool | None = None
     default_exclude: bool | None = None
+    trust: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The table that says this; `parse_settings` is the inverse."""
@@ -115,6 +117,7 @@ KEYS: Mapping[str, Key] = {
     "notify": Key("notify", parse_flag, "AUTOFORWARD_NOTIFY"),
     "direct": Key("direct", parse_flag, "AUTOFORWARD_DIRECT"),
     "defaultExclude": Key("default_exclude", parse_flag, "AUTOFORWARD_DEFAULT_EXCLUDE"),
+    "trust": Key("trust", parse_trust),
 }
 """By the name in files."""
 
@@ -138,6 +141,8 @@ def _encode(name: str, value: Any) -> object:
         return {f"{one.low}-{one.high}": f"{one.host_low}-{one.host_high}" for one in value}
     if name == "forwards":
         return list(dict.fromkeys(spec.text for spec in value))
+    if name == "trust":
+        return list(value)
     if isinstance(value, Selection):
         return [*(f"{low}-{high}" for low, high in value.ranges), *value.processes]
     return value

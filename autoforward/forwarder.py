@@ -23,10 +23,17 @@ from autoforward.model import DialAddress, EventName, ForwardKey, LaneName, Port
 from autoforward.policy import Notice, Plan, Summary, Wish
 from autoforward.reconciling import Existing, may_move, reconcile
 from autoforward.sockets import BoundPair, HostPortError, start_listening, stop_listening
+from autoforward.trust.table import is_loopback
 
 LOOPBACK = "127.0.0.1"
 
 IN_USE, WAS_IN_USE = " is in use", " was in use"
+
+
+def exposure(host_ip: str | None) -> str | None:
+    """What everybody has to see of a forward on this address; None on loopback (None: the default)."""
+    return None if is_loopback(host_ip) else f"other machines can reach it: it listens on {host_ip}"
+
 
 RETRY_FAILED_S = 5.0
 """How often a host port that could not be had is tried again."""
@@ -420,9 +427,9 @@ class Forwarder:
         )
 
     def rows(
-        self, target: str, lane: LaneName | None, counters: Mapping[str, ForwardCounters]
+        self, target: str, lane: LaneName | None, counters: Mapping[str, ForwardCounters], remarks: Sequence[str] = ()
     ) -> Iterable[dict[str, Any]]:
-        """`list --json` rows: forwards, then notices, then what is left in sum."""
+        """`list --json` rows: forwards, then notices, then what is left in sum, then `remarks` of the session."""
         now_s = time.monotonic()
         for row in self._forwards.values():
             count = counters.get(row.forward_id or "", ForwardCounters())
@@ -441,6 +448,7 @@ class Forwarder:
         others = [(self._notice_event("ignored", notice), notice.source) for notice in self._notices.values()]
         if self._summary is not None:
             others.append((self._summary_event("ignored", self._summary.now), "detected"))
+        others += [(self._summary_event("ignored", remark), "declared") for remark in remarks]
         for event, source in others:
             yield list_row(
                 event,
@@ -478,8 +486,8 @@ class Forwarder:
     def _event(self, event: EventName, row: Forward, remap_reason: str | None = None) -> PortEvent:
         wish = row.wish
         host_port = row.host_port
-        remap_reason = remap_reason or row.remap_reason
-        particular = "; ".join(text for text in (wish.note, remap_reason) if text) or None
+        exposed = exposure(row.host_ip) if host_port is not None else None
+        particular = "; ".join(filter(None, (wish.note, remap_reason or row.remap_reason)))
         pinned_or_same = wish.pinned_host_port or wish.key.container_port
         return replace(
             self._port_event(event, wish.key, wish.attributes),
@@ -491,7 +499,7 @@ class Forwarder:
             container_host=wish.dials[0].host,
             remapped=host_port is not None and host_port != pinned_or_same,
             status=row.status,
-            reason=row.reason or row.last_refusal or particular,
+            reason="; ".join(filter(None, (exposed, row.reason or row.last_refusal or particular))) or None,
         )
 
     def _notice_event(self, event: EventName, notice: Notice) -> PortEvent:

@@ -1,4 +1,5 @@
 """Lock files: private, made when they are first needed, never deleted, and exclusive among threads as well as processes.
+And what is written under such a lock: files that are only ever replaced as a whole.
 
 POSIX locks belong to the process: two threads (even two lock objects) would both get one, and the first to close any
 descriptor of the file would release it for both. So each lock file has one thread lock in a process.
@@ -47,6 +48,36 @@ def acquire(lock: fasteners.InterProcessLock, timeout_s: float) -> bool:
         if not acquired and lock.lockfile is not None:
             lock.lockfile.close()
     return acquired
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Temporary file, fsync, rename: a reader without the lock sees either the old content or the new. Raises OSError."""
+    # One fixed name: the lock makes us the only writer, and what a killed one left is overwritten.
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename survive a power cut. Some file systems have no fsync for folders (EINVAL)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -56,6 +56,14 @@ class StatePaths:
         return self.home / "registry.lock"
 
     @property
+    def approvals(self) -> Path:
+        return self.home / "approvals.json"
+
+    @property
+    def approvals_lock(self) -> Path:
+        return self.home / "approvals.lock"
+
+    @property
     def starting_lock(self) -> Path:
         return self.home / "starting.lock"
 
@@ -112,8 +120,8 @@ class StatePaths:
 
     def _files(self) -> tuple[Path, ...]:
         logs = (self.supervisor_log, self.events, self.rotated_events)
-        locks = (self.registry_lock, self.starting_lock, self.supervisor_lock)
-        return (self.registry, *locks, *logs, self.supervisor_info, self.supervisor_socket)
+        locks = (self.registry_lock, self.approvals_lock, self.starting_lock, self.supervisor_lock)
+        return (self.registry, self.approvals, *locks, *logs, self.supervisor_info, self.supervisor_socket)
 
 
 def _ensure_private_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 from autoforward.attributes import NO_RULES, AttributeRules
 from autoforward.known_servers import why_excluded
 from autoforward.model import (
+    FIRST_UNPRIVILEGED,
     DialAddress,
     ForwardKey,
     PortAttributes,
@@ -55,7 +56,8 @@ class SessionRules:
 
     `blocked` is why nothing can be relayed (no lane), None when it can. `udp` says whether the lane carries datagrams.
     `elsewhere` are the container's own ports that the session of another one has. `default_exclude`: what is known to be
-    no server of the user's is not forwarded by itself.
+    no server of the user's is not forwarded by itself. `firm` and `include_known`: what `include` does not bring back. Host
+    numbers from `lowest_port` to 1023 are for command lines and for `low_ports`; `way_out` is how the user grants others.
     """
 
     auto: bool = True
@@ -64,7 +66,12 @@ class SessionRules:
     attributes: AttributeRules = NO_RULES
     exclude: Selection = NOTHING
     include: Selection = NOTHING
+    firm: Selection = NOTHING
+    include_known: bool = True
     local_ports: tuple[LocalPorts, ...] = ()
+    low_ports: tuple[LocalPorts, ...] = ()
+    lowest_port: int = FIRST_UNPRIVILEGED
+    way_out: str = ""
     published: tuple[PublishedPort, ...] = ()
     host_network: bool = False
     stopped: frozenset[ForwardKey] = frozenset()
@@ -201,14 +208,17 @@ def plan(
             continue
         process = here.process if here else None
         attributes = rules.attributes.resolve(key, process.command_line if process else None)
-        notice = _why_not(rules, key, source, here, attributes)
+        notice = _why_not(rules, key, source, spec, here, attributes)
         if notice is not None and len(notices) < rules.max_forwards:
             notices[key] = notice
         elif notice is not None or len(wishes) + undecided >= rules.max_forwards:
             overflow += 1
         else:
-            wish = _wish(key, source, _pin(rules, key, spec), None if is_open else here, attributes)
-            wishes[key] = replace(wish, note=_note(rules, key, here))
+            pin = _pin(rules, key, spec)
+            refused = _refused_pin(rules, key, source, spec)
+            wish = _wish(key, source, None if refused else pin, None if is_open else here, attributes)
+            notes = (refused, _note(rules, key, here))
+            wishes[key] = replace(wish, note="; ".join(note for note in notes if note) or None)
     came_back = frozenset(
         key
         for key, last in before.items()
@@ -269,7 +279,12 @@ def _observe(
 
 
 def _why_not(
-    rules: SessionRules, key: ForwardKey, source: Source, seen: Seen | None, attributes: PortAttributes
+    rules: SessionRules,
+    key: ForwardKey,
+    source: Source,
+    spec: PortSpec | None,
+    seen: Seen | None,
+    attributes: PortAttributes,
 ) -> Notice | None:
     """The reason for which this port is not forwarded; None when it is."""
 
@@ -283,9 +298,10 @@ def _why_not(
         return notice("ignored", ON_THE_HOST)
     command_line = seen.process.command_line if seen is not None and seen.process is not None else None
     excluded, included = (chosen.has(key.container_port, command_line) for chosen in (rules.exclude, rules.include))
+    included = included and not rules.firm.has(key.container_port, command_line)
     if source == "detected" and excluded and not included:
         return notice("ignored", "excluded")
-    if source == "detected" and not included and attributes.label is None:
+    if source == "detected" and not (included and rules.include_known) and attributes.label is None:
         known = why_excluded(key, command_line, by_default=rules.default_exclude)
         if known is not None:
             return notice("ignored", f"{known}: not forwarded by itself")
@@ -301,6 +317,8 @@ def _why_not(
         return notice("failed", rules.blocked)
     if key.transport == "udp" and not rules.udp:
         return notice("failed", "UDP needs the agent lane, which is not available")
+    if attributes.require_local_port and (refused := _refused_pin(rules, key, source, spec)) is not None:
+        return notice("failed", refused)
     return None
 
 
@@ -337,6 +355,22 @@ def _pin(rules: SessionRules, key: ForwardKey, spec: PortSpec | None) -> int | N
     if spec is not None and spec.host_port is not None:
         return spec.host_port
     return host_port_for(rules.local_ports, key.container_port) if key.container_host is None else None
+
+
+def _refused_pin(rules: SessionRules, key: ForwardKey, source: Source, spec: PortSpec | None) -> str | None:
+    """Why the pin does not count: one of the system's numbers, which the user has not granted. None where it does.
+
+    A number that cannot be bound is left to the bind, which says so.
+    """
+    pin = _pin(rules, key, spec)
+    if pin is None or not rules.lowest_port <= pin < FIRST_UNPRIVILEGED:
+        return None
+    if source == "manual" and spec is not None and spec.host_port is not None:
+        return None
+    for one in rules.low_ports:
+        if one.low <= key.container_port <= one.high and one.host_low + key.container_port - one.low == pin:
+            return None
+    return f"host port {pin} is not granted to it: {rules.way_out}"
 
 
 def _wish(

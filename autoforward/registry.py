@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -27,7 +26,7 @@ from autoforward.leases import (
     parse_document,
     parse_time,
 )
-from autoforward.locking import CANNOT_WRITE, locked
+from autoforward.locking import CANNOT_WRITE, locked, replace_file
 from autoforward.paths import StatePaths
 
 __all__ = [
@@ -163,39 +162,14 @@ class Registry:
             raise RegistryError(f"cannot read the registry {self._paths.registry}: {error.strerror}") from error
 
     def _write_file(self, data: bytes) -> None:
-        # One fixed name: the lock makes us the only writer, and what a killed one left is overwritten.
-        temporary = self._paths.registry.with_name(f"{self._paths.registry.name}.tmp")
         try:
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-                with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(self._paths.registry)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
-                raise
-            _sync_folder(self._paths)
+            replace_file(self._paths.registry, data)
         except OSError as error:
             raise self._cannot_write(error) from error
 
     def _cannot_write(self, error: OSError) -> RegistryWriteError:
         hint = "make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
         return RegistryWriteError(f"cannot write the registry {self._paths.registry}: {error.strerror}", hint=hint)
-
-
-def _sync_folder(paths: StatePaths) -> None:
-    """Make the rename survive a power cut. Some file systems have no fsync for folders (EINVAL)."""
-    descriptor = os.open(paths.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 The same for a command that begins a session and for the supervisor when a file has changed: `read_sources` reads,
 `configure` decides. Order, key by key: what was given (flags, then environment), `--settings`, devcontainer.json,
-`.autoforward.toml`, image and features, the user's file, the defaults.
+`.autoforward.toml`, image and features, the user's file, the defaults. What of it counts is decided in `trust`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,16 @@ from autoforward.settings_files import (
     read_settings_file,
     read_user_settings,
 )
-from autoforward.variables import names_in, substituted
+from autoforward.trust.environment import Granted, granted, without_values
+from autoforward.trust.folders import is_trusted, lies_in
+from autoforward.trust.layers import Layer, settle
+from autoforward.trust.ports import Origin, granted_pins, granted_rules
+from autoforward.trust.requests import NO_WORD, Asking, Request, Word
+from autoforward.trust.table import Source
 
 PORT_KEYS = ("forwardPorts", "portsAttributes", "otherPortsAttributes")
+
+_MERGED_KEYS = (*PORT_KEYS, CUSTOMIZATIONS[0])
 
 BUILT_BY_CLI = "vsc-"
 """What the names of images begin with that the official CLI has built."""
@@ -58,24 +65,42 @@ class SourceContents:
     user: Settings = NO_SETTINGS
     features: tuple[Mapping[str, Any], ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
-    """Of the environment, those that it names in what it says of ports."""
+    """Of the environment, those that it names in what it says of ports, as far as it may have them."""
     links: Mapping[str, str] = field(default_factory=dict)
     """As in `ConfigSources`, as they are now."""
+    withheld: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    requests: tuple[Request, ...] = ()
+    """What devcontainer.json asks for of the environment."""
+    word: Word = NO_WORD
+    settings_source: Source = "user"
+    user_source: Source = "config"
+    """Who says what is in `settings_file` and in `user`: the workspace, where the file lies in it."""
 
 
 def read_sources(
-    sources: ConfigSources, environ: Mapping[str, str] | None = None, *, accept_links: bool = False
+    sources: ConfigSources,
+    environ: Mapping[str, str] | None = None,
+    *,
+    accept_links: bool = False,
+    word: Word = NO_WORD,
 ) -> SourceContents:
     """Read all files. Raises UsageError, with file, line and key, for the first that is not valid.
 
     `environ` is the environment of who begins the session; without it (in the supervisor) what it was then counts.
     `accept_links`: the user is here, and what leads out of the workspace leads where it may; else only where it led then.
+    `word` is what the user has said of the workspace, which the container may write.
     """
     files = _Files(sources, accept_links)
+    user = NO_SETTINGS if sources.user_file is None else read_user_settings(sources.user_file)
+    user_source: Source = "workspace" if lies_in(sources.user_file, sources.folder) else "config"
+    patterns = (user.trust or ()) if user_source == "config" else ()
+    folder = sources.folder or (os.path.dirname(sources.project_file) if sources.project_file else None)  # noqa: PTH120
+    word = replace(word, trusts_files=is_trusted(folder, patterns))
     config: Mapping[str, Any] | None = None
-    variables: Mapping[str, str] = sources.variables
     customizations = NO_SETTINGS
     features: tuple[Mapping[str, Any], ...] = ()
+    asking, found = Asking(word), Granted(variables=sources.variables, withheld=sources.withheld)
     if sources.config_file is not None:
         path = Path(sources.config_file)
         try:
@@ -85,9 +110,9 @@ def read_sources(
         else:
             config = document.table
             said = {name: config[name] for name in (*PORT_KEYS, CUSTOMIZATIONS[0]) if name in config}
-            if environ is not None:
-                variables = {name: environ[name] for name in sorted(names_in(said)) if name in environ}
-            config = {**config, **substituted(said, variables)}
+            variables = sources.variables if environ is None else environ
+            found = granted(said, variables, sources.withheld, path.name, asking)
+            config = {**config, **found.config}
             customizations = read_customizations(replace(document, table=config))
             features = read_local_features(config, path, files.read_config)
     return SourceContents(
@@ -95,10 +120,16 @@ def read_sources(
         customizations,
         files.settings_in(sources.settings_file, required=True),
         files.settings_in(sources.project_file),
-        NO_SETTINGS if sources.user_file is None else read_user_settings(sources.user_file),
+        user,
         features,
-        variables,
+        found.variables,
         files.links,
+        found.withheld,
+        found.warnings,
+        asking.requests,
+        word,
+        "workspace" if lies_in(sources.settings_file, sources.folder) else "user",
+        user_source,
     )
 
 
@@ -137,42 +168,69 @@ class _Files:
 
 
 def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionRecord, tuple[str, ...]]:
-    """The record with the options, declared ports and rules that its sources come to, and warnings. No I/O."""
-    sources = record.sources
+    """The record with the options, declared ports and rules that its sources come to, and warnings. No I/O.
+
+    What widens and is not granted is left out, and is in the record's `requests`.
+    """
+    sources = replace(record.sources, variables=contents.variables, withheld=contents.withheld)
+    word = contents.word
+    if sources.openings is not None:
+        word = replace(word, openings=frozenset(sources.openings))
+    asking = Asking(word, contents.requests if record.attached else ())
     # Where there is no file to read, what the container was made with is the next best.
     base = _raw_base([sources.base, sources.original]) if contents.config is None else sources.base
     of_image, warnings = _customizations_of_image(base)
-    settings = layered(
-        sources.given, contents.settings_file, contents.customizations, contents.project, of_image, contents.user
+    settled = settle(_layers(sources, contents, of_image), asking)
+    settings = settled.settings
+    options = replace(
+        SessionOptions.of(settings, auto=record.options.auto, auto_udp=record.options.auto_udp),
+        firm=settled.firm.ranges,
+        firm_processes=settled.firm.processes,
+        include_known=settled.include_known,
+        low_ports=settled.low_ports,
     )
-    foreign = (contents.customizations, contents.project, of_image)
-    direct = _direct((sources.given, contents.settings_file), foreign, contents.user)
-    options = SessionOptions.of(
-        replace(settings, direct=direct), auto=record.options.auto, auto_udp=record.options.auto_udp
-    )
+    record = replace(record, sources=sources)
+    warnings += settled.warnings
     if not record.attached:
-        return replace(record, options=options, declared=(), rules=NO_RULES), warnings
-    merged = merge_configurations([base, *contents.features, contents.config or {}])
-    ports = ports_from_configuration(merged, sources.config_file or "the container's metadata")
+        record = replace(record, options=options, declared=(), rules=NO_RULES, requests=asking.requests)
+        return record, warnings
+    warnings += contents.warnings
+    files = [*contents.features, contents.config or {}]
+    place = sources.config_file or "the container's metadata"
+    ports = ports_from_configuration(merge_configurations([base, *files]), place)
+    origin = Origin.of(Path(place).name, base, files)
+    rules, openings = granted_rules(ports.rules, origin, asking)
+    if word.openings is None:
+        record = replace(record, sources=replace(sources, openings=tuple(sorted(openings))))
+    elif sources.openings is None:
+        record = replace(record, sources=replace(sources, openings=tuple(sorted(word.openings))))
     if contents.config is None and sources.config_file is not None:
         warnings += (f"{sources.config_file}: not there any more",)
     if record.is_sibling:
         # Ports of the configuration, and pins, are another container's.
-        rules, options = ports.rules.of_service(record.service), replace(options, local_ports=())
-        return replace(record, options=options, declared=(), rules=rules), (*warnings, *ports.warnings)
+        rules, options = rules.of_service(record.service), replace(options, local_ports=(), low_ports=())
+        record = replace(record, options=options, declared=(), rules=rules, requests=asking.requests)
+        return record, (*warnings, *ports.warnings)
+    options = replace(options, low_ports=(*options.low_ports, *granted_pins(ports.declared, origin, asking)))
     declared = _joined(ports.declared, settings.forwards or ())
-    configured = replace(record, options=options, declared=declared, rules=ports.rules)
-    return configured, (*warnings, *ports.warnings)
+    record = replace(record, options=options, declared=declared, rules=rules, requests=asking.requests)
+    return record, (*warnings, *ports.warnings)
 
 
-def _direct(asked: Sequence[Settings], foreign: Sequence[Settings], user: Settings) -> bool | None:
-    """`direct`: true is the user's word alone. Workspace and image may say false."""
-    said = layered(*asked).direct
-    if said is not None:
-        return said
-    if any(layer.direct is False for layer in (*foreign, user)):
-        return False
-    return user.direct
+def _layers(sources: ConfigSources, contents: SourceContents, of_image: Settings) -> list[Layer]:
+    """The most important first."""
+
+    def name(path: str | None) -> str:
+        return Path(path).name if path is not None else ""
+
+    return [
+        Layer("user", "", sources.given),
+        Layer(contents.settings_source, name(sources.settings_file), contents.settings_file),
+        Layer("workspace", name(sources.config_file), contents.customizations),
+        Layer("workspace", name(sources.project_file), contents.project),
+        Layer("label", "the image's metadata", of_image),
+        Layer(contents.user_source, name(sources.user_file), contents.user),
+    ]
 
 
 def sibling_of(anchor: SessionRecord, info: ContainerInfo) -> SessionRecord:
@@ -189,6 +247,8 @@ def sibling_of(anchor: SessionRecord, info: ContainerInfo) -> SessionRecord:
             config_file=str(config_file) if config_file else None,
             base=metadata.base,
             original=metadata.original,
+            folder=info.workspace_folder,
+            openings=None,
         )
     return SessionRecord(
         session_id=new_session_id(),
@@ -242,9 +302,15 @@ def metadata_of(info: ContainerInfo, image_label: str | None = None) -> Metadata
 
 
 def metadata_of_merged(
-    info: ContainerInfo, image_label: str | None, merged: Mapping[str, Any], config: Mapping[str, Any] | None
+    info: ContainerInfo,
+    image_label: str | None,
+    merged: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
+    environ: Mapping[str, str] | None = None,
 ) -> Metadata:
     """The same, with what a CLI's merged configuration has beyond the file `config`.
+
+    The CLI has put variables of `environ` into it: what holds the value of one that the file names is left out.
 
     devcontainer-rs has features only there. (The official CLI's is no help: for a container that is there already it is
     what the label says, devcontainer.json as it once was included.)
@@ -254,6 +320,7 @@ def metadata_of_merged(
     if any("id" in entry or set(entry) & set(PORT_KEYS) for entry in entries):
         return metadata
     config = config or {}
+    merged = {name: without_values(merged[name], config, environ or {}) for name in _MERGED_KEYS if name in merged}
     declared = {spec.key for spec in ports_from_configuration(config, "").declared}
     beyond: dict[str, Any] = {}
     ports = merged.get("forwardPorts")
@@ -289,7 +356,7 @@ def _one_table(tables: Sequence[object]) -> dict[str, Any]:
 
 
 def _customizations_of_image(base: Mapping[str, Any]) -> tuple[Settings, tuple[str, ...]]:
-    """What an image or a feature sets: nothing of it is fatal, and it does not open ports to other machines."""
+    """What an image or a feature sets: nothing of it is fatal."""
     table = customizations_of(base)
     if not isinstance(table, Mapping):
         return NO_SETTINGS, ()
@@ -297,9 +364,6 @@ def _customizations_of_image(base: Mapping[str, Any]) -> tuple[Settings, tuple[s
     warnings: list[str] = []
     for name, value in table.items():
         place = f"the container's metadata: {'.'.join(CUSTOMIZATIONS)}"
-        if name == "bind":
-            warnings.append(f"{place}.bind is left out: only you may say where forwards listen")
-            continue
         try:
             found.append(parse_settings({name: value}))
         except SettingError as error:

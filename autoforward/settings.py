@@ -6,6 +6,7 @@ A `SessionRecord` is stored as it is in the registry (`sessions`), and is what t
 from __future__ import annotations
 
 import secrets
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -31,6 +32,7 @@ from autoforward.setting_values import (
     parse_interval,
     parse_max_ports,
 )
+from autoforward.trust.requests import Request
 
 ALWAYS = "always"
 """What is stored of `direct` = true. A record with true was written when that was the default, and was nobody's word."""
@@ -46,7 +48,9 @@ class SessionOptions:
     `direct`: connections may go past the engine; None: while none but its compose project shares the container's
     networks. `notify`: desktop notifications. `default_exclude`: what is known to be no
     server of the user's (editors' own, sshd) is not forwarded by itself. `exclude_processes` and `include_processes`
-    are regular expressions for command lines; `include` brings back what is excluded. `local_ports` are pins.
+    are regular expressions for command lines; `include` brings back what is excluded, but for `firm`, and what is excluded
+    by default only with `include_known`. `local_ports` are pins; of all pins of a configuration below 1024 those of
+    `low_ports` count.
     """
 
     lane: LaneChoice = "auto"
@@ -63,6 +67,10 @@ class SessionOptions:
     include: tuple[tuple[int, int], ...] = ()
     include_processes: tuple[str, ...] = ()
     local_ports: tuple[LocalPorts, ...] = ()
+    firm: tuple[tuple[int, int], ...] = ()
+    firm_processes: tuple[str, ...] = ()
+    include_known: bool = True
+    low_ports: tuple[LocalPorts, ...] = ()
 
     @classmethod
     def of(cls, settings: Settings, *, auto: bool = True, auto_udp: bool = False) -> SessionOptions:
@@ -107,10 +115,11 @@ class SessionOptions:
             exclude_processes=tuple(str(text) for text in row.get("exclude_processes", ())),
             include=_ranges(row.get("include", ())),
             include_processes=tuple(str(text) for text in row.get("include_processes", ())),
-            local_ports=tuple(
-                LocalPorts(int(one["low"]), int(one["high"]), int(one["host_low"]))
-                for one in row.get("local_ports", ())
-            ),
+            local_ports=_local_ports(row.get("local_ports", ())),
+            firm=_ranges(row.get("firm", ())),
+            firm_processes=tuple(str(text) for text in row.get("firm_processes", ())),
+            include_known=bool(row.get("include_known", True)),
+            low_ports=_local_ports(row.get("low_ports", ())),
         )
 
 
@@ -120,9 +129,10 @@ class ConfigSources:
 
     `config_file` is the devcontainer.json that counts; `base` what image and features say beside it, raw; `original` what
     the container was made with, where that file is not to be found; `given` what flags and environment said, which goes
-    on to win. `variables` are those of the environment that devcontainer.json names in what it says of ports. The files
-    need not exist, but for `settings_file`. `folder` is the workspace, in which they belong; `links` where those of them
-    that lead out of it led when the user attached.
+    on to win. `variables` are those of the environment that devcontainer.json names in what it says of ports, as far as it
+    may have them; `withheld` are the names of the others that the caller had. `openings` are digests of what was opened by
+    itself at the last attach, None in records of before. The files need not exist, but for `settings_file`. `folder` is the
+    workspace, in which they belong; `links` where those of them that lead out of it led when the user attached.
     """
 
     config_file: str | None = None
@@ -135,6 +145,8 @@ class ConfigSources:
     variables: Mapping[str, str] = field(default_factory=dict)
     folder: str | None = None
     links: Mapping[str, str] = field(default_factory=dict)
+    withheld: tuple[str, ...] = ()
+    openings: tuple[str, ...] | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -153,6 +165,8 @@ class ConfigSources:
             "variables": dict(self.variables),
             "folder": self.folder,
             "links": dict(self.links),
+            "withheld": list(self.withheld),
+            "openings": None if self.openings is None else list(self.openings),
         }
 
     @classmethod
@@ -171,6 +185,8 @@ class ConfigSources:
             {str(name): str(value) for name, value in row["variables"].items()},
             _text(row.get("folder")),
             {str(path): str(real) for path, real in dict(row.get("links", {})).items()},
+            tuple(str(name) for name in row.get("withheld", ())),
+            None if row.get("openings") is None else tuple(str(digest) for digest in row["openings"]),
         )
 
 
@@ -207,6 +223,8 @@ class SessionRecord:
     """It is watched because of that: the configuration is another service's, and speaks of this one by its name."""
     watch: str | None = None
     """The selection of the watch that began it, and with which it ends; None once somebody attached to it by himself."""
+    requests: tuple[Request, ...] = ()
+    """What its configuration asks for and the user has not granted."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -231,12 +249,16 @@ class SessionRecord:
             "siblings": self.siblings,
             "is_sibling": self.is_sibling,
             "watch": self.watch,
+            "requests": [request.to_json() for request in self.requests],
         }
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> SessionRecord:
         """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
-        identity = row["identity"]
+        identity, sources = row["identity"], ConfigSources.from_json({"folder": row["workspace"], **row["sources"]})
+        options = SessionOptions.from_json(row["options"])
+        if "requests" not in row:  # of before: a file may have said it, and it is read again in a moment
+            options = replace(options, bind=sources.given.bind)
         return cls(
             session_id=str(row["id"]),
             identity=Identity(
@@ -250,18 +272,24 @@ class SessionRecord:
             config_file=_text(row["config_file"]),
             project=_text(row["project"]),
             service=_text(row["service"]),
-            options=SessionOptions.from_json(row["options"]),
+            options=options,
             attached=bool(row["attached"]),
             declared=_specs(row["declared"]),
             manual=_specs(row["manual"]),
             rules=AttributeRules.from_json(row["rules"]),
             environment=SessionEnvironment.of(dict(row["environment"])),
             opened=tuple(str(forward_id) for forward_id in row["opened"])[-MAX_OPENED:],
-            sources=ConfigSources.from_json({"folder": row["workspace"], **row["sources"]}),
+            sources=sources,
             siblings=bool(row["siblings"]),
             is_sibling=bool(row["is_sibling"]),
             watch=_text(row["watch"]),
+            requests=tuple(Request.from_json(one) for one in row.get("requests", ())),
         )
+
+    @property
+    def way_out(self) -> str:
+        """The command that shows what it asks for and is not granted, and asks the user."""
+        return f"`autoforward trust {shlex.quote(self.workspace_folder or self.target)}`"
 
     def with_opened(self, forward_id: str) -> SessionRecord:
         """With one more in `opened`; the oldest of very many is forgotten."""
@@ -286,6 +314,10 @@ def _text(value: object) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"neither text nor null: {value!r}")
     return value
+
+
+def _local_ports(rows: Any) -> tuple[LocalPorts, ...]:
+    return tuple(LocalPorts(int(one["low"]), int(one["high"]), int(one["host_low"])) for one in rows)
 
 
 def _ranges(rows: Sequence[Sequence[Any]]) -> tuple[tuple[int, int], ...]:

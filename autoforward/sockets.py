@@ -16,6 +16,7 @@ import ipaddress
 import socket
 import sys
 from collections.abc import Collection
+from pathlib import Path
 
 from autoforward.errors import AutoforwardError
 from autoforward.model import Transport
@@ -25,6 +26,23 @@ DEFAULT_BACKLOG = 1024
 
 _COMPANIONS = {"127.0.0.1": "::1", "0.0.0.0": "::", "::": "0.0.0.0"}
 _NO_IPV6_ERRNOS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+
+
+_CAP_NET_BIND_SERVICE = 10
+
+
+def lowest_bindable_port() -> int | None:
+    """From where on this process may bind; None where the system does not say. Not cached: a sysctl may change it."""
+    if sys.platform != "linux":  # macOS lets everybody bind on all addresses
+        return 1
+    try:
+        status = Path("/proc/self/status").read_text()
+        effective = int(status.partition("CapEff:")[2].split(None, 1)[0], 16)
+        if effective >> _CAP_NET_BIND_SERVICE & 1:
+            return 1
+        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 class HostPortError(AutoforwardError):

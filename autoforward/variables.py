@@ -10,18 +10,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-_VARIABLE = re.compile(r"\$\{localEnv:([A-Za-z_][A-Za-z0-9_]*)(?::([^}]*))?\}")
+VARIABLE = re.compile(r"\$\{localEnv:([A-Za-z_][A-Za-z0-9_]*)(?::([^}]*))?\}")
 
 
 def names_in(value: object) -> frozenset[str]:
     """The names of the variables in all text of `value`, which is what JSON can be."""
-    return frozenset(match.group(1) for text in _texts(value) for match in _VARIABLE.finditer(text))
+    return frozenset(match.group(1) for text in _texts(value) for match in VARIABLE.finditer(text))
 
 
 def substituted(value: Any, variables: Mapping[str, str]) -> Any:
     """`value` with the variables in all its text replaced, names of keys too."""
     if isinstance(value, str):
-        return _VARIABLE.sub(lambda match: variables.get(match.group(1), match.group(2) or ""), value)
+        return VARIABLE.sub(lambda match: variables.get(match.group(1), match.group(2) or ""), value)
     if isinstance(value, Mapping):
         return {substituted(name, variables): substituted(item, variables) for name, item in value.items()}
     if isinstance(value, Sequence):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,16 +17,23 @@ from autoforward.endpoints import resolve_endpoint
 from autoforward.engine import Engine
 from autoforward.environment import SessionEnvironment
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
+from autoforward.paths import StatePaths
 from autoforward.session_config import Metadata, metadata_of
-from autoforward.settings import all_services
+from autoforward.settings import SessionRecord, all_services
 from autoforward.settings_files import user_settings_path
 from autoforward.targets import resolve_project, resolve_target
+from autoforward.trust.approvals import Approvals, Workspace
+from autoforward.trust.requests import Word
 
 
 @dataclass(frozen=True, slots=True)
 class AttachResult:
-    """What is forwarded now. `events` are the PORT_EVENT lines of the start; `problem` is set when nothing can be relayed."""
+    """What was asked of the supervisor, and what is forwarded now.
 
+    `events` are the PORT_EVENT lines of the start; `problem` is set when nothing can be relayed.
+    """
+
+    record: SessionRecord
     rows: list[dict[str, Any]]
     events: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -56,6 +64,14 @@ def caller_of(flags: output.SessionFlags) -> Caller:
     )
 
 
+def words_of(*, attaching: bool) -> Callable[[SessionRecord], Word]:
+    """What the user has said of a record's workspace, from the state folder. Raises AutoforwardError for one not to be used."""
+    paths = StatePaths.locate()
+    paths.check()
+    approvals = Approvals(paths)
+    return lambda record: approvals.word(Workspace.of(record), attaching=attaching)
+
+
 def attach(
     container_ref: str,
     *,
@@ -68,11 +84,13 @@ def attach(
     override_config: str | None = None,
     target: str | None = None,
     siblings: bool = False,
+    trust_workspace: bool = False,
 ) -> AttachResult:
     """Begin or change the session of a running container; returns when its first snapshot has been applied.
 
     With `siblings` the other services of its compose project have sessions too, also those that start later. The
-    configuration is read as `record_for` says. Raises AutoforwardError.
+    configuration is read as `record_for` says; with `trust_workspace` what it asks for now is approved. Raises
+    AutoforwardError.
     """
     engine = Engine(endpoint)
     try:
@@ -80,10 +98,12 @@ def attach(
         metadata = metadata or metadata_of(info, engine.image_labels(info).get(LABEL_METADATA, "[]"))
     finally:
         engine.close()
-    record, found = record_for(
+    make_record = functools.partial(
+        record_for,
         info,
         endpoint,
         caller_of(flags),
+        word_of=words_of(attaching=True),
         target=target or workspace_folder or info.workspace_folder or info.name,
         specs=specs,
         metadata=metadata,
@@ -92,6 +112,11 @@ def attach(
         override_config=override_config,
         siblings=siblings,
     )
+    record, found = make_record()
+    if trust_workspace and record.requests:
+        # What is approved is what was read, whatever the files say by now.
+        Approvals(StatePaths.locate()).answer(Workspace.of(record), record.requests, approved=True)
+        record, found = make_record()
     warnings = list(found)
     if siblings and not record.siblings:
         warnings.append(f"{info.name} is of no compose project: there are no other services")
@@ -106,11 +131,11 @@ def attach(
     for other in result["others"]:
         if its := _problem_in(other):
             warnings.append(f"nothing can be forwarded from {other['container_name']}: {its}")
-    return AttachResult(result["rows"], result["events"], warnings, problem)
+    return AttachResult(record, result["rows"], result["events"], warnings, problem)
 
 
 def attach_project(
-    project: str, *, flags: output.SessionFlags, docker_host: str | None, context: str | None
+    project: str, *, flags: output.SessionFlags, docker_host: str | None, context: str | None, trust_workspace: bool
 ) -> tuple[str, AttachResult]:
     """Attach to every service of a compose project that runs; the name of the first, and what is forwarded."""
     endpoint = resolve_endpoint(docker_host, context)
@@ -119,7 +144,14 @@ def attach_project(
         [first, *_] = resolve_project(engine, project)
     finally:
         engine.close()
-    result = attach(first.container_id, endpoint=endpoint, flags=flags, target=all_services(project), siblings=True)
+    result = attach(
+        first.container_id,
+        endpoint=endpoint,
+        flags=flags,
+        target=all_services(project),
+        siblings=True,
+        trust_workspace=trust_workspace,
+    )
     return first.name, result
 
 

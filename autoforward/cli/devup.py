@@ -20,7 +20,7 @@ import click
 from click.core import ParameterSource
 
 from autoforward.callers import sources_for
-from autoforward.cli import attaching, client, output
+from autoforward.cli import attaching, client, output, trusting
 from autoforward.cli.printing import pass_on
 from autoforward.cli.progress import working
 from autoforward.devcontainer import LABEL_METADATA, read_config_file
@@ -63,6 +63,7 @@ class DevupRequest:
     ports_events: bool = False
     follow: bool = False
     all_services: bool = False
+    trust_workspace: bool = False
 
 
 def run_with_forwarding(request: DevupRequest) -> int:
@@ -88,6 +89,9 @@ def run_with_forwarding(request: DevupRequest) -> int:
     if request.ports_events:
         pass_on("".join(line.rstrip("\n") + "\n" for line in events).encode())
     pass_on(outcome.last_line)
+    if attached is not None:
+        record = attached.record
+        _tolerating_failure(lambda: trusting.ask_once(record), "nothing is asked")
     if attached is not None and request.follow:
         _follow(request, outcome, events)
     return outcome.exit_code
@@ -113,6 +117,7 @@ def _attach(request: DevupRequest, container_id: str) -> attaching.AttachResult:
         specs=request.specs,
         flags=request.flags,
         siblings=request.all_services,
+        trust_workspace=request.trust_workspace,
     )
 
 
@@ -129,7 +134,7 @@ def _metadata(request: DevupRequest, info: ContainerInfo, image_label: str) -> M
         config = read_config_file(path).table if path is not None else None
     except FileNotFoundError:
         config = None
-    return metadata_of_merged(info, image_label, merged, config)
+    return metadata_of_merged(info, image_label, merged, config, request.environ)
 
 
 def _check_configuration(request: DevupRequest) -> None:
@@ -215,6 +220,7 @@ NEEDS_AUTO_FORWARD = {
     "ports_events": "--ports-events",
     "follow": "--follow",
     "services": "--services",
+    "trust_workspace": "--trust-workspace",
     "lane": "--lane",
     "bind": "--bind",
     "exclude": "--exclude",
@@ -261,6 +267,7 @@ Every other flag goes to `devcontainer up` unchanged; `devcontainer up --help` l
     help="The devcontainer CLI to run.",
     shell_complete=output.completing("files"),
 )
+@output.trust_option
 @output.session_options()
 @output.engine_options
 @click.argument("up_args", nargs=-1, type=click.UNPROCESSED, metavar="[FLAGS OF devcontainer up]...")
@@ -275,6 +282,7 @@ def main(
     context: str | None,
     up_args: tuple[str, ...],
     flags: output.SessionFlags,
+    trust_workspace: bool,
 ) -> None:
     environ = engine_environment(os.environ, docker_host, context)
     if not auto_forward:
@@ -289,5 +297,7 @@ def main(
         output.warn("ports are not forwarded: Linux and macOS are supported, Windows is not yet")
         _run_alone(cli, up_args, environ)
     up = parse_up_arguments(up_args)
-    request = DevupRequest(cli, up, environ, endpoint, specs, flags, ports_events, follow, services == "all")
+    request = DevupRequest(
+        cli, up, environ, endpoint, specs, flags, ports_events, follow, services == "all", trust_workspace
+    )
     raise SystemExit(run_with_forwarding(request))

@@ -24,8 +24,11 @@ from autoforward.errors import AutoforwardError
 from autoforward.model import ContainerInfo
 from autoforward.paths import StatePaths
 from autoforward.session_config import metadata_of
+from autoforward.sockets import lowest_bindable_port
 from autoforward.targets import resolve_target
 from autoforward.texts import one_line
+from autoforward.trust.approvals import Approvals, Workspace
+from autoforward.trust.requests import not_granted
 
 MARKS: dict[FindingStatus, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
 ASCII_MARKS: dict[FindingStatus, str] = {"ok": "+", "warn": "!", "fail": "x"}
@@ -62,7 +65,7 @@ def examine(target: str | None, docker_host: str | None, context: str | None) ->
         architecture = engine_look.about.architecture if engine_look.about is not None else None
         yield host.check_agent_package(looking.look_at_agents(), architecture)
         yield host.check_loopback(looking.look_at_loopback())
-        yield host.check_privileged_ports(looking.lowest_bindable_port())
+        yield host.check_privileged_ports(lowest_bindable_port())
         yield host.check_descriptors(looking.descriptor_limit())
         yield host.check_desktop(SessionEnvironment.capture(os.environ), sys.platform)
         if target is not None and engine is None:
@@ -96,13 +99,19 @@ def _examine_ports(
 ) -> Iterator[Finding]:
     try:
         metadata = metadata_of(info, engine.image_labels(info).get(LABEL_METADATA, "[]"))
+        approvals = Approvals(StatePaths.locate())
         record, warnings = record_for(
-            info, engine.endpoint, caller_of(output.SessionFlags()), target=target, metadata=metadata
+            info,
+            engine.endpoint,
+            caller_of(output.SessionFlags()),
+            word_of=lambda record: approvals.word(Workspace.of(record), attaching=True),
+            target=target,
+            metadata=metadata,
         )
     except AutoforwardError as error:
         yield container.check_configuration((), str(error), error.hint)
         return
-    yield container.check_configuration(warnings)
+    yield container.check_configuration((*warnings, *not_granted(record.requests, record.way_out)))
     session = next((row for row in supervisor.sessions if row["container_id"] == info.container_id), None)
     yield container.check_direct(*inside.look_at_direct(engine, info, record.options.direct, session))
     if not record.declared:

@@ -7,7 +7,7 @@ from typing import Any
 
 from autoforward.callers import record_for
 from autoforward.cli import client, output
-from autoforward.cli.attaching import caller_of, find_target
+from autoforward.cli.attaching import caller_of, find_target, words_of
 from autoforward.cli.draining import drain
 from autoforward.cli.interrupting import Interrupted, interruptible
 from autoforward.cli.printing import show_json
@@ -26,7 +26,15 @@ def forward_ports(
     """Exit status. The first Ctrl-C (or SIGTERM) drains, the second ends at once; both are 0."""
     specs = [spec for text in texts for spec in parse_port_spec(text)]
     endpoint, info = find_target(target, docker_host, context)
-    record, warnings = record_for(info, endpoint, caller_of(flags), target=target, specs=specs, attached=False)
+    record, warnings = record_for(
+        info,
+        endpoint,
+        caller_of(flags),
+        word_of=words_of(attaching=False),
+        target=target,
+        specs=specs,
+        attached=False,
+    )
     for warning in warnings:
         output.warn(warning)
     output.warn_of_bind(record.options)

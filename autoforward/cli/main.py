@@ -45,6 +45,7 @@ def main() -> None:
 )
 @click.argument("target", default=".", required=False, shell_complete=output.completing("containers"))
 @click.argument("specs", nargs=-1, metavar="[SPEC]...")
+@output.trust_option
 @output.session_options()
 @output.engine_options
 @json_option
@@ -55,10 +56,12 @@ def attach(
     docker_host: str | None,
     context: str | None,
     as_json: bool,
+    trust_workspace: bool,
 ) -> int:
     """Detect and forward, detached. TARGET is a folder, a container, PROJECT/SERVICE[#N], or PROJECT/*: every service."""
     from autoforward.cli.attaching import attach as attach_to
     from autoforward.cli.attaching import attach_project, find_target
+    from autoforward.cli.trusting import ask_once
     from autoforward.lanes.probe import NO_LANE_HINT
     from autoforward.portspec import parse_port_spec
     from autoforward.targets import project_of
@@ -69,11 +72,20 @@ def attach(
             raise UsageError(
                 f"{wanted[0].text} has to be of one service, not of {target}", hint=f"name it: {project}/SERVICE"
             )
-        name, result = attach_project(project, flags=flags, docker_host=docker_host, context=context)
+        name, result = attach_project(
+            project, flags=flags, docker_host=docker_host, context=context, trust_workspace=trust_workspace
+        )
     else:
         endpoint, info = find_target(target, docker_host, context)
         folder = info.workspace_folder if Path(target).is_dir() else None
-        result = attach_to(info.container_id, endpoint=endpoint, flags=flags, specs=wanted, target=folder or target)
+        result = attach_to(
+            info.container_id,
+            endpoint=endpoint,
+            flags=flags,
+            specs=wanted,
+            target=folder or target,
+            trust_workspace=trust_workspace,
+        )
         name = info.name
     for warning in result.warnings:
         # The problem is about to be the error.
@@ -91,6 +103,7 @@ def attach(
     if not as_json and not result.rows:
         where = target if project else name
         output.say(f"Watching {where}: what starts to listen there is forwarded. `autoforward list` shows it.")
+    ask_once(result.record)
     return 0
 
 
@@ -253,6 +266,33 @@ def doctor(target: str | None, docker_host: str | None, context: str | None, as_
     from autoforward.cli.doctoring import examine, print_findings
 
     return print_findings(examine(target, docker_host, context), as_json)
+
+
+@main.command(
+    epilog="\b\nExamples:\n  autoforward trust\n  autoforward trust ~/src/shop --yes\n  autoforward trust --list"
+)
+@click.argument("folder", required=False, shell_complete=output.completing("containers"))
+@click.option("--yes", is_flag=True, help="Allow what is asked for, without a question.")
+@click.option("--list", "listing", is_flag=True, help="Show what you have answered, of FOLDER or of all workspaces.")
+@click.option("--revoke", is_flag=True, help="Forget the answers; what they allowed ends at once.")
+@output.engine_options
+@json_option
+def trust(
+    folder: str | None,
+    yes: bool,
+    listing: bool,
+    revoke: bool,
+    docker_host: str | None,
+    context: str | None,
+    as_json: bool,
+) -> int:
+    """Show what a workspace or its image asks for that only you can allow, ask, and remember your answer.
+
+    For example an address other than loopback, or a host port below 1024. FOLDER is the current folder by default.
+    """
+    from autoforward.cli.trusting import trust_workspace
+
+    return trust_workspace(folder, docker_host, context, yes=yes, listing=listing, revoke=revoke, as_json=as_json)
 
 
 @main.command(

@@ -150,6 +150,13 @@ def engine_options(function: F) -> F:
     return click.option("--docker-host", metavar="URL", help="The engine, like DOCKER_HOST.")(function)
 
 
+def trust_option(function: F) -> F:
+    """`--trust-workspace`, as `trust_workspace`."""
+    return click.option(
+        "--trust-workspace", is_flag=True, help="Approve what the workspace asks for now, see `autoforward trust`."
+    )(function)
+
+
 def watch_options(function: F) -> F:
     """`--label` and `--services` of a watch, as `labels` and `services`."""
     function = click.option(

@@ -77,6 +77,11 @@ def _remarks(session: Mapping[str, Any]) -> Iterator[str]:
     if session["problem"]:
         again = session["next_try_s"]
         yield session["problem"] + ("" if again is None else f" (next try in {again:.1f} s)")
+    if session.get("exposed"):
+        yield f"its forwards: {session['exposed']}"
+    for request in session.get("requests", ()):
+        answer = ", refused" if request["refused"] else ""
+        yield f"not granted{answer}: {request['key']} = {request['value']} ({request['place']}): {request['effect']}"
     if session["config_problem"]:
         yield f"the configuration stays as it was: {session['config_problem']}"
     if session["lane"] is not None and session["lane"]["name"] != "agent":

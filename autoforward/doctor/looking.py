@@ -12,11 +12,9 @@ import shutil
 import socket
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from autoforward.deploy import NoAgentError, agent_binary
@@ -238,15 +236,6 @@ def look_at_loopback() -> LoopbackLook:
         return None
 
     return LoopbackLook(problem(socket.AF_INET, "127.0.0.1"), problem(socket.AF_INET6, "::1"))
-
-
-def lowest_bindable_port() -> int | None:
-    if os.geteuid() == 0 or sys.platform == "darwin":  # macOS lets everybody bind on all addresses
-        return 1
-    try:
-        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def descriptor_limit() -> int | None:

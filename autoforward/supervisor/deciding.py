@@ -10,6 +10,7 @@ from autoforward.neighbours import NOWHERE_ELSE, Elsewhere, Neighbours
 from autoforward.policy import SessionRules
 from autoforward.setting_values import Selection
 from autoforward.settings import SessionRecord
+from autoforward.sockets import lowest_bindable_port
 
 
 def rules_of(
@@ -30,7 +31,12 @@ def rules_of(
         attributes=record.rules,
         exclude=Selection(options.exclude, options.exclude_processes),
         include=Selection(options.include, options.include_processes),
+        firm=Selection(options.firm, options.firm_processes),
+        include_known=options.include_known,
         local_ports=options.local_ports,
+        low_ports=options.low_ports,
+        lowest_port=lowest_bindable_port() or 1,
+        way_out=record.way_out,
         published=info.published if info else (),
         host_network=info is not None and info.network_mode == "host",
         stopped=frozenset(stopped),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from autoforward.forwarder import exposure
 from autoforward.supervisor.session import Session
 
 
@@ -25,6 +26,8 @@ def describe(session: Session) -> dict[str, Any]:
         "config_problem": session.config_problem,
         "attached": record.attached,
         "watch": record.watch,
+        "requests": [request.to_json() for request in record.requests],
+        "exposed": exposure(record.options.bind),
         "forwards": len(session.forwarder.forward_ids),
         "lane": None if tool is None else {"name": tool.lane, "dialect": tool.dialect, **asdict(tool.capabilities)},
         "direct": session.direct.to_json(),

@@ -22,6 +22,7 @@ from autoforward.supervisor.describing import describe
 from autoforward.supervisor.server import DRAIN_S, Supervisor
 from autoforward.supervisor.session import STOPPED, Session
 from autoforward.supervisor.watching_command import WatchingCommand
+from autoforward.trust.approvals import Workspace
 
 RESTORE_WAIT_S = 5.0
 """How long `list` waits for sessions that are being restored; what is not back by then is shown as it is."""
@@ -41,6 +42,7 @@ class Handlers:
             "forward": self._with_warning(self.forward),
             "detach": self._with_warning(self.detach),
             "stop": self._with_warning(self.stop),
+            "trust": self.trust,
             "list": self.list_forwards,
             "counters": self.counters,
             "status": self._with_warning(self.status),
@@ -74,6 +76,8 @@ class Handlers:
             for one in (session, *others):
                 await self._wait_settled(one, connection)
             events = [line_of(event) for event in heard.drain()]
+        for one in (session, *others):
+            self._supervisor.saw(one.record)
         if session.state == "ended":
             raise TargetError(session.problem or "the session ended")
         return {
@@ -232,6 +236,16 @@ class Handlers:
         if target and not stopped and not self._find(str(target)):
             raise TargetError(f"no forward and no session is called {target}", hint="`autoforward list` shows them")
         return {"rows": stopped}
+
+    async def trust(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
+        """The user has answered, or has taken an answer back: it is in force in the sessions of the workspace on return."""
+        workspace = Workspace(str(request["engine"]), str(request["place"]))
+        variables = {str(name): str(value) for name, value in dict(request.get("variables") or {}).items()}
+        sessions = list(self._supervisor.sessions.values())
+        workspaces = await asyncio.to_thread(lambda: [Workspace.of(one.record) for one in sessions])
+        chosen = [one for one, its in zip(sessions, workspaces, strict=True) if its == workspace]
+        await asyncio.gather(*(self._supervisor.live.reconsider(one, variables) for one in chosen))
+        return {"rows": await self._rows(chosen), "sessions": [one.record.session_id for one in chosen]}
 
     async def list_forwards(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
         await self._wait_restored()

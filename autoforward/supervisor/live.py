@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from autoforward.core.budget import FILES, Budget
@@ -26,6 +26,7 @@ from autoforward.foreign.opening import Look, Signature
 from autoforward.session_config import SourceContents, configure, read_sources
 from autoforward.settings import ConfigSources, SessionRecord
 from autoforward.supervisor.session import Session
+from autoforward.trust.requests import NO_WORD, Word
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ T = TypeVar("T")
 class LiveConfiguration:
     """`sessions` gives those that there are; `store` writes one whose record has another configuration now.
 
-    `refresh` says that sessions came, went or have other files. Owned by the supervisor: `aclose` ends its tasks.
+    `word_of` gives what the user has said of a session's workspace. `refresh` says that sessions came, went or have other
+    files. Owned by the supervisor: `aclose` ends its tasks.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class LiveConfiguration:
         sessions: Callable[[], Iterable[Session]],
         store: Callable[[Session], Awaitable[None]],
         publish: Callable[[PortEvent], Awaitable[object]],
+        word_of: Callable[[SessionRecord], Word] = lambda _record: NO_WORD,
     ) -> None:
         self._sessions = sessions
         self._store = store
         self._publish = publish
+        self._word_of = word_of
         self._wake = asyncio.Event()
         self._names: frozenset[str] = frozenset()
         self._read: dict[str, _Read] = {}
@@ -76,6 +80,37 @@ class LiveConfiguration:
         self._wake.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="live configuration")
+
+    async def reconsider(self, session: Session, variables: Mapping[str, str]) -> None:
+        """The user has said something of its workspace: what its files ask for is decided again; returns once that is done.
+
+        `variables` are values of the user's environment for what has been granted.
+        """
+        key = session.record.session_id
+        if (before := self._updating.get(key)) is not None:  # it may have asked what the user had said until now
+            before.cancel()
+            await asyncio.wait([before])
+        self._updating[key] = task = asyncio.create_task(
+            self._decide_again(session, variables), name=f"approvals of {session.record.container_name}"
+        )
+        await asyncio.wait([task])
+        self._wake.set()
+
+    async def _decide_again(self, session: Session, variables: Mapping[str, str]) -> None:
+        def change(record: SessionRecord) -> SessionRecord:
+            known = {name: variables[name] for name in record.sources.withheld if name in variables}
+            withheld = tuple(name for name in record.sources.withheld if name not in known)
+            return replace(
+                record,
+                sources=replace(record.sources, variables={**record.sources.variables, **known}, withheld=withheld),
+            )
+
+        try:
+            await session.reconfigure(change)
+            self._read.pop(session.record.session_id, None)
+            await self._apply(session)
+        except TargetError as error:  # it has ended
+            log.debug("%s", error)
 
     async def aclose(self) -> None:
         tasks = [task for task in (self._task, *self._updating.values()) if task is not None]
@@ -205,11 +240,11 @@ class LiveConfiguration:
         before, key = session.record, session.record.session_id
         sources = before.sources
         is_new = key not in self._read
-        read = await self._in_pool(lambda: _read_all(before))
+        read = await self._in_pool(lambda: self._read_all(before))
         if read.problem is not None and not is_new:
             await asyncio.sleep(SETTLE_S)
             if (await self._survey_of(session)).of(sources) != read.signatures:  # else the problem is what it was
-                read = await self._in_pool(lambda: _read_all(before))
+                read = await self._in_pool(lambda: self._read_all(before))
         if session.record.sources != sources:  # a command was quicker: its files are the ones that count
             return
         self._read[key] = read
@@ -241,6 +276,22 @@ class LiveConfiguration:
     async def _in_pool(self, job: Callable[[], T]) -> T:
         """What has to do with files: in threads that are for nothing else, for these may have to wait."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, job)
+
+    def _read_all(self, record: SessionRecord) -> _Read:
+        """Blocks on the disk."""
+        sources = record.sources
+        survey = look_at_all(sources.files)
+        signatures = survey.of(sources)
+        if survey.silent:
+            return _Read(sources, signatures, problem=f"{min(survey.silent)}: {SILENT}")
+        try:
+            contents = read_sources(sources, word=self._word_of(record))
+        except UsageError as error:
+            return _Read(sources, signatures, problem=str(error))
+        if contents.config is None and sources.config_file is not None:
+            return _Read(sources, signatures, problem=f"{sources.config_file}: not there any more", is_missing=True)
+        configured, warnings = configure(record, contents)
+        return _Read(sources, signatures, contents, configured=configured, warnings=warnings)
 
     async def _complain(self, session: Session, problem: str | None) -> None:
         """Say once that the configuration in force is not what the files say; None: it is, from now on."""
@@ -293,19 +344,3 @@ class _Read:
     is_missing: bool = False
     configured: SessionRecord | None = None
     warnings: tuple[str, ...] = ()
-
-
-def _read_all(record: SessionRecord) -> _Read:
-    sources = record.sources
-    survey = look_at_all(sources.files)
-    signatures = survey.of(sources)
-    if survey.silent:
-        return _Read(sources, signatures, problem=f"{min(survey.silent)}: {SILENT}")
-    try:
-        contents = read_sources(sources)
-    except UsageError as error:
-        return _Read(sources, signatures, problem=str(error))
-    if contents.config is None and sources.config_file is not None:
-        return _Read(sources, signatures, problem=f"{sources.config_file}: not there any more", is_missing=True)
-    configured, warnings = configure(record, contents)
-    return _Read(sources, signatures, contents, configured=configured, warnings=warnings)

@@ -62,6 +62,7 @@ from autoforward.supervisor.services import SessionServices
 from autoforward.supervisor.session import Session
 from autoforward.supervisor.siblings import Siblings
 from autoforward.supervisor.watches import Watches
+from autoforward.trust.approvals import Approvals, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class Supervisor:
         self._stop_reason = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._count_at_s = time.monotonic() + COUNT_S
+        self._unsaid_openings: dict[str, SessionRecord] = {}
         self._lock = fasteners.InterProcessLock(str(paths.supervisor_lock))
 
     # Phases.
@@ -132,7 +134,13 @@ class Supervisor:
         self.services = functools.partial(
             SessionServices, self.plane, self._allocator, self.hub, self.books.thread, neighbours=Neighbours()
         )
-        self.live = LiveConfiguration(self.sessions.values, self.store_session, self.hub.publish)
+        self.approvals = Approvals(self.paths)
+        self.live = LiveConfiguration(
+            self.sessions.values,
+            self.store_session,
+            self.hub.publish,
+            lambda record: self.approvals.word(Workspace.of(record)),
+        )
         self.siblings = Siblings(self)
         self.watches = Watches(self, self.actions.restore)
         self.networks = NetworkWatch(self)
@@ -213,6 +221,24 @@ class Supervisor:
         """Write what the next supervisor needs; a session that lives on a foreground command only leaves nothing."""
         await self.books.store(session.record)
         self.live.refresh()
+
+    def saw(self, record: SessionRecord) -> None:
+        """The user attached, or a watch met the workspace: what is opened by itself there is remembered, soon."""
+        if not self._unsaid_openings:
+            self.spawn(self._remember_openings(), "remember what is opened by itself")
+        self._unsaid_openings[record.session_id] = record
+
+    async def _remember_openings(self) -> None:
+        def write() -> None:
+            self.approvals.saw({Workspace.of(one): one.sources.openings or () for one in records})
+
+        while records := list(self._unsaid_openings.values()):
+            try:
+                await self.books.run(write)
+            except AutoforwardError as error:  # what is new at the next attach is asked for then
+                log.warning("%s", error)
+            said = {id(record) for record in records}
+            self._unsaid_openings = {key: one for key, one in self._unsaid_openings.items() if id(one) not in said}
 
     async def end_sessions(self, sessions: Iterable[Session], reason: str) -> None:
         await self._end_all(sessions, reason, forget=True)

@@ -45,6 +45,7 @@ from autoforward.supervisor.watching import (
     Watching,
     place_of,
 )
+from autoforward.trust.requests import not_granted
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +134,10 @@ class Session:
             await asyncio.wait([self._task])
 
     def rows(self, counters: Mapping[str, ForwardCounters]) -> list[dict[str, Any]]:
-        """`list --json` rows of its forwards, and of the ports that are not forwarded."""
-        return list(self.forwarder.rows(self.record.target, self.tool.lane if self.tool else None, counters))
+        """`list --json` rows of its forwards, of the ports that are not forwarded, and of what is not granted."""
+        record = self.record
+        asked = not_granted(record.requests, record.way_out)
+        return list(self.forwarder.rows(record.target, self.tool.lane if self.tool else None, counters, asked))
 
     @property
     def next_try_in_s(self) -> float | None:

@@ -11,11 +11,12 @@ from typing import Protocol, TypeVar
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.errors import AutoforwardError, TargetError, UsageError
 from autoforward.model import ContainerInfo, EngineEndpoint
-from autoforward.session_config import configure, read_sources, sibling_of
+from autoforward.session_config import SourceContents, configure, read_sources, sibling_of
 from autoforward.settings import SessionRecord, merge_specs
 from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.session import Session
 from autoforward.targets import LABEL_PROJECT, is_one_off, services_of
+from autoforward.trust.approvals import Approvals, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,9 @@ class Host(Protocol):
 
     sessions: dict[str, Session]
     engines: Engines
+    approvals: Approvals
 
+    def saw(self, record: SessionRecord) -> None: ...
     def session_for(self, record: SessionRecord) -> Session | None: ...
     def add_session(self, record: SessionRecord) -> Session: ...
     async def store_session(self, session: Session) -> None: ...
@@ -155,16 +158,21 @@ class Siblings:
             return None
         try:
             bare = record
-            record, warnings = await self._in_pool(record, lambda: configure(bare, read_sources(bare.sources)))
+            record, warnings = await self._in_pool(record, lambda: configure(bare, self._read(bare)))
             for warning in warnings if not record.is_sibling else ():
                 log.warning("%s: %s", info.name, warning)
         except UsageError as error:
             log.warning("%s: its configuration is left out: %s", info.name, error)
         try:
-            return await self._take_up_after(record)
+            session = await self._take_up_after(record)
         except AutoforwardError as error:
             log.warning("%s is not attached to: %s", info.name, error)
             return None
+        self._host.saw(session.record)
+        return session
+
+    def _read(self, record: SessionRecord) -> SourceContents:
+        return read_sources(record.sources, word=self._host.approvals.word(Workspace.of(record)))
 
     async def _take_up_after(self, record: SessionRecord) -> Session:
         """A service that was made anew may come before the session of the one that is gone has ended."""

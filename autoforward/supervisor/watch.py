@@ -19,13 +19,15 @@ from autoforward.engine import ContainerEvent, Engine
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError, UsageError
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.selection import Selection
-from autoforward.session_config import SourceContents, configure, metadata_of
+from autoforward.session_config import SourceContents, configure, metadata_of, read_sources
 from autoforward.settings import SessionRecord
 from autoforward.supervisor.actor import FAULT
 from autoforward.supervisor.describing import describe
 from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.session import Session
 from autoforward.supervisor.siblings import Siblings
+from autoforward.trust.approvals import Approvals, Workspace
+from autoforward.trust.requests import Word
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,9 @@ class Host(Protocol):
     sessions: dict[str, Session]
     engines: Engines
     siblings: Siblings
+    approvals: Approvals
 
+    def saw(self, record: SessionRecord) -> None: ...
     def session_for(self, record: SessionRecord) -> Session | None: ...
     async def store_session(self, session: Session) -> None: ...
 
@@ -198,8 +202,10 @@ class Watch:
             new = [await self._host.siblings.take_up(record)]
             if record.siblings:
                 new += await self._host.siblings.take_up_others(record, new_only=True)
-            for one in () if self._has_looked else new:
-                self._quiet(one)
+            for one in new:
+                self._host.saw(one.record)
+                if not self._has_looked:
+                    self._quiet(one)
         elif session is None or session is not before:
             self.wake()  # somebody was quicker, or it has ended: look again
         elif session.record.container_id != info.container_id and session.state not in AWAY:
@@ -217,7 +223,9 @@ class Watch:
             "siblings": self.selection.services,
         }
         try:
-            record, warnings = await self._in_pool(lambda: record_for(info, self.endpoint, caller, **how))
+            record, warnings = await self._in_pool(
+                lambda: record_for(info, self.endpoint, caller, word_of=self._word_of, **how)
+            )
         except UsageError as error:
             record = await self._in_pool(lambda: self._unconfigured(info, caller, how))
             warnings = (f"its configuration is left out: {error}",)
@@ -226,11 +234,20 @@ class Watch:
         return replace(record, watch=str(self.selection))
 
     def _unconfigured(self, info: ContainerInfo, caller: Caller, how: dict[str, Any]) -> SessionRecord:
+        """With the user's own files alone: what they narrow holds whatever is wrong with the others."""
         try:
             record = bare_record(info, self.endpoint, caller, **how)
         except UsageError:  # where it would be does not answer
             record = bare_record(info, self.endpoint, caller, **how, look=False)
-        return configure(record, SourceContents())[0]
+        own = replace(record.sources, config_file=None, project_file=None)
+        try:
+            contents = read_sources(own, word=self._word_of(record))
+        except UsageError:  # it is these that are not valid
+            contents = SourceContents()
+        return configure(record, contents)[0]
+
+    def _word_of(self, record: SessionRecord) -> Word:
+        return self._host.approvals.word(Workspace.of(record))
 
     async def _take_over(self, session: Session, record: SessionRecord) -> None:
         """Of `record` only what the session has not: it was begun for single ports, or its container is gone."""

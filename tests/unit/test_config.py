@@ -27,6 +27,7 @@ EVERYTHING: dict[str, Any] = {
     "notify": False,
     "direct": False,
     "defaultExclude": False,
+    "trust": ["~/src/mine/**", "/srv/shop"],
 }
 PARSED = Settings(
     local_ports=(LocalPorts(3000, 3000, 8000), LocalPorts(5000, 5002, 6000)),
@@ -40,6 +41,7 @@ PARSED = Settings(
     notify=False,
     direct=False,
     default_exclude=False,
+    trust=("~/src/mine/**", "/srv/shop"),
 )
 
 

@@ -21,6 +21,8 @@ from autoforward.devcontainer_cli import DevcontainerCli, parse_up_arguments
 from autoforward.errors import AutoforwardError, EngineUnreachableError
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.portspec import parse_port_spec
+from autoforward.settings import SessionRecord
+from tests.unit.test_session_config import EMPTY
 
 FULL_ID = "abc" + "0" * 61
 RESULT = b'{"outcome":"success",  "containerId":"abc"}\n'
@@ -44,6 +46,7 @@ class FakeAttached:
     rows: list[dict[str, Any]] = field(default_factory=list)
     events: list[str] = field(default_factory=lambda: list(EVENTS))
     warnings: list[str] = field(default_factory=list)
+    record: SessionRecord = EMPTY
 
 
 class FakeEngine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_a_write_that_fails_leaves_what_was_there(paths: StatePaths, monkeypatch
     registry = open_registry(paths)
     put(registry, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "fsync", lambda _descriptor: (_ for _ in ()).throw(OSError(28, "No space left")))
+        patch.setattr(os, "fsync", lambda _descriptor: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(module.RegistryWriteError):
             put(registry, 2)
     put(registry, 3)

@@ -123,7 +123,8 @@ def test_an_image_does_not_open_ports_to_others_and_is_not_fatal() -> None:
     configured, warnings = configure(record, SourceContents())
     assert configured.options.bind is None
     assert configured.options.max_ports == 9
-    assert [warning.rpartition("autoforward.")[2].split()[0] for warning in warnings] == ["bind", "lane:"]
+    assert [warning.rpartition("autoforward.")[2].split()[0] for warning in warnings] == ["lane:"]
+    assert [(one.source, one.key, one.value) for one in configured.requests] == [("label", "bind", "0.0.0.0")]
 
 
 # -- the file ------------------------------------------------------------------------------------

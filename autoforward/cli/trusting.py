@@ -1,0 +1,202 @@
+"""`autoforward trust`, and the question after `attach` and `devup`: what a workspace asks for, and the user's answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from autoforward.callers import bare_record
+from autoforward.cli import client, output
+from autoforward.cli.attaching import caller_of
+from autoforward.cli.cells import printable
+from autoforward.endpoints import resolve_endpoint
+from autoforward.errors import AutoforwardError, TargetError, UsageError
+from autoforward.model import ContainerInfo
+from autoforward.paths import StatePaths
+from autoforward.registry import Registry
+from autoforward.session_config import configure, read_sources
+from autoforward.settings import SessionRecord, matches
+from autoforward.trust.approvals import Answers, Approvals, Workspace
+from autoforward.trust.requests import Request
+from autoforward.variables import names_in
+
+
+def trust_workspace(
+    target: str | None,
+    docker_host: str | None,
+    context: str | None,
+    *,
+    yes: bool,
+    listing: bool,
+    revoke: bool,
+    as_json: bool,
+) -> int:
+    """Exit status. Raises AutoforwardError."""
+    if listing + revoke + yes > 1:
+        raise UsageError("--yes, --list and --revoke exclude each other")
+    paths = StatePaths.locate()
+    paths.check()
+    approvals = Approvals(paths)
+    if listing:
+        _print_answers(_answers_for(target, approvals), as_json)
+        return 0
+    asked = requests_of(target or os.curdir, docker_host, context, paths, approvals)
+    if revoke:
+        return _revoke([*asked, *_answers_for(target or os.curdir, approvals)], approvals)
+    if as_json:
+        shown = [
+            {**asdict(workspace), "requests": [request.to_json() for request in requests]}
+            for workspace, requests in asked.items()
+        ]
+        click.echo(json.dumps(shown[0] if len(shown) == 1 else shown, indent=2))
+    return max(
+        (_settle(workspace, requests, approvals, yes, as_json) for workspace, requests in asked.items()), default=0
+    )
+
+
+def ask_once(record: SessionRecord) -> None:
+    """After all else is forwarded: ask for what is new, if a person is there to answer. Any answer is remembered."""
+    new = [request for request in record.requests if not request.refused]
+    if not new or not _someone_is_there():
+        return
+    workspace, approvals = Workspace.of(record), Approvals(StatePaths.locate())
+    try:
+        _show(workspace, new, to_stderr=True)
+        _answer(workspace, new, approvals, approved=_ask())
+    except AutoforwardError as error:
+        output.warn(f"your answer is not remembered: {error}", hint=error.hint)
+
+
+def requests_of(
+    target: str, docker_host: str | None, context: str | None, paths: StatePaths, approvals: Approvals
+) -> dict[Workspace, list[Request]]:
+    """What is asked for now and not granted, by workspace: of the sessions that are meant, else of the folder's files."""
+    folder = os.path.realpath(target) if Path(target).is_dir() else None
+    records = [record for record in _stored(paths) if _is_meant(record, target, folder)]
+    is_new = not records
+    if is_new:
+        if folder is None:
+            raise TargetError(f"no session is called {target}, and there is no such folder")
+        endpoint = resolve_endpoint(docker_host, context)
+        info = ContainerInfo("", Path(folder).name, "", {})
+        caller = caller_of(output.SessionFlags())
+        records = [bare_record(info, endpoint, caller, target=folder, workspace_folder=folder)]
+    found: dict[Workspace, list[Request]] = {}
+    for record in records:
+        workspace = Workspace.of(record)
+        known = found.setdefault(workspace, [])
+        contents = read_sources(record.sources, os.environ, accept_links=is_new, word=approvals.word(workspace))
+        requests = configure(record, contents)[0].requests
+        known += [request for request in requests if request.digest not in {one.digest for one in known}]
+    return found
+
+
+def _stored(paths: StatePaths) -> Iterable[SessionRecord]:
+    for row in Registry(paths, output.warn).read().sessions:
+        try:
+            yield SessionRecord.from_json(row)
+        except (KeyError, TypeError, ValueError):  # nobody could restore it either
+            continue
+
+
+def _is_meant(record: SessionRecord, target: str, folder: str | None) -> bool:
+    if folder is None:
+        return matches(record, target)
+    return record.workspace_folder is not None and os.path.realpath(record.workspace_folder) == folder
+
+
+def _settle(workspace: Workspace, requests: Sequence[Request], approvals: Approvals, yes: bool, as_json: bool) -> int:
+    """Exit status for one workspace."""
+    if not requests:
+        if not as_json:
+            output.say(f"{printable(workspace.place)} asks for nothing that you have not allowed.")
+        return 0
+    if not as_json:
+        _show(workspace, requests, to_stderr=False)
+    if yes:
+        _answer(workspace, requests, approvals, approved=True)
+        return 0
+    if as_json or not _someone_is_there():
+        if not as_json:
+            raise AutoforwardError(
+                "nothing is allowed: there is no terminal to ask on", hint="`autoforward trust --yes` allows it"
+            )
+        return 1
+    approved = _ask()
+    _answer(workspace, requests, approvals, approved=approved)
+    return 0 if approved else 1
+
+
+def _show(workspace: Workspace, requests: Iterable[Request], *, to_stderr: bool) -> None:
+    click.echo(f"{printable(workspace.place)} asks for what only you can allow:", err=to_stderr)
+    for request in requests:
+        refused = "  (you have refused it)" if request.refused else ""
+        click.echo(f"  {request.key}: {request.value}  [{request.place}]{refused}", err=to_stderr)
+        click.echo(f"      {request.effect}", err=to_stderr)
+
+
+def _someone_is_there() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask() -> bool:
+    """The question is on stderr; anything but a yes, the end of the input and Ctrl-C are a no."""
+    click.echo("Allow it? [y/N] ", err=True, nl=False)
+    try:
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        click.echo(err=True)
+        return False
+
+
+def _answer(workspace: Workspace, requests: Sequence[Request], approvals: Approvals, *, approved: bool) -> None:
+    approvals.answer(workspace, requests, approved=approved)
+    names = names_in([request.value for request in requests if request.key == "localEnv"]) if approved else ()
+    _tell_supervisor(workspace, {name: os.environ[name] for name in names if name in os.environ})
+    output.say("Allowed." if approved else "Not allowed. `autoforward trust` asks again.")
+
+
+def _tell_supervisor(workspace: Workspace, variables: Mapping[str, str]) -> None:
+    client.ask({"op": "trust", **asdict(workspace), "variables": dict(variables)}, start=False)
+
+
+def _revoke(workspaces: Iterable[Workspace], approvals: Approvals) -> int:
+    for workspace in dict.fromkeys(workspaces):
+        count = approvals.revoke(workspace)
+        _tell_supervisor(workspace, {})
+        output.say(f"{printable(workspace.place)}: {count} answer(s) forgotten.")
+    return 0
+
+
+def _answers_for(target: str | None, approvals: Approvals) -> dict[Workspace, Answers]:
+    place = None if target is None else os.path.realpath(target) if Path(target).is_dir() else target
+    return {
+        workspace: known
+        for workspace, known in approvals.all().items()
+        if known.answers and (place is None or workspace.place in (place, f"name:{place}", f"compose:{place}"))
+    }
+
+
+def _print_answers(known: Mapping[Workspace, Answers], as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {**asdict(workspace), "answers": [asdict(answer) for answer in one.answers]}
+            for workspace, one in known.items()
+        ]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if not known:
+        output.say("You have answered no request.")
+    for workspace, one in known.items():
+        click.echo(f"{printable(workspace.place)} on {printable(workspace.engine)}")
+        for answer in one.answers:
+            said = "allowed" if answer.approved else "refused"
+            click.echo(
+                f"  {said}: {printable(answer.key)}: {printable(answer.value)}  [{answer.source}, {answer.time}]"
+            )

@@ -1,0 +1,202 @@
+"""`${localEnv:NAME}` in what devcontainer.json says of ports: what of the caller's environment it gets. Pure.
+
+In a port number it gets a value that is one. Anywhere else a value that the caller has needs an approval; an entry that
+lacks it is left out. A request, a warning and what is stored name the variable, never a value that is not granted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoforward.portspec import MAX_PORT
+from autoforward.trust.requests import Asking, shown
+from autoforward.variables import VARIABLE, names_in, substituted
+
+_LIKE_A_VARIABLE = re.compile(r"\$\{(?:localEnv|env):([A-Za-z_][A-Za-z0-9_]*)")
+_COLON = re.compile(r":(?![^\[]*\])")
+"""Outside brackets, which hold an IPv6 address."""
+_PORTS = re.compile(r"[0-9]{1,5}(?:[-, ]+[0-9]{1,5})*")
+_LISTS = ("forwards", "exclude", "include")
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """`config` with the variables in it replaced. `variables`: those with values that may be kept; `withheld`: names of
+    those that the caller has and that are not."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    withheld: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def granted(
+    said: Mapping[str, Any], variables: Mapping[str, str], withheld: Collection[str], place: str, asking: Asking
+) -> Granted:
+    """`said` are the keys of devcontainer.json that count here; of `customizations` ours alone is looked at.
+
+    `variables` and `withheld` are what the caller has; of the latter the value is not known here.
+    """
+    work = _Work(variables, frozenset(withheld), place, asking)
+    config: dict[str, Any] = {}
+    for key, value in said.items():
+        if key == "forwardPorts":
+            config[key] = work.entries(value, key)
+        elif key == "portsAttributes" and isinstance(value, Mapping):
+            config[key] = {
+                name: work.texts(entry, f"{key} {raw}")
+                for raw, entry in value.items()
+                if (name := work.port_text(raw, key)) is not None
+            }
+        elif key == "customizations" and isinstance(value, Mapping):
+            ours = value.get("autoforward")
+            config[key] = {**value, "autoforward": _settings(ours, work)} if isinstance(ours, Mapping) else value
+        else:
+            config[key] = work.texts(value, key)
+    return Granted(config, work.kept, tuple(sorted(work.withheld - set(work.kept))), tuple(work.warnings))
+
+
+def without_values(value: Any, said: object, environ: Mapping[str, str]) -> Any:
+    """`value`, which a CLI has put variables into, without each text that holds the value of one that `said` names.
+
+    A value that is a port number may be there.
+    """
+    names = {name for text in _texts(said) for name in _LIKE_A_VARIABLE.findall(text)}
+    secret = [text for name in names if (text := environ.get(name)) and not _is_port(text)]
+    return _without(value, secret) if secret else value
+
+
+def _settings(ours: Mapping[str, Any], work: _Work) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in ours.items():
+        if name == "localPorts" and isinstance(value, Mapping):
+            found[name] = {}
+            for raw, one in value.items():
+                port, local = work.port_text(raw, name), work.port_text(one, name)
+                if port is not None and local is not None:
+                    found[name][port] = local
+        elif name in _LISTS:
+            found[name] = work.entries(value, name, may_be_text=name != "forwards")
+        elif (text := work.texts(value, name)) is not None or value is None:
+            found[name] = text
+    return found
+
+
+class _Work:
+    def __init__(self, variables: Mapping[str, str], withheld: frozenset[str], place: str, asking: Asking) -> None:
+        self._variables = variables
+        self._unknown = withheld.difference(variables)
+        self.withheld = set(self._unknown)
+        self._place = place
+        self._asking = asking
+        self.kept: dict[str, str] = {}
+        self.warnings: list[str] = []
+
+    def entries(self, value: object, key: str, *, may_be_text: bool = False) -> object:
+        """A list of ports, or one."""
+        if not isinstance(value, list):
+            return self.port_text(value, key, may_be_text=may_be_text)
+        found = (self.port_text(one, key, may_be_text=may_be_text) for one in value)
+        return [new for new, one in zip(found, value, strict=True) if new is not None or one is None]
+
+    def port_text(self, raw: Any, key: str, *, may_be_text: bool = True) -> Any:
+        """Text in which variables stand for ports: a value that is one is in, any other as in `texts`.
+
+        Unless it `may_be_text`, its last part has to be a port.
+        """
+        if not isinstance(raw, str) or not (names := names_in(raw)):
+            return raw
+        parts = _parts(raw)
+        foreign = [part for part in parts if not self._is_default(part) and not self._is_port_number(part)]
+        if not foreign:
+            return self._put_in(raw, names)
+        if not may_be_text and foreign[-1] is parts[-1]:
+            self._withhold(names)
+            named = ", ".join(sorted(names_in(parts[-1])))
+            self.warnings.append(f"{self._place}: {key}: {shown(raw)} is left out: {named} holds no port number")
+            return None
+        return self._asked(raw, names, key)
+
+    def texts(self, value: Any, key: str) -> Any:
+        """Any other value; entries of a mapping that are not granted are left out."""
+        if isinstance(value, str):
+            names = names_in(value)
+            if not names or self._is_default(value):
+                return substituted(value, {})
+            return self._asked(value, names, key)
+        if isinstance(value, Mapping):
+            found = {}
+            for name, one in value.items():
+                new_name, new = self.texts(str(name), key), self.texts(one, f"{key} {name}")
+                if new_name is not None and (new is not None or one is None):
+                    found[new_name] = new
+            return found
+        if isinstance(value, list):
+            return [new for one in value if (new := self.texts(one, key)) is not None]
+        return value
+
+    def _asked(self, raw: str, names: Iterable[str], key: str) -> str | None:
+        """`raw` with its variables, None where that is not granted, or the value is not known here."""
+        here = sorted(name for name in names if name in self._variables or name in self._unknown)
+        effect = f"it gets {', '.join(f'${name}' for name in here)} of your environment; the container can learn it"
+        if self._asking.grants("workspace", self._place, "localEnv", [key, raw], effect, text=f"{key}: {raw}"):
+            if all(name in self._variables for name in here):
+                return self._put_in(raw, names)
+            self.warnings.append(f"{self._place}: {key}: {shown(raw)} is left out until the next attach")
+        else:
+            self.warnings.append(f"{self._place}: {key}: {shown(raw)} is left out: it asks for your environment")
+        self._withhold(here)
+        return None
+
+    def _put_in(self, raw: str, names: Iterable[str]) -> str:
+        self.kept.update((name, self._variables[name]) for name in names if name in self._variables)
+        text: str = substituted(raw, self._variables)
+        return text
+
+    def _withhold(self, names: Iterable[str]) -> None:
+        self.withheld.update(name for name in names if name in self._variables)
+
+    def _is_default(self, text: str) -> bool:
+        """Whether the caller has none of its variables."""
+        return not any(name in self._variables or name in self._unknown for name in names_in(text))
+
+    def _is_port_number(self, part: str) -> bool:
+        return not names_in(part) & self._unknown and _is_port(substituted(part, self._variables))
+
+
+def _parts(raw: str) -> list[str]:
+    """The parts of a SPEC, each with its variables whole."""
+    rest = (match.group() for match in VARIABLE.finditer(raw))
+    bare = VARIABLE.sub("\0", raw.replace("\0", "")).removesuffix("/tcp").removesuffix("/udp")
+    return [re.sub("\0", lambda _match: next(rest), part) for part in _COLON.split(bare)]
+
+
+def _is_port(text: str) -> bool:
+    """Whether it is a port, or a range or list of them."""
+    return bool(_PORTS.fullmatch(text)) and all(1 <= int(one) <= MAX_PORT for one in re.findall("[0-9]+", text))
+
+
+def _texts(value: object) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            yield str(name)
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+
+
+def _without(value: Any, secret: list[str]) -> Any:
+    def has(one: object) -> bool:
+        return isinstance(one, str) and any(text in one for text in secret)
+
+    if isinstance(value, Mapping):
+        return {name: _without(one, secret) for name, one in value.items() if not has(name) and not has(one)}
+    if isinstance(value, list):
+        return [_without(one, secret) for one in value if not has(one)]
+    return value

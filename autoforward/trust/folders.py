@@ -1,0 +1,39 @@
+"""Which folders the user's `trust` covers, and which files lie in a workspace: by real paths."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+
+_WILD = re.compile(r"[*?]")
+_AS_EXPRESSION = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+
+def lies_in(path: str | None, folder: str | None) -> bool:
+    """Whether a file is in this folder, or below it, so that a container that has the folder mounted may write it."""
+    if path is None or folder is None:
+        return False
+    real, inside = os.path.realpath(path), os.path.realpath(folder)
+    return real == inside or real.startswith(inside.rstrip("/") + "/")
+
+
+def is_trusted(folder: str | None, patterns: Iterable[str]) -> bool:
+    """Whether a pattern of `trust` covers this folder, links followed on both sides. `/**` at the end covers its own."""
+    if folder is None or not (patterns := tuple(patterns)):
+        return False
+    real = os.path.realpath(folder)
+    return any(_expression(pattern).fullmatch(real) for pattern in patterns)
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    path = os.path.expanduser(pattern)  # noqa: PTH111  # text in, as everywhere here
+    whole = path.endswith("/**")
+    path = path.removesuffix("/**").rstrip("/")
+    wild = _WILD.search(path)
+    # Up to the last folder without a sign it is a path, whose links count.
+    end = len(path) if wild is None else path.rfind("/", 0, wild.start())
+    fixed = os.path.realpath(path[:end] or "/").rstrip("/")
+    parts = re.split(r"(\*\*|\*|\?)", path[end:])
+    rest = "".join(_AS_EXPRESSION.get(part, re.escape(part)) for part in parts)
+    return re.compile(re.escape(fixed) + rest + ("(?:/.*)?" if whole else ""), re.DOTALL)

@@ -1,0 +1,217 @@
+"""Settings of several layers as the ones that count, after what widens and is not granted is left out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from autoforward.config import NO_SETTINGS, Settings, layered
+from autoforward.model import FIRST_UNPRIVILEGED, PortSpec
+from autoforward.setting_values import DEFAULT_MAX_PORTS, NOTHING, LocalPorts, Selection
+from autoforward.trust.requests import Asking
+from autoforward.trust.table import Source, goes_beyond, is_loopback, is_low
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Who said it, in which file (for people), and what."""
+
+    source: Source
+    place: str
+    settings: Settings
+
+    @property
+    def is_foreign(self) -> bool:
+        return self.source in ("workspace", "label")
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """`settings` are those that count. `low_ports`: container ports that may have host numbers below 1024.
+
+    `firm` is what the user has excluded and the `include` that counts does not bring back; `include_known`: whether that
+    brings back what is excluded by default.
+    """
+
+    settings: Settings = NO_SETTINGS
+    low_ports: tuple[LocalPorts, ...] = ()
+    firm: Selection = NOTHING
+    include_known: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+def settle(layers: Sequence[Layer], asking: Asking) -> Settled:
+    """Key by key the first layer that sets it, as far as it may. The most important layer comes first."""
+    warnings = tuple(
+        f"{layer.place}: trust is left out: only your own config.toml can say it"
+        for layer in layers
+        if layer.source != "config" and layer.settings.trust is not None
+    )
+    config = layered(*(layer.settings for layer in layers if layer.source == "config"))
+    exclude, firm = _excluded(layers, config)
+    include_layer = next(_setting(layers, "include"), None)
+    include_known = True
+    if include_layer is None or not include_layer.is_foreign:
+        firm = NOTHING
+    else:
+        include_known = _brings_back_known(include_layer, layers, asking)
+    settings = replace(
+        layered(*(layer.settings for layer in layers)),
+        exclude=exclude,
+        bind=_bind(layers, asking),
+        max_ports=_max_ports(layers, config, asking),
+        notify=_notify(layers, config),
+        direct=_direct(layers, config),
+        default_exclude=_default_exclude(layers, config, asking),
+        trust=config.trust,
+    )
+    return Settled(settings, _low_ports(layers, asking), firm, include_known, warnings)
+
+
+def low_pins(specs: Iterable[PortSpec]) -> tuple[LocalPorts, ...]:
+    """Which container ports these give host numbers below 1024."""
+    pins = ((spec.container_port, spec.host_port) for spec in specs)
+    return tuple(LocalPorts(port, port, host) for port, host in pins if host is not None and is_low(host))
+
+
+def ask_for_pins(
+    source: Source, place: str, key: str, text: str, pins: tuple[LocalPorts, ...], asking: Asking
+) -> tuple[LocalPorts, ...]:
+    """`pins` where they are granted, else none. What this user could not bind anyway is not asked for."""
+    if not pins:
+        return ()
+    first = pins[0]
+    more = (
+        f" (and {sum(one.high - one.low + 1 for one in pins) - 1} more)" if pins[1:] or first.high > first.low else ""
+    )
+    granted = asking.grants(
+        source,
+        place,
+        key,
+        [[one.low, one.high, one.host_low] for one in pins],
+        f"container port {first.low} has the host port {first.host_low}{more}, a number of the system's",
+        text=text,
+        ask=any(min(one.host_high, FIRST_UNPRIVILEGED - 1) >= asking.word.lowest_port for one in pins),
+    )
+    return pins if granted else ()
+
+
+def _setting(layers: Iterable[Layer], name: str) -> Iterator[Layer]:
+    return (layer for layer in layers if getattr(layer.settings, name) is not None)
+
+
+def _chosen(
+    layers: Sequence[Layer], name: str, widens: Callable[[Any], bool], grants: Callable[[Layer, Any], bool]
+) -> Any:
+    """The first value that may count; of those that widen and are not granted, the first is asked for."""
+    asked = False
+    for layer in _setting(layers, name):
+        value = getattr(layer.settings, name)
+        if not layer.is_foreign or not widens(value):
+            return value
+        if not asked and grants(layer, value):
+            return value
+        asked = True
+    return None
+
+
+def _bind(layers: Sequence[Layer], asking: Asking) -> str | None:
+    def grants(layer: Layer, value: str) -> bool:
+        effect = f"forwards listen on {value}: other machines can reach what runs in the container"
+        return asking.grants(layer.source, layer.place, "bind", value, effect, text=value)
+
+    chosen: str | None = _chosen(layers, "bind", lambda value: not is_loopback(value), grants)
+    return chosen
+
+
+def _max_ports(layers: Sequence[Layer], config: Settings, asking: Asking) -> int | None:
+    def grants(layer: Layer, value: int) -> bool:
+        effect = f"up to {value} host ports are taken for it, not {DEFAULT_MAX_PORTS}"
+        return asking.grants(layer.source, layer.place, "maxPorts", value, effect, text=str(value))
+
+    if config.max_ports is None:
+        chosen: int | None = _chosen(layers, "max_ports", lambda value: value > DEFAULT_MAX_PORTS, grants)
+        return chosen
+    first = next(_setting(layers, "max_ports"))
+    number: int = first.settings.max_ports or config.max_ports
+    return min(number, config.max_ports) if first.is_foreign else number
+
+
+def _notify(layers: Sequence[Layer], config: Settings) -> bool | None:
+    """A foreign true is as good as nothing said: it is the default, and does not undo the user's false."""
+    first = next(_setting(layers, "notify"), None)
+    if first is None:
+        return None
+    return False if first.is_foreign and config.notify is False else first.settings.notify
+
+
+def _direct(layers: Sequence[Layer], config: Settings) -> bool | None:
+    """True is the user's word alone; a false of anybody's wins over that of the user's own file."""
+    said = next(_setting((layer for layer in layers if layer.source == "user"), "direct"), None)
+    if said is not None:
+        return said.settings.direct
+    return False if any(layer.settings.direct is False for layer in layers) else config.direct
+
+
+def _default_exclude(layers: Sequence[Layer], config: Settings, asking: Asking) -> bool | None:
+    def grants(layer: Layer, _value: bool) -> bool:
+        effect = "servers of editors and sshd are forwarded, too"
+        return config.default_exclude is None and asking.grants(
+            layer.source, layer.place, "defaultExclude", False, effect, text="false"
+        )
+
+    chosen: bool | None = _chosen(layers, "default_exclude", lambda value: value is False, grants)
+    return chosen
+
+
+def _excluded(layers: Sequence[Layer], config: Settings) -> tuple[Selection | None, Selection]:
+    """All that is excluded, and what of it the user has: a foreign layer adds to the user's own file."""
+    first = next(_setting(layers, "exclude"), None)
+    if first is None or first.settings.exclude is None:
+        return None, NOTHING
+    said = first.settings.exclude
+    if not first.is_foreign:
+        return said, said
+    mine = config.exclude or NOTHING
+    ranges = tuple(dict.fromkeys((*said.ranges, *mine.ranges)))
+    return Selection(ranges, tuple(dict.fromkeys((*said.processes, *mine.processes)))), mine
+
+
+def _brings_back_known(layer: Layer, layers: Sequence[Layer], asking: Asking) -> bool:
+    excluded = [one.settings.exclude for one in layers if one.is_foreign and one.settings.exclude is not None]
+    theirs = Selection(
+        tuple(pair for one in excluded for pair in one.ranges),
+        tuple(text for one in excluded for text in one.processes),
+    )
+    beyond = goes_beyond(layer.settings.include or NOTHING, theirs)
+    if beyond == NOTHING:
+        return False
+    texts = [*(str(low) if low == high else f"{low}-{high}" for low, high in beyond.ranges), *beyond.processes]
+    return asking.grants(
+        layer.source,
+        layer.place,
+        "include",
+        [[list(one) for one in beyond.ranges], list(beyond.processes)],
+        "servers of editors and sshd are forwarded where these match",
+        text=", ".join(texts),
+    )
+
+
+def _low_ports(layers: Sequence[Layer], asking: Asking) -> tuple[LocalPorts, ...]:
+    """Of `localPorts` and `forwards`, each from the first layer that sets it."""
+    found: tuple[LocalPorts, ...] = ()
+    if (layer := next(_setting(layers, "local_ports"), None)) is not None:
+        low = tuple(one for one in layer.settings.local_ports or () if is_low(one.host_low))
+        text = ", ".join(f"{_range(one.low, one.high)} = {_range(one.host_low, one.host_high)}" for one in low)
+        found += ask_for_pins(layer.source, layer.place, "localPorts", text, low, asking)
+    if (layer := next(_setting(layers, "forwards"), None)) is not None:
+        specs = layer.settings.forwards or ()
+        for text in dict.fromkeys(spec.text for spec in specs if is_low(spec.host_port)):
+            pins = low_pins(spec for spec in specs if spec.text == text)
+            found += ask_for_pins(layer.source, layer.place, "forwards", text, pins, asking)
+    return found
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}-{high}"
