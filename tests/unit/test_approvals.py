@@ -1,0 +1,130 @@
+"""What is remembered of the user's answers: outside the workspace, private, bounded, and nothing secret."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autoforward.errors import AutoforwardError
+from autoforward.paths import StatePaths
+from autoforward.trust import approvals as module
+from autoforward.trust.approvals import Approvals, Workspace
+from autoforward.trust.requests import Request, digest_of
+from tests.unit.test_session_config import EMPTY
+
+SHOP = Workspace("unix:///engine", "/src/shop")
+
+
+def request(value: str = "0.0.0.0") -> Request:
+    digest = digest_of("workspace", "bind", value)
+    return Request("workspace", ".autoforward.toml", "bind", value, "others can reach it", digest)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> StatePaths:
+    return StatePaths(tmp_path / "state")
+
+
+def test_an_answer_is_for_this_value_of_this_workspace_on_this_engine(paths: StatePaths) -> None:
+    approvals = Approvals(paths)
+    approvals.answer(SHOP, [request()], approved=True)
+    approvals.answer(SHOP, [request("10.0.0.1")], approved=False)
+    for one in (approvals, Approvals(paths)):
+        word = one.word(SHOP)
+        assert word.approved == {request().digest}
+        assert word.refused == {request("10.0.0.1").digest}
+        for other in (replace(SHOP, place="/src/other"), replace(SHOP, engine="ssh://elsewhere")):
+            assert one.word(other).approved == frozenset()
+    assert paths.approvals.stat().st_mode & 0o777 == 0o600
+    approvals.answer(SHOP, [request()], approved=False)
+    assert Approvals(paths).word(SHOP).approved == frozenset(), "the last answer counts"
+    assert approvals.revoke(SHOP) == 2
+    assert (approvals.word(SHOP).refused, approvals.revoke(SHOP)) == (frozenset(), 0)
+
+
+def test_what_was_opened_by_itself_is_remembered_also_where_that_is_nothing(paths: StatePaths) -> None:
+    approvals = Approvals(paths)
+    assert approvals.word(SHOP).openings is None
+    approvals.saw({SHOP: []})
+    assert approvals.word(SHOP).openings == frozenset()
+    before = paths.approvals.stat().st_ino
+    approvals.saw({SHOP: []})
+    assert paths.approvals.stat().st_ino == before, "nothing is written where nothing has changed"
+    approvals.saw({SHOP: ["a"], replace(SHOP, place="x"): ["b"]})
+    assert approvals.word(SHOP).openings == {"a"}
+    assert approvals.word(SHOP, attaching=True).openings is None
+    approvals.answer(SHOP, [request()], approved=True)
+    approvals.revoke(SHOP)
+    assert approvals.word(SHOP).openings == {"a"}
+
+
+def test_the_oldest_are_forgotten(paths: StatePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WORKSPACES", 3)
+    monkeypatch.setattr(module, "MAX_ANSWERS", 2)
+    approvals = Approvals(paths)
+    for number in range(5):
+        approvals.saw({replace(SHOP, place=str(number)): []})
+    approvals.answer(replace(SHOP, place="2"), [request(f"10.0.0.{n}") for n in range(4)], approved=True)
+    approvals.saw({replace(SHOP, place="5"): []})
+    assert [one.place for one in approvals.all()] == ["4", "2", "5"]
+    assert [one.value for one in approvals.all()[replace(SHOP, place="2")].answers] == ["10.0.0.2", "10.0.0.3"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"version":1}',
+        '{"version":2,"workspaces":[]}',
+        '{"version":1,"workspaces":[{}]}',
+        "[" * 99_999,
+    ],
+)
+def test_a_file_that_is_not_valid_approves_nothing(text: str, paths: StatePaths) -> None:
+    paths.ensure()
+    paths.approvals.write_text(text)
+    approvals = Approvals(paths)
+    assert approvals.all() == {}
+    if '"version":2' in text:
+        with pytest.raises(AutoforwardError, match="newer version"):
+            approvals.answer(SHOP, [request()], approved=True)
+        assert paths.approvals.read_text() == text
+    else:
+        approvals.answer(SHOP, [request()], approved=True)
+        assert approvals.word(SHOP).approved == {request().digest}
+
+
+def test_two_that_write_at_the_same_time_both_count(paths: StatePaths) -> None:
+    """A command and the supervisor; each has a view of its own."""
+    places = [replace(SHOP, place=str(number)) for number in range(20)]
+    threads = [
+        threading.Thread(target=lambda one=one: Approvals(paths).answer(one, [request()], approved=True))
+        for one in places
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(Approvals(paths).all()) == set(places)
+
+
+def test_a_workspace_is_known_by_its_real_path_and_else_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    there = {Workspace.of(replace(EMPTY, workspace_folder=str(tmp_path / name))).place for name in ("real", "link")}
+    assert there == {str(tmp_path / "real")}
+    assert Workspace.of(EMPTY) == Workspace(EMPTY.endpoint.host, "name:web")
+
+
+def test_what_is_stored_is_a_hash_and_what_was_shown(paths: StatePaths) -> None:
+    Approvals(paths).answer(SHOP, [request()], approved=True)
+    [row] = json.loads(paths.approvals.read_text())["workspaces"]
+    [answer] = row["answers"]
+    assert list(answer) == ["digest", "approved", "source", "key", "value", "time"]

@@ -1,0 +1,527 @@
+"""Who may say what: a file of the workspace or a label widens nothing alone; an ordinary one asks for nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoforward.callers import Caller, record_for
+from autoforward.config import KEYS, Settings, parse_settings
+from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Listener
+from autoforward.policy import plan
+from autoforward.session_config import configure, metadata_of_merged, read_record
+from autoforward.setting_values import LocalPorts, Selection
+from autoforward.settings import SessionRecord
+from autoforward.supervisor.deciding import rules_of
+from autoforward.trust.folders import is_trusted, lies_in
+from autoforward.trust.layers import Layer, settle
+from autoforward.trust.requests import MAX_REQUESTS, NO_WORD, Asking, Word, digest_of, not_granted
+from autoforward.trust.table import OPENINGS, ROWS, TABLE, Source, is_loopback
+from tests.unit.real_files import ASKS, REAL_FILES
+from tests.unit.spec_text import names, table, ticked
+
+ENDPOINT = EngineEndpoint("unix:///engine", "--docker-host")
+SECRET = "ghp_secret"
+ENVIRON = {"GITHUB_TOKEN": SECRET, "PORT": "3000", "USER": "me", "HOME": "/home/me"}
+ROOT = Word(lowest_port=1)
+"""Of a user who may bind every port, and has said nothing."""
+
+Rules = Mapping[str, Any]
+
+
+def attributes(**values: Any) -> Rules:
+    return {"forwardPorts": [443], "portsAttributes": {"443": values}}
+
+
+WIDENING: Mapping[str, Rules] = {
+    "forwardPorts": {"forwardPorts": ["991:8080"]},
+    "appPort": {"appPort": "991:8080"},
+    "onAutoForward": attributes(onAutoForward="openBrowser"),
+    "openPreview": attributes(openPreview=True),
+    "elevateIfNeeded": attributes(elevateIfNeeded=True),
+    "localEnv": {"portsAttributes": {"8080": {"label": "${localEnv:GITHUB_TOKEN}"}}},
+    "localPorts": {"localPorts": {"8080": 991}},
+    "forwards": {"forwards": ["991:8080"]},
+    "include": {"include": [22]},
+    "bind": {"bind": "0.0.0.0"},
+    "maxPorts": {"maxPorts": 1000},
+    "defaultExclude": {"defaultExclude": False},
+}
+"""By key of the table: the least that widens."""
+
+ASKED_AS = {"appPort": "forwardPorts", "openPreview": "onAutoForward"}
+
+
+class Scene:
+    """A workspace in a folder, with a file or a label that says `rules`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / ".devcontainer").mkdir()
+        self.label: list[Rules] = []
+
+    def say(self, source: str, rules: Rules) -> None:
+        entry = {"customizations": {"autoforward": rules}} if set(rules) <= set(KEYS) else rules
+        if source == ".autoforward.toml":
+            (self.folder / source).write_text("".join(f"{name} = {_toml(value)}\n" for name, value in rules.items()))
+        elif source == "devcontainer.json":
+            (self.folder / ".devcontainer" / source).write_text(json.dumps(entry))
+        else:
+            self.label = [{"id": "feature", **entry}]
+
+    def attach(self, word: Word, **given: Any) -> SessionRecord:
+        labels = {"devcontainer.local_folder": str(self.folder), "devcontainer.metadata": json.dumps(self.label)}
+        info = ContainerInfo("c0ffee", "web", "running", labels)
+        caller = Caller(variables=ENVIRON, **given)
+        return record_for(info, ENDPOINT, caller, target="web", word_of=lambda _record: word)[0]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f'"{name}" = {_toml(one)}' for name, one in value.items()) + "}"
+    return json.dumps(value)
+
+
+def widened(record: SessionRecord) -> set[str]:
+    """What a session does that its workspace cannot have by itself."""
+    options = record.options
+    rules = replace(rules_of(record, None, record.manual, frozenset(), None, None, {}), lowest_port=1)
+    seen = (Listener("tcp", 8080, "127.0.0.1"),)
+    wishes = plan(rules, seen, {}, 0.0, {ForwardKey("tcp", None, 8080): None}).wishes.values()
+    every = [rule.values for rule in record.rules.rules] + [record.rules.others]
+    found = {
+        "bind": not is_loopback(options.bind),
+        "maxPorts": options.max_ports > 128,
+        "defaultExclude": not options.default_exclude,
+        "include": bool(options.include) and options.include_known,
+        "a low number": any((wish.pinned_host_port or 1024) < 1024 for wish in wishes)
+        or any(wish.attributes.elevate_if_needed for wish in wishes if wish.key.container_port < 1024),
+        "an opening": any(one.on_auto_forward in OPENINGS or one.open_preview for one in every),
+        "the environment": SECRET in json.dumps(record.to_json()),
+    }
+    return {name for name, is_so in found.items() if is_so}
+
+
+def cases() -> list[Any]:
+    found = []
+    for key, rules in WIDENING.items():
+        for source in ("devcontainer.json", ".autoforward.toml", "label"):
+            is_setting = key in KEYS
+            # appPort of a label never counts, and variables in it stay as they are.
+            if (source == ".autoforward.toml" and not is_setting) or (
+                source == "label" and key in ("appPort", "localEnv")
+            ):
+                continue
+            found += [pytest.param(key, rules, source, moment, id=f"{key}-{source}-{moment}") for moment in MOMENTS]
+    return found
+
+
+MOMENTS = ("at attach", "live")
+
+
+def test_every_row_that_widens_has_a_case() -> None:
+    assert {*WIDENING, "trust"} == {row.key for row in TABLE if row.widens}
+    assert {row.key for row in TABLE} >= set(KEYS)
+
+
+def test_the_table_is_that_of_the_specification() -> None:
+    rows = table("Who may say what", "key")
+    assert [(ticked(key)[0], widens, kept) for key, widens, kept in rows] == [
+        (row.key, row.widens or "–", row.kept or "–") for row in TABLE
+    ]
+    assert names("Who may say what", "key") == list(ROWS)
+
+
+@pytest.mark.parametrize(("key", "rules", "source", "moment"), cases())
+def test_nothing_widens_by_a_file_or_a_label_alone(
+    key: str, rules: Rules, source: str, moment: str, tmp_path: Path
+) -> None:
+    scene = Scene(tmp_path)
+    opens = key in ("onAutoForward", "openPreview")
+
+    def session(word: Word) -> SessionRecord:
+        """Said before the attach, or saved afterwards; a label comes with the next container, under `watch`."""
+        nothing: Rules = {}
+        if moment == "at attach" and not opens:
+            scene.say(source, rules)
+            return scene.attach(word)
+        scene.say(source, nothing)
+        first = scene.attach(word)
+        assert widened(first) == set()
+        scene.say(source, rules)
+        seen = replace(word, openings=frozenset(first.sources.openings or ()))
+        if source == "label" or moment == "at attach":  # a watch: the user did not attach
+            return scene.attach(seen)
+        known = replace(first, sources=replace(first.sources, withheld=("GITHUB_TOKEN",)))
+        return configure(known, read_record(known, word=word))[0]
+
+    asked = session(ROOT)
+    assert widened(asked) == set()
+    [request] = asked.requests
+    assert (request.key, request.refused) == (ASKED_AS.get(key, key), False)
+    assert request.source == ("label" if source == "label" else "workspace")
+    assert SECRET not in json.dumps(asked.to_json())
+    assert SessionRecord.from_json(json.loads(json.dumps(asked.to_json()))) == asked
+    refused = session(replace(ROOT, refused=frozenset({request.digest})))
+    assert (widened(refused), [one.refused for one in refused.requests]) == (set(), [True])
+    granted = session(replace(ROOT, approved=frozenset({request.digest})))
+    assert granted.requests == ()
+    if (key, moment) != ("localEnv", "live"):  # the supervisor has no environment: the command hands the value over
+        assert len(widened(granted)) == 1
+    trusted = session(replace(ROOT, trusts_files=True)) if source == "label" else None
+    assert trusted is None or widened(trusted) == set(), "`trust` of config.toml is not for labels"
+
+
+@pytest.mark.parametrize("key", [row.key for row in TABLE if row.key in KEYS and row.key != "trust"])
+def test_the_user_may_say_everything(key: str, tmp_path: Path) -> None:
+    """As a flag, and in his own file."""
+    rules = WIDENING.get(key, {})
+    scene = Scene(tmp_path)
+    flagged = scene.attach(ROOT, given=parse_settings(rules))
+    (tmp_path.parent / f"{tmp_path.name}.toml").write_text(
+        "".join(f"{name} = {_toml(value)}\n" for name, value in rules.items())
+    )
+    written = scene.attach(ROOT, user_file=str(tmp_path.parent / f"{tmp_path.name}.toml"))
+    for record in (flagged, written):
+        assert record.requests == ()
+        assert len(widened(record)) == bool(rules)
+
+
+def test_a_settings_file_in_the_workspace_is_the_workspace_s(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    inside, outside = tmp_path / "ci.toml", tmp_path.parent / f"{tmp_path.name}-ci.toml"
+    for path in (inside, outside):
+        path.write_text('bind = "0.0.0.0"\n')
+    link = tmp_path.parent / f"{tmp_path.name}-link.toml"
+    link.symlink_to(inside)
+    assert scene.attach(ROOT, settings_file=str(outside)).options.bind == "0.0.0.0"
+    for path in (inside, link):
+        for how in ({"settings_file": str(path)}, {"user_file": str(path)}):
+            record = scene.attach(ROOT, **how)
+            assert (record.options.bind, [one.key for one in record.requests]) == (None, ["bind"])
+
+
+# -- what the user's file narrows ------------------------------------------------------------------
+
+SOURCES: tuple[Source, ...] = ("workspace", "label")
+
+
+def settled(foreign: Settings, config: Settings, word: Word = NO_WORD, source: Source = "workspace") -> Any:
+    layers = [Layer("user", "", Settings()), Layer(source, "x", foreign), Layer("config", "config.toml", config)]
+    return settle(layers, Asking(word))
+
+
+EVERYTHING_APPROVED = frozenset(
+    digest_of(source, key, value)
+    for source in SOURCES
+    for key, value in (("maxPorts", 1000), ("defaultExclude", False), ("include", [[[1, 65535]], []]))
+)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("word", [NO_WORD, Word(approved=EVERYTHING_APPROVED, trusts_files=True)], ids=["", "approved"])
+def test_no_workspace_widens_what_the_user_s_file_narrows(source: Source, word: Word) -> None:
+    config = parse_settings(
+        {"direct": False, "notify": False, "maxPorts": 9, "exclude": [5432], "defaultExclude": True}
+    )
+    foreign = parse_settings(
+        {
+            "direct": True,
+            "notify": True,
+            "maxPorts": 1000,
+            "exclude": [],
+            "include": ["1-65535"],
+            "defaultExclude": False,
+        }
+    )
+    result = settled(foreign, config, word, source)
+    settings = result.settings
+    assert (settings.direct, settings.notify, settings.max_ports, settings.default_exclude) == (False, False, 9, True)
+    assert settings.exclude == Selection(((5432, 5432),))
+    assert result.firm == Selection(((5432, 5432),)), "no include of a workspace brings it back"
+    lower = settled(parse_settings({"maxPorts": 3, "exclude": [9229]}), config, word, source).settings
+    assert (lower.max_ports, lower.exclude) == (3, Selection(((9229, 9229), (5432, 5432))))
+
+
+def test_a_flag_wins_over_the_user_s_file() -> None:
+    given = parse_settings({"direct": True, "maxPorts": 300, "exclude": []})
+    config = parse_settings({"direct": False, "maxPorts": 9, "exclude": [5432]})
+    settings = settle([Layer("user", "", given), Layer("config", "", config)], Asking(NO_WORD)).settings
+    assert (settings.direct, settings.max_ports, settings.exclude) == (True, 300, Selection())
+
+
+def test_a_higher_limit_in_the_user_s_file_is_the_limit_of_a_workspace() -> None:
+    config = parse_settings({"maxPorts": 300})
+    assert settled(parse_settings({"maxPorts": 200}), config).settings.max_ports == 200
+    assert settled(parse_settings({"maxPorts": 900}), config).settings.max_ports == 300
+
+
+@pytest.mark.parametrize(
+    ("rules", "asks"),
+    [
+        ({"exclude": ["9000-9010"], "include": [9005]}, False),
+        ({"exclude": ["9000-9010"], "include": ["vite"]}, False),
+        ({"exclude": ["9000-9010"], "include": [9005, 22]}, True),
+        ({"include": ["vite"]}, True),
+        ({"bind": "127.0.0.2"}, False),
+        ({"bind": "::1"}, False),
+        ({"bind": "192.168.1.5"}, True),
+        ({"maxPorts": 128}, False),
+        ({"localPorts": {"8080": 1024}}, False),
+        ({"localPorts": {"1020-1030": "1020-1030"}}, True),
+        ({"forwards": ["991:db:5432"]}, True),
+        ({"forwards": ["15432:db:5432"]}, False),
+    ],
+)
+def test_what_describes_is_not_asked_for(rules: Rules, asks: bool) -> None:
+    asking = Asking(ROOT)
+    layers = [Layer("workspace", "x", parse_settings(rules))]
+    assert bool(settle(layers, asking).settings.to_json()) == (rules.keys() != {"bind"} or not asks)
+    assert bool(asking.requests) is asks
+
+
+def test_only_the_value_that_would_count_is_asked_for() -> None:
+    asking = Asking(NO_WORD)
+    layers = [
+        Layer("workspace", "devcontainer.json", parse_settings({"bind": "0.0.0.0"})),
+        Layer("label", "image", parse_settings({"bind": "192.168.1.5"})),
+        Layer("config", "config.toml", parse_settings({"bind": "127.0.0.2"})),
+    ]
+    assert settle(layers, asking).settings.bind == "127.0.0.2"
+    assert [one.value for one in asking.requests] == ["0.0.0.0"]
+    assert settle([Layer("user", "", parse_settings({"bind": "::1"})), *layers], Asking(NO_WORD)).settings.bind == "::1"
+
+
+def test_a_number_that_this_user_cannot_bind_is_not_asked_for(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.say("devcontainer.json", {"forwardPorts": ["80:8080"], "portsAttributes": {"25": {"elevateIfNeeded": True}}})
+    for lowest, keys in ((1024, []), (80, ["forwardPorts"]), (1, ["elevateIfNeeded", "forwardPorts"])):
+        record = scene.attach(Word(lowest_port=lowest))
+        assert [one.key for one in record.requests] == keys
+        assert record.options.low_ports == ()
+
+
+def test_a_pin_that_is_not_granted_says_so_where_the_port_is(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    attributes = {"8081": {"requireLocalPort": True}}
+    scene.say("devcontainer.json", {"forwardPorts": ["991:8080", "992:8081"], "portsAttributes": attributes})
+    record = scene.attach(ROOT)
+    rules = replace(rules_of(record, None, (), frozenset(), None, None, {}), lowest_port=1)
+    result = plan(rules, (), {}, 0.0)
+    [wish] = result.wishes.values()
+    assert (wish.key.container_port, wish.pinned_host_port) == (8080, None)
+    assert wish.note == f"host port 991 is not granted to it: `autoforward trust {tmp_path}`"
+    [notice] = result.notices.values()
+    assert (notice.key.container_port, notice.status) == (8081, "failed")
+    assert notice.reason == f"host port 992 is not granted to it: `autoforward trust {tmp_path}`"
+    # Nobody could bind it: the bind itself says so, as it did.
+    cannot = replace(rules, lowest_port=1024)
+    assert {wish.pinned_host_port for wish in plan(cannot, (), {}, 0.0).wishes.values()} == {991, 992}
+    granted = replace(rules, low_ports=(LocalPorts(8080, 8080, 991), LocalPorts(8081, 8081, 990)))
+    assert [wish.pinned_host_port for wish in plan(granted, (), {}, 0.0).wishes.values()] == [991]
+
+
+# -- what is opened by itself ----------------------------------------------------------------------
+
+
+def actions(record: SessionRecord) -> dict[str, str | None]:
+    return {rule.key: rule.values.on_auto_forward for rule in record.rules.rules}
+
+
+def test_what_was_there_at_the_last_attach_opens_and_nothing_else(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    first = {"3000": {"onAutoForward": "openBrowser"}, "3001": {"onAutoForward": "notify"}}
+    scene.say("devcontainer.json", {"portsAttributes": first})
+    record = scene.attach(ROOT)
+    assert (actions(record), record.requests) == ({"3000": "openBrowser", "3001": "notify"}, ())
+    later = {**first, "3001": {"onAutoForward": "openBrowser"}, "node": {"onAutoForward": "openPreview"}}
+    scene.say("devcontainer.json", {"portsAttributes": later})
+    live = configure(record, read_record(record, word=ROOT))[0]
+    assert actions(live) == {"3000": "openBrowser", "3001": "notify", "node": "notify"}
+    assert [one.value for one in live.requests] == ["3001: openBrowser", "node: openPreview"]
+    again = scene.attach(ROOT)
+    assert (actions(again)["3001"], again.requests) == ("openBrowser", ()), "the user attached to what there is"
+
+
+# -- the caller's environment ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rules", "declared", "asks", "kept"),
+    [
+        ({"forwardPorts": ["${localEnv:PORT}"]}, ["3000"], [], ["PORT"]),
+        ({"forwardPorts": ["${localEnv:PORT}:80/tcp"]}, ["3000:80/tcp"], [], ["PORT"]),
+        ({"forwardPorts": ["db:${localEnv:PORT}"]}, ["db:3000"], [], ["PORT"]),
+        ({"forwardPorts": ["${localEnv:NOT_SET:3001}"]}, ["3001"], [], []),
+        ({"forwardPorts": ["${localEnv:NOT_SET:db}:80"]}, ["db:80"], [], []),
+        ({"forwardPorts": ["${localEnv:GITHUB_TOKEN}.x.test:80"]}, [], ["localEnv"], []),
+        ({"forwardPorts": ["a-${localEnv:PORT}-b:80"]}, [], ["localEnv"], []),
+        ({"forwardPorts": ["[fd00:${localEnv:PORT}::1]:80"]}, [], ["localEnv"], []),
+        ({"forwardPorts": ["${localEnv:GITHUB_TOKEN}"]}, [], [], []),
+        ({"forwardPorts": ["db:${localEnv:GITHUB_TOKEN:5432}"]}, [], [], []),
+        ({"portsAttributes": {"${localEnv:GITHUB_TOKEN}": {"label": "x"}}}, [], ["localEnv"], []),
+        ({"otherPortsAttributes": {"label": "${localEnv:USER}"}}, [], ["localEnv"], []),
+        ({"customizations": {"autoforward": {"forwards": ["${localEnv:USER}:80"]}}}, [], ["localEnv"], []),
+        ({"customizations": {"autoforward": {"exclude": ["${localEnv:GITHUB_TOKEN}"]}}}, [], ["localEnv"], []),
+        ({"customizations": {"autoforward": {"bind": "${localEnv:GITHUB_TOKEN}"}}}, [], ["localEnv"], []),
+        ({"customizations": {"vscode": {"settings": {"a": "${localEnv:GITHUB_TOKEN}"}}}}, [], [], []),
+        ({"containerEnv": {"T": "${localEnv:GITHUB_TOKEN}"}}, [], [], []),
+    ],
+)
+def test_a_variable_is_in_a_port_number_or_nowhere(
+    rules: Rules, declared: list[str], asks: list[str], kept: list[str], tmp_path: Path
+) -> None:
+    scene = Scene(tmp_path)
+    scene.say("devcontainer.json", rules)
+    info = ContainerInfo("c", "web", "running", {"devcontainer.local_folder": str(tmp_path)})
+    record, warnings = record_for(info, ENDPOINT, Caller(variables=ENVIRON), target="web", word_of=lambda _record: ROOT)
+    again = configure(record, read_record(record, word=ROOT))[0]
+    for one in (record, again):
+        assert [spec.text for spec in one.declared] == declared
+        assert [request.key for request in one.requests] == asks
+        assert list(one.sources.variables) == kept
+    assert again == record, "the supervisor, which has no environment, comes to the same"
+    for value in (SECRET, "/home/me", '"me"'):
+        assert value not in json.dumps([record.to_json(), warnings])
+
+
+def test_what_a_cli_put_in_is_taken_out_again() -> None:
+    """devcontainer-rs hands over the merged configuration with the values of variables in it."""
+    config = {
+        "forwardPorts": ["${localEnv:GITHUB_TOKEN}.x.test:80", "${localEnv:PORT}"],
+        "portsAttributes": {
+            "${env:GITHUB_TOKEN}${localWorkspaceFolderBasename}": {"label": "${localEnv:GITHUB_TOKEN}"}
+        },
+    }
+    merged = {
+        "forwardPorts": [f"{SECRET}.x.test:80", "3000", 7001],
+        "portsAttributes": {f"{SECRET}ws": {"label": SECRET}, "7001": {"label": f"a {SECRET}", "protocol": "http"}},
+        "customizations": {"autoforward": [{"exclude": [SECRET, 9229], "maxPorts": 9}]},
+    }
+    info = ContainerInfo("c", "web", "running", {})
+    base = metadata_of_merged(info, "[]", merged, config, ENVIRON).base
+    assert SECRET not in json.dumps(base)
+    assert base["forwardPorts"] == ["3000", 7001]
+    assert base["portsAttributes"] == {"7001": {"protocol": "http"}}
+    assert base["customizations"]["autoforward"] == {"exclude": [9229], "maxPorts": 9}
+
+
+# -- bounds and words ------------------------------------------------------------------------------
+
+
+def test_requests_are_bounded_and_printable() -> None:
+    asking = Asking(NO_WORD)
+    for number in range(10 * MAX_REQUESTS):
+        asking.grants("label", "x\x1b[2J", "bind", number, "y" * 1000, text=f"\u202e{number}\n" + "z" * 1000)
+    assert len(asking.requests) == MAX_REQUESTS
+    rows = not_granted(asking.requests, "`autoforward trust`")
+    assert len(rows) == 1
+    assert rows[0].isprintable()
+    assert len(rows[0]) < 1000
+
+
+def test_one_source_s_approval_is_not_another_s() -> None:
+    assert digest_of("workspace", "bind", "0.0.0.0") != digest_of("label", "bind", "0.0.0.0")
+    assert digest_of("label", "bind", "0.0.0.0") != digest_of("label", "bind", "0.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folder", "covered"),
+    [
+        ("{}/mine/**", "{}/mine/a", True),
+        ("{}/mine/**", "{}/mine/a/b", True),
+        ("{}/mine/**", "{}/mine", True),
+        ("{}/mine/**", "{}/mines", False),
+        ("{}/mine/**", "{}/other", False),
+        ("{}/mine/**", "{}/link", False),
+        ("{}/link/**", "{}/other/x", True),
+        ("{}/mine/*", "{}/mine/a", True),
+        ("{}/mine/*", "{}/mine/a/b", False),
+        ("{}/mine/?", "{}/mine/a", True),
+        ("{}/m*/a", "{}/mine/a", True),
+        ("{}/**/b", "{}/mine/a/b", True),
+        ("{}/mine/a", "{}/mine/a", True),
+        ("{}/mine/a", "{}/mine/a/b", False),
+        ("/**", "{}/mine/a", True),
+        ("{}/m.ne/a", "{}/mine/a", False),
+    ],
+)
+def test_folders_that_are_trusted(pattern: str, folder: str, covered: bool, tmp_path: Path) -> None:
+    for name in ("mine/a/b", "mines", "other/x"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    assert is_trusted(folder.format(tmp_path), [pattern.format(tmp_path)]) is covered
+
+
+def test_the_home_folder_stands_in_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "src").mkdir()
+    assert is_trusted(str(tmp_path / "src"), ["~/src/**"])
+    assert not is_trusted(None, ["/**"])
+    assert lies_in(str(tmp_path / "src" / "x"), str(tmp_path))
+    assert not lies_in(str(tmp_path), str(tmp_path / "src"))
+
+
+def test_trust_is_for_the_user_s_own_file_alone(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    own = tmp_path.parent / f"{tmp_path.name}.toml"
+    own.write_text(f'trust = ["{tmp_path.parent}/**"]\n')
+    for source in ("devcontainer.json", ".autoforward.toml", "label"):
+        scene.say(source, {"trust": ["/**"], "bind": "0.0.0.0"})
+        assert scene.attach(ROOT).options.bind is None
+        if source != "label":
+            assert scene.attach(ROOT, user_file=str(own)).options.bind == "0.0.0.0"
+            scene.say(source, {})
+        else:
+            assert scene.attach(ROOT, user_file=str(own)).options.bind is None
+
+
+# -- ordinary files --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REAL_FILES)
+def test_an_ordinary_file_asks_for_nothing(name: str, tmp_path: Path) -> None:
+    """Also of a user who may bind every port, with a full environment."""
+    scene = Scene(tmp_path)
+    scene.say("devcontainer.json", REAL_FILES[name])
+    record = scene.attach(ROOT)
+    assert [one.value for one in record.requests] == ASKS.get(name, [])
+    live = configure(record, read_record(record, word=ROOT))[0]
+    assert live == record
+
+
+def test_the_first_attach_of_a_file_with_everything_asks_for_nothing(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.say(
+        "devcontainer.json",
+        {
+            "forwardPorts": [3000, "db:5432", "15432:5432", "${localEnv:PORT:8000}", 80],
+            "appPort": ["8080:80"],
+            "portsAttributes": {
+                "3000": {"label": "web", "onAutoForward": "openBrowser", "protocol": "http"},
+                "9000-9010": {"onAutoForward": "ignore"},
+                "node .*--inspect": {"onAutoForward": "silent", "requireLocalPort": True},
+            },
+            "otherPortsAttributes": {"onAutoForward": "silent"},
+            "customizations": {
+                "autoforward": {
+                    "localPorts": {"5173": 15173},
+                    "forwards": ["6379"],
+                    "exclude": [9229],
+                    "maxPorts": 64,
+                    "notify": False,
+                    "lane": "agent",
+                    "direct": False,
+                    "pollInterval": 1,
+                }
+            },
+        },
+    )
+    record = scene.attach(ROOT)
+    assert record.requests == ()
+    assert actions(record)["3000"] == "openBrowser"
