@@ -14,7 +14,7 @@ from autoforward.callers import Caller, record_for
 from autoforward.config import KEYS, Settings, parse_settings
 from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Listener
 from autoforward.policy import plan
-from autoforward.session_config import configure, metadata_of_merged, read_record
+from autoforward.session_config import configure, metadata_of_merged, read_sources
 from autoforward.setting_values import LocalPorts, Selection
 from autoforward.settings import SessionRecord
 from autoforward.supervisor.deciding import rules_of
@@ -158,7 +158,7 @@ def test_nothing_widens_by_a_file_or_a_label_alone(
         if source == "label" or moment == "at attach":  # a watch: the user did not attach
             return scene.attach(seen)
         known = replace(first, sources=replace(first.sources, withheld=("GITHUB_TOKEN",)))
-        return configure(known, read_record(known, word=word))[0]
+        return configure(known, read_sources(known.sources, word=word))[0]
 
     asked = session(ROOT)
     assert widened(asked) == set()
@@ -341,7 +341,7 @@ def test_what_was_there_at_the_last_attach_opens_and_nothing_else(tmp_path: Path
     assert (actions(record), record.requests) == ({"3000": "openBrowser", "3001": "notify"}, ())
     later = {**first, "3001": {"onAutoForward": "openBrowser"}, "node": {"onAutoForward": "openPreview"}}
     scene.say("devcontainer.json", {"portsAttributes": later})
-    live = configure(record, read_record(record, word=ROOT))[0]
+    live = configure(record, read_sources(record.sources, word=ROOT))[0]
     assert actions(live) == {"3000": "openBrowser", "3001": "notify", "node": "notify"}
     assert [one.value for one in live.requests] == ["3001: openBrowser", "node: openPreview"]
     again = scene.attach(ROOT)
@@ -380,7 +380,7 @@ def test_a_variable_is_in_a_port_number_or_nowhere(
     scene.say("devcontainer.json", rules)
     info = ContainerInfo("c", "web", "running", {"devcontainer.local_folder": str(tmp_path)})
     record, warnings = record_for(info, ENDPOINT, Caller(variables=ENVIRON), target="web", word_of=lambda _record: ROOT)
-    again = configure(record, read_record(record, word=ROOT))[0]
+    again = configure(record, read_sources(record.sources, word=ROOT))[0]
     for one in (record, again):
         assert [spec.text for spec in one.declared] == declared
         assert [request.key for request in one.requests] == asks
@@ -491,7 +491,7 @@ def test_an_ordinary_file_asks_for_nothing(name: str, tmp_path: Path) -> None:
     scene.say("devcontainer.json", REAL_FILES[name])
     record = scene.attach(ROOT)
     assert [one.value for one in record.requests] == ASKS.get(name, [])
-    live = configure(record, read_record(record, word=ROOT))[0]
+    live = configure(record, read_sources(record.sources, word=ROOT))[0]
     assert live == record
 
 
