@@ -61,9 +61,15 @@ def port_of(row: Row) -> str:
     where = row["containerHost"]
     own = where in OWN_HOSTS
     if row["port"] is None:
-        return "others"
+        return "others" if row["source"] == "detected" else "asked"
     port = f"{row['port']}" if own else f"{where}:{row['port']}"
     return f"{port}/udp" if row["transport"] == "udp" else port
+
+
+def is_exposed(row: Row) -> bool:
+    """Whether other machines can reach what we listen on for it."""
+    host = row["hostIp"]
+    return row["id"] is not None and host is not None and host != "::1" and not host.startswith("127.")
 
 
 def local_of(row: Row) -> str:

@@ -15,7 +15,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from autoforward.cli.cells import CELLS, Row, columns_of, cut_to, in_ascii, local_of, port_of, printable, size
+from autoforward.cli.cells import (
+    CELLS,
+    Row,
+    columns_of,
+    cut_to,
+    in_ascii,
+    is_exposed,
+    local_of,
+    port_of,
+    printable,
+    size,
+)
 from autoforward.cli.rates import ASCII_BLOCKS, BLOCKS, Rates, key_of, short_rate, sparkline
 from autoforward.cli.table import COMFORTABLE, GAP, NARROW, Look, fit, line_of, reason_lines, style
 
@@ -145,7 +156,7 @@ class _Table:
             if row["reason"]:
                 # Without the column nothing else says which port is ignored.
                 what = "" if "PORT" in self._widths else f"port {self._view.still.cells[number]['PORT']}: "
-                lines += reason_lines(what + printable(row["reason"]), self._look)
+                lines += reason_lines(what + printable(row["reason"]), self._look, loud=is_exposed(row))
         return lines
 
 

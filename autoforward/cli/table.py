@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from autoforward.actions import safe_url
-from autoforward.cli.cells import CELLS, Row, columns_of, cut_to, in_ascii, printable
+from autoforward.cli.cells import CELLS, Row, columns_of, cut_to, in_ascii, is_exposed, printable
 from autoforward.cli.printing import Drawn
 
 GAP = "  "
@@ -77,7 +77,7 @@ def format_rows(rows: Sequence[Row], look: Look = PLAIN) -> Drawn:
         if row["reason"]:
             # Without the column nothing else says which port is ignored.
             what = "" if "PORT" in widths else f"port {one['PORT']}: "
-            lines += reason_lines(what + printable(row["reason"]), look)
+            lines += reason_lines(what + printable(row["reason"]), look, loud=is_exposed(row))
     return Drawn("\n".join(lines))
 
 
@@ -127,13 +127,13 @@ def line_of(texts: Mapping[str, str], widths: Mapping[str, int], look: Look, row
     return GAP.join(parts).rstrip()
 
 
-def reason_lines(text: str, look: Look) -> Iterable[str]:
-    """The lines under a row."""
+def reason_lines(text: str, look: Look, *, loud: bool = False) -> Iterable[str]:
+    """The lines under a row; `loud` where they have to be seen."""
     text = in_ascii(text) if look.ascii else text
     if not look.width:
         return [INDENT + text]
     lines = textwrap.wrap(text, max(look.width, 20), initial_indent=INDENT, subsequent_indent=INDENT)
-    return [style(look, line, dim=True) for line in lines]
+    return [style(look, line, **({"fg": "red", "bold": True} if loud else {"dim": True})) for line in lines]
 
 
 def style(look: Look, text: str, **how: Any) -> str:

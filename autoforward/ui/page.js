@@ -171,7 +171,7 @@ class Row {
     link.textContent = url ? url.replace(/^http:\/\//, "") : "";
     const own = [null, "127.0.0.1", "::1", "0.0.0.0", "::"].includes(row.containerHost);
     const udp = row.transport === "udp" ? "/udp" : "";
-    const remote = row.port === null ? "other ports" : `${own ? "" : `${row.containerHost}:`}${row.port}${udp}`;
+    const remote = row.port === null ? (row.source === "declared" ? "asked for" : "other ports") : `${own ? "" : `${row.containerHost}:`}${row.port}${udp}`;
     put(".plain", url ? "" : this.address ? `${this.address}${udp}` : `port ${remote}`);
     put(".remote", this.address && row.port !== row.localPort ? `→ ${remote}` : "");
     put(".label", row.label ?? "");
@@ -179,6 +179,7 @@ class Row {
     put(".word", row.status ?? "");
     put(".reason", row.reason ?? MEANINGS[row.status] ?? "");
     element.dataset.status = row.status ?? "";
+    element.classList.toggle("exposed", Boolean(row.id && row.hostIp && !/^(127\.|::1$)/.test(row.hostIp)));
     element.classList.toggle("bare", !row.label && !row.process);
     const name = this.address || `port ${remote}`;
     $(".copy", element).hidden = !this.address;

@@ -249,3 +249,15 @@ def test_a_table_is_data_and_nothing_is_words(capsys: pytest.CaptureFixture[str]
     print_rows([])
     nothing = capsys.readouterr()
     assert (nothing.out, nothing.err) == ("", "nothing is forwarded\n")
+
+
+@pytest.mark.parametrize(
+    ("host", "has_id", "loud"),
+    [("0.0.0.0", True, True), ("::", True, True), ("192.168.1.5", True, True), ("0.0.0.0", False, False)]
+    + [(host, True, False) for host in ("127.0.0.1", "127.0.0.2", "::1")],
+)
+def test_a_forward_that_others_can_reach_is_loud(host: str, has_id: bool, loud: bool) -> None:
+    """What the engine publishes is none of ours."""
+    changes = {"hostIp": host, "reason": "why", **({} if has_id else {"id": None})}
+    shown = format_rows([row(**changes)], Look(width=80, coloured=True)).splitlines()[-1]
+    assert ("\x1b[31m\x1b[1m" in shown) is loud
