@@ -98,25 +98,27 @@ def test_what_is_excluded_and_what_is_brought_back(container: ContainerFactory, 
 def test_user_file_project_file_variable_flag(
     container: ContainerFactory, run: Runner, folder: Path, home: Path
 ) -> None:
-    """Each wins over the ones before it; told by what `attach` stores."""
+    """Each wins over the ones before it; told by what `attach` stores. A limit of the user's own file is not raised."""
     one = dev_container(container, folder)
     user = home / "user" / "autoforward" / "config.toml"
 
     def attached(*flags: str, **env: str) -> Any:
         run("autoforward", "attach", one.name, *flags, env=env, check=0)
         [session] = json.loads((home / "registry.json").read_text())["sessions"]
-        return session["options"]["max_ports"], session["options"]["lane"]
+        return tuple(session["options"][name] for name in ("poll_interval_s", "lane", "max_ports"))
 
-    assert attached() == (128, "auto")
+    assert attached() == (0.5, "auto", 128)
     user.parent.mkdir(parents=True)
-    user.write_text('maxPorts = 11\nlane = "socat"\n')
-    assert attached() == (11, "socat")
-    (folder / ".autoforward.toml").write_text('maxPorts = 12\nlane = "nc"\n')
-    assert attached() == (12, "nc")
-    (folder / "named.toml").write_text("maxPorts = 13\n")
-    assert attached("--settings", str(folder / "named.toml")) == (13, "nc")
-    assert attached("--settings", str(folder / "named.toml"), AUTOFORWARD_MAX_PORTS="14") == (14, "nc")
-    assert attached("--lane", "devtcp", AUTOFORWARD_LANE="auto", AUTOFORWARD_MAX_PORTS="14") == (14, "devtcp")
+    user.write_text('pollInterval = 1.1\nlane = "socat"\nmaxPorts = 11\n')
+    assert attached() == (1.1, "socat", 11)
+    (folder / ".autoforward.toml").write_text('pollInterval = 1.2\nlane = "nc"\nmaxPorts = 12\n')
+    assert attached() == (1.2, "nc", 11)
+    (folder / "named.toml").write_text("pollInterval = 1.3\n")
+    named = ("--settings", str(folder / "named.toml"))
+    assert attached(*named) == (1.3, "nc", 11)
+    assert attached(*named, AUTOFORWARD_POLL_INTERVAL="1.4", AUTOFORWARD_MAX_PORTS="14") == (1.4, "nc", 14)
+    (folder / ".autoforward.toml").write_text("maxPorts = 10\n")
+    assert attached("--lane", "devtcp", AUTOFORWARD_LANE="auto", AUTOFORWARD_POLL_INTERVAL="1.4") == (1.4, "devtcp", 10)
 
 
 @pytest.mark.parametrize("where", ["project", "named", "user"])
