@@ -20,7 +20,7 @@ from autoforward.sockets import lowest_bindable_port
 from tests.conftest import ContainerFactory, Runner, command_env, script, supervisor_of
 from tests.containers import Container, eventually, fetch
 from tests.desktops import FakeBrowser
-from tests.docker.observing import Row, free_port, logged, row_of, rows, wait_event
+from tests.docker.observing import Command, Row, free_port, logged, row_of, rows, wait_event
 from tests.terminal import Terminal
 
 TOKEN = "ghp_0123456789abcdefghijklmnop"
@@ -196,7 +196,7 @@ def _cases() -> Iterator[Any]:
 
 
 @needs_low_ports
-@pytest.mark.parametrize(("key", "source", "moment"), _cases())
+@pytest.mark.parametrize(("key", "source", "moment"), list(_cases()))
 def test_no_source_alone_makes_a_host_socket_wider(
     key: str,
     source: str,
@@ -328,8 +328,6 @@ def test_under_watch_a_new_image_opens_no_browser_by_itself(
     first.remove()
     eventually(lambda: rows(run) == [] and not _sessions(run), what="the end of the session")
     start(opens)
-    from tests.docker.observing import Command
-
     with Command(home, "autoforward", "watch"):
         eventually(lambda: _sessions(run), timeout_s=30, what="the session of the watch")
         [session] = _sessions(run)
