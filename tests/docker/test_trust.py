@@ -219,6 +219,7 @@ def test_no_source_alone_makes_a_host_socket_wider(
         elif source == ".autoforward.toml":
             write_inside(one, source, "".join(f"{name} = {_toml(value)}\n" for name, value in says.items()))
 
+    (folder / ".devcontainer" / "devcontainer.json").write_text("{}")
     with nothing_is_exposed(home):
         if moment == "live":
             run("autoforward", "attach", str(folder), check=0)
@@ -328,7 +329,7 @@ def test_under_watch_a_new_image_opens_no_browser_by_itself(
     first.remove()
     eventually(lambda: rows(run) == [] and not _sessions(run), what="the end of the session")
     start(opens)
-    with Command(home, "autoforward", "watch"):
+    with Command(home, "autoforward", "watch", "--label", f"devcontainer.local_folder={folder}"):
         eventually(lambda: _sessions(run), timeout_s=30, what="the session of the watch")
         [session] = _sessions(run)
         assert [(one["source"], one["key"], one["value"]) for one in session["requests"]] == [
@@ -354,7 +355,7 @@ def asks_for_all_addresses(workspace: Callable[..., Container], folder: Path) ->
 
 def terminal(home: Path, tmp_path: Path, *argv: str) -> Terminal:
     """The command on a terminal, with stdout in a file: a person is asked all the same."""
-    command = f"{shlex.join([script('autoforward'), *argv])} > {tmp_path}/stdout; echo status $?"
+    command = f"trap : INT; {shlex.join([script('autoforward'), *argv])} > {tmp_path}/stdout; echo status $?"
     return Terminal(["sh", "-c", command], command_env(home, {"TERM": "xterm"}), columns=200)
 
 
@@ -409,8 +410,8 @@ def test_folders_that_the_user_s_file_trusts_are_not_asked_about(
     eventually(lambda: ("0.0.0.0", asks_for_all_addresses) not in listening(home), what="loopback again")
 
 
-def test_watch_never_asks(asks_for_all_addresses: int, run: Runner, home: Path, tmp_path: Path) -> None:
-    with terminal(home, tmp_path, "watch") as one:
+def test_watch_never_asks(asks_for_all_addresses: int, run: Runner, folder: Path, home: Path, tmp_path: Path) -> None:
+    with terminal(home, tmp_path, "watch", "--label", f"devcontainer.local_folder={folder}") as one:
         eventually(lambda: len(asked(run)) == 1, timeout_s=30, what="the request in the list")
         assert "Allow it?" not in one.text
         os.killpg(one.process.pid, signal.SIGINT)
