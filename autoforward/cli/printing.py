@@ -40,6 +40,12 @@ def tell(text: str, *, label: str = "", colour: str | None = None) -> None:
         click.echo(one_line(text), err=True)
 
 
+def ask(question: str) -> str:
+    """The line that a person answers on stdin, "" at its end; the question is on stderr, so that stdout stays data."""
+    click.echo(f"{one_line(question)} ", err=True, nl=False)
+    return sys.stdin.readline()
+
+
 def draw(*lines: Drawn) -> None:
     """On stdout, as they are: click would take links out where it takes colours out."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))

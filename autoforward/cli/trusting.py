@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-import click
 
 from autoforward.callers import bare_record
 from autoforward.cli import client, output
 from autoforward.cli.attaching import caller_of
-from autoforward.cli.cells import printable
+from autoforward.cli.printing import ask, show, show_json, tell
 from autoforward.endpoints import resolve_endpoint
 from autoforward.errors import AutoforwardError, TargetError, UsageError
 from autoforward.model import ContainerInfo
@@ -54,7 +51,7 @@ def trust_workspace(
             {**asdict(workspace), "requests": [request.to_json() for request in requests]}
             for workspace, requests in asked.items()
         ]
-        click.echo(json.dumps(shown[0] if len(shown) == 1 else shown, indent=2))
+        show_json(shown[0] if len(shown) == 1 else shown)
     return max(
         (_settle(workspace, requests, approvals, yes, as_json) for workspace, requests in asked.items()), default=0
     )
@@ -67,7 +64,7 @@ def ask_once(record: SessionRecord) -> None:
         return
     workspace, approvals = Workspace.of(record), Approvals(StatePaths.locate())
     try:
-        _show(workspace, new, to_stderr=True)
+        _describe(workspace, new, tell)
         _answer(workspace, new, approvals, approved=_ask())
     except AutoforwardError as error:
         output.warn(f"your answer is not remembered: {error}", hint=error.hint)
@@ -115,10 +112,10 @@ def _settle(workspace: Workspace, requests: Sequence[Request], approvals: Approv
     """Exit status for one workspace."""
     if not requests:
         if not as_json:
-            output.say(f"{printable(workspace.place)} asks for nothing that you have not allowed.")
+            output.say(f"{workspace.place} asks for nothing that you have not allowed.")
         return 0
     if not as_json:
-        _show(workspace, requests, to_stderr=False)
+        _describe(workspace, requests, show)
     if yes:
         _answer(workspace, requests, approvals, approved=True)
         return 0
@@ -133,12 +130,12 @@ def _settle(workspace: Workspace, requests: Sequence[Request], approvals: Approv
     return 0 if approved else 1
 
 
-def _show(workspace: Workspace, requests: Iterable[Request], *, to_stderr: bool) -> None:
-    click.echo(f"{printable(workspace.place)} asks for what only you can allow:", err=to_stderr)
+def _describe(workspace: Workspace, requests: Iterable[Request], say: Callable[[str], None]) -> None:
+    say(f"{workspace.place} asks for what only you can allow:")
     for request in requests:
         refused = "  (you have refused it)" if request.refused else ""
-        click.echo(f"  {request.key}: {request.value}  [{request.place}]{refused}", err=to_stderr)
-        click.echo(f"      {request.effect}", err=to_stderr)
+        say(f"  {request.key}: {request.value}  [{request.place}]{refused}")
+        say(f"      {request.effect}")
 
 
 def _someone_is_there() -> bool:
@@ -147,11 +144,10 @@ def _someone_is_there() -> bool:
 
 def _ask() -> bool:
     """The question is on stderr; anything but a yes, the end of the input and Ctrl-C are a no."""
-    click.echo("Allow it? [y/N] ", err=True, nl=False)
     try:
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
+        return ask("Allow it? [y/N]").strip().lower() in ("y", "yes")
     except KeyboardInterrupt:
-        click.echo(err=True)
+        tell("")
         return False
 
 
@@ -170,7 +166,7 @@ def _revoke(workspaces: Iterable[Workspace], approvals: Approvals) -> int:
     for workspace in dict.fromkeys(workspaces):
         count = approvals.revoke(workspace)
         _tell_supervisor(workspace, {})
-        output.say(f"{printable(workspace.place)}: {count} answer(s) forgotten.")
+        output.say(f"{workspace.place}: {count} answer(s) forgotten.")
     return 0
 
 
@@ -189,14 +185,12 @@ def _print_answers(known: Mapping[Workspace, Answers], as_json: bool) -> None:
             {**asdict(workspace), "answers": [asdict(answer) for answer in one.answers]}
             for workspace, one in known.items()
         ]
-        click.echo(json.dumps(rows, indent=2))
+        show_json(rows)
         return
     if not known:
         output.say("You have answered no request.")
     for workspace, one in known.items():
-        click.echo(f"{printable(workspace.place)} on {printable(workspace.engine)}")
+        show(f"{workspace.place} on {workspace.engine}")
         for answer in one.answers:
             said = "allowed" if answer.approved else "refused"
-            click.echo(
-                f"  {said}: {printable(answer.key)}: {printable(answer.value)}  [{answer.source}, {answer.time}]"
-            )
+            show(f"  {said}: {answer.key}: {answer.value}  [{answer.source}, {answer.time}]")
