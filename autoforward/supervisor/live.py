@@ -108,7 +108,7 @@ class LiveConfiguration:
         try:
             await session.reconfigure(change)
             self._read.pop(session.record.session_id, None)
-            await self._apply(session)
+            await self._apply(session, at_once=True)
         except TargetError as error:  # it has ended
             log.debug("%s", error)
 
@@ -236,7 +236,7 @@ class LiveConfiguration:
         except Exception:
             log.exception("a fault while the configuration of %s was applied", session.record.container_name)
 
-    async def _apply(self, session: Session) -> None:
+    async def _apply(self, session: Session, *, at_once: bool = False) -> None:
         before, key = session.record, session.record.session_id
         sources = before.sources
         is_new = key not in self._read
@@ -265,7 +265,7 @@ class LiveConfiguration:
             warnings.extend(found)
             return configured
 
-        if await session.reconfigure(change):
+        if await session.reconfigure(change, at_once=at_once):
             name = session.record.container_name
             log.info("%s: its configuration has changed", name)
             for warning in warnings:

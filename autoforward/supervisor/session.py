@@ -201,16 +201,17 @@ class Session:
         await self._actor.execute(change)
         await self.settled()
 
-    async def reconfigure(self, change: Callable[[SessionRecord], SessionRecord]) -> bool:
+    async def reconfigure(self, change: Callable[[SessionRecord], SessionRecord], *, at_once: bool = False) -> bool:
         """Take over what `change` makes of the record as it is then; whether that is another one.
 
-        Does not wait for a watch, nor for what follows from it, which has its turn when the session's budget allows.
+        Does not wait for a watch, nor, unless `at_once` (it is the user's word), for what follows from it, which has its
+        turn when the session's budget allows.
         """
 
         async def take_over() -> bool:
             if (record := change(self.record)) == self.record:
                 return False
-            await self._take_over(record, at_once=False)
+            await self._take_over(record, at_once=at_once)
             return True
 
         # A Restart, which answers nothing, comes after the record was taken over.

@@ -38,7 +38,7 @@ class FakeSession:
         self.looked_at = asyncio.Event()
         self.forwarder = SimpleNamespace(session_event=lambda event, reason: PortEvent(event=event, reason=reason))
 
-    async def reconfigure(self, change: Callable[[SessionRecord], SessionRecord]) -> bool:
+    async def reconfigure(self, change: Callable[[SessionRecord], SessionRecord], *, at_once: bool = False) -> bool:
         await self.takes.wait()
         before, self.record = self.record, change(self.record)
         self.looked_at.set()
