@@ -39,6 +39,12 @@ MAX_NETWORK_HOPS = 4
 TAR_SLACK_BYTES = 64 * 1024
 """Headers and padding around one file of a tar, generously."""
 
+Member = tuple[tarfile.TarInfo, bytes]
+"""A file or folder in a container, with the beginning of what is in it."""
+
+HEAD_BYTES = 4096
+"""The head of a tar's first member, with long names; more of it the engine need not read."""
+
 CONTAINER_ACTIONS = ("start", "die", "died", "destroy", "remove", "pause", "unpause", "rename")
 """What of an engine's events concerns a session. Podman has `remove` for `destroy`, and says `die` to whom asked for `died`."""
 
@@ -92,6 +98,7 @@ class Engine:
         self._link = link_to(endpoint, lambda: self.on_up())
         self._lock = threading.Lock()
         self._client: docker.DockerClient | None = None
+        self._tells_owners: bool | None = None
 
     def __repr__(self) -> str:
         return f"<Engine {self.endpoint.host}>"
@@ -162,6 +169,15 @@ class Engine:
         """The engine's own words on its version and on itself (`/version`, `/info`)."""
         with self._translated():
             return cast(Mapping[str, Any], self.client.version()), cast(Mapping[str, Any], self.client.info())
+
+    @property
+    def tells_owners(self) -> bool:
+        """Whether it is true whose files it says they are: Podman names the container's default user for all."""
+        if self._tells_owners is None:
+            with self._translated():
+                parts = self.client.version().get("Components") or ()
+            self._tells_owners = not any("podman" in str(part.get("Name")).lower() for part in parts)
+        return self._tells_owners
 
     def inspect(self, container_ref: str) -> ContainerInfo:
         """One container, by id, unique id prefix or name. Raises TargetError when there is none."""
@@ -279,29 +295,44 @@ class Engine:
             if not taken:
                 raise AutoforwardError(f"the engine did not take files for {folder}")
 
-    def read_member(self, container_id: str, path: str, max_bytes: int = 0) -> tuple[tarfile.TarInfo, bytes] | None:
+    def read_member(self, container_id: str, path: str, max_bytes: int = 0) -> Member | None:
         """What is at a path in the container, links not followed, and up to `max_bytes` of a file. None: there is nothing.
 
         Owner, mode and content are the container's word: a folder of any size and a file of any length are only begun.
         """
+        return next(iter(self._members(container_id, path, max_bytes).values()), None)
+
+    def read_folder(
+        self, container_id: str, path: str, name: str, max_bytes: int
+    ) -> tuple[Member | None, Member | None]:
+        """The same of a folder, and of a file in it, with one question; the file is None also if too much lies before it."""
+        found = self._members(container_id, path, max_bytes)
+        folder = next(iter(found), "")
+        return found.get(folder), found.get(f"{folder}/{name}")
+
+    def _members(self, container_id: str, path: str, max_bytes: int) -> dict[str, Member]:
+        """The first members of the tar of a path, as far as `max_bytes` and something for their heads go."""
+        slack = TAR_SLACK_BYTES if max_bytes else HEAD_BYTES
         with self._translated(container_id):
             try:
-                chunks, _ = self.client.api.get_archive(container_id, path, chunk_size=TAR_SLACK_BYTES)
+                chunks, _ = self.client.api.get_archive(container_id, path, chunk_size=slack)
             except NotFound:
-                return None
+                return {}
             data = b""
             for chunk in chunks:
                 data += chunk
-                if len(data) >= max_bytes + TAR_SLACK_BYTES:
+                if len(data) >= max_bytes + slack:
                     break
             chunks.close()
+        found: dict[str, Member] = {}
         try:
             with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as tar:
-                member = tar.next()
-                file = tar.extractfile(member) if member is not None and member.isreg() and max_bytes else None
-                return (member, file.read(max_bytes) if file is not None else b"") if member is not None else None
+                while (member := tar.next()) is not None and (max_bytes or not found):
+                    file = tar.extractfile(member) if member.isreg() and max_bytes else None
+                    found[member.name.rstrip("/")] = member, file.read(max_bytes) if file is not None else b""
         except (tarfile.TarError, EOFError):  # longer than what was read of it, or no tar
-            return None
+            pass
+        return found
 
     def exit_code(self, exec_id: str) -> int | None:
         """How a process that was started with `open_exec` ended; None while it runs or when the engine forgot it."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from autoforward.attributes import AttributeRules
-from autoforward.deploy import FOLDER, NoAgentError, agent_binary, agent_name, is_ours, places
+from autoforward.deploy import FOLDER, NoAgentError, PlaceLook, agent_binary, agent_name, look_at, places
 from autoforward.doctor.container import AgentLook, LanesLook, PortLook
 from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError
@@ -112,12 +111,17 @@ def _look_at_agent(engine: Engine, info: ContainerInfo, inside: Inside) -> Agent
     found = [place for place in found if not is_noexec(place, inside.mounts)]
     if not found:
         return AgentLook(False, "it cannot run there: what can be written is mounted noexec")
+    problems = []
     for place in found:
         path = f"{place.rstrip('/')}/{FOLDER}/{agent_name(binary)}"
-        with suppress(AutoforwardError):
-            if is_ours(engine, info.container_id, path, binary):
-                return AgentLook(True, f"it is there, {path}")
-    return AgentLook(True, f"it can be put into {found[0]}")
+        try:
+            look = look_at(engine, info, place, path, binary)
+        except AutoforwardError as error:
+            look = PlaceLook(str(error), is_there=False)
+        if look.problem is None:
+            return AgentLook(True, f"it is there, {path}" if look.is_there else f"it can be put into {place}")
+        problems.append(f"{place}: {look.problem}")
+    return AgentLook(False, f"it cannot be put there ({'; '.join(problems)})")
 
 
 def look_at_ports(

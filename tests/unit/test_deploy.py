@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from autoforward import deploy
 from autoforward.engine import Engine
-from autoforward.errors import AutoforwardError
+from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.model import ContainerInfo
 
 BINARY = b"\x7fELF the agent"
@@ -24,6 +25,13 @@ def member(kind: bytes, *, uid: int = 0, mode: int = 0o755) -> tarfile.TarInfo:
     info = tarfile.TarInfo("x")
     info.type, info.uid, info.mode = kind, uid, mode
     return info
+
+
+WAY: Members = {
+    "/": (member(tarfile.DIRTYPE), b""),
+    "/tmp": (member(tarfile.DIRTYPE, mode=0o1777), b""),  # in the container
+    "/data": (member(tarfile.DIRTYPE), b""),
+}
 
 
 class FakeEngine:
@@ -39,7 +47,8 @@ class FakeEngine:
         refusing: tuple[str, ...] = (),
         says_owner: int | None = None,
     ) -> None:
-        self.members = members
+        self.members = {**WAY, **members}
+        self.tells_owners = says_owner is None
         self._says_owner = says_owner
         self.uploads: list[str] = []
         self._swallowing, self._refusing = swallowing, refusing
@@ -54,6 +63,11 @@ class FakeEngine:
         said = found[0] if self._says_owner is None else found[0].replace(uid=self._says_owner, deep=False)
         return said, found[1][:max_bytes]
 
+    def read_folder(
+        self, container_id: str, path: str, name: str, max_bytes: int
+    ) -> tuple[tuple[tarfile.TarInfo, bytes] | None, tuple[tarfile.TarInfo, bytes] | None]:
+        return self.read_member(container_id, path), self.read_member(container_id, f"{path}/{name}", max_bytes)
+
     def put_archive(self, _container_id: str, folder: str, tar: bytes) -> None:
         self.uploads.append(folder)
         if folder in self._refusing:
@@ -67,7 +81,7 @@ class FakeEngine:
 
 
 def is_ours(members: Members) -> bool:
-    return deploy.is_ours(cast(Engine, FakeEngine(members)), "0" * 64, FILE, BINARY)
+    return deploy.look_at(cast(Engine, FakeEngine(members)), info(), "/tmp", FILE, BINARY).is_there  # in the container
 
 
 def there(**changes: Any) -> Members:
@@ -150,14 +164,120 @@ def test_an_engine_that_hides_whose_a_file_is_gets_a_folder_that_nobody_could_na
 
 
 @pytest.mark.usefixtures("binary")
-def test_whose_a_file_is_does_not_matter_only_where_nobody_could_be_first() -> None:
-    engine = FakeEngine({}, swallowing=("/tmp", "/"), says_owner=1000)
-    engine.members = {
-        f"/tmp/.autoforward{part}": found
-        for part, found in (
-            ("", (member(tarfile.DIRTYPE), b"")),
-            (f"/{deploy.agent_name(BINARY)}", (member(tarfile.REGTYPE), BINARY)),
-        )
-    }
-    with pytest.raises(deploy.NoAgentError, match=r"/tmp: what is uploaded .*; /: what is uploaded"):
+def test_a_volume_of_who_knows_whom_is_no_place() -> None:
+    engine = FakeEngine({}, refusing=("/tmp", "/"), says_owner=0)
+    with pytest.raises(deploy.NoAgentError, match="/data: the engine does not tell whose it is"):
+        deploy.deploy_agent(cast(Engine, engine), info("/data"))
+
+
+# The folders on the way.
+
+
+def folder(uid: int = 0, mode: int = 0o755) -> tuple[tarfile.TarInfo, bytes]:
+    return member(tarfile.DIRTYPE, uid=uid, mode=mode), b""
+
+
+@pytest.mark.parametrize(
+    ("found", "problem"),
+    [
+        (folder(), None),
+        (folder(mode=0o40755), None),
+        (folder(mode=0o1777), None),
+        (folder(mode=0o41777), None),
+        (folder(uid=1000), None),
+        (folder(uid=1000, mode=0o1777), None),
+        (folder(mode=0o777), "can be written by others (mode 0777)"),
+        (folder(mode=0o40777), "can be written by others (mode 0777)"),
+        (folder(mode=0o775), "can be written by others (mode 0775)"),
+        (folder(mode=0o757), "can be written by others (mode 0757)"),
+        (folder(uid=1000, mode=0o2775), "can be written by others (mode 2775)"),
+        (folder(uid=1001), "belongs to user id 1001"),
+        (folder(uid=1001, mode=0o1777), "belongs to user id 1001"),
+        ((member(tarfile.SYMTYPE, mode=0o777), b""), "is a symbolic link"),
+        ((member(tarfile.REGTYPE), b""), "is no folder"),
+        (None, "is not there"),
+    ],
+)
+def test_a_folder_in_which_others_can_exchange_what_is_there(
+    found: tuple[tarfile.TarInfo, bytes] | None, problem: str | None
+) -> None:
+    """The agent runs as user 1000."""
+    assert deploy.folder_problem(found, lambda uid: uid in (0, 1000)) == problem
+
+
+@pytest.mark.usefixtures("binary")
+def test_a_place_in_which_others_can_exchange_it_is_passed_over_and_says_why() -> None:
+    """They swapped the agent's folder between our look and its start, and ran as the container's root."""
+    engine = FakeEngine({"/tmp": folder(mode=0o777)})  # in the container
+    assert deploy.deploy_agent(cast(Engine, engine), info()).startswith("/.autoforward/agent-")
+    assert engine.uploads == ["/"]
+    engine = FakeEngine({**there(), "/tmp": folder(mode=0o777), "/": folder(uid=7)})  # in the container
+    with pytest.raises(deploy.NoAgentError) as caught:
+        deploy.deploy_agent(cast(Engine, engine), info("/data"))
+    reasons = "/tmp: / belongs to user id 7; /: belongs to user id 7; /data: / belongs to user id 7"
+    assert str(caught.value) == f"the agent cannot be put into the container ({reasons})"
+    assert engine.uploads == []
+
+
+@pytest.mark.usefixtures("binary")
+def test_each_folder_that_leads_to_a_volume_counts() -> None:
+    members = {"/a": folder(), "/a/b": folder(), "/a/b/vol": folder()}
+    for place in members:
+        engine = FakeEngine({**members, place: folder(mode=0o777)}, refusing=("/tmp", "/"))
+        with pytest.raises(deploy.NoAgentError, match=r"/a/b/vol: (/a |/a/b |)can be written by others"):
+            deploy.deploy_agent(cast(Engine, engine), info("/a/b/vol"))
+    engine = FakeEngine(members, refusing=("/tmp", "/"))
+    assert deploy.deploy_agent(cast(Engine, engine), info("/a/b/vol")).startswith("/a/b/vol/.autoforward/")
+    assert deploy.places(info("/a/b/vol", tmpfs=("/a",))) == ("/tmp", "/"), "below what the engine does not show"
+
+
+PASSWD = b"root:x:0:0::/:/bin/sh\nde:x:7:7::/:\ndev:x:1000:1000::/home/dev:/bin/sh\nbroken\nbad:x:y:0:::\n"
+
+
+@pytest.mark.usefixtures("binary")
+@pytest.mark.parametrize(
+    ("user", "fits"),
+    [
+        ("1000", True),
+        ("1000:5", True),
+        ("dev", True),
+        ("dev:users", True),
+        ("", False),
+        ("0", False),
+        ("root", False),
+        ("de", False),
+        ("bad", False),
+        ("broken", False),
+        ("who", False),
+        ("9" * 5000, False),
+    ],
+)
+def test_a_volume_of_the_user_as_whom_it_runs_will_do(user: str, fits: bool) -> None:
+    """Who could exchange it there, runs as that user anyway."""
+    members = {"/data": folder(uid=1000), "/etc/passwd": (member(tarfile.REGTYPE), PASSWD)}
+    engine = FakeEngine(members, refusing=("/tmp", "/"))
+    of_user = replace(info("/data"), user=user)
+    if fits:
+        assert deploy.deploy_agent(cast(Engine, engine), of_user).startswith("/data/.autoforward/")
+    else:
+        with pytest.raises(deploy.NoAgentError, match="/data: belongs to user id 1000"):
+            deploy.deploy_agent(cast(Engine, engine), of_user)
+
+
+@pytest.mark.usefixtures("binary")
+def test_what_the_engine_does_not_show_is_a_reason_and_a_container_that_is_gone_is_not() -> None:
+    engine = FakeEngine({})
+
+    def refuse(error: Exception) -> Any:
+        def read(_container_id: str, _path: str, _max_bytes: int = 0) -> None:
+            raise error
+
+        return read
+
+    engine.read_member = refuse(AutoforwardError("the engine says: too many links"))  # type: ignore[method-assign]
+    with pytest.raises(deploy.NoAgentError, match="/tmp: the engine says: too many links; /: the engine says"):
         deploy.deploy_agent(cast(Engine, engine), info())
+    for error in (TargetError("gone"), EngineUnreachableError("away")):
+        engine.read_member = refuse(error)  # type: ignore[method-assign]
+        with pytest.raises(type(error)):
+            deploy.deploy_agent(cast(Engine, engine), info())
