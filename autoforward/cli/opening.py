@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from autoforward.actions import safe_url
@@ -33,18 +34,22 @@ def open_forward(wanted: str) -> int:
     return 0
 
 
-def open_and_wait(url: str) -> None:
-    """Open it, or say why nobody would see it. Raises AutoforwardError where that fails within `OPENER_PATIENCE_S`."""
-    opening = begin_opening(url)
+def open_and_wait(what: str | Path) -> bool:
+    """Open it, or say why nobody would see it; whether it was opened.
+
+    Raises AutoforwardError where that fails within `OPENER_PATIENCE_S`.
+    """
+    opening = begin_opening(what)
     if isinstance(opening, str):
         output.say(f"Not opened: {opening}. AUTOFORWARD_BROWSER names a program that opens URLs.")
-        return
+        return False
     try:
         status = opening.process.wait(OPENER_PATIENCE_S)
     except subprocess.TimeoutExpired:
-        return
+        return True
     if status:
         raise AutoforwardError(f"{opening.program} ended with status {status}", hint="open the URL by hand")
+    return True
 
 
 def url_of(row: Row) -> str:
@@ -64,8 +69,14 @@ class Opening:
     process: subprocess.Popen[bytes]
 
 
-def begin_opening(url: str) -> Opening | str:
-    """Start what opens it, or say why nothing is started. Raises AutoforwardError."""
+def begin_opening(what: str | Path) -> Opening | str:
+    """Start what opens it, or say why nothing is started: a URL of a forward, or a file that we have made.
+
+    Raises AutoforwardError.
+    """
+    url = what.as_uri() if isinstance(what, Path) else safe_url(what)
+    if url is None:
+        raise AutoforwardError("this is no URL of a forward")
     environment = SessionEnvironment.capture(os.environ)
     why_not = nobody_looks(environment, sys.platform)
     if why_not is not None:

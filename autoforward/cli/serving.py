@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 from autoforward.cli import client, output
 from autoforward.cli.opening import open_and_wait
 from autoforward.cli.printing import show
+from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError, PortUnavailableError
 from autoforward.paths import StatePaths
 from autoforward.sockets import BoundPair, HostPortError, HostPortTakenError, bind_pair
+from autoforward.ui.doorway import folder_for, make_doorway
 from autoforward.ui.feed import Feed
-from autoforward.ui.keys import Keys
+from autoforward.ui.keys import CODE_LASTS_S, Keys
 from autoforward.ui.server import PageServer
+
+UNSEEN_S = 15.0
+"""A browser that has not asked for the page by then may be one that cannot read the file, or takes no files."""
 
 TRIES = 50
 """Numbers that are tried when none is asked for: the kernel names one that is free on 127.0.0.1, `::1` may have an owner."""
@@ -45,22 +53,50 @@ async def _serve(pair: BoundPair, paths: StatePaths, open_it: bool) -> None:
     keys = Keys()
     server = PageServer(pair, Feed(paths, lambda: client.has_stored_sessions(paths)), keys)
     await server.start()
+    leading: asyncio.Task[None] | None = None
     try:
         show(f"{server.url}#{keys.token}")
         output.say("Your forwards are at this address, for you alone, until Ctrl-C.")
         if open_it:
-            await asyncio.to_thread(_open, f"{server.url}#{keys.new_code(time.monotonic())}")
+            leading = asyncio.create_task(_lead_browser(paths, server.url, keys), name="leading a browser")
         await ending.wait()
     finally:
+        if leading is not None:
+            leading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await leading
         await server.aclose()
 
 
-def _open(url: str) -> None:
-    """What cannot be opened can still be opened by hand."""
+async def _lead_browser(paths: StatePaths, url: str, keys: Keys) -> None:
+    """Open it, and take the file that led there away once it was used. What cannot be opened can be opened by hand."""
+    seen = asyncio.Event()
+    keys.on_code_used = seen.set
     try:
-        open_and_wait(url)
+        folder = await asyncio.to_thread(_doorway_folder, paths)
+        doorway = make_doorway(folder, f"{url}#{keys.new_code(time.monotonic())}")
+        try:
+            if not await asyncio.to_thread(open_and_wait, doorway):
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(UNSEEN_S):
+                    await seen.wait()
+            if not seen.is_set():
+                output.warn("no browser has shown the page yet", hint="open the address above by hand")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CODE_LASTS_S - UNSEEN_S):
+                        await seen.wait()
+        finally:
+            doorway.unlink(missing_ok=True)
     except AutoforwardError as error:
         output.warn(str(error), hint=error.hint)
+    except OSError as error:
+        output.warn(f"the page is not opened: {error.strerror or error}", hint="open the address above by hand")
+
+
+def _doorway_folder(paths: StatePaths) -> Path:
+    paths.ensure()
+    return folder_for(SessionEnvironment.capture(os.environ), paths.home, Path.home())
 
 
 def _free_pair() -> BoundPair:

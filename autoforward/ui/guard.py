@@ -46,7 +46,7 @@ def refusal(request: Request, port: int, methods: Mapping[str, str]) -> Refusal 
         return Refusal(403, "this is not the host that is served here")
     if any(origin != f"http://{hosts[0]}" for origin in request.values("origin")):
         return Refusal(403, "pages of other origins are not answered")
-    if any(site not in SITES for site in request.values("sec-fetch-site")):
+    if any(site not in SITES for site in request.values("sec-fetch-site")) and not _is_visit(request):
         return Refusal(403, "requests that other sites cause are not answered")
     method = methods.get(request.target)
     if method is None:
@@ -56,3 +56,9 @@ def refusal(request: Request, port: int, methods: Mapping[str, str]) -> Refusal 
     if method == "POST" and request.values("content-type") != [JSON_TYPE]:
         return Refusal(415, f"this takes {JSON_TYPE} only")
     return None
+
+
+def _is_visit(request: Request) -> bool:
+    """Whether a tab goes to the page, which holds no secret: from the file that leads there, or from wherever it was."""
+    modes, kinds = request.values("sec-fetch-mode"), request.values("sec-fetch-dest")
+    return request.method == "GET" and request.target == "/" and (modes, kinds) == (["navigate"], ["document"])

@@ -1,18 +1,18 @@
-"""The secrets of one run of `autoforward ui`. They are never written to disk, and end with the process.
+"""The secrets of one run of `autoforward ui`. They end with the process; but for the code, none is written to disk.
 
 The token travels in the fragment of the URL (which browsers send to nobody) and then in `Authorization`. It is no cookie:
 cookies know no ports, so every server on localhost, those of containers first of all, would be sent it.
 
-What is given to a browser as an argument, other users of the machine can read. So that URL has a code in place of the
-token, which is good once and for a minute. (For one page, that is: an answer can get lost on its way, and a page that asks
-again is known by a word that it has made up.)
+What is given to a browser as an argument, other users of the machine can read. So that is a file (`doorway`), which leads to
+the page with a code in place of the token, which is good once and for a minute. (For one page, that is: an answer can get
+lost on its way, and a page that asks again is known by a word that it has made up.)
 """
 
 from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 TOKEN_BYTES = 32
 
@@ -22,6 +22,8 @@ CODE_LASTS_S = 60.0
 
 class Keys:
     def __init__(self) -> None:
+        self.on_code_used: Callable[[], None] = lambda: None
+        """Called once for each code."""
         self.token = secrets.token_urlsafe(TOKEN_BYTES)
         self._code: str | None = None
         self._code_until_s = 0.0
@@ -44,6 +46,7 @@ class Keys:
             return None
         if self._page is None:
             self._page = page
+            self.on_code_used()
         return self.token if hmac.compare_digest(self._page.encode(), page.encode()) else None
 
     def opens(self, authorization: Sequence[str]) -> bool:

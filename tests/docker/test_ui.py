@@ -16,6 +16,7 @@ from scripts.chromium import program
 from tests.browser import Browser, Tab
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import eventually, fetch
+from tests.desktops import FakeBrowser
 from tests.docker.observing import Command, dev_container_labels, free_port, new_folder, row_of, rows
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><b>web</b>"
@@ -227,6 +228,27 @@ def test_a_page_of_another_origin_can_neither_read_nor_act(
         assert tab.run(f"{card(port)}.dataset.status") == "active"
         tab.close()
     assert "hello" in fetch(forward["url"])
+
+
+def test_the_file_that_a_browser_is_opened_with_leads_to_the_page_once(
+    browser: Browser, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeBrowser(tmp_path)
+    monkeypatch.setattr("tests.conftest.NO_DESKTOP", {"AUTOFORWARD_BROWSER": str(fake.path), "CI": None})
+    with Command(home, "autoforward", "ui") as command:
+        ui = Ui(command)
+        [opened] = fake.wait(1)
+        page = Path(str(opened).removeprefix("file://"))
+        copy = tmp_path / "copy.html"
+        copy.write_text(page.read_text())
+        tab = browser.open(str(opened))
+        tab.wait("[location.href, document.body?.dataset.state]", lambda found: found == [f"{ui.origin}/", "live"])
+        eventually(lambda: not page.exists(), what="the end of the file")
+        other = browser.open(copy.as_uri())
+        other.wait("document.querySelector('#note')?.innerText", lambda text: text and "autoforward ui" in text)
+        assert tab.run("document.body.dataset.state") == "live"
+        for one in (tab, other):
+            one.close()
 
 
 def widths(tab: Tab) -> list[int]:

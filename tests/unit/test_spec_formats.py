@@ -35,6 +35,7 @@ from autoforward.settings import SessionRecord
 from autoforward.supervisor import session as session_module
 from autoforward.supervisor.describing import describe
 from autoforward.supervisor.handlers import Handlers
+from autoforward.ui import doorway
 from tests.unit.spec_text import PACKAGE, SPEC, fenced, names, section, sources, table, ticked
 
 # State.
@@ -48,7 +49,7 @@ def test_files_of_the_state_folder() -> None:
         if isinstance(vars(StatePaths)[name], property) and isinstance(value := getattr(paths, name), Path)
     }
     documented = set(names("State folder", "file"))
-    others = {"registry.json.corrupt-TIME", "supervisor.log.1"}
+    others = {"registry.json.corrupt-TIME", "supervisor.log.1", f"{doorway.PREFIX}RANDOM.html"}
     assert documented == files | others
     code = "".join(sources().values())
     assert ".corrupt-" in code

@@ -108,6 +108,25 @@ def test_requests_that_another_site_caused_are_refused(site: str, status: int | 
     assert status_of(request(sec_fetch_site=site)) == status
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_tab_may_come_from_elsewhere_and_nothing_else_may(site: str) -> None:
+    """The file that a browser is opened with is of no site; the page itself holds no secret."""
+    visit: dict[str, str] = {"sec_fetch_site": site, "sec_fetch_mode": "navigate", "sec_fetch_dest": "document"}
+    assert status_of(request(**visit)) is None
+    for change in (
+        {"sec_fetch_dest": "iframe"},
+        {"sec_fetch_dest": "empty"},
+        {"sec_fetch_mode": "no-cors"},
+        {"sec_fetch_mode": "cors"},
+        {"origin": "null"},
+        {"origin": "http://evil.example"},
+        {"host": "evil.example"},
+    ):
+        assert status_of(request(**{**visit, **change})) == 403, change
+    for method, path in (("POST", "/"), ("GET", "/api/stream"), ("POST", "/api/enter"), ("POST", "/api/stop")):
+        assert status_of(request(method, path, content_type="application/json", **visit)) == 403
+
+
 @pytest.mark.parametrize("method", ["OPTIONS", "DELETE", "PUT", "HEAD", "TRACE", "PATCH", "CONNECT", "get"])
 def test_other_methods_are_refused(method: str) -> None:
     for path in METHODS:
