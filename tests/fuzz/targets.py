@@ -7,6 +7,8 @@ and byte by byte, and that what was understood can be written down and read agai
 from __future__ import annotations
 
 import json
+import string
+import tomllib
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -25,6 +27,7 @@ from autoforward.devcontainer import (
 )
 from autoforward.errors import ProtocolError, UsageError
 from autoforward.expressions import Expression, ExpressionError
+from autoforward.foreign import work
 from autoforward.frames import Event
 from autoforward.lanes.commands import Dialect
 from autoforward.lanes.probe import choose_lane, explain_exec_failure, parse_probe
@@ -260,6 +263,35 @@ def metadata_label(data: bytes) -> None:
         _configuration([dict(base)])
 
 
+def _of_file(data: bytes, kind: str, plain: Callable[[str], Any], refused: type[Exception]) -> None:
+    """The reader against the plain parser, which need not end where the reader has refused."""
+    answer = work.perform({"op": "parse", "kind": kind, "text": data, "below": ["a"]})
+    if (problem := answer.get("problem")) is not None:
+        _must(problem.isprintable() and len(problem) < 150, "a problem is one short line", problem)
+        _must(not set(problem) & set(data.decode("utf-8", "ignore")) - _IN_PROBLEMS, "nothing of the file", problem)
+        return
+    text = data.decode("utf-8").removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+    _must(all(1 <= line <= text.count("\n") + 1 for _, line in answer["lines"]), "lines of the file", answer)
+    try:
+        value = plain(text)
+    except (refused, RecursionError):
+        _must(kind == "json", "TOML is what tomllib takes", text)  # with comments and so on, JSON is not
+        return
+    _must(repr(value) == repr(answer["value"]), "the plain parser's value", value, answer["value"])
+
+
+_IN_PROBLEMS = frozenset(string.ascii_letters + string.digits + " :,-_'=`.()")
+"""What may be in a problem by itself: of these the words are fixed, as `tests/unit/test_foreign_texts.py` has it."""
+
+
+def file_of_json(data: bytes) -> None:
+    _of_file(data, "json", json.loads, ValueError)
+
+
+def file_of_toml(data: bytes) -> None:
+    _of_file(data, "toml", tomllib.loads, tomllib.TOMLDecodeError)
+
+
 def config_file(data: bytes) -> None:
     try:
         config = parse_config_text(data.decode("utf-8", "replace"), "devcontainer.json")
@@ -329,6 +361,8 @@ TARGETS: dict[str, Target] = {
     "probe": probe,
     "command-line": command_line,
     "metadata-label": metadata_label,
+    "file-of-json": file_of_json,
+    "file-of-toml": file_of_toml,
     "config-file": config_file,
     "settings": settings,
     "attributes": attributes,
