@@ -23,7 +23,8 @@ def _bytes(data: bytes) -> Make:
     return lambda path: path.write_bytes(data[:SIZE])
 
 
-def _socket(path: Path) -> None:
+def listening(path: Path) -> None:
+    """A socket in place of a file."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         with socket.socket(socket.AF_UNIX) as sock:
@@ -65,7 +66,7 @@ BOTH: dict[str, Make] = {
     "NULs": _bytes(b"\0" * SIZE),
     "a FIFO": os.mkfifo,
     "a directory": Path.mkdir,
-    "a socket": _socket,
+    "a socket": listening,
     "a device": lambda path: path.symlink_to("/dev/zero"),
     "a link to /proc": lambda path: path.symlink_to("/proc/self/environ"),
     "a link out of the workspace": _link_out,

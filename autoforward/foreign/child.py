@@ -9,12 +9,11 @@ import json
 import os
 import resource
 import select
-import struct
 import threading
 import time
 from typing import Any
 
-from autoforward.foreign.work import perform
+from autoforward.foreign.work import HEADER, perform
 
 MAX_MEMORY_BYTES = 512 * 1024 * 1024
 """Addresses, not pages: Python itself takes a tenth of it."""
@@ -32,8 +31,6 @@ HELD_UP_S = 0.05
 """Without an answer, then the rest is looked at beside."""
 
 MAX_LOOKING = 16
-
-HEADER = struct.Struct("!I")
 
 
 def main() -> None:

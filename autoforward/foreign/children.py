@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoforward.foreign.child import HEADER
 from autoforward.foreign.limits import FILE_DEADLINE_S
+from autoforward.foreign.work import HEADER
 
 MAX_STUCK = 16
 """Children that were killed and have not ended; then nothing more is read."""
@@ -100,7 +100,10 @@ class Children:
                 return self._asked(child, request, places, deadline_s)
             except EOFError:  # it ended because it was not asked for so long
                 pass
-        child = _Child(self._command)
+        try:
+            child = _Child(self._command)
+        except OSError as error:
+            raise NoAnswerError(f"cannot be read: no process for it starts: {error.strerror or error}") from None
         try:
             child.wait_ready()
             return self._asked(child, request, places, deadline_s)

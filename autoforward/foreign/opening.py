@@ -32,7 +32,9 @@ _PSEUDO = ("/proc/", "/sys/")
 """What is there looks like a file of size 0, and may be endless, or wait."""
 
 _PATH_ONLY = getattr(os, "O_PATH", 0)
-_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_READ = os.O_RDONLY
+for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"):  # Windows has none, and imports this all the same
+    _READ |= getattr(os, _flag, 0)
 
 
 class NotReadError(Exception):
@@ -62,15 +64,18 @@ def read_file(path: str, rule: Rule, belongs_to: str | None) -> Opened:
     Raises NotReadError; FileNotFoundError where nothing is.
     """
     try:
-        descriptor = os.open(path, (_PATH_ONLY or _READ) | os.O_CLOEXEC)
+        if not _PATH_ONLY:
+            _require_file(os.stat(path))  # noqa: PTH116  # macOS: also to open a device can do something
+        descriptor = os.open(path, (_PATH_ONLY | os.O_CLOEXEC) if _PATH_ONLY else _READ)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise NotReadError(f"cannot be read: {error.strerror or error}") from None
+    except ValueError:  # a NUL in its name, which a label may have
+        raise FileNotFoundError(path) from None
     try:
         status = os.fstat(descriptor)
-        if (kind := kind_of(status.st_mode)) != "file":
-            raise NotReadError(f"is a {kind}, not a file")
+        _require_file(status)
         real = _path_of(descriptor, path)
         if real.startswith(_PSEUDO):
             raise NotReadError("is no file on a disk")
@@ -88,6 +93,11 @@ def read_file(path: str, rule: Rule, belongs_to: str | None) -> Opened:
         raise NotReadError(f"cannot be read: {error.strerror or error}") from None
     finally:
         os.close(descriptor)
+
+
+def _require_file(status: os.stat_result) -> None:
+    if (kind := kind_of(status.st_mode)) != "file":
+        raise NotReadError(f"is a {kind}, not a file")
 
 
 def _for_reading(descriptor: int) -> int:
@@ -145,7 +155,10 @@ def look_at(path: str) -> Look:
         status = os.stat(path)  # noqa: PTH116  # text in, as everywhere here
     except (OSError, ValueError):
         status = None
-    real = os.path.realpath(path)
+    try:
+        real = os.path.realpath(path)
+    except (OSError, ValueError):
+        real = path
     return Look(
         kind_of(status.st_mode) if status is not None else None,
         signature_of(status) if status is not None else None,
@@ -157,6 +170,7 @@ def look_at(path: str) -> Look:
 def _nearest_folder(path: str) -> str:
     """That of a file; where there is none, the nearest above it that there is."""
     folder = os.path.dirname(path)  # noqa: PTH120
+    # What is no path at all (a NUL in it) is no folder either.
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):  # noqa: PTH112, PTH120
         folder = os.path.dirname(folder)  # noqa: PTH120
     return folder

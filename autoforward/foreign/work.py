@@ -7,6 +7,7 @@ Instead of them `missing`, or `problem`, the text that follows the file's name.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ from autoforward.foreign.limits import SMALL_BYTES, TextError, decoded
 from autoforward.foreign.opening import NotReadError, Rule, in_folders_of, look_at, read_file
 
 Answer = dict[str, Any]
+
+HEADER = struct.Struct("!I")
+"""Before a request or an answer on its way to a child and back: the length of its JSON."""
 
 
 def perform(request: Mapping[str, Any], *, small_only: bool = False) -> Answer:

@@ -29,6 +29,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
+@pytest.fixture
+def bad(container: ContainerFactory, run: Runner, folder: Path) -> Container:
+    """The container of that workspace, attached to while its file is in order: port 3000 is declared."""
+    config_of(folder).write_text('{"forwardPorts": [3000]}')
+    one = container(labels={"devcontainer.local_folder": str(folder)})
+    run("autoforward", "attach", one.name, check=0)
+    return one
+
+
 def config_of(folder: Path) -> Path:
     return folder / ".devcontainer" / "devcontainer.json"
 
@@ -53,7 +62,7 @@ SMALLEST = {
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_saved_while_a_session_lasts_it_is_said_once_and_the_last_good_one_stays(
-    container: ContainerFactory,
+    bad: Container,
     run: Runner,
     home: Path,
     neighbour: Neighbour,
@@ -62,9 +71,6 @@ def test_saved_while_a_session_lasts_it_is_said_once_and_the_last_good_one_stays
     name: str,
 ) -> None:
     make, file, problem = SMALLEST[name]
-    config_of(folder).write_text('{"forwardPorts": [3000]}')
-    bad = container(labels={"devcontainer.local_folder": str(folder)})
-    run("autoforward", "attach", bad.name, check=0)
     since = logged(home)[-1]["seq"]
     with watched(neighbour) as harm:
         put(folder / file, make)
@@ -82,11 +88,8 @@ def test_saved_while_a_session_lasts_it_is_said_once_and_the_last_good_one_stays
 
 @pytest.mark.timeout(400)
 def test_each_hostile_file_in_turn(
-    container: ContainerFactory, run: Runner, home: Path, neighbour: Neighbour, fault: NewFault, folder: Path
+    bad: Container, run: Runner, home: Path, neighbour: Neighbour, fault: NewFault, folder: Path
 ) -> None:
-    config_of(folder).write_text('{"forwardPorts": [3000]}')
-    bad = container(labels={"devcontainer.local_folder": str(folder)})
-    run("autoforward", "attach", bad.name, check=0)
     path = folder / ".autoforward.toml"
     seen: list[str] = []
     with watched(neighbour) as harm:
@@ -103,11 +106,8 @@ def test_each_hostile_file_in_turn(
 
 
 def test_file_that_is_saved_a_hundred_times_a_second(
-    container: ContainerFactory, run: Runner, home: Path, neighbour: Neighbour, fault: NewFault, folder: Path
+    bad: Container, run: Runner, home: Path, neighbour: Neighbour, fault: NewFault, folder: Path
 ) -> None:
-    config_of(folder).write_text('{"forwardPorts": [3000]}')
-    bad = container(labels={"devcontainer.local_folder": str(folder)})
-    run("autoforward", "attach", bad.name, check=0)
     path = folder / ".autoforward.toml"
     since = logged(home)[-1]["seq"]
     saves = 0
@@ -154,15 +154,13 @@ def test_expressions_that_take_a_gigabyte_to_compile_are_refused(
 
 def test_file_on_a_mount_that_hangs(
     container: ContainerFactory,
+    bad: Container,
     run: Runner,
     neighbour: Neighbour,
     fault: NewFault,
     folder: Path,
     tmp_path: Path,
 ) -> None:
-    config_of(folder).write_text('{"forwardPorts": [3000]}')
-    bad = container(labels={"devcontainer.local_folder": str(folder)})
-    run("autoforward", "attach", bad.name, check=0)
     with hanging_mount(tmp_path / "hangs") as hangs:
         with watched(neighbour) as harm:
             put(config_of(folder), lambda path: path.symlink_to(hangs / "x.json"))

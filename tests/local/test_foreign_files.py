@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.session_config import read_sources
 from autoforward.settings import ConfigSources
 from tests.hanging_mount import hanging_mount
+from tests.hostile_files import listening
 
 ENDPOINT = EngineEndpoint("unix:///e.sock", "a test")
 
@@ -42,15 +42,6 @@ def anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def device(path: Path) -> None:
     os.mknod(path, 0o600 | 0o020000, os.makedev(1, 3))
-
-
-def listening(path: Path) -> None:
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.bind(f"/proc/self/fd/{folder}/{path.name}")  # the path itself may be too long
-    finally:
-        os.close(folder)
 
 
 THINGS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -131,6 +122,9 @@ def test_file_that_another_program_has_a_lease_on(tmp_path: Path, anywhere: str)
 
 def test_ordinary_files_and_what_is_not_there(tmp_path: Path, anywhere: str) -> None:
     path = tmp_path / "x.json"
+    with pytest.raises(FileNotFoundError):
+        reader.read(f"{tmp_path}/a\0b", "json")
+    assert reader.look([f"{tmp_path}/a\0b/x"])[f"{tmp_path}/a\0b/x"].kind is None
     with pytest.raises(FileNotFoundError):
         reader.read(str(path), "json")
     path.symlink_to(tmp_path / "gone")
