@@ -8,7 +8,7 @@ CROSS  := $(VENV)/.cross
 FUZZER := $(VENV)/.fuzzer
 FUZZ_SECONDS ?= 60
 # What the gate's fuzzing shares, two targets at a time.
-FUZZ_TOTAL ?= 180
+FUZZ_TOTAL ?= 172
 # How many tests at a time; those of one file stay together.
 TEST_JOBS ?= 2
 CODE   := autoforward tests scripts examples bench hatch_build.py

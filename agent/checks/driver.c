@@ -2,7 +2,7 @@
  *
  *   PROGRAM [--seed N] [--runs N] SECONDS FOUND FILE...      fuzz; FOUND is a folder for inputs that reach something new
  *   PROGRAM --minimize FOLDER FILE...                        the shortest that reach all that these files reach
- *   PROGRAM --once FILE...                                   run each, say its name before
+ *   PROGRAM --once FILE...                                   run each
  *
  * Coverage is that of -fsanitize-coverage=trace-pc (gcc, clang): pairs of places and how often, as AFL counts them. The
  * same seed gives the same inputs. An input that fails is written to FOUND.crash; exit status 1, or that of a sanitizer. */
