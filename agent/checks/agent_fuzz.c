@@ -46,7 +46,9 @@ static void act(struct file *f, u8 what) {
 	if (!f) return;
 	bool speaks = !f->ended && !f->connecting && !f->trunk;
 	if (f->direct) speaks = speaks && f->who < h->count && h->streams[f->who].moved_by_host && f->proof == DIGEST_SIZE;
-	switch (what % 8) {
+	u32 kind = what % 8;
+	if (f->who < h->count && (kind == 3 || kind == 7 || (kind == 2 && f->direct))) h->streams[f->who].disturbed = true;
+	switch (kind) {
 	case 0:
 	case 1:
 		if (f->udp && f->datagram_count < DATAGRAMS && f->connected) f->datagrams[f->datagram_count++] = lesser(size - 1, 65507);

@@ -175,6 +175,7 @@ void host_direct(u32 index) {
 	violate(0, !h->asked_to_listen);
 	break_rules(0, !goes_over && s->udp);
 	make_token(s->token);
+	s->disturbed |= s->direct >= 0;
 	s->direct = -1;
 	s->expects = say_frame(0, DIRECT, s->number, s->token, TOKEN_SIZE);
 }
@@ -343,7 +344,10 @@ static void of_stream(u32 path, enum frame_type type, u32 number, const u8 *payl
 		s->ended_by_agent = true;
 		if (s->udp) s->answered = s->over = true;
 		break;
-	case RESET: s->answered = s->over = true; break;
+	case RESET:
+		if (!s->disturbed && !k->faulty && path == 0) broken("a reset although nothing broke off", index, (long)value);
+		s->answered = s->over = true;
+		break;
 	case CREDIT:
 		s->given_back += value;
 		s->may_send += value;

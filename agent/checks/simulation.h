@@ -106,6 +106,7 @@ struct host_stream {
 	u32 number;
 	bool open, udp, on_trunk, answered, ended_by_agent, ended_by_host, over, forgotten;
 	bool expects, moved_by_host, moved_by_agent, ended_before_move;
+	bool disturbed; /* its server or its direct connection has broken off, so that it may be reset */
 	u64 taken, offered; /* by its server, which has said so much when its connection is closed */
 	u64 may_send, agent_may_send; /* credit: ours towards the agent, the agent's */
 	u64 given_back;               /* of what we sent */
