@@ -20,8 +20,6 @@ from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, i
 from autoforward.settings_files import project_settings_path
 from autoforward.trust.requests import NO_WORD, Word
 
-LABEL_COMPOSE_FOLDER = "com.docker.compose.project.working_dir"
-
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -139,7 +137,6 @@ def bare_record(
             counts = config_file_of(info.labels, workspace_folder, config_file) or config_file
         else:
             counts = config_file or (usual_config_files(workspace_folder)[0] if workspace_folder else None)
-    compose_folder = info.labels.get(LABEL_COMPOSE_FOLDER)
     return SessionRecord(
         session_id=new_session_id(),
         identity=identity_of(endpoint, info),
@@ -156,7 +153,7 @@ def bare_record(
         manual=tuple(specs),
         siblings=siblings and info.project is not None,
         environment=caller.environment,
-        sources=sources_for(caller, counts, workspace_folder, compose_folder, metadata=metadata, look=look),
+        sources=sources_for(caller, counts, workspace_folder, info.project_folder, metadata=metadata, look=look),
     )
 
 

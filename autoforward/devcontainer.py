@@ -19,12 +19,9 @@ from autoforward.foreign import reader
 from autoforward.foreign.limits import MAX_CONFIG_BYTES
 from autoforward.foreign.opening import Rule
 from autoforward.foreign.reader import ANYWHERE, Document, SilentFileError
+from autoforward.identity.labels import LABEL_CONFIG_FILE, LABEL_LOCAL_FOLDER, LABEL_METADATA
 from autoforward.model import ForwardKey, PortSpec
 from autoforward.portspec import decode_port_spec, encode_port_spec, is_port, parse_port_spec
-
-LABEL_LOCAL_FOLDER = "devcontainer.local_folder"
-LABEL_CONFIG_FILE = "devcontainer.config_file"
-LABEL_METADATA = "devcontainer.metadata"
 
 ShutdownAction = Literal["none", "stopContainer", "stopCompose"]
 SHUTDOWN_ACTIONS: tuple[ShutdownAction, ...] = ("none", "stopContainer", "stopCompose")

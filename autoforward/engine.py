@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +23,12 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
+from autoforward.identity.containers import container_info, platform_of, texts
+from autoforward.identity.labels import carries
 from autoforward.keepalive import keepalive_options
 from autoforward.links import link_to
-from autoforward.model import ContainerInfo, EngineEndpoint, PublishedPort, Transport
-from autoforward.networks.sharing import Network, may_forge
+from autoforward.model import ContainerInfo, EngineEndpoint
+from autoforward.networks.sharing import Network
 from autoforward.streams import SocketStream, start_exec
 
 REQUEST_TIMEOUT_S = 30.0
@@ -35,6 +38,10 @@ NETWORK_OF = "container:"
 
 MAX_NETWORK_HOPS = 4
 """Containers that use the network of one that uses the network of one …; engines allow few of them, or none."""
+
+MAX_CACHED_IMAGES = 256
+MAX_CACHED_CHARACTERS = 64 * 1024
+"""Of the labels of one image, keys and values; an image with more is looked at each time."""
 
 TAR_SLACK_BYTES = 64 * 1024
 """Headers and padding around one file of a tar, generously."""
@@ -53,7 +60,10 @@ NETWORK_ACTIONS = ("connect", "disconnect")
 
 @dataclass(frozen=True, slots=True)
 class ContainerEvent:
-    """One thing that happened to a container, as the engine told it. `network_id`: where it was connected or disconnected."""
+    """One thing that happened to a container, as the engine told it. `network_id`: where it was connected or disconnected.
+
+    `labels` are its own and its image's alike: they say where a look is worth it, and decide nothing.
+    """
 
     action: str
     container_id: str
@@ -99,6 +109,8 @@ class Engine:
         self._lock = threading.Lock()
         self._client: docker.DockerClient | None = None
         self._tells_owners: bool | None = None
+        self._image_labels: dict[tuple[str, str], dict[str, str]] = {}
+        """By the image's id, which is a hash of what is in it, and the platform of it that runs: they never change."""
 
     def __repr__(self) -> str:
         return f"<Engine {self.endpoint.host}>"
@@ -182,7 +194,8 @@ class Engine:
     def inspect(self, container_ref: str) -> ContainerInfo:
         """One container, by id, unique id prefix or name. Raises TargetError when there is none."""
         with self._translated(container_ref):
-            return container_info(cast(Mapping[str, Any], self.client.api.inspect_container(container_ref)))
+            raw = cast(Mapping[str, Any], self.client.api.inspect_container(container_ref))
+        return container_info(raw, self._labels_of_image(str(raw.get("Image", "")), platform_of(raw)))
 
     def inspect_with_network(self, container_ref: str) -> ContainerInfo:
         """The same; one that uses another container's network (`network_mode: service:x`) has its addresses and ports."""
@@ -206,7 +219,11 @@ class Engine:
         )
 
     def find_containers(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
-        """Containers that carry all these labels (value None: whatever its value), stopped ones too, oldest first."""
+        """Containers with all these labels of their own (value None: whatever its value), stopped ones too, oldest first."""
+        return [info for info in self.find_claims(labels, all=all) if carries(info.labels, labels)]
+
+    def find_claims(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
+        """The same, and those that have these labels, or some of them, from their image: to say why they do not count."""
         found = []
         for container_id in self.find_ids(labels, all=all):
             with contextlib.suppress(TargetError):  # it went away between the two calls
@@ -214,7 +231,7 @@ class Engine:
         return found
 
     def find_ids(self, labels: Mapping[str, str | None], *, all: bool = False) -> list[str]:
-        """The same, without a look into each: their ids; those that run (or are paused) only, unless `all`."""
+        """Claims without a look into each: their ids; those that run (or are paused) only, unless `all`."""
         wanted = [key if value is None else f"{key}={value}" for key, value in labels.items()]
         with self._translated():
             rows = self.client.api.containers(all=all, filters={"label": wanted} if wanted else {})
@@ -227,7 +244,7 @@ class Engine:
         return sorted(name.lstrip("/") for row in rows for name in row.get("Names") or ())
 
     def running(self) -> list[tuple[str, dict[str, str]]]:
-        """Name and labels of what runs, in one request."""
+        """Name and labels of what runs, in one request: labels of images too, good for proposals only."""
         with self._translated():
             rows = self.client.api.containers()
         return [(row["Names"][0].lstrip("/"), row.get("Labels") or {}) for row in rows if row.get("Names")]
@@ -271,19 +288,43 @@ class Engine:
         return start_exec(self._link.connect(), self.endpoint.host, str(api.api_version), created["Id"])
 
     def architecture(self, info: ContainerInfo) -> str:
-        """What the container's programs are built for, in the engine's words: `amd64`, `arm64`."""
-        with self._translated(info.image):
-            image = cast(Any, self.client.api).inspect_image(info.image_id or info.image)
-            return str(image.get("Architecture", "unknown"))
+        """What the container's programs are built for, in the engine's words: `amd64`; `unknown` if its image is gone."""
+        image = self._image(info.image_id or info.image, info.image_platform)
+        return "unknown" if image is None else str(image.get("Architecture", "unknown"))
 
     def image_labels(self, info: ContainerInfo) -> dict[str, str]:
         """The labels of the image that a container was made of; none where that is not to be found any more."""
+        return self._labels_of_image(info.image_id, info.image_platform) or {}
+
+    def _labels_of_image(self, image_id: str, platform: str) -> dict[str, str] | None:
+        """None: there is no such image any more. By its id alone: a name may lead to another one by now."""
+        known = self._image_labels.get((image_id, platform))
+        image = self._image(image_id, platform) if known is None and image_id else None
+        if image is None:
+            return known
+        labels = texts((image.get("Config") or {}).get("Labels"))
+        if sum(map(len, (*labels, *labels.values()))) <= MAX_CACHED_CHARACTERS:
+            if len(self._image_labels) >= MAX_CACHED_IMAGES:
+                self._image_labels.clear()
+            self._image_labels[image_id, platform] = labels
+        return labels
+
+    def _image(self, image_ref: str, platform: str) -> Mapping[str, Any] | None:
+        """The engine's words on an image; None: there is no such image any more.
+
+        Where one id is an image of several platforms, each has labels of its own, and the engine shows those of its own
+        platform if it does not know better (before API 1.49): that one is none then.
+        """
+        api = cast(Any, self.client.api)
         try:
-            with self._translated(info.image):
-                image = cast(Any, self.client.api).inspect_image(info.image_id or info.image)
+            with self._translated(image_ref):
+                if not platform:
+                    return cast(Mapping[str, Any], api.inspect_image(image_ref))
+                url = api._url("/images/{0}/json", image_ref)
+                image = cast(Mapping[str, Any], api._result(api._get(url, params={"platform": platform}), json=True))
         except TargetError:
-            return {}
-        return {str(key): str(value) for key, value in ((image.get("Config") or {}).get("Labels") or {}).items()}
+            return None
+        return image if image.get("Architecture") == json.loads(platform)["architecture"] else None
 
     def put_archive(self, container_id: str, folder: str, tar: bytes) -> None:
         """Unpack a tar in the container. An engine may say yes and do nothing (into a tmpfs): look for what was put."""
@@ -377,57 +418,3 @@ def _first_cause(error: BaseException) -> str:
     while (before := error.__cause__ or error.__context__) is not None:
         error = before
     return str(error)
-
-
-def container_info(raw: Mapping[str, Any]) -> ContainerInfo:
-    """The engine's `inspect` answer, boiled down. Tolerates missing parts: engines differ."""
-    config = raw.get("Config") or {}
-    network = raw.get("NetworkSettings") or {}
-    addresses = []
-    for attached in [network, *(network.get("Networks") or {}).values()]:
-        for key in ("IPAddress", "GlobalIPv6Address"):
-            address = (attached or {}).get(key)
-            if address and address not in addresses:
-                addresses.append(str(address))
-    published = []
-    for port, bindings in (network.get("Ports") or {}).items():
-        number, _, transport = port.partition("/")
-        for binding in bindings or ():
-            if number.isdecimal() and str(binding.get("HostPort", "")).isdecimal() and transport in ("tcp", "udp"):
-                published.append(
-                    PublishedPort(
-                        cast(Transport, transport),
-                        int(number),
-                        str(binding.get("HostIp") or "0.0.0.0"),  # what the engine says, nothing of ours
-                        int(binding["HostPort"]),
-                    )
-                )
-    return ContainerInfo(
-        container_id=str(raw["Id"]),
-        name=str(raw.get("Name", "")).lstrip("/"),
-        state=str((raw.get("State") or {}).get("Status", "unknown")),
-        started=str((raw.get("State") or {}).get("StartedAt", "")),
-        labels={str(key): str(value) for key, value in (config.get("Labels") or {}).items()},
-        image=str(config.get("Image", "")),
-        image_id=str(raw.get("Image", "")),
-        network_mode=str((raw.get("HostConfig") or {}).get("NetworkMode", "")),
-        addresses=tuple(addresses),
-        published=tuple(sorted(set(published), key=lambda p: (p.container_port, p.host_port, p.host_ip))),
-        user=str(config.get("User", "")),
-        writable_volumes=tuple(
-            str(mount["Destination"])
-            for mount in raw.get("Mounts") or ()
-            if mount.get("RW") and mount.get("Destination") and mount.get("Type") == "volume"
-        ),
-        other_mounts=(
-            *((raw.get("HostConfig") or {}).get("Tmpfs") or {}),
-            *(str(mount.get("Destination")) for mount in raw.get("Mounts") or () if mount.get("Type") != "volume"),
-        ),
-        read_only=bool((raw.get("HostConfig") or {}).get("ReadonlyRootfs")),
-        may_forge=may_forge(
-            (raw.get("HostConfig") or {}).get("CapAdd") or (),
-            (raw.get("HostConfig") or {}).get("CapDrop") or (),
-            privileged=bool((raw.get("HostConfig") or {}).get("Privileged")),
-        ),
-        started_at=str((raw.get("State") or {}).get("StartedAt", "")),
-    )

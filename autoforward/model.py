@@ -9,6 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from autoforward.identity.labels import (
+    LABEL_CONFIG_FILE,
+    LABEL_LOCAL_FOLDER,
+    LABEL_METADATA,
+    LABEL_NUMBER,
+    LABEL_ONE_OFF,
+    LABEL_PROJECT,
+    LABEL_PROJECT_FOLDER,
+    LABEL_SERVICE,
+)
+
 Transport = Literal["tcp", "udp"]
 LaneName = Literal["agent", "socat", "nc", "devtcp"]
 LaneChoice = Literal["auto", "agent", "socat", "nc", "devtcp"]
@@ -202,7 +213,10 @@ class PublishedPort:
 
 @dataclass(frozen=True, slots=True)
 class ContainerInfo:
-    """What the engine says of one container, boiled down to what we act on."""
+    """What the engine says of one container, boiled down to what we act on.
+
+    `labels` are the container's own only (`identity.labels.own_labels`): an image cannot claim a folder or a project.
+    """
 
     container_id: str
     name: str
@@ -227,6 +241,13 @@ class ContainerInfo:
     """When it was last started, in the engine's words: another one after each restart."""
     may_forge: bool = True
     """Whether it may send what looks like another's on its networks (NET_RAW)."""
+    image_platform: str = ""
+    """Which platform of its image it is of, where one id stands for several; see `identity.containers.platform_of`."""
+    image_metadata: str | None = None
+    """The label `devcontainer.metadata` where it came with the image: the one label that images have by design."""
+    networks: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    """Ids of the networks that it is on, and names of the volumes that it mounts, anonymous ones included."""
 
     @property
     def namespace(self) -> str:
@@ -239,21 +260,37 @@ class ContainerInfo:
 
     @property
     def workspace_folder(self) -> str | None:
-        return self.labels.get("devcontainer.local_folder")
+        return self.labels.get(LABEL_LOCAL_FOLDER)
 
     @property
     def config_file(self) -> str | None:
-        return self.labels.get("devcontainer.config_file")
+        return self.labels.get(LABEL_CONFIG_FILE)
+
+    @property
+    def metadata(self) -> str | None:
+        """The label `devcontainer.metadata`, the container's own or its image's: what an image says of ports counts."""
+        return self.labels.get(LABEL_METADATA, self.image_metadata)
 
     @property
     def project(self) -> str | None:
-        return self.labels.get("com.docker.compose.project")
+        return self.labels.get(LABEL_PROJECT)
+
+    @property
+    def project_folder(self) -> str | None:
+        """The folder of the compose project: two projects of one name are told apart by it."""
+        return self.labels.get(LABEL_PROJECT_FOLDER)
 
     @property
     def service(self) -> str | None:
-        return self.labels.get("com.docker.compose.service")
+        """The compose service; a one-off is an instance of none."""
+        return None if self.is_one_off else self.labels.get(LABEL_SERVICE)
+
+    @property
+    def is_one_off(self) -> bool:
+        """Whether `docker compose run` has started it."""
+        return self.labels.get(LABEL_ONE_OFF, "False").lower() == "true"
 
     @property
     def instance(self) -> int:
-        number = self.labels.get("com.docker.compose.container-number", "1")
+        number = self.labels.get(LABEL_NUMBER, "1")
         return int(number) if number.isdecimal() and len(number) < 6 else 1

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoforward.devcontainer import LABEL_LOCAL_FOLDER, LABEL_METADATA
 from autoforward.errors import UsageError
+from autoforward.identity.labels import LABEL_LOCAL_FOLDER, LABEL_METADATA, carries
 
 DEV_CONTAINERS = "dev containers"
 
@@ -36,25 +36,12 @@ class Selection:
         return ({LABEL_LOCAL_FOLDER: None}, {LABEL_METADATA: None})
 
     def covers(self, labels: Mapping[str, str]) -> bool:
-        """Whether a container with these labels may be meant; `accepts` knows more."""
-        return any(
-            all(key in labels and value in (None, labels[key]) for key, value in query.items())
-            for query in self.queries
-        )
+        """Whether a container is meant that has these labels of its own; with its image's among them, whether it may be.
 
-    def needs_image(self, labels: Mapping[str, str]) -> bool:
-        """Whether it takes the labels of the image to tell."""
-        return not self.labels and LABEL_LOCAL_FOLDER not in labels
-
-    def accepts(self, labels: Mapping[str, str], image_labels: Mapping[str, str]) -> bool:
-        """Whether it is meant.
-
-        Metadata that came with the image alone make no dev container: a build runs its steps in containers of such
-        images, and what is put into one of those is in the next image.
+        An image makes no dev container: a build runs its steps in containers of images with metadata, and what is put
+        into one of those is in the next image. Nor does it choose that it is attached to.
         """
-        if not self.covers(labels):
-            return False
-        return not self.needs_image(labels) or labels.get(LABEL_METADATA) != image_labels.get(LABEL_METADATA)
+        return any(carries(labels, query) for query in self.queries)
 
     def to_json(self) -> dict[str, Any]:
         return {"labels": [list(pair) for pair in self.labels], "services": self.services}

@@ -17,7 +17,6 @@ from autoforward.attributes import NO_RULES, bounded
 from autoforward.config import NO_SETTINGS, Settings, layered, parse_settings
 from autoforward.devcontainer import (
     CUSTOMIZATIONS,
-    LABEL_METADATA,
     config_file_of,
     merge_configurations,
     parse_metadata_label,
@@ -289,7 +288,7 @@ def metadata_of(info: ContainerInfo, image_label: str | None = None) -> Metadata
     container was made: the last entry, one without the `id` of a feature. The file may have changed since, so that one
     counts only where there is no file. devcontainer-rs writes none of them, so the image's label is needed.
     """
-    own, warnings = parse_metadata_label(info.labels.get(LABEL_METADATA, "[]"))
+    own, warnings = parse_metadata_label(info.metadata or "[]")
     image, more = parse_metadata_label(image_label or "[]")
     warnings = bounded((*warnings, *more))
     if own[: len(image)] != image:
@@ -316,7 +315,7 @@ def metadata_of_merged(
     what the label says, devcontainer.json as it once was included.)
     """
     metadata = metadata_of(info, image_label)
-    entries, _ = parse_metadata_label(info.labels.get(LABEL_METADATA, "[]"))
+    entries, _ = parse_metadata_label(info.metadata or "[]")
     if any("id" in entry or set(entry) & set(PORT_KEYS) for entry in entries):
         return metadata
     config = config or {}

@@ -335,16 +335,31 @@ def new_session_id() -> str:
 
 
 def identity_of(endpoint: EngineEndpoint, info: ContainerInfo) -> Identity:
-    """What stays when this container is rebuilt: workspace and config file, else compose project, else its name."""
+    """What stays when this container is rebuilt: workspace and config file, else compose project, else its name.
+
+    What `docker compose run` has started goes by its name: it is beside the service, under the same labels.
+    """
     service = info.service if info.project else None
     instance = info.instance if service else 1
-    if info.workspace_folder:
+    if info.workspace_folder and not info.is_one_off:
         anchor = f"workspace:{info.workspace_folder}:{info.config_file or ''}"
-    elif info.project:
+    elif service:
         anchor = f"compose:{info.project}"
     else:
         anchor = f"name:{info.name}"
     return Identity(endpoint.host, anchor, service, instance)
+
+
+def held_by(record: SessionRecord) -> str:
+    """Which container has the session of an identity, and what makes it that one, for people."""
+    identity = record.identity
+    if identity.service is not None:
+        what = f"{record.project}/{identity.service}#{identity.instance}"
+    elif record.workspace_folder is not None:
+        what = f"the dev container of {record.workspace_folder}"
+    else:
+        what = f"known as {identity.anchor.partition(':')[2]}"
+    return f"{record.container_name} is {what} already"
 
 
 def merge_specs(first: Sequence[PortSpec], then: Sequence[PortSpec]) -> tuple[PortSpec, ...]:

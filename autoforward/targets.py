@@ -5,17 +5,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
-from autoforward.devcontainer import LABEL_LOCAL_FOLDER, find_config_file
+from autoforward.devcontainer import find_config_file
 from autoforward.engine import Engine
 from autoforward.errors import TargetError
+from autoforward.identity.labels import LABEL_LOCAL_FOLDER, LABEL_NUMBER, LABEL_PROJECT, LABEL_SERVICE
 from autoforward.model import ContainerInfo
 
-LABEL_PROJECT = "com.docker.compose.project"
-LABEL_ONE_OFF = "com.docker.compose.oneoff"
-
+NOT_ITS_OWN = "has that label from its image, which does not count"
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """Ids and names. What is none is not asked for: `.` in a URL of the API is another request."""
 _ALL_SERVICES = re.compile(r"(?P<project>[^/#]+)/\*")
@@ -32,7 +30,7 @@ def resolve_target(engine: Engine, target: str) -> ContainerInfo:
     info = _by_name(engine, target) or _by_service(engine, target)
     if info is None and folder.is_dir() and not _CONTAINER.fullmatch(target):
         raise TargetError(
-            f"{os.path.realpath(folder)} has no devcontainer.json, and no container is labelled with it",
+            f"{os.path.realpath(folder)} has no devcontainer.json, and no container has a label of its own with it",
             hint="name a container: `docker ps` lists them",
         )
     if info is None:
@@ -73,26 +71,27 @@ def resolve_project(engine: Engine, project: str) -> list[ContainerInfo]:
 def services_of(engine: Engine, project: str) -> list[ContainerInfo]:
     """The same; none is no error. What `docker compose run` has started is no service."""
     found = engine.find_containers({LABEL_PROJECT: project}, all=False)
-    services = [info for info in found if info.service is not None and not is_one_off(info.labels) and info.running]
+    services = [info for info in found if info.service is not None and info.running]
     return sorted(services, key=lambda info: (info.workspace_folder is None, info.service or "", info.instance))
-
-
-def is_one_off(labels: Mapping[str, str]) -> bool:
-    return labels.get(LABEL_ONE_OFF, "False").lower() == "true"
 
 
 def _of_folder(engine: Engine, folder: Path, target: str) -> ContainerInfo | None:
     """The dev container of a folder; None when the folder is none of a dev container, so that a name may be meant."""
     path = os.path.realpath(folder)
-    containers = engine.find_containers({LABEL_LOCAL_FOLDER: path})
-    if not containers and path != str(folder.absolute()):
-        containers = engine.find_containers({LABEL_LOCAL_FOLDER: str(folder.absolute())})
-    running = [info for info in containers if info.running]
+    claims, containers = [], []
+    for named in dict.fromkeys((path, str(folder.absolute()))):
+        claims += engine.find_claims({LABEL_LOCAL_FOLDER: named})
+        containers = [info for info in claims if info.workspace_folder == named]
+        if containers:
+            break
+    running = sorted((info for info in containers if info.running), key=lambda info: not info.is_one_off)
     if running:
         return running[-1]
     if not containers and find_config_file(folder) is None:
         return None
     state = f"; container {containers[-1].name} is {containers[-1].state}" if containers else ""
+    if claims and not containers:
+        state = f"; container {claims[-1].name} {NOT_ITS_OWN}"
     raise TargetError(
         f"no dev container of {path} is running{state}",
         hint=f"start it with `devup --auto-forward --workspace-folder {target}`",
@@ -115,12 +114,12 @@ def _by_service(engine: Engine, target: str) -> ContainerInfo | None:
         return None
     labels = {
         LABEL_PROJECT: parts["project"],
-        "com.docker.compose.service": parts["service"],
-        "com.docker.compose.container-number": parts["instance"],
+        LABEL_SERVICE: parts["service"],
     }
-    if parts["instance"] is None:
-        del labels["com.docker.compose.container-number"]
-    found = sorted(engine.find_containers(labels), key=lambda info: (not info.running, info.instance))
+    if parts["instance"] is not None:
+        labels[LABEL_NUMBER] = parts["instance"]
+    services = [info for info in engine.find_containers(labels) if info.service is not None]
+    found = sorted(services, key=lambda info: (not info.running, info.instance))
     return found[0] if found else None
 
 

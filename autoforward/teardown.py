@@ -16,12 +16,10 @@ from pathlib import Path
 import requests
 from docker.errors import APIError, DockerException, NotFound
 
-from autoforward.devcontainer import LABEL_LOCAL_FOLDER
 from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError, EngineUnreachableError
+from autoforward.identity.labels import LABEL_LOCAL_FOLDER, LABEL_PROJECT
 from autoforward.model import ContainerInfo
-
-LABEL_PROJECT = "com.docker.compose.project"
 
 # Containers of a project are stopped side by side: one that ignores SIGTERM costs the whole grace time.
 MAX_AT_ONCE = 8
@@ -31,11 +29,13 @@ MAX_AT_ONCE = 8
 class Unit:
     """What is stopped together: one container, or a compose project with all of its containers.
 
-    `primary` is the dev container: its label and file say what to do at shutdown.
+    `primary` is the dev container: its label and file say what to do at shutdown. `left`: containers that say that they
+    are of the project, and why they are not, in words.
     """
 
     primary: ContainerInfo
     containers: tuple[ContainerInfo, ...]
+    left: tuple[str, ...] = ()
 
     @property
     def project(self) -> str | None:
@@ -46,27 +46,61 @@ class Unit:
         return f"compose project {self.project}" if self.project else f"container {self.primary.name}"
 
 
-def find_workspace_containers(engine: Engine, workspace_folder: str) -> list[ContainerInfo]:
-    """Return the dev containers of a folder, running or not, oldest first.
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What goes with a unit. `networks` are by id and name; `left` says what stays that one might expect to go."""
+
+    networks: tuple[tuple[str, str], ...] = ()
+    volumes: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+
+def find_workspace_claims(engine: Engine, workspace_folder: str) -> list[ContainerInfo]:
+    """Return what says that it is a dev container of a folder, running or not, oldest first: see `is_of_workspace`.
 
     The label holds the absolute path as some CLIs were given it, and the real path with others: both are tried.
     """
-    folders = dict.fromkeys((os.path.normpath(Path(workspace_folder).absolute()), os.path.realpath(workspace_folder)))
     found = {
-        info.container_id: info for folder in folders for info in engine.find_containers({LABEL_LOCAL_FOLDER: folder})
+        info.container_id: info
+        for folder in _names_of(workspace_folder)
+        for info in engine.find_claims({LABEL_LOCAL_FOLDER: folder})
     }
     return list(found.values())
 
 
+def is_of_workspace(info: ContainerInfo, workspace_folder: str) -> bool:
+    """Return whether it is the container itself that says so, not its image."""
+    return info.workspace_folder in _names_of(workspace_folder)
+
+
+def _names_of(folder: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((os.path.normpath(Path(folder).absolute()), os.path.realpath(folder))))
+
+
 def group_units(engine: Engine, containers: Iterable[ContainerInfo]) -> list[Unit]:
-    """Put the containers of one compose project together, siblings included, in the order given."""
-    units: dict[str, Unit] = {}
+    """Put the containers of one compose project together, siblings included, in the order given.
+
+    A project is one name in one folder: compose takes the name from a file of the workspace, which may name another's.
+    """
+    units: dict[object, Unit] = {}
     for info in containers:
-        key = f"project {info.project}" if info.project else info.container_id
+        key = (info.project, info.project_folder) if info.project else info.container_id
         if key not in units:
-            siblings = engine.find_containers({LABEL_PROJECT: info.project}) if info.project else [info]
-            units[key] = Unit(info, tuple(siblings))
+            units[key] = _project_of(engine, info) if info.project else Unit(info, (info,))
     return list(units.values())
+
+
+def _project_of(engine: Engine, primary: ContainerInfo) -> Unit:
+    mine: list[ContainerInfo] = []
+    left: list[str] = []
+    for info in engine.find_claims({LABEL_PROJECT: primary.project}):
+        if info.project is None:
+            left.append(f"container {info.name}: it is of project {primary.project} by its image's label only")
+        elif info.project_folder != primary.project_folder:
+            left.append(f"container {info.name}: its project {info.project} is that of {info.project_folder}")
+        else:
+            mine.append(info)
+    return Unit(primary, tuple(mine), tuple(left))
 
 
 def stop_unit(engine: Engine, unit: Unit, timeout_s: float) -> list[str]:
@@ -74,33 +108,81 @@ def stop_unit(engine: Engine, unit: Unit, timeout_s: float) -> list[str]:
 
     A container gets `timeout_s` (whole seconds, rounded up) to end by itself, then it is killed.
     """
-    running = [info for info in unit.containers if info.state in ("running", "paused", "restarting")]
+    running = [info for info in unit.containers if is_up(info)]
     _side_by_side(engine, running, lambda info: _stop(engine, info, timeout_s))
     return [info.name for info in running]
 
 
-def remove_unit(engine: Engine, unit: Unit, timeout_s: float, *, volumes: bool) -> list[str]:
-    """Stop, then remove the containers and the project's networks; return what was removed, in words.
+def is_up(info: ContainerInfo) -> bool:
+    return info.state in ("running", "paused", "restarting")
 
-    `volumes`: anonymous volumes of the containers and, of a project, its named ones as well. Networks and volumes
-    that a project only uses (`external`) do not carry its label and stay.
+
+def plan_removal(engine: Engine, unit: Unit, *, volumes: bool) -> Removal:
+    """Return what of a project goes with its containers: the networks, and with `volumes` the named volumes, that carry
+    its label, that they use, and that no other container uses. What a project only uses (`external`) has no such label.
+    """
+    if unit.project is None:
+        return Removal()
+    api = engine.client.api
+    label = {"label": f"{LABEL_PROJECT}={unit.project}"}
+    used_networks = {name for info in unit.containers for name in info.networks}
+    used_volumes = {name for info in unit.containers for name in info.volumes}
+    networks: list[tuple[str, str]] = []
+    names: list[str] = []
+    left: list[str] = []
+    with translated(engine):
+        for row in api.networks(filters=label):
+            if row["Id"] in used_networks:
+                user = _other_user(engine, unit, network=row["Id"])
+                if user is None:
+                    networks.append((row["Id"], row["Name"]))
+                else:
+                    left.append(f"network {row['Name']}: container {user} uses it")
+        for row in (api.volumes(filters=label).get("Volumes") or ()) if volumes else ():
+            name = row["Name"]
+            user = _other_user(engine, unit, volume=name)
+            if user is not None:
+                left.append(f"volume {name}: container {user} uses it")
+            elif name not in used_volumes:
+                left.append(f"volume {name}: none of the containers uses it")
+            else:
+                names.append(name)
+    return Removal(tuple(networks), tuple(names), tuple(left))
+
+
+def _other_user(engine: Engine, unit: Unit, **filters: str) -> str | None:
+    """The name of a container, running or not, that uses a network or volume and is not of the unit."""
+    ids = {info.container_id for info in unit.containers}
+    for row in engine.client.api.containers(all=True, filters=filters):
+        if row["Id"] not in ids:
+            return str(row["Names"][0]).lstrip("/")
+    return None
+
+
+def remove_unit(engine: Engine, unit: Unit, removal: Removal, timeout_s: float, *, volumes: bool) -> list[str]:
+    """Stop, then remove the containers and what goes with them; return what was removed, in words.
+
+    `volumes`: the anonymous volumes of the containers as well.
     """
     stop_unit(engine, unit, timeout_s)
     _side_by_side(engine, unit.containers, lambda info: _remove(engine, info, volumes=volumes))
-    removed = [f"container {info.name}" for info in unit.containers]
-    if unit.project is None:
-        return removed
-    mine = {"label": f"{LABEL_PROJECT}={unit.project}"}
     with translated(engine):
-        for network in engine.client.networks.list(filters=mine):
+        for network_id, _name in removal.networks:
             with contextlib.suppress(NotFound):
-                network.remove()
-            removed.append(f"network {network.name}")
-        for volume in engine.client.volumes.list(filters=mine) if volumes else ():
+                engine.client.api.remove_network(network_id)
+        for name in removal.volumes:
             with contextlib.suppress(NotFound):
-                volume.remove()
-            removed.append(f"volume {volume.name}")
-    return removed
+                engine.client.api.remove_volume(name)
+    return parts_of(unit, removal)
+
+
+def parts_of(unit: Unit, removal: Removal) -> list[str]:
+    """All that a removal takes away, in words."""
+    return [
+        *(f"container {info.name}" for info in unit.containers),
+        *(f"network {name}" for _id, name in removal.networks),
+        *(f"volume {name}" for name in removal.volumes),
+    ]
 
 
 @contextlib.contextmanager

@@ -12,10 +12,10 @@ from autoforward.callers import Caller, record_for
 from autoforward.cli import client, output
 from autoforward.cli.progress import working
 from autoforward.config import layered, settings_from_environment
-from autoforward.devcontainer import LABEL_METADATA
 from autoforward.endpoints import resolve_endpoint
 from autoforward.engine import Engine
 from autoforward.environment import SessionEnvironment
+from autoforward.identity.labels import LABEL_METADATA
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.paths import StatePaths
 from autoforward.session_config import Metadata, metadata_of
@@ -85,12 +85,13 @@ def attach(
     target: str | None = None,
     siblings: bool = False,
     trust_workspace: bool = False,
+    replace: bool = False,
 ) -> AttachResult:
     """Begin or change the session of a running container; returns when its first snapshot has been applied.
 
-    With `siblings` the other services of its compose project have sessions too, also those that start later. The
-    configuration is read as `record_for` says; with `trust_workspace` what it asks for now is approved. Raises
-    AutoforwardError.
+    With `replace` it takes the session of its identity over from a container that runs. With `siblings` the other
+    services of its compose project have sessions too, also those that start later. The configuration is read as
+    `record_for` says; with `trust_workspace` what it asks for now is approved. Raises AutoforwardError.
     """
     engine = Engine(endpoint)
     try:
@@ -121,10 +122,14 @@ def attach(
     if siblings and not record.siblings:
         warnings.append(f"{info.name} is of no compose project: there are no other services")
     output.warn_of_bind(record.options)
-    with client.begin({"op": "attach", "record": record.to_json()}) as open_call, working(f"Looking into {info.name}"):
+    request = {"op": "attach", "record": record.to_json(), "replace": replace}
+    with client.begin(request) as open_call, working(f"Looking into {info.name}"):
         for _message in open_call:
             pass
         result = open_call.result or {}
+    for text in result.get("taken", ()):  # a supervisor of another version knows neither
+        output.say(text)
+    warnings += result.get("refused", ())
     problem = _problem_in(result)
     if problem:
         warnings.append(f"nothing can be forwarded from {info.name}: {problem}")
@@ -135,7 +140,13 @@ def attach(
 
 
 def attach_project(
-    project: str, *, flags: output.SessionFlags, docker_host: str | None, context: str | None, trust_workspace: bool
+    project: str,
+    *,
+    flags: output.SessionFlags,
+    docker_host: str | None,
+    context: str | None,
+    trust_workspace: bool,
+    replace: bool = False,
 ) -> tuple[str, AttachResult]:
     """Attach to every service of a compose project that runs; the name of the first, and what is forwarded."""
     endpoint = resolve_endpoint(docker_host, context)
@@ -151,6 +162,7 @@ def attach_project(
         target=all_services(project),
         siblings=True,
         trust_workspace=trust_workspace,
+        replace=replace,
     )
     return first.name, result
 

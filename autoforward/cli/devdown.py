@@ -15,14 +15,26 @@ import click
 
 from autoforward.cli import client, output
 from autoforward.cli.progress import working
-from autoforward.devcontainer import LABEL_LOCAL_FOLDER, LABEL_METADATA, merged_for_container, shutdown_action
+from autoforward.devcontainer import merged_for_container, shutdown_action
 from autoforward.endpoints import resolve_endpoint
 from autoforward.engine import Engine
 from autoforward.errors import EngineUnreachableError, TargetError, UsageError
+from autoforward.identity.labels import LABEL_LOCAL_FOLDER, LABEL_METADATA
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.paths import StatePaths
 from autoforward.settings import parse_endpoint
-from autoforward.teardown import Unit, find_workspace_containers, group_units, remove_unit, stop_unit
+from autoforward.targets import NOT_ITS_OWN
+from autoforward.teardown import (
+    Unit,
+    find_workspace_claims,
+    group_units,
+    is_of_workspace,
+    is_up,
+    parts_of,
+    plan_removal,
+    remove_unit,
+    stop_unit,
+)
 
 DEFAULT_TIMEOUT_S = 10.0
 
@@ -49,8 +61,10 @@ def take_down_workspace(request: DevdownRequest) -> None:
     try:
         unreachable: EngineUnreachableError | None = None
         units: list[Unit] = []
+        claims: list[ContainerInfo] = []
         try:
-            units = group_units(engine, find_workspace_containers(engine, request.workspace_folder))
+            claims = find_workspace_claims(engine, request.workspace_folder)
+            units = group_units(engine, (info for info in claims if is_of_workspace(info, request.workspace_folder)))
         except EngineUnreachableError as error:
             unreachable = error
         ids = [info.container_id for unit in units for info in unit.containers]
@@ -63,6 +77,9 @@ def take_down_workspace(request: DevdownRequest) -> None:
             raise unreachable
         if not units:
             output.say(f"nothing to stop: no dev container of {folder}")
+        for info in claims:
+            if not is_of_workspace(info, request.workspace_folder):
+                output.say(f"left alone: container {info.name} {NOT_ITS_OWN}")
         for unit in units:
             _take_down(engine, unit, request)
     finally:
@@ -91,12 +108,20 @@ def _take_down(engine: Engine, unit: Unit, request: DevdownRequest) -> None:
     if _stays_up(unit.primary):
         output.say(f"{unit.name} is left running: its shutdownAction is none")
         return
+    for what in unit.left:
+        output.say(f"left alone: {what}")
     if request.remove:
+        removal = plan_removal(engine, unit, volumes=request.volumes)
+        for what in removal.left:
+            output.say(f"left alone: {what}")
+        output.say(f"removing {', '.join(parts_of(unit, removal))}")
         with working(f"Removing {unit.name}"):
-            removed = list(remove_unit(engine, unit, request.timeout_s, volumes=request.volumes))
+            removed = remove_unit(engine, unit, removal, request.timeout_s, volumes=request.volumes)
         for what in removed:
             output.say(f"removed {what}")
         return
+    if running := [f"container {info.name}" for info in unit.containers if is_up(info)]:
+        output.say(f"stopping {', '.join(running)}")
     with working(f"Stopping {unit.name}"):
         stopped = stop_unit(engine, unit, request.timeout_s)
     for name in stopped:
@@ -107,12 +132,13 @@ def _take_down(engine: Engine, unit: Unit, request: DevdownRequest) -> None:
 
 def _stays_up(primary: ContainerInfo) -> bool:
     """Return whether the configuration says `"shutdownAction": "none"`."""
+    metadata = {LABEL_METADATA: primary.metadata or "[]"}
     try:
-        merged, _, _ = merged_for_container(primary.labels)
+        merged, _, _ = merged_for_container({**primary.labels, **metadata})
     except UsageError as error:
         # A file that was broken meanwhile is no reason to leave containers running.
         output.warn(f"{error}; its shutdownAction is not known")
-        merged, _, _ = merged_for_container({LABEL_METADATA: primary.labels.get(LABEL_METADATA, "[]")})
+        merged, _, _ = merged_for_container(metadata)
     return shutdown_action(merged) == "none"
 
 

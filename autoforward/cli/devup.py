@@ -23,7 +23,7 @@ from autoforward.callers import sources_for
 from autoforward.cli import attaching, client, output, trusting
 from autoforward.cli.printing import pass_on
 from autoforward.cli.progress import working
-from autoforward.devcontainer import LABEL_METADATA, read_config_file
+from autoforward.devcontainer import read_config_file
 from autoforward.devcontainer_cli import (
     DevcontainerCli,
     UpArguments,
@@ -38,10 +38,11 @@ from autoforward.devcontainer_cli import (
 from autoforward.endpoints import resolve_endpoint
 from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError, UsageError
+from autoforward.identity.labels import LABEL_METADATA
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.portspec import parse_port_spec
 from autoforward.session_config import Metadata, metadata_of, metadata_of_merged, read_sources
-from autoforward.teardown import find_workspace_containers
+from autoforward.teardown import find_workspace_claims, is_of_workspace
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def _containers_of(engine: Engine, up: UpArguments) -> list[ContainerInfo]:
     if up.folder is None:
         return []
     config_file = up.config_file() if up.override_config is None else None
-    found = find_workspace_containers(engine, up.folder)
+    found = [info for info in find_workspace_claims(engine, up.folder) if is_of_workspace(info, up.folder)]
     if config_file is None:
         return found
     # One folder may hold several configurations, each with its container.

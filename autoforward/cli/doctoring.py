@@ -15,12 +15,12 @@ from autoforward.callers import record_for
 from autoforward.cli import output
 from autoforward.cli.attaching import caller_of
 from autoforward.cli.printing import Drawn, draw, show_json
-from autoforward.devcontainer import LABEL_METADATA
 from autoforward.doctor import container, host, inside, looking
 from autoforward.doctor.findings import Finding, FindingStatus, in_the_way, warn
 from autoforward.engine import Engine
 from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError
+from autoforward.identity.labels import LABEL_METADATA
 from autoforward.model import ContainerInfo
 from autoforward.paths import StatePaths
 from autoforward.session_config import metadata_of

@@ -45,6 +45,7 @@ def main() -> None:
 )
 @click.argument("target", default=".", required=False, shell_complete=output.completing("containers"))
 @click.argument("specs", nargs=-1, metavar="[SPEC]...")
+@click.option("--replace", is_flag=True, help="Take session and ports over from a running container of this identity.")
 @output.trust_option
 @output.session_options()
 @output.engine_options
@@ -52,6 +53,7 @@ def main() -> None:
 def attach(
     target: str,
     specs: tuple[str, ...],
+    replace: bool,
     flags: SessionFlags,
     docker_host: str | None,
     context: str | None,
@@ -73,7 +75,12 @@ def attach(
                 f"{wanted[0].text} has to be of one service, not of {target}", hint=f"name it: {project}/SERVICE"
             )
         name, result = attach_project(
-            project, flags=flags, docker_host=docker_host, context=context, trust_workspace=trust_workspace
+            project,
+            flags=flags,
+            docker_host=docker_host,
+            context=context,
+            trust_workspace=trust_workspace,
+            replace=replace,
         )
     else:
         endpoint, info = find_target(target, docker_host, context)
@@ -85,6 +92,7 @@ def attach(
             specs=wanted,
             target=folder or target,
             trust_workspace=trust_workspace,
+            replace=replace,
         )
         name = info.name
     for warning in result.warnings:

@@ -21,6 +21,7 @@ from autoforward.supervisor.control import Connection, Handler
 from autoforward.supervisor.describing import describe
 from autoforward.supervisor.server import DRAIN_S, Supervisor
 from autoforward.supervisor.session import STOPPED, Session
+from autoforward.supervisor.siblings import Claim
 from autoforward.supervisor.watching_command import WatchingCommand
 from autoforward.trust.approvals import Workspace
 
@@ -68,10 +69,11 @@ class Handlers:
     async def attach(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
         """Begin or change a session; answers when a first snapshot has been applied."""
         record = await asyncio.to_thread(SessionRecord.from_json, request["record"])  # it may compile expressions
+        claim = Claim(by_hand=True, replace=bool(request.get("replace")))
         container_ids = {record.container_id}
         with self._supervisor.hub.subscribe(lambda event: event.container_id in container_ids) as heard:
-            session = await self._supervisor.siblings.take_up(record)
-            others = await self._supervisor.siblings.take_up_others(record) if record.siblings else []
+            session = await self._supervisor.siblings.take_up(record, claim)
+            others = await self._supervisor.siblings.take_up_others(record, claim) if record.siblings else []
             container_ids.update(other.record.container_id for other in others)
             for one in (session, *others):
                 await self._wait_settled(one, connection)
@@ -88,13 +90,15 @@ class Handlers:
             "rows": await self._rows([session, *others]),
             "events": events,
             "others": [describe(other) for other in others],
+            "taken": claim.taken,
+            "refused": claim.refused,
         }
 
     async def forward(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
         """Forward these SPECs only. Detached: until told otherwise. Else for as long as the connection lasts."""
         record = await asyncio.to_thread(SessionRecord.from_json, request["record"])
         specs, detached = record.manual, bool(request["detached"])
-        session = self._supervisor.session_for(record)
+        session = await self._supervisor.siblings.session_of(record)
         if session is None:
             session = self._supervisor.add_session(replace(record, attached=False, manual=()))
         elif session.record.options != replace(record.options, auto=session.record.options.auto):

@@ -258,10 +258,10 @@ class Supervisor:
         if not self._stop.is_set():
             self.spawn(self.books.forget([session.record.session_id]), "forget a session")
         self.watches.on_session_ended(session, reason)
+        self.siblings.on_session_ended(session)
         self.check_idle()
 
     def _on_session_changed(self) -> None:
-        self.watches.on_session_changed()
         self.networks.on_session_changed()
         self.check_idle()
 

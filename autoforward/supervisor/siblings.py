@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.errors import AutoforwardError, TargetError, UsageError
+from autoforward.identity.claims import Holder, holder_of, takes_over
+from autoforward.identity.labels import LABEL_PROJECT
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.session_config import SourceContents, configure, read_sources, sibling_of
-from autoforward.settings import SessionRecord, merge_specs
+from autoforward.settings import SessionRecord, held_by, merge_specs
 from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.session import Session
-from autoforward.targets import LABEL_PROJECT, is_one_off, services_of
+from autoforward.targets import services_of
 from autoforward.trust.approvals import Approvals, Workspace
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,32 @@ class Host(Protocol):
     def spawn(self, work: object, name: str) -> None: ...
 
 
+class HeldError(AutoforwardError):
+    """A container with the identity of a session that another container has."""
+
+    def __init__(self, record: SessionRecord, before: SessionRecord, holder: Holder) -> None:
+        name = record.container_name
+        super().__init__(
+            f"{name} is not attached to: {held_by(before)}, and it is {holder}",
+            hint=f"remove {before.container_name}, or let {name} take its session and host ports over: "
+            f"`autoforward attach --replace {name}`",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """How a session is asked for that another container may have.
+
+    `by_hand`: by a command, not by what a watch has found. `replace`: also from a container that runs. `taken` and
+    `refused` are filled with texts for the user.
+    """
+
+    by_hand: bool = False
+    replace: bool = False
+    taken: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
 class Siblings:
     """`take_up` makes a record a session; `on_event` does for services that start while their project is watched."""
 
@@ -44,11 +72,15 @@ class Siblings:
         self._host = host
         self._seen: dict[tuple[object, str], dict[str, str]] = {}
         """By engine and project: the containers that were thought of, and when each was started."""
+        self._waiting = False
+        """Whether a service has been left out because another container has its session."""
 
-    async def take_up(self, record: SessionRecord) -> Session:
-        """Begin a session, or change the one that there is: options are replaced, SPECs added. Stored when it returns."""
-        session = self._host.session_for(record)
-        if session is not None:
+    async def take_up(self, record: SessionRecord, claim: Claim | None = None) -> Session:
+        """Begin a session, or change the one that there is: options are replaced, SPECs added. Stored when it returns.
+
+        Raises HeldError while another container has the session, as far as `claim` does not say otherwise.
+        """
+        while (session := await self._holder_for(record, claim or Claim())) is not None:
             before = session.record
             manual = merge_specs(before.manual, record.manual)
             identity = before.identity if before.container_id == record.container_id else record.identity
@@ -56,16 +88,59 @@ class Siblings:
             endpoint = before.endpoint
             if record.endpoint.key == endpoint.key:
                 endpoint = replace(record.endpoint, source=endpoint.source)
-            record = replace(record, session_id=before.session_id, identity=identity, endpoint=endpoint, manual=manual)
+            changed = replace(record, session_id=before.session_id, identity=identity, endpoint=endpoint, manual=manual)
             self._host.engines.renew(endpoint)
-            await session.update(record)
+            try:
+                await session.update(changed)
+                break
+            except TargetError:  # it has just ended, with the container that it had
+                await session.wait_ended()
         else:
             self._host.engines.renew(record.endpoint)
             session = self._host.add_session(record)
         await self._host.store_session(session)
         return session
 
-    async def take_up_others(self, anchor: SessionRecord, *, new_only: bool = False) -> list[Session]:
+    async def session_of(self, record: SessionRecord) -> Session | None:
+        """The session that this very container has; that of a container that is gone has ended when it returns.
+
+        Raises HeldError, and what the engine raises.
+        """
+        while (session := await self._holder_for(record, Claim())) is not None:
+            if session.record.container_id == record.container_id:
+                return session
+            await session.end(f"the container {session.record.container_name} is gone")
+        return None
+
+    async def _holder_for(self, record: SessionRecord, claim: Claim) -> Session | None:
+        """The session that the record may change, None if it begins one. Raises HeldError, and what the engine raises."""
+        while (session := self._host.session_for(record)) is not None:
+            before = session.record
+            if before.container_id == record.container_id:
+                return session
+            holder = await self.holder_of(session)
+            if self._host.session_for(record) is not session or session.record is not before:
+                continue  # meanwhile it has ended, or become another container's
+            if not takes_over(holder, by_hand=claim.by_hand, replace=claim.replace):
+                raise HeldError(record, before, holder)
+            if holder != "gone":
+                text = f"the session of {before.container_name}, which is {holder}, goes on in {record.container_name}"
+                log.info("%s", text)
+                claim.taken.append(text)
+            return session
+        return None
+
+    async def holder_of(self, session: Session) -> Holder:
+        """What the engine says of the container of a session."""
+        try:
+            info = await self._in_pool(session.record, lambda: session.engine.inspect(session.record.container_id))
+        except TargetError:
+            return holder_of(None)
+        return holder_of(info.state)
+
+    async def take_up_others(
+        self, anchor: SessionRecord, claim: Claim | None = None, *, new_only: bool = False
+    ) -> list[Session]:
         """Sessions for the other services of the anchor's project that run. Raises what the engine raises.
 
         `new_only`: those that have one keep it as it is, and are not among them.
@@ -80,7 +155,7 @@ class Siblings:
         for info in found:
             if info.container_id in known | {anchor.container_id}:
                 continue
-            if (session := await self._adopt(anchor, info)) is not None:
+            if (session := await self._adopt(anchor, info, claim or Claim())) is not None:
                 sessions.append(session)
         return sessions
 
@@ -93,7 +168,7 @@ class Siblings:
             self._look_for_missed(endpoint)
             return
         project = event.labels.get(LABEL_PROJECT)
-        if event.action != "start" or project is None or is_one_off(event.labels):
+        if event.action != "start" or project is None:
             return
         sessions = [one for one in self._host.sessions.values() if one.record.endpoint.key == endpoint.key]
         if any(one.record.container_id == event.container_id for one in sessions):
@@ -103,6 +178,12 @@ class Siblings:
         anchor = min(anchors, key=lambda one: one.record.is_sibling, default=None)
         if anchor is not None:
             self._host.spawn(self._adopt_started(anchor, event.container_id), f"attach to {event.name}")
+
+    def on_session_ended(self, session: Session) -> None:
+        """What waited for it may have its turn: another container with the identity of one that is removed."""
+        if self._waiting:
+            self._waiting = False
+            self._look_for_missed(session.record.endpoint)
 
     def decline(self, sessions: list[Session]) -> None:
         """Somebody detached these: they are left alone until they are restarted."""
@@ -141,15 +222,15 @@ class Siblings:
                 and info.container_id not in known
                 and before.get(info.container_id) != info.started_at
             ):
-                await self._adopt(record, info)
+                await self._adopt(record, info, Claim())
 
     async def _adopt_started(self, anchor: Session, container_id: str) -> None:
         info = await self._in_pool(anchor.record, lambda: anchor.engine.inspect(container_id))
-        self._note(anchor.record, [info])
-        if info.running and info.service is not None:
-            await self._adopt(anchor.record, info)
+        if info.running and info.service is not None and info.project == anchor.record.project:
+            self._note(anchor.record, [info])
+            await self._adopt(anchor.record, info, Claim())
 
-    async def _adopt(self, anchor: SessionRecord, info: ContainerInfo) -> Session | None:
+    async def _adopt(self, anchor: SessionRecord, info: ContainerInfo, claim: Claim) -> Session | None:
         """A session for this service; None, with a line in the log, when there can be none."""
         try:
             record = await self._in_pool(anchor, lambda: sibling_of(anchor, info))
@@ -164,7 +245,14 @@ class Siblings:
         except UsageError as error:
             log.warning("%s: its configuration is left out: %s", info.name, error)
         try:
-            session = await self._take_up_after(record)
+            session = await self.take_up(record, claim)
+        except HeldError as error:
+            # It is thought of again once that session has ended.
+            self._waiting = True
+            self._seen.get((anchor.endpoint.key, anchor.project or ""), {}).pop(info.container_id, None)
+            claim.refused.append(str(error))
+            log.warning("%s", error)
+            return None
         except AutoforwardError as error:
             log.warning("%s is not attached to: %s", info.name, error)
             return None
@@ -173,17 +261,6 @@ class Siblings:
 
     def _read(self, record: SessionRecord) -> SourceContents:
         return read_sources(record.sources, word=self._host.approvals.word(Workspace.of(record)))
-
-    async def _take_up_after(self, record: SessionRecord) -> Session:
-        """A service that was made anew may come before the session of the one that is gone has ended."""
-        before = self._host.session_for(record)
-        try:
-            return await self.take_up(record)
-        except TargetError:
-            if before is None:
-                raise
-            await before.wait_ended()
-            return await self.take_up(record)
 
     async def _in_pool(self, record: SessionRecord, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._host.engines.get(record.endpoint).pool, job)

@@ -6,6 +6,7 @@ Level-triggered: whatever happens (`wake`) leads to another look at all that run
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -14,13 +15,13 @@ from typing import Any, Protocol, TypeVar
 
 from autoforward.backoff import delay_s
 from autoforward.callers import Caller, bare_record, record_for
-from autoforward.devcontainer import LABEL_METADATA
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError, UsageError
+from autoforward.identity.labels import LABEL_METADATA
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.selection import Selection
 from autoforward.session_config import SourceContents, configure, metadata_of, read_sources
-from autoforward.settings import SessionRecord
+from autoforward.settings import SessionRecord, held_by
 from autoforward.supervisor.actor import FAULT
 from autoforward.supervisor.describing import describe
 from autoforward.supervisor.engines import Engines
@@ -33,9 +34,6 @@ log = logging.getLogger(__name__)
 
 MAX_NOTES = 100
 """What a command has not read yet; more is for nobody."""
-
-AWAY = ("stopped", "dormant")
-"""States of a session whose container need not be its container any more."""
 
 T = TypeVar("T")
 WatchId = tuple[object, str | None]
@@ -81,7 +79,8 @@ class Watch:
         self._quiet = quiet
         self._wake = asyncio.Event()
         self._has_looked = False
-        self._blocked = False
+        self._told: set[str] = set()
+        """Containers of which the command has heard why they are not attached to."""
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -113,10 +112,6 @@ class Watch:
     def on_event(self, event: ContainerEvent | None) -> None:
         """None: whatever may have happened."""
         if event is None or (event.action in ("start", "unpause") and self.selection.covers(event.labels)):
-            self.wake()
-
-    def on_session_changed(self) -> None:
-        if self._blocked:
             self.wake()
 
     def on_session_ended(self, session: Session, reason: str) -> None:
@@ -169,21 +164,26 @@ class Watch:
         """Attach to what runs and is meant. Raises what the engine raises."""
         engine = self._host.engines.get(self.endpoint).engine
         queries = self.selection.queries
-        running = await self._in_pool(lambda: {key: None for query in queries for key in engine.find_ids(query)})
+        found = [(query, await self._in_pool(functools.partial(engine.find_ids, query))) for query in queries]
+        running = {key: None for _query, ids in found for key in ids}
+        # Metadata of an image are no claim: most images that are made for dev containers have them.
+        claims = {key for query, ids in found for key in ids if LABEL_METADATA not in query or self.selection.labels}
         self.declined = {key: started for key, started in self.declined.items() if key in running}
-        self._blocked = False
+        self._told &= running.keys()
         attached = {one.record.container_id for one in self._host.sessions.values() if one.record.attached}
-        await asyncio.gather(*(self._consider(engine, key) for key in running if key not in attached))
+        await asyncio.gather(*(self._consider(engine, key, key in claims) for key in running if key not in attached))
         self._has_looked = True
 
-    async def _consider(self, engine: Engine, container_id: str) -> None:
+    async def _consider(self, engine: Engine, container_id: str, claims: bool) -> None:
+        """`claims`: it has the labels that are looked for, from wherever."""
         try:
             info = await self._in_pool(lambda: engine.inspect(container_id))
             if not info.running or self.declined.get(container_id) == info.started_at:
                 return
-            image_labels = await self._in_pool(lambda: engine.image_labels(info))
-            if self.selection.accepts(info.labels, image_labels):
-                await self._adopt(info, image_labels)
+            if self.selection.covers(info.labels):
+                await self._adopt(info, await self._in_pool(lambda: engine.image_labels(info)))
+            elif claims:
+                self._tell_once(info, f"it is none of the {self.selection} but by labels of its image")
         except EngineUnreachableError:
             raise
         except TargetError as error:  # it went away meanwhile
@@ -192,8 +192,13 @@ class Watch:
             self._warn(f"container {container_id[:12]} is not attached to: {error}")
 
     async def _adopt(self, info: ContainerInfo, image_labels: Mapping[str, str]) -> None:
-        """A session for this container: a new one, or that of its identity. One with an owner keeps its options."""
+        """A session for this container, unless another one has that of its identity. One with an owner keeps its options."""
         before = self._host.session_for(bare_record(info, self.endpoint, self.caller, target=info.name, look=False))
+        if before is not None and before.record.container_id != info.container_id:
+            # Once that one is removed its session ends, by itself, and the numbers are this one's.
+            if await self._host.siblings.holder_of(before) != "gone":
+                self._tell_once(info, f"{held_by(before.record)}, and it waits until that one is removed")
+            return
         caller = self.caller if before is None else Caller.of(before.record)
         record = await self._record(info, caller, image_labels)
         session = self._host.session_for(record)
@@ -208,10 +213,7 @@ class Watch:
                     self._quiet(one)
         elif session is None or session is not before:
             self.wake()  # somebody was quicker, or it has ended: look again
-        elif session.record.container_id != info.container_id and session.state not in AWAY:
-            log.info("%s waits: its ports are those of %s", info.name, session)
-            self._blocked = True
-        elif session.record.container_id != info.container_id or not session.record.attached:
+        elif not session.record.attached:
             await self._take_over(session, record)
 
     async def _record(self, info: ContainerInfo, caller: Caller, image_labels: Mapping[str, str]) -> SessionRecord:
@@ -250,7 +252,7 @@ class Watch:
         return self._host.approvals.word(Workspace.of(record))
 
     async def _take_over(self, session: Session, record: SessionRecord) -> None:
-        """Of `record` only what the session has not: it was begun for single ports, or its container is gone."""
+        """Of `record` only what the session has not: it was begun for single ports."""
 
         def change(before: SessionRecord) -> SessionRecord:
             return replace(
@@ -268,6 +270,11 @@ class Watch:
         await session.reconfigure(change)
         await self._host.store_session(session)
         self.tell({"type": "joined", "session": describe(session)})
+
+    def _tell_once(self, info: ContainerInfo, why: str) -> None:
+        if info.container_id not in self._told:
+            self._told.add(info.container_id)
+            self._warn(f"{info.name} is not attached to: {why}")
 
     def _warn(self, text: str) -> None:
         log.warning("%s", text)

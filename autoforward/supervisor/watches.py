@@ -157,10 +157,6 @@ class Watches:
         """Nothing more is heard of this engine: is it still there?"""
         self.on_event(endpoint, None)
 
-    def on_session_changed(self) -> None:
-        for watch in self._watches.values():
-            watch.on_session_changed()
-
     def on_session_ended(self, session: Session, reason: str) -> None:
         for watch in self._watches.values():
             watch.on_session_ended(session, reason)

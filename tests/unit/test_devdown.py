@@ -19,50 +19,64 @@ from autoforward.model import ContainerInfo, EngineEndpoint
 
 LOCAL_FOLDER = "devcontainer.local_folder"
 PROJECT = "com.docker.compose.project"
+WORKING_DIR = "com.docker.compose.project.working_dir"
 
 
-class FakeThing:
-    """A network or volume."""
-
-    def __init__(self, name: str, log: list[str]) -> None:
-        self.name = name
-        self._log = log
-
-    def remove(self) -> None:
-        self._log.append(f"remove {self.name}")
-
-
-class FakeThings:
-    def __init__(self, *things: FakeThing) -> None:
-        self._things = things
-
-    def list(self, filters: Mapping[str, str]) -> list[FakeThing]:
-        assert filters == {"label": f"{PROJECT}=p"}
-        return list(self._things)
+Row = dict[str, Any]
 
 
 class FakeEngine:
-    """Engine, client and API in one; `log` is what was asked of it, in order."""
+    """Engine, client and API in one; `log` is what was asked of it, in order.
+
+    `claims` are containers that the engine finds by any label: their images have it. `strangers`: who else uses what.
+    """
 
     def __init__(self, containers: list[ContainerInfo], log: list[str]) -> None:
         self.endpoint = EngineEndpoint("unix:///nowhere", "a test")
-        self.containers = containers
+        self.infos = containers
         self.log = log
         self.unreachable = False
         self.gone: set[str] = set()
         self.client = self
         self.api = self
-        self.networks = FakeThings(FakeThing("p_default", log))
-        self.volumes = FakeThings(FakeThing("p_data", log))
+        self.claims: list[ContainerInfo] = []
+        self.strangers: dict[str, str] = {}
+
+    def networks(self, filters: Mapping[str, str]) -> list[Row]:
+        assert filters == {"label": f"{PROJECT}=p"}
+        return [{"Id": "net1", "Name": "p_default"}, {"Id": "net2", "Name": "p_unused"}]
+
+    def volumes(self, filters: Mapping[str, str]) -> Row:
+        assert filters == {"label": f"{PROJECT}=p"}
+        return {"Volumes": [{"Name": "p_data"}, {"Name": "p_unused"}]}
+
+    def remove_network(self, network_id: str) -> None:
+        self.log.append(f"remove network {network_id}")
+
+    def remove_volume(self, name: str) -> None:
+        self.log.append(f"remove volume {name}")
+
+    def containers(self, all: bool, filters: Mapping[str, str]) -> list[Row]:
+        assert all
+        [thing] = filters.values()
+        rows = [
+            {"Id": one.container_id, "Names": [f"/{one.name}"]}
+            for one in self.infos
+            if thing in (*one.networks, *one.volumes)
+        ]
+        return rows + [{"Id": "x", "Names": [f"/{name}"]} for key, name in self.strangers.items() if key == thing]
 
     def find_containers(self, labels: Mapping[str, str | None]) -> list[ContainerInfo]:
+        return [one for one in self.find_claims(labels) if one not in self.claims]
+
+    def find_claims(self, labels: Mapping[str, str | None]) -> list[ContainerInfo]:
         if self.unreachable:
             raise EngineUnreachableError("no answer")
         return [
             info
-            for info in self.containers
+            for info in self.infos
             if all(k in info.labels and v in (None, info.labels[k]) for k, v in labels.items())
-        ]
+        ] + self.claims
 
     def stop(self, container_id: str, timeout: int) -> None:
         if container_id in self.gone:
@@ -121,7 +135,7 @@ def test_forwards_end_before_the_container_stops(make: Make, tmp_path: Path, cap
     out, err = capsys.readouterr()
     assert out == ""
     assert "no longer forwarded: name-a port 3000" in err
-    assert "stopped container name-a" in err
+    assert err.index("stopping container name-a") < err.index("stopped container name-a")
 
 
 def test_a_container_that_nobody_forwarded_is_stopped_too(make: Make, tmp_path: Path) -> None:
@@ -179,14 +193,16 @@ def test_forwards_end_even_where_the_engine_does_not_answer(make: Make) -> None:
 @pytest.mark.parametrize(
     ("volumes", "removed"),
     [
-        (False, ["remove p_default"]),
-        (True, ["remove p_default", "remove p_data"]),
+        (False, ["remove network net1"]),
+        (True, ["remove network net1", "remove volume p_data"]),
     ],
 )
-def test_a_compose_project_goes_as_a_whole(make: Make, tmp_path: Path, volumes: bool, removed: list[str]) -> None:
+def test_a_compose_project_goes_as_a_whole(
+    make: Make, tmp_path: Path, volumes: bool, removed: list[str], capsys: Capture
+) -> None:
     engine, request = make(
-        info("app", **{LOCAL_FOLDER: str(tmp_path), PROJECT: "p"}),
-        info("db", **{PROJECT: "p"}),
+        replace(info("app", **{LOCAL_FOLDER: str(tmp_path), PROJECT: "p"}), networks=("net1",)),
+        replace(info("db", **{PROJECT: "p"}), networks=("net1",), volumes=("p_data", "anonymous")),
         info("other", **{PROJECT: "q"}),
     )
     take_down_workspace(replace(request, remove=True, volumes=volumes))
@@ -195,6 +211,45 @@ def test_a_compose_project_goes_as_a_whole(make: Make, tmp_path: Path, volumes: 
     assert sorted(engine.log[1:3]) == ["stop app 3", "stop db 3"]
     assert sorted(engine.log[3:5]) == [f"remove app volumes={volumes}", f"remove db volumes={volumes}"]
     assert engine.log[5:-1] == removed
+    err = capsys.readouterr().err
+    parts = ["container name-app", "container name-db", "network p_default", *(["volume p_data"] if volumes else [])]
+    assert f"removing {', '.join(parts)}\n" in err
+    assert ("left alone: volume p_unused: none of the containers uses it\n" in err) is volumes
+
+
+def test_what_others_use_of_a_project_stays(make: Make, tmp_path: Path, capsys: Capture) -> None:
+    app = info("app", **{LOCAL_FOLDER: str(tmp_path), PROJECT: "p"})
+    engine, request = make(replace(app, networks=("net1",), volumes=("p_data",)))
+    engine.strangers = {"net1": "shop-web", "p_data": "shop-db"}
+    take_down_workspace(replace(request, remove=True, volumes=True))
+    assert [line for line in engine.log if line.startswith("remove")] == ["remove app volumes=True"]
+    err = capsys.readouterr().err
+    assert "left alone: network p_default: container shop-web uses it" in err
+    assert "left alone: volume p_data: container shop-db uses it" in err
+
+
+def test_a_project_of_that_name_in_another_folder_stays(make: Make, tmp_path: Path, capsys: Capture) -> None:
+    """The name comes from a file of the workspace, which may be another's."""
+    mine = {PROJECT: "p", WORKING_DIR: str(tmp_path)}
+    engine, request = make(
+        info("app", **{LOCAL_FOLDER: str(tmp_path), **mine}),
+        info("db", **mine),
+        info("shop", **{PROJECT: "p", WORKING_DIR: "/home/me/shop"}),
+    )
+    take_down_workspace(replace(request, remove=True))
+    assert not [line for line in engine.log if "shop" in line]
+    assert sorted(engine.log[3:5]) == ["remove app volumes=False", "remove db volumes=False"]
+    assert "left alone: container name-shop: its project p is that of /home/me/shop" in capsys.readouterr().err
+
+
+def test_what_an_image_claims_stays(make: Make, tmp_path: Path, capsys: Capture) -> None:
+    engine, request = make(info("app", **{LOCAL_FOLDER: str(tmp_path), PROJECT: "p"}))
+    engine.claims = [info("evil")]
+    take_down_workspace(replace(request, remove=True))
+    assert [line for line in engine.log if "evil" in line] == []
+    err = capsys.readouterr().err
+    assert "left alone: container name-evil has that label from its image, which does not count" in err
+    assert "left alone: container name-evil: it is of project p by its image's label only" in err
 
 
 @pytest.mark.parametrize("where", ["file", "label"])

@@ -61,8 +61,8 @@ class FakeEngine:
     def image_labels(self, info: ContainerInfo) -> dict[str, str]:
         return {}
 
-    def find_containers(self, labels: dict[str, str | None]) -> list[ContainerInfo]:
-        return [self.inspect("")]
+    def find_claims(self, labels: dict[str, str]) -> list[ContainerInfo]:
+        return [ContainerInfo(FULL_ID, "dev", "running", dict(labels))]
 
     def close(self) -> None:
         self.endpoint = EngineEndpoint("closed", "closed")

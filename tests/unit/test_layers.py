@@ -72,10 +72,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "poller",
         "frames",
         "keepalive",
+        "identity.containers",
     ),
     ("foreign.*",),
     ("core.*", "state.*"),
     ("model", "errors", "backoff", "texts.*", "networks", "networks.sharing", ""),
+    ("identity.*",),
 )
 """From the top down. A module imports from lower layers, and from its own package `x.*`; `""` is the package itself."""
 
@@ -180,6 +182,9 @@ def test_decisions_and_parsers_do_no_io_and_know_no_clock() -> None:
         "masking",
         "masking.names",
         "masking.shapes",
+        "identity.labels",
+        "identity.claims",
+        "identity.containers",
     )
     impure = {"os", "time", "socket", "asyncio", "threading", "subprocess", "datetime", "pathlib", "random", "logging"}
     found = {module: impure & {imported.split(".")[0] for imported, _ in imports_of(module)} for module in pure}

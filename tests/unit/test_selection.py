@@ -12,6 +12,7 @@ from autoforward.cli.attaching import caller_of
 from autoforward.cli.output import SessionFlags
 from autoforward.config import Settings
 from autoforward.errors import UsageError
+from autoforward.identity.labels import own_labels
 from autoforward.selection import Selection, parse_labels
 
 METADATA = json.dumps([{"id": "a-feature"}])
@@ -23,6 +24,7 @@ BY_CLI = json.dumps([{"id": "a-feature"}, {"forwardPorts": [3000]}])
     [
         ({"devcontainer.local_folder": "/home/me/src"}, {}, True),
         ({"devcontainer.local_folder": "/home/me/src", "devcontainer.metadata": METADATA}, {}, True),
+        ({"devcontainer.local_folder": "/home/me/src"}, {"devcontainer.local_folder": "/home/me/src"}, False),
         # `--id-label` of the official CLI leaves metadata only.
         ({"devcontainer.metadata": BY_CLI}, {}, True),
         ({"devcontainer.metadata": BY_CLI}, {"devcontainer.metadata": METADATA}, True),
@@ -33,15 +35,16 @@ BY_CLI = json.dumps([{"id": "a-feature"}, {"forwardPorts": [3000]}])
     ],
 )
 def test_dev_containers(labels: dict[str, str], of_image: dict[str, str], accepted: bool) -> None:
-    assert Selection().accepts(labels, of_image) is accepted
+    assert Selection().covers(own_labels(labels, of_image)) is accepted
 
 
 def test_labels_replace_the_selection_and_all_have_to_hold() -> None:
     chosen = Selection(parse_labels(["team=web", "debug"]))
-    assert chosen.accepts({"team": "web", "debug": "", "x": "y"}, {"team": "web", "debug": ""})
-    assert not chosen.accepts({"team": "web"}, {})
-    assert not chosen.accepts({"team": "db", "debug": "1"}, {})
-    assert not chosen.accepts({"devcontainer.local_folder": "/home/me/src"}, {})
+    assert chosen.covers({"team": "web", "debug": "", "x": "y"})
+    assert not chosen.covers({"team": "web"})
+    assert not chosen.covers({"team": "db", "debug": "1"})
+    assert not chosen.covers({"devcontainer.local_folder": "/home/me/src"})
+    assert not chosen.covers(own_labels({"team": "web", "debug": "1"}, {"team": "web"}))
     assert [dict(query) for query in chosen.queries] == [{"team": "web", "debug": None}]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,9 @@ class Containers:
 
     def find_containers(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
         return [info for info in self.containers if labels.items() <= info.labels.items()]
+
+    def find_claims(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
+        return self.find_containers(labels) + [info for info in self.containers if info.name.startswith("claims-")]
 
     def names(self) -> list[str]:
         return sorted(info.name for info in self.containers)
@@ -116,9 +120,29 @@ def test_a_folder_whose_container_does_not_run_says_how_to_start_it(folder: Path
     assert "container web-1 is exited" in str(error)
 
 
+def test_a_folder_that_an_image_claims_is_not_that_container(folder: Path) -> None:
+    assert resolve(".", info("web", **{LOCAL_FOLDER: str(folder)}), info("claims-it")) == "web"
+    assert "has no devcontainer.json" in str(refused(".", info("claims-it")))
+    configure(folder)
+    error = refused(".", info("claims-it"))
+    assert str(error).endswith("; container claims-it has that label from its image, which does not count")
+
+
+def test_what_compose_run_has_started_is_no_instance(folder: Path) -> None:
+    one_off = {"com.docker.compose.oneoff": "True"}
+    app, job = of_service("shop-app-1", "app", 1), of_service("shop-app-run-1", "app", 1)
+    job = replace(job, labels={**job.labels, **one_off})
+    assert resolve("shop/app", job, app) == resolve("shop/app#1", job, app) == "shop-app-1"
+    assert "no container, service" in str(refused("shop/app", job))
+    dev = info("dev", **{LOCAL_FOLDER: str(folder)})
+    run = info("run", **{LOCAL_FOLDER: str(folder), **one_off})
+    assert resolve(".", dev, run) == "dev"
+    assert resolve(".", run) == "run"
+
+
 def test_a_folder_that_is_none_of_a_dev_container(folder: Path) -> None:
     error = refused(".", info("web"))
-    assert str(error) == f"{folder} has no devcontainer.json, and no container is labelled with it"
+    assert str(error) == f"{folder} has no devcontainer.json, and no container has a label of its own with it"
     assert error.hint == "name a container: `docker ps` lists them"
     assert "has no devcontainer.json" in str(refused(str(folder)))
     assert "has no devcontainer.json" in str(refused(".."))
