@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,8 +31,9 @@ ATTEMPTS = 200
 
 # Stops what speaks for us and says `said`, over and over: in the agent's place, or as the watcher, from its second frame on.
 SPEAK = """
-import os, signal, sys, time
-mark, said, pause_s, times = sys.argv[1].encode()[1:], bytes.fromhex(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+import os, signal, sys, time, zlib
+mark, said = sys.argv[1].encode()[1:], zlib.decompress(bytes.fromhex(sys.argv[2]))
+pause_s, times = float(sys.argv[3]), int(sys.argv[4])
 
 def found():
     for pid in map(int, filter(str.isdigit, os.listdir('/proc'))):
@@ -74,8 +76,10 @@ FOR_EVER = 1 << 60
 def speak(bad: Container, said: bytes, *, pause_s: float = 0.0, times: int = FOR_EVER) -> None:
     """In the agent's place; no bytes: snapshots of the shell watcher, none of them with a socket in it."""
     mark = "/.autoforward/agent-" if said else "autoforward-watcher"
-    # Not as it is: this command line would be taken for ours.
-    in_background(bad, ["python3", "-c", SPEAK, f"-{mark}", said.hex(), str(pause_s), str(times)])
+    packed = zlib.compress(said, 9).hex()
+    assert len(packed) < 100_000, "more than an argument may have"
+    # The mark not as it is: this command line would be taken for ours.
+    in_background(bad, ["python3", "-c", SPEAK, f"-{mark}", packed, str(pause_s), str(times)])
 
 
 def snapshot(seed: int, sockets: int) -> bytes:
