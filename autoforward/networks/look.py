@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoforward.engine import MAX_NETWORK_HOPS, NETWORK_OF, Engine, Running
 from autoforward.errors import TargetError
@@ -36,6 +36,7 @@ class NetworkLook:
         self.engine = engine
         self._members: dict[str, Member] = {}
         self._networks: dict[str, _Known] = {}
+        self._modes: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"<NetworkLook {len(self._networks)} networks, {len(self._members)} members>"
@@ -47,13 +48,14 @@ class NetworkLook:
         """
         for network_id in list(self._networks) if changed is None else changed:
             self._networks.pop(network_id, None)
-        rows = {row.container_id: row for row in self.engine.running_networks()}
+        rows = {row.container_id: row for row in map(self._with_mode, self.engine.running_networks())}
         users: dict[str, list[str]] = {}
         """Who is in the network namespace of a container, itself included."""
         for row in rows.values():
             users.setdefault(_owner(row, rows), []).append(row.container_id)
-        for gone in self._members.keys() - rows.keys():
-            del self._members[gone]
+        for table in (self._members, self._modes):
+            for gone in table.keys() - rows.keys():
+                table.pop(gone)
         on: dict[str, set[str]] = {}
         for row in rows.values():
             for network_id in row.network_ids:
@@ -65,6 +67,15 @@ class NetworkLook:
         for network_id in needed:
             self._refresh(network_id, frozenset(on[network_id]))
         return {key: self._path(key, owner, users) for key, owner in wanted.items()}
+
+    def _with_mode(self, row: Running) -> Running:
+        """Podman's list says of nobody whose network he uses."""
+        if row.network_mode:
+            return row
+        if row.container_id not in self._modes:
+            with suppress(TargetError):
+                self._modes[row.container_id] = self.engine.inspect(row.container_id).network_mode
+        return replace(row, network_mode=self._modes.get(row.container_id, ""))
 
     def _refresh(self, network_id: str, seen: frozenset[str]) -> None:
         known = self._networks.get(network_id)

@@ -165,6 +165,30 @@ def test_bulk_goes_directly_where_the_address_can_be_reached(
         assert listening_on_its_address(app)
 
 
+@pytest.mark.timeout(120)
+def test_direct_path_is_off_while_another_container_is_there(
+    box: Callable[..., Container], podman: PodmanService, client: docker.DockerClient, run: Runner
+) -> None:
+    """Podman says of a network who is on it, in its list nothing of whose network is used, and `connect` not at a start."""
+    options: dict[str, Any] = {}
+    if podman.rootless:
+        options["network"] = client.networks.create(f"af-{uuid.uuid4().hex[:10]}").name
+    app = box(**options)
+    run("autoforward", "attach", app.name, "--lane", "agent", check=0)
+
+    def direct() -> Any:
+        return session_of(run)["direct"]
+
+    eventually(lambda: direct() == {"on": True, "reason": None}, what="direct path")
+    for more in (options, {"network_mode": f"container:{app.id}"}):
+        other = box(**more)
+        eventually(lambda name=other.name: str(direct()["reason"]).startswith(name), what="its end")
+        other.remove()
+        eventually(lambda: direct()["on"], what="direct path")
+    box(cap_drop=["ALL"], **options)
+    eventually(lambda: direct()["on"], what="direct path")
+
+
 @pytest.mark.compose
 def test_compose_project(
     client: docker.DockerClient,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -124,14 +125,16 @@ class FakeEngine:
         self.infos: dict[str, ContainerInfo] = {}
         self.drivers: dict[str, str] = {}
         self.listed_late: set[str] = set()
+        self.silent = False
         self.asked: Counter[str] = Counter()
 
     def add(
         self, name: str, *networks: str, project: str | None = None, may_forge: bool = True, mode: str = ""
     ) -> None:
         labels = {"com.docker.compose.project": project} if project else {}
-        self.infos[name] = ContainerInfo(name, f"{name}-name", "running", labels, may_forge=may_forge)
         self.modes[name] = mode or (networks[0] if networks else "none")
+        info = ContainerInfo(name, f"{name}-name", "running", labels, may_forge=may_forge)
+        self.infos[name] = replace(info, network_mode=self.modes[name])
         for network in networks:
             members = self.on.setdefault(network, {})
             members[name] = f"10.{len(self.on)}.0.{len(members) + 1}"
@@ -143,7 +146,11 @@ class FakeEngine:
     def running_networks(self) -> list[Running]:
         self.asked["list"] += 1
         return [
-            Running(name, mode, tuple(network for network, members in self.on.items() if name in members))
+            Running(
+                name,
+                "" if self.silent else mode,
+                tuple(network for network, members in self.on.items() if name in members),
+            )
             for name, mode in self.modes.items()
             if name not in self.listed_late
         ]
@@ -213,6 +220,19 @@ def test_who_uses_the_network_of_another_container_is_on_its_networks(engine: Fa
     engine.add("first", mode="container:harmless", may_forge=False)
     engine.add("second", mode="container:first")
     assert "second-name" in str(reason_of(look))
+
+
+def test_list_that_does_not_say_whose_network_is_used(engine: FakeEngine) -> None:
+    """Podman's: each is inspected for it, once."""
+    engine.silent = True
+    engine.add("app", "own")
+    engine.add("harmless", "own", may_forge=False)
+    look = look_at(engine)
+    assert reason_of(look, changed=[]) is None
+    engine.add("rider", mode="container:harmless")
+    for _ in range(3):
+        assert "rider-name" in str(reason_of(look, changed=[]))
+    assert max(count for what, count in engine.asked.items() if what.startswith("inspect")) == 2
 
 
 def test_target_that_uses_the_network_of_another_one(engine: FakeEngine) -> None:
