@@ -1,5 +1,7 @@
 """What a service manager is given: a systemd unit, a launchd property list. Values in, text out.
 
+A value is one word of a line, or one element, whatever is in it: what cannot be that is refused before there is any text.
+
 Neither ends the supervisor with the command: it serves other commands too, keeps connections while the command is
 started anew, and ends by itself.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import plistlib
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from xml.parsers.expat import ExpatError
 
@@ -27,15 +30,34 @@ BAD_USAGE = 2
 """The exit status of a flag or file that will be no better the next time."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ESCAPED = re.compile(r"\\(?:u([0-9a-f]{4})|U([0-9a-f]{8})|(.))")
 _BARE = re.compile(r"[A-Za-z0-9_./:=@,+-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """`argv`: an absolute path and its arguments. `environment`: only what was given, nothing of the caller's."""
+    """`argv`: an absolute path and its arguments. `environment`: only what was given, nothing of the caller's.
+
+    Raises UsageError for a value that neither file can hold.
+    """
 
     argv: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for word in (*self.argv, *(value for _, value in self.environment)):
+            if why_not := _unfit(word):
+                raise UsageError(f"{word!r} cannot be a value of the service: it has {why_not}")
+
+
+def _unfit(value: str) -> str | None:
+    """What is in it that no unit can hold: line ends and other control characters, and bytes that are no UTF-8."""
+    for char in value:
+        if unicodedata.category(char) == "Cc":
+            return "control characters"
+        if unicodedata.category(char) == "Cs" or ord(char) & 0xFFFE == 0xFFFE:
+            return "bytes that are no text"
+    return None
 
 
 def parse_variable(text: str, environ: dict[str, str]) -> tuple[str, str]:
@@ -46,8 +68,8 @@ def parse_variable(text: str, environ: dict[str, str]) -> tuple[str, str]:
     if not equals and name not in environ:
         raise UsageError(f"--env {name}: it is not set here", hint=f"give it a value: --env {name}=VALUE")
     value = value if equals else environ[name]
-    if any(ord(character) < 32 for character in value):
-        raise UsageError(f"--env {name}: its value has control characters, which no unit can hold")
+    if why_not := _unfit(value):
+        raise UsageError(f"--env {name}: its value has {why_not}, which no unit can hold")
     return name, value
 
 
@@ -83,12 +105,16 @@ WantedBy=default.target
 
 
 def _quoted(word: str, *, always: bool = False) -> str:
-    """As systemd reads it back: specifiers and quotes mean themselves."""
+    """As systemd reads it back: specifiers and quotes mean themselves; what cannot be seen is written by its number."""
     word = word.replace("%", "%%")
     if _BARE.fullmatch(word) and not always:
         return word
     escaped = word.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return '"' + "".join(char if char.isprintable() else _numbered(char) for char in escaped) + '"'
+
+
+def _numbered(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) <= 0xFFFF else f"\\U{ord(char):08x}"
 
 
 def launchd_plist(definition: Definition) -> str:
@@ -105,7 +131,8 @@ def launchd_plist(definition: Definition) -> str:
     }
     if definition.environment:
         values["EnvironmentVariables"] = dict(definition.environment)
-    return plistlib.dumps(values, sort_keys=False).decode()
+    text = plistlib.dumps(values, sort_keys=False).decode().replace("\t", "  ")
+    return "".join(char if char.isprintable() or char == "\n" else f"&#{ord(char)};" for char in text)
 
 
 def program_of_unit(text: str) -> str | None:
@@ -114,7 +141,7 @@ def program_of_unit(text: str) -> str | None:
     if match is None:
         return None
     quoted, bare = match.groups()
-    word = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare
+    word = bare if quoted is None else _ESCAPED.sub(lambda m: m[3] or chr(int(m[1] or m[2], 16)), quoted)
     return str(word).replace("%%", "%")
 
 

@@ -33,6 +33,12 @@ AWKWARD = Definition(
     (("DOCKER_HOST", "unix:///run/my docker.sock"), ("X", 'say "%h" $USER \\')),
 )
 
+UNSEEN = Definition(
+    ("/opt/to\u202eols/autoforward", "watch", "--label", "a=\u2066b\u200b\xa0\U000e0001c\u2028ExecStartPre=x"),
+    (("X", "\u202e</string><key>%h</key>&\U0001f600"),),
+)
+"""What is not refused and cannot be seen."""
+
 
 def test_a_plain_unit_has_no_environment_and_does_not_end_the_supervisor() -> None:
     text = systemd_unit(PLAIN)
@@ -51,7 +57,7 @@ def test_what_systemd_would_read_otherwise_is_escaped() -> None:
     assert r'''Environment="X=say \"%%h\" $USER \\"''' in text
 
 
-@pytest.mark.parametrize("definition", [PLAIN, AWKWARD], ids=["plain", "awkward"])
+@pytest.mark.parametrize("definition", [PLAIN, AWKWARD, UNSEEN], ids=["plain", "awkward", "unseen"])
 def test_the_program_of_a_definition_is_found_again(definition: Definition) -> None:
     assert program_of_unit(systemd_unit(definition)) == definition.argv[0]
     assert program_of_plist(launchd_plist(definition)) == definition.argv[0]
@@ -63,7 +69,7 @@ def test_what_is_no_definition_has_no_program() -> None:
     assert program_of_plist(plistlib.dumps({"Label": "x"}).decode()) is None
 
 
-@pytest.mark.parametrize("definition", [PLAIN, AWKWARD], ids=["plain", "awkward"])
+@pytest.mark.parametrize("definition", [PLAIN, AWKWARD, UNSEEN], ids=["plain", "awkward", "unseen"])
 def test_systemd_finds_nothing_wrong_with_the_unit(definition: Definition, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze: it is in Debian's package systemd")
@@ -85,7 +91,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(definition: Definition, tmp_p
     assert (done.returncode, ours) == (0, []), done.stderr
 
 
-@pytest.mark.parametrize("definition", [PLAIN, AWKWARD], ids=["plain", "awkward"])
+@pytest.mark.parametrize("definition", [PLAIN, AWKWARD, UNSEEN], ids=["plain", "awkward", "unseen"])
 def test_the_property_list_says_the_same(definition: Definition, tmp_path: Path) -> None:
     text = launchd_plist(definition)
     values = plistlib.loads(text.encode())
@@ -97,6 +103,47 @@ def test_the_property_list_says_the_same(definition: Definition, tmp_path: Path)
         path = tmp_path / "autoforward.plist"
         path.write_text(text)
         subprocess.run(["plutil", "-lint", str(path)], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("definition", [AWKWARD, UNSEEN], ids=["awkward", "unseen"])
+def test_no_value_begins_a_line_or_hides_in_one(definition: Definition) -> None:
+    plain_unit, plain_plist = systemd_unit(PLAIN), launchd_plist(PLAIN)
+    unit, plist = systemd_unit(definition), launchd_plist(definition)
+    assert [line.partition("=")[0] for line in unit.splitlines() if not line.startswith("Environment=")] == [
+        line.partition("=")[0] for line in plain_unit.splitlines()
+    ]
+    assert unit.replace("\n", "").isprintable()
+    assert plist.replace("\n", "").isprintable()
+    assert plist.count("<key>") == plain_plist.count("<key>") + 1 + len(definition.environment)
+
+
+@pytest.mark.parametrize(
+    "value", ["a=b\nExecStartPre=/bin/x", "a\r", "\x1b[2J", "a\tb", "\x85", "\x7f", "\0", "\udcff", "\ufffe"]
+)
+def test_a_value_that_no_unit_can_hold_is_refused(value: str) -> None:
+    for definition in (
+        lambda: Definition(("/usr/bin/autoforward", "watch", "--label", value)),
+        lambda: Definition((f"/opt/{value}/autoforward", "watch")),
+        lambda: Definition(PLAIN.argv, (("X", value),)),
+        lambda: parse_variable(f"X={value}", {}),
+    ):
+        with pytest.raises(UsageError, match=r"control characters|bytes that are no text"):
+            definition()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--label", "a=b\nExecStartPre=/bin/x"], ["--docker-host", "a\n[Service]"], ["--settings", "a\nb"], ["--context", "x\ny"]],
+    ids=lambda flags: flags[0],
+)  # fmt: skip
+def test_flags_with_line_ends_make_no_unit(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for more in ([], ["--print"]):
+        result = CliRunner().invoke(main, ["service", "install", *flags, *more])
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert "control characters" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["=x", "A-B=1", "1A=1", "NOT_SET_HERE", "A=x\ny"])
