@@ -34,6 +34,7 @@ from autoforward.lanes.watcher import (
     parse_answer,
     printable,
 )
+from autoforward.masking import mask_command_line
 from autoforward.streams import STDERR, STDOUT, EngineStream
 
 log = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ class Detector:
             case Fatal(reason):
                 self._last_words = reason
             case None:
-                log.debug("watcher: %s", printable(line))
+                log.debug("watcher: %s", mask_command_line(printable(line)))
             case answer:
                 self._on_answer(answer)
 

@@ -146,6 +146,10 @@ class Process(NamedTuple):
     pid: int
     command_line: bytes
 
+    def __repr__(self) -> str:
+        """Without what may not be written: it stands in the text of faults."""
+        return f"<Process {self.pid} of socket {self.inode}>"
+
 
 class Bye(NamedTuple):
     """The agent ends on purpose."""

@@ -72,6 +72,10 @@ class ServerProcess(NamedTuple):
     command_line: str
     shown: str
 
+    def __repr__(self) -> str:
+        """Without what may not be written: it stands in the text of faults."""
+        return f"<ServerProcess {self.shown}>"
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Listener:

@@ -19,6 +19,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from autoforward.errors import AutoforwardError
+from autoforward.masking import mask_command_line
 from autoforward.model import Transport
 
 # Connections that wait for accept(); the kernel lowers it to its own limit (4096 on Linux, 128 on macOS).
@@ -248,7 +249,8 @@ def owners_of_ports(host_ports: Collection[int], transport: Transport = "tcp") -
             if transport == "tcp" and connection.status not in (psutil.CONN_LISTEN, psutil.CONN_NONE):
                 continue
             with contextlib.suppress(psutil.NoSuchProcess):
-                name = psutil.Process(connection.pid).name()
+                # A process names itself: it may have the whole of its command line there.
+                name = mask_command_line(psutil.Process(connection.pid).name())
                 owners[connection.laddr.port] = f"{name} (pid {connection.pid})"
     except (psutil.Error, OSError):
         # macOS answers root alone.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import ProtocolError
 from ..procnet import SocketTable, parse_proc_net_tcp
@@ -137,7 +137,7 @@ class Owner:
 
     inode: int
     pid: int
-    command_line: bytes
+    command_line: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from autoforward.ui.document import COMMON_HEADERS, NO_CONTENT_POLICY, load_docu
 from autoforward.ui.feed import Feed, NoSupervisorError
 from autoforward.ui.guard import Refusal, Request, refusal
 from autoforward.ui.keys import Keys
-from autoforward.ui.picture import KEEPALIVE, Picture, frames
+from autoforward.ui.picture import KEEPALIVE, Picture, frames, text
 
 log = logging.getLogger(__name__)
 
@@ -204,9 +204,9 @@ class PageServer:
         try:
             result = await self._feed.ask({"op": "stop", "target": wanted})
         except NoSupervisorError as error:
-            await _answer_json(exchange, 503, {"error": str(error)})
+            await _answer_json(exchange, 503, {"error": text(str(error))})
         except AutoforwardError as error:
-            await _answer_json(exchange, 409, {"error": str(error)})
+            await _answer_json(exchange, 409, {"error": text(str(error))})
         else:
             await _answer_json(exchange, 200, {"stopped": len(result["rows"])})
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.lanes.watcher import MAX_COMMAND_BYTES
+from autoforward.frames import Process
+from autoforward.lanes.watcher import MAX_COMMAND_BYTES, Owner
 from autoforward.masking import MAX_COMMAND_LINE, mask_command_line
 from autoforward.processes import parse_process
+from autoforward.sockets import owners_of_ports
 
 S = "hunter2Xq9"
 """The secret of most rows."""
@@ -209,3 +214,19 @@ def test_the_cost_is_linear(piece: str) -> None:
     """Sixteen times the length would cost 256 times as much, were it the square."""
     short, long = (cost_s((piece * length)[:length]) for length in (256, 4096))
     assert long < 80 * max(short, 5e-5), (short, long)
+
+
+def test_faults_do_not_tell_command_lines() -> None:
+    """What a fault is about stands in its text, and so in the log."""
+    process = parse_process(b"srv\0--token=hunter2")
+    for one in (process, Process(7, 12, b"srv\0--token=hunter2"), Owner(7, 12, b"srv\0--token=hunter2")):
+        assert "hunter2" not in repr(one)
+        assert "hunter2" not in f"{(one, 1)!r}"
+
+
+def test_the_owner_of_a_host_port_is_masked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has named itself has its whole command line for a name."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(psutil.Process, "name", lambda _self: "server --token=hunter2 \x1b[2J")
+        assert owners_of_ports({port}) == {port: f"server --token=*** (pid {os.getpid()})"}
