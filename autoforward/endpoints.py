@@ -60,7 +60,10 @@ def _of_host(host: str, source: str, environ: Mapping[str, str]) -> EngineEndpoi
 
 
 def _endpoint(host: str, source: str, tls: TlsFiles | None, environ: Mapping[str, str]) -> EngineEndpoint:
-    scheme = urlsplit(host).scheme
+    try:
+        scheme = urlsplit(host).scheme
+    except ValueError as error:
+        raise UsageError(f"{host!r} is not an engine's URL ({source}): {error}") from None
     if scheme == "ssh":
         return EngineEndpoint(host.rstrip("/"), source, ssh_auth_sock=environ.get("SSH_AUTH_SOCK") or None)
     return EngineEndpoint(host, source, tls if scheme in ("tcp", "https") else None)

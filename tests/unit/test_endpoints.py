@@ -185,3 +185,9 @@ def test_default_by_name_is_what_there_is_without_contexts(environ: Environ, tmp
     assert resolve_endpoint(context="default", environ=environ).host == f"unix://{tmp_path}/default.sock"
     environ["DOCKER_HOST"] = "tcp://there:2375"
     assert resolve_endpoint(context="default", environ=environ).host == "tcp://there:2375"
+
+
+@pytest.mark.parametrize("host", ["tcp://[x", "ssh://a]b", "tcp://h\x1b[2J]"])
+def test_what_is_no_url_is_an_error_that_names_it(host: str) -> None:
+    with pytest.raises(UsageError, match="is not an engine's URL"):
+        resolve_endpoint(host, None, {})
