@@ -132,6 +132,7 @@ for path in glob.glob("/proc/[0-9]*"):
     try:
         if b"/.autoforward/agent-" in open(path + "/cmdline", "rb").read().split(b"\\0")[0]:
             os.write(os.open(path + "/fd/1", os.O_WRONLY), bytes.fromhex(sys.argv[1]))
+            os.kill(int(path[6:]), 9)
             print("said")
     except OSError:
         pass
