@@ -44,7 +44,8 @@ SECRET = "hunter2hunter2"
 
 TOML: dict[str, Make] = {
     "strings in a string": _text("x = '''\n" + '"""\n' * (SIZE // 4 - 4) + "'''"),
-    "64 KiB of strings in a string": _text("x = '''\n" + '"""\n' * 16_000 + "'''"),
+    # Valid, and each quotation mark may begin a string that never ends: 13 s in the search for the line of `x`.
+    "64 KiB of escaped quotes": _text("x = '''\n" + '"\\' * 32_000 + "\n'''"),
     "dotted key of 32 KB": _text(".".join("a" * 16_000) + "=1"),
     "100,000 dotted keys": _text("".join(f"a.b{i}=1\n" for i in range(100_000))),
 }

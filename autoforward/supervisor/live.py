@@ -265,7 +265,10 @@ class LiveConfiguration:
             warnings.extend(found)
             return configured
 
-        if await session.reconfigure(change, at_once=at_once):
+        is_changed = await session.reconfigure(change, at_once=at_once)
+        if read.configured is not None and session.record.sources == read.configured.sources:
+            self._read[key] = replace(read, sources=session.record.sources)  # what came of it is read as well
+        if is_changed:
             name = session.record.container_name
             log.info("%s: its configuration has changed", name)
             for warning in warnings:

@@ -50,7 +50,7 @@ def problem_of(run: Runner, one: Container) -> str | None:
 
 SMALLEST = {
     "a string of 64 KiB full of quotes": (
-        TOML["64 KiB of strings in a string"],
+        TOML["64 KiB of escaped quotes"],
         ".autoforward.toml",
         "no such setting",
     ),

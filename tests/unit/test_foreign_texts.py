@@ -204,6 +204,7 @@ FLOODS: dict[str, tuple[reader.Kind, Callable[[int], str], str]] = {
     "double quotes": ("toml", lambda n: '"' * n, "parts|not closed|key"),
     "strings in a string": ("toml", lambda n: "x = '''\n" + '"""\n' * (n // 4 - 9) + "'''", "no such setting"),
     "strings in a string, open": ("toml", lambda n: "x = '''\n" + '"""\n' * (n // 4), "not closed"),
+    "escaped quotes in a string": ("toml", lambda n: "x = '''\n" + '"\\' * (n // 2 - 9) + "\n'''", "no such setting"),
     "dotted key": ("toml", lambda n: ".".join("a" * (n // 2)) + "=1", f"more than {MAX_KEY_PARTS} parts"),
     "dotted keys": ("toml", lambda n: "".join(f"a.b{i}=1\n" for i in range(n // 10)), f"more than {MAX_FILE_KEYS}"),
     "table": ("toml", lambda n: "[" + ".".join("a" * (n // 2)) + "]", f"more than {MAX_KEY_PARTS} parts"),
