@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
-from autoforward.expressions import Budget, Expression
+from autoforward.expressions import MAX_EXPRESSIONS, Budget, Expression
 from autoforward.model import ON_AUTO_FORWARD, AppProtocol, ForwardKey, OnAutoForward, PortAttributes
 from autoforward.portspec import MAX_PORT, is_port, parse_host
 from autoforward.texts import only_printable
@@ -27,7 +27,6 @@ APP_PROTOCOLS: tuple[AppProtocol, ...] = ("http", "https")
 # Longer text is no label; the bound keeps a hostile image from filling terminals and logs.
 MAX_TEXT_LENGTH = 200
 MAX_RULES = 1000
-MAX_EXPRESSIONS = 64
 MAX_WARNINGS = 50
 
 RuleKind = Literal["number", "range", "host_port", "expression"]

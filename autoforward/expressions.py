@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 MAX_EXPRESSION_LENGTH = 512
 """No real one is a tenth of it."""
 
+MAX_EXPRESSIONS = 64
+"""Of one configuration, or of one setting: each remembers what it has searched."""
+
 MAX_EXPANDED_LENGTH = 4096
 """Characters of one in the library's syntax, with what it repeats written out. Compiling a thousand takes some 1 ms, 5 ms at
 most, and 300 KB; no real one has a thousand."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from autoforward.errors import UsageError
-from autoforward.expressions import Budget, Expression, ExpressionError
+from autoforward.expressions import MAX_EXPRESSIONS, Budget, Expression, ExpressionError
 from autoforward.model import LANE_CHOICES, LaneChoice, PortSpec
 from autoforward.portspec import MAX_PORT, is_port, parse_port_set, parse_port_spec
 
@@ -55,14 +55,14 @@ class Selection:
         """Whether it speaks of this port; an expression does only where the server is known."""
         if any(low <= container_port <= high for low, high in self.ranges):
             return True
-        return command_line is not None and any(one.is_in(command_line) for one in _compiled(self.processes))
+        return command_line is not None and any(one.is_in(command_line) for one in compiled(self.processes))
 
 
 NOTHING = Selection()
 
 
-@lru_cache(maxsize=256)
-def _compiled(processes: tuple[str, ...]) -> tuple[Expression, ...]:
+@lru_cache(maxsize=64)
+def compiled(processes: tuple[str, ...]) -> tuple[Expression, ...]:
     """They remember what they have searched, and share a budget. One that is stored and not valid any more is left out."""
     budget = Budget()
     found = []
@@ -161,6 +161,8 @@ def parse_selection(value: object) -> Selection:
             except UsageError as error:
                 raise SettingError((), str(error)) from None
         elif isinstance(item, str):
+            if len(processes) >= MAX_EXPRESSIONS:
+                raise SettingError((), f"more than {MAX_EXPRESSIONS} regular expressions")
             processes.append(_parse_expression(item, budget))
         else:
             raise SettingError((), f"{shown(item)} is no port, range or expression for a command line")

@@ -29,6 +29,7 @@ from autoforward.setting_values import (
     DEFAULT_POLL_INTERVAL_S,
     LocalPorts,
     Selection,
+    compiled,
     parse_interval,
     parse_max_ports,
 )
@@ -71,6 +72,11 @@ class SessionOptions:
     firm_processes: tuple[str, ...] = ()
     include_known: bool = True
     low_ports: tuple[LocalPorts, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Expressions are compiled where options are made, in a thread, and not on the control loop at the first port."""
+        for processes in (self.exclude_processes, self.include_processes, self.firm_processes):
+            compiled(processes)
 
     @classmethod
     def of(cls, settings: Settings, *, auto: bool = True, auto_udp: bool = False) -> SessionOptions:

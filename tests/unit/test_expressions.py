@@ -15,12 +15,15 @@ from autoforward.expressions import (
     BUDGET_S,
     MAX_DEPTH,
     MAX_EXPRESSION_LENGTH,
+    MAX_EXPRESSIONS,
     MAX_SUBJECT_LENGTH,
     Budget,
     Expression,
     ExpressionError,
     translate,
 )
+from autoforward.setting_values import SettingError, parse_selection
+from autoforward.settings import SessionOptions
 
 LONG = "a" * (MAX_SUBJECT_LENGTH - 1) + "!"
 
@@ -164,6 +167,19 @@ def test_what_one_configuration_compiles_is_bounded_together() -> None:
             taken += 1
     assert 2 <= taken <= 8
     Expression(large, Budget())
+
+
+def test_the_expressions_of_a_setting_are_bounded_in_number_and_together() -> None:
+    assert len(parse_selection([f"a{n}" for n in range(MAX_EXPRESSIONS)]).processes) == MAX_EXPRESSIONS
+    with pytest.raises(SettingError, match=f"more than {MAX_EXPRESSIONS} regular expressions"):
+        parse_selection([f"a{n}" for n in range(MAX_EXPRESSIONS + 1)])
+    with pytest.raises(SettingError, match="too large together"):
+        parse_selection([f"(a?){{500}}{n}" for n in range(20)])
+
+
+def test_options_that_are_made_have_their_expressions_compiled() -> None:
+    SessionOptions(exclude_processes=("only here",))
+    assert r"only\x20here" in expressions._PATTERNS._kept
 
 
 def test_what_is_kept_compiled_is_bounded_and_compiled_again_when_it_is_used() -> None:
