@@ -25,9 +25,6 @@ from autoforward.supervisor.siblings import Claim
 from autoforward.supervisor.watching_command import WatchingCommand
 from autoforward.trust.approvals import Workspace
 
-RESTORE_WAIT_S = 5.0
-"""How long `list` waits for sessions that are being restored; what is not back by then is shown as it is."""
-
 PATIENCE_S = 1.0
 """After this a person is told what is being waited for."""
 
@@ -252,7 +249,7 @@ class Handlers:
         return {"rows": await self._rows(chosen), "sessions": [one.record.session_id for one in chosen]}
 
     async def list_forwards(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
-        await self._wait_restored()
+        await self._supervisor.wait_restored()
         target = request.get("target")
         return {"rows": await self._rows(self._find(str(target)) if target else self._supervisor.sessions.values())}
 
@@ -265,7 +262,7 @@ class Handlers:
         return {"counters": {key: astuple(one) for key, one in found if key in ids and one.total + one.refused}}
 
     async def status(self, _request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
-        await self._wait_restored()
+        await self._supervisor.wait_restored()
         supervisor = self._supervisor
         return {
             "pid": os.getpid(),
@@ -293,7 +290,7 @@ class Handlers:
                     sent = max(sent, values["seq"])
                     await connection.event(LINE_PREFIX + encode_object(values))
             elif request.get("replay", True):
-                await self._wait_restored()
+                await self._supervisor.wait_restored()
                 sent = hub.last_seq
                 now = format_time(datetime.now(UTC))
                 for session in self._supervisor.sessions.values():
@@ -327,13 +324,6 @@ class Handlers:
             await waiting
         finally:
             waiting.cancel()
-
-    async def _wait_restored(self) -> None:
-        waiting = [asyncio.ensure_future(session.settled()) for session in self._supervisor.sessions.values()]
-        if waiting:
-            _done, late = await asyncio.wait(waiting, timeout=RESTORE_WAIT_S)
-            for task in late:
-                task.cancel()
 
     async def _rows(self, sessions: Any) -> list[dict[str, Any]]:
         counters = await self._supervisor.counters()

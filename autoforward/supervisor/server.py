@@ -69,6 +69,9 @@ log = logging.getLogger(__name__)
 INSTANCE_LOCK_TIMEOUT_S = 15.0
 """A predecessor that is shutting down holds the lock until it has drained."""
 
+RESTORE_WAIT_S = 5.0
+"""How long `list` waits for the sessions that a new supervisor takes up; what is not back by then is shown as it is."""
+
 DRAIN_S = 5.0
 CONTROL_CLOSE_S = 1.0
 
@@ -106,6 +109,8 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._count_at_s = time.monotonic() + COUNT_S
         self._unsaid_openings: dict[str, SessionRecord] = {}
+        self._restoring: list[asyncio.Task[None]] = []
+        self._restored_by_s = 0.0
         self._lock = fasteners.InterProcessLock(str(paths.supervisor_lock))
 
     # Phases.
@@ -148,10 +153,12 @@ class Supervisor:
         info = {"pid": process.pid, "pid_started": process.started, "version": __version__}
         records = await self.books.take_over()
         await self.books.run(lambda: self._write_info(info))
+        self._restored_by_s = loop.time() + RESTORE_WAIT_S
         for record in records:
             session = self.add_session(record)
             session.forwarder.takes_up = True
             self.actions.restore(session)
+            self._restoring.append(asyncio.create_task(session.settled(), name=f"restoring {record.session_id}"))
         self._clock = ClockWatch(self._on_clock_jump)
         self._clock.start()
         self._control = ControlServer(self.paths.supervisor_socket, self._handlers(self))
@@ -165,6 +172,8 @@ class Supervisor:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         self._clock.close()
+        for task in self._restoring:
+            task.cancel()
         self._control.stop_accepting()
         self.watches.close()
         await self.live.aclose()
@@ -186,6 +195,16 @@ class Supervisor:
     def stop(self, reason: str) -> None:
         self._stop_reason = self._stop_reason or reason
         self._stop.set()
+
+    async def wait_restored(self) -> None:
+        """Until the sessions that were taken up at the start are settled; never past `RESTORE_WAIT_S` after it.
+
+        Sessions that begin later are not waited for: their containers may take as long as they like.
+        """
+        left_s = self._restored_by_s - asyncio.get_running_loop().time()
+        waiting = [task for task in self._restoring if not task.done()]
+        if waiting and left_s > 0:
+            await asyncio.wait(waiting, timeout=left_s)
 
     async def drain(self, forward_ids: frozenset[str], timeout_s: float) -> bool:
         """Wait until the connections of these forwards have ended; False when they were cut at the deadline."""

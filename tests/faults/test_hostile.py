@@ -10,78 +10,36 @@ import select
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.conftest import ContainerFactory, Runner, command_env, script
 from tests.containers import Container, Process, eventually
 from tests.docker.observing import free_port, logged, row_of, rows
+from tests.faults.neighbour import Harm, Neighbour, watched
 from tests.faults.report import Fault
-from tests.faults.supervisors import the_supervisor
-from tests.faults.traffic import Traffic, ask_once
+from tests.faults.traffic import ask_once
 
 NewFault = Callable[[str], Fault]
-
-MAX_GROWTH_BYTES = 48 * 1024 * 1024
-"""What a hostile session may make the supervisor hold: tables, queues and rows at their limits."""
 
 MAX_FILES_BYTES = 12 * 1024 * 1024
 """The log and the events, rotated."""
 
-ASSAULT_S = 4.0
+ASSAULT = 200
+"""Connections of the neighbour while the assault lasts: some 4 s."""
 
 
-@dataclass
-class Neighbour:
-    """A well-behaved container that is attached, and what it must not notice."""
-
-    home: Path
-    host_port: int
-    supervisor: psutil.Process
-    before_bytes: int
-    traffic: Traffic
-
-    def peak_growth_during(self, seconds: float) -> int:
-        """How much the supervisor grew at most, while `seconds` go by."""
-        most, deadline_s = 0, time.monotonic() + seconds
-        while time.monotonic() < deadline_s:
-            most = max(most, self.supervisor.memory_full_info().uss - self.before_bytes)
-            time.sleep(0.1)
-        return most
-
-    def check(self, row: Fault, growth_bytes: int) -> None:
-        """It was answered all the time, on the supervisor that was there, which has not grown without end."""
-        assert self.supervisor.is_running()
-        outcomes = self.traffic.outcomes()
-        assert set(outcomes) == {"answered"}, outcomes
-        slowest_s = self.traffic.slowest_s()
-        assert slowest_s < 10, slowest_s
-        assert growth_bytes < MAX_GROWTH_BYTES, growth_bytes
-        assert ask_once(self.host_port) == ("answered", "good")
-        files = sum(path.stat().st_size for path in self.home.iterdir() if path.is_file())
-        assert files < MAX_FILES_BYTES, files
-        assert_nothing_unescaped(self.home)
-        row.note(
-            f"the neighbour: slowest answer {slowest_s * 1000:.0f} ms; supervisor +{max(0, growth_bytes) / 1e6:.0f} MB"
-        )
-
-
-@pytest.fixture
-def neighbour(container: ContainerFactory, run: Runner, home: Path) -> Iterator[Neighbour]:
-    good = container()
-    server = good.start_server(port=free_port(), text="good")
-    run("autoforward", "attach", good.name, check=0)
-    host_port = row_of(run, server.port, status="active")["localPort"]
-    supervisor = the_supervisor(home)
-    for _ in range(50):  # what the first connections make it allocate is none of the others' doing
-        assert ask_once(host_port) == ("answered", "good")
-    with Traffic(host_port, interval_s=0.1) as traffic:
-        yield Neighbour(home, host_port, supervisor, supervisor.memory_full_info().uss, traffic)
+def check(harm: Harm, row: Fault, bad: Container) -> None:
+    """The neighbour's promises, and what the supervisor wrote meanwhile: bounded, and text. Ends the hostile container."""
+    bad.remove()
+    harm.check(row)
+    home = harm.neighbour.home
+    assert ask_once(harm.neighbour.host_port) == ("answered", "good")
+    files = sum(path.stat().st_size for path in home.iterdir() if path.is_file())
+    assert files < MAX_FILES_BYTES, files
+    assert_nothing_unescaped(home)
 
 
 def assert_nothing_unescaped(home: Path) -> None:
@@ -113,18 +71,19 @@ def test_three_thousand_listeners(
 ) -> None:
     bad = container()
     run("autoforward", "attach", bad.name, "--lane", lane, check=0)
-    in_background(bad, ["python3", "-c", FLOOD])
-    growth = neighbour.peak_growth_during(ASSAULT_S)
     row = fault(f"container opens 3,000 ports ({lane})")
 
     def limited() -> list[dict[str, object]]:
         return [event for event in logged(home) if event["event"] == "ignored" and event["port"] is None]
 
-    event = eventually(limited, timeout_s=60)[-1]
+    with watched(neighbour) as harm:
+        in_background(bad, ["python3", "-c", FLOOD])
+        harm.last(ASSAULT)
+        event = eventually(limited, timeout_s=60)[-1]
     row.note(f"ignored ({event['reason']})")
     mine = [one for one in rows(run, bad.name) if one["status"] == "active"]
     assert len(mine) == 128
-    neighbour.check(row, max(growth, neighbour.peak_growth_during(0.5)))
+    check(harm, row, bad)
 
 
 FLAP = """
@@ -150,14 +109,14 @@ def test_a_thousand_ports_a_second_open_and_close(
     bad = container()
     run("autoforward", "attach", bad.name, "--lane", lane, check=0)
     since = logged(home)[-1]["seq"]
-    in_background(bad, ["python3", "-c", FLAP])
-    growth = neighbour.peak_growth_during(2 * ASSAULT_S)
     row = fault(f"container opens and closes 1,000 ports a second ({lane})")
+    with watched(neighbour) as harm:
+        in_background(bad, ["python3", "-c", FLAP])
+        harm.last(2 * ASSAULT)
     events = logged(home, since=since)
     assert "forwarded" in {event["event"] for event in events}
-    row.note(f"{len(events) / (2 * ASSAULT_S):.0f} events a second")
-    neighbour.check(row, growth)
-    bad.remove()
+    row.note(f"{len(events)} events meanwhile")
+    check(harm, row, bad)
     eventually(lambda: len(rows(run)) == 1, timeout_s=60, what="all of it is taken away again")
 
 
@@ -205,11 +164,12 @@ def test_gigabytes_where_our_watcher_or_agent_speaks(
     server = bad.start_server(port=free_port())
     run("autoforward", "attach", bad.name, "--lane", lane, check=0)
     row_of(run, server.port, status="active")
-    in_background(bad, ["sh", "-c", POUR.format(what=what, descriptor=descriptor)])
-    growth = neighbour.peak_growth_during(ASSAULT_S)
+    with watched(neighbour) as harm:
+        in_background(bad, ["sh", "-c", POUR.format(what=what, descriptor=descriptor)])
+        harm.last(ASSAULT)
     row = fault(f"container pours `{what}` into our {'stdout' if descriptor == 1 else 'stderr'} ({lane})")
     row.note_events(logged(home, server.port)[1:6])
-    neighbour.check(row, growth)
+    check(harm, row, bad)
 
 
 LIARS = {
@@ -231,8 +191,9 @@ def test_grep_that_lies_about_proc(
     # Only when it is asked for the tables: else it is found out at once, and something else reads them.
     wrapper = f'#!/bin/sh\ncase $1 in -h) exec python3 /tmp/liar.py;; esac\nexec {path}.real "$@"\n'
     bad.shell(f"mv {path} {path}.real; cat >{path} <<'END'\n{wrapper}END\nchmod +x {path}")
-    attach = in_thread(run, "autoforward", "attach", bad.name, "--lane", "socat")
-    growth = neighbour.peak_growth_during(ASSAULT_S)
+    with watched(neighbour) as harm:
+        attach = in_thread(run, "autoforward", "attach", bad.name, "--lane", "socat")
+        harm.last(ASSAULT)
     row = fault(f"container's grep tells {lie} of /proc/net/tcp")
 
     def active() -> list[dict[str, object]]:
@@ -243,8 +204,7 @@ def test_grep_that_lies_about_proc(
     forwards = active()
     assert len(forwards) <= 128
     row.note(f"{len(forwards)} forwards")
-    neighbour.check(row, growth)
-    bad.remove()
+    check(harm, row, bad)
     attach.join(60)
     assert not attach.is_alive()
 
@@ -277,12 +237,12 @@ def test_relay_tool_that_is_a_trap(
     bad.shell(f"rm {path}; cat >{path} <<'END'\n{script_text}END\nchmod +x {path}")
     run("autoforward", "attach", bad.name, "--lane", "socat", check=0)
     host_port = row_of(run, server.port)["localPort"]
-    clients = [socket.create_connection(("127.0.0.1", host_port), timeout=20) for _ in range(10)]
-    for client in clients:
-        client.sendall(b"hello")
-    growth = neighbour.peak_growth_during(ASSAULT_S)
+    with watched(neighbour) as harm:
+        clients = [socket.create_connection(("127.0.0.1", host_port), timeout=20) for _ in range(10)]
+        for client in clients:
+            client.sendall(b"hello")
+        harm.last(ASSAULT)
     row = fault(f"container's socat {trap}")
-    neighbour.check(row, growth)
     for client in clients:
         client.close()
     run("autoforward", "detach", bad.name, check=0)
@@ -292,6 +252,7 @@ def test_relay_tool_that_is_a_trap(
         return [process for process in bad.processes(of_tests=False) if process.state != "Z"]
 
     eventually(lambda: [running()] == [[]], timeout_s=20, what="the trap has ended too")
+    check(harm, row, bad)
 
 
 # -- names ---------------------------------------------------------------------------------------
@@ -329,31 +290,32 @@ def test_names_cannot_drive_a_terminal_or_leave_their_line(
         "com.docker.compose.project": f"project{EVIL}",
         "com.docker.compose.service": f"service{EVIL}",
     }
-    for lane in ("agent", "socat"):
-        bad = container(labels=labels)
-        shown = on_a_terminal(home, "autoforward", "attach", bad.name, "--lane", lane)
-        text = EVIL.replace("'", "")
-        in_background(
-            bad,
-            ["bash", "-c", 'exec -a "$0" python3 /opt/autoforward-test/server.py http --port 4000', text],
-        )
-        row_of(run, 4000, bad.name, status="active")
-        eventually(lambda bad=bad: row_of(run, 4000, bad.name)["process"], what="the process has a name")
-        for command in (["list"], ["list", bad.name], ["logs", "--lines", "200"], ["status"], ["events"]):
-            shown += on_a_terminal(home, "autoforward", *command)
-        plain = run("autoforward", "events", check=0).stdout
-        for line in plain.splitlines():
-            assert line.startswith("PORT_EVENT: {") and json.loads(line.removeprefix("PORT_EVENT: ")), line
-        assert plain.isascii()
-        # Colours (SGR) and links to forwards (OSC 8) are ours; nothing else that begins with ESC is.
-        ours = rb"\x1b\[[0-9;]*m|\x1b\]8;(id=\d+)?;(http://localhost:\d+)?\x1b\\"
-        rest = re.sub(ours, b"", shown)
-        assert b"\x1b" not in rest, rest[max(0, rest.index(b"\x1b") - 200) :][:400]
-        assert not {0x07, 0x08} & set(rest)
-        assert "\x9b".encode() not in rest
-        assert "\u202e".encode() not in rest
-        assert b"\x1b[31mx" not in shown
-        run("autoforward", "detach", bad.name, check=0)
-        bad.remove()
+    with watched(neighbour) as harm:
+        for lane in ("agent", "socat"):
+            bad = container(labels=labels)
+            shown = on_a_terminal(home, "autoforward", "attach", bad.name, "--lane", lane)
+            text = EVIL.replace("'", "")
+            in_background(
+                bad,
+                ["bash", "-c", 'exec -a "$0" python3 /opt/autoforward-test/server.py http --port 4000', text],
+            )
+            row_of(run, 4000, bad.name, status="active")
+            eventually(lambda bad=bad: row_of(run, 4000, bad.name)["process"], what="the process has a name")
+            for command in (["list"], ["list", bad.name], ["logs", "--lines", "200"], ["status"], ["events"]):
+                shown += on_a_terminal(home, "autoforward", *command)
+            plain = run("autoforward", "events", check=0).stdout
+            for line in plain.splitlines():
+                assert line.startswith("PORT_EVENT: {") and json.loads(line.removeprefix("PORT_EVENT: ")), line
+            assert plain.isascii()
+            # Colours (SGR) and links to forwards (OSC 8) are ours; nothing else that begins with ESC is.
+            ours = rb"\x1b\[[0-9;]*m|\x1b\]8;(id=\d+)?;(http://localhost:\d+)?\x1b\\"
+            rest = re.sub(ours, b"", shown)
+            assert b"\x1b" not in rest, rest[max(0, rest.index(b"\x1b") - 200) :][:400]
+            assert not {0x07, 0x08} & set(rest)
+            assert "\x9b".encode() not in rest
+            assert "\u202e".encode() not in rest
+            assert b"\x1b[31mx" not in shown
+            run("autoforward", "detach", bad.name, check=0)
+            bad.remove()
     row = fault("names and labels full of control characters and markup")
-    neighbour.check(row, 0)
+    check(harm, row, bad)
