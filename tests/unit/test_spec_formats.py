@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 from dataclasses import replace
@@ -189,6 +190,7 @@ def test_keys_of_status() -> None:
         books=SimpleNamespace(ledger=SimpleNamespace(problem=None)),
         engines=SimpleNamespace(endpoints=[endpoint]),
         watches=SimpleNamespace(describe=list),
+        wait_restored=functools.partial(asyncio.sleep, 0),
     )
     row = asyncio.run(Handlers(cast(Any, supervisor)).status({}, cast(Any, None)))
     assert names("status --json", "key") == ["running", *row]
