@@ -206,9 +206,9 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
     if contents.config is None and sources.config_file is not None:
         warnings += (f"{sources.config_file}: not there any more",)
     if record.is_sibling:
-        # Ports of the configuration, and pins, are another container's.
+        # Ports of the configuration, and pins, are another container's, whose session shows what is asked for.
         rules, options = rules.of_service(record.service), replace(options, local_ports=(), low_ports=())
-        record = replace(record, options=options, declared=(), rules=rules, requests=asking.requests)
+        record = replace(record, options=options, declared=(), rules=rules, requests=())
         return record, (*warnings, *ports.warnings)
     options = replace(options, low_ports=(*options.low_ports, *granted_pins(ports.declared, origin, asking)))
     declared = _joined(ports.declared, settings.forwards or ())

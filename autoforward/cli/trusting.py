@@ -43,9 +43,11 @@ def trust_workspace(
     if listing:
         _print_answers(_answers_for(target, approvals), as_json)
         return 0
-    asked = requests_of(target or os.curdir, docker_host, context, paths, approvals)
+    records = records_of(target or os.curdir, docker_host, context, paths)
     if revoke:
-        return _revoke([*asked, *_answers_for(target or os.curdir, approvals)], approvals)
+        meant = (Workspace.of(record) for record in records)
+        return _revoke([*meant, *_answers_for(target or os.curdir, approvals)], approvals)
+    asked = requests_of(records, approvals)
     if as_json:
         shown = [
             {**asdict(workspace), "requests": [request.to_json() for request in requests]}
@@ -70,26 +72,33 @@ def ask_once(record: SessionRecord) -> None:
         output.warn(f"your answer is not remembered: {error}", hint=error.hint)
 
 
-def requests_of(
-    target: str, docker_host: str | None, context: str | None, paths: StatePaths, approvals: Approvals
-) -> dict[Workspace, list[Request]]:
-    """What is asked for now and not granted, by workspace: of the sessions that are meant, else of the folder's files."""
+def records_of(target: str, docker_host: str | None, context: str | None, paths: StatePaths) -> list[SessionRecord]:
+    """The sessions that are meant, else one that would be the folder's. Raises TargetError."""
     folder = os.path.realpath(target) if Path(target).is_dir() else None
     records = [record for record in _stored(paths) if _is_meant(record, target, folder)]
-    is_new = not records
-    if is_new:
-        if folder is None:
-            raise TargetError(f"no session is called {target}, and there is no such folder")
-        endpoint = resolve_endpoint(docker_host, context)
-        info = ContainerInfo("", Path(folder).name, "", {})
-        caller = caller_of(output.SessionFlags())
-        records = [bare_record(info, endpoint, caller, target=folder, workspace_folder=folder)]
+    if records:
+        return records
+    if folder is None:
+        raise TargetError(f"no session is called {target}, and there is no such folder")
+    endpoint = resolve_endpoint(docker_host, context)
+    info = ContainerInfo("", Path(folder).name, "", {})
+    return [bare_record(info, endpoint, caller_of(output.SessionFlags()), target=folder, workspace_folder=folder)]
+
+
+def requests_of(records: Iterable[SessionRecord], approvals: Approvals) -> dict[Workspace, list[Request]]:
+    """What they ask for now and is not granted, by workspace; of files that are not valid what they asked for last."""
     found: dict[Workspace, list[Request]] = {}
     for record in records:
         workspace = Workspace.of(record)
         known = found.setdefault(workspace, [])
-        contents = read_sources(record.sources, os.environ, accept_links=is_new, word=approvals.word(workspace))
-        requests = configure(record, contents)[0].requests
+        requests = record.requests
+        try:
+            is_new = not record.container_id  # so that no attach has said where its links may lead
+            contents = read_sources(record.sources, os.environ, accept_links=is_new, word=approvals.word(workspace))
+        except UsageError as error:
+            output.warn(str(error), hint=error.hint)
+        else:
+            requests = configure(record, contents)[0].requests
         known += [request for request in requests if request.digest not in {one.digest for one in known}]
     return found
 
@@ -158,14 +167,14 @@ def _answer(workspace: Workspace, requests: Sequence[Request], approvals: Approv
     output.say("Allowed." if approved else "Not allowed. `autoforward trust` asks again.")
 
 
-def _tell_supervisor(workspace: Workspace, variables: Mapping[str, str]) -> None:
-    client.ask({"op": "trust", **asdict(workspace), "variables": dict(variables)}, start=False)
+def _tell_supervisor(workspace: Workspace, variables: Mapping[str, str], *, revoked: bool = False) -> None:
+    client.ask({"op": "trust", **asdict(workspace), "variables": dict(variables), "revoked": revoked}, start=False)
 
 
 def _revoke(workspaces: Iterable[Workspace], approvals: Approvals) -> int:
     for workspace in dict.fromkeys(workspaces):
         count = approvals.revoke(workspace)
-        _tell_supervisor(workspace, {})
+        _tell_supervisor(workspace, {}, revoked=True)
         output.say(f"{workspace.place}: {count} answer(s) forgotten.")
     return 0
 

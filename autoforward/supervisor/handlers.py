@@ -245,7 +245,8 @@ class Handlers:
         sessions = list(self._supervisor.sessions.values())
         workspaces = await asyncio.to_thread(lambda: [Workspace.of(one.record) for one in sessions])
         chosen = [one for one, its in zip(sessions, workspaces, strict=True) if its == workspace]
-        await asyncio.gather(*(self._supervisor.live.reconsider(one, variables) for one in chosen))
+        revoked = bool(request.get("revoked"))
+        await asyncio.gather(*(self._supervisor.live.reconsider(one, variables, revoked=revoked) for one in chosen))
         return {"rows": await self._rows(chosen), "sessions": [one.record.session_id for one in chosen]}
 
     async def list_forwards(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:

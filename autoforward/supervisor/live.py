@@ -74,6 +74,8 @@ class LiveConfiguration:
         self._pool = ThreadPoolExecutor(MAX_READERS, thread_name_prefix="autoforward-files")
         self._task: asyncio.Task[None] | None = None
         self._updating: dict[str, asyncio.Task[None]] = {}
+        self._good: dict[str, SourceContents] = {}
+        """By session id: what its files said when they were valid last."""
         self._budgets: dict[str, Budget] = {}
 
     def refresh(self) -> None:
@@ -81,12 +83,15 @@ class LiveConfiguration:
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="live configuration")
 
-    async def reconsider(self, session: Session, variables: Mapping[str, str]) -> None:
+    async def reconsider(self, session: Session, variables: Mapping[str, str], *, revoked: bool) -> None:
         """The user has said something of its workspace: what its files ask for is decided again; returns once that is done.
 
-        `variables` are values of the user's environment for what has been granted.
+        `variables` are values of the user's environment for what has been granted. `revoked`: files that are not valid now
+        have nothing to say, for what they said last may be what was taken back.
         """
         key = session.record.session_id
+        if revoked:
+            self._good[key] = SourceContents()
         if (before := self._updating.get(key)) is not None:  # it may have asked what the user had said until now
             before.cancel()
             await asyncio.wait([before])
@@ -109,6 +114,7 @@ class LiveConfiguration:
             await session.reconfigure(change)
             self._read.pop(session.record.session_id, None)
             await self._apply(session, at_once=True)
+            await self._store(session)  # also what a task that was cancelled for this one had still to store
         except TargetError as error:  # it has ended
             log.debug("%s", error)
 
@@ -202,6 +208,7 @@ class LiveConfiguration:
         """Bring up to date each session whose files are not as they were read; in tasks, for one may be busy for long."""
         sessions = {session.record.session_id: session for session in self._sessions()}
         self._read = {key: read for key, read in self._read.items() if key in sessions}
+        self._good = {key: good for key, good in self._good.items() if key in sessions}
         self._budgets = {key: budget for key, budget in self._budgets.items() if key in sessions}
         self._updating = {key: task for key, task in self._updating.items() if not task.done()}
         for key, session in sessions.items():
@@ -240,11 +247,12 @@ class LiveConfiguration:
         before, key = session.record, session.record.session_id
         sources = before.sources
         is_new = key not in self._read
-        read = await self._in_pool(lambda: self._read_all(before))
+        good = self._good.get(key)
+        read = await self._in_pool(lambda: self._read_all(before, good))
         if read.problem is not None and not is_new:
             await asyncio.sleep(SETTLE_S)
             if (await self._survey_of(session)).of(sources) != read.signatures:  # else the problem is what it was
-                read = await self._in_pool(lambda: self._read_all(before))
+                read = await self._in_pool(lambda: self._read_all(before, good))
         if session.record.sources != sources:  # a command was quicker: its files are the ones that count
             return
         self._read[key] = read
@@ -252,7 +260,12 @@ class LiveConfiguration:
             # One that is gone when we first look was so for the command too, which has said it.
             if not (is_new and read.is_missing):
                 await self._complain(session, read.problem)
+            if read.configured is not None:
+                fallen_back = read.configured
+                await session.reconfigure(lambda record: fallen_back if record == before else record, at_once=at_once)
+                await self._store(session)
             return
+        self._good[key] = read.contents
         contents, warnings = read.contents, list(read.warnings)
 
         def change(record: SessionRecord) -> SessionRecord:
@@ -280,8 +293,28 @@ class LiveConfiguration:
         """What has to do with files: in threads that are for nothing else, for these may have to wait."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, job)
 
-    def _read_all(self, record: SessionRecord) -> _Read:
-        """Blocks on the disk."""
+    def _read_all(self, record: SessionRecord, good: SourceContents | None) -> _Read:
+        """Blocks on the disk. Where files are not valid, what the user's own say now counts all the same."""
+        read = self._read_files(record)
+        if read.contents is not None or good is None:
+            return read
+        own = replace(record.sources, config_file=None, project_file=None)
+        try:
+            said = read_sources(own, word=self._word_of(record))
+        except UsageError:  # it is these that are not valid
+            return read
+        contents = replace(
+            good,
+            user=said.user,
+            user_source=said.user_source,
+            settings_file=said.settings_file,
+            settings_source=said.settings_source,
+            word=said.word,
+        )
+        configured, _ = configure(record, contents)
+        return read if configured == record else replace(read, configured=configured)
+
+    def _read_files(self, record: SessionRecord) -> _Read:
         sources = record.sources
         survey = look_at_all(sources.files)
         signatures = survey.of(sources)

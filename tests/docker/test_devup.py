@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from tests.conftest import Runner, command_env, script, supervisor_of
 from tests.containers import event_lines, eventually, fetch, is_refused
 from tests.docker.conftest import Kind, RecordedCli, Workspace, WorkspaceFactory
+from tests.terminal import Terminal
 
 
 def free_port() -> int:
@@ -122,6 +124,27 @@ def test_a_failed_up_keeps_its_status_and_words(
     assert done.returncode != 0
     assert done.stdout.encode() == cli.printed()
     assert supervisor_of(home) is None
+
+
+def test_the_question_leaves_stdout_and_the_status_alone(
+    cli: RecordedCli, workspace: WorkspaceFactory, run: Runner, home: Path, tmp_path: Path
+) -> None:
+    """It comes last, and Ctrl-C is a no that is remembered."""
+    one = workspace(customizations={"autoforward": {"bind": "0.0.0.0"}})
+    words = [script("devup"), "--auto-forward", "--devcontainer-path", cli.path, *one.up_args]
+    command = f"trap : INT; {shlex.join(words)} > {tmp_path}/stdout; echo status $?"
+    with Terminal(["sh", "-c", command], command_env(home, {"TERM": "xterm"}), columns=200) as terminal:
+        terminal.wait_for("Allow it? [y/N]")
+        assert (tmp_path / "stdout").read_bytes() == cli.printed(), "the result is there before the question"
+        terminal.type("\x03")
+        terminal.wait_for("status 0")
+    assert (tmp_path / "stdout").read_bytes() == cli.printed()
+    [session] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    assert [(request["key"], request["refused"]) for request in session["requests"]] == [("bind", True)]
+    # Without a terminal nothing is asked, and --trust-workspace is the user's word.
+    assert devup(run, cli, one, "--trust-workspace").returncode == 0
+    [session] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    assert (session["requests"], session["exposed"] is None) == ([], False)
 
 
 def test_without_auto_forward_there_is_no_file_and_no_process(

@@ -419,6 +419,17 @@ def test_watch_never_asks(asks_for_all_addresses: int, run: Runner, folder: Path
     assert not (home / "approvals.json").exists() or '"answers": []' in (home / "approvals.json").read_text()
 
 
+def test_an_answer_is_taken_back_whatever_the_container_has_made_of_its_file(
+    asks_for_all_addresses: int, run: Runner, folder: Path, home: Path
+) -> None:
+    run("autoforward", "attach", str(folder), "--trust-workspace", check=0)
+    assert ("0.0.0.0", asks_for_all_addresses) in listening(home)
+    (folder / ".autoforward.toml").write_text('bind = "0.0.0.0\n')
+    run("autoforward", "trust", str(folder), "--revoke", check=0)
+    assert json.loads((home / "approvals.json").read_text())["workspaces"][0]["answers"] == []
+    eventually(lambda: ("0.0.0.0", asks_for_all_addresses) not in listening(home), what="loopback again")
+
+
 def test_trust_of_a_folder_without_a_container_is_about_its_files(run: Runner, folder: Path) -> None:
     run("autoforward", "trust", str(folder), check=0)
     (folder / ".autoforward.toml").write_text('bind = "0.0.0.0"\n')

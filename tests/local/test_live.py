@@ -23,10 +23,18 @@ from autoforward.supervisor.live import LiveConfiguration, look_at_all
 class FakeSession:
     """Takes over what it is told, unless `busy` is cleared; counts how often."""
 
-    def __init__(self, name: str, *, project_file: Path | None = None, config_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        project_file: Path | None = None,
+        config_file: Path | None = None,
+        user_file: Path | None = None,
+    ) -> None:
         sources = ConfigSources(
             config_file=str(config_file) if config_file else None,
             project_file=str(project_file) if project_file else None,
+            user_file=str(user_file) if user_file else None,
         )
         record = SessionRecord(name, Identity("e", name), EngineEndpoint("e", ""), name, name, name, sources=sources)
         self.record, _ = configure(record, read_sources(sources))
@@ -244,3 +252,29 @@ def test_folders_to_watch(tmp_path: Path) -> None:
     assert look_at_all([str(tmp_path / "link" / "x")]).folders == {str(tmp_path / "link"), str(tmp_path / "real")}
     assert look_at_all([str(tmp_path / "none" / "none" / "x")]).folders == {str(tmp_path)}
     assert look_at_all([]).folders == set()
+
+
+def test_the_user_s_own_file_counts_while_the_workspace_s_is_broken(tmp_path: Path) -> None:
+    """Else a container could keep what it has by breaking its file."""
+
+    async def story(scene: Scene) -> None:
+        project, own = tmp_path / "x.toml", tmp_path / "own.toml"
+        project.write_text("maxPorts = 60\nnotify = true\n")
+        one = FakeSession("one", project_file=project, user_file=own)
+        scene.sessions = [one]
+        scene.live.refresh()
+        save(project, "maxPorts = 61\n")
+        await one.wait_max_ports(61)
+        save(project, "maxPorts = [")
+        assert "x.toml" in await scene.next_said()
+        save(own, "maxPorts = 3\n")
+        await one.wait_max_ports(3)
+        # Taken back: of the workspace nothing counts until its file is valid.
+        save(own, "pollInterval = 1\n")
+        await one.wait_max_ports(61)
+        await scene.live.reconsider(cast(Any, one), {}, revoked=True)
+        assert (one.record.options.max_ports, one.record.options.poll_interval_s) == (128, 1.0)
+        save(project, "maxPorts = 62\n")
+        await one.wait_max_ports(62)
+
+    run(story)
