@@ -15,7 +15,7 @@ VARIABLE = re.compile(r"\$\{localEnv:([A-Za-z_][A-Za-z0-9_]*)(?::([^}]*))?\}")
 
 def names_in(value: object) -> frozenset[str]:
     """The names of the variables in all text of `value`, which is what JSON can be."""
-    return frozenset(match.group(1) for text in _texts(value) for match in VARIABLE.finditer(text))
+    return frozenset(match.group(1) for text in texts_in(value) for match in VARIABLE.finditer(text))
 
 
 def substituted(value: Any, variables: Mapping[str, str]) -> Any:
@@ -29,13 +29,14 @@ def substituted(value: Any, variables: Mapping[str, str]) -> Any:
     return value
 
 
-def _texts(value: object) -> Iterator[str]:
+def texts_in(value: object) -> Iterator[str]:
+    """All text in what JSON can be, names of keys too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for name, item in value.items():
             yield str(name)
-            yield from _texts(item)
+            yield from texts_in(item)
     elif isinstance(value, Sequence):
         for item in value:
-            yield from _texts(item)
+            yield from texts_in(item)

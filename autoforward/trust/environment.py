@@ -13,7 +13,7 @@ from typing import Any
 
 from autoforward.portspec import MAX_PORT
 from autoforward.trust.requests import Asking, shown
-from autoforward.variables import VARIABLE, names_in, substituted
+from autoforward.variables import VARIABLE, names_in, substituted, texts_in
 
 _LIKE_A_VARIABLE = re.compile(r"\$\{(?:localEnv|env):([A-Za-z_][A-Za-z0-9_]*)")
 _COLON = re.compile(r":(?![^\[]*\])")
@@ -64,7 +64,7 @@ def without_values(value: Any, said: object, environ: Mapping[str, str]) -> Any:
 
     A value that is a port number may be there.
     """
-    names = {name for text in _texts(said) for name in _LIKE_A_VARIABLE.findall(text)}
+    names = {name for text in texts_in(said) for name in _LIKE_A_VARIABLE.findall(text)}
     secret = [text for name in names if (text := environ.get(name)) and not _is_port(text)]
     return _without(value, secret) if secret else value
 
@@ -177,18 +177,6 @@ def _parts(raw: str) -> list[str]:
 def _is_port(text: str) -> bool:
     """Whether it is a port, or a range or list of them."""
     return bool(_PORTS.fullmatch(text)) and all(1 <= int(one) <= MAX_PORT for one in re.findall("[0-9]+", text))
-
-
-def _texts(value: object) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name, one in value.items():
-            yield str(name)
-            yield from _texts(one)
-    elif isinstance(value, list):
-        for one in value:
-            yield from _texts(one)
 
 
 def _without(value: Any, secret: list[str]) -> Any:
