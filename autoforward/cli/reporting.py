@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -81,7 +82,8 @@ def _remarks(session: Mapping[str, Any]) -> Iterator[str]:
         yield f"its forwards: {session['exposed']}"
     for request in session.get("requests", ()):
         answer = ", refused" if request["refused"] else ""
-        yield f"not granted{answer}: {request['key']} = {request['value']} ({request['place']}): {request['effect']}"
+        asked = f"{request['key']} = {request['value']} ({request['place']}): {request['effect']}"
+        yield f"not granted{answer}: {asked}; `autoforward trust {shlex.quote(session['workspace'] or session['target'])}`"
     if session["config_problem"]:
         yield f"the configuration stays as it was: {session['config_problem']}"
     if session["lane"] is not None and session["lane"]["name"] != "agent":

@@ -26,7 +26,7 @@ from autoforward.foreign.opening import Look, Signature
 from autoforward.session_config import SourceContents, configure, read_sources
 from autoforward.settings import ConfigSources, SessionRecord
 from autoforward.supervisor.session import Session
-from autoforward.trust.requests import NO_WORD, Word
+from autoforward.trust.requests import NO_WORD, Word, not_granted
 
 log = logging.getLogger(__name__)
 
@@ -284,7 +284,8 @@ class LiveConfiguration:
         if is_changed:
             name = session.record.container_name
             log.info("%s: its configuration has changed", name)
-            for warning in warnings:
+            new = [request for request in session.record.requests if request not in before.requests]
+            for warning in (*warnings, *not_granted(new, before.way_out)):
                 log.warning("%s: %s", name, warning)
             await self._store(session)
         await self._complain(session, None)

@@ -28,7 +28,7 @@ from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.session import Session
 from autoforward.supervisor.siblings import Siblings
 from autoforward.trust.approvals import Approvals, Workspace
-from autoforward.trust.requests import Word
+from autoforward.trust.requests import Word, not_granted
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ class Watch:
         except UsageError as error:
             record = await self._in_pool(lambda: self._unconfigured(info, caller, how))
             warnings = (f"its configuration is left out: {error}",)
-        for warning in warnings:
+        for warning in (*warnings, *not_granted(record.requests, record.way_out)):
             self._warn(f"{info.name}: {warning}")
         return replace(record, watch=str(self.selection))
 
