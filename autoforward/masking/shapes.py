@@ -39,6 +39,8 @@ class Line:
         text = self.text
         if self._has_arguments and start > 0 and (text[start - 1] == "\0" or (name_at and text[name_at - 1] in "\0;")):
             return index(text, "\0", start)
+        if _MASKED.match(text, start):  # once before: it stays as it is
+            return start + 3
         if start < len(text) and text[start] in "\"'":
             return self._end_of_quoted(start)
         if quote := self._quotes[start] if start < len(text) else "":
@@ -63,6 +65,7 @@ class Line:
 
 
 _PROGRAM = re.compile(r"""(?<![^ \0"'(;&|/])[\w.+-]++(?![^ \0"');&|])""")
+_MASKED = re.compile(r"""\*\*\*(?=[,}\])&;|"' ]|$)""")
 _QUOTED = re.compile(r""""(?:[^"\\\0]|\\[^\0])*+"?+|'[^'\0]*+'?+""")
 _WORD = re.compile(rf"(?:{_QUOTED.pattern}|\\[^\0]|[^ \0\"'])++")
 

@@ -128,9 +128,7 @@ def test_secrets_are_hidden_and_the_rest_is_shown(arguments: list[str], shown: s
     process = parse_process("\0".join(arguments).encode())
     assert process is not None
     assert process.shown == shown
-    # An event is masked once more.
-    again = mask_command_line(shown)
-    assert not any(secret in again for secret in secrets)
+    assert mask_command_line(shown) == shown, "an event is masked once more"
 
 
 @pytest.mark.parametrize(
