@@ -260,11 +260,12 @@ def test_secrets_of_command_lines_are_nowhere_and_harmless_ones_are_whole(
     app = container()
     app.shell(f"cat > /s.py <<'END'\n{SERVER}\nEND")
     expected: dict[int, str] = {}
-    for arguments, shown, _ in SECRETS:
+    most = None if lane == "agent" else 31  # the watcher names at most 64 owners at once
+    for arguments, shown, _ in SECRETS[:most]:
         port = free_port()
         expected[port] = f"python3 /s.py {port} {shown}"
         spawn(app, port, arguments)
-    for text in HARMLESS:
+    for text in HARMLESS[:most]:
         port = free_port()
         expected[port] = f"python3 /s.py {port} {text}"
         spawn(app, port, text.split())
