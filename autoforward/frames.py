@@ -169,7 +169,7 @@ class Listen(NamedTuple):
 
 
 class Listening(NamedTuple):
-    """Where direct connections are taken; port 0: nowhere (any more), with the reason, 0 after too many bad attempts."""
+    """Where direct connections are taken; port 0: nowhere, with the reason."""
 
     port: int
     errno: int

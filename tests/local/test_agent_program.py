@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from autoforward import wire
-from tests.agent_build import build
+from tests.agent_build import SOURCES, build
 from tests.local.agent_client import TIMEOUT_S, WINDOW
 from tests.local.test_supervisor_process import as_nobody, as_root, become_nobody
 
-DYN, MACHINES = 3, (62, 183)
+EXEC, DYN, MACHINES = 2, 3, (62, 183)
 LOAD, DYNAMIC, INTERP, STACK, RELRO = 1, 2, 3, 0x6474E551, 0x6474E552
 EXECUTE, WRITE = 1, 2
 NEEDED, FLAGS, BIND_NOW = 1, 30, 8
@@ -36,8 +36,9 @@ class Elf:
         size, count = struct.unpack_from("<HH", data, 54)
         # Of each: kind, flags, offset, address, physical address, bytes in the file, bytes in memory.
         self.segments = [struct.unpack_from("<IIQQQQQ", data, offset + index * size) for index in range(count)]
-        [dynamic] = self.of(DYNAMIC)
-        self.dynamic = [struct.unpack_from("<QQ", data, dynamic[2] + at) for at in range(0, dynamic[5], 16)]
+        self.dynamic = [
+            struct.unpack_from("<QQ", data, part[2] + at) for part in self.of(DYNAMIC) for at in range(0, part[5], 16)
+        ]
 
     def of(self, kind: int) -> list[tuple[int, ...]]:
         return [segment for segment in self.segments if segment[0] == kind]
@@ -57,6 +58,18 @@ def test_its_file(target: str) -> None:
     assert not stack[1] & EXECUTE
     assert not [segment for segment in elf.of(LOAD) if segment[1] & EXECUTE and segment[1] & WRITE]
     assert len(data) <= LARGEST_BYTES
+
+
+def test_a_compiler_that_has_none_of_it_builds_it_too(tmp_path: Path) -> None:
+    build("agent")  # or says why there is no compiler
+    none = ["PIE=-no-such-flag", "GUARD=-no-such-flag", "GUARD_64=-no-such-flag"]
+    compiler = f"CC={os.environ.get('CC', 'cc')}"
+    subprocess.run(
+        ["make", "-s", "-C", SOURCES, f"OUT={tmp_path}", compiler, *none, "all"], check=True, timeout=TIMEOUT_S
+    )
+    assert Elf((tmp_path / "agent").read_bytes()).kind == EXEC
+    done = subprocess.run([tmp_path / "agent", "--version"], capture_output=True, check=True, timeout=TIMEOUT_S)
+    assert b"autoforward-agent" in done.stdout
 
 
 def test_what_is_written_past_an_array_ends_it() -> None:
