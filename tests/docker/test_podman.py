@@ -84,6 +84,19 @@ def test_agent_runs_as_an_ordinary_user(box: Callable[..., Container], run: Runn
     assert "Podman Engine" in finding["text"]
 
 
+def test_agent_of_root_is_not_put_where_others_could_have_been_first(
+    box: Callable[..., Container], run: Runner
+) -> None:
+    """Of his folder Podman says that it is root's, too: what is in it would be taken for ours, and he could exchange it."""
+    app = box(user="root")
+    code, output = app.exec(["mkdir", "/tmp/.autoforward"], user="dev")
+    assert code == 0, output
+    run("autoforward", "attach", app.name, check=0)
+    assert session_of(run)["lane"]["name"] == "agent"
+    assert app.shell("ls -A /tmp/.autoforward") == ""
+    assert app.shell("ls -d /tmp/.autoforward-*/.autoforward/agent-*").count("\n") == 1
+
+
 def test_life_of_a_container_is_told(box: Callable[..., Container], podman: PodmanService) -> None:
     """Asked for `die`, Podman tells nothing: it filters by its own word for it, and then says Docker's."""
     engine = Engine(EngineEndpoint(podman.host, "a test"))
