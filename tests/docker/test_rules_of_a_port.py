@@ -137,6 +137,9 @@ def test_elevate_binds_the_number_if_the_system_lets_us(container: ContainerFact
     app.start_server(port=port)
     run("autoforward", "attach", app.name, check=0)
     row = row_of(run, port, status="active")
+    assert (row["localPort"], row["reason"]) == (8000 + port, f"host port {port} is privileged"), "a label alone"
+    run("autoforward", "attach", app.name, "--trust-workspace", check=0)
+    row = row_of(run, port, status="active")
     if bindable(port) is None or row["localPort"] == port:
         assert (row["localPort"], row["remapped"], row["reason"]) == (port, False, None)
     else:

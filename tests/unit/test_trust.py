@@ -481,6 +481,23 @@ def test_trust_is_for_the_user_s_own_file_alone(tmp_path: Path) -> None:
             assert scene.attach(ROOT, user_file=str(own)).options.bind is None
 
 
+def test_a_session_of_before_listens_on_loopback_until_its_files_are_read(tmp_path: Path) -> None:
+    """An older version took the address from a file; what a flag said stays."""
+    scene = Scene(tmp_path)
+    flagged = scene.attach(ROOT, given=parse_settings({"bind": "127.0.0.2"}))
+    for record, bind in ((scene.attach(ROOT), None), (flagged, "127.0.0.2")):
+        row = record.to_json()
+        row["options"]["bind"] = "0.0.0.0"
+        assert SessionRecord.from_json(row).options.bind == "0.0.0.0"
+        del row["requests"]
+        for missing in ("withheld", "openings"):
+            del row["sources"][missing]
+        for missing in ("firm", "firm_processes", "include_known", "low_ports"):
+            del row["options"][missing]
+        old = SessionRecord.from_json(row)
+        assert (old.options.bind, old.sources.openings, old.requests) == (bind, None, ())
+
+
 # -- ordinary files --------------------------------------------------------------------------------
 
 
