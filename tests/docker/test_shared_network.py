@@ -179,8 +179,14 @@ def test_word_of_the_user_keeps_it_on(container: ContainerFactory, network: Netw
 @pytest.mark.compose
 @pytest.mark.timeout(120)
 def test_compose_project_is_among_itself(
-    images: Mapping[str, str], container: ContainerFactory, run: Runner, tmp_path: Path, compose_command: str
+    images: Mapping[str, str],
+    container: ContainerFactory,
+    engine: docker.DockerClient,
+    run: Runner,
+    tmp_path: Path,
+    compose_command: str,
 ) -> None:
+    """Foreign is who is not of it, also one whose image claims so; an instance more of a service is none."""
     folder = tmp_path / f"af-{uuid.uuid4().hex[:8]}"
     folder.mkdir()
     service: dict[str, Any] = {
@@ -201,7 +207,17 @@ def test_compose_project_is_among_itself(
         other = container(network=f"{folder.name}_default")
         expected = f"{other.name}, which is not of the compose project {folder.name}, shares the network"
         eventually(lambda: str(direct_of(run, app)[1]).startswith(expected), what="its end")
+        claim = {"com.docker.compose.project": folder.name, "com.docker.compose.service": "db"}
+        image = other.raw.commit(changes=[f"LABEL {key}={value}" for key, value in claim.items()])
         other.remove()
+        try:
+            liar = engine.containers.run(
+                image.id, network=f"{folder.name}_default", detach=True, labels={LABEL: run_id()}
+            )
+            eventually(lambda: str(direct_of(run, app)[1]).startswith(liar.name), what="its end")
+            liar.remove(force=True)
+        finally:
+            engine.images.remove(image.id, force=True)
         eventually(lambda: direct_of(run, app) == (True, None), what="direct path")
         subprocess.run([*compose, "up", "-d", "--scale", "db=2"], check=True, capture_output=True, timeout=60)
         eventually(lambda: direct_of(run, app) == (True, None), what="direct path")
