@@ -492,6 +492,7 @@ class Session:
         self._snapshot = snapshot_from_rows(frame.table.rows, addresses)
         if first:
             self.state = "watching"
+        await asyncio.sleep(0)  # a large one is some work, and so is the plan: others have their turn between
         await self._replan()
         if first:
             self.connections.open_gate()

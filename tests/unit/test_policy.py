@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from autoforward import policy
 from autoforward.attributes import AttributeRules, parse_attributes
 from autoforward.model import DialAddress, ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
 from autoforward.neighbours import Elsewhere
 from autoforward.policy import (
     EPHEMERAL_UDP,
+    LOOKED_AT,
     MAX_FORWARDS,
     PROCESS_WAIT_S,
     WITHDRAWAL_GRACE_S,
@@ -402,6 +404,28 @@ def test_a_container_cannot_fill_the_list_with_ports_that_are_not_forwarded() ->
     assert result.overflow == 2000 - MAX_FORWARDS
     assert result.summary is not None
     assert result.summary.now == f"{2000 - MAX_FORWARDS} more ports are not forwarded: the limit is {MAX_FORWARDS}"
+
+
+def test_of_ports_beyond_the_limit_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why each of 4,096 ports is not forwarded took 30 ms of the control loop, for each snapshot."""
+    looked_at = 0
+    why_not = policy._why_not
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal looked_at
+        looked_at += 1
+        return why_not(*arguments)
+
+    monkeypatch.setattr(policy, "_why_not", counted)
+    result = planned(SessionRules(), listening(*range(20_000, 24_096)))
+    assert (len(result.wishes), result.overflow) == (MAX_FORWARDS, 4096 - MAX_FORWARDS)
+    assert looked_at == MAX_FORWARDS + LOOKED_AT * MAX_FORWARDS
+
+
+def test_a_port_soon_beyond_the_limit_has_its_reason() -> None:
+    excluded = SessionRules(exclude=Selection(((20_000 + MAX_FORWARDS + 5, 20_000 + MAX_FORWARDS + 5),)))
+    result = planned(excluded, listening(*range(20_000, 24_096)))
+    assert result.notices[key(20_000 + MAX_FORWARDS + 5)].reason == "excluded"
 
 
 def test_declared_ranges_count_and_come_first() -> None:
