@@ -247,8 +247,9 @@ class Forwarder:
             await self._publish("reconnecting", row)
 
     async def _resume(self, plan: Plan, moving: Set[ForwardKey]) -> None:
+        returning = plan.returning
         for key, row in self._forwards.items():
-            if key in plan.returning:
+            if key in returning:
                 await self._hold(row, "its server is not back yet")
             elif key in moving:
                 continue  # it is closed and opened on its own number

@@ -132,8 +132,11 @@ class Neighbours:
 
     def settle(self, one: Neighbour, own: Iterable[ForwardKey], elsewhere: Mapping[ForwardKey, Elsewhere]) -> None:
         """The plan has been carried out: of these ports it has all but those that are elsewhere."""
-        keys = {key for key in own if key not in elsewhere or elsewhere[key].from_beside}
-        kept = {(one.namespace, key.transport, key.container_port) for key in keys}
+        kept = {
+            (one.namespace, key.transport, key.container_port)
+            for key in own
+            if not elsewhere or key not in elsewhere or elsewhere[key].from_beside
+        }
         self._release(one, [spot for spot, holder in self._holders.items() if holder is one and spot not in kept])
 
     def _elsewhere(self, one: Neighbour, sharing: list[Neighbour], spot: Spot) -> Elsewhere | None:

@@ -110,15 +110,12 @@ def parse_proc_net_tcp(data: bytes, *, close_wait: bool = False) -> SocketTable:
 def snapshot_from_rows(rows: Iterable[SocketRow], own_addresses: Iterable[str] = ()) -> Snapshot:
     """The listeners among `rows` that a relay in the container can reach; sorted, each once. See `is_reachable`."""
     own = frozenset(own_addresses)
-    return tuple(
-        sorted(
-            {
-                Listener(row.transport, row.local_port, row.local_address)
-                for row in rows
-                if row.state == "listen" and row.local_port != 0 and is_reachable(row.local_address, own)
-            }
-        )
-    )
+    found = {
+        (row.transport, row.local_port, row.local_address)
+        for row in rows
+        if row.state == "listen" and row.local_port != 0 and is_reachable(row.local_address, own)
+    }
+    return tuple(Listener(*fields) for fields in sorted(found))  # as tuples they are compared without a call each
 
 
 def is_reachable(address: str, own_addresses: frozenset[str] = frozenset()) -> bool:
