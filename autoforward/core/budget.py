@@ -54,9 +54,9 @@ PROCESS_COST = 4
 DATAGRAM_COST = 1
 """In frames, beside the frame: a datagram goes to its client by itself, while what comes for TCP goes together."""
 
-SNAPSHOTS: Final = Limit("sockets in snapshots", 6_000, 24_000)
+SNAPSHOTS: Final = Limit("sockets in snapshots", 6_000, 12_000)
 """Of one session, in sockets, and `SNAPSHOT_COST` for each snapshot: the newest one waits for its turn, those between are
-passed over. Six full snapshots at once, or those of a container with 500 listeners, of which one changes every 0.1 s; a full
+passed over. Three full snapshots at once, or those of a container with 500 listeners, of which one changes every 0.1 s; a full
 one is 50 ms of work for control."""
 
 SNAPSHOT_COST = 64
