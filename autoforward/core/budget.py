@@ -71,7 +71,8 @@ WATCHER_LINES: Final = Limit("lines", 2_000, 16_384, PATIENCE_S)
 """On the standard error of one shell watcher: each socket is named once, and each relay that is killed once."""
 
 PLANS: Final = Limit("changes of its ports", 20, 100)
-"""Of one session: decisions what to forward. Ten snapshots a second, and the names of processes after each."""
+"""Of one session: decisions what to forward. Ten snapshots a second, and the names of processes after each; with thousands
+of ports a decision is 50 ms of work (`plan_cost`)."""
 
 EVENTS: Final = Limit("events", 10, 2_000)
 """Of one session: with 128 forwards and as many other ports, all of them come, go, and come back in another container three
@@ -96,6 +97,11 @@ LEFT_ALONE_S = 60.0
 def name_cost(size: int) -> int:
     """Of a process with a command line of `size` bytes, in units of `NAMES`."""
     return 1 + size // 64
+
+
+def plan_cost(sockets: int) -> int:
+    """Of a decision about so many sockets, in units of `PLANS`."""
+    return 1 + sockets // 256
 
 
 class Budget:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from autoforward.backoff import SHOWN_AS_FAILED_AFTER, delay_s
-from autoforward.core.budget import ATTEMPTS, LEFT_ALONE_S, PLANS, Budget, OverBudgetError
+from autoforward.core.budget import ATTEMPTS, LEFT_ALONE_S, PLANS, Budget, OverBudgetError, plan_cost
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.forwarder import LOOPBACK, RETRY_FAILED_S, Forwarder, Place
@@ -447,7 +447,7 @@ class Session:
                 rest_s = min(rest_s, max(0.0, began_s + FIRST_WAIT_S - now_s))
             if (newest is not None or is_due) and not rest_s:
                 frame, newest, is_due = newest, None, False
-                self._plans.spend(1, now_s)
+                self._plans.spend(plan_cost(len(self._snapshot)), now_s)
                 if frame is None:
                     await self._replan()
                 else:
