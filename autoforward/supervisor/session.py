@@ -447,7 +447,7 @@ class Session:
                 rest_s = min(rest_s, max(0.0, began_s + FIRST_WAIT_S - now_s))
             if (newest is not None or is_due) and not rest_s:
                 frame, newest, is_due = newest, None, False
-                self._plans.spend(plan_cost(len(self._snapshot)), now_s)
+                self._plans.spend(plan_cost(len(frame.table.rows if frame else self._snapshot)), now_s)
                 if frame is None:
                     await self._replan()
                 else:
