@@ -157,6 +157,8 @@ class Mux(Carrier[EngineStream]):
             self._timer.cancel()
         self._trunks.close()
         self._gate.close()
+        self._newest = None
+        self._names.clear()
         self._stream.shutdown_write()
         super().close()
 

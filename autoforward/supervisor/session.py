@@ -293,6 +293,9 @@ class Session:
             await self.connections.aclose()
             self._drop_watch()
             self._beside.leave()
+            # Not only once the collector comes to the circle that a session is: thousands of sockets are megabytes.
+            self._snapshot, self._seen = (), {}
+            self._watching.forget()
             self.state, self.problem = "ended", reason
             await self._publisher.publish(self.forwarder.session_event("detached", reason))
             self._settled.set()

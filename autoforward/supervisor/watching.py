@@ -151,6 +151,10 @@ class Watching:
             if ended is not None:
                 ended.close()
 
+    def forget(self) -> None:
+        """Whose the ports were is of no use any more."""
+        self._book = ProcessBook()
+
     def ping_now(self, timeout_s: float = PONG_TIMEOUT_S) -> None:
         if self._watch is not None:
             self._watch.ping_now(timeout_s)
