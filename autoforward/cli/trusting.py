@@ -19,7 +19,7 @@ from autoforward.paths import StatePaths
 from autoforward.registry import Registry
 from autoforward.session_config import configure, read_sources
 from autoforward.settings import SessionRecord, matches
-from autoforward.trust.approvals import Answers, Approvals, Workspace
+from autoforward.trust.approvals import Answers, Approvals, Workspace, workspaces_of
 from autoforward.trust.requests import Request
 from autoforward.variables import names_in
 
@@ -64,8 +64,8 @@ def ask_once(record: SessionRecord) -> None:
     new = [request for request in record.requests if not request.refused]
     if not new or not _someone_is_there():
         return
-    workspace, approvals = Workspace.of(record), Approvals(StatePaths.locate())
     try:
+        workspace, approvals = Workspace.of(record), Approvals(StatePaths.locate())
         _describe(workspace, new, tell)
         _answer(workspace, new, approvals, approved=_ask())
     except AutoforwardError as error:
@@ -114,7 +114,8 @@ def _stored(paths: StatePaths) -> Iterable[SessionRecord]:
 def _is_meant(record: SessionRecord, target: str, folder: str | None) -> bool:
     if folder is None:
         return matches(record, target)
-    return record.workspace_folder is not None and os.path.realpath(record.workspace_folder) == folder
+    (workspace,) = workspaces_of([record])
+    return record.workspace_folder is not None and workspace is not None and workspace.place == folder
 
 
 def _settle(workspace: Workspace, requests: Sequence[Request], approvals: Approvals, yes: bool, as_json: bool) -> int:

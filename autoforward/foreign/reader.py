@@ -124,6 +124,11 @@ def look(paths: Iterable[str]) -> dict[str, Look]:
     return looks
 
 
+def real_path(path: str) -> str:
+    """Where a path leads, links followed. Raises UsageError for one that does not answer."""
+    return look((path,))[path].real
+
+
 def survey(paths: Iterable[str]) -> dict[str, Look | None]:
     """The same; None for what does not answer."""
     absolute = {path: os.path.abspath(path) for path in paths}  # noqa: PTH100  # keeps symbolic links

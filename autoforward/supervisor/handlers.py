@@ -23,7 +23,7 @@ from autoforward.supervisor.server import DRAIN_S, Supervisor
 from autoforward.supervisor.session import STOPPED, Session
 from autoforward.supervisor.siblings import Claim
 from autoforward.supervisor.watching_command import WatchingCommand
-from autoforward.trust.approvals import Workspace
+from autoforward.trust.approvals import Workspace, workspaces_of
 
 PATIENCE_S = 1.0
 """After this a person is told what is being waited for."""
@@ -243,7 +243,7 @@ class Handlers:
         workspace = Workspace(str(request["engine"]), str(request["place"]))
         variables = {str(name): str(value) for name, value in dict(request.get("variables") or {}).items()}
         sessions = list(self._supervisor.sessions.values())
-        workspaces = await asyncio.to_thread(lambda: [Workspace.of(one.record) for one in sessions])
+        workspaces = await asyncio.to_thread(workspaces_of, [one.record for one in sessions])
         chosen = [one for one, its in zip(sessions, workspaces, strict=True) if its == workspace]
         revoked = bool(request.get("revoked"))
         await asyncio.gather(*(self._supervisor.live.reconsider(one, variables, revoked=revoked) for one in chosen))

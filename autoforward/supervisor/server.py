@@ -62,7 +62,7 @@ from autoforward.supervisor.services import SessionServices
 from autoforward.supervisor.session import Session
 from autoforward.supervisor.siblings import Siblings
 from autoforward.supervisor.watches import Watches
-from autoforward.trust.approvals import Approvals, Workspace
+from autoforward.trust.approvals import Approvals, Workspace, workspaces_of
 
 log = logging.getLogger(__name__)
 
@@ -248,12 +248,15 @@ class Supervisor:
         self._unsaid_openings[record.session_id] = record
 
     async def _remember_openings(self) -> None:
-        def write() -> None:
-            self.approvals.saw({Workspace.of(one): one.sources.openings or () for one in records})
-
         while records := list(self._unsaid_openings.values()):
+            workspaces = await asyncio.to_thread(workspaces_of, records)
+            openings = {
+                workspace: record.sources.openings or ()
+                for record, workspace in zip(records, workspaces, strict=True)
+                if workspace is not None
+            }
             try:
-                await self.books.run(write)
+                await self.books.run(functools.partial(self.approvals.saw, openings))
             except AutoforwardError as error:  # what is new at the next attach is asked for then
                 log.warning("%s", error)
             said = {id(record) for record in records}

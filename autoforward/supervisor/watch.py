@@ -28,7 +28,7 @@ from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.session import Session
 from autoforward.supervisor.siblings import Siblings
 from autoforward.trust.approvals import Approvals, Workspace
-from autoforward.trust.requests import Word, not_granted
+from autoforward.trust.requests import NO_WORD, Word, not_granted
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,11 @@ class Watch:
             record = bare_record(info, self.endpoint, caller, **how, look=False)
         own = replace(record.sources, config_file=None, project_file=None)
         try:
-            contents = read_sources(own, word=self._word_of(record))
+            word = self._word_of(record)
+        except UsageError:
+            word = NO_WORD
+        try:
+            contents = read_sources(own, word=word)
         except UsageError:  # it is these that are not valid
             contents = SourceContents()
         return configure(record, contents)[0]

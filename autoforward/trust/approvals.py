@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from autoforward.errors import AutoforwardError
+from autoforward.errors import AutoforwardError, UsageError
+from autoforward.foreign.reader import real_path
 from autoforward.leases import format_time
 from autoforward.locking import locked, replace_file
 from autoforward.paths import StatePaths
@@ -42,8 +42,20 @@ class Workspace:
 
     @classmethod
     def of(cls, record: SessionRecord) -> Workspace:
+        """Raises UsageError where the folder does not answer."""
         folder = record.workspace_folder
-        return cls(record.endpoint.host, os.path.realpath(folder) if folder else record.identity.anchor)
+        return cls(record.endpoint.host, real_path(folder) if folder else record.identity.anchor)
+
+
+def workspaces_of(records: Iterable[SessionRecord]) -> list[Workspace | None]:
+    """Of each; None where the folder does not answer."""
+    found: list[Workspace | None] = []
+    for record in records:
+        try:
+            found.append(Workspace.of(record))
+        except UsageError:
+            found.append(None)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,16 @@
-"""Which folders the user's `trust` covers, and which files lie in a workspace: by real paths."""
+"""Which folders the user's `trust` covers, and which files lie in a workspace: by real paths.
+
+A supervisor asks these too, so a path may lead to a mount that hangs: that is not waited for.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable
+
+from autoforward.errors import UsageError
+from autoforward.foreign import reader
 
 _WILD = re.compile(r"[*?]")
 _AS_EXPRESSION = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -14,7 +20,7 @@ def lies_in(path: str | None, folder: str | None) -> bool:
     """Whether a file is in this folder, or below it, so that a container that has the folder mounted may write it."""
     if path is None or folder is None:
         return False
-    real, inside = os.path.realpath(path), os.path.realpath(folder)
+    real, inside = _real(path), _real(folder)
     return real == inside or real.startswith(inside.rstrip("/") + "/")
 
 
@@ -22,8 +28,16 @@ def is_trusted(folder: str | None, patterns: Iterable[str]) -> bool:
     """Whether a pattern of `trust` covers this folder, links followed on both sides. `/**` at the end covers its own."""
     if folder is None or not (patterns := tuple(patterns)):
         return False
-    real = os.path.realpath(folder)
+    real = _real(folder)
     return any(_expression(pattern).fullmatch(real) for pattern in patterns)
+
+
+def _real(path: str) -> str:
+    """Of what does not answer the path as it is written: nothing is read there either."""
+    try:
+        return reader.real_path(path)
+    except UsageError:
+        return os.path.abspath(path)  # noqa: PTH100  # keeps symbolic links
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
@@ -33,7 +47,7 @@ def _expression(pattern: str) -> re.Pattern[str]:
     wild = _WILD.search(path)
     # Up to the last folder without a sign it is a path, whose links count.
     end = len(path) if wild is None else path.rfind("/", 0, wild.start())
-    fixed = os.path.realpath(path[:end] or "/").rstrip("/")
+    fixed = _real(path[:end] or "/").rstrip("/")
     parts = re.split(r"(\*\*|\*|\?)", path[end:])
     rest = "".join(_AS_EXPRESSION.get(part, re.escape(part)) for part in parts)
     return re.compile(re.escape(fixed) + rest + ("(?:/.*)?" if whole else ""), re.DOTALL)

@@ -21,9 +21,11 @@ from autoforward.errors import UsageError
 from autoforward.foreign import children, mounts, reader
 from autoforward.foreign.children import Children, NoAnswerError
 from autoforward.foreign.limits import MAX_CONFIG_BYTES, SMALL_BYTES
-from autoforward.model import ContainerInfo, EngineEndpoint
+from autoforward.model import ContainerInfo, EngineEndpoint, Identity
 from autoforward.session_config import read_sources
-from autoforward.settings import ConfigSources
+from autoforward.settings import ConfigSources, SessionRecord
+from autoforward.trust.approvals import Workspace, workspaces_of
+from autoforward.trust.folders import is_trusted, lies_in
 from tests.hanging_mount import hanging_mount
 from tests.hostile_files import listening
 
@@ -392,6 +394,39 @@ def test_file_on_a_mount_that_hangs_is_an_error_within_the_deadline(
         child._process.wait(20)
     looks = reader.survey([str(config_of(workspace))])
     assert looks[str(config_of(workspace))] is not None
+
+
+def test_workspace_on_a_mount_that_hangs_is_not_waited_for(
+    tmp_path: Path, anywhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it really is decides whose approvals count: asked of each session, in threads that others need too."""
+    with hanging_mount(tmp_path / "hangs") as folder:
+        monkeypatch.setattr(mounts, "_remote_mounts", mounts._remote_mounts.__wrapped__)
+        fine = tmp_path / "fine"
+        fine.mkdir()
+        records = [record_in(folder / "app"), record_in(fine)]
+        began_s = time.monotonic()
+        with pytest.raises(UsageError, match="does not answer"):
+            Workspace.of(records[0])
+        assert workspaces_of(records) == [None, Workspace(ENDPOINT.host, str(fine))]
+        assert not is_trusted(str(folder / "app"), [f"{fine}/**"])
+        assert not lies_in(str(fine / "x.toml"), str(folder / "app"))
+        assert time.monotonic() - began_s < 10
+    for child, _ in reader._children()._stuck:
+        child._process.wait(20)
+
+
+def test_name_of_a_folder_that_cannot_be_one(anywhere: str) -> None:
+    """A NUL in a label of a compose file in a cloned folder."""
+    record = record_in(Path("/src/a\0b"))
+    assert Workspace.of(record).place == "/src/a\0b"
+    assert not lies_in("/src/x.toml", record.workspace_folder)
+    assert not is_trusted(record.workspace_folder, ["/src/x"])
+
+
+def record_in(folder: Path) -> SessionRecord:
+    identity = Identity(ENDPOINT.host, f"workspace:{folder}:")
+    return SessionRecord("s", identity, ENDPOINT, "c", "c", "c", workspace_folder=str(folder))
 
 
 def test_links_are_followed_without_touching_what_may_hang(tmp_path: Path) -> None:
