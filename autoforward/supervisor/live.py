@@ -92,14 +92,16 @@ class LiveConfiguration:
         key = session.record.session_id
         if revoked:
             self._good[key] = SourceContents()
-        if (before := self._updating.get(key)) is not None:  # it may have asked what the user had said until now
-            before.cancel()
+        while (before := self._updating.get(key)) is not None and not before.done():
+            before.cancel()  # it may have asked what the user had said until now
             await asyncio.wait([before])
         self._updating[key] = task = asyncio.create_task(
             self._decide_again(session, variables), name=f"approvals of {session.record.container_name}"
         )
         await asyncio.wait([task])
         self._wake.set()
+        if not task.cancelled():  # else another one came after it, and decides with this answer too
+            task.result()
 
     async def _decide_again(self, session: Session, variables: Mapping[str, str]) -> None:
         def change(record: SessionRecord) -> SessionRecord:
@@ -131,8 +133,8 @@ class LiveConfiguration:
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            survey = await self._survey()
             try:
+                survey = await self._survey()
                 if survey.folders:
                     await self._watch(survey.folders)
                 else:
@@ -141,8 +143,14 @@ class LiveConfiguration:
                     await self._wait(survey)
             except OSError as error:  # out of inotify watches, or a folder that went away just now
                 log.warning("configuration files are not watched: %s", error)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), RETRY_S)
+                await self._pause()
+            except Exception:
+                log.exception("a fault while configuration files were watched")
+                await self._pause()
+
+    async def _pause(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), RETRY_S)
 
     async def _watch(self, folders: frozenset[str]) -> None:
         """Until the set of folders is another. Files are looked at once the watcher stands, and whenever it tells of them."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from autoforward.errors import AutoforwardError
 from autoforward.events import PortEvent
 from autoforward.model import EngineEndpoint, Identity
 from autoforward.session_config import configure, read_sources
 from autoforward.settings import ConfigSources, SessionRecord
 from autoforward.supervisor import live as live_module
-from autoforward.supervisor.live import LiveConfiguration, look_at_all
+from autoforward.supervisor.live import LiveConfiguration, Survey, look_at_all
 
 
 class FakeSession:
@@ -276,5 +277,47 @@ def test_the_user_s_own_file_counts_while_the_workspace_s_is_broken(tmp_path: Pa
         assert (one.record.options.max_ports, one.record.options.poll_interval_s) == (128, 1.0)
         save(project, "maxPorts = 62\n")
         await one.wait_max_ports(62)
+
+    run(story)
+
+
+def test_a_fault_of_the_watcher_is_logged_and_not_the_end_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = iter([KeyError("looks")])
+
+    def look_once_wrong(paths: Iterable[str]) -> Survey:
+        if (fault := next(faults, None)) is not None:
+            raise fault
+        return look_at_all(paths)
+
+    monkeypatch.setattr(live_module, "look_at_all", look_once_wrong)
+    monkeypatch.setattr(live_module, "RETRY_S", 0.01)
+
+    async def story(scene: Scene) -> None:
+        path = tmp_path / "x.toml"
+        save(path, "maxPorts = 2")
+        scene.sessions = [one] = [FakeSession("one", project_file=path)]
+        scene.live.refresh()
+        save(path, "maxPorts = 3")
+        await one.wait_max_ports(3)
+
+    run(story)
+    assert "a fault while configuration files were watched" in caplog.text
+
+
+def test_an_answer_that_cannot_be_put_in_force_is_an_error(tmp_path: Path) -> None:
+    """The command that brings it says so, and not that all is well."""
+
+    async def story(scene: Scene) -> None:
+        one = FakeSession("one", project_file=tmp_path / "x.toml")
+        scene.sessions = [one]
+
+        async def store(_session: Any) -> None:
+            raise AutoforwardError("the disk is full")
+
+        scene.live._store = store
+        with pytest.raises(AutoforwardError, match="the disk is full"):
+            await scene.live.reconsider(cast(Any, one), {}, revoked=False)
 
     run(story)
