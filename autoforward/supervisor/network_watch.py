@@ -115,7 +115,9 @@ class NetworkWatch:
                 try:
                     await self._look(place, {session.record.container_id for session in sessions})
                     failures = 0
-                except AutoforwardError as error:
+                except Exception as error:
+                    if not isinstance(error, AutoforwardError):
+                        log.exception("a fault while the networks at %s were looked at", place.endpoint.host)
                     failures += 1
                     place.changed, place.is_due = None, True
                     for session in sessions:

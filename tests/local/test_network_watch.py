@@ -32,7 +32,7 @@ class Engine:
     def __init__(self) -> None:
         self.members = {"app": ContainerInfo("app", "app", "running", {}, addresses=("10.0.0.1",))}
         self.lists = 0
-        self.broken = False
+        self.broken: Exception | None = None
         self.asked, self.gate = threading.Event(), threading.Event()
         self.gate.set()
 
@@ -41,8 +41,8 @@ class Engine:
         rows = [Running(key, "own", ("own",)) for key in self.members]
         self.asked.set()
         assert self.gate.wait(TIMEOUT_S)
-        if self.broken:
-            raise EngineUnreachableError("the engine does not answer")
+        if self.broken is not None:
+            raise self.broken
         return rows
 
     def network(self, network_id: str) -> Network:
@@ -185,14 +185,18 @@ async def test_thousands_of_events_are_a_few_looks() -> None:
         assert world.engine.lists - before <= 3
 
 
+FAULTS = {"no answer": EngineUnreachableError("it does not answer"), "a fault": KeyError("it does not answer")}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 @in_loop
-async def test_engine_that_does_not_answer_leaves_no_path() -> None:
+async def test_engine_that_does_not_answer_leaves_no_path(fault: str) -> None:
     async with started() as world:
-        world.engine.broken = True
+        world.engine.broken = FAULTS[fault]
         world.event("start", "somebody")
         await world.until(lambda: "does not answer" in str(world.direct))
         assert world.sent[-1] is None
-        world.engine.broken = False
+        world.engine.broken = None
         await world.until_on()
 
 
