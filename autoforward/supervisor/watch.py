@@ -183,7 +183,7 @@ class Watch:
             if self.selection.covers(info.labels):
                 await self._adopt(info, await self._in_pool(lambda: engine.image_labels(info)))
             elif claims:
-                self._tell_once(info, f"it is none of the {self.selection} but by labels of its image")
+                self._tell_once(info, f"only labels of its image make it one of the {self.selection}")
         except EngineUnreachableError:
             raise
         except TargetError as error:  # it went away meanwhile
@@ -218,7 +218,8 @@ class Watch:
 
     async def _record(self, info: ContainerInfo, caller: Caller, image_labels: Mapping[str, str]) -> SessionRecord:
         """As `attach` would ask for it. Files that are not valid are left out; mended, they are in force."""
-        metadata = metadata_of(info, image_labels.get(LABEL_METADATA, "[]"))
+        # A large label is parsed in a child, which is waited for.
+        metadata = await self._in_pool(lambda: metadata_of(info, image_labels.get(LABEL_METADATA, "[]")))
         how: dict[str, Any] = {
             "target": info.workspace_folder or info.name,
             "metadata": metadata,
