@@ -195,7 +195,7 @@ class Carrier(Generic[S]):
             return
         self._flush_due = False
         if self._out_size > MAX_OUT_BYTES:
-            self._lose("the agent takes nothing of what it is sent")
+            self._lose("the agent does not read what it is sent")
             return
         self._watch()
 

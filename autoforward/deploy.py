@@ -104,7 +104,7 @@ class PlaceLook:
 def look_at(engine: Engine, info: ContainerInfo, place: str, path: str, binary: bytes) -> PlaceLook:
     """What the engine says of a place, and of the agent at `path` in it. Raises what the engine raises."""
     if not engine.tells_owners and place not in _OF_ROOT:
-        return PlaceLook("the engine does not tell whose it is", is_there=False)
+        return PlaceLook("the engine does not say who owns it", is_there=False)
     folders = way_to(place)
     try:
         with ThreadPoolExecutor(len(folders)) as pool:  # one takes the engine as long as all of them at once

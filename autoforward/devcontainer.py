@@ -161,7 +161,7 @@ def parse_metadata_label(text: str) -> tuple[tuple[dict[str, Any], ...], tuple[s
     try:
         value = reader.parse_any(text)
     except UsageError as error:
-        return (), (f"{place}: no JSON ({error}), left out",)
+        return (), (f"{place}: not valid JSON ({error}), left out",)
     entries: Sequence[Any] = value if isinstance(value, list) else [value]
     good = tuple(entry for entry in entries[:MAX_METADATA_ENTRIES] if isinstance(entry, dict))
     if len(good) != len(entries):

@@ -153,12 +153,12 @@ class DirectGate:
     def listening(self, said: Listening) -> None:
         """The agent's answer, or its word that it listens no more."""
         if not self._asked and not self._stopping:
-            raise ProtocolError("the agent listens although nobody asked it to")
+            raise ProtocolError("the agent listens without having been asked to")
         if self._stopping:
             return
         if not said.port:
             self._close_gate(
-                f"the agent cannot listen there: {os.strerror(said.errno) if said.errno else 'it ended that'}"
+                f"the agent cannot listen there: {os.strerror(said.errno) if said.errno else 'it has stopped listening'}"
             )
             return
         if self._shut or self._place is not None or self.address is None:
@@ -305,7 +305,7 @@ class _Handshake:
                 self._gate.proven(self.user, sock)
             else:
                 self.close()
-                self._gate.not_the_agent("who answers there is not our agent")
+                self._gate.not_the_agent("what answers there is not our agent")
 
     def _timed_out(self) -> None:
         self._fail(f"no answer within {HANDSHAKE_TIMEOUT_S:.0f} s", unreachable=not self._answer)

@@ -200,7 +200,7 @@ class ExecChannel:
                 lines = self._stderr.feed(payload)
                 self._lines += len(lines)
                 if self._lines > MAX_LINES:
-                    self._broken = self._broken or "the relay process says more than there is to say"
+                    self._broken = self._broken or "the relay process writes more to stderr than it should"
                     self._ended()
                     return
                 for line in lines:

@@ -207,7 +207,7 @@ def _compile(translated: str) -> Pattern[str]:
     except (regex.error, RecursionError, OverflowError) as error:
         # Its positions are those of the translation.
         problem = str(error).partition(" at position")[0] if isinstance(error, regex.error) else "too large"
-        raise ExpressionError(f"no regular expression: {problem}") from None
+        raise ExpressionError(f"invalid regular expression: {problem}") from None
     finally:
         regex.purge()  # also without its cache it keeps the text of each
 
@@ -256,7 +256,7 @@ class _Reader:
             parts.append(part)
             self._measure(part, len(self._open) - depth)
         if self._open:
-            raise ExpressionError("no regular expression: a group is not closed")
+            raise ExpressionError("invalid regular expression: a group is not closed")
         return "".join(parts)
 
     def _measure(self, part: str, opened: int) -> None:
@@ -286,7 +286,7 @@ class _Reader:
         match character:
             case ")":
                 if not self._open:
-                    raise ExpressionError("no regular expression: a group is closed that was not opened")
+                    raise ExpressionError("invalid regular expression: a group is closed that was not opened")
                 self._repeatable = self._open.pop()
                 return ")"
             case "[":
@@ -305,7 +305,7 @@ class _Reader:
 
     def _quantifier(self) -> str:
         if not self._repeatable:
-            raise ExpressionError("no regular expression: nothing to repeat")
+            raise ExpressionError("invalid regular expression: nothing to repeat")
         self._repeatable = False
         counted = _QUANTIFIER.match(self._source, self._at)
         if counted is None:
@@ -314,7 +314,7 @@ class _Reader:
         else:
             low, high = counted[1], counted[3] or ""
             if high and int(high) < int(low):
-                raise ExpressionError("no regular expression: numbers out of order")
+                raise ExpressionError("invalid regular expression: numbers out of order")
             low, high = _bounded(low), _bounded(high)
             text = f"{{{low},{high}}}" if counted[2] else f"{{{low}}}"
             self._at = counted.end()
@@ -342,14 +342,16 @@ class _Reader:
             return "("
         name = _GROUP_NAME.match(self._source, self._at + 2)
         if name is None:
-            raise ExpressionError("no regular expression: (? is followed by something that JavaScript does not know")
+            raise ExpressionError(
+                "invalid regular expression: (? is followed by something that JavaScript does not know"
+            )
         self._at = name.end()
         return f"(?P<{name[1]}>"
 
     def _escape(self) -> str:
         """What follows a backslash outside a set."""
         if self._at >= len(self._source):
-            raise ExpressionError("no regular expression: a backslash at its end")
+            raise ExpressionError("invalid regular expression: a backslash at its end")
         character = self._source[self._at]
         if character in "bB":
             self._at += 1
@@ -357,7 +359,7 @@ class _Reader:
             return "\\" + character
         if number := _BACK_REFERENCE.match(self._source, self._at):
             if int(number[0]) > self._groups:
-                raise ExpressionError(f"no regular expression: there is no group {number[0]} before \\{number[0]}")
+                raise ExpressionError(f"invalid regular expression: there is no group {number[0]} before \\{number[0]}")
             self._at += len(number[0])
             return rf"(?:\{number[0]})"
         if character == "k" and (name := _GROUP_NAME.match(self._source, self._at + 1)):
@@ -392,7 +394,7 @@ class _Reader:
         parts: list[str] = []
         while not self._source.startswith("]", self._at):
             if self._at >= len(self._source):
-                raise ExpressionError("no regular expression: a set is not closed")
+                raise ExpressionError("invalid regular expression: a set is not closed")
             low = self._set_atom()
             if self._source.startswith("-", self._at) and self._source[self._at + 1 : self._at + 2] not in ("", "]"):
                 self._at += 1
@@ -412,7 +414,7 @@ class _Reader:
         if character != "\\":
             return _literal(character)
         if self._at >= len(self._source):
-            raise ExpressionError("no regular expression: a set is not closed")
+            raise ExpressionError("invalid regular expression: a set is not closed")
         if self._source[self._at] == "b":
             self._at += 1
             return _literal("\b")

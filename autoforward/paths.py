@@ -161,7 +161,7 @@ def _check_parents(folder: Path) -> None:
     problem = parent_problem(folder)
     if problem is not None:
         raise StateFolderError(
-            f"the state folder {folder} could be exchanged by others: {problem}",
+            f"the state folder {folder} could be replaced by other users: {problem}",
             hint=f"give that folder back to you alone (chmod go-w), or set {HOME_VARIABLE} to a folder elsewhere",
         )
 

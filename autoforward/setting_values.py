@@ -181,7 +181,7 @@ def parse_trust(value: object) -> tuple[str, ...]:
     """`trust`: a list of folders, in which `*`, `?` and `**` may stand for names and for whole paths."""
     for item in (items := _items(value)):
         if not isinstance(item, str) or not item.startswith(("/", "~/")) or "\0" in item:
-            raise SettingError((), f"{shown(item)} is no folder that begins with / or ~/")
+            raise SettingError((), f"{shown(item)} is not a folder that begins with / or ~/")
     return tuple(str(item) for item in items)
 
 

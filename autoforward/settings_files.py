@@ -64,7 +64,7 @@ def read_user_settings(path: str | Path) -> Settings:
         problem = None
     if problem is not None:
         raise UsageError(
-            f"{path} is not read, for others could write it: {problem}",
+            f"{path} is not read, because other users could write it: {problem}",
             hint="look at what it says, then give it back to you alone (chmod go-w)",
         )
     return read_settings_file(path)[0]

@@ -45,7 +45,7 @@ def main() -> None:
 )
 @click.argument("target", default=".", required=False, shell_complete=output.completing("containers"))
 @click.argument("specs", nargs=-1, metavar="[SPEC]...")
-@click.option("--replace", is_flag=True, help="Take session and ports over from a running container of this identity.")
+@click.option("--replace", is_flag=True, help="Take over session and ports of a running container with this identity.")
 @output.trust_option
 @output.session_options()
 @output.engine_options

@@ -76,7 +76,7 @@ def begin_opening(what: str | Path) -> Opening | str:
     """
     url = what.as_uri() if isinstance(what, Path) else safe_url(what)
     if url is None:
-        raise AutoforwardError("this is no URL of a forward")
+        raise AutoforwardError("this is not the URL of a forward")
     environment = SessionEnvironment.capture(os.environ)
     why_not = nobody_looks(environment, sys.platform)
     if why_not is not None:

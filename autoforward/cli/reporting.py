@@ -79,7 +79,7 @@ def _remarks(session: Mapping[str, Any]) -> Iterator[str]:
         again = session["next_try_s"]
         yield session["problem"] + ("" if again is None else f" (next try in {again:.1f} s)")
     if session.get("exposed"):
-        yield f"its forwards: {session['exposed']}"
+        yield f"forwards: {session['exposed']}"
     for request in session.get("requests", ()):
         answer = ", refused" if request["refused"] else ""
         asked = f"{request['key']} = {request['value']} ({request['place']}): {request['effect']}"

@@ -103,7 +103,9 @@ class Children:
         try:
             child = _Child(self._command)
         except OSError as error:
-            raise NoAnswerError(f"cannot be read: no process for it starts: {error.strerror or error}") from None
+            raise NoAnswerError(
+                f"cannot be read: the process for it does not start: {error.strerror or error}"
+            ) from None
         try:
             child.wait_ready()
             return self._asked(child, request, places, deadline_s)
@@ -111,7 +113,7 @@ class Children:
             raise NoAnswerError("takes more time or memory than it may") from None
         except TimeoutError:
             self._give_up(child, frozenset())
-            raise NoAnswerError("cannot be read: no process for it starts") from None
+            raise NoAnswerError("cannot be read: the process for it does not start") from None
 
     def _asked(self, child: _Child, request: bytes, places: frozenset[str], deadline_s: float) -> dict[str, Any]:
         """Raises NoAnswerError, EOFError when the child has ended."""

@@ -133,7 +133,7 @@ def _unfinished(text: str, offset: int) -> TextError:
         return TextError(text, end if end >= 0 else len(text), "a string is not closed on its line")
     if text.startswith("/*", offset):
         return TextError(text, offset, "a comment is not closed")
-    return TextError(text, offset, "a character that does not belong there")
+    return TextError(text, offset, "an unexpected character")
 
 
 _JSON_WORDS = {

@@ -78,7 +78,7 @@ def read_file(path: str, rule: Rule, belongs_to: str | None) -> Opened:
         _require_file(status)
         real = _path_of(descriptor, path)
         if real.startswith(_PSEUDO):
-            raise NotReadError("is no file on a disk")
+            raise NotReadError("is not a file on a disk")
         outside = None if is_within(real, belongs_to) else real
         if not is_within(real, rule.within) and real != rule.led_to:
             where = "out of its folder" if rule.led_to is None else "to another file than at your last attach"

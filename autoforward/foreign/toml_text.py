@@ -86,7 +86,7 @@ def _scan(text: str, depth: int) -> Mapping[Path, int]:
                     at.lines.setdefault(path, line)
         line += part.count("\n")
     if offset < len(text):
-        problem = "a string is not closed" if text[offset] in "\"'" else "a character that does not belong there"
+        problem = "a string is not closed" if text[offset] in "\"'" else "an unexpected character"
         raise TextError(text, offset, problem)
     return at.lines
 

@@ -32,5 +32,7 @@ def rule_for(endpoint: EngineEndpoint, info: ContainerInfo, wanted: bool | None)
     if not info.addresses:
         return Rule(DirectPath(None, "the container has no address of its own"))
     if wanted:
-        return Rule(DirectPath(info.addresses[0], "the setting direct is true, whoever shares its networks"))
+        return Rule(
+            DirectPath(info.addresses[0], "the setting direct is true: who shares its networks does not matter")
+        )
     return Rule(NOT_LOOKED_AT, is_automatic=True)

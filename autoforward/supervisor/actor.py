@@ -22,7 +22,7 @@ PATIENCE_S = 5.0
 Item = TypeVar("Item")
 T = TypeVar("T")
 
-FAULT = "an error of ours, see the log"
+FAULT = "an internal error, see the log"
 """The reason of an end that nobody asked for."""
 
 

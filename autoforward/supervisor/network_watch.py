@@ -31,7 +31,7 @@ PAUSE_S = 0.2
 LONGEST_PAUSE_S = 1.0
 """At most, after a look that took long: ten times as long as it took is rested up to this."""
 
-STARTING = DirectPath(None, "a container has just been connected to its network and was not looked at yet")
+STARTING = DirectPath(None, "a container has just joined its network and has not been looked at yet")
 ACTIONS = frozenset({"start", "die", "died", "connect", "disconnect"})
 
 

@@ -124,7 +124,7 @@ class Siblings:
             if not takes_over(holder, by_hand=claim.by_hand, replace=claim.replace):
                 raise HeldError(record, before, holder)
             if holder != "gone":
-                text = f"the session of {before.container_name}, which is {holder}, goes on in {record.container_name}"
+                text = f"{record.container_name} takes over the session of {before.container_name}, which is {holder}"
                 log.info("%s", text)
                 claim.taken.append(text)
             return session

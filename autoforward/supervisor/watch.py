@@ -146,7 +146,7 @@ class Watch:
             except Exception as error:
                 log.exception("a fault in the watch for %s", self.selection)
                 failures += 1
-                self._set_problem(f"an error of ours, see the log: {error}")
+                self._set_problem(f"an internal error, see the log: {error}")
             local = self.endpoint.socket_path is not None
             waits_s = delay_s(failures, local=local, chance=random.random()) if failures else None
             try:

@@ -90,7 +90,7 @@ def ask_for_pins(
         place,
         key,
         [[one.low, one.high, one.host_low] for one in pins],
-        f"container port {first.low} has the host port {first.host_low}{more}, a number of the system's",
+        f"container port {first.low} gets host port {first.host_low}{more}, a number below 1024",
         text=text,
         ask=any(min(one.host_high, FIRST_UNPRIVILEGED - 1) >= asking.word.lowest_port for one in pins),
     )

@@ -112,7 +112,7 @@ def _granted_values(
             place,
             "elevateIfNeeded",
             key,
-            "host ports below 1024, which are the system's, are taken for it",
+            "host ports below 1024 are taken for it",
             text=key,
             ask=last >= asking.word.lowest_port,
         )

@@ -195,7 +195,7 @@ def test_second_container_of_an_identity_is_refused_or_replaces(
     assert set(sessions(home)) == {first.name}
 
     done = run("autoforward", "attach", "--replace", second.name, check=0)
-    assert f"the session of {first.name}, which is running, goes on in {second.name}" in done.stderr
+    assert f"{second.name} takes over the session of {first.name}, which is running" in done.stderr
     row = row_of(run, port, status="active")
     assert (row["containerName"], row["localPort"], text_of(row)) == (second.name, before["localPort"], "second")
     assert set(sessions(home)) == {second.name}
@@ -206,7 +206,7 @@ def test_second_container_of_an_identity_is_refused_or_replaces(
     done = run("autoforward", "forward", "-d", first.name, str(port), check=1)
     assert f"{second.name} is the dev container of {folder} already" in done.stderr
     done = run("autoforward", "attach", first.name, check=0)
-    assert f"the session of {second.name}, which is stopped, goes on in {first.name}" in done.stderr
+    assert f"{first.name} takes over the session of {second.name}, which is stopped" in done.stderr
     row = row_of(run, port, status="active")
     assert (row["containerName"], row["localPort"], text_of(row)) == (first.name, before["localPort"], "first")
 
@@ -215,7 +215,7 @@ def test_second_container_of_an_identity_is_refused_or_replaces(
     second.start()
     second.start_server(port=port, text="again")
     done = run("autoforward", "attach", second.name, check=0)
-    assert "goes on in" not in done.stderr
+    assert "takes over" not in done.stderr
     row = row_of(run, port, status="active")
     assert (row["containerName"], row["localPort"], text_of(row)) == (second.name, before["localPort"], "again")
 

@@ -58,7 +58,7 @@ def test_range_expression_other_host_and_the_rest(
         )
     )
     said = run("autoforward", "attach", app.name, "--lane", lane, check=0).stderr
-    assert "portsAttributes '(': no regular expression: a group is not closed" in said
+    assert "portsAttributes '(': invalid regular expression: a group is not closed" in said
     start_app(app, first, "--api-key", "hunter2")
     start_app(app, tool, name="lsp.py")
     # Its command line names neither script.

@@ -170,7 +170,7 @@ def test_word_of_the_user_keeps_it_on(container: ContainerFactory, network: Netw
     config.write_text("direct = true\n")
     run("autoforward", "attach", app.name, "--lane", "agent", check=0)
     on, reason = direct_of(run, app.name)
-    assert on and reason == "the setting direct is true, whoever shares its networks"
+    assert on and reason == "the setting direct is true: who shares its networks does not matter"
     host_port = row_of(run, app.servers[0].port, status="active")["localPort"]
     echo(host_port)
     eventually(lambda: direct_connections(app) == 1, what="the trunk")

@@ -143,7 +143,7 @@ def test_what_a_container_writes_into_its_mount_opens_nothing_until_it_is_grante
     assert event["reason"] == loud
     assert row_of(run, port)["reason"] == loud
     assert loud in run("autoforward", "list", check=0).stdout
-    assert f"its forwards: {loud}" in run("autoforward", "status", check=0).stdout
+    assert f"forwards: {loud}" in run("autoforward", "status", check=0).stdout
     assert asked(run) == []
 
     # Another edit asks for nothing again.

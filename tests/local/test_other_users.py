@@ -152,7 +152,7 @@ def test_a_private_folder_that_another_user_can_exchange_is_refused(theirs: Path
     words = f"{theirs} belongs to user id {NOBODY}" if owner else f"{theirs} can be written by others (mode 0777)"
     for argv in COMMANDS:
         done = run("autoforward", *argv, env={"AUTOFORWARD_HOME": str(home)}, check=1)
-        assert f"the state folder {home} could be exchanged by others: {words}" in done.stderr, argv
+        assert f"the state folder {home} could be replaced by other users: {words}" in done.stderr, argv
         assert "hint: " in done.stderr
     assert list(home.iterdir()) == []
     done = as_nobody(SWAP, str(home))

@@ -330,7 +330,7 @@ def test_an_agent_that_takes_nothing_is_lost_before_it_costs_memory(plane: Plane
         rig.carrier._add(number, cast(Any, End()), 65536, datagrams=False).abort()
         if number % 1000 == 0:
             rig.carrier._flush()
-    assert rig.lost == ["the agent takes nothing of what it is sent"]
+    assert rig.lost == ["the agent does not read what it is sent"]
     assert rig.carrier._out_size < MAX_OUT_BYTES + 100_000
 
 

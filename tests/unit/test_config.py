@@ -77,7 +77,7 @@ def test_settings_survive_the_registry() -> None:
         ({"forwards": ["1-1000", 2000]}, ("forwards",), "more than 1000"),
         ({"exclude": ["99999"]}, ("exclude",), "bad ports '99999'"),
         ({"exclude": [""]}, ("exclude",), "bad ports"),
-        ({"exclude": ["(("]}, ("exclude",), "no regular expression"),
+        ({"exclude": ["(("]}, ("exclude",), "invalid regular expression"),
         ({"exclude": ["a" * 600]}, ("exclude",), "longer than 512"),
         ({"include": [{}]}, ("include",), "no port, range or expression"),
         ({"include": [1] * 1001}, ("include",), "more than 1000"),

@@ -166,7 +166,7 @@ def test_an_engine_that_hides_whose_a_file_is_gets_a_folder_that_nobody_could_na
 @pytest.mark.usefixtures("binary")
 def test_a_volume_of_who_knows_whom_is_no_place() -> None:
     engine = FakeEngine({}, refusing=("/tmp", "/"), says_owner=0)
-    with pytest.raises(deploy.NoAgentError, match="/data: the engine does not tell whose it is"):
+    with pytest.raises(deploy.NoAgentError, match="/data: the engine does not say who owns it"):
         deploy.deploy_agent(cast(Engine, engine), info("/data"))
 
 

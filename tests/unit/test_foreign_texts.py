@@ -293,7 +293,7 @@ def test_a_label_is_within_the_same_bounds() -> None:
         entries, warnings = parse_metadata_label(text)
         assert entries == ()
         assert len(warnings) == 1
-        assert "no JSON" in warnings[0]
+        assert "not valid JSON" in warnings[0]
 
 
 def test_infinite_numbers_of_toml_are_values() -> None:
