@@ -214,7 +214,7 @@ class DirectGate:
         log.debug("no direct connection to %s for one stream: %s", self.address, reason)
         now_s = time.monotonic()
         if (unreachable or self._failures >= MAX_FAILURES) and now_s >= self._rests_until_s:
-            rest_s = min(FIRST_REST_S * 2**self._rests, MAX_REST_S)
+            rest_s = min(FIRST_REST_S * 2.0 ** min(self._rests, 16), MAX_REST_S)
             self._rests_until_s = now_s + rest_s
             self._rests += 1
             level = logging.INFO if self._rests == 1 else logging.DEBUG
