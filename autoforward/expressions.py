@@ -10,6 +10,7 @@ that overdraws is switched off, and said once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
@@ -84,6 +85,7 @@ class Budget:
         self._left_s = BUDGET_S
         self._at_s = clock()
         self._length_left = MAX_EXPANDED_TOGETHER
+        self.overdraft_told = False
 
     def take(self, length: int) -> None:
         """One more expression of this expanded length. Raises ExpressionError when there are too many."""
@@ -141,7 +143,9 @@ class Expression:
         if known is not None:
             return known
         if self._budget.is_overdrawn:
-            self._switch_off(f"the expressions together took more than {BUDGET_S * 1000:.0f} ms")
+            why = f"the expressions together took more than {BUDGET_S * 1000:.0f} ms"
+            self._switch_off(why, is_news=not self._budget.overdraft_told)
+            self._budget.overdraft_told = True
             return False
         began_s = time.thread_time()
         found = self._search(text, began_s)
@@ -166,9 +170,18 @@ class Expression:
         self._switch_off(f"it took more than {SEARCH_TIMEOUT_S * 1000:.0f} ms on one command line")
         return False
 
-    def _switch_off(self, why: str) -> None:
+    def forget(self) -> None:
+        """What was searched is of no use any more."""
+        self._remembered.clear()
+
+    def _switch_off(self, why: str, *, is_news: bool = True) -> None:
         self.fault = why
-        log.warning("the regular expression %r is switched off: %s", self.source, why)
+        log.log(
+            logging.WARNING if is_news else logging.DEBUG,
+            "the regular expression %r is switched off: %s",
+            self.source,
+            why,
+        )
 
 
 class _Patterns:
@@ -197,6 +210,53 @@ class _Patterns:
 
 
 _PATTERNS = _Patterns()
+
+
+MAX_COMPILED = 64
+"""Lists of expressions that are kept, those that were used last."""
+
+
+class _Compiled:
+    """Expressions of settings. They remember what they have searched, and those of one list share a budget. For all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, ...], tuple[Expression, ...]] = OrderedDict()
+
+    def get(self, processes: tuple[str, ...]) -> tuple[Expression, ...]:
+        with self._lock:
+            if (known := self._kept.get(processes)) is not None:
+                self._kept.move_to_end(processes)
+                return known
+        budget = Budget()
+        found = []
+        for source in processes:
+            with contextlib.suppress(ExpressionError):
+                found.append(Expression(source, budget))
+        with self._lock:
+            known = self._kept.setdefault(processes, tuple(found))
+            while len(self._kept) > MAX_COMPILED:
+                self._kept.popitem(last=False)
+        return known
+
+    def forget_searches(self, processes: tuple[str, ...]) -> None:
+        with self._lock:
+            known = self._kept.get(processes, ())
+        for one in known:
+            one.forget()
+
+
+_COMPILED = _Compiled()
+
+
+def compiled(processes: tuple[str, ...]) -> tuple[Expression, ...]:
+    """One that is stored and not valid any more is left out."""
+    return _COMPILED.get(processes)
+
+
+def forget_searches(processes: tuple[str, ...]) -> None:
+    """Of expressions that may be needed no more: 64 of them hold megabytes of what a container's processes are called."""
+    _COMPILED.forget_searches(processes)
 
 
 def _compile(translated: str) -> Pattern[str]:

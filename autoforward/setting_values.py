@@ -5,16 +5,14 @@ Each `parse_*` raises SettingError, whose path begins below the key that the val
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from autoforward.errors import UsageError
-from autoforward.expressions import MAX_EXPRESSIONS, Budget, Expression, ExpressionError
+from autoforward.expressions import MAX_EXPRESSIONS, Budget, Expression, ExpressionError, compiled
 from autoforward.model import LANE_CHOICES, LaneChoice, PortSpec
 from autoforward.portspec import MAX_PORT, is_port, parse_port_set, parse_port_spec
 
@@ -59,17 +57,6 @@ class Selection:
 
 
 NOTHING = Selection()
-
-
-@lru_cache(maxsize=64)
-def compiled(processes: tuple[str, ...]) -> tuple[Expression, ...]:
-    """They remember what they have searched, and share a budget. One that is stored and not valid any more is left out."""
-    budget = Budget()
-    found = []
-    for source in processes:
-        with contextlib.suppress(ExpressionError):
-            found.append(Expression(source, budget))
-    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 from autoforward.attributes import NO_RULES, AttributeRules
 from autoforward.config import NO_SETTINGS, Settings, parse_settings
 from autoforward.environment import NO_ENVIRONMENT, SessionEnvironment
+from autoforward.expressions import compiled, forget_searches
 from autoforward.model import (
     LANE_CHOICES,
     ContainerInfo,
@@ -29,7 +30,6 @@ from autoforward.setting_values import (
     DEFAULT_POLL_INTERVAL_S,
     LocalPorts,
     Selection,
-    compiled,
     parse_interval,
     parse_max_ports,
 )
@@ -75,8 +75,17 @@ class SessionOptions:
 
     def __post_init__(self) -> None:
         """Expressions are compiled where options are made, in a thread, and not on the control loop at the first port."""
-        for processes in (self.exclude_processes, self.include_processes, self.firm_processes):
+        for processes in self._expressions:
             compiled(processes)
+
+    @property
+    def _expressions(self) -> tuple[tuple[str, ...], ...]:
+        return self.exclude_processes, self.include_processes, self.firm_processes
+
+    def forget_searches(self, kept: SessionOptions | None = None) -> None:
+        """These options are in force no more: what their expressions have found is dropped, but for those of `kept`."""
+        for processes in set(self._expressions) - set(kept._expressions if kept is not None else ()):
+            forget_searches(processes)
 
     @classmethod
     def of(cls, settings: Settings, *, auto: bool = True, auto_udp: bool = False) -> SessionOptions:

@@ -43,6 +43,9 @@ SETTLE_S = 0.3
 RETRY_S = 5.0
 """When the folders cannot be watched."""
 
+MAX_TOLD = 5
+"""Warnings of one configuration in the log: a container may write another one every two seconds."""
+
 MAX_READERS = 4
 """Sessions whose files are read at once."""
 
@@ -293,8 +296,11 @@ class LiveConfiguration:
             name = session.record.container_name
             log.info("%s: its configuration has changed", name)
             new = [request for request in session.record.requests if request not in before.requests]
-            for warning in (*warnings, *not_granted(new, before.way_out)):
+            told = [*warnings, *not_granted(new, before.way_out)]
+            for warning in told[:MAX_TOLD]:
                 log.warning("%s: %s", name, warning)
+            if len(told) > MAX_TOLD:
+                log.warning("%s: and %d more of these: `autoforward attach` says them", name, len(told) - MAX_TOLD)
             await self._store(session)
         await self._complain(session, None)
 

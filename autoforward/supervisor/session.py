@@ -219,6 +219,7 @@ class Session:
 
     async def _take_over(self, record: SessionRecord, *, at_once: bool = True) -> None:
         before, self.record = self.record, record
+        before.options.forget_searches(kept=record.options)
         await self.forwarder.move_to(self._place(record))
         repaced = before.options.poll_interval_s != record.options.poll_interval_s
         rewatch = (
@@ -296,6 +297,7 @@ class Session:
             # Not only once the collector comes to the circle that a session is: thousands of sockets are megabytes.
             self._snapshot, self._seen = (), {}
             self._watching.forget()
+            self.record.options.forget_searches()
             self.state, self.problem = "ended", reason
             await self._publisher.publish(self.forwarder.session_event("detached", reason))
             self._settled.set()

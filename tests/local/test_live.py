@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
@@ -65,9 +66,11 @@ class Scene:
         self.sessions: list[FakeSession] = []
         self.said: asyncio.Queue[str] = asyncio.Queue()
         self.stored: list[str] = []
+        self.has_stored = asyncio.Event()
 
         async def store(session: Any) -> None:
             self.stored.append(session.record.session_id)
+            self.has_stored.set()
 
         async def publish(event: PortEvent) -> None:
             await self.said.put(f"{event.event}: {event.reason}")
@@ -321,3 +324,22 @@ def test_an_answer_that_cannot_be_put_in_force_is_an_error(tmp_path: Path) -> No
             await scene.live.reconsider(cast(Any, one), {}, revoked=False)
 
     run(story)
+
+
+def test_warnings_of_one_configuration_are_bounded_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A container may write another configuration every two seconds, and must not rotate the others' lines away."""
+
+    async def story(scene: Scene) -> None:
+        path = tmp_path / "devcontainer.json"
+        path.write_text("{}")
+        scene.sessions = [one] = [FakeSession("one", config_file=path)]
+        scene.live.refresh()
+        bad = {f"{number}": {"onAutoForward": "no such"} for number in range(1, 40)}
+        save(path, json.dumps({"portsAttributes": bad, "customizations": {"autoforward": {"maxPorts": 3}}}))
+        await one.wait_max_ports(3)
+        await asyncio.wait_for(scene.has_stored.wait(), 20)
+
+    run(story)
+    about = [message for message in caplog.messages if message.startswith("one: ")]
+    assert any("34 more of these" in message for message in about)
+    assert len([message for message in about if "portsAttributes" in message]) == live_module.MAX_TOLD

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from autoforward import expressions
 from autoforward.expressions import (
     BUDGET_S,
+    MAX_COMPILED,
     MAX_DEPTH,
     MAX_EXPRESSION_LENGTH,
     MAX_EXPRESSIONS,
@@ -20,9 +21,10 @@ from autoforward.expressions import (
     Budget,
     Expression,
     ExpressionError,
+    compiled,
     translate,
 )
-from autoforward.setting_values import SettingError, parse_selection
+from autoforward.setting_values import Selection, SettingError, parse_selection
 from autoforward.settings import SessionOptions
 
 LONG = "a" * (MAX_SUBJECT_LENGTH - 1) + "!"
@@ -182,6 +184,30 @@ def test_options_that_are_made_have_their_expressions_compiled() -> None:
     assert r"only\x20here" in expressions._PATTERNS._kept
 
 
+def test_what_was_searched_goes_with_the_options() -> None:
+    """A container may write others every two seconds, and name its processes as it likes: 1 MB each time."""
+    before = SessionOptions(exclude_processes=("one",), include_processes=("both",))
+    after = SessionOptions(exclude_processes=("other",), include_processes=("both",))
+    for processes in (("one",), ("other",), ("both",)):
+        assert not Selection((), processes).has(1, "a server")
+    before.forget_searches(kept=after)
+    assert {name: len(compiled((name,))[0]._remembered) for name in ("one", "other", "both")} == {
+        "one": 0,
+        "other": 1,
+        "both": 1,
+    }
+    after.forget_searches()
+    assert not compiled(("both",))[0]._remembered
+
+
+def test_lists_of_expressions_that_are_kept_are_bounded() -> None:
+    first = compiled(("first of many",))
+    assert compiled(("first of many",)) is first
+    for number in range(MAX_COMPILED):
+        compiled((f"list {number}",))
+    assert compiled(("first of many",)) is not first
+
+
 def test_what_is_kept_compiled_is_bounded_and_compiled_again_when_it_is_used() -> None:
     first = Expression("first")
     for number in range(60):
@@ -258,6 +284,8 @@ def test_the_expressions_of_a_configuration_share_a_budget(caplog: pytest.LogCap
     assert other.fault is not None
     assert "together" in other.fault
     assert slow.fault is None
+    assert not slow.is_in("a")
+    assert len(caplog.records) == 1, "said once"
     assert Expression("b", Budget()).is_in("b")
 
 
