@@ -92,5 +92,5 @@ def test_a_program_gets_no_other_urls(url: str, monkeypatch: pytest.MonkeyPatch)
     """A code in a URL would be on its command line."""
     monkeypatch.setenv("AUTOFORWARD_BROWSER", "/bin/true")
     monkeypatch.delenv("CI", raising=False)
-    with pytest.raises(AutoforwardError, match="no URL of a forward"):
+    with pytest.raises(AutoforwardError, match="not the URL of a forward"):
         begin_opening(url)

@@ -122,7 +122,7 @@ def test_a_state_folder_that_others_can_exchange_is_refused_and_not_made(tmp_pat
             (parent / "state").mkdir(mode=0o700)
         for call in (StatePaths(parent / "state").ensure, StatePaths(parent / "deep" / "state").ensure):
             with pytest.raises(
-                StateFolderError, match=f"exchanged by others: {parent} can be written by others"
+                StateFolderError, match=f"replaced by other users: {parent} can be written by others"
             ) as caught:
                 call()
             assert caught.value.hint and "chmod go-w" in caught.value.hint and "AUTOFORWARD_HOME" in caught.value.hint
@@ -153,7 +153,7 @@ def test_settings_that_others_could_write_are_not_read(tmp_path: Path) -> None:
     assert read_user_settings(path).max_ports == 7
     for place, mode, right in ((folder, 0o777, 0o755), (path, 0o666, 0o644)):
         place.chmod(mode)
-        with pytest.raises(UsageError, match=f"others could write it: {place} can be written") as caught:
+        with pytest.raises(UsageError, match=f"other users could write it: {place} can be written") as caught:
             read_user_settings(path)
         assert caught.value.hint
         place.chmod(right)
