@@ -15,6 +15,7 @@ from typing import Any
 from autoforward.candidates import AllocationFailure, plan_candidates
 from autoforward.leases import (
     HELD_KEY,
+    SETTLED_S,
     SINCE_KEY,
     Lease,
     ProcessIdentity,
@@ -342,17 +343,33 @@ def _settled_elsewhere(document: RegistryDocument, lease: Lease | None, now: dat
 
     None where it does not stay: the rule is in SPEC.md, "Which number".
     """
-    if lease is None or lease.host_port == lease.container_port or not lease.has_settled(now):
+    if lease is None or lease.host_port == lease.container_port:
         return None
     own = lease.container_port
-    for other in document.entries:
-        is_rival = (other.transport, other.host_port) == (lease.transport, own) and other.identity != lease.identity
-        if is_rival and other.has_settled(now):
+    rivals = [
+        other
+        for other in document.entries
+        if (other.transport, other.host_port) == (lease.transport, own) and other.identity != lease.identity
+    ]
+    for other in rivals:
+        if _is_beside(other, lease) and other.was_used_within(SETTLED_S, now):
+            return f"host port {own} is that of {other.service or _place(other)}, in the same project"
+    if not lease.has_settled(now):
+        return None
+    for other in rivals:
+        if other.has_settled(now):
             return f"host port {own} is that of {_place(other)}, and both have settled"
     for session in document.sessions:
         if _identity_of(session) != lease.identity and own in _declared_numbers(session, lease.transport):
             return f"host port {own} is declared by {session.get('workspace') or session.get('container_name')}"
     return None
+
+
+def _is_beside(one: Lease, other: Lease) -> bool:
+    """Whether both are of one workspace or compose project: services that are attached to together, in no order."""
+    if one.workspace is not None or other.workspace is not None:
+        return one.workspace == other.workspace
+    return one.service is not None and one.identity.rpartition("/")[0] == other.identity.rpartition("/")[0]
 
 
 def _identity_of(session: Session) -> str:

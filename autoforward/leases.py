@@ -110,6 +110,11 @@ class Lease:
     def has_settled(self, now: datetime) -> bool:
         return (self.held_s(now) or 0.0) >= SETTLED_S
 
+    def was_used_within(self, seconds: float, now: datetime) -> bool:
+        """Whether it is bound, or was until then."""
+        updated = parse_time(self.updated)
+        return self.state == "bound" or (updated is not None and (now - updated).total_seconds() <= seconds)
+
     @property
     def says_settled(self) -> bool:
         """Whether that is written, so that it holds however the process ends."""

@@ -104,7 +104,8 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 
 def wants(container_port: int, identity: str = "web", **more: Any) -> AllocationRequest:
-    return AllocationRequest(identity, ForwardKey("tcp", None, container_port), "127.0.0.1", ROW, **more)
+    row = replace(ROW, workspace=f"/home/me/{identity}")
+    return AllocationRequest(identity, ForwardKey("tcp", None, container_port), "127.0.0.1", row, **more)
 
 
 @contextmanager
@@ -206,9 +207,27 @@ def test_two_that_have_settled_keep_their_numbers_in_any_order(home: Home, port:
     second = home.get(wants(port, "two"))
     assert (second.pair.host_port, second.remap_reason) == (
         port + 1,
-        f"host port {port} is that of /home/me/web, and both have settled",
+        f"host port {port} is that of /home/me/one, and both have settled",
     )
     assert home.get(wants(port, "one")).pair.host_port == port
+
+
+def test_services_of_one_project_keep_their_numbers_in_whatever_order_they_come(home: Home, port: int) -> None:
+    """Attached to anew, all at once: the one that is looked into first must not take the other's number."""
+
+    def of(service: str, project: str = "shop") -> AllocationRequest:
+        row = replace(ROW, workspace=None, service=service)
+        return replace(wants(port, f"unix:///x|compose:{project}/{service}#1"), row=row)
+
+    for allocation in [home.get(of("app")), home.get(of("db"))]:
+        home.give_back(allocation)
+    db = home.get(of("db"))
+    assert (db.pair.host_port, db.remap_reason) == (port + 1, f"host port {port} is that of app, in the same project")
+    home.give_back(db)
+    home.now += timedelta(minutes=11)
+    home.allocator.update_rows([replace(db.lease, state="reserved", extra={"held_s": 61})])
+    home.ledger.transact(lambda document, now: document.entries.__setitem__(0, replace(document.entries[0], extra={})))
+    assert home.get(of("db")).pair.host_port == port, "the other has not had it for long"
 
 
 @pytest.mark.parametrize(("one_s", "two_s"), [(601, 30), (30, 601)])
@@ -511,7 +530,10 @@ def test_the_rule_holds_for_all_ports_of_a_container_whatever_is_taken_and_lease
         )
 
     document = RegistryDocument(entries=[lease("web", port, *known) for port, known in leases.items()])
-    document.entries += [lease("other", number, number, settled) for number, settled in rivals.items()]
+    document.entries += [
+        replace(lease("other", number, number, settled), workspace="/home/me/other")
+        for number, settled in rivals.items()
+    ]
     held: set[int] = set()
 
     def bind(_host_ip: str, number: int, transport: Any) -> Any:
