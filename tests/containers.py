@@ -83,6 +83,10 @@ def sweep_dead_runs(client: docker.DockerClient) -> None:
             sweep(client, owner)
 
 
+PTRACE: dict[str, list[str]] = {"cap_add": ["SYS_PTRACE"]}
+"""For a container in which root looks into the agent's descriptors, or speaks in its place: the agent is not dumpable."""
+
+
 def eventually(check: Callable[[], T], *, timeout_s: float = 10.0, what: str = "") -> T:
     """Call `check` until it gives something true, and return that. For things that no event announces.
 

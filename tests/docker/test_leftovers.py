@@ -24,7 +24,7 @@ from autoforward.lanes.scripts import relay_environment, watcher_argv
 from autoforward.supervisor.engines import ENGINE_THREADS
 from tests.conformance import dial, direct_sockets, is_watcher, read_all, relays_in
 from tests.conftest import ContainerFactory, Runner, supervisor_of
-from tests.containers import Container, Process, Server, eventually
+from tests.containers import PTRACE, Container, Process, Server, eventually
 
 pytestmark = pytest.mark.usefixtures("always_direct")
 RESET = struct.pack("ii", 1, 0)
@@ -121,7 +121,7 @@ def wait_connected(container: Container, server: Server, count: int) -> None:
 def test_two_hundred_connections_half_of_them_reset(
     container: ContainerFactory, run: Runner, home: Path, lane: str
 ) -> None:
-    one = container(LANES[lane])
+    one = container(LANES[lane], **PTRACE)
     server = one.start_server("echo")
     host_port = attach(run, one, server, lane)
     descriptors = supervisor(home).num_fds()
@@ -178,7 +178,7 @@ def test_kill_9_of_the_supervisor_leaves_nothing(
     container: ContainerFactory, run: Runner, home: Path, lane: str
 ) -> None:
     """Also with open connections to a server that ignores the end of its input."""
-    one = container(LANES[lane])
+    one = container(LANES[lane], **PTRACE)
     server = one.start_server("ignores-eof")
     clients = open_connections(attach(run, one, server, lane), 10)
     wait_connected(one, server, 10)
@@ -192,7 +192,7 @@ def test_kill_9_of_the_supervisor_leaves_nothing(
 
 def test_supervisor_told_to_end_leaves_nothing(container: ContainerFactory, run: Runner, home: Path, lane: str) -> None:
     """It drains first: a connection that is answered within the drain is answered in full."""
-    one = container(LANES[lane])
+    one = container(LANES[lane], **PTRACE)
     server = one.start_server("late-answer", delay_s=1.0)
     host_port = attach(run, one, server, lane)
     stuck = one.start_server("ignores-eof")
@@ -221,7 +221,7 @@ def test_client_that_closes_while_its_server_ignores_eof(
     container: ContainerFactory, run: Runner, home: Path, lane: str
 ) -> None:
     """The one who only half-closed at the same time keeps its relay."""
-    one = container(LANES[lane])
+    one = container(LANES[lane], **PTRACE)
     server = one.start_server("ignores-eof")
     host_port = attach(run, one, server, lane)
     half, *closing = open_connections(host_port, 4)
@@ -244,7 +244,7 @@ def test_client_that_closes_while_its_server_ignores_eof(
 
 
 def test_server_that_dies_takes_its_relays_along(container: ContainerFactory, run: Runner, lane: str) -> None:
-    one = container(LANES[lane])
+    one = container(LANES[lane], **PTRACE)
     server = one.start_server("ignores-eof")
     clients = open_connections(attach(run, one, server, lane), 5)
     wait_connected(one, server, 5)
@@ -286,7 +286,7 @@ def test_address_that_answered_is_dialled_alone(container: ContainerFactory, run
 
 def test_relay_that_starts_as_the_watcher_ends_is_swept_too(container: ContainerFactory) -> None:
     """The supervisor may die between asking for a process and its start: it appears after the first look for relays."""
-    one = container("full")
+    one = container("full", **PTRACE)
     session = "a" * 32
     carried = " ".join(f"{name}={value}" for name, value in relay_environment("b" * 32, session).items())
     # The pause between the two looks is where the late one comes in.

@@ -17,7 +17,7 @@ import pytest
 
 from autoforward import wire
 from tests.conftest import ContainerFactory, Runner, command_env, script
-from tests.containers import Container, eventually
+from tests.containers import PTRACE, Container, eventually
 from tests.docker.observing import Command, dev_container_labels, free_port, registry, row_of, rows
 from tests.page_client import Stream
 from tests.terminal import Terminal
@@ -146,7 +146,7 @@ def test_no_control_character_in_any_output(
     (folder / ".devcontainer").mkdir(parents=True)
     port, other = free_port(), free_port()
     mark = f"autoforward.text={uuid.uuid4().hex[:8]}"
-    app = container(labels=nasty_labels(str(folder), port, **dict([mark.split("=")])))
+    app = container(**PTRACE, labels=nasty_labels(str(folder), port, **dict([mark.split("=")])))
     start_named(app, port, [f"--{NASTY}", NASTY])
 
     # Files that are not valid, in a folder of that name: each error names file and line.

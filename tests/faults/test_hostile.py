@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ContainerFactory, Runner, command_env, script
-from tests.containers import Container, Process, eventually
-from tests.docker.observing import free_port, logged, row_of, rows
+from tests.containers import PTRACE, Container, Process, eventually
+from tests.docker.observing import free_port, logged, row_of, rows, wait_event
 from tests.faults.neighbour import Harm, Neighbour, watched
 from tests.faults.report import Fault
 from tests.faults.traffic import ask_once
@@ -160,13 +160,15 @@ def test_gigabytes_where_our_watcher_or_agent_speaks(
     what: str,
     descriptor: int,
 ) -> None:
-    bad = container()
+    bad = container(**PTRACE)
     server = bad.start_server(port=free_port())
     run("autoforward", "attach", bad.name, "--lane", lane, check=0)
     row_of(run, server.port, status="active")
     with watched(neighbour) as harm:
         in_background(bad, ["sh", "-c", POUR.format(what=what, descriptor=descriptor)])
         harm.last(ASSAULT)
+        if descriptor == 1:
+            wait_event(home, "reconnecting", server.port)
     row = fault(f"container pours `{what}` into our {'stdout' if descriptor == 1 else 'stderr'} ({lane})")
     row.note_events(logged(home, server.port)[1:6])
     check(harm, row, bad)

@@ -20,7 +20,7 @@ from autoforward import wire
 from autoforward.core.budget import EVENTS, PATIENCE_S
 from autoforward.frames import SocketEntry
 from tests.conftest import ContainerFactory, Runner
-from tests.containers import Container, eventually
+from tests.containers import PTRACE, Container, eventually
 from tests.docker.observing import free_port, logged, row_of, rows
 from tests.faults.neighbour import Neighbour, watched
 from tests.faults.report import Fault
@@ -120,7 +120,7 @@ def test_valid_frames_without_end(
     flood: str,
 ) -> None:
     said, pause_s = FLOODS[flood]
-    bad = container()
+    bad = container(**PTRACE)
     attach(run, bad, said)
     since = logged(home)[-1]["seq"]
     began_s = time.monotonic()
@@ -153,7 +153,7 @@ def test_a_window_of_data_in_pieces_of_two_bytes(
     container: ContainerFactory, run: Runner, neighbour: Neighbour, fault: Callable[[str], Fault]
 ) -> None:
     """For a client that reads nothing: 33 MB of memory for a megabyte of credit."""
-    bad = container()
+    bad = container(**PTRACE)
     server = bad.start_server(port=free_port())
     run("autoforward", "attach", bad.name, "--lane", "agent", "--no-direct", check=0)
     host_port = row_of(run, server.port, status="active")["localPort"]
@@ -172,7 +172,7 @@ def test_the_supervisor_ends_in_time_meanwhile(
     container: ContainerFactory, run: Runner, neighbour: Neighbour, flood: str
 ) -> None:
     said, pause_s = FLOODS[flood]
-    bad = container()
+    bad = container(**PTRACE)
     attach(run, bad, said)
     speak(bad, said, pause_s=pause_s)
     with Traffic(neighbour.host_port) as traffic:
@@ -182,7 +182,7 @@ def test_the_supervisor_ends_in_time_meanwhile(
 
 def test_a_command_does_not_hang_beside_it(container: ContainerFactory, run: Runner, neighbour: Neighbour) -> None:
     """`attach` of another container hung for as long as the snapshots that had come were worked off."""
-    bad, other = container(), container()
+    bad, other = container(**PTRACE), container()
     attach(run, bad, b"")
     speak(bad, b"")
     with Traffic(neighbour.host_port) as traffic:
