@@ -65,6 +65,8 @@ def test_any_file_is_an_error_at_once_and_of_no_effect(
         for name, make in everything(kind).items():
             put(path, make)
             took_s, said = timed(run, argv, codes)
+            if took_s >= limit_s:  # the shorter of two, as with the ordinary file
+                took_s = min(took_s, timed(run, argv, codes)[0])
             assert took_s < limit_s, f"{name}: {took_s:.1f} s, an ordinary file {ordinary_s:.1f} s"
             assert str(path) in said.replace("\n", ""), (name, said)
             assert "Traceback" not in said, (name, said)

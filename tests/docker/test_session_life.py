@@ -114,7 +114,7 @@ def test_new_container_takes_over_the_sockets_of_the_old_one(
     before = row_of(run, server.port, status="active")
     new = container(labels=dev_container_labels(folder))
     new.start_server(port=server.port, text="new")
-    run("autoforward", "attach", new.name, check=0)
+    run("autoforward", "attach", "--replace", new.name, check=0)
     [after] = rows(run)
     assert (after["localPort"], after["id"], after["containerId"]) == (before["localPort"], before["id"], new.id)
     assert fetch(after["url"]) == "new\n"

@@ -36,6 +36,9 @@ from tests.faults.traffic import Traffic, ask_once
 
 MAX_RATIO = 5.0
 MAX_GROWTH_BYTES = 20_000_000
+MAX_KEPT_BYTES = 16_000_000
+"""What the allocator may keep after the largest peak; the same once more has to do with that (`test_hostile_frames`)."""
+
 CONTROL_ANSWER_S = 0.5
 END_S = 10.0
 
@@ -145,7 +148,7 @@ class Harm:
         assert slowest_answer_s < allowed_s, f"the control socket took {slowest_answer_s:.2f} s"
         assert growth < MAX_GROWTH_BYTES, f"the supervisor grew by {growth / 1e6:.1f} MB"
         eventually(
-            lambda: memory_of(supervisor) - self.before_bytes < MAX_GROWTH_BYTES / 2,
+            lambda: memory_of(supervisor) - self.before_bytes < MAX_KEPT_BYTES,
             timeout_s=30,
             what="its memory comes back",
         )

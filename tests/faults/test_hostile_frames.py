@@ -22,7 +22,7 @@ from autoforward.frames import SocketEntry
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import PTRACE, Container, eventually
 from tests.docker.observing import free_port, logged, row_of, rows
-from tests.faults.neighbour import Neighbour, watched
+from tests.faults.neighbour import Neighbour, memory_of, watched
 from tests.faults.report import Fault
 from tests.faults.test_hostile import in_background
 from tests.faults.traffic import Traffic
@@ -141,6 +141,26 @@ def test_valid_frames_without_end(
     bad.remove()
     eventually(lambda: len(rows(run)) == 1, timeout_s=60, what="all of it is taken away again")
     harm.check(row)
+
+
+def test_the_same_once_more_keeps_no_more_memory(
+    container: ContainerFactory, run: Runner, neighbour: Neighbour
+) -> None:
+    """What the largest snapshots leave behind is the allocator's, not a list that grows."""
+    said, pause_s = FLOODS["snapshots of 4,096 sockets"]
+    kept = [memory_of(neighbour.supervisor)]
+    for _ in range(2):
+        bad = container(**PTRACE)
+        attach(run, bad, said)
+        speak(bad, said, pause_s=pause_s)
+        eventually(lambda bad=bad: len(rows(run, bad.name)) >= 128, timeout_s=30, what="it is heard")
+        with Traffic(neighbour.host_port) as traffic:
+            traffic.wait_attempts(ATTEMPTS // 2)
+        bad.remove()
+        eventually(lambda: len(rows(run)) == 1, timeout_s=60, what="all of it is taken away again")
+        kept.append(memory_of(neighbour.supervisor))
+    first, second = kept[1] - kept[0], kept[2] - kept[1]
+    assert second < max(3_000_000, first / 2), kept
 
 
 def failed(run: Runner, bad: Container) -> dict[str, str]:
