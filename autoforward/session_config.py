@@ -33,7 +33,7 @@ from autoforward.settings_files import (
     customizations_of,
     read_customizations,
     read_settings_file,
-    read_user_settings,
+    read_user_file,
 )
 from autoforward.trust.environment import Granted, granted, without_values
 from autoforward.trust.folders import is_trusted, lies_in
@@ -91,8 +91,8 @@ def read_sources(
     `word` is what the user has said of the workspace, which the container may write.
     """
     files = _Files(sources, accept_links)
-    user = NO_SETTINGS if sources.user_file is None else read_user_settings(sources.user_file)
-    user_source: Source = "workspace" if lies_in(sources.user_file, sources.folder) else "config"
+    user, user_document = (NO_SETTINGS, None) if sources.user_file is None else read_user_file(sources.user_file)
+    user_source: Source = "workspace" if _is_foreign(user_document, sources) else "config"
     patterns = (user.trust or ()) if user_source == "config" else ()
     folder = sources.folder or (os.path.dirname(sources.project_file) if sources.project_file else None)  # noqa: PTH120
     word = replace(word, trusts_files=is_trusted(folder, patterns))
@@ -114,11 +114,12 @@ def read_sources(
             config = {**config, **found.config}
             customizations = read_customizations(replace(document, table=config))
             features = read_local_features(config, path, files.read_config)
+    settings_file, settings_document = files.settings_in(sources.settings_file, required=True)
     return SourceContents(
         config,
         customizations,
-        files.settings_in(sources.settings_file, required=True),
-        files.settings_in(sources.project_file),
+        settings_file,
+        files.settings_in(sources.project_file)[0],
         user,
         features,
         found.variables,
@@ -127,9 +128,14 @@ def read_sources(
         found.warnings,
         asking.requests,
         word,
-        "workspace" if lies_in(sources.settings_file, sources.folder) else "user",
+        "workspace" if _is_foreign(settings_document, sources) else "user",
         user_source,
     )
+
+
+def _is_foreign(document: Document | None, sources: ConfigSources) -> bool:
+    """Whether the file that was read lies where the container can write."""
+    return document is not None and document.real is not None and lies_in(document.real, sources.folder)
 
 
 class _Files:
@@ -145,9 +151,9 @@ class _Files:
         belongs_to = self._sources.folder or os.path.dirname(path)  # noqa: PTH120
         return self._seen(read_config_file(path, self._rule(str(path), belongs_to), belongs_to))
 
-    def settings_in(self, path: str | None, *, required: bool = False) -> Settings:
+    def settings_in(self, path: str | None, *, required: bool = False) -> tuple[Settings, Document | None]:
         if path is None:
-            return NO_SETTINGS
+            return NO_SETTINGS, None
         belongs_to = self._sources.folder
         if belongs_to is None or not path.startswith(f"{belongs_to}/"):  # where the command has named it
             belongs_to = os.path.dirname(path)  # noqa: PTH120
@@ -155,7 +161,7 @@ class _Files:
         settings, document = read_settings_file(path, rule, belongs_to, required=required)
         if document is not None:
             self._seen(document)
-        return settings
+        return settings, document
 
     def _rule(self, path: str, belongs_to: str | None) -> Rule:
         return ANYWHERE if self._accept_links else Rule(belongs_to, self._sources.links.get(path))

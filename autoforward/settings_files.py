@@ -54,10 +54,12 @@ def read_settings_file(
 
 
 def read_user_settings(path: str | Path) -> Settings:
-    """The settings of the user's own file, which may say everything: so no other user can have written it.
+    """The settings of the user's own file. Raises UsageError."""
+    return read_user_file(path)[0]
 
-    Raises UsageError.
-    """
+
+def read_user_file(path: str | Path) -> tuple[Settings, Document | None]:
+    """The user's own file, which may say everything: so no other user can have written it. Raises UsageError."""
     try:
         problem = ownership.problem(Path(path))
     except OSError:  # not there, or it will be an error where it is read
@@ -67,7 +69,7 @@ def read_user_settings(path: str | Path) -> Settings:
             f"{path} is not read, because other users could write it: {problem}",
             hint="look at what it says, then give it back to you alone (chmod go-w)",
         )
-    return read_settings_file(path)[0]
+    return read_settings_file(path)
 
 
 def parse_toml(text: str | bytes, place: str) -> Settings:

@@ -51,11 +51,12 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """`outside`: where it really is, if that is not within the folder that it belongs to."""
+    """`outside`: where it really is (`real`), if that is not within the folder that it belongs to."""
 
     data: bytes
     signature: Signature
     outside: str | None
+    real: str
 
 
 def read_file(path: str, rule: Rule, belongs_to: str | None) -> Opened:
@@ -86,7 +87,7 @@ def read_file(path: str, rule: Rule, belongs_to: str | None) -> Opened:
         if status.st_size > MAX_CONFIG_BYTES:
             raise NotReadError(f"larger than {MAX_CONFIG_BYTES} bytes")
         descriptor = _for_reading(descriptor)
-        return Opened(_read(descriptor), signature_of(status), outside)
+        return Opened(_read(descriptor), signature_of(status), outside, real)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
             raise NotReadError("cannot be read now: another program has it locked") from None

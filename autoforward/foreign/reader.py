@@ -28,7 +28,8 @@ ANYWHERE = Rule()
 class Document:
     """A file that was read. `lines`: where its keys stand, of those that can be wrong.
 
-    `outside` is where it really is, if that is not within the folder that it belongs to.
+    `real` is where the file is that was read, whatever is at `path` by now; `outside` the same, if that is not within the
+    folder that it belongs to.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Document:
     lines: Mapping[tuple[str, ...], int] = field(default_factory=dict)
     signature: Signature | None = None
     outside: str | None = None
+    real: str | None = None
 
     def place(self, key: Sequence[str]) -> str:
         """`FILE:LINE` of a key, `FILE` where its line is not known; of no key the first line."""
@@ -91,7 +93,7 @@ def read(
     if not isinstance(table, dict):
         raise UsageError(f"{path}:1:1: expected an object, found {type(table).__name__}")
     signature = answer["signature"]
-    return Document(path, table, _lines(answer), tuple(signature), answer["outside"])
+    return Document(path, table, _lines(answer), tuple(signature), answer["outside"], answer["real"])
 
 
 def parse(text: str | bytes, kind: Kind, place: str, *, below: Sequence[str] = ()) -> Document:

@@ -1,7 +1,7 @@
 """What is done with foreign files, as requests and answers that are plain data: here, or in a child.
 
 A request has `op`. `read` (`path`, `kind`, `below`, `within`, `led_to`, `belongs_to`): `table`, `lines`, `signature`,
-`outside`. `parse` (`text`, `kind`, `below`): `value`. `look` (`paths`): `looks`. `below` (`folder`, `name`): `paths`.
+`outside`, `real`. `parse` (`text`, `kind`, `below`): `value`. `look` (`paths`): `looks`. `below` (`folder`, `name`): `paths`.
 Instead of them `missing`, or `problem`, the text that follows the file's name.
 """
 
@@ -45,7 +45,7 @@ def _read(request: Mapping[str, Any], small_only: bool) -> Answer:
     except NotReadError as error:
         return {"problem": f": {error}"}
     answer = _parse(opened.data, request, small_only)
-    return {**answer, "signature": opened.signature, "outside": opened.outside}
+    return {**answer, "signature": opened.signature, "outside": opened.outside, "real": opened.real}
 
 
 def _parse(text: str | bytes, request: Mapping[str, Any], small_only: bool) -> Answer:

@@ -16,11 +16,14 @@ _WILD = re.compile(r"[*?]")
 _AS_EXPRESSION = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
-def lies_in(path: str | None, folder: str | None) -> bool:
-    """Whether a file is in this folder, or below it, so that a container that has the folder mounted may write it."""
-    if path is None or folder is None:
+def lies_in(real: str, folder: str | None) -> bool:
+    """Whether what is at a real path is this folder or below it, so that a container with the folder mounted may write it.
+
+    Of a file that was read, `real` is where it was then (`Document.real`): a second look at its path may see another one.
+    """
+    if folder is None:
         return False
-    real, inside = _real(path), _real(folder)
+    inside = _real(folder)
     return real == inside or real.startswith(inside.rstrip("/") + "/")
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from autoforward.callers import Caller, record_for
 from autoforward.config import KEYS, Settings, parse_settings
+from autoforward.foreign import reader
+from autoforward.foreign.reader import Document
 from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Listener
 from autoforward.policy import plan
 from autoforward.session_config import configure, metadata_of_merged, read_sources
@@ -204,6 +206,31 @@ def test_a_settings_file_in_the_workspace_is_the_workspace_s(tmp_path: Path) -> 
         for how in ({"settings_file": str(path)}, {"user_file": str(path)}):
             record = scene.attach(ROOT, **how)
             assert (record.options.bind, [one.key for one in record.requests]) == (None, ["bind"])
+
+
+@pytest.mark.parametrize("how", ["settings_file", "user_file"])
+def test_a_link_that_is_turned_after_the_file_was_read_gives_no_rights(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path)
+    inside, outside = tmp_path / "ci.toml", tmp_path.parent / f"{tmp_path.name}-harmless.toml"
+    inside.write_text('bind = "0.0.0.0"\n')
+    outside.write_text("")
+    link = tmp_path / "link.toml"
+    link.symlink_to(inside)
+    read = reader.read
+
+    def read_and_turn(path: str, *args: Any, **kwargs: Any) -> Document:
+        document = read(path, *args, **kwargs)
+        if path == str(link):
+            link.unlink()
+            link.symlink_to(outside)
+        return document
+
+    monkeypatch.setattr(reader, "read", read_and_turn)
+    record = scene.attach(ROOT, **{how: str(link)})
+    assert link.resolve() == outside
+    assert (record.options.bind, [one.key for one in record.requests]) == (None, ["bind"])
 
 
 # -- what the user's file narrows ------------------------------------------------------------------
