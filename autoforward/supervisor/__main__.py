@@ -109,7 +109,6 @@ def _start_logging(paths: StatePaths) -> logging.handlers.QueueListener:
     # It formats the record before the thread does, which writes what it is given.
     queued = line_handler(_BoundedQueueHandler(lines), "%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.basicConfig(handlers=[queued], level=os.environ.get("AUTOFORWARD_LOG_LEVEL", "INFO").upper())
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it has a line for each change that it saw
     logging.captureWarnings(True)
     return listener
 

@@ -1,7 +1,7 @@
 """Live configuration: a file that a session depends on is saved, and the session changes.
 
 One watcher for all sessions, on the folders (editors replace a file by renaming another), none while there is no session.
-What is told is only that something happened: what counts is the files as they are then, against what was read last. No file is
+It tells only that something happened: what counts is the files as they are then, against what was read last. No file is
 touched on the control loop, and in a supervisor none in its process: see `foreign.reader`.
 """
 
@@ -10,16 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from autoforward.core.budget import FILES, Budget
 from autoforward.errors import TargetError, UsageError
 from autoforward.events import PortEvent
+from autoforward.files.changes import HAS_INOTIFY, Changes
 from autoforward.foreign import reader
 from autoforward.foreign.children import SILENT
 from autoforward.foreign.opening import Look, Signature
@@ -30,18 +30,17 @@ from autoforward.trust.requests import NO_WORD, Word, not_granted
 
 log = logging.getLogger(__name__)
 
-STEP_MS = 100
-"""How often the watcher looks whether something was told, and how long it must be quiet for a save to be over. Costs 0.06 %
-of a core, at 50 ms twice that."""
+CHANGE_REST_S = 0.2
+"""After a change nothing is looked at for this long: a save is several changes, and a container may make any number."""
 
-DEBOUNCE_MS = 300
-"""The longest that a save is waited for, in a folder where something happens all the time."""
+POLL_S = 1.0
+"""How often files are looked at where their folders cannot be watched."""
 
 SETTLE_S = 0.3
 """A file that cannot be read or is gone is looked at again after this, before a word is said: it may be half written."""
 
 RETRY_S = 5.0
-"""When the folders cannot be watched."""
+"""After a fault, and while files do not answer."""
 
 MAX_TOLD = 5
 """Warnings of one configuration in the log: a container may write another one every two seconds."""
@@ -71,7 +70,7 @@ class LiveConfiguration:
         self._publish = publish
         self._word_of = word_of
         self._wake = asyncio.Event()
-        self._names: frozenset[str] = frozenset()
+        self._is_polling = False
         self._read: dict[str, _Read] = {}
         """By session id: the files as they were when they were read."""
         self._pool = ThreadPoolExecutor(MAX_READERS, thread_name_prefix="autoforward-files")
@@ -134,84 +133,71 @@ class LiveConfiguration:
     # What is watched.
 
     async def _run(self) -> None:
+        folders: frozenset[str] = frozenset()
         while True:
             self._wake.clear()
             try:
-                survey = await self._survey()
-                if survey.folders:
-                    await self._watch(survey.folders)
-                else:
-                    if survey.silent:
-                        self._look(survey)
-                    await self._wait(survey)
-            except OSError as error:  # out of inotify watches, or a folder that went away just now
-                log.warning("configuration files are not watched: %s", error)
-                await self._pause()
+                folders = await self._look_once(folders)
             except Exception:
                 log.exception("a fault while configuration files were watched")
-                await self._pause()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), RETRY_S)
 
-    async def _pause(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), RETRY_S)
-
-    async def _watch(self, folders: frozenset[str]) -> None:
-        """Until the set of folders is another. Files are looked at once the watcher stands, and whenever it tells of them."""
-        from watchfiles import awatch  # 5 MB that a supervisor without sessions need not have
-
-        stop = asyncio.Event()
-        changes = awatch(
-            *sorted(folders),
-            watch_filter=lambda _change, path: self._matters(path),
-            debounce=DEBOUNCE_MS,
-            step=STEP_MS,
-            stop_event=stop,
-            recursive=False,
-            ignore_permission_denied=True,
-        )
-        # Begun before the first look: what was saved before that is seen, what is saved from then on is told.
-        telling = asyncio.ensure_future(anext(changes, None))
+    async def _look_once(self, folders: frozenset[str]) -> frozenset[str]:
+        """Look at the files, and wait until there is a reason to look again; return the folders to watch then."""
+        changes = await self._watch(folders)
         try:
-            await asyncio.sleep(0)
-            while True:
-                self._wake.clear()
-                survey = await self._survey()
-                self._look(survey)
-                if survey.folders != folders:
-                    return
-                await self._wait(survey, telling)
-                if telling.done():
-                    if telling.result() is None:
-                        return
-                    telling = asyncio.ensure_future(anext(changes, None))
+            # Watched before the look: what is saved from then on is told.
+            survey = await self._survey()
+            self._look(survey)
+            if survey.folders == folders and await self._is_woken(survey, changes):
+                return folders
         finally:
-            stop.set()
-            telling.cancel()
-            await asyncio.wait([telling])
-            await changes.aclose()
+            if changes is not None:
+                changes.close()
+        await asyncio.sleep(CHANGE_REST_S)
+        return survey.folders
 
-    async def _wait(self, survey: Survey, *others: asyncio.Future[Any]) -> None:
-        """For one of these or a `refresh`; where files do not answer, not for long."""
-        waking = asyncio.ensure_future(self._wake.wait())
+    async def _watch(self, folders: frozenset[str]) -> Changes | None:
+        """None: there is nothing to watch, or no way to do so."""
+        if not folders or not HAS_INOTIFY:
+            return None
+        changes = None
         try:
-            timeout_s = RETRY_S if survey.silent else None
-            await asyncio.wait([waking, *others], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            changes = Changes()
+            await self._in_pool(lambda: changes.watch(folders))
+        except BaseException as error:
+            if changes is not None:
+                changes.close()
+            if not isinstance(error, OSError):
+                raise
+            if not self._is_polling:  # out of inotify watches
+                log.warning("configuration files are looked at every %g s, not watched: %s", POLL_S, error)
+            self._is_polling = True
+            return None
+        self._is_polling = False
+        return changes
+
+    async def _is_woken(self, survey: Survey, changes: Changes | None) -> bool:
+        """Wait for a change or a `refresh`; where files do not answer or are not watched, not for long. Whether it was this."""
+        waits = [asyncio.ensure_future(self._wake.wait())]
+        if changes is not None:
+            waits.append(asyncio.ensure_future(changes.happened.wait()))
+        timeout_s = RETRY_S if survey.silent else POLL_S if survey.folders and changes is None else None
+        try:
+            await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            waking.cancel()
+            for wait in waits:
+                wait.cancel()
+        return self._wake.is_set()
 
     async def _survey(self) -> Survey:
         files = {path: None for session in self._sessions() for path in session.record.sources.files}
-        survey = await self._in_pool(lambda: look_at_all(files))
-        self._names = survey.names
-        return survey
+        return await self._in_pool(lambda: look_at_all(files))
 
     async def _survey_of(self, session: Session) -> Survey:
         files = session.record.sources.files
         return await self._in_pool(lambda: look_at_all(files))
-
-    def _matters(self, path: str) -> bool:
-        """One of the files, or a folder on the way to one that has come or gone."""
-        return path in self._names or any(name.startswith(path + os.sep) for name in self._names)
 
     # What is done.
 
@@ -358,7 +344,7 @@ class LiveConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What is where sessions have files. `silent`: those that do not answer. `names`: all, and where they really are."""
+    """What is where sessions have files. `silent`: those that do not answer."""
 
     looks: Mapping[str, Look]
     silent: frozenset[str] = frozenset()
@@ -366,10 +352,6 @@ class Survey:
     @property
     def folders(self) -> frozenset[str]:
         return frozenset(folder for look in self.looks.values() for folder in look.folders)
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset(name for path, look in self.looks.items() for name in (path, look.real))
 
     def of(self, sources: ConfigSources) -> Mapping[str, Signature | None]:
         return {path: self.looks[path].signature if path in self.looks else None for path in sources.files}

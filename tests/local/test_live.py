@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import fcntl
+import itertools
 import json
 import logging
+import os
+import struct
+import termios
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 
 from autoforward.errors import AutoforwardError
 from autoforward.events import PortEvent
+from autoforward.files.changes import HAS_INOTIFY, Changes
 from autoforward.model import EngineEndpoint, Identity
 from autoforward.session_config import configure, read_sources
 from autoforward.settings import ConfigSources, SessionRecord
@@ -105,27 +113,32 @@ def save(path: Path, text: str) -> None:
     beside.replace(path)
 
 
+class CountedChanges(Changes):
+    """`standing`: those that are not closed yet."""
+
+    watched: ClassVar[list[set[str]]] = []
+    standing = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        CountedChanges.standing += 1
+
+    def watch(self, folders: Iterable[str]) -> None:
+        super().watch(folders)
+        self.watched.append(set(folders))
+
+    def close(self) -> None:
+        super().close()
+        CountedChanges.standing -= 1
+
+
+@pytest.mark.skipif(not HAS_INOTIFY, reason="folders are watched on Linux only")
 def test_one_watcher_for_all_sessions_and_none_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import watchfiles
-
-    started: list[tuple[str, ...]] = []
-    real = watchfiles.awatch
-
-    ended = asyncio.Event()
-
-    async def counted(*paths: str, **options: Any) -> AsyncIterator[Any]:
-        started.append(paths)
-        try:
-            async for changes in real(*paths, **options):
-                yield changes
-        finally:
-            ended.set()
-
-    monkeypatch.setattr(watchfiles, "awatch", counted)
+    monkeypatch.setattr(live_module, "Changes", CountedChanges)
+    monkeypatch.setattr(CountedChanges, "watched", [])
 
     async def story(scene: Scene) -> None:
         scene.live.refresh()
-        assert started == []
         one, other = tmp_path / "one.toml", tmp_path / "other.toml"
         scene.sessions = [FakeSession("one", project_file=one), FakeSession("other", project_file=other)]
         scene.live.refresh()
@@ -133,17 +146,94 @@ def test_one_watcher_for_all_sessions_and_none_without(tmp_path: Path, monkeypat
         await scene.sessions[1].wait_max_ports(3)
         save(one, "maxPorts = 4")
         await scene.sessions[0].wait_max_ports(4)
-        assert started == [(str(tmp_path),)]
+        assert CountedChanges.watched and all(folders == {str(tmp_path)} for folders in CountedChanges.watched)
+        assert CountedChanges.standing <= 1
         scene.sessions = []
         scene.live.refresh()
-        await asyncio.wait_for(ended.wait(), 20)
+        async with asyncio.timeout(20):
+            while CountedChanges.standing:  # noqa: ASYNC110  # a count that threads of the watcher change
+                await asyncio.sleep(0.01)
         scene.sessions = [FakeSession("third", project_file=one)]
         scene.live.refresh()
         save(one, "maxPorts = 5")
         await scene.sessions[0].wait_max_ports(5)
-        assert len(started) == 2
 
     run(story)
+    assert CountedChanges.standing == 0
+
+
+def rename_often(folder: Path, times: int) -> None:
+    """One file, to ever new names of 230 characters."""
+    names = [str(folder / f"{number:0230}") for number in range(times + 1)]
+    Path(names[0]).touch()
+    for old, new in itertools.pairwise(names):
+        os.rename(old, new)  # noqa: PTH104
+
+
+@pytest.mark.skipif(not HAS_INOTIFY, reason="folders are watched on Linux only")
+def test_of_a_flood_of_names_the_first_is_told_and_no_other(tmp_path: Path) -> None:
+    async def main() -> None:
+        changes = Changes()
+        try:
+            changes.watch([str(tmp_path), str(tmp_path / "none")])
+            rename_often(tmp_path, 1000)
+            waiting = struct.unpack("i", fcntl.ioctl(changes._fd, termios.FIONREAD, b"\0" * 4))[0]
+            assert waiting < 4 * 256, "bytes of events: of one, and of its end"
+            await asyncio.wait_for(changes.happened.wait(), 20)
+        finally:
+            changes.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not HAS_INOTIFY, reason="folders are watched on Linux only")
+def test_a_flood_of_names_in_a_folder_is_looked_at_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container writes its workspace root."""
+    looks = 0
+
+    def counted(paths: Iterable[str]) -> Survey:
+        nonlocal looks
+        looks += 1
+        return look_at_all(paths)
+
+    monkeypatch.setattr(live_module, "look_at_all", counted)
+
+    async def story(scene: Scene) -> None:
+        path = tmp_path / "x.toml"
+        scene.sessions = [one] = [FakeSession("one", project_file=path)]
+        scene.live.refresh()
+        save(path, "maxPorts = 3")
+        await one.wait_max_ports(3)
+        before, began_s = looks, time.monotonic()
+        await asyncio.to_thread(rename_often, tmp_path, 20_000)
+        most = (time.monotonic() - began_s) / live_module.CHANGE_REST_S + 2
+        assert looks - before <= most
+        save(path, "maxPorts = 4")
+        await one.wait_max_ports(4)
+
+    run(story)
+
+
+def test_folders_that_cannot_be_watched_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unwatched(Changes):
+        def watch(self, folders: Iterable[str]) -> None:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(live_module, "Changes", Unwatched)
+    monkeypatch.setattr(live_module, "POLL_S", 0.05)
+
+    async def story(scene: Scene) -> None:
+        path = tmp_path / "x.toml"
+        scene.sessions = [one] = [FakeSession("one", project_file=path)]
+        scene.live.refresh()
+        for ports in (3, 4, 5):
+            save(path, f"maxPorts = {ports}")
+            await one.wait_max_ports(ports)
+
+    run(story)
+    assert sum("not watched" in message for message in caplog.messages) == int(HAS_INOTIFY)
 
 
 def test_what_was_saved_before_the_watcher_stood_is_seen(tmp_path: Path) -> None:
