@@ -16,8 +16,9 @@ from autoforward.devcontainer import config_file_of, usual_config_files
 from autoforward.environment import NO_ENVIRONMENT, SessionEnvironment
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.session_config import NO_METADATA, Metadata, configure, metadata_of, read_sources
-from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, identity_of, new_session_id
+from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, identity_of, mounts_of, new_session_id
 from autoforward.settings_files import project_settings_path
+from autoforward.trust.folders import place_of
 from autoforward.trust.requests import NO_WORD, Word
 
 
@@ -91,10 +92,13 @@ def sources_for(
     config_file: str | Path | None,
     *folders: str | None,
     metadata: Metadata = NO_METADATA,
+    mounts: Sequence[str] = (),
     look: bool = True,
 ) -> ConfigSources:
     """Where a session's configuration is read, and from now on watched. `folders`: where a project file may be."""
+    folder = os.path.abspath(folders[0]) if folders and folders[0] else None  # noqa: PTH100
     project_file = project_settings_path(*(folders if any(folders) else (caller.folder,)), look=look)
+    belongs_to = folder or (str(project_file.parent) if project_file else None)
     return ConfigSources(
         config_file=os.path.abspath(config_file) if config_file else None,  # noqa: PTH100  # keeps symbolic links
         project_file=str(project_file) if project_file else None,
@@ -103,9 +107,11 @@ def sources_for(
         given=caller.given,
         base=metadata.base,
         original=metadata.original,
-        folder=os.path.abspath(folders[0]) if folders and folders[0] else None,  # noqa: PTH100
+        folder=folder,
         links=caller.links or {},
         withheld=caller.withheld,
+        place=place_of(belongs_to, mounts) if look and belongs_to else None,
+        mounts=tuple(mounts),
     )
 
 
@@ -153,7 +159,15 @@ def bare_record(
         manual=tuple(specs),
         siblings=siblings and info.project is not None,
         environment=caller.environment,
-        sources=sources_for(caller, counts, workspace_folder, info.project_folder, metadata=metadata, look=look),
+        sources=sources_for(
+            caller,
+            counts,
+            workspace_folder,
+            info.project_folder,
+            metadata=metadata,
+            mounts=mounts_of(endpoint, info),
+            look=look,
+        ),
     )
 
 

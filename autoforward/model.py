@@ -235,6 +235,8 @@ class ContainerInfo:
     writable_volumes: tuple[str, ...] = ()
     other_mounts: tuple[str, ...] = ()
     """Paths that the engine cannot put a file at."""
+    bind_sources: tuple[str, ...] = ()
+    """Paths of the engine's machine that it has mounted and may write."""
     read_only: bool = False
     """Whether its file system, but for mounts, cannot be written."""
     started: str = ""

@@ -28,7 +28,7 @@ from autoforward.foreign.opening import Rule
 from autoforward.foreign.reader import ANYWHERE, Document
 from autoforward.model import ContainerInfo, PortSpec
 from autoforward.setting_values import SettingError
-from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, identity_of, new_session_id
+from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, identity_of, mounts_of, new_session_id
 from autoforward.settings_files import (
     customizations_of,
     read_customizations,
@@ -36,7 +36,7 @@ from autoforward.settings_files import (
     read_user_file,
 )
 from autoforward.trust.environment import Granted, granted, without_values
-from autoforward.trust.folders import is_trusted, lies_in
+from autoforward.trust.folders import has_moved, is_trusted, lies_in, place_of
 from autoforward.trust.layers import Layer, settle
 from autoforward.trust.ports import Origin, granted_pins, granted_rules
 from autoforward.trust.requests import NO_WORD, Asking, Request, Word
@@ -45,6 +45,8 @@ from autoforward.trust.table import Source
 PORT_KEYS = ("forwardPorts", "portsAttributes", "otherPortsAttributes")
 
 _MERGED_KEYS = (*PORT_KEYS, CUSTOMIZATIONS[0])
+
+MOVED = "nothing that you have allowed counts: it is not the folder of your last attach, or a link that the container can turn"
 
 BUILT_BY_CLI = "vsc-"
 """What the names of images begin with that the official CLI has built."""
@@ -94,8 +96,11 @@ def read_sources(
     user, user_document = (NO_SETTINGS, None) if sources.user_file is None else read_user_file(sources.user_file)
     user_source: Source = "workspace" if _is_foreign(user_document, sources) else "config"
     patterns = (user.trust or ()) if user_source == "config" else ()
-    folder = sources.folder or (os.path.dirname(sources.project_file) if sources.project_file else None)  # noqa: PTH120
-    word = replace(word, trusts_files=is_trusted(folder, patterns))
+    word = replace(word, trusts_files=is_trusted(sources.place, patterns))
+    place_warnings: tuple[str, ...] = ()
+    if sources.folder is not None and (sources.place is None or has_moved(sources.folder, sources.place)):
+        word = replace(word, approved=frozenset(), trusts_files=False)
+        place_warnings = (f"{sources.folder}: {MOVED}",)
     config: Mapping[str, Any] | None = None
     customizations = NO_SETTINGS
     features: tuple[Mapping[str, Any], ...] = ()
@@ -125,7 +130,7 @@ def read_sources(
         found.variables,
         files.links,
         found.withheld,
-        found.warnings,
+        (*place_warnings, *found.warnings),
         asking.requests,
         word,
         "workspace" if _is_foreign(settings_document, sources) else "user",
@@ -135,7 +140,10 @@ def read_sources(
 
 def _is_foreign(document: Document | None, sources: ConfigSources) -> bool:
     """Whether the file that was read lies where the container can write."""
-    return document is not None and document.real is not None and lies_in(document.real, sources.folder)
+    if document is None or document.real is None:
+        return False
+    place = sources.place if sources.folder is not None else None
+    return lies_in(document.real, (sources.folder, place, *sources.mounts))
 
 
 class _Files:
@@ -243,7 +251,8 @@ def sibling_of(anchor: SessionRecord, info: ContainerInfo) -> SessionRecord:
 
     One that is a dev container itself has a configuration of its own.
     """
-    sources = anchor.sources
+    mounts = mounts_of(anchor.endpoint, info)
+    sources = replace(anchor.sources, mounts=tuple(dict.fromkeys((*anchor.sources.mounts, *mounts))))
     if info.workspace_folder is not None:
         metadata = metadata_of(info)
         config_file = config_file_of(info.labels, info.workspace_folder, info.config_file)
@@ -254,6 +263,7 @@ def sibling_of(anchor: SessionRecord, info: ContainerInfo) -> SessionRecord:
             original=metadata.original,
             folder=info.workspace_folder,
             openings=None,
+            place=place_of(info.workspace_folder, sources.mounts),
         )
     return SessionRecord(
         session_id=new_session_id(),

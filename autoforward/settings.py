@@ -147,7 +147,10 @@ class ConfigSources:
     on to win. `variables` are those of the environment that devcontainer.json names in what it says of ports, as far as it
     may have them; `withheld` are the names of the others that the caller had. `openings` are digests of what was opened by
     itself at the last attach, None in records of before. The files need not exist, but for `settings_file`. `folder` is the
-    workspace, in which they belong; `links` where those of them that lead out of it led when the user attached.
+    workspace, in which they belong; `place` where that (without it the folder of `project_file`) really was when the user
+    attached, None where that is not known: it is not asked again, for a container may have turned a link since. `mounts` are
+    folders that the container can write, where its engine is on this machine; `links` where those of the files that lead
+    out of the workspace led when the user attached.
     """
 
     config_file: str | None = None
@@ -162,6 +165,8 @@ class ConfigSources:
     links: Mapping[str, str] = field(default_factory=dict)
     withheld: tuple[str, ...] = ()
     openings: tuple[str, ...] | None = None
+    place: str | None = None
+    mounts: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -182,6 +187,8 @@ class ConfigSources:
             "links": dict(self.links),
             "withheld": list(self.withheld),
             "openings": None if self.openings is None else list(self.openings),
+            "place": self.place,
+            "mounts": list(self.mounts),
         }
 
     @classmethod
@@ -202,6 +209,8 @@ class ConfigSources:
             {str(path): str(real) for path, real in dict(row.get("links", {})).items()},
             tuple(str(name) for name in row.get("withheld", ())),
             None if row.get("openings") is None else tuple(str(digest) for digest in row["openings"]),
+            _text(row.get("place")),
+            tuple(str(path) for path in row.get("mounts", ())),
         )
 
 
@@ -311,7 +320,14 @@ class SessionRecord:
         return replace(self, opened=(*self.opened, forward_id)[-MAX_OPENED:])
 
     def in_container(self, info: ContainerInfo) -> SessionRecord:
-        return replace(self, container_id=info.container_id, container_name=info.name)
+        mounts = tuple(dict.fromkeys((*self.sources.mounts, *mounts_of(self.endpoint, info))))
+        sources = replace(self.sources, mounts=mounts)
+        return replace(self, container_id=info.container_id, container_name=info.name, sources=sources)
+
+
+def mounts_of(endpoint: EngineEndpoint, info: ContainerInfo) -> tuple[str, ...]:
+    """Folders and files of this machine that a container can write; none where the engine is on another one."""
+    return info.bind_sources if endpoint.socket_path is not None else ()
 
 
 def parse_endpoint(row: Mapping[str, Any]) -> EngineEndpoint:

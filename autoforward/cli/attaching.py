@@ -69,7 +69,7 @@ def words_of(*, attaching: bool) -> Callable[[SessionRecord], Word]:
     paths = StatePaths.locate()
     paths.check()
     approvals = Approvals(paths)
-    return lambda record: approvals.word(Workspace.of(record), attaching=attaching)
+    return lambda record: approvals.word_of(record, attaching=attaching)
 
 
 def attach(

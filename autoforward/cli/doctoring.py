@@ -27,7 +27,7 @@ from autoforward.session_config import metadata_of
 from autoforward.sockets import lowest_bindable_port
 from autoforward.targets import resolve_target
 from autoforward.texts import one_line
-from autoforward.trust.approvals import Approvals, Workspace
+from autoforward.trust.approvals import Approvals
 from autoforward.trust.requests import not_granted
 
 MARKS: dict[FindingStatus, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
@@ -104,7 +104,7 @@ def _examine_ports(
             info,
             engine.endpoint,
             caller_of(output.SessionFlags()),
-            word_of=lambda record: approvals.word(Workspace.of(record), attaching=True),
+            word_of=lambda record: approvals.word_of(record, attaching=True),
             target=target,
             metadata=metadata,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from autoforward.callers import bare_record
@@ -20,6 +20,7 @@ from autoforward.registry import Registry
 from autoforward.session_config import configure, read_sources
 from autoforward.settings import SessionRecord, matches
 from autoforward.trust.approvals import Answers, Approvals, Workspace, workspaces_of
+from autoforward.trust.folders import place_of
 from autoforward.trust.requests import Request
 from autoforward.variables import names_in
 
@@ -106,9 +107,21 @@ def requests_of(records: Iterable[SessionRecord], approvals: Approvals) -> dict[
 def _stored(paths: StatePaths) -> Iterable[SessionRecord]:
     for row in Registry(paths, output.warn).read().sessions:
         try:
-            yield SessionRecord.from_json(row)
+            yield _placed(SessionRecord.from_json(row))
         except (KeyError, TypeError, ValueError):  # nobody could restore it either
             continue
+
+
+def _placed(record: SessionRecord) -> SessionRecord:
+    """With where its folder is, which records of before do not say."""
+    sources = record.sources
+    if record.workspace_folder is None or sources.place is not None:
+        return record
+    try:
+        place = place_of(record.workspace_folder, sources.mounts)
+    except UsageError:  # it does not answer
+        place = None
+    return replace(record, sources=replace(sources, place=place))
 
 
 def _is_meant(record: SessionRecord, target: str, folder: str | None) -> bool:

@@ -13,6 +13,9 @@ from autoforward.networks.sharing import may_forge
 BUILD_STEP = "#(nop)"
 """How the engine's own builder marks the commands of steps that run nothing."""
 
+DESKTOP_PREFIX = "/host_mnt"
+"""Where Docker Desktop's machine has the folders of ours."""
+
 
 def container_info(raw: Mapping[str, Any], image_labels: Mapping[str, str] | None) -> ContainerInfo:
     """The engine's `inspect` answer, boiled down. Tolerates missing parts: engines differ.
@@ -63,6 +66,11 @@ def container_info(raw: Mapping[str, Any], image_labels: Mapping[str, str] | Non
         other_mounts=(
             *((raw.get("HostConfig") or {}).get("Tmpfs") or {}),
             *(str(mount.get("Destination")) for mount in raw.get("Mounts") or () if mount.get("Type") != "volume"),
+        ),
+        bind_sources=tuple(
+            str(mount["Source"]).removeprefix(DESKTOP_PREFIX)
+            for mount in raw.get("Mounts") or ()
+            if mount.get("Type") == "bind" and mount.get("RW", True) and mount.get("Source")
         ),
         read_only=bool((raw.get("HostConfig") or {}).get("ReadonlyRootfs")),
         may_forge=may_forge(

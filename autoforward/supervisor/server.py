@@ -62,7 +62,7 @@ from autoforward.supervisor.services import SessionServices
 from autoforward.supervisor.session import Session
 from autoforward.supervisor.siblings import Siblings
 from autoforward.supervisor.watches import Watches
-from autoforward.trust.approvals import Approvals, Workspace, workspaces_of
+from autoforward.trust.approvals import Approvals, workspaces_of
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Supervisor:
             self.sessions.values,
             self.store_session,
             self.hub.publish,
-            lambda record: self.approvals.word(Workspace.of(record)),
+            self.approvals.word_of,
         )
         self.siblings = Siblings(self)
         self.watches = Watches(self, self.actions.restore)

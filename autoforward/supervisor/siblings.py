@@ -18,7 +18,7 @@ from autoforward.settings import SessionRecord, held_by, merge_specs
 from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.session import Session
 from autoforward.targets import services_of
-from autoforward.trust.approvals import Approvals, Workspace
+from autoforward.trust.approvals import Approvals
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +260,7 @@ class Siblings:
         return session
 
     def _read(self, record: SessionRecord) -> SourceContents:
-        return read_sources(record.sources, word=self._host.approvals.word(Workspace.of(record)))
+        return read_sources(record.sources, word=self._host.approvals.word_of(record))
 
     async def _in_pool(self, record: SessionRecord, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._host.engines.get(record.endpoint).pool, job)

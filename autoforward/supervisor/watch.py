@@ -27,8 +27,8 @@ from autoforward.supervisor.describing import describe
 from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.session import Session
 from autoforward.supervisor.siblings import Siblings
-from autoforward.trust.approvals import Approvals, Workspace
-from autoforward.trust.requests import NO_WORD, Word, not_granted
+from autoforward.trust.approvals import Approvals
+from autoforward.trust.requests import Word, not_granted
 
 log = logging.getLogger(__name__)
 
@@ -244,17 +244,13 @@ class Watch:
             record = bare_record(info, self.endpoint, caller, **how, look=False)
         own = replace(record.sources, config_file=None, project_file=None)
         try:
-            word = self._word_of(record)
-        except UsageError:
-            word = NO_WORD
-        try:
-            contents = read_sources(own, word=word)
+            contents = read_sources(own, word=self._word_of(record))
         except UsageError:  # it is these that are not valid
             contents = SourceContents()
         return configure(record, contents)[0]
 
     def _word_of(self, record: SessionRecord) -> Word:
-        return self._host.approvals.word(Workspace.of(record))
+        return self._host.approvals.word_of(record)
 
     async def _take_over(self, session: Session, record: SessionRecord) -> None:
         """Of `record` only what the session has not: it was begun for single ports."""

@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from autoforward.errors import AutoforwardError, UsageError
-from autoforward.foreign.reader import real_path
 from autoforward.leases import format_time
 from autoforward.locking import locked, replace_file
 from autoforward.paths import StatePaths
@@ -42,13 +41,18 @@ class Workspace:
 
     @classmethod
     def of(cls, record: SessionRecord) -> Workspace:
-        """Raises UsageError where the folder does not answer."""
-        folder = record.workspace_folder
-        return cls(record.endpoint.host, real_path(folder) if folder else record.identity.anchor)
+        """Raises UsageError where it is not known where the folder was when the user attached."""
+        folder, place = record.workspace_folder, record.sources.place
+        if folder and place is None:
+            raise UsageError(
+                f"{folder}: where it really is, is not known, so nothing can be allowed to it",
+                hint="attach to it again",
+            )
+        return cls(record.endpoint.host, (place if folder else None) or record.identity.anchor)
 
 
 def workspaces_of(records: Iterable[SessionRecord]) -> list[Workspace | None]:
-    """Of each; None where the folder does not answer."""
+    """Of each; None where that is not known."""
     found: list[Workspace | None] = []
     for record in records:
         try:
@@ -96,6 +100,13 @@ class Approvals:
         if last is None or last[0] != signature:
             self._last = last = signature, self._parse(self._read())
         return last[1]
+
+    def word_of(self, record: SessionRecord, *, attaching: bool = False) -> Word:
+        """As `word`, of a record's workspace; nothing is approved where that is not known."""
+        (workspace,) = workspaces_of([record])
+        if workspace is None:
+            return Word(openings=None if attaching else frozenset(), lowest_port=lowest_bindable_port() or 1)
+        return self.word(workspace, attaching=attaching)
 
     def word(self, workspace: Workspace, *, attaching: bool = False) -> Word:
         """What counts of this workspace. `attaching`: the user does so now, with what would open a browser."""

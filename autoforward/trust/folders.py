@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from autoforward.errors import UsageError
 from autoforward.foreign import reader
@@ -16,23 +16,42 @@ _WILD = re.compile(r"[*?]")
 _AS_EXPRESSION = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
-def lies_in(real: str, folder: str | None) -> bool:
-    """Whether what is at a real path is this folder or below it, so that a container with the folder mounted may write it.
+def lies_in(real: str, folders: Iterable[str | None]) -> bool:
+    """Whether what is at a real path is one of these or below one, so that a container that has it mounted may write it.
 
     Of a file that was read, `real` is where it was then (`Document.real`): a second look at its path may see another one.
     """
-    if folder is None:
-        return False
-    inside = _real(folder)
-    return real == inside or real.startswith(inside.rstrip("/") + "/")
+    named = {folder for folder in folders if folder is not None}
+    return any(_is_below(real, place) for place in named | set(_all_real(named)))
 
 
-def is_trusted(folder: str | None, patterns: Iterable[str]) -> bool:
-    """Whether a pattern of `trust` covers this folder, links followed on both sides. `/**` at the end covers its own."""
-    if folder is None or not (patterns := tuple(patterns)):
-        return False
-    real = _real(folder)
-    return any(_expression(pattern).fullmatch(real) for pattern in patterns)
+def place_of(folder: str, mounts: Collection[str]) -> str | None:
+    """Where a workspace really is; None where a link leads there that the container may have made. Raises UsageError.
+
+    `mounts` are what the container can write: a folder in one of them may be a link to one that it has not.
+    """
+    real = reader.real_path(folder)
+    if lies_in(os.path.abspath(folder), mounts) and not lies_in(real, mounts):  # noqa: PTH100  # keeps symbolic links
+        return None
+    return real
+
+
+def has_moved(folder: str, place: str) -> bool:
+    """Whether a folder is not any more where it was."""
+    return _real(folder) != place
+
+
+def _is_below(real: str, place: str) -> bool:
+    return real == place or real.startswith(place.rstrip("/") + "/")
+
+
+def _all_real(paths: Iterable[str]) -> list[str]:
+    return [look.real for look in reader.survey(paths).values() if look is not None]
+
+
+def is_trusted(place: str | None, patterns: Iterable[str]) -> bool:
+    """Whether a pattern of `trust`, whose links are followed, covers this real path. `/**` at the end covers its own."""
+    return place is not None and any(_expression(pattern).fullmatch(place) for pattern in patterns)
 
 
 def _real(path: str) -> str:

@@ -25,7 +25,7 @@ from autoforward.model import ContainerInfo, EngineEndpoint, Identity
 from autoforward.session_config import read_sources
 from autoforward.settings import ConfigSources, SessionRecord
 from autoforward.trust.approvals import Workspace, workspaces_of
-from autoforward.trust.folders import is_trusted, lies_in
+from autoforward.trust.folders import has_moved, is_trusted, lies_in, place_of
 from tests.hanging_mount import hanging_mount
 from tests.hostile_files import listening
 
@@ -407,13 +407,13 @@ def test_workspace_on_a_mount_that_hangs_is_not_waited_for(
         monkeypatch.setattr(mounts, "_remote_mounts", mounts._remote_mounts.__wrapped__)
         fine = tmp_path / "fine"
         fine.mkdir()
-        records = [record_in(folder / "app"), record_in(fine)]
         began_s = time.monotonic()
         with pytest.raises(UsageError, match="does not answer"):
-            Workspace.of(records[0])
+            place_of(str(folder / "app"), ())
+        records = [record_in(folder / "app"), record_in(fine, place_of(str(fine), ()))]
         assert workspaces_of(records) == [None, Workspace(ENDPOINT.host, str(fine))]
-        assert not is_trusted(str(folder / "app"), [f"{fine}/**"])
-        assert not lies_in(str(fine / "x.toml"), str(folder / "app"))
+        assert has_moved(str(folder / "app"), str(fine))
+        assert not lies_in(str(fine / "x.toml"), [str(folder / "app")])
         assert time.monotonic() - began_s < 10
     for child, _ in reader._children()._stuck:
         child._process.wait(20)
@@ -421,15 +421,14 @@ def test_workspace_on_a_mount_that_hangs_is_not_waited_for(
 
 def test_name_of_a_folder_that_cannot_be_one(anywhere: str) -> None:
     """A NUL in a label of a compose file in a cloned folder."""
-    record = record_in(Path("/src/a\0b"))
-    assert Workspace.of(record).place == "/src/a\0b"
-    assert not lies_in("/src/x.toml", record.workspace_folder)
-    assert not is_trusted(record.workspace_folder, ["/src/x"])
+    assert place_of("/src/a\0b", ()) == "/src/a\0b"
+    assert not lies_in("/src/x.toml", ["/src/a\0b"])
+    assert not is_trusted("/src/a\0b", ["/src/x"])
 
 
-def record_in(folder: Path) -> SessionRecord:
+def record_in(folder: Path, place: str | None = None) -> SessionRecord:
     identity = Identity(ENDPOINT.host, f"workspace:{folder}:")
-    return SessionRecord("s", identity, ENDPOINT, "c", "c", "c", workspace_folder=str(folder))
+    return SessionRecord("s", identity, ENDPOINT, "c", "c", "c", str(folder), sources=ConfigSources(place=place))
 
 
 def test_links_are_followed_without_touching_what_may_hang(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from autoforward.callers import Caller, bare_record
 from autoforward.errors import AutoforwardError
+from autoforward.model import ContainerInfo
 from autoforward.paths import StatePaths
 from autoforward.trust import approvals as module
 from autoforward.trust.approvals import Approvals, Workspace
@@ -118,8 +120,9 @@ def test_two_that_write_at_the_same_time_both_count(paths: StatePaths) -> None:
 def test_a_workspace_is_known_by_its_real_path_and_else_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    there = {Workspace.of(replace(EMPTY, workspace_folder=str(tmp_path / name))).place for name in ("real", "link")}
-    assert there == {str(tmp_path / "real")}
+    for name in ("real", "link"):
+        info = ContainerInfo("c", "web", "running", {"devcontainer.local_folder": str(tmp_path / name)})
+        assert Workspace.of(bare_record(info, EMPTY.endpoint, Caller(), target="web")).place == str(tmp_path / "real")
     assert Workspace.of(EMPTY) == Workspace(EMPTY.endpoint.host, "name:web")
 
 

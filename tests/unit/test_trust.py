@@ -12,15 +12,19 @@ import pytest
 
 from autoforward.callers import Caller, record_for
 from autoforward.config import KEYS, Settings, parse_settings
+from autoforward.errors import UsageError
 from autoforward.foreign import reader
 from autoforward.foreign.reader import Document
+from autoforward.identity.containers import container_info
 from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Listener
+from autoforward.paths import StatePaths
 from autoforward.policy import plan
 from autoforward.session_config import configure, metadata_of_merged, read_sources
 from autoforward.setting_values import LocalPorts, Selection
-from autoforward.settings import SessionRecord
+from autoforward.settings import SessionRecord, mounts_of
 from autoforward.supervisor.deciding import rules_of
-from autoforward.trust.folders import is_trusted, lies_in
+from autoforward.trust.approvals import Approvals, Workspace
+from autoforward.trust.folders import is_trusted, lies_in, place_of
 from autoforward.trust.layers import Layer, settle
 from autoforward.trust.requests import MAX_REQUESTS, NO_WORD, Asking, Word, digest_of, not_granted
 from autoforward.trust.table import OPENINGS, ROWS, TABLE, Source, is_loopback
@@ -66,6 +70,12 @@ class Scene:
         self.folder = folder
         (folder / ".devcontainer").mkdir()
         self.label: list[Rules] = []
+        self.mounts: tuple[str, ...] = ()
+
+    @property
+    def info(self) -> ContainerInfo:
+        labels = {"devcontainer.local_folder": str(self.folder), "devcontainer.metadata": json.dumps(self.label)}
+        return ContainerInfo("c0ffee", "web", "running", labels, bind_sources=self.mounts)
 
     def say(self, source: str, rules: Rules) -> None:
         entry = {"customizations": {"autoforward": rules}} if set(rules) <= set(KEYS) else rules
@@ -77,10 +87,8 @@ class Scene:
             self.label = [{"id": "feature", **entry}]
 
     def attach(self, word: Word, **given: Any) -> SessionRecord:
-        labels = {"devcontainer.local_folder": str(self.folder), "devcontainer.metadata": json.dumps(self.label)}
-        info = ContainerInfo("c0ffee", "web", "running", labels)
         caller = Caller(variables=ENVIRON, **given)
-        return record_for(info, ENDPOINT, caller, target="web", word_of=lambda _record: word)[0]
+        return record_for(self.info, ENDPOINT, caller, target="web", word_of=lambda _record: word)[0]
 
 
 def _toml(value: Any) -> str:
@@ -231,6 +239,61 @@ def test_a_link_that_is_turned_after_the_file_was_read_gives_no_rights(
     record = scene.attach(ROOT, **{how: str(link)})
     assert link.resolve() == outside
     assert (record.options.bind, [one.key for one in record.requests]) == (None, ["bind"])
+
+
+@pytest.mark.parametrize("how", ["settings_file", "user_file"])
+def test_a_file_in_any_mount_of_the_container_is_the_workspace_s(how: str, tmp_path: Path) -> None:
+    workspace, other = tmp_path / "ws", tmp_path / "other"
+    for folder in (workspace, other):
+        folder.mkdir()
+    file, scene = other / "ci.toml", Scene(workspace)
+    file.write_text('bind = "0.0.0.0"\n')
+    (tmp_path / "link").symlink_to(other)
+    for mount, bind in (("nowhere", "0.0.0.0"), ("other", None), ("other/ci.toml", None), ("link", None)):
+        scene.mounts = (str(tmp_path / mount),)
+        assert scene.attach(ROOT, **{how: str(file)}).options.bind == bind
+    record = replace(scene.attach(ROOT, **{how: str(file)}), endpoint=EngineEndpoint("ssh://far", ""))
+    assert mounts_of(record.endpoint, scene.info) == ()
+
+
+def test_what_a_container_can_write_is_what_is_bound_and_not_read_only() -> None:
+    mounts = [
+        {"Type": "bind", "Source": "/src", "RW": True},
+        {"Type": "bind", "Source": "/host_mnt/Users/me", "RW": True},
+        {"Type": "bind", "Source": "/etc", "RW": False},
+        {"Type": "volume", "Source": "/var/lib/docker/volumes/v/_data", "Name": "v", "RW": True},
+    ]
+    assert container_info({"Id": "c", "Mounts": mounts}, {}).bind_sources == ("/src", "/Users/me")
+
+
+def test_a_folder_that_is_put_where_another_was_gets_nothing_of_that(tmp_path: Path) -> None:
+    """The container has the folder above mounted: it can rename its own, and put a link to another there."""
+    mine, other, own = tmp_path / "src" / "mine", tmp_path / "other", tmp_path / "config.toml"
+    for folder in (mine, other):
+        folder.mkdir(parents=True)
+    scene = Scene(mine)
+    scene.mounts = (str(mine.parent),)
+    own.write_text(f'trust = ["{other}"]\n')
+    for source in ("devcontainer.json", ".autoforward.toml"):
+        scene.say(source, {"bind": "0.0.0.0"})
+    approvals = Approvals(StatePaths(tmp_path / "state"))
+    record = scene.attach(ROOT, user_file=str(own))
+    approvals.answer(Workspace(ENDPOINT.host, str(other)), record.requests, approved=True)
+    assert record.requests
+    mine.rename(mine.parent / "away")
+    (mine.parent / "away" / ".devcontainer").rename(other / ".devcontainer")
+    mine.symlink_to(other)
+    assert Workspace.of(record).place == str(mine), "as it was at the attach"
+    contents = read_sources(record.sources, word=approvals.word_of(record))
+    assert configure(record, contents)[0].options.bind is None
+    assert contents.warnings[0].startswith(f"{mine}: nothing that you have allowed counts")
+    # An approval of its own does not go with it either, nor does it get one by being met again.
+    assert not read_sources(record.sources, word=Word(approved=frozenset({"x"}))).word.approved
+    again = scene.attach(Word(approved=frozenset(one.digest for one in record.requests)), user_file=str(own))
+    assert (again.sources.place, again.options.bind) == (None, None)
+    assert approvals.word_of(again).approved == frozenset()
+    with pytest.raises(UsageError, match="is not known"):
+        Workspace.of(again)
 
 
 # -- what the user's file narrows ------------------------------------------------------------------
@@ -482,7 +545,7 @@ def test_folders_that_are_trusted(pattern: str, folder: str, covered: bool, tmp_
     for name in ("mine/a/b", "mines", "other/x"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "other")
-    assert is_trusted(folder.format(tmp_path), [pattern.format(tmp_path)]) is covered
+    assert is_trusted(place_of(folder.format(tmp_path), ()), [pattern.format(tmp_path)]) is covered
 
 
 def test_the_home_folder_stands_in_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -490,8 +553,8 @@ def test_the_home_folder_stands_in_a_pattern(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "src").mkdir()
     assert is_trusted(str(tmp_path / "src"), ["~/src/**"])
     assert not is_trusted(None, ["/**"])
-    assert lies_in(str(tmp_path / "src" / "x"), str(tmp_path))
-    assert not lies_in(str(tmp_path), str(tmp_path / "src"))
+    assert lies_in(str(tmp_path / "src" / "x"), [str(tmp_path)])
+    assert not lies_in(str(tmp_path), [str(tmp_path / "src")])
 
 
 def test_trust_is_for_the_user_s_own_file_alone(tmp_path: Path) -> None:
