@@ -10,7 +10,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from autoforward.masking.shapes import SHAPES, Line, Span
+from autoforward.masking.line import Line, Span
+from autoforward.masking.shapes import SHAPES
 
 MAX_COMMAND_LINE = 200
 MASK = "***"

@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 SECRET_PARTS: Final = (
-    *("password", "passwd", "passphrase", "passcode", "pwd"),
+    *("password", "passwd", "passphrase", "passcode", "pwd", "pswd"),
     *("secret", "token", "credential", "signature", "cookie", "mnemonic"),
 )
 """Anywhere in a name, whatever its style: `PGPASSWORD`, `--passwordFile`, `client_secret`."""
@@ -36,8 +36,8 @@ SECRET_WORDS: Final = frozenset(
 )
 """A word of its own in a name: `DB_PASS`, `--authToken`, `--jwt`; so `passport` and `author` are left alone."""
 
-SECRET_ENDS: Final = ("key", "pass", "auth")
-"""At the end of a word: `apikey`, `requirepass`, `masterauth`."""
+SECRET_ENDS: Final = ("key", "pass", "auth", "pw")
+"""At the end of a word: `apikey`, `requirepass`, `masterauth`, `rootpw`."""
 
 ORDINARY_WORDS: Final = frozenset(
     {
@@ -57,9 +57,20 @@ ORDINARY_WORDS: Final = frozenset(
 """Words that end so and mean something else."""
 
 HARMLESS_OPTIONS: Final = frozenset(
-    {"max_tokens", "max_new_tokens", "num_tokens", "tokenizer", "tokenizer_mode", "tokenizer_path", "tokens_per_second"}
+    {
+        *(
+            "max_tokens",
+            "max_new_tokens",
+            "num_tokens",
+            "tokenizer",
+            "tokenizer_mode",
+            "tokenizer_path",
+            "tokens_per_second",
+        ),
+        *("key_bindings", "key_binding", "key_map", "newkey"),
+    }
 )
-"""Of language models: their tokens are words."""
+"""Of language models (their tokens are words), of keyboards; `-newkey rsa:2048`."""
 
 _HARMLESS = """
     ADDRESS APP_ENV ARCH ASPNETCORE_ENVIRONMENT ASPNETCORE_URLS BABEL_ENV BASE_PATH BIND BROWSER BUNDLE_GEMFILE
@@ -80,6 +91,13 @@ HARMLESS_VARIABLES: Final = frozenset(_HARMLESS.split())
 HARMLESS_VALUES: Final = frozenset({"", "0", "1", "true", "false", "yes", "no", "on", "off", "null", "none"})
 """Of a variable whose name does not say that it is a secret: nothing is hidden in these."""
 
+NO_SECRETS: Final = frozenset({"none", "null", "true", "false"})
+"""Of a name that says that it is a secret: nothing is hidden in these."""
+
+_KEY_FILE = re.compile(r"[\w./~+-]*+(?<=\.(?:pem|key|crt|cer|p12|pfx|jks|der|pub|asc|gpg))|[\w./~+-]*+(?<=\.keystore)")
+_PATH = re.compile(r"(?:~|\.{1,2}+)?/[\w./+-]*+")
+_COUNTS = frozenset({"max", "min", "num", "limit", "total", "count", "budget", "per"})
+_OPTION = re.compile(r"--[a-z]{1,20}(?:-[a-z]{1,20}){0,3}")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _HARMLESS_KINDS = re.compile(r"(?:LC_|XDG_)[A-Z_]++")
 
@@ -95,10 +113,20 @@ def is_secret(name: str) -> bool:
     return any(word in SECRET_WORDS or (word.endswith(SECRET_ENDS) and word not in ORDINARY_WORDS) for word in words)
 
 
+def is_harmless_value(name: str, value: str) -> bool:
+    """Whether this value of a name that says that it is a secret is none: `--auth none`, `--key a.pem`, `--max-tokens-in 9`."""
+    if value.lower() in NO_SECRETS or _KEY_FILE.fullmatch(value):
+        return True
+    words = [word.lower() for word in _WORDS.findall(name)]
+    if "tokens" in words and _COUNTS.intersection(words):
+        return value.isdecimal() and len(value) <= 7
+    return bool(words and words[-1] in ("file", "path", "dir") and _PATH.fullmatch(value))
+
+
 def is_harmless_variable(name: str, value: str) -> bool:
     """Whether `NAME=VALUE` of an environment is known to hold no secret."""
     if is_secret(name):
-        return False
+        return is_harmless_value(name, value)
     if name in HARMLESS_VARIABLES or _HARMLESS_KINDS.fullmatch(name) or value.lower() in HARMLESS_VALUES:
         return True
-    return name.endswith("_PORT") and value.isdecimal() and len(value) <= 5
+    return bool(_OPTION.fullmatch(value)) or (name.endswith("_PORT") and value.isdecimal() and len(value) <= 5)

@@ -1,8 +1,6 @@
 """The shapes in which secrets stand on a command line: a table of what finds them. Pure.
 
-Each row is asked for itself and gives the spans to be hidden; what one finds hides nothing from the others. Texts are
-`Line`s: arguments apart by NUL where these are known, else by spaces as in a shell. No expression goes back over what it
-has read (possessive repeats; a value that is hidden is not searched again), so that the cost is linear in the length.
+Each row is asked for itself and gives the spans to be hidden; what one finds hides nothing from the others.
 """
 
 from __future__ import annotations
@@ -12,81 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from autoforward.masking.names import HARMLESS_VARIABLES, is_harmless_variable, is_secret
-
-Span = tuple[int, int]
+from autoforward.masking.line import Line, Span, index, pieces, values_after
+from autoforward.masking.names import HARMLESS_VARIABLES, is_harmless_value, is_harmless_variable, is_secret
 
 MAX_USER = 24
-"""Characters of a URL's user without a password; what is longer is a token."""
-
-
-class Line:
-    """A command line: `text`, where its quotes are, and the programs that it names."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.programs = frozenset(_PROGRAM.findall(text))
-        self._quotes = _quotes_of(text)
-        self._has_arguments = "\0" in text
-
-    def end_of_value(self, start: int, name_at: int | None = None) -> int:
-        """Where the value that begins at `start` ends; `name_at`: where the name before it begins (`NAME=VALUE`).
-
-        An argument of its own, or one that begins with the name, is a value as a whole; so is the rest of an argument
-        after `;NAME=`. Elsewhere the rules are a shell's: up to a space, quoted parts included; within quotes up to
-        their end.
-        """
-        text = self.text
-        if self._has_arguments and start > 0 and (text[start - 1] == "\0" or (name_at and text[name_at - 1] in "\0;")):
-            return index(text, "\0", start)
-        if _MASKED.match(text, start):  # once before: it stays as it is
-            return start + 3
-        if start < len(text) and text[start] in "\"'":
-            return self._end_of_quoted(start)
-        if quote := self._quotes[start] if start < len(text) else "":
-            return min(index(text, quote, start), index(text, "\0", start))
-        return self._end_of_word(start)
-
-    def end_of_argument(self, start: int) -> int:
-        """The end of the quotes around it, else of the argument."""
-        end = index(self.text, "\0", start)
-        quote = self._quotes[start] if start < len(self.text) else ""
-        return min(end, index(self.text, quote, start)) if quote else end
-
-    def _end_of_quoted(self, start: int) -> int:
-        match = _QUOTED.match(self.text, start)
-        end = match.end() if match else start
-        # `'it'\''s'` is one word of a shell; `"x","y"` is JSON.
-        return end if end >= len(self.text) or self.text[end] in ",}]):&;| \0" else self._end_of_word(end)
-
-    def _end_of_word(self, start: int) -> int:
-        match = _WORD.match(self.text, start)
-        return match.end() if match else start
-
-
-_PROGRAM = re.compile(r"""(?<![^ \0"'(;&|/])[\w.+-]++(?![^ \0"');&|])""")
-_MASKED = re.compile(r"""\*\*\*(?=[,}\])&;|"' ]|$)""")
-_QUOTED = re.compile(r""""(?:[^"\\\0]|\\[^\0])*+"?+|'[^'\0]*+'?+""")
-_WORD = re.compile(rf"(?:{_QUOTED.pattern}|\\[^\0]|[^ \0\"'])++")
-
-
-def _quotes_of(text: str) -> list[str]:
-    """For each character the quote that it stands in, or nothing."""
-    quotes, quote = [], ""
-    for char in text:
-        if char == "\0" or char == quote:
-            quote = ""
-            quotes.append("")
-        else:
-            quotes.append(quote)
-            if not quote and char in "\"'":
-                quote = char
-    return quotes
-
-
-def index(text: str, char: str, start: int) -> int:
-    found = text.find(char, start)
-    return len(text) if found < 0 else found
+"""Characters of a user without a password, in a URL that is not of the web; what is longer is a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,50 +25,22 @@ class Shape:
     find: Callable[[Line], Iterator[Span]]
 
 
-def values_after(
-    pattern: str,
-    is_secret: Callable[[re.Match[str]], bool] | None = None,
-    is_harmless: Callable[[re.Match[str], str], bool] | None = None,
-    *,
-    programs: frozenset[str] | None = None,
-) -> Callable[[Line], Iterator[Span]]:
-    """Values that begin where `pattern` ends, and whose name, if it has one, is group 1.
-
-    Where `is_secret` says so of the match and `is_harmless` does not of the value; `programs`: one of them is named.
-    """
-    compiled = re.compile(pattern)
-
-    def find(line: Line) -> Iterator[Span]:
-        if programs is not None and not programs & line.programs:
-            return
-        hidden = 0
-        for match in compiled.finditer(line.text):
-            if match.start() < hidden or (is_secret is not None and not is_secret(match)):
-                continue
-            start = match.end()
-            end = line.end_of_value(start, match.start(1) if compiled.groups else None)
-            if end > start and not (is_harmless is not None and is_harmless(match, line.text[start:end])):
-                yield start, end
-                hidden = end
-
-    return find
-
-
-def pieces(pattern: str, is_secret: Callable[[str], bool] = lambda _piece: True) -> Callable[[Line], Iterator[Span]]:
-    """What group 1 of `pattern` matches."""
-    compiled = re.compile(pattern)
-
-    def find(line: Line) -> Iterator[Span]:
-        return (match.span(1) for match in compiled.finditer(line.text) if is_secret(match[1]))
-
-    return find
-
-
 # -- names and their values ----------------------------------------------------------------------
 
-_NAMED = r"""(?<![-\w.])([-\w.]++)["'\]]{0,2}+ ?(?:[=:]|%3[Dd]) ?"""
-_VARIABLE = r"(?<![-\w.])((?:-[De])?([A-Z_][A-Z0-9_]*+))="
-_SETTING = r"(?<![^ \0])(?:(?:env|export|-e|--env|--build-arg)[ \0]|-e|--(?:env|build-arg)=)([\w.-]++)="
+_QUOTE = r"""(?:\\{1,7}+["']|["'\]]|%2[27])"""
+_NAMED = rf"""(?<![-\w.])([-\w.]++){_QUOTE}{{0,2}}+ ?(?:=>|\+?=|:|%3[AaDd]) ?"""
+_VARIABLE = r"(?<![-\w.])((?:-[De])?([A-Z_][A-Z0-9_]*+))\+?="
+_SETTING = r"(?<![^ \0])(?:(-e|--env|--build-arg)[ \0]|-e|--(?:env|build-arg)=)([\w.-]++)="
+_BUNDLERS = frozenset({"webpack", "webpack-cli", "webpack-dev-server"})
+_ENVIRONMENT = re.compile(r"""(?<![^ \0"'(;&|/])(?:env|cross-env|sudo|doas|export|declare|typeset)(?=[ \0])""")
+_BEFORE_SETTINGS = re.compile(r"""[ \0](?:-[-\w]++(?:[ \0](?![-\w.]++\+?=)[\w./-]++(?=[ \0](?:-|[\w.-]++\+?=)))?+)""")
+_ASSIGNMENT = re.compile(r"[ \0]([A-Za-z_][\w.-]*+)\+?=")
+_SET = r"""(?<![^ \0"'(;&|])(?:(set|config)(?:[ \0]--?[A-Za-z]++){0,3}+|setenv)[ \0](?!-)([-\w./:]++)[ \0]"""
+_SQL = (
+    r"""(?i:\bpassword(?: ?\( ?| )|\bset password for [^ \0]++ = )(?=\\{0,7}["'])"""
+    r"|(?i:\bidentified (?:with [^ \0]++ )?(?:by|as) )"
+)
+_ELEMENT = re.compile(r"<([\w:.-]++)(?: [^<>\0]*+)?>([^<\0]++)")
 _NO_OPTION = r"(?!-(?:[A-Za-z]|[a-z][-a-z]*+|-[A-Za-z][-\w.]*+)(?:[ \0=]|$))"
 """What comes next is no option itself: `--auth --port 80`."""
 _OPTION = rf"(?<![-\w])(--?[A-Za-z][-\w.]*+)[ \0]{_NO_OPTION}"
@@ -148,6 +48,10 @@ _OPTION = rf"(?<![-\w])(--?[A-Za-z][-\w.]*+)[ \0]{_NO_OPTION}"
 
 def _has_secret_name(match: re.Match[str]) -> bool:
     return is_secret(match[1])
+
+
+def _is_no_secret(match: re.Match[str], value: str) -> bool:
+    return is_harmless_value(match[1], value.strip("\"'"))
 
 
 def _is_unknown(match: re.Match[str]) -> bool:
@@ -158,6 +62,42 @@ def _is_harmless(match: re.Match[str], value: str) -> bool:
     return is_harmless_variable(match[match.lastindex or 0].upper(), value.strip("\"'"))
 
 
+def _settings(line: Line) -> Iterator[Span]:
+    """`env -i A=1 foo=X`, `sudo foo=X`."""
+    text, end = line.text, 0
+    for program in _ENVIRONMENT.finditer(text):
+        if program.start() < end:
+            continue
+        end = program.end()
+        while True:
+            if match := _ASSIGNMENT.match(text, end):
+                end = line.end_of_value(match.end(), match.start(1))
+                if _is_unknown(match) and not _is_harmless(match, text[match.end() : end]) and end > match.end():
+                    yield match.end(), end
+            elif match := _BEFORE_SETTINGS.match(text, end):
+                end = match.end()
+            else:
+                break
+
+
+_option_settings = values_after(_SETTING, _is_unknown, _is_harmless)
+
+
+def _settings_of_options(line: Line) -> Iterator[Span]:
+    """`-e foo=X`; `webpack --env target=web` says what to build."""
+    if not _BUNDLERS & line.programs:
+        yield from _option_settings(line)
+
+
+def _of_set(match: re.Match[str]) -> bool:
+    """`config set db.password X`, `set -x DB_URL X`, `setenv DB_URL X`."""
+    return is_secret(match[2]) or (not match[1] and match[2].upper() not in HARMLESS_VARIABLES)
+
+
+def _elements(line: Line) -> Iterator[Span]:
+    return (match.span(2) for match in _ELEMENT.finditer(line.text) if is_secret(match[1]))
+
+
 # -- options of programs -------------------------------------------------------------------------
 
 _GLUED = (
@@ -165,9 +105,21 @@ _GLUED = (
     "mysqlslap 7z 7za 7zz rar unrar"
 )
 _OPTIONS: Final[tuple[tuple[str, str], ...]] = (
-    ("-p", "sshpass mongo mongosh mongodump mongorestore mongoexport mongoimport mycli cqlsh login"),
+    (
+        "-p",
+        "sshpass mongo mongosh mongodump mongorestore mongoexport mongoimport mycli cqlsh login surreal dolt sftpgo",
+    ),
     ("-a", "redis-cli redis-benchmark valkey-cli valkey-benchmark keydb-cli"),
-    ("AUTH", "redis-cli valkey-cli keydb-cli"),
+    ("(?i:AUTH)", "redis-cli valkey-cli keydb-cli"),
+    (r"(?i:AUTH)[ \0][^ \0]++(?=[ \0])", "redis-cli valkey-cli keydb-cli"),
+    (r"[\"']?+[>#<](?=[^ \0>&/])", "redis-server redis-cli valkey-server valkey-cli keydb-server"),
+    ("-v", "transmission-daemon"),
+    ("-n", "transmission-remote"),
+    ("-a", "miniserve"),
+    ("-[kK](?=[ \0])", "openssl"),
+    ("-[NP]", "ssh-keygen"),
+    ("(?:login|unseal|unwrap)", "vault bao"),
+    (r"[\"']?+[\w$#]++/(?=[^/ \0])", "sqlplus sqlldr expdp impdp rman"),
     ("-w", "ldapsearch ldapadd ldapmodify ldapdelete ldappasswd ldapwhoami"),
     ("-P", "sqlcmd bcp mosquitto_pub mosquitto_sub mosquitto_rr zip unzip microsocks"),
     ("-k", "ss-server ss-local ss-redir ss-tunnel ssserver sslocal"),
@@ -189,8 +141,12 @@ def _program_options(line: Line) -> Iterator[Span]:
 # -- names and passwords together ----------------------------------------------------------------
 
 _USER_OPTION = r"""(?<![^ \0])(-[uU][ =\0]?|--(?:proxy-|http-)?user[ =\0])["']?+([^ \0:=/"']++):(?!//)"""
+_CURL_USER = r"""(?<![^ \0])(-[A-Za-z#]{1,8}?u[ \0]?["']?+[^ \0:/"']++):(?!//)"""
+_ONLY_USER = r"""(?<![^ \0])(?:-[A-Za-z#]{0,8}?u[ \0]?|--user[ =\0])["']?+([^ \0:/"']++):(?=["' \0]|$)"""
 _HOST_AND_PORT = re.compile(r"[\w.-]*+:\d{1,5}/")
 _USER = re.compile(r"[\w.+-]+")
+_NO_PASSWORDS = ("", "x-oauth-basic")
+"""Then the user is a token: `https://TOKEN:x-oauth-basic@github.com`."""
 _NO_USERS = ("npm", "jsr", "workspace", "link", "file")
 """What stands before the colon in the words of package managers: `npm:react@18`."""
 
@@ -204,8 +160,11 @@ def _in_urls(line: Line) -> Iterator[Span]:
             continue
         colon = text.find(":", begin, at)
         if colon < 0:
-            if at - begin > MAX_USER and "/" not in text[begin:at]:
+            is_web = text.endswith(("http://", "https://"), 0, begin) and text[begin:at] != "git"
+            if (is_web or at - begin > MAX_USER) and "/" not in text[begin:at]:
                 yield word.start() + begin, word.start() + at
+        elif text[colon + 1 : at] in _NO_PASSWORDS:
+            yield word.start() + begin, word.start() + at
         # `http://localhost:5173/@vite/client` has no password
         elif not _HOST_AND_PORT.match(text, begin) or re.search("[^/]@", text[colon:]):
             yield word.start() + colon + 1, word.start() + at
@@ -259,7 +218,7 @@ _TOKENS = (
         "tskey-",
     ),
     *("CFPAT-", "sntry[su]_", "glsa_", "ATATT", r"dp\.(?:pt|st|ct)\.", "PMAK-", "NRAK-", "AGE-SECRET-KEY-1"),
-    *("AKIA", "ASIA", "ABIA", "ACCA"),
+    *("AKIA", "ASIA", "ABIA", "ACCA", "nvapi-", "lsv2_[a-z]{2}_", "figd_"),
 )
 _LIKELY_TOKENS = (
     *(
@@ -283,6 +242,13 @@ _LIKELY_TOKENS = (
 """Names begin like that, too."""
 
 
+_HEX_TOKENS = r"(?<![A-Za-z0-9])((?:(?:dapi|key-)[0-9a-f]{32}|EAA[A-Z][A-Za-z0-9]{6,}+)[\w-]*+)"
+_HOOKS = (
+    r"""(?:api\.telegram\.org/(?:file/)?+bot|hooks\.slack\.com/[a-z]++/|discord(?:app)?\.com/api/(?:v\d+/)?webhooks/"""
+    r"""|\.webhook\.office\.com/)([^ \0"'?]++)"""
+)
+
+
 def _token(prefixes: tuple[str, ...], least: int) -> str:
     return rf"(?<![A-Za-z0-9])((?:{'|'.join(prefixes)})[\w.=/+-]{{{least},}}+)"
 
@@ -303,23 +269,31 @@ def _private_keys(line: Line) -> Iterator[Span]:
 
 
 SHAPES: Final[tuple[Shape, ...]] = (
-    Shape("--password=X, apiKey: X, sig=X, Pwd=X", values_after(_NAMED, _has_secret_name)),
-    Shape("FOO=X, -DFOO=X", values_after(_VARIABLE, _is_unknown, _is_harmless)),
-    Shape("env foo=X, -e foo=X", values_after(_SETTING, _is_unknown, _is_harmless)),
+    Shape("--password=X, apiKey: X, :password => X", values_after(_NAMED, _has_secret_name, _is_no_secret)),
+    Shape("FOO=X, -DFOO=X, FOO+=X", values_after(_VARIABLE, _is_unknown, _is_harmless)),
+    Shape("-e foo=X", _settings_of_options),
+    Shape("env A=1 foo=X", _settings),
+    Shape("config set api_key X, setenv FOO X", values_after(_SET, _of_set)),
+    Shape("PASSWORD 'X', IDENTIFIED BY 'X'", values_after(_SQL)),
+    Shape("<password>X<", _elements),
     Shape("--from-literal=foo=X", values_after(r"(?<![^ \0])(--from-literal[ =\0][\w.-]++=)")),
-    Shape("--api-key X", values_after(_OPTION, _has_secret_name)),
+    Shape("--api-key X", values_after(_OPTION, _has_secret_name, _is_no_secret)),
     Shape("authtoken X", values_after(r"(?<![^ \0])(add-authtoken|authtoken|requirepass|masterauth)[ \0]")),
     Shape("mysql -pX", values_after(r"(?<![^ \0])(-p)(?=[^ \0])", programs=frozenset(_GLUED.split()))),
     Shape("sshpass -p X, redis-cli -a X", _program_options),
     Shape("scheme://user:X@host", _in_urls),
     Shape("user:X@host", _before_hosts),
     Shape("-u user:X", values_after(_USER_OPTION, is_harmless=_is_uid)),
+    Shape("curl -sSu user:X", values_after(_CURL_USER, programs=frozenset({"curl"}))),
+    Shape("curl -u X:", pieces(_ONLY_USER, lambda user: not user.isdecimal())),
     Shape("-U user%X", values_after(r"(?<![^ \0])(-U[ \0]?[\w.\\-]++%)")),
     Shape("Authorization: Bearer X, Cookie: X", _headers),
     Shape("Bearer X", pieces(r"(?<![A-Za-z0-9])(?i:bearer)[ \0](?!-)([^ \0\"']{8,}+)")),
     Shape("Basic X", pieces(r"(?<![A-Za-z0-9])(?i:basic)[ \0]([A-Za-z0-9+/=_-]{8,}+)", _is_random)),
     Shape("ghp_X, AKIAX", pieces(_token(_TOKENS, 4))),
     Shape("sk-X, npm_X", pieces(_token(_LIKELY_TOKENS, 10), _is_random)),
+    Shape("dapiX, EAACX", pieces(_HEX_TOKENS)),
+    Shape("hooks.slack.com/services/X", pieces(_HOOKS)),
     Shape("eyJX", pieces(_token(("eyJ",), 8))),
     Shape("-----BEGIN PRIVATE KEY-----X", _private_keys),
 )

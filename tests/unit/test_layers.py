@@ -180,6 +180,7 @@ def test_decisions_and_parsers_do_no_io_and_know_no_clock() -> None:
         "close_wait",
         "processes",
         "masking",
+        "masking.line",
         "masking.names",
         "masking.shapes",
         "identity.labels",
