@@ -18,8 +18,7 @@ from autoforward.variables import VARIABLE, names_in, substituted, texts_in
 _LIKE_A_VARIABLE = re.compile(r"\$\{(?:localEnv|env):([A-Za-z_][A-Za-z0-9_]*)")
 _COLON = re.compile(r":(?![^\[]*\])")
 """Outside brackets, which hold an IPv6 address."""
-_PORTS = re.compile(r"[0-9]{1,5}(?:[-, ]+[0-9]{1,5})*")
-_LISTS = ("forwards", "exclude", "include")
+_PORT = re.compile(r"[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,8 @@ def _settings(ours: Mapping[str, Any], work: _Work) -> dict[str, Any]:
                 port, local = work.port_text(raw, name), work.port_text(one, name)
                 if port is not None and local is not None:
                     found[name][port] = local
-        elif name in _LISTS:
-            found[name] = work.entries(value, name, may_be_text=name != "forwards")
+        elif name == "forwards":
+            found[name] = work.entries(value, name)
         elif (text := work.texts(value, name)) is not None or value is None:
             found[name] = text
     return found
@@ -95,11 +94,11 @@ class _Work:
         self.kept: dict[str, str] = {}
         self.warnings: list[str] = []
 
-    def entries(self, value: object, key: str, *, may_be_text: bool = False) -> object:
+    def entries(self, value: object, key: str) -> object:
         """A list of ports, or one."""
         if not isinstance(value, list):
-            return self.port_text(value, key, may_be_text=may_be_text)
-        found = (self.port_text(one, key, may_be_text=may_be_text) for one in value)
+            return self.port_text(value, key, may_be_text=False)
+        found = (self.port_text(one, key, may_be_text=False) for one in value)
         return [new for new, one in zip(found, value, strict=True) if new is not None or one is None]
 
     def port_text(self, raw: Any, key: str, *, may_be_text: bool = True) -> Any:
@@ -175,8 +174,8 @@ def _parts(raw: str) -> list[str]:
 
 
 def _is_port(text: str) -> bool:
-    """Whether it is a port, or a range or list of them."""
-    return bool(_PORTS.fullmatch(text)) and all(1 <= int(one) <= MAX_PORT for one in re.findall("[0-9]+", text))
+    """Whether it is one port: a list or a range may be a date, or the number of a card."""
+    return bool(_PORT.fullmatch(text)) and 1 <= int(text) <= MAX_PORT
 
 
 def _without(value: Any, secret: list[str]) -> Any:

@@ -184,17 +184,21 @@ def _brings_back_known(layer: Layer, layers: Sequence[Layer], asking: Asking) ->
         tuple(pair for one in excluded for pair in one.ranges),
         tuple(text for one in excluded for text in one.processes),
     )
-    beyond = goes_beyond(layer.settings.include or NOTHING, theirs)
+    include = layer.settings.include or NOTHING
+    beyond = goes_beyond(include, theirs)
     if beyond == NOTHING:
         return False
-    texts = [*(str(low) if low == high else f"{low}-{high}" for low, high in beyond.ranges), *beyond.processes]
+    # What is granted is all of it, so all of it is asked for: first what it is asked for.
+    ranges = dict.fromkeys((*beyond.ranges, *include.ranges))
+    texts = [*(_range(low, high) for low, high in ranges), *(f'"{text}"' for text in include.processes)]
+    count = f"{len(texts)} values: " if texts[1:] else ""
     return asking.grants(
         layer.source,
         layer.place,
         "include",
-        [[list(one) for one in beyond.ranges], list(beyond.processes)],
+        [[list(one) for one in include.ranges], list(include.processes)],
         "servers of editors and sshd are forwarded where these match",
-        text=", ".join(texts),
+        text=count + ", ".join(texts),
     )
 
 

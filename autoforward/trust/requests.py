@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from autoforward.model import FIRST_UNPRIVILEGED
@@ -20,7 +21,12 @@ MAX_REQUESTS = 64
 """Of one session. More are not granted, and not asked for either: a file must not bury the question."""
 
 MAX_SHOWN = 200
-"""Characters of a value that is shown."""
+"""Characters of foreign text in a sentence."""
+
+MAX_VALUE = 1000
+"""Characters of a value that is asked for: one that cannot be shown whole cannot be approved."""
+
+_SPACES = re.compile(" {2,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,12 @@ def shown(text: str) -> str:
     """Foreign text for people: on one line, printable, bounded."""
     text = only_printable(text[: MAX_SHOWN + 1]).strip()
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+
+
+def spelled_out(text: str) -> str:
+    """Foreign text for a question: whole, in ASCII, on one line; what could look like something else is escaped."""
+    plain = (char if char.isascii() and char.isprintable() else ascii(char)[1:-1] for char in text)
+    return _SPACES.sub(" ", "".join(plain)).strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +125,16 @@ class Asking:
         self, source: Source, place: str, key: str, value: object, effect: str, *, text: str, ask: bool = True
     ) -> bool:
         """Whether this widening value counts. If not, and unless `ask` is False, it is asked for; `text` is the value."""
-        digest = digest_of(source, key, value)
-        if self.word.grants(source, digest):
+        digest, spelled = digest_of(source, key, value), spelled_out(text)
+        word = self.word
+        if len(spelled) > MAX_VALUE:
+            word = replace(word, approved=frozenset())
+            digest = digest_of(source, key, ["not shown", digest])
+            spelled = f"{spelled[:MAX_SHOWN]}… ({len(spelled)} characters: too long to be approved)"
+        if word.grants(source, digest):
             return True
         if ask and len(self._requests) < MAX_REQUESTS:
             refused = digest in self.word.refused
-            request = Request(source, shown(place), key, shown(text), shown(effect), digest, refused)
+            request = Request(source, shown(spelled_out(place)), key, spelled, shown(effect), digest, refused)
             self._requests.setdefault(digest, request)
         return False

@@ -34,6 +34,7 @@ from tests.unit.spec_text import names, table, ticked
 ENDPOINT = EngineEndpoint("unix:///engine", "--docker-host")
 SECRET = "ghp_secret"
 ENVIRON = {"GITHUB_TOKEN": SECRET, "PORT": "3000", "USER": "me", "HOME": "/home/me"}
+ENVIRON |= {"CARD": "4111 1111 1111 1111", "DATE": "1980-02-03", "RANGE": "4111-4112"}
 ROOT = Word(lowest_port=1)
 """Of a user who may bind every port, and has said nothing."""
 
@@ -453,6 +454,9 @@ def test_what_was_there_at_the_last_attach_opens_and_nothing_else(tmp_path: Path
         ({"forwardPorts": ["a-${localEnv:PORT}-b:80"]}, [], ["localEnv"], []),
         ({"forwardPorts": ["[fd00:${localEnv:PORT}::1]:80"]}, [], ["localEnv"], []),
         ({"forwardPorts": ["${localEnv:GITHUB_TOKEN}"]}, [], [], []),
+        ({"forwardPorts": ["${localEnv:CARD}", "${localEnv:DATE}", "${localEnv:RANGE}"]}, [], [], []),
+        ({"customizations": {"autoforward": {"exclude": ["${localEnv:PORT}"]}}}, [], ["localEnv"], []),
+        ({"customizations": {"autoforward": {"include": ["1-${localEnv:CARD}"]}}}, [], ["localEnv"], []),
         ({"forwardPorts": ["db:${localEnv:GITHUB_TOKEN:5432}"]}, [], [], []),
         ({"portsAttributes": {"${localEnv:GITHUB_TOKEN}": {"label": "x"}}}, [], ["localEnv"], []),
         ({"otherPortsAttributes": {"label": "${localEnv:USER}"}}, [], ["localEnv"], []),
@@ -476,7 +480,7 @@ def test_a_variable_is_in_a_port_number_or_nowhere(
         assert [request.key for request in one.requests] == asks
         assert list(one.sources.variables) == kept
     assert again == record, "the supervisor, which has no environment, comes to the same"
-    for value in (SECRET, "/home/me", '"me"'):
+    for value in (SECRET, "/home/me", '"me"', "4111", "1980"):
         assert value not in json.dumps([record.to_json(), warnings])
 
 
@@ -513,6 +517,38 @@ def test_requests_are_bounded_and_printable() -> None:
     assert len(rows) == 1
     assert rows[0].isprintable()
     assert len(rows[0]) < 1000
+
+
+def test_an_approval_of_include_is_of_all_that_it_brings_back() -> None:
+    exclude = Selection(((9000, 9001),))
+    asked = Asking(NO_WORD)
+    settle([Layer("workspace", "x", Settings(include=Selection(((9999, 9999),)), exclude=exclude))], asked)
+    word = Word(approved=frozenset(one.digest for one in asked.requests))
+    for processes, known in (((), True), ((".",), False)):
+        settings = Settings(include=Selection(((9999, 9999),), processes), exclude=exclude)
+        asking = Asking(word)
+        assert settle([Layer("workspace", "x", settings)], asking).include_known is known
+        assert [one.value for one in asking.requests] == ([] if known else ['2 values: 9999, "."'])
+
+
+def test_what_is_approved_was_shown_whole() -> None:
+    def ask(word: Word, *processes: str) -> tuple[bool, Asking]:
+        asking = Asking(word)
+        layer = Layer("workspace", "x", Settings(include=Selection((), processes)))
+        return settle([layer], asking).include_known, asking
+
+    _, asking = ask(NO_WORD, "a" * 200, ".*")
+    [request] = asking.requests
+    assert request.value == f'2 values: "{"a" * 200}", ".*"'
+    _, asking = ask(NO_WORD, "a" + " " * 500 + "\u3164\u00a0\u2800\x1b.*")
+    assert [one.value for one in asking.requests] == [r'"a \u3164\xa0\u2800\x1b.*"']
+    _, asking = ask(NO_WORD, "a" * 1000, ".*")
+    [request] = asking.requests
+    assert "too long to be approved" in request.value
+    granted, _ = ask(Word(approved=frozenset({request.digest})), "a" * 1000, ".*")
+    assert not granted
+    granted, _ = ask(Word(trusts_files=True), "a" * 1000, ".*")
+    assert granted
 
 
 def test_one_source_s_approval_is_not_another_s() -> None:
