@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from urllib3.connection import HTTPConnection
 
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.identity.containers import container_info, platform_of, texts
-from autoforward.identity.labels import carries
+from autoforward.identity.labels import bounded, carries
 from autoforward.keepalive import keepalive_options
 from autoforward.links import link_to
 from autoforward.model import ContainerInfo, EngineEndpoint
@@ -40,8 +40,13 @@ MAX_NETWORK_HOPS = 4
 """Containers that use the network of one that uses the network of one …; engines allow few of them, or none."""
 
 MAX_CACHED_IMAGES = 256
-MAX_CACHED_CHARACTERS = 64 * 1024
-"""Of the labels of one image, keys and values; an image with more is looked at each time."""
+MAX_IMAGE_CHARACTERS = 1024 * 1024
+"""Of the labels of one image, keys and values. Of an image with more none is known, so no label of its containers counts."""
+MAX_CACHED_CHARACTERS = 16 * 1024 * 1024
+"""Of all images together."""
+
+MAX_EVENT_BYTES = 256 * 1024
+"""One event has all labels of its container; of a longer one it is only known that something happened."""
 
 TAR_SLACK_BYTES = 64 * 1024
 """Headers and padding around one file of a tar, generously."""
@@ -109,7 +114,8 @@ class Engine:
         self._lock = threading.Lock()
         self._client: docker.DockerClient | None = None
         self._tells_owners: bool | None = None
-        self._image_labels: dict[tuple[str, str], dict[str, str]] = {}
+        self._cached_characters = 0
+        self._image_labels: dict[tuple[str, str], dict[str, str] | None] = {}
         """By the image's id, which is a hash of what is in it, and the platform of it that runs: they never change."""
 
     def __repr__(self) -> str:
@@ -298,15 +304,21 @@ class Engine:
 
     def _labels_of_image(self, image_id: str, platform: str) -> dict[str, str] | None:
         """None: there is no such image any more. By its id alone: a name may lead to another one by now."""
-        known = self._image_labels.get((image_id, platform))
-        image = self._image(image_id, platform) if known is None and image_id else None
+        if (image_id, platform) in self._image_labels:
+            return self._image_labels[image_id, platform]
+        image = self._image(image_id, platform) if image_id else None
         if image is None:
-            return known
-        labels = texts((image.get("Config") or {}).get("Labels"))
-        if sum(map(len, (*labels, *labels.values()))) <= MAX_CACHED_CHARACTERS:
-            if len(self._image_labels) >= MAX_CACHED_IMAGES:
-                self._image_labels.clear()
+            return None
+        labels: dict[str, str] | None = texts((image.get("Config") or {}).get("Labels"))
+        size = sum(map(len, (*labels, *labels.values()))) if labels else 0
+        if size > MAX_IMAGE_CHARACTERS:
+            labels, size = None, 0
+        with self._lock:
+            if len(self._image_labels) >= MAX_CACHED_IMAGES or self._cached_characters + size > MAX_CACHED_CHARACTERS:
+                self._image_labels = {}
+                self._cached_characters = 0
             self._image_labels[image_id, platform] = labels
+            self._cached_characters += size
         return labels
 
     def _image(self, image_ref: str, platform: str) -> Mapping[str, Any] | None:
@@ -384,8 +396,10 @@ class Engine:
             return None
         return code if isinstance(code, int) else None
 
-    def events(self, on_open: Callable[[Any], None], since: int | None = None) -> Iterator[ContainerEvent]:
+    def events(self, on_open: Callable[[Any], None], since: int | None = None) -> Iterator[ContainerEvent | None]:
         """Events of containers, also on networks, from now on (or from `since`, unix seconds), for ever; blocks between them.
+
+        None: something happened, and the engine has told it at too great a length to be read.
 
         `on_open` is handed the open stream: its `close()` from another thread ends the iteration. Raises
         EngineUnreachableError when the engine goes away.
@@ -394,10 +408,13 @@ class Engine:
             stream = self.client.api.events(
                 since=since,
                 filters={"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *NETWORK_ACTIONS]},
-                decode=True,
             )
             on_open(stream)
-            for row in stream:
+            for line in lines_of(stream):
+                row = None if line is None else json.loads(line)
+                if row is None:
+                    yield None
+                    continue
                 actor = row.get("Actor") or {}
                 attributes = actor.get("Attributes") or {}
                 if row.get("Type") == "network":
@@ -409,8 +426,24 @@ class Engine:
                     str(row.get("Action", "")),
                     str(actor.get("ID", "")),
                     str(attributes.get("name", "")),
-                    attributes,
+                    bounded(texts(attributes)),
                 )
+
+
+def lines_of(chunks: Iterable[bytes | str]) -> Iterator[bytes | None]:
+    """The lines that are not empty, however they are cut into chunks; None for one of more than MAX_EVENT_BYTES."""
+    line, is_long = bytearray(), False
+    for chunk in chunks:
+        data = chunk.encode() if isinstance(chunk, str) else chunk
+        *ends, rest = data.split(b"\n")
+        for piece in ends:
+            if is_long or len(line) + len(piece) > MAX_EVENT_BYTES:
+                yield None
+            elif text := bytes(line + piece).strip():
+                yield text
+            line, is_long = bytearray(), False
+        is_long = is_long or len(line) + len(rest) > MAX_EVENT_BYTES
+        line = bytearray() if is_long else line + rest
 
 
 def _first_cause(error: BaseException) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import requests
 from docker.errors import APIError, DockerException, NotFound
@@ -23,6 +25,9 @@ from autoforward.model import ContainerInfo
 
 # Containers of a project are stopped side by side: one that ignores SIGTERM costs the whole grace time.
 MAX_AT_ONCE = 8
+
+MADE_TOGETHER_S = 120.0
+"""From a volume to the first container that uses it, where compose makes both: other services may come first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +150,28 @@ def plan_removal(engine: Engine, unit: Unit, *, volumes: bool) -> Removal:
                 left.append(f"volume {name}: container {user} uses it")
             elif name not in used_volumes:
                 left.append(f"volume {name}: none of the containers uses it")
+            elif not _was_made_for(engine, row):
+                left.append(
+                    f"volume {name}: it was not made together with the containers that use it, so it may be another's of "
+                    f"that name; `docker volume rm {name}` removes it"
+                )
             else:
                 names.append(name)
     return Removal(tuple(networks), tuple(names), tuple(left))
+
+
+def _was_made_for(engine: Engine, volume: Mapping[str, Any]) -> bool:
+    """Whether compose made it for containers that use it: it makes them right after it.
+
+    Compose finds volumes by name alone, and they do not say of which folder's project they are: a file of the same
+    project name mounts those of another, whose containers may be gone.
+    """
+    try:
+        made_s = datetime.fromisoformat(volume["CreatedAt"]).timestamp()
+        rows = engine.client.api.containers(all=True, filters={"volume": volume["Name"]})
+        return min(float(row["Created"]) for row in rows) - made_s <= MADE_TOGETHER_S
+    except (KeyError, TypeError, ValueError):  # the engine does not say
+        return False
 
 
 def _other_user(engine: Engine, unit: Unit, **filters: str) -> str | None:

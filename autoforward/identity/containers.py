@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from autoforward.identity.labels import LABEL_METADATA, own_labels
+from autoforward.identity.labels import LABEL_METADATA, bounded, own_labels
 from autoforward.model import ContainerInfo, PublishedPort, Transport
 from autoforward.networks.sharing import may_forge
 
@@ -46,7 +46,7 @@ def container_info(raw: Mapping[str, Any], image_labels: Mapping[str, str] | Non
     image_id, labels = str(raw.get("Image", "")), texts(config.get("Labels"))
     # The step of a build that sets labels has them before there is an image with them. It is never started.
     is_build_step = any(str(word).startswith(BUILD_STEP) for word in config.get("Cmd") or ())
-    own = {} if is_build_step else own_labels(labels, image_labels, image_id)
+    own = {} if is_build_step else bounded(own_labels(labels, image_labels, image_id))
     volumes = [mount for mount in raw.get("Mounts") or () if mount.get("Type") == "volume"]
     return ContainerInfo(
         container_id=str(raw["Id"]),
@@ -80,7 +80,7 @@ def container_info(raw: Mapping[str, Any], image_labels: Mapping[str, str] | Non
         ),
         started_at=str((raw.get("State") or {}).get("StartedAt", "")),
         image_platform=platform_of(raw),
-        image_metadata=labels.get(LABEL_METADATA) if LABEL_METADATA not in own else None,
+        image_metadata=bounded(labels).get(LABEL_METADATA) if LABEL_METADATA not in own else None,
         networks=tuple(
             str((attached or {}).get("NetworkID") or name) for name, attached in (network.get("Networks") or {}).items()
         ),

@@ -27,6 +27,17 @@ MADE_BY_COMPOSE = (LABEL_CONFIG_HASH, LABEL_NUMBER, LABEL_COMPOSE_IMAGE)
 WRITTEN_BY_COMPOSE = (LABEL_PROJECT, LABEL_SERVICE, LABEL_NUMBER, LABEL_ONE_OFF, LABEL_PROJECT_FOLDER)
 """What compose writes into every container that it makes, over whatever the image says."""
 
+FOLDERS = (LABEL_LOCAL_FOLDER, LABEL_PROJECT_FOLDER)
+"""What holds a folder; whatever else it holds is no label: a relative path, or a NUL."""
+
+KNOWN = frozenset((LABEL_LOCAL_FOLDER, LABEL_CONFIG_FILE, LABEL_METADATA, *MADE_BY_COMPOSE, *WRITTEN_BY_COMPOSE))
+
+MAX_LABEL_CHARACTERS = 4096
+MAX_METADATA_CHARACTERS = 512 * 1024
+"""No more than a file of them may have."""
+MAX_OTHER_CHARACTERS = 64 * 1024
+"""Of labels that are for nothing but `watch --label`, keys and values."""
+
 
 def own_labels(labels: Mapping[str, str], image_labels: Mapping[str, str] | None, image_id: str = "") -> dict[str, str]:
     """The container's own of all its labels. `image_labels` None: the image is not to be found, so any may be its.
@@ -42,7 +53,27 @@ def own_labels(labels: Mapping[str, str], image_labels: Mapping[str, str] | None
         own |= {key: labels[key] for key in WRITTEN_BY_COMPOSE if key in labels}
     if LABEL_CONFIG_FILE in own and LABEL_LOCAL_FOLDER in labels:
         own[LABEL_LOCAL_FOLDER] = labels[LABEL_LOCAL_FOLDER]
-    return own
+    return {key: text for key, text in own.items() if key not in FOLDERS or _is_path(text)}
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/") and "\0" not in text
+
+
+def bounded(labels: Mapping[str, str]) -> dict[str, str]:
+    """What is kept of a container's own labels: those that we know, others up to MAX_OTHER_CHARACTERS together.
+
+    One that is too long is left out, but for the metadata: a piece that is longer than any valid one stands for them.
+    """
+    kept, left = {}, MAX_OTHER_CHARACTERS
+    for key, text in labels.items():
+        size = len(key) + len(text)
+        if key == LABEL_METADATA:
+            kept[key] = text[: MAX_METADATA_CHARACTERS + 1]
+        elif size <= MAX_LABEL_CHARACTERS and (key in KNOWN or size <= left):
+            left -= 0 if key in KNOWN else size
+            kept[key] = text
+    return kept
 
 
 def carries(labels: Mapping[str, str], wanted: Mapping[str, str | None]) -> bool:

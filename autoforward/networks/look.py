@@ -123,7 +123,7 @@ class NetworkLook:
                 info = self.engine.inspect(key)
             except TargetError:
                 return None
-            self._members[key] = Member(key, info.name, info.project, info.may_forge)
+            self._members[key] = Member(key, info.name, info.project, info.may_forge, info.project_folder)
         return self._members[key]
 
 

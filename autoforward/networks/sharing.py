@@ -26,6 +26,8 @@ class Member:
     name: str
     project: str | None
     may_forge: bool
+    project_folder: str | None = None
+    """A project is one name in one folder: any compose file may take any name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +81,7 @@ def objection(network: Network, target: Member, others: Iterable[Member]) -> str
 
 
 def _belongs(other: Member, target: Member) -> bool:
-    return target.project is not None and other.project == target.project
+    return target.project is not None and (other.project, other.project_folder) == (
+        target.project,
+        target.project_folder,
+    )

@@ -42,10 +42,14 @@ class Books:
         """See to the registry from time to time, and to what else there is in the folder: `beside`."""
         self._task = asyncio.create_task(self._look_for_ever(beside), name="books")
 
-    async def aclose(self) -> None:
+    async def end_looking(self) -> None:
+        """Before what `beside` uses is closed. Idempotent."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+
+    async def aclose(self) -> None:
+        await self.end_looking()
         await self.run(self.ledger.look)
         if self.ledger.has_unwritten:
             log.warning("what has changed is lost: %s", self.ledger.problem)

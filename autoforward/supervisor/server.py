@@ -185,6 +185,7 @@ class Supervisor:
         self.actions.close()
         self.engines.close()
         self.plane.stop()
+        await self.books.end_looking()
         await asyncio.to_thread(self.hub.close)
         # Followers have their last events; what still runs is cut.
         await self._control.aclose(CONTROL_CLOSE_S)

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.errors import AutoforwardError, TargetError, UsageError
 from autoforward.identity.claims import Holder, holder_of, takes_over
-from autoforward.identity.labels import LABEL_PROJECT
+from autoforward.identity.labels import LABEL_PROJECT, LABEL_PROJECT_FOLDER
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.session_config import SourceContents, configure, read_sources, sibling_of
 from autoforward.settings import SessionRecord, held_by, merge_specs
@@ -148,7 +148,7 @@ class Siblings:
         project, engine = anchor.project, self._engine_of(anchor)
         if project is None or engine is None:
             return []
-        found = await self._in_pool(anchor, lambda: services_of(engine, project))
+        found = await self._in_pool(anchor, lambda: self._services_of(engine, anchor, project))
         self._note(anchor, found)
         sessions = []
         known = {one.record.container_id for one in self._host.sessions.values()} if new_only else set()
@@ -167,13 +167,13 @@ class Siblings:
         if event is None:
             self._look_for_missed(endpoint)
             return
-        project = event.labels.get(LABEL_PROJECT)
+        project, folder = event.labels.get(LABEL_PROJECT), event.labels.get(LABEL_PROJECT_FOLDER)
         if event.action != "start" or project is None:
             return
         sessions = [one for one in self._host.sessions.values() if one.record.endpoint.key == endpoint.key]
         if any(one.record.container_id == event.container_id for one in sessions):
             return
-        anchors = [one for one in sessions if one.record.siblings and one.record.project == project]
+        anchors = [one for one in sessions if one.record.siblings and _is_of(one, project, folder)]
         # The one whose own configuration it is, where that still has a session.
         anchor = min(anchors, key=lambda one: one.record.is_sibling, default=None)
         if anchor is not None:
@@ -197,12 +197,12 @@ class Siblings:
             seen.update({info.container_id: info.started_at for info in found})
 
     def _look_for_missed(self, endpoint: EngineEndpoint) -> None:
-        watched: dict[str | None, Session] = {}
+        watched: dict[tuple[str | None, str | None], Session] = {}
         # The one whose own configuration it is, where that still has a session: it comes last.
         for one in sorted(self._host.sessions.values(), key=lambda one: not one.record.is_sibling):
             if one.record.siblings and one.record.endpoint.key == endpoint.key:
-                watched[one.record.project] = one
-        for project, anchor in watched.items():
+                watched[one.record.project, one.info.project_folder if one.info is not None else None] = one
+        for (project, _folder), anchor in watched.items():
             self._host.spawn(self._adopt_missed(anchor), f"look for services of {project}")
 
     async def _adopt_missed(self, anchor: Session) -> None:
@@ -213,7 +213,7 @@ class Siblings:
             return
         before = self._seen.get((record.endpoint.key, project))
         before = before if before is None else dict(before)
-        found = await self._in_pool(record, lambda: services_of(engine, project))
+        found = await self._in_pool(record, lambda: self._services_of(engine, record, project))
         self._note(record, found)
         known = {one.record.container_id for one in self._host.sessions.values()}
         for info in found:
@@ -226,7 +226,10 @@ class Siblings:
 
     async def _adopt_started(self, anchor: Session, container_id: str) -> None:
         info = await self._in_pool(anchor.record, lambda: anchor.engine.inspect(container_id))
-        if info.running and info.service is not None and info.project == anchor.record.project:
+        record, engine = anchor.record, anchor.engine
+        own = await self._in_pool(record, lambda: self._folder_of(engine, record))
+        is_of_it = (info.project, info.project_folder) == (record.project, own)
+        if info.running and info.service is not None and is_of_it:
             self._note(anchor.record, [info])
             await self._adopt(anchor.record, info, Claim())
 
@@ -262,9 +265,26 @@ class Siblings:
     def _read(self, record: SessionRecord) -> SourceContents:
         return read_sources(record.sources, word=self._host.approvals.word_of(record))
 
+    def _services_of(self, engine: Engine, anchor: SessionRecord, project: str) -> list[ContainerInfo]:
+        """Blocks. Those of the anchor's own folder: another folder's project of that name is another project."""
+        folder = self._folder_of(engine, anchor)
+        return [info for info in services_of(engine, project) if info.project_folder == folder]
+
+    def _folder_of(self, engine: Engine, record: SessionRecord) -> str | None:
+        """The folder of its project. Blocks; raises TargetError where its container is gone."""
+        session = self._host.session_for(record)
+        known = session.info if session is not None and session.record.container_id == record.container_id else None
+        return (known or engine.inspect(record.container_id)).project_folder
+
     async def _in_pool(self, record: SessionRecord, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._host.engines.get(record.endpoint).pool, job)
 
     def _engine_of(self, record: SessionRecord) -> Engine | None:
         session = self._host.session_for(record)
         return session.engine if session is not None else None
+
+
+def _is_of(session: Session, project: str, folder: str | None) -> bool:
+    """By what is known of the session until now."""
+    known = session.info is None or session.info.project_folder == folder
+    return session.record.project == project and known

@@ -81,6 +81,8 @@ class Watch:
         self._has_looked = False
         self._told: set[str] = set()
         """Containers of which the command has heard why they are not attached to."""
+        self._faulty: set[str] = set()
+        """Containers at which a fault of ours came up: they are not looked at again while they run."""
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -170,8 +172,11 @@ class Watch:
         claims = {key for query, ids in found for key in ids if LABEL_METADATA not in query or self.selection.labels}
         self.declined = {key: started for key, started in self.declined.items() if key in running}
         self._told &= running.keys()
-        attached = {one.record.container_id for one in self._host.sessions.values() if one.record.attached}
-        await asyncio.gather(*(self._consider(engine, key, key in claims) for key in running if key not in attached))
+        self._faulty &= running.keys()
+        left_out = self._faulty | {
+            one.record.container_id for one in self._host.sessions.values() if one.record.attached
+        }
+        await asyncio.gather(*(self._consider(engine, key, key in claims) for key in running if key not in left_out))
         self._has_looked = True
 
     async def _consider(self, engine: Engine, container_id: str, claims: bool) -> None:
@@ -190,6 +195,10 @@ class Watch:
             log.debug("%s", error)
         except AutoforwardError as error:
             self._warn(f"container {container_id[:12]} is not attached to: {error}")
+        except Exception as error:  # what it is labelled with may be anything: the watch goes on with the others
+            log.exception("a fault while container %s was looked at", container_id[:12])
+            self._faulty.add(container_id)
+            self._warn(f"container {container_id[:12]} is not attached to: an internal error, see the log: {error}")
 
     async def _adopt(self, info: ContainerInfo, image_labels: Mapping[str, str]) -> None:
         """A session for this container, unless another one has that of its identity. One with an owner keeps its options."""

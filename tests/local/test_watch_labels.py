@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +13,18 @@ from typing import Any, cast
 import pytest
 
 from autoforward.callers import Caller
+from autoforward.engine import ContainerEvent
 from autoforward.foreign import reader
 from autoforward.foreign.limits import SMALL_BYTES
 from autoforward.foreign.work import perform
-from autoforward.model import ContainerInfo, EngineEndpoint
+from autoforward.identity.labels import LABEL_PROJECT as PROJECT
+from autoforward.identity.labels import LABEL_PROJECT_FOLDER as FOLDER
+from autoforward.identity.labels import LABEL_SERVICE as SERVICE
+from autoforward.model import ContainerInfo, EngineEndpoint, Identity
 from autoforward.paths import StatePaths
 from autoforward.selection import Selection
+from autoforward.settings import SessionRecord
+from autoforward.supervisor.siblings import Claim, Siblings
 from autoforward.supervisor.watch import Watch
 from autoforward.trust.approvals import Approvals
 from tests.local.harness import in_loop
@@ -57,3 +63,79 @@ def test_large_label_is_not_waited_for_on_the_control_loop(tmp_path: Path, asker
     adopt(tmp_path, json.dumps([{"forwardPorts": [3000], "x": "x" * SMALL_BYTES}]))
     assert askers
     assert threading.current_thread() not in askers
+
+
+@in_loop
+async def test_a_fault_at_one_container_is_the_end_of_considering_that_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else it comes up every few seconds, and what starts later counts as what ran before the watch."""
+    pool = ThreadPoolExecutor(1)
+    looked_at: list[str] = []
+
+    def inspect(container_id: str) -> ContainerInfo:
+        looked_at.append(container_id)
+        if container_id == "bad":
+            raise ValueError("embedded null byte")
+        return ContainerInfo(container_id, container_id, "running", {"devcontainer.local_folder": "/shop"})
+
+    engine = SimpleNamespace(find_ids=lambda _query: ["bad", "good"], inspect=inspect, image_labels=lambda _info: {})
+    in_use = SimpleNamespace(engine=engine, pool=pool)
+    host = SimpleNamespace(engines=SimpleNamespace(get=lambda _endpoint: in_use), sessions={})
+    watch = Watch(cast(Any, host), lambda _session: None, ENDPOINT, Selection(), Caller(links={}))
+    adopted: list[str] = []
+
+    async def adopt(info: ContainerInfo, _image_labels: Mapping[str, str]) -> None:
+        adopted.append(info.name)
+
+    monkeypatch.setattr(watch, "_adopt", adopt)
+    for _ in range(2):
+        await watch._look()
+    assert watch._has_looked
+    assert adopted == ["good", "good"]
+    assert looked_at.count("bad") == 1
+    assert sum("a fault while container bad" in message for message in caplog.messages) == 1
+    pool.shutdown()
+
+
+@in_loop
+async def test_another_folder_s_project_of_the_same_name_has_no_services_of_this_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = ThreadPoolExecutor(1)
+
+    def one(name: str, folder: str) -> ContainerInfo:
+        labels = {PROJECT: "shop", SERVICE: name, FOLDER: folder}
+        return ContainerInfo(name, name, "running", labels)
+
+    infos = {info.name: info for info in (one("app", "/shop"), one("db", "/shop"), one("spy", "/evil"))}
+    engine = SimpleNamespace(inspect=infos.__getitem__, find_containers=lambda _labels, all=True: list(infos.values()))
+    record = SessionRecord(
+        "s", Identity("e", "compose:shop"), ENDPOINT, "app", "app", "app", project="shop", siblings=True
+    )
+    session = SimpleNamespace(record=record, info=infos["app"], engine=engine)
+    spawned: list[Coroutine[Any, Any, None]] = []
+    host = SimpleNamespace(
+        sessions={"s": session},
+        engines=SimpleNamespace(get=lambda _endpoint: SimpleNamespace(pool=pool)),
+        session_for=lambda _record: session,
+        spawn=lambda work, _name: spawned.append(work),
+    )
+    siblings = Siblings(cast(Any, host))
+    adopted: list[str] = []
+
+    async def adopt(_anchor: SessionRecord, info: ContainerInfo, _claim: Claim) -> None:
+        adopted.append(info.name)
+
+    monkeypatch.setattr(siblings, "_adopt", adopt)
+    await siblings.take_up_others(record)
+    assert adopted == ["db"]
+    for name in ("spy", "db"):
+        siblings.on_event(ENDPOINT, ContainerEvent("start", name, name, infos[name].labels))
+    # Whatever the engine's event says, what counts is the container.
+    siblings.on_event(ENDPOINT, ContainerEvent("start", "spy", "spy", infos["db"].labels))
+    for work in spawned:
+        await work
+    assert len(spawned) == 2
+    assert adopted == ["db", "db"]
+    pool.shutdown()

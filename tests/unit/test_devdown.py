@@ -41,6 +41,8 @@ class FakeEngine:
         self.api = self
         self.claims: list[ContainerInfo] = []
         self.strangers: dict[str, str] = {}
+        self.made: str | None = "2025-11-27T23:59:58Z"
+        """When the volume was; the containers two seconds later."""
 
     def networks(self, filters: Mapping[str, str]) -> list[Row]:
         assert filters == {"label": f"{PROJECT}=p"}
@@ -48,7 +50,7 @@ class FakeEngine:
 
     def volumes(self, filters: Mapping[str, str]) -> Row:
         assert filters == {"label": f"{PROJECT}=p"}
-        return {"Volumes": [{"Name": "p_data"}, {"Name": "p_unused"}]}
+        return {"Volumes": [{"Name": "p_data", "CreatedAt": self.made}, {"Name": "p_unused"}]}
 
     def remove_network(self, network_id: str) -> None:
         self.log.append(f"remove network {network_id}")
@@ -60,7 +62,7 @@ class FakeEngine:
         assert all
         [thing] = filters.values()
         rows = [
-            {"Id": one.container_id, "Names": [f"/{one.name}"]}
+            {"Id": one.container_id, "Names": [f"/{one.name}"], "Created": 1764288000}
             for one in self.infos
             if thing in (*one.networks, *one.volumes)
         ]
@@ -215,6 +217,19 @@ def test_a_compose_project_goes_as_a_whole(
     parts = ["container name-app", "container name-db", "network p_default", *(["volume p_data"] if volumes else [])]
     assert f"removing {', '.join(parts)}\n" in err
     assert ("left alone: volume p_unused: none of the containers uses it\n" in err) is volumes
+
+
+@pytest.mark.parametrize("made", ["2025-11-27T20:00:00Z", "2025-11-27T23:50:00+00:00", "yesterday", None])
+def test_a_volume_that_was_there_before_its_containers_stays(
+    make: Make, tmp_path: Path, capsys: Capture, made: str | None
+) -> None:
+    """A file of the same project name in another folder mounts it: compose asks for no more than the name."""
+    app = info("app", **{LOCAL_FOLDER: str(tmp_path), PROJECT: "p", WORKING_DIR: str(tmp_path)})
+    engine, request = make(replace(app, volumes=("p_data",)))
+    engine.made = made
+    take_down_workspace(replace(request, remove=True, volumes=True))
+    assert not [line for line in engine.log if line.startswith("remove volume")]
+    assert "left alone: volume p_data: it was not made together with the containers" in capsys.readouterr().err
 
 
 def test_what_others_use_of_a_project_stays(make: Make, tmp_path: Path, capsys: Capture) -> None:

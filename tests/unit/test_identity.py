@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -10,10 +11,25 @@ import pytest
 from docker.errors import NotFound
 
 from autoforward.callers import Caller, bare_record
-from autoforward.engine import MAX_CACHED_CHARACTERS, MAX_CACHED_IMAGES, Engine
+from autoforward.engine import (
+    MAX_CACHED_CHARACTERS,
+    MAX_CACHED_IMAGES,
+    MAX_EVENT_BYTES,
+    MAX_IMAGE_CHARACTERS,
+    ContainerEvent,
+    Engine,
+    lines_of,
+)
 from autoforward.identity.claims import holder_of, takes_over
 from autoforward.identity.containers import container_info, platform_of
-from autoforward.identity.labels import carries, own_labels
+from autoforward.identity.labels import (
+    FOLDERS,
+    MAX_LABEL_CHARACTERS,
+    MAX_METADATA_CHARACTERS,
+    MAX_OTHER_CHARACTERS,
+    carries,
+    own_labels,
+)
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.settings import held_by, identity_of
 
@@ -205,14 +221,86 @@ def test_image_is_asked_for_once() -> None:
 
 
 def test_cache_of_images_is_bounded() -> None:
-    engine, api = engine_with({"sha256:1": image(a="1" * MAX_CACHED_CHARACTERS)})
-    engine.inspect("c0ffee")
-    engine.inspect("c0ffee")
-    assert len(api.asked) == 2, "a large one is not kept"
+    engine, api = engine_with({"sha256:1": image(a="1" * MAX_IMAGE_CHARACTERS)})
+    assert engine.inspect("c0ffee").labels == engine.inspect("c0ffee").labels == {}, "any label may be the image's"
+    assert len(api.asked) == 1, "it is remembered that there are too many"
+    assert engine._image_labels == {("sha256:1", ""): None}
+    big = image(a="1" * (MAX_IMAGE_CHARACTERS - 1))
+    api.images = {f"sha256:big{number}": big for number in range(MAX_CACHED_CHARACTERS // MAX_IMAGE_CHARACTERS + 5)}
+    for image_id in api.images:
+        assert engine._labels_of_image(image_id, "")
+        kept = sum(len(text) for labels in engine._image_labels.values() for text in (labels or {}).values())
+        assert kept <= MAX_CACHED_CHARACTERS
     api.images = {f"sha256:{number}": image() for number in range(MAX_CACHED_IMAGES + 1)}
     for image_id in api.images:
         engine.image_labels(ContainerInfo("c0ffee", "web", "running", {}, image_id=image_id))
         assert len(engine._image_labels) <= MAX_CACHED_IMAGES
+
+
+class FakeEvents:
+    """The stream of an engine, in pieces as they may come."""
+
+    def __init__(self, *rows: dict[str, Any], piece: int) -> None:
+        self.text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        self.piece = piece
+
+    def events(self, **how: Any) -> Iterator[bytes]:
+        assert not how.get("decode"), "the SDK decodes a growing text again for each piece of it"
+        return (self.text[start : start + self.piece] for start in range(0, len(self.text), self.piece))
+
+
+def started(**attributes: str) -> dict[str, Any]:
+    return {"Type": "container", "Action": "start", "Actor": {"ID": "c0ffee", "Attributes": attributes}}
+
+
+@pytest.mark.parametrize("piece", [7, 4096, 1 << 24])
+def test_events_are_read_up_to_a_length(piece: int) -> None:
+    engine = Engine(ENDPOINT)
+    api = FakeEvents(
+        started(name="web", a="1"),
+        started(name="web", a="x" * MAX_EVENT_BYTES),
+        started(name="db", a="x" * 5000, b="2"),
+        piece=piece,
+    )
+    engine._client = cast(Any, type("Client", (), {"events": api.events, "api": api})())
+    opened: list[Any] = []
+    web, too_long, db = engine.events(opened.append)
+    assert len(opened) == 1
+    assert web == ContainerEvent("start", "c0ffee", "web", {"name": "web", "a": "1"})
+    assert too_long is None, "the container is looked at: something happened"
+    assert db is not None
+    assert db.labels == {"name": "db", "b": "2"}
+
+
+def test_lines_cost_what_they_are_long() -> None:
+    """Nothing of a line that is too long is kept, nor read twice."""
+    lengths: list[int] = []
+
+    class Chunk(bytes):
+        def split(self, *how: Any) -> Any:
+            lengths.append(len(self))
+            return super().split(*how)
+
+    chunks = [Chunk(b"x" * 65536) for _ in range(64)] + [Chunk(b"\n{}\n\n"), Chunk(b"{"), Chunk(b"}\n")]
+    assert list(lines_of(chunks)) == [None, b"{}", b"{}"]
+    assert sum(lengths) == sum(map(len, chunks))
+
+
+def test_labels_of_a_container_are_kept_up_to_a_length() -> None:
+    many = {f"key{number}": "x" * 1000 for number in range(1000)}
+    labels = {**many, "com.docker.compose.project": "p", "devcontainer.metadata": "m" * (MAX_METADATA_CHARACTERS * 2)}
+    kept = inspected({**labels, "large": "x" * (MAX_LABEL_CHARACTERS + 1)}, {}).labels
+    assert kept["com.docker.compose.project"] == "p"
+    assert len(kept["devcontainer.metadata"]) == MAX_METADATA_CHARACTERS + 1, "too long to be valid, and said to be"
+    assert "large" not in kept
+    assert sum(map(len, (*kept, *kept.values()))) < MAX_METADATA_CHARACTERS + MAX_OTHER_CHARACTERS + 1000
+
+
+@pytest.mark.parametrize("text", [".", "", "shop", "../shop", "/home/me/shop\0", "\0"])
+@pytest.mark.parametrize("key", FOLDERS)
+def test_what_is_no_folder_is_no_label(key: str, text: str) -> None:
+    assert own_labels({key: text}, {}) == {}
+    assert own_labels({key: "/home/me/shop"}, {}) == {key: "/home/me/shop"}
 
 
 def test_image_that_is_gone_is_looked_for_again() -> None:

@@ -45,8 +45,10 @@ def test_capabilities_that_forge(cap_add: list[str], cap_drop: list[str], privil
     assert may_forge(cap_add, cap_drop, privileged=privileged) is expected
 
 
-def member(name: str, project: str | None = None, *, may_forge: bool = True) -> Member:
-    return Member(f"id-{name}", name, project, may_forge)
+def member(
+    name: str, project: str | None = None, *, may_forge: bool = True, folder: str | None = "/home/me/shop"
+) -> Member:
+    return Member(f"id-{name}", name, project, may_forge, folder)
 
 
 BRIDGE = Network("bridge", "bridge", {})
@@ -62,6 +64,8 @@ BRIDGE = Network("bridge", "bridge", {})
             [member("db", "shop"), member("api-dev", "other")],
             "api-dev, which is not of the compose project shop,",
         ),
+        ("shop", [member("api-dev", "shop", folder="/evil")], "api-dev, which is not of the compose project shop,"),
+        ("shop", [member("api-dev", "shop", folder=None)], "api-dev, which is not of the compose project shop,"),
         ("shop", [member("api-dev")], "api-dev, which is not of the compose project shop,"),
         ("shop", [member("api-dev", may_forge=False)], None),
         (None, [], None),
