@@ -67,7 +67,7 @@ class Line:
 _PROGRAM = re.compile(r"""(?<![^ \0"'(;&|/])[\w.+-]++(?![^ \0"');&|])""")
 _MASKED = re.compile(r"""\*\*\*(?=[,}\])&;|"' ]|$)""")
 _ESCAPED = re.compile(r"""\\{1,7}+["']""")
-_QUOTED = re.compile(r""""(?:[^"\\\0$]|\\[^\0]|\$\([^()\0]*+\)|\$)*+"?+|'[^'\0]*+'?+""")
+_QUOTED = re.compile(r""""(?:[^"\\\0$`]|\\[^\0]|\$\([^()\0]*+\)|`[^`\0]*+`|[$`])*+"?+|'[^'\0]*+'?+""")
 _WORD = re.compile(rf"(?:{_QUOTED.pattern}|`[^`\0]*+`?+|\\[^\0]|(?!\$\()[^ \0\"'`])++")
 _IN_SUBSTITUTION = re.compile(rf"{_QUOTED.pattern}|[()\0]")
 

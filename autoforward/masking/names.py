@@ -95,6 +95,7 @@ NO_SECRETS: Final = frozenset({"none", "null", "true", "false"})
 """Of a name that says that it is a secret: nothing is hidden in these."""
 
 _KEY_FILE = re.compile(r"[\w./~+-]*+(?<=\.(?:pem|key|crt|cer|p12|pfx|jks|der|pub|asc|gpg))|[\w./~+-]*+(?<=\.keystore)")
+_OWN_PATH = re.compile(r"(?:~|\.{1,2}+)/[\w./+-]++")
 _PATH = re.compile(r"(?:~|\.{1,2}+)?/[\w./+-]*+")
 _COUNTS = frozenset({"max", "min", "num", "limit", "total", "count", "budget", "per"})
 _OPTION = re.compile(r"--[a-z]{1,20}(?:-[a-z]{1,20}){0,3}")
@@ -115,7 +116,7 @@ def is_secret(name: str) -> bool:
 
 def is_harmless_value(name: str, value: str) -> bool:
     """Whether this value of a name that says that it is a secret is none: `--auth none`, `--key a.pem`, `--max-tokens-in 9`."""
-    if value.lower() in NO_SECRETS or _KEY_FILE.fullmatch(value):
+    if value.lower() in NO_SECRETS or _KEY_FILE.fullmatch(value) or _OWN_PATH.fullmatch(value):
         return True
     words = [word.lower() for word in _WORDS.findall(name)]
     if "tokens" in words and _COUNTS.intersection(words):

@@ -28,19 +28,22 @@ class Shape:
 # -- names and their values ----------------------------------------------------------------------
 
 _QUOTE = r"""(?:\\{1,7}+["']|["'\]]|%2[27])"""
-_NAMED = rf"""(?<![-\w.])([-\w.]++){_QUOTE}{{0,2}}+ ?(?:=>|\+?=|:|%3[AaDd]) ?"""
+_NAMED = rf"""(?<![-\w.])([-\w.]++){_QUOTE}{{0,2}}+ ?(?:[=-]>|[+?:]?={{1,3}}|:|%3[AaDd]) ?"""
 _VARIABLE = r"(?<![-\w.])((?:-[De])?([A-Z_][A-Z0-9_]*+))\+?="
 _SETTING = r"(?<![^ \0])(?:(-e|--env|--build-arg)[ \0]|-e|--(?:env|build-arg)=)([\w.-]++)="
 _BUNDLERS = frozenset({"webpack", "webpack-cli", "webpack-dev-server"})
-_ENVIRONMENT = re.compile(r"""(?<![^ \0"'(;&|/])(?:env|cross-env|sudo|doas|export|declare|typeset)(?=[ \0])""")
-_BEFORE_SETTINGS = re.compile(r"""[ \0](?:-[-\w]++(?:[ \0](?![-\w.]++\+?=)[\w./-]++(?=[ \0](?:-|[\w.-]++\+?=)))?+)""")
-_ASSIGNMENT = re.compile(r"[ \0]([A-Za-z_][\w.-]*+)\+?=")
-_SET = r"""(?<![^ \0"'(;&|])(?:(set|config)(?:[ \0]--?[A-Za-z]++){0,3}+|setenv)[ \0](?!-)([-\w./:]++)[ \0]"""
-_SQL = (
-    r"""(?i:\bpassword(?: ?\( ?| )|\bset password for [^ \0]++ = )(?=\\{0,7}["'])"""
-    r"|(?i:\bidentified (?:with [^ \0]++ )?(?:by|as) )"
+_ENVIRONMENT = re.compile(r"""(?<![^ \0"'(;&|/])(?:env|cross-env|sudo|doas|dotenv|export|declare|typeset)(?=[ \0])""")
+_BEFORE_SETTINGS = re.compile(
+    r"""["']?+[ \0](?:-[-\w]++(?:=[^ \0]++|[ \0](?![-\w.]++\+?=)[\w./-]++(?=[ \0](?:-|[\w.-]++\+?=)))?+)"""
 )
-_ELEMENT = re.compile(r"<([\w:.-]++)(?: [^<>\0]*+)?>([^<\0]++)")
+_ASSIGNMENT = re.compile(r"""["']?+[ \0]["']?+([A-Za-z_][\w.-]*+)\+?=""")
+_SET = r"""(?<![^ \0"'(;&|])(?:(?:set|config(?:[ \0]set)?+)(?:[ \0]--?[A-Za-z]++){0,3}+|setenv)[ \0](?!-)([-\w./:]++)[ \0]"""
+_EXPORT = re.compile(r"[ \0]-(?:\w*x|-export)[ \0]")
+_SQL = (
+    r"""(?i:\bpassword(?: ?\( ?| )|\bset password for [^ \0]++ = )(?=[EN]?\\{0,7}["']|\$)"""
+    r"|(?i:\bidentified (?:with [^ \0]++ )?(?:by|as) (?:password )?+)"
+)
+_ELEMENT = re.compile(r"<([\w:.-]++)(?: [^<>\0]*+)?>(?:<!\[CDATA\[)?+([^<\0]++)")
 _NO_OPTION = r"(?!-(?:[A-Za-z]|[a-z][-a-z]*+|-[A-Za-z][-\w.]*+)(?:[ \0=]|$))"
 """What comes next is no option itself: `--auth --port 80`."""
 _OPTION = rf"(?<![-\w])(--?[A-Za-z][-\w.]*+)[ \0]{_NO_OPTION}"
@@ -91,7 +94,8 @@ def _settings_of_options(line: Line) -> Iterator[Span]:
 
 def _of_set(match: re.Match[str]) -> bool:
     """`config set db.password X`, `set -x DB_URL X`, `setenv DB_URL X`."""
-    return is_secret(match[2]) or (not match[1] and match[2].upper() not in HARMLESS_VARIABLES)
+    exported = match[0].startswith("setenv") or (_EXPORT.search(match[0]) and match[1].isupper())
+    return is_secret(match[1]) or bool(exported and _is_unknown(match))
 
 
 def _elements(line: Line) -> Iterator[Span]:
@@ -115,10 +119,10 @@ _OPTIONS: Final[tuple[tuple[str, str], ...]] = (
     (r"[\"']?+[>#<](?=[^ \0>&/])", "redis-server redis-cli valkey-server valkey-cli keydb-server"),
     ("-v", "transmission-daemon"),
     ("-n", "transmission-remote"),
-    ("-a", "miniserve"),
-    ("-[kK](?=[ \0])", "openssl"),
+    ("-a", "miniserve http https xh"),
+    (r"-(?:[kK]|hmac)(?=[ \0])", "openssl"),
     ("-[NP]", "ssh-keygen"),
-    ("(?:login|unseal|unwrap)", "vault bao"),
+    (r"(?:login|unseal|unwrap)(?:[ \0]-[-\w=.]++){0,6}+", "vault bao"),
     (r"[\"']?+[\w$#]++/(?=[^/ \0])", "sqlplus sqlldr expdp impdp rman"),
     ("-w", "ldapsearch ldapadd ldapmodify ldapdelete ldappasswd ldapwhoami"),
     ("-P", "sqlcmd bcp mosquitto_pub mosquitto_sub mosquitto_rr zip unzip microsocks"),
@@ -160,7 +164,7 @@ def _in_urls(line: Line) -> Iterator[Span]:
             continue
         colon = text.find(":", begin, at)
         if colon < 0:
-            is_web = text.endswith(("http://", "https://"), 0, begin) and text[begin:at] != "git"
+            is_web = text.endswith(("http://", "https://", "ws://", "wss://"), 0, begin) and text[begin:at] != "git"
             if (is_web or at - begin > MAX_USER) and "/" not in text[begin:at]:
                 yield word.start() + begin, word.start() + at
         elif text[colon + 1 : at] in _NO_PASSWORDS:
@@ -221,23 +225,8 @@ _TOKENS = (
     *("AKIA", "ASIA", "ABIA", "ACCA", "nvapi-", "lsv2_[a-z]{2}_", "figd_"),
 )
 _LIKELY_TOKENS = (
-    *(
-        "sk-",
-        "npm_",
-        "pypi-",
-        "hf_",
-        r"SG\.",
-        "pat-",
-        "ntn_",
-        "xai-",
-        "gsk_",
-        "r8_",
-        "pplx-",
-        "rubygems_",
-        "sbp_",
-        "nfp_",
-    ),
-    "phx_",
+    *("sk-", "npm_", "pypi-", "hf_", r"SG\.", "pat-", "ntn_"),
+    *("xai-", "gsk_", "r8_", "pplx-", "rubygems_", "sbp_", "nfp_", "phx_"),
 )
 """Names begin like that, too."""
 
