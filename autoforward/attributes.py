@@ -126,6 +126,13 @@ class AttributeRules:
             open_preview=values.open_preview,
         )
 
+    def names(self, key: ForwardKey) -> bool:
+        """Return whether a rule for this very number has a label: somebody means this server, and not whatever matches."""
+        return any(
+            rule.kind in ("number", "host_port") and rule.values.label is not None and rule.matches(key, None)
+            for rule in self.rules
+        )
+
     def of_service(self, service: str | None) -> AttributeRules:
         """Return what these rules say in a container that others know by this name: its `db:5432` is 5432 there.
 

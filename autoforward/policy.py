@@ -307,7 +307,7 @@ def _why_not(
     included = included and not rules.firm.has(key.container_port, command_line)
     if source == "detected" and excluded and not included:
         return notice("ignored", "excluded")
-    if source == "detected" and not (included and rules.include_known) and attributes.label is None:
+    if source == "detected" and not (included and rules.include_known) and not rules.attributes.names(key):
         known = why_excluded(key, command_line, by_default=rules.default_exclude)
         if known is not None:
             return notice("ignored", f"{known}: not forwarded by itself")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from autoforward.cli.attaching import caller_of
 from autoforward.cli.printing import ask, show, show_json, tell
 from autoforward.endpoints import resolve_endpoint
 from autoforward.errors import AutoforwardError, TargetError, UsageError
+from autoforward.foreign.reader import real_path
 from autoforward.model import ContainerInfo
 from autoforward.paths import StatePaths
 from autoforward.registry import Registry
@@ -44,10 +45,15 @@ def trust_workspace(
     if listing:
         _print_answers(_answers_for(target, approvals), as_json)
         return 0
-    records = records_of(target or os.curdir, docker_host, context, paths)
     if revoke:
-        meant = (Workspace.of(record) for record in records)
-        return _revoke([*meant, *_answers_for(target or os.curdir, approvals)], approvals)
+        meant: list[Workspace | None] = [*_answers_for(target or os.curdir, approvals)]
+        try:
+            meant += workspaces_of(records_of(target or os.curdir, docker_host, context, paths))
+        except TargetError:  # a folder that is gone has its answers still
+            if not meant:
+                raise
+        return _revoke([one for one in meant if one is not None], approvals)
+    records = records_of(target or os.curdir, docker_host, context, paths)
     asked = requests_of(records, approvals)
     if as_json:
         shown = [
@@ -194,12 +200,22 @@ def _revoke(workspaces: Iterable[Workspace], approvals: Approvals) -> int:
 
 
 def _answers_for(target: str | None, approvals: Approvals) -> dict[Workspace, Answers]:
-    place = None if target is None else os.path.realpath(target) if Path(target).is_dir() else target
+    places = _places_of(target) if target is not None else None
     return {
         workspace: known
         for workspace, known in approvals.all().items()
-        if known.answers and (place is None or workspace.place in (place, f"name:{place}", f"compose:{place}"))
+        if known.answers and (places is None or workspace.place in places)
     }
+
+
+def _places_of(target: str) -> Collection[str]:
+    """As what a workspace may be known that a person calls so. A folder may be gone, or be another one by now."""
+    path = os.path.abspath(target)  # noqa: PTH100  # keeps symbolic links
+    try:
+        real = real_path(path)
+    except UsageError:  # it does not answer
+        real = path
+    return path, real, f"name:{target}", f"compose:{target}"
 
 
 def _print_answers(known: Mapping[Workspace, Answers], as_json: bool) -> None:

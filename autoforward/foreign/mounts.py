@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 MAX_LINKS = 40
@@ -21,25 +23,43 @@ def may_hang(path: str) -> bool:
 
 def leads_into(path: str, mounts: frozenset[str]) -> bool:
     """Whether one of these mount points is on the way to `path`, links followed."""
+    try:
+        return any(place in mounts for place in _way(path))
+    except OSError:  # more links than the kernel follows: nothing is touched there
+        return False
+
+
+def resolved(path: str) -> str:
+    """Where an absolute path leads, as far as there is something. Raises OSError for more links than the kernel follows.
+
+    `os.path.realpath` recurses for each link of a chain, which may have thousands.
+    """
+    *_, real = _way(path)
+    return real
+
+
+def _way(path: str) -> Iterator[str]:
+    """All places on the way, each before it is looked at; the last is where it ends. Raises OSError."""
     done, left, links = "/", path.split("/")[::-1], 0
-    while left and links <= MAX_LINKS:
+    while left:
         name = left.pop()
         if name == "..":
             done = os.path.dirname(done)  # noqa: PTH120
         if name in ("", ".", ".."):
             continue
         here = os.path.join(done, name)  # noqa: PTH118
-        if here in mounts:
-            return True
+        yield here
         try:
             target = os.readlink(here)  # noqa: PTH115
         except (OSError, ValueError):
             done = here
             continue
         links += 1
+        if links > MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         done = "/" if target.startswith("/") else done
         left += target.split("/")[::-1]
-    return False
+    yield done
 
 
 @functools.cache

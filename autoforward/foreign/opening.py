@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autoforward.foreign.limits import MAX_CONFIG_BYTES
+from autoforward.foreign.mounts import resolved
 
 MAX_FOLDERS = 1000
 """Entries of a folder that are looked at."""
@@ -123,14 +124,18 @@ def _path_of(descriptor: int, path: str) -> str:
     """Where the open file really is."""
     if _PATH_ONLY:
         return os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115
-    return os.path.realpath(path)  # macOS: O_NOFOLLOW_ANY would refuse the links that are fine
+    return resolved(os.path.abspath(path))  # noqa: PTH100  # macOS: O_NOFOLLOW_ANY would refuse the links that are fine
 
 
 def is_within(real: str, folder: str | None) -> bool:
     """Whether a real path is below a folder, by where that really is; None: everything is."""
     if folder is None:
         return True
-    return real.startswith(os.path.realpath(folder).rstrip("/") + "/")
+    try:
+        inside = resolved(os.path.abspath(folder))  # noqa: PTH100  # keeps symbolic links
+    except OSError:  # it leads nowhere
+        return False
+    return real.startswith(inside.rstrip("/") + "/")
 
 
 def kind_of(mode: int) -> str:
@@ -157,8 +162,8 @@ def look_at(path: str) -> Look:
     except (OSError, ValueError):
         status = None
     try:
-        real = os.path.realpath(path)
-    except (OSError, ValueError):
+        real = resolved(os.path.abspath(path))  # noqa: PTH100  # keeps symbolic links
+    except OSError:
         real = path
     return Look(
         kind_of(status.st_mode) if status is not None else None,
@@ -189,5 +194,5 @@ def _below(folder: str, name: str) -> Iterator[str]:
                 path = os.path.join(folder, entry.name, name)  # noqa: PTH118
                 if os.path.lexists(path):
                     yield path
-    except OSError:
+    except (OSError, ValueError):  # a NUL in its name
         return

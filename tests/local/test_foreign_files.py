@@ -426,6 +426,27 @@ def test_name_of_a_folder_that_cannot_be_one(anywhere: str) -> None:
     assert not is_trusted("/src/a\0b", ["/src/x"])
 
 
+def test_what_a_label_calls_a_folder_and_is_none_is_an_ordinary_session(anywhere: str, tmp_path: Path) -> None:
+    """A NUL, and more links one after another than the kernel follows, and than Python has frames."""
+    last = tmp_path / "0"
+    for number in range(1, 1501):
+        link = tmp_path / str(number)
+        link.symlink_to(last)
+        last = link
+    (tmp_path / "0").mkdir()
+    for folder in ("/x/a\0b", str(last), str(last / "below")):
+        info = ContainerInfo("c", "web", "running", {"devcontainer.local_folder": folder})
+        record, _ = record_for(info, ENDPOINT, Caller(), target="web")
+        assert record.declared == ()
+        assert Workspace.of(record).place == folder
+        assert has_moved(folder, "/elsewhere")
+        assert not lies_in(str(tmp_path / "0" / "x"), [folder])
+    (tmp_path / "0" / "x.toml").write_text("")
+    with pytest.raises(UsageError, match="Too many levels"):
+        reader.read(str(last / "x.toml"), "toml")
+    assert mounts.resolved(str(tmp_path / "30" / "x.toml")) == str(tmp_path / "0" / "x.toml")
+
+
 def record_in(folder: Path, place: str | None = None) -> SessionRecord:
     identity = Identity(ENDPOINT.host, f"workspace:{folder}:")
     return SessionRecord("s", identity, ENDPOINT, "c", "c", "c", str(folder), sources=ConfigSources(place=place))

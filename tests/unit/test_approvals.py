@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from autoforward.callers import Caller, bare_record
-from autoforward.errors import AutoforwardError
+from autoforward.cli import trusting
+from autoforward.errors import AutoforwardError, TargetError
 from autoforward.model import ContainerInfo
 from autoforward.paths import StatePaths
 from autoforward.trust import approvals as module
@@ -131,3 +132,20 @@ def test_what_is_stored_is_a_hash_and_what_was_shown(paths: StatePaths) -> None:
     [row] = json.loads(paths.approvals.read_text())["workspaces"]
     [answer] = row["answers"]
     assert list(answer) == ["digest", "approved", "source", "key", "value", "time"]
+
+
+def test_what_was_said_of_a_folder_that_is_gone_is_found_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AUTOFORWARD_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(trusting, "_tell_supervisor", lambda *_args, **_how: None)
+    folder, approvals = tmp_path / "gone", Approvals(StatePaths.locate())
+    how = {"docker_host": None, "context": None, "yes": False, "as_json": False}
+    for target in (f"{folder}/", str(folder), f"{tmp_path}/./gone"):
+        approvals.answer(replace(SHOP, place=str(folder)), [request()], approved=True)
+        assert trusting.trust_workspace(target, listing=True, revoke=False, **how) == 0
+        assert "allowed: bind" in capsys.readouterr().out
+        assert trusting.trust_workspace(target, listing=False, revoke=True, **how) == 0
+        assert not any(one.answers for one in approvals.all().values())
+    with pytest.raises(TargetError):
+        trusting.trust_workspace(str(folder), listing=False, revoke=True, **how)

@@ -281,6 +281,13 @@ def test_known_servers_are_not_forwarded_by_themselves() -> None:
         replace(rules, attributes=attributes(_40000={"label": "mine"})),
     ):
         assert set(plan(wanted, listening(40000), {}, NOW_S, editor).wishes) == {key(40000)}
+    for label_of_others in (
+        attributes(others={"label": "mine"}),
+        attributes(**{"39000-41000": {"label": "mine"}}),
+        attributes(**{".": {"label": "mine"}}),
+        attributes(_40001={"label": "mine"}, _40000={"onAutoForward": "notify"}),
+    ):
+        assert not plan(replace(rules, attributes=label_of_others), listening(40000), {}, NOW_S, editor).wishes
 
 
 def test_nothing_is_decided_before_it_is_known_whose_it_is() -> None:
