@@ -280,7 +280,16 @@ def test_status_shows_the_supervisor_its_sessions_and_what_their_lane_can(
     said = run("autoforward", "status", check=0).stdout
     assert f"pid {supervisor.pid}" in said
     assert [line.split() for line in said.splitlines() if session["id"] in line] == [
-        [app.name, "watching", "0", "agent", "half-close,", "UDP", session["id"]]
+        [
+            app.name,
+            "watching",
+            "0",
+            "agent",
+            "half-close,",
+            "UDP",
+            "on" if session["direct"]["on"] else "off",
+            session["id"],
+        ]
     ]
 
 
