@@ -11,10 +11,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from autoforward.events import EventLog, PortEvent, read_events
 from autoforward.leases import format_time
 from autoforward.paths import StatePaths
 from autoforward.registry import Registry
+from autoforward.supervisor import books as books_module
+from autoforward.supervisor.books import Books
 from autoforward.supervisor.hub import EventHub
 from autoforward.supervisor.spawn import ensure_supervisor
 from tests.conftest import command_env
@@ -105,3 +109,27 @@ async def test_events_are_bounded_while_they_are_followed_and_read(tmp_path: Pat
         assert [one.seq for one in follower.drain()] == list(range(1, 401))
     await asyncio.to_thread(hub.close)
     read()
+
+
+@in_loop
+async def test_nothing_is_looked_at_once_what_it_takes_is_closed(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A supervisor that ends closes its event log before the books: it must not be flushed after that."""
+    monkeypatch.setattr(books_module, "LOOK_INTERVAL_S", 0.001)
+    paths = StatePaths(home)
+    paths.ensure()
+    books, hub = Books(paths, {}, print), EventHub(EventLog(paths, print, max_bytes=MAX_BYTES))
+    looked = asyncio.Event()
+
+    async def beside() -> None:
+        await hub.flush()
+        looked.set()
+
+    books.start_looking(beside)
+    await asyncio.wait_for(looked.wait(), 20)
+    await books.end_looking()
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "books"]
+    await asyncio.to_thread(hub.close)
+    await books.aclose()
+    assert "a fault while the books" not in caplog.text
