@@ -57,8 +57,8 @@ MAX_WORDS_BYTES = 4096
 MAX_NAMES = frames.MAX_ENTRIES
 """Processes that wait for control to be told of them: as many as a snapshot has sockets."""
 
-SILENCE_LIMIT_S = 12.0
-"""The agent answers a ping at once; three unanswered ones mean that nobody is there."""
+SILENCE_LIMIT_S = 13.0
+"""The agent answers a ping at once; three unanswered ones, and a fourth that is due, mean that it is gone."""
 
 
 class Mux(Carrier[EngineStream]):

@@ -138,7 +138,7 @@ async def test_newcomer_takes_the_path_away_before_the_engine_is_asked() -> None
         assert world.sent[-1] == "10.0.0.1", "another network"
         world.event("connect", "evil", "own")
         assert world.sent[-1] is None
-        assert "not looked at yet" in str(world.direct)
+        assert "been looked at yet" in str(world.direct)
         world.engine.gate.set()
         await world.until(lambda: "evil shares the network own" in str(world.direct))
         del world.engine.members["evil"]
