@@ -93,6 +93,7 @@ def sources_for(
     *folders: str | None,
     metadata: Metadata = NO_METADATA,
     mounts: Sequence[str] = (),
+    project_folder: str | None = None,
     look: bool = True,
 ) -> ConfigSources:
     """Where a session's configuration is read, and from now on watched. `folders`: where a project file may be."""
@@ -112,6 +113,7 @@ def sources_for(
         withheld=caller.withheld,
         place=place_of(belongs_to, mounts) if look and belongs_to else None,
         mounts=tuple(mounts),
+        project_folder=project_folder,
     )
 
 
@@ -166,6 +168,7 @@ def bare_record(
             info.project_folder,
             metadata=metadata,
             mounts=mounts_of(endpoint, info),
+            project_folder=info.project_folder,
             look=look,
         ),
     )

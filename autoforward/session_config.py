@@ -252,7 +252,8 @@ def sibling_of(anchor: SessionRecord, info: ContainerInfo) -> SessionRecord:
     One that is a dev container itself has a configuration of its own.
     """
     mounts = mounts_of(anchor.endpoint, info)
-    sources = replace(anchor.sources, mounts=tuple(dict.fromkeys((*anchor.sources.mounts, *mounts))))
+    mounts = tuple(dict.fromkeys((*anchor.sources.mounts, *mounts)))
+    sources = replace(anchor.sources, mounts=mounts, project_folder=info.project_folder)
     if info.workspace_folder is not None:
         metadata = metadata_of(info)
         config_file = config_file_of(info.labels, info.workspace_folder, info.config_file)

@@ -150,7 +150,7 @@ class ConfigSources:
     workspace, in which they belong; `place` where that (without it the folder of `project_file`) really was when the user
     attached, None where that is not known: it is not asked again, for a container may have turned a link since. `mounts` are
     folders that the container can write, where its engine is on this machine; `links` where those of the files that lead
-    out of the workspace led when the user attached.
+    out of the workspace led when the user attached; `project_folder` the folder of the container's compose project.
     """
 
     config_file: str | None = None
@@ -167,6 +167,7 @@ class ConfigSources:
     openings: tuple[str, ...] | None = None
     place: str | None = None
     mounts: tuple[str, ...] = ()
+    project_folder: str | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -189,6 +190,7 @@ class ConfigSources:
             "openings": None if self.openings is None else list(self.openings),
             "place": self.place,
             "mounts": list(self.mounts),
+            "project_folder": self.project_folder,
         }
 
     @classmethod
@@ -211,6 +213,7 @@ class ConfigSources:
             None if row.get("openings") is None else tuple(str(digest) for digest in row["openings"]),
             _text(row.get("place")),
             tuple(str(path) for path in row.get("mounts", ())),
+            _text(row.get("project_folder")),
         )
 
 
@@ -321,7 +324,7 @@ class SessionRecord:
 
     def in_container(self, info: ContainerInfo) -> SessionRecord:
         mounts = tuple(dict.fromkeys((*self.sources.mounts, *mounts_of(self.endpoint, info))))
-        sources = replace(self.sources, mounts=mounts)
+        sources = replace(self.sources, mounts=mounts, project_folder=info.project_folder)
         return replace(self, container_id=info.container_id, container_name=info.name, sources=sources)
 
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from autoforward.errors import AutoforwardError, UsageError
@@ -41,14 +42,31 @@ class Workspace:
 
     @classmethod
     def of(cls, record: SessionRecord) -> Workspace:
-        """Raises UsageError where it is not known where the folder was when the user attached."""
-        folder, place = record.workspace_folder, record.sources.place
+        """Raises UsageError where the folder's place at the attach is not known, and where the folder is not the container's.
+
+        A compose file can give its containers a folder of anybody's as a label: one that has nothing to do with the
+        project's own folder. Projects of one name are told apart by theirs.
+        """
+        folder, place, project = record.workspace_folder, record.sources.place, record.sources.project_folder
         if folder and place is None:
             raise UsageError(
                 f"{folder}: where it really is, is not known, so nothing can be allowed to it",
                 hint="attach to it again",
             )
-        return cls(record.endpoint.host, (place if folder else None) or record.identity.anchor)
+        if folder and place and project and not any(_are_related(project, one) for one in (folder, place)):
+            raise UsageError(
+                f"{folder}: a container of the compose project in {project} calls it its folder, so nothing can be allowed to it",
+                hint="say what you want with a flag, or in your own config.toml",
+            )
+        if folder and place:
+            return cls(record.endpoint.host, place)
+        where = f" in {project}" if record.project and project else ""
+        return cls(record.endpoint.host, f"{record.identity.anchor}{where}")
+
+
+def _are_related(one: str, other: str) -> bool:
+    """Whether one of these paths is the other, or lies in it."""
+    return Path(one).is_relative_to(other) or Path(other).is_relative_to(one)
 
 
 def workspaces_of(records: Iterable[SessionRecord]) -> list[Workspace | None]:

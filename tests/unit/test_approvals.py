@@ -11,9 +11,10 @@ import pytest
 
 from autoforward.callers import Caller, bare_record
 from autoforward.cli import trusting
-from autoforward.errors import AutoforwardError, TargetError
+from autoforward.errors import AutoforwardError, TargetError, UsageError
 from autoforward.model import ContainerInfo
 from autoforward.paths import StatePaths
+from autoforward.settings import SessionRecord
 from autoforward.trust import approvals as module
 from autoforward.trust.approvals import Approvals, Workspace
 from autoforward.trust.requests import Request, digest_of
@@ -30,6 +31,29 @@ def request(value: str = "0.0.0.0") -> Request:
 @pytest.fixture
 def paths(tmp_path: Path) -> StatePaths:
     return StatePaths(tmp_path / "state")
+
+
+def of_project(folder: str | None, project_folder: str | None) -> SessionRecord:
+    sources = replace(EMPTY.sources, folder=folder, place=folder, project_folder=project_folder)
+    identity = replace(EMPTY.identity, anchor="compose:app")
+    return replace(EMPTY, workspace_folder=folder, project="app", identity=identity, sources=sources)
+
+
+@pytest.mark.parametrize("project_folder", ["/src/shop", "/src/shop/.devcontainer", "/src", None])
+def test_a_folder_is_that_of_a_project_in_it_or_above_it(project_folder: str | None) -> None:
+    assert Workspace.of(of_project("/src/shop", project_folder)).place == "/src/shop"
+
+
+@pytest.mark.parametrize("project_folder", ["/src/evil", "/src/shop2", "/home/me"])
+def test_a_compose_file_elsewhere_has_no_approval_of_the_folder_that_it_claims(project_folder: str) -> None:
+    """Seen: its label `devcontainer.local_folder` got the shop's approved address and privileged number under `watch`."""
+    with pytest.raises(UsageError, match="nothing can be allowed to it"):
+        Workspace.of(of_project("/src/shop", project_folder))
+
+
+def test_projects_of_one_name_are_told_apart_by_their_folders() -> None:
+    one, other = (Workspace.of(of_project(None, folder)) for folder in ("/src/a", "/src/b"))
+    assert (one.place, other.place) == ("compose:app in /src/a", "compose:app in /src/b")
 
 
 def test_an_answer_is_for_this_value_of_this_workspace_on_this_engine(paths: StatePaths) -> None:
