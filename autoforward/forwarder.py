@@ -103,7 +103,8 @@ class Forwarder:
         self._mux: str | None = None
         self._wanted_numbers: frozenset[int] = frozenset()
         self.takes_up = False
-        """Until the first plan is applied: another supervisor had these forwards, and servers that are up keep their numbers."""
+        """Until a first plan with nothing undecided is applied: another supervisor had these forwards, and servers that are up
+        keep their numbers."""
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -195,7 +196,7 @@ class Forwarder:
         for wish in steps.update:
             await self._update(self._forwards[wish.key], wish)
         await self._open([*reopen, *steps.open], host_ip)
-        self.takes_up = False
+        self.takes_up = self.takes_up and plan.undecided > 0  # what is not decided on yet was up as well
         for notice in steps.notices:
             before, self._notices[notice.key] = self._notices.get(notice.key), notice
             event: EventName = "failed" if notice.status == "failed" else "ignored"

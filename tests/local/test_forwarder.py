@@ -427,6 +427,9 @@ async def test_a_new_supervisor_moves_no_forward_of_a_server_that_is_up(table: T
         remapped = table.host_port(port)
         await table.forwarder.close_all("the supervisor ended")
     table.forwarder.takes_up = True
+    # Whose port it is may be known a moment later.
+    undecided = await table.apply(SessionRules(default_exclude=True), port)
+    assert (undecided.undecided, table.forwarder.forwards) == (1, ())
     await table.apply(SessionRules(), port)
     assert table.host_port(port) == remapped
     [row] = table.rows()
