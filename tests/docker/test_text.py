@@ -252,24 +252,39 @@ def see_page(home: Path, port: int) -> dict[str, Any]:
     return seen
 
 
+LISTENER = """
+import _socket, signal, sys
+server = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+server.bind(("127.0.0.1", int(sys.argv[1])))
+server.listen()
+signal.pause()
+"""
+"""A server of which only the command line matters: a hundred of them start in a second."""
+
+SPAWNER = """
+import json, subprocess, sys
+for arguments in json.load(sys.stdin):
+    subprocess.Popen(["python3", "-S", "/s.py", *arguments])
+"""
+
+
 @pytest.mark.parametrize("lane", ["agent", "socat"])
 def test_secrets_of_command_lines_are_nowhere_and_harmless_ones_are_whole(
     container: ContainerFactory, outputs: Outputs, run: Runner, home: Path, lane: str
 ) -> None:
     """Each row of the tables is a server's command line, after the server's own words."""
     app = container()
-    app.shell(f"cat > /s.py <<'END'\n{SERVER}\nEND")
-    expected: dict[int, str] = {}
     most = None if lane == "agent" else 31  # the watcher names at most 64 owners at once
-    for arguments, shown, _ in SECRETS[:most]:
-        port = free_port()
-        expected[port] = f"python3 /s.py {port} {shown}"
-        spawn(app, port, arguments)
-    for text in HARMLESS[:most]:
-        port = free_port()
-        expected[port] = f"python3 /s.py {port} {text}"
-        spawn(app, port, text.split())
-    run("autoforward", "attach", app.name, "--lane", lane, check=0, env={"AUTOFORWARD_LOG_LEVEL": "DEBUG"})
+    lines = [(arguments, shown) for arguments, shown, _ in SECRETS[:most]]
+    lines += [(text.split(), text) for text in HARMLESS[:most]]
+    ports = [free_port() for _ in lines]
+    expected = {port: f"python3 -S /s.py {port} {shown}" for port, (_, shown) in zip(ports, lines, strict=True)}
+    app.shell(f"cat > /s.py <<'END'\n{LISTENER}\nEND")
+    app.shell(f"cat > /spawner.py <<'END'\n{SPAWNER}\nEND")
+    listed = json.dumps([[str(port), *arguments] for port, (arguments, _) in zip(ports, lines, strict=True)])
+    app.shell(f"python3 /spawner.py <<'END' >/dev/null 2>&1\n{listed}\nEND")
+    env = {"AUTOFORWARD_LOG_LEVEL": "DEBUG", "AUTOFORWARD_MAX_PORTS": str(len(lines))}
+    run("autoforward", "attach", app.name, "--lane", lane, check=0, env=env)
 
     def named() -> dict[int, str]:
         seen = {row["port"]: row["process"] for row in rows(run) if row["port"] in expected}
@@ -289,9 +304,3 @@ def test_secrets_of_command_lines_are_nowhere_and_harmless_ones_are_whole(
     assert len(SECRETS) >= 30
     assert len(HARMLESS) >= 30
     assert [secret for secret in secrets if secret in everything] == []
-
-
-def spawn(app: Container, port: int, arguments: Sequence[str]) -> None:
-    app.client.api.exec_start(
-        app.client.api.exec_create(app.id, ["python3", "/s.py", str(port), *arguments])["Id"], detach=True
-    )
