@@ -1,12 +1,14 @@
 """Asks the engine who shares the networks of containers. Blocks; one call at a time.
 
 A container is inspected once, as long as it lives: capabilities and labels are those that it was made with. A network is
-inspected when it is new, when something happened there, and when other containers than before are said to be on it.
+inspected when it is new, when something happened there, when other containers than before are said to be on it, and while
+it shows one that does not run: that one is about to start, or leaves. Podman shows those that leave for some time after
+`die`, and says nothing when they have left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -37,6 +39,8 @@ class NetworkLook:
         self._members: dict[str, Member] = {}
         self._networks: dict[str, _Known] = {}
         self._modes: dict[str, str] = {}
+        self.is_settled = True
+        """False: a path is off for the sake of containers alone that do not run. Of the last look."""
 
     def __repr__(self) -> str:
         return f"<NetworkLook {len(self._networks)} networks, {len(self._members)} members>"
@@ -65,8 +69,9 @@ class NetworkLook:
         for gone in self._networks.keys() - needed:
             del self._networks[gone]
         for network_id in needed:
-            self._refresh(network_id, frozenset(on[network_id]))
-        return {key: self._path(key, owner, users) for key, owner in wanted.items()}
+            self._refresh(network_id, frozenset(on[network_id]), rows)
+        self.is_settled = True
+        return {key: self._path(key, owner, users, rows) for key, owner in wanted.items()}
 
     def _with_mode(self, row: Running) -> Running:
         """Podman's list says of nobody whose network he uses."""
@@ -77,14 +82,16 @@ class NetworkLook:
                 self._modes[row.container_id] = self.engine.inspect(row.container_id).network_mode
         return replace(row, network_mode=self._modes.get(row.container_id, ""))
 
-    def _refresh(self, network_id: str, seen: frozenset[str]) -> None:
+    def _refresh(self, network_id: str, seen: frozenset[str], running: Container[str]) -> None:
         known = self._networks.get(network_id)
-        if known is None or known.seen != seen:
+        if known is None or known.seen != seen or any(key not in running for key in known.network.addresses):
             self._networks.pop(network_id, None)
             with suppress(TargetError):  # it has gone meanwhile
                 self._networks[network_id] = _Known(self.engine.network(network_id), seen)
 
-    def _path(self, key: str, owner: Running | None, users: Mapping[str, Sequence[str]]) -> Found:
+    def _path(
+        self, key: str, owner: Running | None, users: Mapping[str, Sequence[str]], running: Container[str]
+    ) -> Found:
         target = self._member(key)
         if target is None or owner is None:
             return DirectPath(None, "the container whose network it uses does not run"), None
@@ -97,14 +104,21 @@ class NetworkLook:
             if addresses is None:
                 reason = f"the engine does not say who is on the network {known.network.name}"
             elif addresses:
-                problem = self._objection(known.network, target, users)
+                members = list(known.network.addresses)
+                problem = self._objection(known.network, target, members, users)
                 if problem is None:
                     return DirectPath(addresses[0]), network_id
                 reason = problem
+                those_that_run = [member for member in members if member in running]
+                if len(those_that_run) < len(members):
+                    stays = self._objection(known.network, target, those_that_run, users)
+                    self.is_settled = self.is_settled and stays is not None
         return DirectPath(None, reason), None
 
-    def _objection(self, network: Network, target: Member, users: Mapping[str, Sequence[str]]) -> str | None:
-        sharing = [user for owner in network.addresses for user in users.get(owner, [owner])]
+    def _objection(
+        self, network: Network, target: Member, members: Sequence[str], users: Mapping[str, Sequence[str]]
+    ) -> str | None:
+        sharing = [user for owner in members for user in users.get(owner, [owner])]
         known = [self._members[key] for key in sharing if key in self._members]
         problem = objection(network, target, known)
         if problem is None and len(sharing) > MAX_MEMBERS:

@@ -1,7 +1,8 @@
 """Keeps the direct paths of sessions as the networks of their containers are: one look for all of an engine at a time.
 
 Level-triggered: whatever happens leads to another look, the next one not before the last one has rested. What a newcomer on
-a network may do is not waited for: the paths over it are off from the engine's word of him until he was looked at.
+a network may do is not waited for: the paths over it are off from the engine's word of him until he was looked at. Who
+leaves is looked for until he has left: an engine may say `die` before, and nothing after.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,7 +34,8 @@ LONGEST_PAUSE_S = 1.0
 """At most, after a look that took long: ten times as long as it took is rested up to this."""
 
 STARTING = DirectPath(None, "a container has just joined its network and has not been looked at yet")
-ACTIONS = frozenset({"start", "die", "died", "connect", "disconnect"})
+ACTIONS = frozenset({"start", "die", "died", "remove", "connect", "disconnect"})
+"""Podman has no `disconnect` of a container that ends, and `remove` once it has gone from its networks."""
 
 
 class Host(Protocol):
@@ -57,6 +60,7 @@ class _Place:
     over: Mapping[str, str | None] = field(default_factory=dict)
     is_due: bool = False
     is_looking: bool = False
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class NetworkWatch:
@@ -86,6 +90,7 @@ class NetworkWatch:
         """Look at the networks of sessions that have an agent since."""
         keys = {session.record.endpoint.key for session in self._host.sessions.values() if session.direct.is_automatic}
         for key in self._places.keys() - keys:
+            self._places[key].woken.set()
             if not self._places[key].is_looking:
                 del self._places[key]
         for session in self._host.sessions.values():
@@ -102,18 +107,20 @@ class NetworkWatch:
 
     def _begin(self, place: _Place) -> None:
         place.is_due = True
+        place.woken.set()
         if not place.is_looking:
             place.is_looking = True
             self._host.spawn(self._look_while_due(place), "look at networks")
 
     async def _look_while_due(self, place: _Place) -> None:
-        failures = 0
+        failures = repeats = 0
         try:
             while place.is_due and (sessions := self._sessions(place)):
-                place.is_due = False
+                place.is_due, is_settled = False, True
+                place.woken.clear()
                 began_s = time.monotonic()
                 try:
-                    await self._look(place, {session.record.container_id for session in sessions})
+                    is_settled = await self._look(place, {session.record.container_id for session in sessions})
                     failures = 0
                 except Exception as error:
                     if not isinstance(error, AutoforwardError):
@@ -127,10 +134,19 @@ class NetworkWatch:
                 took_s = time.monotonic() - began_s
                 pause_s = delay_s(failures, local=True, chance=random.random()) if failures else PAUSE_S
                 await asyncio.sleep(max(pause_s, min(10 * took_s, LONGEST_PAUSE_S)))
+                if is_settled or place.is_due:
+                    repeats = 0
+                else:
+                    repeats += 1
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(delay_s(repeats, local=False, chance=random.random())):
+                            await place.woken.wait()
+                    place.is_due = True
         finally:
             place.is_looking = False
 
-    async def _look(self, place: _Place, targets: set[str]) -> None:
+    async def _look(self, place: _Place, targets: set[str]) -> bool:
+        """Whether it stays like this until the engine says something: see NetworkLook.is_settled."""
         in_use = self._host.engines.get(place.endpoint)
         if place.look is None or place.look.engine is not in_use.engine:
             place.look = NetworkLook(in_use.engine)
@@ -145,3 +161,4 @@ class NetworkWatch:
             stale = place.changed is None or over in place.changed
             if session.direct.decide(STARTING if stale and path.address is not None else path):
                 log.info("%s: direct path %s", session.record.container_name, session.direct)
+        return look.is_settled

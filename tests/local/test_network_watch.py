@@ -31,6 +31,8 @@ class Engine:
 
     def __init__(self) -> None:
         self.members = {"app": ContainerInfo("app", "app", "running", {}, addresses=("10.0.0.1",))}
+        self.ended: set[str] = set()
+        """Who is on it still, and does not run."""
         self.lists = 0
         self.broken: Exception | None = None
         self.asked, self.gate = threading.Event(), threading.Event()
@@ -38,7 +40,7 @@ class Engine:
 
     def running_networks(self) -> list[Running]:
         self.lists += 1
-        rows = [Running(key, "own", ("own",)) for key in self.members]
+        rows = [Running(key, "own", ("own",)) for key in self.members.keys() - self.ended]
         self.asked.set()
         assert self.gate.wait(TIMEOUT_S)
         if self.broken is not None:
@@ -169,6 +171,46 @@ async def test_newcomer_who_is_harmless_takes_it_away_for_a_moment() -> None:
         world.event("connect", "harmless", "own")
         await world.until_on()
         assert world.sent == [None, "10.0.0.1", None, "10.0.0.1"]
+
+
+@pytest.mark.parametrize("last", ["die", "remove"])
+@in_loop
+async def test_who_is_on_the_network_for_some_time_after_he_has_ended(last: str) -> None:
+    """Podman's order: `die`, off the network, perhaps `remove`, and no `disconnect`."""
+    async with started() as world:
+        world.join("other")
+        world.event("start", "other")
+        await world.until(lambda: "other shares" in str(world.direct))
+        lists = world.engine.lists
+        world.engine.ended.add("other")
+        world.event("die", "other")
+        await world.until(lambda: world.engine.lists >= lists + 2)
+        assert "other shares" in str(world.direct), "it could still be one that starts"
+        del world.engine.members["other"]
+        if last == "remove":
+            world.event("remove", "other")
+        await world.until_on()
+        await world.until(lambda: not world.tasks)
+
+
+@in_loop
+async def test_event_does_not_wait_for_the_next_of_the_looks_for_who_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with started() as world:
+        monkeypatch.setattr(network_watch, "delay_s", lambda *_args, **_more: 10 * TIMEOUT_S)
+        world.join("other")
+        world.engine.ended.add("other")
+        world.event("connect", "other", "own")
+        await world.until(lambda: "other shares" in str(world.direct))
+        await asyncio.sleep(2 * network_watch.PAUSE_S)
+        del world.engine.members["other"]
+        world.event("remove", "other")
+        await world.until_on()
+        world.join("other")
+        world.event("connect", "other", "own")
+        await world.until(lambda: "other shares" in str(world.direct))
+        world.direct.end()
+        world.watch.on_session_changed()
+        await world.until(lambda: not world.tasks)
 
 
 @in_loop

@@ -266,6 +266,31 @@ def test_who_is_connected_and_does_not_run_yet_counts(engine: FakeEngine) -> Non
     assert "starting-name" in str(reason_of(look, changed=["own"]))
 
 
+def test_who_has_ended_is_looked_for_until_he_has_left(engine: FakeEngine) -> None:
+    """Podman says `die` before it takes him off the network, and no `disconnect` when it has: the list of what runs is the
+    same before and after."""
+    engine.add("app", "own")
+    engine.add("leaving", "own")
+    engine.add("rests", "own", may_forge=False)
+    engine.listed_late |= {"leaving", "rests"}
+    look = look_at(engine)
+    assert "leaving-name" in str(reason_of(look))
+    assert not look.is_settled
+    engine.on["own"].pop("leaving")
+    assert reason_of(look, changed=[]) is None
+    assert look.is_settled
+
+
+def test_who_stands_against_it_and_runs_is_not_looked_for_again(engine: FakeEngine) -> None:
+    engine.add("leaving", "own")
+    engine.listed_late.add("leaving")
+    engine.add("app", "own")
+    engine.add("stays", "own")
+    look = look_at(engine)
+    assert reason_of(look) is not None
+    assert look.is_settled
+
+
 def test_an_engine_that_does_not_show_who_is_there(engine: FakeEngine) -> None:
     engine.add("app", "own")
     look = look_at(engine)
