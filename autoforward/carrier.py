@@ -76,7 +76,7 @@ class Carrier(Generic[S]):
         self._is_held = False
         self._takers: dict[type[Any], Callable[[Any], None]] = {
             frames.Data: self._take_data,
-            frames.Opened: self._pass_over,
+            frames.Opened: self._take_opened,
             frames.Eof: self._take_eof,
             frames.Credit: self._take_credit,
             frames.Refused: self._take_refused,
@@ -245,6 +245,11 @@ class Carrier(Generic[S]):
     def _take(self, event: frames.Event) -> None:
         self._takers[type(event)](event)
 
+    def _take_opened(self, event: frames.Opened) -> None:
+        self._empty += 1  # which address answered is of no use here
+        if (channel := self._channels.get(event.stream)) is not None:
+            channel.answered()
+
     def _take_data(self, event: frames.Data) -> None:
         if (channel := self._channels.get(event.stream)) is not None:
             channel.take_data(event.payload, last=event.last)
@@ -284,5 +289,5 @@ class Carrier(Generic[S]):
             self._empty += 1
 
     def _pass_over(self, _event: object) -> None:
-        """That something came is all that it has to say: which address answered, say, is of no use here."""
+        """That something came is all that it has to say."""
         self._empty += 1

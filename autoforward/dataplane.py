@@ -51,7 +51,6 @@ from autoforward.messages import (
     StreamWanted,
     Withdraw,
 )
-from autoforward.model import DialAddress, Transport
 from autoforward.mux import Mux
 from autoforward.muxes import Muxes
 from autoforward.outbox import prepare_listener
@@ -120,6 +119,7 @@ class DataPlane:
         self._limits = ConnectionLimits()
         self._heap = HeapKeeper(self, trimmer())
         self._muxes = Muxes(self, notify)
+        self._accepting: list[tuple[str, socket.socket]] = []
         self._turn_ends: list[Callable[[], None]] = []
         self.turns = 0
         """Turns of the loop so far: an idle data plane makes none."""
@@ -227,6 +227,11 @@ class DataPlane:
                 # 0: taken off by what was handled before it in this turn.
                 if events & wanted and not self._call(handler, events & wanted):
                     self.watch(fd, 0, _nobody)  # or it is the same again at once, for ever
+            # New clients come last: an agent that has ended in this very turn gets none of them.
+            for forward_id, listener in self._accepting:
+                if not self._call(self._accept, forward_id, listener):
+                    self._unwatch_listener(listener)
+            self._accepting.clear()
             while self._commands:
                 self._call(self._obey, self._commands.popleft())
             self._run_timers()
@@ -296,8 +301,8 @@ class DataPlane:
                     server.route(command)
             case MuxStart() | MuxDirect() | MuxPace() | MuxRetire() | MuxEnd() | MuxCheck():
                 self._muxes.obey(command)
-            case OpenOnMux(relay_id, session_id, transport, dials):
-                self._open_on_mux(relay_id, session_id, transport, dials)
+            case OpenOnMux():
+                self._open_on_mux(command)
             case Withdraw(forward_id, reset, done):
                 self._withdraw(forward_id, reset)
                 done.set_result(None)
@@ -333,17 +338,14 @@ class DataPlane:
 
     # Agents.
 
-    def _open_on_mux(
-        self, relay_id: int, session_id: str, transport: Transport, dials: tuple[DialAddress, ...]
-    ) -> None:
-        relay, mux = self._relays.get(relay_id), self._muxes.get(session_id)
+    def _open_on_mux(self, command: OpenOnMux) -> None:
+        relay, mux = self._relays.get(command.relay_id), self._muxes.get(command.session_id)
         if relay is None:
             return
-        if mux is None:
-            relay.refuse("the connection to the container was lost")
+        if mux is None:  # lost since control has answered
+            self._notify(StreamWanted(relay.forward_id, relay.relay_id, until_s=command.until_s))
             return
-        relay.attach(mux.open(relay, transport, dials))
-        relay.opened()
+        mux.join(relay, command.transport, command.dials)
 
     def mux_of(self, session_id: str) -> Mux | None:
         """The mux of this session, while connections can be opened on it."""
@@ -362,14 +364,16 @@ class DataPlane:
 
     def _watch_listener(self, forward_id: str, listener: socket.socket) -> None:
         prepare_listener(listener)
-        self.watch(listener.fileno(), READ, lambda _events: self._accept(forward_id, listener))
+        self.watch(listener.fileno(), READ, lambda _events: self._accepting.append((forward_id, listener)))
 
     def _unwatch_listener(self, listener: socket.socket) -> None:
         if listener.fileno() >= 0:
             self.watch(listener.fileno(), 0, self._on_wake)
 
     def _accept(self, forward_id: str, listener: socket.socket) -> None:
-        served = self._served[forward_id]
+        served = self._served.get(forward_id)
+        if served is None or listener not in served.sockets:  # withdrawn in this turn
+            return
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 client, _address = listener.accept()
@@ -404,9 +408,10 @@ class DataPlane:
             mux = self._muxes.get(route.session_id) if route is not None else None
             if route is not None and mux is not None:
                 relay.routed = True
-                relay.attach(mux.open(relay, route.transport, route.dials))
-                relay.opened()
-                relay.read_now()
+                if mux.join(relay, route.transport, route.dials):
+                    relay.read_now()
+                else:
+                    self.watch_peer(relay)
                 continue
             self.watch_peer(relay)
             self._notify(StreamWanted(forward_id, relay_id))

@@ -275,7 +275,7 @@ class ExecChannel:
         elif self._confirmed or (self._opened and self._failed_attempts < self._attempts):
             relay.server_ended()
         elif self._plan.fallback and not self._opened:
-            relay.start_over()
+            relay.start_over(retry=True)
         else:
             relay.refuse(self._failure or "the relay process ended before it had connected")
 

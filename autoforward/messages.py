@@ -117,12 +117,16 @@ class MuxCheck:
 
 @dataclass(frozen=True, slots=True)
 class OpenOnMux:
-    """The answer to a `StreamWanted` of a session whose mux is up: it goes over that one."""
+    """The answer to a `StreamWanted` of a session whose mux is up: it goes over that one.
+
+    Where that one was lost meanwhile there is another `StreamWanted`, which may wait until then (`until_s`).
+    """
 
     relay_id: int
     session_id: str
     transport: Transport
     dials: tuple[DialAddress, ...]
+    until_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +205,13 @@ class StreamWanted:
     """A client connected: it needs a stream into the container.
 
     `retry`: the stream it got did not try every address, and found no server (see `RelayPlan.fallback`).
+    `until_s`: how long it may wait, on the monotonic clock; None: as long as any.
     """
 
     forward_id: str
     relay_id: int
     retry: bool = False
+    until_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ trunk. A violation ends the mux, and with it this session's connections, nobody 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import time
 from collections import OrderedDict
@@ -30,7 +31,7 @@ from autoforward.direct import DirectGate
 from autoforward.errors import ProtocolError
 from autoforward.lanes.watcher import LineSplitter, printable
 from autoforward.model import DialAddress, Transport
-from autoforward.mux_channel import WINDOW_BYTES, FarEnd, MuxChannel
+from autoforward.mux_channel import WINDOW_BYTES, FarEnd, MuxChannel, PatientEnd
 from autoforward.streams import STDERR, STDOUT, EngineStream
 from autoforward.trunk import Trunks
 
@@ -92,6 +93,10 @@ class Mux(Carrier[EngineStream]):
         self._is_retired = False
         self.direct = self._gate = DirectGate(plane, self, direct_address)
         self._trunks = Trunks(plane, self, self._gate)
+        self._doubts = itertools.count(1)
+        self._doubt = b""
+        """The ping whose answer shows that the agent lives; none: there is no doubt."""
+        self._waiting: list[tuple[PatientEnd, Transport, Sequence[DialAddress]]] = []
         self._takers |= {
             frames.Hello: self._take_hello,
             frames.Ping: self._take_ping,
@@ -120,6 +125,28 @@ class Mux(Carrier[EngineStream]):
     def window(self) -> int:
         """What the agent accepts on a new stream, in bytes; 0 before its hello."""
         return self._window
+
+    def doubt(self) -> None:
+        """The agent's other connection has ended, and it may have ended with it: what is new waits for a word of it."""
+        if not self._doubt:
+            self._doubt = b"lives" + next(self._doubts).to_bytes(8, "big")[-3:]
+            self.send(wire.encode_ping(self._doubt))
+
+    def join(self, relay: PatientEnd, transport: Transport, dials: Sequence[DialAddress]) -> bool:
+        """A channel for this relay, now or once it is sure that the agent lives; whether it is open. Only while `is_up`."""
+        if self._doubt:
+            self._waiting.append((relay, transport, dials))
+            return False
+        relay.attach(self.open(relay, transport, dials))
+        relay.opened()
+        return True
+
+    def _let_join(self) -> None:
+        self._doubt = b""
+        waiting, self._waiting = self._waiting, []
+        for relay, transport, dials in waiting:
+            if not relay.is_over:
+                self.join(relay, transport, dials)
 
     def open(self, relay: FarEnd, transport: Transport, dials: Sequence[DialAddress]) -> MuxChannel:
         """A channel for this relay. Only while `is_up`."""
@@ -161,11 +188,14 @@ class Mux(Carrier[EngineStream]):
         self._names.clear()
         self._stream.shutdown_write()
         super().close()
+        waiting, self._waiting = self._waiting, []
+        for relay, _transport, _dials in waiting:
+            relay.start_over(retry=False)
 
     def _lose(self, reason: str) -> None:
         if self._stream.fileno() >= 0:
+            self._on_lost(self._last_words or reason)  # before its connections: what starts over is for another agent
             self.close()
-            self._on_lost(self._last_words or reason)
 
     # The stream.
 
@@ -216,6 +246,8 @@ class Mux(Carrier[EngineStream]):
 
     def _take_pong(self, event: frames.Pong) -> None:
         self._empty += 1
+        if event.payload == self._doubt:
+            self._let_join()
         self._gate.pong(event.payload)
         self._trunks.pong(event.payload)
 

@@ -44,6 +44,17 @@ class FarEnd(Protocol):
 
 
 @runtime_checkable
+class PatientEnd(FarEnd, Protocol):
+    """One whose client waits: as long as none of its bytes are on their way, another channel does as well."""
+
+    @property
+    def is_over(self) -> bool: ...
+    def attach(self, channel: MuxChannel) -> None: ...
+    def opened(self) -> None: ...
+    def start_over(self, *, retry: bool) -> None: ...
+
+
+@runtime_checkable
 class MovableEnd(FarEnd, Protocol):
     """One that can go on over a direct connection."""
 
@@ -55,6 +66,7 @@ class MuxChannel:
     """See `channel.Channel` for the contract. Usable at once: what is sent before the answer is the server's, or nobody's."""
 
     __slots__ = (
+        "_begun",
         "_consumed",
         "_credit",
         "_datagrams",
@@ -88,6 +100,8 @@ class MuxChannel:
         self._received = 0
         self._consumed = 0
         self._write_ended = self._eof_sent = self._server_ended = False
+        self._begun = datagrams
+        """Whether there was an answer, or something of the client's was sent: then a loss is the client's to know."""
         self._datagrams = datagrams
         self.extra_cost = DATAGRAM_COST if datagrams else 0
         """Of each DATA, in frames."""
@@ -107,6 +121,7 @@ class MuxChannel:
         return self._queued
 
     def write(self, data: bytes) -> None:
+        self._begun = True
         if not self._queue and len(data) <= self._credit and len(data) <= TURN_BYTES and not self._mux.is_backlogged:
             self._credit -= len(data)
             self._mux.send_data(self.number, data)
@@ -126,7 +141,7 @@ class MuxChannel:
     def write_eof(self) -> None:
         if self._write_ended:
             return
-        self._write_ended = True
+        self._write_ended = self._begun = True
         if not self._queue:
             self._send_eof()
 
@@ -181,6 +196,10 @@ class MuxChannel:
             self._move()
         return self._ready
 
+    def answered(self) -> None:
+        """The agent has connected to the server."""
+        self._begun = True
+
     def take_credit(self, count: int) -> None:
         self._credit += count
         self._returned += count
@@ -202,13 +221,14 @@ class MuxChannel:
             if not last:
                 return
             payload, self._parts = b"".join(self._parts), []
+        self._begun = True
         if self._relay is not None:
             self._relay.data(payload)
 
     def take_eof(self) -> None:
         if self._server_ended:
             raise ProtocolError("the agent ended a stream twice")
-        self._server_ended = True
+        self._server_ended = self._begun = True
         if self._eof_sent:
             self._finish()
         elif self._relay is not None:
@@ -231,7 +251,9 @@ class MuxChannel:
         relay, self._relay = self._relay, None
         self._queue.clear()
         self._let_direct_go()
-        if relay is not None:
+        if not self._begun and isinstance(relay, PatientEnd):
+            relay.start_over(retry=False)
+        elif relay is not None:
             relay.broken(reason)
 
     # The direct path: once the connection is there, what is queued goes out, MOVE goes both ways, then the relay has it.

@@ -89,6 +89,10 @@ class Relay:
     def __repr__(self) -> str:
         return f"<Relay {self.relay_id} of {self.forward_id}>"
 
+    @property
+    def is_over(self) -> bool:
+        return self._over
+
     def attach(self, channel: Channel) -> None:
         """Give the relay its far end, which will call `opened` or `refuse`."""
         self._channel = channel
@@ -144,10 +148,17 @@ class Relay:
         """The server cannot be reached: the client is reset, never left with an empty success."""
         self._end_with_reset(refused=True, reason=reason)
 
-    def start_over(self) -> None:
-        """There was no server at that far end, and there are others to try. Nothing has been read of the client."""
+    def start_over(self, *, retry: bool) -> None:
+        """That far end is gone before it began: another one, please. Nothing has been read of the client.
+
+        `retry`: there was no server, and there are other addresses to try.
+        """
+        if self._over:
+            return
         self._channel = None
-        self._plane.notify(StreamWanted(self.forward_id, self.relay_id, retry=True))
+        self.routed = False
+        self.hold_client()
+        self._plane.notify(StreamWanted(self.forward_id, self.relay_id, retry))
 
     def broken(self, reason: str) -> None:
         """The far end broke off in mid-stream."""

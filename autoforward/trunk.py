@@ -46,6 +46,7 @@ class Opener(Protocol):
     def window(self) -> int: ...
 
     def send(self, frame: bytes | memoryview) -> None: ...
+    def doubt(self) -> None: ...
 
 
 class Trunks:
@@ -133,13 +134,18 @@ class Trunks:
         if self._trunk is not None:
             self._trunk.catch_up()  # a loop that was held up may not have read it yet
         if self._trunk is not None and self._trunk.heard_s < self._asked_s:
-            self.lost("it leads nowhere any more")
+            self.lost("it leads nowhere any more", agent_lives=True)
 
-    def lost(self, reason: str, *, for_good: bool = False) -> None:
-        """It broke: the agent is told, should it not know. `for_good`: there will be no other with this agent."""
+    def lost(self, reason: str, *, for_good: bool = False, agent_lives: bool = False) -> None:
+        """It broke: the agent is told, should it not know. `for_good`: there will be no other with this agent.
+
+        Where it has not just said a word on the exec stream it may have gone itself.
+        """
         self._barred = self._barred or for_good
         if self._trunk is not None:
             log.info("the trunk is lost: %s", reason)
+            if not agent_lives:
+                self._mux.doubt()
             self._end()
 
     def _end(self) -> None:

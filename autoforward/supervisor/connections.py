@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 HOLD_S = 10.0
 """How long a new connection waits while the container is out of reach."""
 
+LOSS_SHOWS_S = 1.0
+"""A container or engine that goes refuses processes before it is known to go: for so long that is waited for."""
+
 MAX_PROCESSES = 512
 """Connections of a session that are a process in the container each; more would be most of what runs there."""
 
@@ -64,6 +67,7 @@ class Connections:
         self._services = services
         self._forwarder = forwarder
         self._gate = asyncio.Event()
+        self._gate_closed = asyncio.Event()
         self._detector: Detector | None = None
         self._session_token = ""
         self._opening: set[asyncio.Task[None]] = set()
@@ -96,9 +100,11 @@ class Connections:
 
     def open_gate(self) -> None:
         self._gate.set()
+        self._gate_closed.clear()
 
     def close_gate(self) -> None:
         self._gate.clear()
+        self._gate_closed.set()
 
     async def aclose(self) -> None:
         """Give up what waits, and wait (not for ever) for the processes that are being started."""
@@ -162,28 +168,43 @@ class Connections:
             self._detector.send(encode_kill(notice.container_pid, notice.relay_token, hard=notice.hard))
 
     async def _open_stream(self, wanted: StreamWanted) -> None:
+        """Where the way turns out to have been lost before anything was sent there, the next one is waited for."""
+        until_s = wanted.until_s or asyncio.get_running_loop().time() + HOLD_S
+        while True:
+            try:
+                async with asyncio.timeout_at(until_s):
+                    await self._gate.wait()
+                    while not (self._gate.is_set() and self._forwarder.is_reachable(wanted.forward_id)):
+                        await (self._forwarder.wait_changed() if self._gate.is_set() else self._gate.wait())
+            except TimeoutError:
+                what = "its server" if self._gate.is_set() else "the container"
+                reason = f"{what} was out of reach for {HOLD_S:.0f} s"
+                self._services.plane.submit(StreamFailed(wanted.relay_id, reason))
+                return
+            if (why_not := await self._start_stream(wanted, until_s)) is None:
+                return
+            try:
+                async with asyncio.timeout_at(min(until_s, asyncio.get_running_loop().time() + LOSS_SHOWS_S)):
+                    await self._gate_closed.wait()
+            except TimeoutError:
+                self._services.plane.submit(StreamFailed(wanted.relay_id, why_not))
+                return
+
+    async def _start_stream(self, wanted: StreamWanted, until_s: float) -> str | None:
+        """Have it carried by what carries connections now; why the engine could start no process for it."""
         plane = self._services.plane
-        try:
-            async with asyncio.timeout(HOLD_S):
-                await self._gate.wait()
-                while not (self._gate.is_set() and self._forwarder.is_reachable(wanted.forward_id)):
-                    await (self._forwarder.wait_changed() if self._gate.is_set() else self._gate.wait())
-        except TimeoutError:
-            what = "its server" if self._gate.is_set() else "the container"
-            plane.submit(StreamFailed(wanted.relay_id, f"{what} was out of reach for {HOLD_S:.0f} s"))
-            return
         known, tool, token = self._forwarder.dials_of(wanted.forward_id), self.tool, secrets.token_hex(16)
         if known is None or tool is None:
             plane.submit(StreamFailed(wanted.relay_id, self.problem or "the forward has ended"))
-            return
+            return None
         if tool.lane == "agent":
             transport = self._forwarder.transport_of(wanted.forward_id)
-            plane.submit(OpenOnMux(wanted.relay_id, self._session_id, transport, known))
-            return
+            plane.submit(OpenOnMux(wanted.relay_id, self._session_id, transport, known, until_s))
+            return None
         if wanted.relay_id not in self._watch_of and len(self._watch_of) >= MAX_PROCESSES:
             what = f"{MAX_PROCESSES} connections are open, each a process in the container: the {tool.lane} lane has no more"
             plane.submit(StreamFailed(wanted.relay_id, what))
-            return
+            return None
         container_id, environment = self._forwarder.place.container_id, relay_environment(token, self._session_token)
         try:
             usable = usable_addresses(tool, known)
@@ -201,10 +222,13 @@ class Connections:
             except asyncio.CancelledError:
                 opening.add_done_callback(_discard)
                 raise
-        except (AutoforwardError, ValueError) as error:
+        except ValueError as error:
             plane.submit(StreamFailed(wanted.relay_id, str(error)))
-            return
+            return None
+        except AutoforwardError as error:
+            return str(error)
         plane.submit(StreamReady(wanted.relay_id, stream, plan))
+        return None
 
     def _choose(
         self, wanted: StreamWanted, tool: RelayTool, usable: tuple[DialAddress, ...]

@@ -249,7 +249,12 @@ class Watching:
 
     def _agent_ended(self, link: AgentLink, reason: str) -> None:
         self._agent_lost = reason, time.monotonic()
-        self._actor.tell(Lost(link, reason))
+        self._lost(link, reason)
+
+    def _lost(self, watch: Watch, reason: str) -> None:
+        """The actor has its turn when it has: nothing is to be opened over this one until then."""
+        self._connections.close_gate()
+        self._actor.tell(Lost(watch, reason))
 
     async def _judge_last_agent(self) -> None:
         """Did it end, or was its stream cut? Then it ended in order, or lives, or nobody knows: not its fault."""
@@ -291,7 +296,7 @@ class Watching:
             stream,
             self._take_frame,
             self._take_answer,
-            lambda reason: self._actor.tell(Lost(detector, reason)),
+            lambda reason: self._lost(detector, reason),
         )
         self._connections.watched_by(detector, token)
         return detector

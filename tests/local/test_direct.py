@@ -349,7 +349,8 @@ def test_an_agent_that_does_what_nobody_asked_for_loses_its_session_alone(lie: b
     with rig() as one:
         agent = PlayedAgent(one, None)
         client = one.connect()
-        assert agent.expect(frames.Open).stream == 1
+        client.sendall(b"said")  # else it would wait for another agent
+        assert agent.expect(frames.Data).stream == 1
         agent.sock.sendall(lie)
         assert one.expect(MuxLost).session_id == SESSION
         with pytest.raises(ConnectionResetError):

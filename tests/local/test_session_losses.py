@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from autoforward.detector import PONG_TIMEOUT_S
+from autoforward.errors import EngineUnreachableError
 from autoforward.supervisor import actor as actor_module
 from autoforward.supervisor import connections as connections_module
 from autoforward.supervisor import session as session_module
 from tests.containers import eventually
 from tests.local.fake_engine import NO_TOOLS, OPENED
-from tests.local.harness import accepts, free_port
+from tests.local.harness import TIMEOUT_S, accepts, free_port
 from tests.local.world import Worlds, client_of, closing, received
 
 
@@ -270,3 +271,53 @@ async def test_a_container_stopped_for_long_keeps_its_leases_only(
     (await one.engine.watcher(2)).listen(port)
     await asyncio.to_thread(eventually, lambda: one.statuses() == {port: "active"})
     assert one.host_port(port) == host_port
+
+
+@closing
+async def test_between_a_loss_and_the_sessions_turn_no_connection_is_opened_over_what_was_lost(
+    world: Any, port: int
+) -> None:
+    one = world()
+    watcher = await one.begin(port)
+    busy = asyncio.Event()
+    turn = asyncio.create_task(one.session._actor.execute(busy.wait))
+    watcher.end()
+    [ours] = [stream for stream in one.engine.streams if stream.fileno() >= 0]
+    await asyncio.to_thread(eventually, lambda: ours.fileno() < 0)
+    with client_of(one.host_port(port)) as client:
+        client.sendall(b"early")
+        await asyncio.to_thread(eventually, lambda: len(one.session.connections._opening) == 1)
+        assert one.engine.relays == []
+        busy.set()
+        await turn
+        (await one.engine.watcher(2)).listen(port)
+        relay = await one.engine.relay()
+        relay.say(OPENED, stream=2)
+        assert await asyncio.to_thread(relay.read) == b"early"
+
+
+@pytest.mark.parametrize("goes", [True, False])
+@closing
+async def test_an_engine_that_goes_refuses_processes_before_it_is_known_to_go(
+    world: Any, port: int, goes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it does not go, its refusal is the answer."""
+    monkeypatch.setattr(connections_module, "LOSS_SHOWS_S", TIMEOUT_S if goes else 0.1)
+    one = world()
+    watcher = await one.begin(port)
+    one.engine.broken = EngineUnreachableError("the engine does not answer")
+    asked = one.engine.inspected
+    with client_of(one.host_port(port)) as client:
+        client.sendall(b"early")
+        await asyncio.to_thread(eventually, lambda: one.engine.inspected > asked)
+        if not goes:
+            with pytest.raises(ConnectionResetError):
+                await received(client)
+            return
+        watcher.end()
+        await one.publisher.wait_for("reconnecting")
+        one.engine.broken = None
+        (await one.engine.watcher(2)).listen(port)
+        relay = await one.engine.relay()
+        relay.say(OPENED, stream=2)
+        assert await asyncio.to_thread(relay.read) == b"early"
