@@ -20,6 +20,7 @@ from autoforward.settings import ConfigSources, SessionOptions, SessionRecord, i
 from autoforward.settings_files import project_settings_path
 from autoforward.trust.folders import place_of
 from autoforward.trust.requests import NO_WORD, Word
+from autoforward.trust.writers import NO_WRITERS, Writers
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +182,23 @@ def record_for(
     *,
     metadata: Metadata | None = None,
     word_of: Callable[[SessionRecord], Word] = lambda _record: NO_WORD,
+    writers: Writers = NO_WRITERS,
     **how: Any,
 ) -> tuple[SessionRecord, tuple[str, ...]]:
     """What the supervisor is asked for, and warnings; `how` as of `bare_record`. Raises UsageError for bad files.
 
     `metadata` is given where it is known better than from the container's label. `word_of` gives what the user has said of
-    the record's workspace.
+    the record's workspace, `writers` are those of other sessions.
     """
     metadata = metadata or metadata_of(info)
     record = bare_record(info, endpoint, caller, metadata=metadata, **how)
-    contents = read_sources(record.sources, caller.variables, accept_links=caller.links is None, word=word_of(record))
+    contents = read_sources(
+        record.sources,
+        caller.variables,
+        accept_links=caller.links is None,
+        word=word_of(record),
+        writers=writers,
+    )
     record = replace(record, sources=replace(record.sources, links=contents.links))
     configured, warnings = configure(record, contents)
     return configured, (*metadata.warnings, *warnings)

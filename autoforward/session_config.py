@@ -36,17 +36,19 @@ from autoforward.settings_files import (
     read_user_file,
 )
 from autoforward.trust.environment import Granted, granted, without_values
-from autoforward.trust.folders import has_moved, is_trusted, lies_in, place_of
+from autoforward.trust.folders import has_moved, is_trusted, place_of
 from autoforward.trust.layers import Layer, settle
 from autoforward.trust.ports import Origin, granted_pins, granted_rules
 from autoforward.trust.requests import NO_WORD, Asking, Request, Word
-from autoforward.trust.table import Source
+from autoforward.trust.writers import NO_WRITERS, THE_CONTAINER, Writers, named, spelled_both_ways, writer_of
 
 PORT_KEYS = ("forwardPorts", "portsAttributes", "otherPortsAttributes")
 
 _MERGED_KEYS = (*PORT_KEYS, CUSTOMIZATIONS[0])
 
 MOVED = "nothing that you have allowed counts: it is not the folder of your last attach, or a link that the container can turn"
+
+NOT_ONLY_YOURS = "what it narrows stays so, what it widens needs your approval as in a file of the workspace"
 
 BUILT_BY_CLI = "vsc-"
 """What the names of images begin with that the official CLI has built."""
@@ -74,9 +76,9 @@ class SourceContents:
     requests: tuple[Request, ...] = ()
     """What devcontainer.json asks for of the environment."""
     word: Word = NO_WORD
-    settings_source: Source = "user"
-    user_source: Source = "config"
-    """Who says what is in `settings_file` and in `user`: the workspace, where the file lies in it."""
+    settings_writer: str | None = None
+    user_writer: str | None = None
+    """Which container can write `settings_file` and `user`, None for none: then it is the user who says what is there."""
 
 
 def read_sources(
@@ -85,22 +87,27 @@ def read_sources(
     *,
     accept_links: bool = False,
     word: Word = NO_WORD,
+    writers: Writers = NO_WRITERS,
 ) -> SourceContents:
     """Read all files. Raises UsageError, with file, line and key, for the first that is not valid.
 
     `environ` is the environment of who begins the session; without it (in the supervisor) what it was then counts.
     `accept_links`: the user is here, and what leads out of the workspace leads where it may; else only where it led then.
-    `word` is what the user has said of the workspace, which the container may write.
+    `word` is what the user has said of the workspace, which the container may write; `writers` what those of other
+    sessions may write.
     """
     files = _Files(sources, accept_links)
     user, user_document = (NO_SETTINGS, None) if sources.user_file is None else read_user_file(sources.user_file)
-    user_source: Source = "workspace" if _is_foreign(user_document, sources) else "config"
-    patterns = (user.trust or ()) if user_source == "config" else ()
+    writers = spelled_both_ways({**writers, **dict.fromkeys(_own_places(sources), THE_CONTAINER)})
+    user_writer = _writer_of(user_document, writers)
+    patterns = (user.trust or ()) if user_writer is None else ()
     word = replace(word, trusts_files=is_trusted(sources.place, patterns))
     place_warnings: tuple[str, ...] = ()
+    if user_writer is not None and user != NO_SETTINGS:
+        place_warnings = (f"{sources.user_file}: {user_writer} can write it: {NOT_ONLY_YOURS}",)
     if sources.folder is not None and (sources.place is None or has_moved(sources.folder, sources.place)):
         word = replace(word, approved=frozenset(), trusts_files=False)
-        place_warnings = (f"{sources.folder}: {MOVED}",)
+        place_warnings += (f"{sources.folder}: {MOVED}",)
     config: Mapping[str, Any] | None = None
     customizations = NO_SETTINGS
     features: tuple[Mapping[str, Any], ...] = ()
@@ -133,17 +140,25 @@ def read_sources(
         (*place_warnings, *found.warnings),
         asking.requests,
         word,
-        "workspace" if _is_foreign(settings_document, sources) else "user",
-        user_source,
+        _writer_of(settings_document, writers),
+        user_writer,
     )
 
 
-def _is_foreign(document: Document | None, sources: ConfigSources) -> bool:
-    """Whether the file that was read lies where the container can write."""
-    if document is None or document.real is None:
-        return False
+def read_own(sources: ConfigSources, *, word: Word, writers: Writers) -> SourceContents:
+    """What the user's own files say, whatever is wrong with the others. Raises UsageError where it is these."""
+    return read_sources(replace(sources, config_file=None, project_file=None), word=word, writers=writers)
+
+
+def _own_places(sources: ConfigSources) -> list[str]:
+    """What the container of the session can write."""
     place = sources.place if sources.folder is not None else None
-    return lies_in(document.real, (sources.folder, place, *sources.mounts))
+    return [path for path in (sources.folder, place, *sources.mounts) if path is not None]
+
+
+def _writer_of(document: Document | None, writers: Writers) -> str | None:
+    """Which container can write the file that was read."""
+    return None if document is None or document.real is None else writer_of(document.real, writers)
 
 
 class _Files:
@@ -232,17 +247,23 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
 
 def _layers(sources: ConfigSources, contents: SourceContents, of_image: Settings) -> list[Layer]:
     """The most important first."""
-
-    def name(path: str | None) -> str:
-        return Path(path).name if path is not None else ""
-
+    settings_writer, user_writer = contents.settings_writer, contents.user_writer
     return [
         Layer("user", "", sources.given),
-        Layer(contents.settings_source, name(sources.settings_file), contents.settings_file),
-        Layer("workspace", name(sources.config_file), contents.customizations),
-        Layer("workspace", name(sources.project_file), contents.project),
+        Layer(
+            "user" if settings_writer is None else "workspace",
+            named(sources.settings_file, settings_writer),
+            contents.settings_file,
+        ),
+        Layer("workspace", named(sources.config_file, None), contents.customizations),
+        Layer("workspace", named(sources.project_file, None), contents.project),
         Layer("label", "the image's metadata", of_image),
-        Layer(contents.user_source, name(sources.user_file), contents.user),
+        Layer(
+            "config" if user_writer is None else "workspace",
+            named(sources.user_file, user_writer),
+            contents.user,
+            is_own=True,
+        ),
     ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from autoforward.setting_values import (
     parse_max_ports,
 )
 from autoforward.trust.requests import Request
+from autoforward.trust.writers import Writers
 
 ALWAYS = "always"
 """What is stored of `direct` = true. A record with true was written when that was the default, and was nobody's word."""
@@ -326,6 +327,11 @@ class SessionRecord:
         mounts = tuple(dict.fromkeys((*self.sources.mounts, *mounts_of(self.endpoint, info))))
         sources = replace(self.sources, mounts=mounts, project_folder=info.project_folder)
         return replace(self, container_id=info.container_id, container_name=info.name, sources=sources)
+
+
+def writers_of(records: Iterable[SessionRecord]) -> Writers:
+    """What the containers of these sessions can write."""
+    return {mount: record.container_name for record in records for mount in record.sources.mounts}
 
 
 def mounts_of(endpoint: EngineEndpoint, info: ContainerInfo) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +19,16 @@ from autoforward.environment import SessionEnvironment
 from autoforward.identity.labels import LABEL_METADATA
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.paths import StatePaths
+from autoforward.registry import Registry, RegistryError
 from autoforward.session_config import Metadata, metadata_of
 from autoforward.settings import SessionRecord, all_services
 from autoforward.settings_files import user_settings_path
 from autoforward.targets import resolve_project, resolve_target
 from autoforward.trust.approvals import Approvals, Workspace
 from autoforward.trust.requests import Word
+from autoforward.trust.writers import NO_WRITERS, Writers, writers_of_rows
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,15 @@ def words_of(*, attaching: bool) -> Callable[[SessionRecord], Word]:
     return lambda record: approvals.word_of(record, attaching=attaching)
 
 
+def stored_writers() -> Writers:
+    """What containers can write that have sessions, from the state folder."""
+    try:
+        return writers_of_rows(Registry(StatePaths.locate(), log.info).read().sessions)
+    except RegistryError as error:  # the supervisor has it in its memory, and looks in a moment
+        log.info("%s", error)
+        return NO_WRITERS
+
+
 def attach(
     container_ref: str,
     *,
@@ -105,6 +119,7 @@ def attach(
         endpoint,
         caller_of(flags),
         word_of=words_of(attaching=True),
+        writers=stored_writers(),
         target=target or workspace_folder or info.workspace_folder or info.name,
         specs=specs,
         metadata=metadata,

@@ -13,7 +13,7 @@ import click
 from autoforward import __version__
 from autoforward.callers import record_for
 from autoforward.cli import output
-from autoforward.cli.attaching import caller_of
+from autoforward.cli.attaching import caller_of, stored_writers
 from autoforward.cli.printing import Drawn, draw, show_json
 from autoforward.doctor import container, host, inside, looking
 from autoforward.doctor.findings import Finding, FindingStatus, in_the_way, warn
@@ -105,6 +105,7 @@ def _examine_ports(
             engine.endpoint,
             caller_of(output.SessionFlags()),
             word_of=lambda record: approvals.word_of(record, attaching=True),
+            writers=stored_writers(),
             target=target,
             metadata=metadata,
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from autoforward.callers import record_for
 from autoforward.cli import client, output
-from autoforward.cli.attaching import caller_of, find_target, words_of
+from autoforward.cli.attaching import caller_of, find_target, stored_writers, words_of
 from autoforward.cli.draining import drain
 from autoforward.cli.interrupting import Interrupted, interruptible
 from autoforward.cli.printing import show_json
@@ -31,6 +31,7 @@ def forward_ports(
         endpoint,
         caller_of(flags),
         word_of=words_of(attaching=False),
+        writers=stored_writers(),
         target=target,
         specs=specs,
         attached=False,

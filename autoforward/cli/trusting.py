@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoforward.callers import bare_record
 from autoforward.cli import client, output
-from autoforward.cli.attaching import caller_of
+from autoforward.cli.attaching import caller_of, stored_writers
 from autoforward.cli.printing import ask, show, show_json, tell
 from autoforward.endpoints import resolve_endpoint
 from autoforward.errors import AutoforwardError, TargetError, UsageError
@@ -95,13 +95,15 @@ def records_of(target: str, docker_host: str | None, context: str | None, paths:
 def requests_of(records: Iterable[SessionRecord], approvals: Approvals) -> dict[Workspace, list[Request]]:
     """What they ask for now and is not granted, by workspace; of files that are not valid what they asked for last."""
     found: dict[Workspace, list[Request]] = {}
+    writers = stored_writers()
     for record in records:
         workspace = Workspace.of(record)
         known = found.setdefault(workspace, [])
         requests = record.requests
         try:
             is_new = not record.container_id  # so that no attach has said where its links may lead
-            contents = read_sources(record.sources, os.environ, accept_links=is_new, word=approvals.word(workspace))
+            word = approvals.word(workspace)
+            contents = read_sources(record.sources, os.environ, accept_links=is_new, word=word, writers=writers)
         except UsageError as error:
             output.warn(str(error), hint=error.hint)
         else:

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from autoforward.core.budget import FILES, Budget
@@ -23,10 +23,11 @@ from autoforward.files.changes import HAS_INOTIFY, Changes
 from autoforward.foreign import reader
 from autoforward.foreign.children import SILENT
 from autoforward.foreign.opening import Look, Signature
-from autoforward.session_config import SourceContents, configure, read_sources
-from autoforward.settings import ConfigSources, SessionRecord
+from autoforward.session_config import SourceContents, configure, read_own, read_sources
+from autoforward.settings import ConfigSources, SessionRecord, writers_of
 from autoforward.supervisor.session import Session
 from autoforward.trust.requests import NO_WORD, Word, not_granted
+from autoforward.trust.writers import NO_WRITERS, Writers, spelled_both_ways, writer_of
 
 log = logging.getLogger(__name__)
 
@@ -193,11 +194,15 @@ class LiveConfiguration:
 
     async def _survey(self) -> Survey:
         files = {path: None for session in self._sessions() for path in session.record.sources.files}
-        return await self._in_pool(lambda: look_at_all(files))
+        writers = self._writers()
+        return await self._in_pool(lambda: look_at_all(files, writers))
 
     async def _survey_of(self, session: Session) -> Survey:
-        files = session.record.sources.files
-        return await self._in_pool(lambda: look_at_all(files))
+        files, writers = session.record.sources.files, self._writers()
+        return await self._in_pool(lambda: look_at_all(files, writers))
+
+    def _writers(self) -> Writers:
+        return writers_of(session.record for session in self._sessions())
 
     # What is done.
 
@@ -220,7 +225,7 @@ class LiveConfiguration:
         if any(path in survey.silent for path in sources.files):
             return False
         read = self._read.get(session.record.session_id)
-        return read is not None and read.sources == sources and read.signatures == survey.of(sources)
+        return read is not None and (read.sources, read.state) == (sources, survey.of(sources))
 
     async def _bring_up_to_date(self, session: Session) -> None:
         """However often the files are saved, they are read once in SETTLE_S."""
@@ -244,12 +249,12 @@ class LiveConfiguration:
         before, key = session.record, session.record.session_id
         sources = before.sources
         is_new = key not in self._read
-        good = self._good.get(key)
-        read = await self._in_pool(lambda: self._read_all(before, good))
+        good, writers = self._good.get(key), self._writers()
+        read = await self._in_pool(lambda: self._read_all(before, good, writers))
         if read.problem is not None and not is_new:
             await asyncio.sleep(SETTLE_S)
-            if (await self._survey_of(session)).of(sources) != read.signatures:  # else the problem is what it was
-                read = await self._in_pool(lambda: self._read_all(before, good))
+            if (await self._survey_of(session)).of(sources) != read.state:  # else the problem is what it was
+                read = await self._in_pool(lambda: self._read_all(before, good, writers))
         if session.record.sources != sources:  # a command was quicker: its files are the ones that count
             return
         self._read[key] = read
@@ -294,41 +299,40 @@ class LiveConfiguration:
         """What has to do with files: in threads that are for nothing else, for these may have to wait."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, job)
 
-    def _read_all(self, record: SessionRecord, good: SourceContents | None) -> _Read:
+    def _read_all(self, record: SessionRecord, good: SourceContents | None, writers: Writers) -> _Read:
         """Blocks on the disk. Where files are not valid, what the user's own say now counts all the same."""
-        read = self._read_files(record)
+        read = self._read_files(record, writers)
         if read.contents is not None or good is None:
             return read
-        own = replace(record.sources, config_file=None, project_file=None)
         try:
-            said = read_sources(own, word=self._word_of(record))
+            said = read_own(record.sources, word=self._word_of(record), writers=writers)
         except UsageError:  # it is these that are not valid
             return read
         contents = replace(
             good,
             user=said.user,
-            user_source=said.user_source,
+            user_writer=said.user_writer,
             settings_file=said.settings_file,
-            settings_source=said.settings_source,
+            settings_writer=said.settings_writer,
             word=said.word,
         )
         configured, _ = configure(record, contents)
         return read if configured == record else replace(read, configured=configured)
 
-    def _read_files(self, record: SessionRecord) -> _Read:
+    def _read_files(self, record: SessionRecord, writers: Writers) -> _Read:
         sources = record.sources
-        survey = look_at_all(sources.files)
-        signatures = survey.of(sources)
+        survey = look_at_all(sources.files, writers)
+        state = survey.of(sources)
         if survey.silent:
-            return _Read(sources, signatures, problem=f"{min(survey.silent)}: {SILENT}")
+            return _Read(sources, state, problem=f"{min(survey.silent)}: {SILENT}")
         try:
-            contents = read_sources(sources, word=self._word_of(record))
+            contents = read_sources(sources, word=self._word_of(record), writers=writers)
         except UsageError as error:
-            return _Read(sources, signatures, problem=str(error))
+            return _Read(sources, state, problem=str(error))
         if contents.config is None and sources.config_file is not None:
-            return _Read(sources, signatures, problem=f"{sources.config_file}: not there any more", is_missing=True)
+            return _Read(sources, state, problem=f"{sources.config_file}: not there any more", is_missing=True)
         configured, warnings = configure(record, contents)
-        return _Read(sources, signatures, contents, configured=configured, warnings=warnings)
+        return _Read(sources, state, contents, configured=configured, warnings=warnings)
 
     async def _complain(self, session: Session, problem: str | None) -> None:
         """Say once that the configuration in force is not what the files say; None: it is, from now on."""
@@ -344,34 +348,47 @@ class LiveConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What is where sessions have files. `silent`: those that do not answer."""
+    """What is where sessions have files. `silent`: those that do not answer. `writers` are spelled both ways."""
 
     looks: Mapping[str, Look]
     silent: frozenset[str] = frozenset()
+    writers: Writers = field(default_factory=dict)
 
     @property
     def folders(self) -> frozenset[str]:
         return frozenset(folder for look in self.looks.values() for folder in look.folders)
 
-    def of(self, sources: ConfigSources) -> Mapping[str, Signature | None]:
-        return {path: self.looks[path].signature if path in self.looks else None for path in sources.files}
+    def of(self, sources: ConfigSources) -> FilesState:
+        looks = {path: self.looks.get(path) for path in sources.files}
+        return {
+            path: None if look is None else (look.signature, self._writer_of(path, look, sources))
+            for path, look in looks.items()
+        }
+
+    def _writer_of(self, path: str, look: Look, sources: ConfigSources) -> str | None:
+        """Where that counts: of the user's own files."""
+        return writer_of(look.real, self.writers) if path in (sources.user_file, sources.settings_file) else None
 
 
-def look_at_all(paths: Iterable[str]) -> Survey:
+FilesState = Mapping[str, tuple[Signature | None, str | None] | None]
+"""By path: what differs when a file has been saved, and which container can write it; None where it does not answer."""
+
+
+def look_at_all(paths: Iterable[str], writers: Writers = NO_WRITERS) -> Survey:
     found = reader.survey(dict.fromkeys(paths))
     looks = {path: look for path, look in found.items() if look is not None}
-    return Survey(looks, frozenset(found.keys() - looks.keys()))
+    return Survey(looks, frozenset(found.keys() - looks.keys()), spelled_both_ways(writers))
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """Signatures from before the files were read, and what they say or what is wrong.
+    """How the files were before they were read, and what they say or what is wrong.
 
     `configured` is what the record that they were read for comes to.
     """
 
     sources: ConfigSources
-    signatures: Mapping[str, Signature | None]
+    state: FilesState
     contents: SourceContents | None = None
     problem: str | None = None
     is_missing: bool = False

@@ -48,7 +48,7 @@ from autoforward.messages import (
 from autoforward.model import EngineEndpoint
 from autoforward.neighbours import Neighbours
 from autoforward.paths import StatePaths
-from autoforward.settings import SessionRecord
+from autoforward.settings import SessionRecord, writers_of
 from autoforward.supervisor.actions import ActingSession, Actions
 from autoforward.supervisor.books import Books
 from autoforward.supervisor.clock import ClockWatch
@@ -63,6 +63,7 @@ from autoforward.supervisor.session import Session
 from autoforward.supervisor.siblings import Siblings
 from autoforward.supervisor.watches import Watches
 from autoforward.trust.approvals import Approvals, workspaces_of
+from autoforward.trust.writers import Writers
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +226,9 @@ class Supervisor:
         sessions = self.sessions.values()
         same = next((one for one in sessions if one.record.container_id == record.container_id), None)
         return same or next((one for one in sessions if one.record.identity == record.identity), None)
+
+    def writers(self) -> Writers:
+        return writers_of(session.record for session in self.sessions.values())
 
     def add_session(self, record: SessionRecord) -> Session:
         in_use = self.engines.get(record.endpoint)

@@ -13,12 +13,13 @@ from autoforward.errors import AutoforwardError, TargetError, UsageError
 from autoforward.identity.claims import Holder, holder_of, takes_over
 from autoforward.identity.labels import LABEL_PROJECT, LABEL_PROJECT_FOLDER
 from autoforward.model import ContainerInfo, EngineEndpoint
-from autoforward.session_config import SourceContents, configure, read_sources, sibling_of
+from autoforward.session_config import configure, read_sources, sibling_of
 from autoforward.settings import SessionRecord, held_by, merge_specs
 from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.session import Session
 from autoforward.targets import services_of
 from autoforward.trust.approvals import Approvals
+from autoforward.trust.writers import Writers
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Host(Protocol):
     engines: Engines
     approvals: Approvals
 
+    def writers(self) -> Writers: ...
     def saw(self, record: SessionRecord) -> None: ...
     def session_for(self, record: SessionRecord) -> Session | None: ...
     def add_session(self, record: SessionRecord) -> Session: ...
@@ -242,7 +244,10 @@ class Siblings:
             return None
         try:
             bare = record
-            record, warnings = await self._in_pool(record, lambda: configure(bare, self._read(bare)))
+            word_of, writers = self._host.approvals.word_of, self._host.writers()
+            record, warnings = await self._in_pool(
+                record, lambda: configure(bare, read_sources(bare.sources, word=word_of(bare), writers=writers))
+            )
             for warning in warnings if not record.is_sibling else ():
                 log.warning("%s: %s", info.name, warning)
         except UsageError as error:
@@ -261,9 +266,6 @@ class Siblings:
             return None
         self._host.saw(session.record)
         return session
-
-    def _read(self, record: SessionRecord) -> SourceContents:
-        return read_sources(record.sources, word=self._host.approvals.word_of(record))
 
     def _services_of(self, engine: Engine, anchor: SessionRecord, project: str) -> list[ContainerInfo]:
         """Blocks. Those of the anchor's own folder: another folder's project of that name is another project."""

@@ -20,7 +20,7 @@ from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetE
 from autoforward.identity.labels import LABEL_METADATA
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.selection import Selection
-from autoforward.session_config import SourceContents, configure, metadata_of, read_sources
+from autoforward.session_config import SourceContents, configure, metadata_of, read_own
 from autoforward.settings import SessionRecord, held_by
 from autoforward.supervisor.actor import FAULT
 from autoforward.supervisor.describing import describe
@@ -29,6 +29,7 @@ from autoforward.supervisor.session import Session
 from autoforward.supervisor.siblings import Siblings
 from autoforward.trust.approvals import Approvals
 from autoforward.trust.requests import Word, not_granted
+from autoforward.trust.writers import Writers
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Host(Protocol):
     siblings: Siblings
     approvals: Approvals
 
+    def writers(self) -> Writers: ...
     def saw(self, record: SessionRecord) -> None: ...
     def session_for(self, record: SessionRecord) -> Session | None: ...
     async def store_session(self, session: Session) -> None: ...
@@ -234,26 +236,28 @@ class Watch:
             "metadata": metadata,
             "siblings": self.selection.services,
         }
+        writers = self._host.writers()
         try:
             record, warnings = await self._in_pool(
-                lambda: record_for(info, self.endpoint, caller, word_of=self._word_of, **how)
+                lambda: record_for(info, self.endpoint, caller, word_of=self._word_of, writers=writers, **how)
             )
         except UsageError as error:
-            record = await self._in_pool(lambda: self._unconfigured(info, caller, how))
+            record = await self._in_pool(lambda: self._unconfigured(info, caller, writers, how))
             warnings = (f"its configuration is left out: {error}",)
         for warning in (*warnings, *not_granted(record.requests, record.way_out)):
             self._warn(f"{info.name}: {warning}")
         return replace(record, watch=str(self.selection))
 
-    def _unconfigured(self, info: ContainerInfo, caller: Caller, how: dict[str, Any]) -> SessionRecord:
+    def _unconfigured(
+        self, info: ContainerInfo, caller: Caller, writers: Writers, how: dict[str, Any]
+    ) -> SessionRecord:
         """With the user's own files alone: what they narrow holds whatever is wrong with the others."""
         try:
             record = bare_record(info, self.endpoint, caller, **how)
         except UsageError:  # where it would be does not answer
             record = bare_record(info, self.endpoint, caller, **how, look=False)
-        own = replace(record.sources, config_file=None, project_file=None)
         try:
-            contents = read_sources(own, word=self._word_of(record))
+            contents = read_own(record.sources, word=self._word_of(record), writers=writers)
         except UsageError:  # it is these that are not valid
             contents = SourceContents()
         return configure(record, contents)[0]

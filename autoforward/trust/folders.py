@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 
 from autoforward.errors import UsageError
 from autoforward.foreign import reader
+from autoforward.trust.writers import spelled_both_ways, writer_of
 
 _WILD = re.compile(r"[*?]")
 _AS_EXPRESSION = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -21,8 +22,8 @@ def lies_in(real: str, folders: Iterable[str | None]) -> bool:
 
     Of a file that was read, `real` is where it was then (`Document.real`): a second look at its path may see another one.
     """
-    named = {folder for folder in folders if folder is not None}
-    return any(_is_below(real, place) for place in named | set(_all_real(named)))
+    places = {folder: "" for folder in folders if folder is not None}
+    return writer_of(real, spelled_both_ways(places)) is not None
 
 
 def place_of(folder: str, mounts: Collection[str]) -> str | None:
@@ -39,14 +40,6 @@ def place_of(folder: str, mounts: Collection[str]) -> str | None:
 def has_moved(folder: str, place: str) -> bool:
     """Whether a folder is not any more where it was."""
     return _real(folder) != place
-
-
-def _is_below(real: str, place: str) -> bool:
-    return real == place or real.startswith(place.rstrip("/") + "/")
-
-
-def _all_real(paths: Iterable[str]) -> list[str]:
-    return [look.real for look in reader.survey(paths).values() if look is not None]
 
 
 def is_trusted(place: str | None, patterns: Iterable[str]) -> bool:

@@ -15,11 +15,12 @@ from autoforward.trust.table import Source, goes_beyond, is_loopback, is_low
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Who said it, in which file (for people), and what."""
+    """Who said it, in which file (for people), and what. `is_own`: in the user's config.toml, whoever can write that."""
 
     source: Source
     place: str
     settings: Settings
+    is_own: bool = False
 
     @property
     def is_foreign(self) -> bool:
@@ -44,11 +45,12 @@ class Settled:
 def settle(layers: Sequence[Layer], asking: Asking) -> Settled:
     """Key by key the first layer that sets it, as far as it may. The most important layer comes first."""
     warnings = tuple(
-        f"{layer.place}: trust is left out: only your own config.toml can say it"
+        f"{layer.place}: trust is left out: only a config.toml that is yours alone can say it"
         for layer in layers
         if layer.source != "config" and layer.settings.trust is not None
     )
-    config = layered(*(layer.settings for layer in layers if layer.source == "config"))
+    own = (layer for layer in layers if layer.is_own or layer.source == "config")
+    config = layered(*(layer.settings if layer.source == "config" else _narrowing(layer.settings) for layer in own))
     exclude, firm = _excluded(layers, config)
     include_layer = next(_setting(layers, "include"), None)
     include_known = True
@@ -67,6 +69,17 @@ def settle(layers: Sequence[Layer], asking: Asking) -> Settled:
         trust=config.trust,
     )
     return Settled(settings, _low_ports(layers, asking), firm, include_known, warnings)
+
+
+def _narrowing(config: Settings) -> Settings:
+    """What stays of the user's config.toml where a container can write it: what anything may say."""
+    return Settings(
+        exclude=config.exclude,
+        max_ports=config.max_ports if (config.max_ports or 0) <= DEFAULT_MAX_PORTS else None,
+        notify=config.notify and None,
+        direct=config.direct and None,
+        default_exclude=config.default_exclude or None,
+    )
 
 
 def low_pins(specs: Iterable[PortSpec]) -> tuple[LocalPorts, ...]:

@@ -410,6 +410,30 @@ def test_folders_that_the_user_s_file_trusts_are_not_asked_about(
     eventually(lambda: ("0.0.0.0", asks_for_all_addresses) not in listening(home), what="loopback again")
 
 
+def test_a_container_that_can_write_the_user_s_file_widens_no_session(
+    container: ContainerFactory, workspace: Callable[..., Container], run: Runner, folder: Path, home: Path
+) -> None:
+    own, port = home / "user" / "autoforward" / "config.toml", free_port()
+    own.parent.mkdir(parents=True)
+    own.write_text('bind = "0.0.0.0"\n')
+    one, other = workspace(), container(volumes={str(home / "user"): {"bind": "/ws", "mode": "rw"}})
+    one.start_server(port=port, text="inside")
+    run("autoforward", "attach", str(folder), check=0)
+    assert ("0.0.0.0", port) in listening(home), "the file is the user's alone"
+    run("autoforward", "attach", other.name, check=0)
+    eventually(lambda: ("127.0.0.1", port) in listening(home), what="loopback, now that a container can write it")
+    [reason] = eventually(lambda: asked(run, str(folder)) or None, what="the request in the list") or []
+    assert f"config.toml ({other.name} can write it) asks for bind = 0.0.0.0, not granted" in reason
+    with nothing_is_exposed(home):
+        write_inside(other, "autoforward/config.toml", 'bind = "0.0.0.0"\nmaxPorts = 7\n')
+        stored = home / "registry.json"
+        eventually(lambda: '"max_ports":7,' in stored.read_text().replace(" ", ""), what="what it narrows")
+        again = run("autoforward", "attach", str(folder), check=0)
+    assert f"{own}: {other.name} can write it: what it narrows stays so" in again.stderr
+    run("autoforward", "trust", str(folder), "--yes", check=0)
+    assert ("0.0.0.0", port) in listening(home)
+
+
 def test_watch_never_asks(asks_for_all_addresses: int, run: Runner, folder: Path, home: Path, tmp_path: Path) -> None:
     with terminal(home, tmp_path, "watch", "--label", f"devcontainer.local_folder={folder}") as one:
         eventually(lambda: len(asked(run)) == 1, timeout_s=30, what="the request in the list")

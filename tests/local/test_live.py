@@ -14,6 +14,7 @@ import struct
 import termios
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -28,6 +29,7 @@ from autoforward.session_config import configure, read_sources
 from autoforward.settings import ConfigSources, SessionRecord
 from autoforward.supervisor import live as live_module
 from autoforward.supervisor.live import LiveConfiguration, Survey, look_at_all
+from autoforward.trust.writers import Writers
 
 
 class FakeSession:
@@ -67,6 +69,10 @@ class FakeSession:
     async def wait_max_ports(self, wanted: int) -> None:
         async with asyncio.timeout(20), self.taken:
             await self.taken.wait_for(lambda: self.record.options.max_ports == wanted)
+
+    async def wait_bind(self, wanted: str | None) -> None:
+        async with asyncio.timeout(20), self.taken:
+            await self.taken.wait_for(lambda: self.record.options.bind == wanted)
 
 
 class Scene:
@@ -191,10 +197,10 @@ def test_a_flood_of_names_in_a_folder_is_looked_at_seldom(tmp_path: Path, monkey
     """A container writes its workspace root."""
     looks = 0
 
-    def counted(paths: Iterable[str]) -> Survey:
+    def counted(paths: Iterable[str], writers: Writers) -> Survey:
         nonlocal looks
         looks += 1
-        return look_at_all(paths)
+        return look_at_all(paths, writers)
 
     monkeypatch.setattr(live_module, "look_at_all", counted)
 
@@ -244,6 +250,29 @@ def test_what_was_saved_before_the_watcher_stood_is_seen(tmp_path: Path) -> None
         scene.live.refresh()
         await scene.sessions[0].wait_max_ports(3)
         assert scene.stored in (["one"], [])
+
+    run(story)
+
+
+def test_a_session_whose_container_can_write_the_user_s_file_narrows_all_others(tmp_path: Path) -> None:
+    async def story(scene: Scene) -> None:
+        own = tmp_path / "config.toml"
+        own.write_text('bind = "0.0.0.0"\n')
+        scene.sessions = [one] = [FakeSession("one", user_file=own)]
+        scene.live.refresh()
+        assert one.record.options.bind == "0.0.0.0"
+        home = FakeSession("home")
+        home.record = replace(home.record, sources=replace(home.record.sources, mounts=(str(tmp_path),)))
+        scene.sessions.append(home)
+        scene.live.refresh()
+        await one.wait_bind(None)
+        assert [request.place for request in one.record.requests] == ["config.toml (home can write it)"]
+        save(own, 'bind = "0.0.0.0"\nmaxPorts = 9\n')
+        await one.wait_max_ports(9)
+        assert one.record.options.bind is None
+        scene.sessions.remove(home)
+        scene.live.refresh()
+        await one.wait_bind("0.0.0.0")
 
     run(story)
 
@@ -379,10 +408,10 @@ def test_a_fault_of_the_watcher_is_logged_and_not_the_end_of_it(
 ) -> None:
     faults = iter([KeyError("looks")])
 
-    def look_once_wrong(paths: Iterable[str]) -> Survey:
+    def look_once_wrong(paths: Iterable[str], writers: Writers) -> Survey:
         if (fault := next(faults, None)) is not None:
             raise fault
-        return look_at_all(paths)
+        return look_at_all(paths, writers)
 
     monkeypatch.setattr(live_module, "look_at_all", look_once_wrong)
     monkeypatch.setattr(live_module, "RETRY_S", 0.01)

@@ -28,6 +28,7 @@ from autoforward.trust.folders import is_trusted, lies_in, place_of
 from autoforward.trust.layers import Layer, settle
 from autoforward.trust.requests import MAX_REQUESTS, NO_WORD, Asking, Word, digest_of, not_granted
 from autoforward.trust.table import OPENINGS, ROWS, TABLE, Source, is_loopback
+from autoforward.trust.writers import NO_WRITERS, Writers, writers_of_rows
 from tests.unit.real_files import ASKS, REAL_FILES
 from tests.unit.spec_text import names, table, ticked
 
@@ -87,9 +88,9 @@ class Scene:
         else:
             self.label = [{"id": "feature", **entry}]
 
-    def attach(self, word: Word, **given: Any) -> SessionRecord:
+    def attach(self, word: Word, *, writers: Writers = NO_WRITERS, **given: Any) -> SessionRecord:
         caller = Caller(variables=ENVIRON, **given)
-        return record_for(self.info, ENDPOINT, caller, target="web", word_of=lambda _record: word)[0]
+        return record_for(self.info, ENDPOINT, caller, target="web", word_of=lambda _record: word, writers=writers)[0]
 
 
 def _toml(value: Any) -> str:
@@ -255,6 +256,50 @@ def test_a_file_in_any_mount_of_the_container_is_the_workspace_s(how: str, tmp_p
         assert scene.attach(ROOT, **{how: str(file)}).options.bind == bind
     record = replace(scene.attach(ROOT, **{how: str(file)}), endpoint=EngineEndpoint("ssh://far", ""))
     assert mounts_of(record.endpoint, scene.info) == ()
+
+
+@pytest.mark.parametrize("how", ["settings_file", "user_file"])
+@pytest.mark.parametrize("key", [key for key in WIDENING if key in KEYS])
+def test_a_file_in_the_mount_of_another_session_is_a_workspace_s(key: str, how: str, tmp_path: Path) -> None:
+    workspace, other = tmp_path / "ws", tmp_path / "other"
+    for folder in (workspace, other):
+        folder.mkdir()
+    file, scene = other / "mine.toml", Scene(workspace)
+    file.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in WIDENING[key].items()))
+    (tmp_path / "link").symlink_to(other)
+    sources = {"mounts": [str(tmp_path / "link"), "/elsewhere"]}
+    writers = writers_of_rows([{"container_name": "home-1", "sources": sources}, {"id": "nothing of ours"}])
+    assert len(widened(scene.attach(ROOT, **{how: str(file)}))) == 1
+    asked = scene.attach(ROOT, writers=writers, **{how: str(file)})
+    [request] = asked.requests
+    assert (request.key, request.source) == (key, "workspace")
+    assert request.place == "mine.toml (home-1 can write it)"
+    live = configure(asked, read_sources(asked.sources, word=ROOT, writers=writers))[0]
+    assert (widened(asked), widened(live)) == (set(), set())
+    granted = scene.attach(replace(ROOT, approved=frozenset({request.digest})), writers=writers, **{how: str(file)})
+    assert (len(widened(granted)), granted.requests) == (1, ())
+
+
+def test_what_the_user_s_file_narrows_stays_though_a_container_can_write_it(tmp_path: Path) -> None:
+    workspace, own = tmp_path / "ws", tmp_path / "config.toml"
+    workspace.mkdir()
+    scene, caller = Scene(workspace), Caller(user_file=str(own))
+    own.write_text(
+        f'exclude = [5432]\nmaxPorts = 9\nnotify = false\ndirect = false\ntrust = ["{workspace}"]\nbind = "::"\n'
+    )
+    scene.say(".autoforward.toml", {"exclude": [], "include": [5432], "maxPorts": 128, "notify": True, "bind": "::"})
+    writers = {str(tmp_path): "home-1"}
+    record, warnings = record_for(scene.info, ENDPOINT, caller, target="web", writers=writers)
+    options = record.options
+    assert (options.exclude, options.firm) == (((5432, 5432),), ((5432, 5432),))
+    assert (options.max_ports, options.notify, options.direct, options.bind) == (9, False, False, None)
+    assert [one.key for one in record.requests] == ["bind"], (
+        "trust of a file that a container can write counts for nothing"
+    )
+    assert any(text.startswith(f"{own}: home-1 can write it: what it narrows stays so") for text in warnings)
+    own.write_text("direct = true\nmaxPorts = 500\ndefaultExclude = false\n")
+    record, _ = record_for(scene.info, ENDPOINT, caller, target="web", writers=writers)
+    assert (record.options.direct, record.options.max_ports, record.options.default_exclude) == (None, 128, True)
 
 
 def test_what_a_container_can_write_is_what_is_bound_and_not_read_only() -> None:
