@@ -135,7 +135,7 @@ def notification(events: Sequence[PortEvent]) -> tuple[str, str]:
         more = f" and {len(events) - MAX_NAMED_PORTS} more" if len(events) > MAX_NAMED_PORTS else ""
         return f"{len(events)} ports of {of}", _cut(", ".join(names) + more)
     [event] = events
-    where = browser_url(event) or f"localhost:{event.host_port}/{event.transport}"
+    where = browser_url(event) or f"localhost:{event.host_port}{'/udp' if event.transport == 'udp' else ''}"
     label = f"{plain(event.label)}: " if event.label else ""
     reason = f" ({plain(event.reason, 100)})" if event.remapped and event.reason else ""
     return f"Port {_port(event)} of {of}", _cut(f"{label}{where}{reason}")

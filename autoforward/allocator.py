@@ -32,6 +32,7 @@ from autoforward.sockets import (
     HostPortError,
     HostPortTakenError,
     bind_pair,
+    lowest_bindable_port,
     owners_of_ports,
     start_listening,
 )
@@ -135,11 +136,13 @@ class Allocator:
         *,
         backlog: int = DEFAULT_BACKLOG,
         owners: Callable[[Collection[int]], dict[int, str]] = owners_of_ports,
+        lowest_port: Callable[[], int | None] = lowest_bindable_port,
     ) -> None:
         self._ledger = ledger
         self._process = process
         self._backlog = backlog
         self._owners = owners
+        self._lowest_port = lowest_port
 
     def __repr__(self) -> str:
         return f"<Allocator pid {self._process.pid}, {self._ledger!r}>"
@@ -238,6 +241,7 @@ class Allocator:
             require_same=request.require_same,
             wanted=request.wanted - {same},
             taken={number for held, number in holders.by_number if held == transport},
+            lowest_port=self._lowest_port() if same < FIRST_UNPRIVILEGED else None,
         )
         if plan.refusal is not None:
             return plan.refusal

@@ -32,9 +32,15 @@ class CandidatePlan:
     refusal: AllocationFailure | None = None
 
 
-def privileged(host_port: int) -> str:
-    """The reason for which a number below 1024 is not bound."""
-    return f"host port {host_port} is privileged"
+def not_taken(host_port: int, lowest_port: int | None) -> str:
+    """The reason for which a number below 1024 is not tried. `lowest_port`: from where on this user may bind; None: not known."""
+    if lowest_port is None:
+        return f"host port {host_port} is privileged"
+    if host_port < lowest_port:
+        may = f"this user may bind from {lowest_port} on (sysctl net.ipv4.ip_unprivileged_port_start)"
+        return f"host port {host_port} is privileged: {may}"
+    ways = f"a pin ({host_port}:{host_port}) takes it, or elevateIfNeeded with your approval"
+    return f"host port {host_port} is below {FIRST_UNPRIVILEGED}: {ways}"
 
 
 def plan_candidates(
@@ -47,18 +53,19 @@ def plan_candidates(
     require_same: bool = False,
     wanted: Collection[int] = (),
     taken: Collection[int] = (),
+    lowest_port: int | None = None,
 ) -> CandidatePlan:
     """Pinned, else the same number, the lease's, 8000 + n for n < 1000, then upward wrapping at 1024.
 
     No number comes twice. `wanted` are numbers that other ports of the same container want: neither the lease nor the walk
     upward takes one of them. `taken` (known to be in use) is left out of the walk only: for the numbers that someone asked
     for, the bind itself has to say no. The walk is lazy, and may yield every number. `yields_to`: why the lease's number
-    goes before the same one (both workspaces have settled), None where it does not.
+    goes before the same one (both workspaces have settled), None where it does not. `lowest_port` as of `not_taken`.
     """
     if pinned_host_port is not None:
         return CandidatePlan((pinned_host_port,), strict=True)
     is_denied = container_port < FIRST_UNPRIVILEGED and not elevate
-    not_same = privileged(container_port) if is_denied else None
+    not_same = not_taken(container_port, lowest_port) if is_denied else None
     if require_same:
         if not_same is not None:
             hint = "set elevateIfNeeded for this port, or take requireLocalPort away"

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from autoforward.known_servers import not_http
 from autoforward.leases import format_time
 from autoforward.masking import mask_command_line
 from autoforward.model import AppProtocol, EventName, LaneName, OnAutoForward, Source, Status, Transport
@@ -76,6 +77,8 @@ class PortEvent:
     @property
     def url(self) -> str | None:
         if self.host_port is None or self.transport != "tcp":
+            return None
+        if self.protocol is None and not_http(self.container_port, self.process, self.label) is not None:
             return None
         return url_of(self.host_ip, self.host_port, self.protocol, self.container_port)
 

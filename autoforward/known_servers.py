@@ -1,6 +1,7 @@
-"""Servers that are known for what they are: which ports are not forwarded by themselves, and which without a word.
+"""Servers that are known for what they are: ports that are not forwarded by themselves, that are forwarded without a word, and
+that a browser has no use for.
 
-The one list of both. By number and, where it is known, by command line: what the editors run in a container for
+The one list of them all. By number and, where it is known, by command line: what the editors run in a container for
 themselves takes any number, and an editor that attaches to a debugger needs no notification. A port that was declared,
 named, or given a label is somebody's wish and is not looked up here. Pure.
 """
@@ -77,6 +78,53 @@ def why_excluded(key: ForwardKey, command_line: str | None, *, by_default: bool 
         if server.is_at(key.container_port, command_line):
             return server.name
     return None
+
+
+NOT_HTTP: dict[str, tuple[frozenset[int], str, str]] = {
+    "FTP": (frozenset({21}), r"vsftpd|proftpd|pure-ftpd", r"s?ftp"),
+    "SSH": (frozenset({22, 2222}), r"sshd|dropbear", r"ssh"),
+    "mail": (
+        frozenset({25, 110, 143, 465, 587, 993, 995, 1025}),
+        r"postfix|dovecot|exim4?",
+        r"smtps?|imaps?|pop3s?",
+    ),
+    "LDAP": (frozenset({389, 636}), r"slapd", r"(?:open)?ldaps?"),
+    "SQL Server": (frozenset({1433}), r"sqlservr", r"ms ?sql|sql ?server"),
+    "Oracle": (frozenset({1521}), r"tnslsnr", r"oracle"),
+    "MQTT": (frozenset({1883, 8883}), r"mosquitto", r"mqtt|mosquitto"),
+    "ZooKeeper": (frozenset({2181}), r"", r"zookeeper"),
+    "MySQL": (frozenset({3306, 33060}), r"mysqld|mariadbd", r"mysql|mariadb"),
+    "remote desktop": (frozenset({3389, 5900, 5901}), r"xrdp|Xtigervnc|Xvnc|x11vnc", r"rdp|vnc"),
+    "NATS": (frozenset({4222}), r"nats-server", r"nats"),
+    "PostgreSQL": (frozenset({5432, 6432}), r"postgres|postmaster|pgbouncer", r"postgres(?:ql)?|pgbouncer"),
+    "AMQP": (frozenset({5671, 5672}), r"", r"amqp"),
+    "Redis": (frozenset({6379, 26379}), r"(?:redis|valkey|keydb)-server", r"redis|valkey"),
+    "Cassandra": (frozenset({9042}), r"", r"cassandra"),
+    "Kafka": (frozenset({9092}), r"", r"kafka"),
+    "memcached": (frozenset({11211}), r"memcached", r"memcached?"),
+    "MongoDB": (frozenset({27017, 27018, 27019}), r"mongod|mongos", r"mongo(?:db)?"),
+}
+"""What is no web server: its usual numbers, the program of its server, and a label that says nothing but that."""
+
+_PROGRAMS = re.compile(
+    "|".join(rf"(?P<_{i}>{program})" for i, (_, program, _) in enumerate(NOT_HTTP.values()) if program)
+)
+_LABELS = re.compile(
+    "(?:"
+    + "|".join(rf"(?P<_{i}>{label})" for i, (_, _, label) in enumerate(NOT_HTTP.values()))
+    + r")(?:[ _-]?(?:db|database|server|service|port|cache|broker))*",
+    re.IGNORECASE,
+)
+_BY_NUMBER = {number: name for name, (numbers, _, _) in NOT_HTTP.items() for number in numbers}
+
+
+def not_http(container_port: int | None, process: str | None, label: str | None) -> str | None:
+    """What a server speaks that is not HTTP, by its program, its label or its number; None where it may be HTTP."""
+    program = (process or "").split(" ", 1)[0].rpartition("/")[2].rstrip(":")
+    for match in (_PROGRAMS.fullmatch(program), _LABELS.fullmatch((label or "").strip())):
+        if match is not None and match.lastgroup is not None:
+            return list(NOT_HTTP)[int(match.lastgroup[1:])]
+    return _BY_NUMBER.get(container_port or 0)
 
 
 def is_inspector(container_port: int | None) -> bool:

@@ -317,7 +317,7 @@ def _why_not(
         return notice("ignored", "onAutoForward is ignore")
     if source != "manual" and (elsewhere := _elsewhere(rules, key, seen)) is not None:
         return notice("ignored", elsewhere)
-    if source != "manual" and (published := _published(rules, key, seen)) is not None:
+    if source != "manual" and (published := _published(rules, key, source, spec, seen, attributes)) is not None:
         return notice("published", f"published by the engine on {published.host_ip}:{published.host_port}", published)
     if rules.blocked is not None:
         return notice("failed", rules.blocked)
@@ -328,18 +328,31 @@ def _why_not(
     return None
 
 
-def _published(rules: SessionRules, key: ForwardKey, seen: Seen | None) -> PublishedPort | None:
-    """Where the engine publishes this port, if its server can be reached there: not one that is on loopback only."""
-    return None if _is_on_loopback(seen) else _publication(rules, key)
+def _published(
+    rules: SessionRules,
+    key: ForwardKey,
+    source: Source,
+    spec: PortSpec | None,
+    seen: Seen | None,
+    attributes: PortAttributes,
+) -> PublishedPort | None:
+    """Where the engine publishes this port, if that will do: its server is reached there, under the number that is asked for."""
+    there = () if _is_on_loopback(seen) else _publications(rules, key)
+    pin = None if _refused_pin(rules, key, source, spec) else _pin(rules, key, spec)
+    wanted = pin or (key.container_port if attributes.require_local_port else None)
+    return next((port for port in there if wanted is None or (port.host_port == wanted and _is_here(port))), None)
 
 
-def _publication(rules: SessionRules, key: ForwardKey) -> PublishedPort | None:
+def _publications(rules: SessionRules, key: ForwardKey) -> tuple[PublishedPort, ...]:
     if key.container_host is not None:
-        return None
-    for port in rules.published:
-        if (port.transport, port.container_port) == (key.transport, key.container_port):
-            return port
-    return None
+        return ()
+    asked = (key.transport, key.container_port)
+    return tuple(port for port in rules.published if (port.transport, port.container_port) == asked)
+
+
+def _is_here(port: PublishedPort) -> bool:
+    """Whether `localhost` reaches what the engine publishes on that address."""
+    return port.host_ip in WILDCARDS or port.host_ip == "::1" or port.host_ip.startswith("127.")
 
 
 def _is_on_loopback(seen: Seen | None) -> bool:
@@ -394,7 +407,7 @@ def _wish(
 
 
 def _note(rules: SessionRules, key: ForwardKey, seen: Seen | None) -> str | None:
-    published = _publication(rules, key)
+    published = next(iter(_publications(rules, key)), None)
     if published is None or not _is_on_loopback(seen):
         return None
     where = f"{published.host_ip}:{published.host_port}"

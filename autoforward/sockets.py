@@ -222,7 +222,8 @@ def _translate(error: OSError, host_ip: str, host_port: int) -> HostPortError:
     if error.errno == errno.EADDRINUSE:
         return HostPortTakenError(f"host port {host_port} is in use")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return HostPortDeniedError(f"host port {host_port} is privileged", hint="choose a host port of 1024 or higher")
+        hint = f"choose a host port of 1024 or higher, or: sudo sysctl net.ipv4.ip_unprivileged_port_start={host_port}"
+        return HostPortDeniedError(f"host port {host_port} is privileged", hint=hint)
     if error.errno in _NO_IPV6_ERRNOS:
         return HostAddressError(
             f"address {host_ip} is not one of this machine", hint="bind to 127.0.0.1, or an address of this machine"

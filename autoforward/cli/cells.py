@@ -78,7 +78,8 @@ def local_of(row: Row) -> str:
     host = row["hostIp"]
     if host in OWN_HOSTS:
         host = "localhost"
-    return f"{f'[{host}]' if ':' in host else host}:{row['localPort']}/{row['transport']}"
+    suffix = "/udp" if row["transport"] == "udp" else ""
+    return f"{f'[{host}]' if ':' in host else host}:{row['localPort']}{suffix}"
 
 
 def connections_of(row: Row) -> str:

@@ -12,9 +12,11 @@ from typing import Any
 
 from autoforward.actions import safe_url
 from autoforward.cli import client, output
+from autoforward.cli.cells import local_of
 from autoforward.cli.printing import show
 from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError, TargetError, UsageError
+from autoforward.known_servers import not_http
 from autoforward.supervisor.desktop import opener, start_opener
 
 OPENER_PATIENCE_S = 3.0
@@ -56,6 +58,12 @@ def url_of(row: Row) -> str:
     """Its URL, if it is one of ours. Raises AutoforwardError: it has none, and why."""
     url = safe_url(row["url"])
     if url is None:
+        spoken = not_http(row["port"], row["process"], row["label"]) if row["localPort"] is not None else None
+        if row["transport"] == "tcp" and spoken is not None:
+            raise AutoforwardError(
+                f"port {row['port']} of {row['containerName']} has no URL: it speaks {spoken}, on {local_of(row)}",
+                hint='if it is a web server, "protocol": "http" in portsAttributes says so',
+            )
         what = "it is UDP" if row["transport"] == "udp" else "no host port of it listens"
         raise AutoforwardError(f"port {row['port']} of {row['containerName']} has no URL: {row['reason'] or what}")
     return url

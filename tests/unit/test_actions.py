@@ -150,7 +150,7 @@ def ports(*numbers: int, **changes: Any) -> list[PortEvent]:
     [
         (ports(3000), "Port 3000 of web", "http://localhost:3000"),
         (ports(3000, label="UI"), "Port 3000 of web", "UI: http://localhost:3000"),
-        (ports(5432, container_host="db"), "Port db:5432 of web", "http://localhost:5432"),
+        (ports(5432, container_host="db"), "Port db:5432 of web", "localhost:5432"),
         (ports(53, transport="udp"), "Port 53 of web", "localhost:53/udp"),
         (
             [replace(EVENT, host_port=3001, remapped=True, reason="host port 3000 is in use")],

@@ -69,9 +69,10 @@ class Home:
         self.ledger = Ledger(registry, self.warnings.append, clock=lambda: self.now)
         self.allocator = self.allocator_of(current_process())
         self.given: list[Allocation] = []
+        self.lowest_port: int | None = 1024
 
     def allocator_of(self, process: ProcessIdentity) -> Allocator:
-        return Allocator(self.ledger, process, owners=self.owners)
+        return Allocator(self.ledger, process, owners=self.owners, lowest_port=lambda: self.lowest_port)
 
     def owners(self, host_ports: Collection[int]) -> dict[int, str]:
         return {}
@@ -365,9 +366,29 @@ def test_privileged_numbers_are_moved_and_with_require_same_refused(home: Home) 
     [moved, refused] = home.ask(wants(987), wants(988, "other", require_same=True))
     assert isinstance(moved, Allocation)
     assert moved.pair.host_port >= 8987
-    assert moved.remap_reason == "host port 987 is privileged"
+    may = "this user may bind from 1024 on (sysctl net.ipv4.ip_unprivileged_port_start)"
+    assert moved.remap_reason == f"host port 987 is privileged: {may}"
     assert isinstance(refused, AllocationFailure)
-    assert refused.reason == "host port 988 is privileged"
+    assert refused.reason == f"host port 988 is privileged: {may}"
+
+
+@pytest.mark.parametrize(
+    ("lowest", "reason"),
+    [
+        (1, "host port 987 is below 1024: a pin (987:987) takes it, or elevateIfNeeded with your approval"),
+        (987, "host port 987 is below 1024: a pin (987:987) takes it, or elevateIfNeeded with your approval"),
+        (
+            988,
+            "host port 987 is privileged: this user may bind from 988 on (sysctl net.ipv4.ip_unprivileged_port_start)",
+        ),
+        (None, "host port 987 is privileged"),
+    ],
+)
+def test_a_number_below_1024_that_is_not_taken_has_its_true_reason(home: Home, lowest: int | None, reason: str) -> None:
+    """Seen: 80 was `privileged` where `ip_unprivileged_port_start` is 80; it stays unbound, and the row says why."""
+    home.lowest_port = lowest
+    moved = home.get(wants(987))
+    assert (moved.pair.host_port >= 8987, moved.remap_reason) == (True, reason)
 
 
 def allow_privileged(monkeypatch: pytest.MonkeyPatch, stand_in: int, *, allowed: bool) -> None:

@@ -132,6 +132,22 @@ def test_urls(host_ip: str, protocol: Any, container_port: int, url: str) -> Non
     assert url_of(host_ip, 9000, protocol, container_port) == url
 
 
+@pytest.mark.parametrize(
+    ("said", "url"),
+    [
+        ({"container_port": 5432}, None),
+        ({"container_port": 5432, "protocol": "http"}, "http://localhost:3001"),
+        ({"label": "Redis"}, None),
+        ({"process": "redis-server *:3000"}, None),
+        ({"process": "node server.js"}, "http://localhost:3001"),
+    ],
+    ids=str,
+)
+def test_what_is_known_not_to_speak_http_has_no_url(said: dict[str, Any], url: str | None) -> None:
+    """Seen: `http://localhost:5432` for PostgreSQL, Redis and sshd; a link that no browser can use."""
+    assert replace(EVENT, **{"label": None, "process": None, "protocol": None, **said}).url == url
+
+
 def test_there_is_no_url_without_a_host_port_and_for_udp() -> None:
     assert replace(EVENT, host_port=None).url is None
     assert replace(EVENT, transport="udp").url is None

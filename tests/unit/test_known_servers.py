@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autoforward.deploy import FOLDER, archive
-from autoforward.known_servers import DEFAULT_EXCLUDED, INSPECTOR_PORTS, OUR_AGENT, is_inspector, why_excluded
+from autoforward.known_servers import DEFAULT_EXCLUDED, INSPECTOR_PORTS, OUR_AGENT, is_inspector, not_http, why_excluded
 from autoforward.model import ForwardKey
 
 COMMIT = "848b80aeb52026648a8ff9f7c45a9b0a80641e2e"
@@ -107,3 +107,31 @@ def test_debuggers_ports() -> None:
     assert all(is_inspector(port) for port in INSPECTOR_PORTS)
     assert not is_inspector(3000)
     assert not is_inspector(None)
+
+
+@pytest.mark.parametrize(
+    ("port", "process", "label", "spoken"),
+    [
+        (5432, None, None, "PostgreSQL"),
+        (6379, "node server.js", None, "Redis"),
+        (15432, "postgres: walwriter", None, "PostgreSQL"),
+        (40000, "/usr/lib/postgresql/15/bin/postgres -D /var/lib/postgresql", None, "PostgreSQL"),
+        (40000, "/usr/sbin/mysqld --user=mysql", None, "MySQL"),
+        (2200, "sshd: /usr/sbin/sshd -D [listener]", None, "SSH"),
+        (40000, None, "Redis", "Redis"),
+        (40000, None, "Postgres Database", "PostgreSQL"),
+        (40000, None, "mysql-db", "MySQL"),
+        (40000, None, "MongoDB server", "MongoDB"),
+        # Web pages about one of these are web pages.
+        (40000, None, "Redis Commander", None),
+        (40000, None, "phpMyAdmin (MySQL)", None),
+        (40000, None, "web", None),
+        (40000, "python3 -m postgres_viewer", None, None),
+        (3000, "node server.js", "app", None),
+        (80, None, None, None),
+        (8080, "", "", None),
+        (None, None, None, None),
+    ],
+)
+def test_what_does_not_speak_http(port: int | None, process: str | None, label: str | None, spoken: str | None) -> None:
+    assert not_http(port, process, label) == spoken

@@ -110,7 +110,9 @@ def test_a_program_that_fails_or_is_none(
 
 
 def test_without_a_url_the_reason_is_said(rows: list[dict[str, Any]]) -> None:
-    rows[:] = [UDP, IGNORED]
+    rows[:] = [UDP, IGNORED, row(port=5432, localPort=15432, url=None, process=None, label=None)]
+    with pytest.raises(AutoforwardError, match="it speaks PostgreSQL, on localhost:15432"):
+        open_forward("5432")
     with pytest.raises(AutoforwardError, match="UDP"):
         open_forward("5353")
     with pytest.raises(AutoforwardError, match="excluded"):

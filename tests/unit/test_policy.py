@@ -26,7 +26,7 @@ from autoforward.policy import (
 )
 from autoforward.portspec import parse_port_spec
 from autoforward.reconciling import Existing, Steps, reconcile
-from autoforward.setting_values import Selection
+from autoforward.setting_values import LocalPorts, Selection
 
 NOW_S = 1000.0
 
@@ -216,6 +216,38 @@ def test_a_published_port_whose_server_is_on_loopback_is_forwarded(address: str)
 def test_a_published_port_is_forwarded_all_the_same_when_the_user_says_so() -> None:
     result = planned(SessionRules(published=PUBLISHED, manual=specs("3000")), listening(3000, address="0.0.0.0"))
     assert list(result.wishes) == [key(3000)]
+
+
+@pytest.mark.parametrize(
+    ("published", "said", "forwarded"),
+    [
+        (["0.0.0.0:8300"], {"declared": specs("8400:3000")}, 8400),
+        (["0.0.0.0:8300"], {"declared": specs("8300:3000")}, None),
+        (["0.0.0.0:8300", "127.0.0.1:8400"], {"declared": specs("8400:3000")}, None),
+        (["192.0.2.1:8400"], {"declared": specs("8400:3000")}, 8400),
+        (["0.0.0.0:8300"], {"declared": specs("3000"), "local_ports": (LocalPorts(3000, 3000, 8400),)}, 8400),
+        (["0.0.0.0:8300"], {"local_ports": (LocalPorts(3000, 3000, 8400),)}, 8400),
+        (["0.0.0.0:8300"], {"local_ports": (LocalPorts(3000, 3000, 8300),)}, None),
+        (["0.0.0.0:8300"], {"declared": specs("80:3000"), "lowest_port": 1}, None),
+        (["0.0.0.0:8300"], {"attributes": parse_attributes({"3000": {"requireLocalPort": True}}, None, "t")[0]}, 3000),
+        (["[::]:3000"], {"attributes": parse_attributes({"3000": {"requireLocalPort": True}}, None, "t")[0]}, None),
+    ],
+    ids=str,
+)
+def test_a_number_that_a_file_asks_for_does_not_lose_to_a_published_one(
+    published: list[str], said: Mapping[str, Any], forwarded: int | None
+) -> None:
+    """Seen: `forwardPorts ["21745:21740"]` of a port that the engine published elsewhere was `published`, without a word."""
+    ports = []
+    for text in published:
+        host, _, number = text.rpartition(":")
+        ports.append(PublishedPort("tcp", 3000, host.strip("[]"), int(number)))
+    result = planned(SessionRules(published=tuple(ports), **said), listening(3000, address="0.0.0.0"))
+    if forwarded is None:
+        assert result.notices[key(3000)].status == "published"
+        return
+    wish = result.wishes[key(3000)]
+    assert forwarded == (wish.pinned_host_port or (3000 if wish.attributes.require_local_port else None))
 
 
 def test_only_the_published_port_itself_is_published() -> None:
