@@ -40,7 +40,7 @@ def not_taken(host_port: int, lowest_port: int | None) -> str:
         may = f"this user may bind from {lowest_port} on (sysctl net.ipv4.ip_unprivileged_port_start)"
         return f"host port {host_port} is privileged: {may}"
     ways = f"a pin ({host_port}:{host_port}) takes it, or elevateIfNeeded with your approval"
-    return f"host port {host_port} is below {FIRST_UNPRIVILEGED}: {ways}"
+    return f"host port {host_port} is below 1024: {ways}"
 
 
 def plan_candidates(

@@ -7,6 +7,7 @@ result JSON as the last line of stdout, progress on stderr, an exit status.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -32,6 +33,9 @@ PROGRAM = "devcontainer"
 READ_TIMEOUT_S = 60.0
 # A process that the CLI left behind may hold its stdout open; what the CLI itself wrote is there long before.
 AFTER_EXIT_S = 2.0
+
+SLIP = 0.85
+"""How much a flag has to be like one of ours to be meant as that; no flag of either CLI is."""
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])[A-Z]")
 
@@ -146,6 +150,14 @@ def parse_up_arguments(args: Sequence[str]) -> UpArguments:
     )
 
 
+def check_flags(args: Sequence[str], ours: Collection[str]) -> None:
+    """Raise UsageError for a flag that is one of `ours` but for a slip: the CLI would refuse it, or go on without a word."""
+    for arg in args:
+        name = _CAMEL.sub(lambda m: "-" + m[0].lower(), arg.partition("=")[0])
+        if name.startswith("--") and (near := difflib.get_close_matches(name, ours, n=1, cutoff=SLIP)):
+            raise UsageError(f"there is no flag {arg.partition('=')[0]}", hint=f"did you mean {near[0]}?")
+
+
 def engine_environment(environ: Mapping[str, str], docker_host: str | None, context: str | None) -> dict[str, str]:
     """Return the environment in which docker's own tools reach the engine that our flags name."""
     result = dict(environ)
@@ -225,7 +237,9 @@ def without_app_port(up: UpArguments, warn: Callable[[str], None]) -> Iterator[t
     with tempfile.TemporaryDirectory(prefix="autoforward-") as folder:
         override = Path(folder) / "devcontainer.json"
         override.write_text(json.dumps(config), encoding="utf-8")
-        yield (*_without_flag(up.args, "--override-config"), "--override-config", str(override))
+        # Both CLIs take the current folder by default, but not beside an override.
+        where = ("--workspace-folder", up.folder) if up.workspace_folder is None and up.folder is not None else ()
+        yield (*_without_flag(up.args, "--override-config"), *where, "--override-config", str(override))
 
 
 def run_up(

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from autoforward import __version__
 from autoforward.cli import client, output
 from autoforward.cli.progress import working
 from autoforward.devcontainer import merged_for_container, shutdown_action
@@ -189,6 +190,7 @@ def _detach(folder: str | None, container_ids: Sequence[str], timeout_s: float) 
 
 @click.command(
     cls=output.Command,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="End a workspace's forwards, then stop (or remove) its container or compose project.",
     epilog="\b\nExamples:\n  devdown\n  devdown --workspace-folder ~/src/app --remove --volumes",
 )
@@ -207,6 +209,7 @@ def _detach(folder: str | None, container_ids: Sequence[str], timeout_s: float) 
 )
 @click.option("--forwards-only", is_flag=True, help="End the forwards and leave the containers running.")
 @output.engine_options
+@click.version_option(__version__, prog_name="devdown")
 def main(
     workspace_folder: str,
     remove: bool,

@@ -19,6 +19,7 @@ from typing import NoReturn, TypeVar
 import click
 from click.core import ParameterSource
 
+from autoforward import __version__
 from autoforward.callers import sources_for
 from autoforward.cli import attaching, client, output, trusting
 from autoforward.cli.printing import pass_on
@@ -28,6 +29,7 @@ from autoforward.devcontainer_cli import (
     DevcontainerCli,
     UpArguments,
     UpOutcome,
+    check_flags,
     engine_environment,
     find_cli,
     parse_up_arguments,
@@ -87,6 +89,8 @@ def run_with_forwarding(request: DevupRequest) -> int:
         for warning in attached.warnings:
             output.warn(warning)
         output.print_mappings(attached.rows)
+        if attached.problem is None:
+            output.say_watching(attached.record.container_name, attached.rows, auto=attached.record.options.auto)
     if request.ports_events:
         pass_on("".join(line.rstrip("\n") + "\n" for line in events).encode())
     pass_on(outcome.last_line)
@@ -253,7 +257,7 @@ Every other flag goes to `devcontainer up` unchanged; `devcontainer up --help` l
 
 @click.command(
     cls=output.Command,
-    context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]},
+    context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
     help="Bring a dev container up, and make what listens in it answer on localhost.",
 )
@@ -271,6 +275,7 @@ Every other flag goes to `devcontainer up` unchanged; `devcontainer up --help` l
 @output.trust_option
 @output.session_options()
 @output.engine_options
+@click.version_option(__version__, prog_name="devup")
 @click.argument("up_args", nargs=-1, type=click.UNPROCESSED, metavar="[FLAGS OF devcontainer up]...")
 def main(
     auto_forward: bool,
@@ -286,6 +291,7 @@ def main(
     trust_workspace: bool,
 ) -> None:
     environ = engine_environment(os.environ, docker_host, context)
+    check_flags(up_args, [flag for option in click.get_current_context().command.params for flag in option.opts])
     if not auto_forward:
         _require_auto_forward(click.get_current_context())
         _run_alone(find_cli(devcontainer_path, os.environ), up_args, environ)

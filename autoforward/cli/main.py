@@ -108,9 +108,8 @@ def attach(
             f"nothing can be forwarded from {name}: {result.problem}",
             hint=NO_LANE_HINT,
         )
-    if not as_json and not result.rows:
-        where = target if project else name
-        output.say(f"Watching {where}: what starts to listen there is forwarded. `autoforward list` shows it.")
+    if not as_json:
+        output.say_watching(target if project else name, result.rows, auto=result.record.options.auto)
     ask_once(result.record)
     return 0
 

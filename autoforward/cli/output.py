@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+MAX_REASONS = 3
+"""For which ports are ignored, in one line."""
 
 
 def say(text: str) -> None:
@@ -274,17 +278,48 @@ def describe_mapping(row: Mapping[str, Any]) -> str:
 def print_mappings(rows: Iterable[Mapping[str, Any]]) -> None:
     """One line per port for people; `silent` ports have none, failures and remaps say why."""
     for row in rows:
-        status, reason = row["status"], row["reason"]
         if row["port"] is None:
-            warn(f"{row['containerName']}: {reason}")
-        elif status == "failed":
-            warn(f"port {row['port']} of {row['containerName']} is not forwarded: {reason}")
-        elif row["onAutoForward"] in ("silent", "ignore"):
-            continue
-        elif status in ("active", "reconnecting"):
-            say(f"Forwarding {describe_mapping(row)}" + (f" ({reason})" if reason else ""))
-        elif status == "waiting":
-            why = f"; {reason}" if reason else ""
-            say(f"Waiting    {describe_mapping(row)} (refused until its server is up{why})")
-        elif status == "published":
-            say(f"Published  {row['containerName']}:{row['port']}, {reason}")
+            warn(f"{row['containerName']}: {row['reason']}")
+        elif row["status"] == "failed":
+            warn(f"port {row['port']} of {row['containerName']} is not forwarded: {row['reason']}")
+        elif line := _line_of(row):
+            say(line)
+
+
+def _line_of(row: Mapping[str, Any]) -> str | None:
+    """What is said of a port that can be had; None where nothing is."""
+    status, reason = row["status"], row["reason"]
+    if row["onAutoForward"] in ("silent", "ignore"):
+        return None
+    if status == "active":
+        return f"Forwarding {describe_mapping(row)}" + (f" ({reason})" if reason else "")
+    if status == "reconnecting":
+        return f"Reconnecting {describe_mapping(row)}" + (f" ({reason})" if reason else "")
+    if status == "waiting":
+        why = f"; {reason}" if reason else ""
+        return f"Waiting    {describe_mapping(row)} (refused until its server is up{why})"
+    return f"Published  {row['containerName']}:{row['port']}, {reason}" if status == "published" else None
+
+
+def say_watching(where: str, rows: Sequence[Mapping[str, Any]], *, auto: bool) -> None:
+    """Where `print_mappings` says no port of `rows`: what is watched, and what becomes of the ports that there are.
+
+    `auto`: whether detected ports are forwarded.
+    """
+    from autoforward.policy import ON_THE_HOST
+
+    ports = [row for row in rows if row["port"] is not None]
+    if any(row["status"] == "failed" or _line_of(row) for row in ports):
+        return
+    if any(row["reason"] == ON_THE_HOST for row in rows):
+        return
+    kept = Counter(row["reason"] for row in ports if row["status"] == "ignored")
+    silent = len(ports) - kept.total()
+    parts = [f"{silent} without a line of their own (onAutoForward)"] if silent else []
+    if kept:
+        most = [f"{count} {reason}" for reason, count in kept.most_common(MAX_REASONS)]
+        rest = kept.total() - sum(count for _, count in kept.most_common(MAX_REASONS))
+        parts.append(f"{kept.total()} ignored ({'; '.join(most)}{f'; {rest} for other reasons' if rest else ''})")
+    now = f" Ports there now: {', '.join(parts)}." if parts else " Nothing listens there yet." if auto else ""
+    what = "what starts to listen there is forwarded" if auto else "only declared ports are forwarded"
+    say(f"Watching {where}: {what}.{now} `autoforward list` shows it.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from autoforward.cli import attaching, client, devup
 from autoforward.cli.devup import DevupRequest, run_with_forwarding
 from autoforward.cli.output import SessionFlags
-from autoforward.devcontainer_cli import DevcontainerCli, parse_up_arguments
+from autoforward.devcontainer_cli import DevcontainerCli, parse_up_arguments, without_app_port
 from autoforward.errors import AutoforwardError, EngineUnreachableError
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.portspec import parse_port_spec
@@ -47,6 +48,7 @@ class FakeAttached:
     events: list[str] = field(default_factory=lambda: list(EVENTS))
     warnings: list[str] = field(default_factory=list)
     record: SessionRecord = EMPTY
+    problem: str | None = None
 
 
 class FakeEngine:
@@ -270,6 +272,10 @@ def test_the_engine_flags_reach_the_cli_without_auto_forward_too(tmp_path: Path)
     ("args", "words"),
     [
         (["--forward-port", "3000"], ["--forward-port needs --auto-forward"]),
+        (["--auto-foward"], ["there is no flag --auto-foward"]),
+        (["--autoForward", "--workspace-folder", "."], ["there is no flag --autoForward"]),
+        (["--auto-forward", "--forward-ports", "3000"], ["there is no flag --forward-ports"]),
+        (["--auto-forward", "--lanes=agent"], ["there is no flag --lanes"]),
         (["--ports-events"], ["--ports-events needs --auto-forward"]),
         (["--follow"], ["--follow needs --auto-forward"]),
         (["--auto-forward", "--forward-port", "0"], ["bad port SPEC '0'", "LOCAL:REMOTE"]),
@@ -334,7 +340,40 @@ def test_an_engine_that_does_not_answer_is_no_failed_up(tmp_path: Path) -> None:
     assert "no-engine.sock" in done.stderr
 
 
-def test_help_has_an_example(tmp_path: Path) -> None:
-    done = devup_command(tmp_path, "--help")
+# fmt: off
+OF_THE_CLI = [
+    "additional-features", "build-no-cache", "buildkit", "cache-from", "cache-to", "config",
+    "container-data-folder", "container-session-data-folder", "container-system-data-folder",
+    "default-user-env-probe", "docker-compose-path", "docker-path", "dotfiles-install-command",
+    "dotfiles-repository", "dotfiles-target-path", "expect-existing-container", "experimental-frozen-lockfile",
+    "experimental-lockfile", "gpu-availability", "id-label", "include-configuration",
+    "include-merged-configuration", "log-format", "log-level", "mount", "mount-workspace-git-root",
+    "omit-config-remote-env-from-metadata", "omit-syntax-directive", "override-config", "prebuild",
+    "remove-existing-container", "remote-env", "secrets-file", "skip-feature-auto-mapping",
+    "skip-non-blocking-commands", "skip-post-attach", "skip-post-create", "terminal-columns", "terminal-rows",
+    "update-remote-user-uid-default", "user-data-folder", "workspace-folder", "workspace-mount-consistency",
+]
+# fmt: on
+
+
+def test_no_flag_of_the_cli_is_taken_for_a_slip(tmp_path: Path) -> None:
+    args = [f"--{flag}" for flag in OF_THE_CLI]
+    done = devup_command(tmp_path, *args, cli="print(json.dumps(sys.argv[2:])); sys.exit(7)")
+    assert (done.returncode, json.loads(done.stdout)) == (7, args)
+
+
+def test_an_override_has_the_current_folder_beside_it_as_the_cli_would_take_it(scene: Scene, tmp_path: Path) -> None:
+    """Seen: without --workspace-folder and with an appPort both CLIs failed, and plain `devcontainer up` did not."""
+    (tmp_path / ".devcontainer.json").write_text('{"image": "x", "appPort": 80}')
+    with contextlib.chdir(tmp_path), without_app_port(parse_up_arguments(["--buildkit", "never"]), print) as args:
+        assert args[:5] == ("--buildkit", "never", "--workspace-folder", ".", "--override-config")
+    up = parse_up_arguments(["--workspace-folder", str(tmp_path)])
+    with without_app_port(up, print) as args:
+        assert args[:3] == ("--workspace-folder", str(tmp_path), "--override-config")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_has_an_example(tmp_path: Path, flag: str) -> None:
+    done = devup_command(tmp_path, flag)
     assert done.returncode == 0
     assert "devup --auto-forward --workspace-folder ." in done.stdout

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from autoforward.cli import output
 from autoforward.config import Settings
 from autoforward.errors import AutoforwardError, EngineUnreachableError, PortUnavailableError, TargetError, UsageError
+from autoforward.policy import ON_THE_HOST
 from autoforward.setting_values import Selection
 from autoforward.settings import SessionOptions
 from tests.unit.test_listing import row
@@ -50,6 +51,10 @@ def test_where_a_forward_listens_and_leads(changes: dict[str, Any], line: str) -
             {"localPort": 3001, "reason": "host port 3000 is in use"},
             ["Forwarding 127.0.0.1:3001 -> web:3000 (host port 3000 is in use)"],
         ),
+        (
+            {"status": "reconnecting", "reason": "the container is paused"},
+            ["Reconnecting 127.0.0.1:3000 -> web:3000 (the container is paused)"],
+        ),
         ({"status": "waiting"}, ["Waiting    127.0.0.1:3000 -> web:3000 (refused until its server is up)"]),
         (
             {"status": "published", "reason": "published by the engine on 0.0.0.0:8300"},
@@ -66,6 +71,52 @@ def test_where_a_forward_listens_and_leads(changes: dict[str, Any], line: str) -
 )
 def test_one_line_a_port(capsys: pytest.CaptureFixture[str], changes: dict[str, Any], lines: list[str]) -> None:
     output.print_mappings([row(**changes)])
+    assert said(capsys) == lines
+
+
+IGNORED = {"status": "ignored", "reason": "onAutoForward is ignore"}
+HERE = "Watching web: what starts to listen there is forwarded."
+WAY = "`autoforward list` shows it."
+
+
+@pytest.mark.parametrize(
+    ("rows", "auto", "lines"),
+    [
+        ([], True, [f"{HERE} Nothing listens there yet. {WAY}"]),
+        ([], False, [f"Watching web: only declared ports are forwarded. {WAY}"]),
+        ([{}], True, []),
+        ([{"status": "waiting"}, IGNORED], True, []),
+        ([{"status": "failed", "onAutoForward": "silent"}], True, []),
+        (
+            [{"onAutoForward": "silent"}],
+            True,
+            [f"{HERE} Ports there now: 1 without a line of their own (onAutoForward). {WAY}"],
+        ),
+        (
+            [*[IGNORED] * 60, {"status": "ignored", "reason": "excluded"}],
+            True,
+            [f"{HERE} Ports there now: 61 ignored (60 onAutoForward is ignore; 1 excluded). {WAY}"],
+        ),
+        (
+            [{"status": "ignored", "reason": str(number)} for number in range(5)],
+            True,
+            [f"{HERE} Ports there now: 5 ignored (1 0; 1 1; 1 2; 2 for other reasons). {WAY}"],
+        ),
+        ([{"port": None, "status": "ignored", "reason": ON_THE_HOST}], True, []),
+        # What is asked for and not granted is a warning, and no port.
+        (
+            [{"port": None, "status": "ignored", "reason": "it asks for bind"}],
+            True,
+            [f"{HERE} Nothing listens there yet. {WAY}"],
+        ),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_is_watched_is_said_where_no_port_is(
+    capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], auto: bool, lines: list[str]
+) -> None:
+    """Seen: where everything is ignored, or no server is up yet, `devup` and `attach` said nothing at all."""
+    output.say_watching("web", [row(**changes) for changes in rows], auto=auto)
     assert said(capsys) == lines
 
 
