@@ -15,7 +15,7 @@ from autoforward.paths import StatePaths
 REASON = "the supervisor was killed"
 
 _Key = tuple[Any, ...]
-_TEXTS = ("containerId", "containerHost", "id", "transport", "hostIp", "process", "protocol", "status")
+_TEXTS = ("containerId", "containerHost", "id", "transport", "hostIp", "process", "protocol", "label", "status")
 _NUMBERS = ("port", "localPort")
 
 
