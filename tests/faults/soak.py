@@ -33,7 +33,7 @@ from tests.containers import LABEL, Container, Process, eventually, run_id, swee
 from tests.docker.observing import free_port, registry
 from tests.faults import soak_server
 from tests.faults.soak_traffic import Clients, Port, answers
-from tests.faults.supervisors import kill_9, the_supervisor
+from tests.faults.supervisors import descriptors, kill_9, the_supervisor
 
 CONTAINERS, PORTS_EACH = 5, 4
 PAUSE_S = (1.0, 4.0)
@@ -175,7 +175,7 @@ class Soak:
         looks = []
         for _ in range(int(SETTLE_S * 4)):
             process = the_supervisor(self._home)
-            looks.append((process.num_fds(), process.memory_full_info().uss, process.num_threads()))
+            looks.append((descriptors(process), process.memory_full_info().uss, process.num_threads()))
             time.sleep(0.25)
         return dict(zip(("descriptors", "memory", "threads"), map(min, zip(*looks, strict=True)), strict=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -26,3 +27,13 @@ def kill_9(process: psutil.Process) -> None:
         assert select.select([pidfd], [], [], 20)[0], f"{process} lives on"
     finally:
         os.close(pidfd)
+
+
+def descriptors(process: psutil.Process) -> int:
+    """How many it holds. The one inotify that watches configuration files is not counted, a second one would be: it is closed
+    and opened at each look at the files, and so may be missing for a moment at any time."""
+    links = []
+    for path in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(str(path.readlink()))
+    return len(links) - min(1, links.count("anon_inode:inotify"))

@@ -19,7 +19,7 @@ from tests.docker.observing import free_port, row_of, rows
 from tests.faults import soak_server
 from tests.faults.report import Fault
 from tests.faults.soak_traffic import Port, answers
-from tests.faults.supervisors import the_supervisor
+from tests.faults.supervisors import descriptors, the_supervisor
 
 DESCRIPTORS = 256
 CLIENTS = 80
@@ -42,7 +42,7 @@ def test_more_clients_than_descriptors(
     forwards = [Port("few", port, row_of(run, port, status="active")["localPort"]) for port in ports]
     assert all(map(answers, forwards))
     supervisor = the_supervisor(home)
-    before = supervisor.num_fds()
+    before = descriptors(supervisor)
     outcomes: Counter[str] = Counter()
     with contextlib.ExitStack() as held:
         clients: list[tuple[Port, socket.socket]] = []
@@ -70,7 +70,7 @@ def test_more_clients_than_descriptors(
     row.note_traffic(outcomes)
     for port in forwards:
         eventually(lambda port=port: answers(port), timeout_s=30, what="there is room again")
-    eventually(lambda: supervisor.num_fds() <= before, timeout_s=30, what="its descriptors are as before")
+    eventually(lambda: descriptors(supervisor) <= before, timeout_s=30, what="its descriptors are as before")
     assert [one["reason"] for one in rows(run)] == [None] * 4
 
 

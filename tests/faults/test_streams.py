@@ -15,7 +15,7 @@ from tests.conftest import ContainerFactory, Runner
 from tests.containers import Container, eventually
 from tests.docker.observing import free_port, row_of
 from tests.faults.report import Fault
-from tests.faults.supervisors import the_supervisor
+from tests.faults.supervisors import descriptors, the_supervisor
 
 CONNECTIONS = 5000
 RESET = struct.pack("ii", 1, 0)
@@ -70,14 +70,14 @@ def test_five_thousand_connections_come_and_go(
     for number in range(20):
         one(-1 - number)
     supervisor = the_supervisor(home)
-    before, in_container = supervisor.num_fds(), agent_descriptors(app)
+    before, in_container = descriptors(supervisor), agent_descriptors(app)
     workers = [threading.Thread(target=work) for _ in range(16)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(200)
     assert wrong == []
-    eventually(lambda: supervisor.num_fds() <= before, timeout_s=20, what="the supervisor's descriptors are closed")
+    eventually(lambda: descriptors(supervisor) <= before, timeout_s=20, what="the supervisor's descriptors are closed")
     eventually(lambda: agent_descriptors(app) == in_container, timeout_s=20, what="the agent's are, too")
     row = fault(f"{CONNECTIONS} connections come and go, a third of them reset")
-    row.note(f"descriptors {before} before, {supervisor.num_fds()} after; one process in the container all the time")
+    row.note(f"descriptors {before} before, {descriptors(supervisor)} after; one process in the container all the time")
