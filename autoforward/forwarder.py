@@ -283,7 +283,12 @@ class Forwarder:
         leases = []
         for row in self._forwards.values():
             if row.lease is not None:
-                row.lease = replace(row.lease, container_id=place.container_id, workspace=place.workspace_folder)
+                row.lease = replace(
+                    row.lease,
+                    container_id=place.container_id,
+                    workspace=place.workspace_folder,
+                    identity=place.identity,
+                )
                 leases.append(row.lease)
         if leases:
             await self._on_disk(lambda: self._services.allocator.update_rows(leases))

@@ -141,6 +141,9 @@ class LaneCapabilities:
     ipv6: bool = True
 
 
+WORKSPACE_ANCHOR, NAME_ANCHOR = "workspace:", "name:"
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What stays when a container is rebuilt; the key of sticky leases.
@@ -157,6 +160,11 @@ class Identity:
     def __str__(self) -> str:
         suffix = f"/{self.service}#{self.instance}" if self.service else ""
         return f"{self.engine}|{self.anchor}{suffix}"
+
+    @property
+    def is_name(self) -> bool:
+        """Whether it is nothing but the container's name: another container of that name need not have to do with it."""
+        return self.anchor.startswith(NAME_ANCHOR)
 
 
 FOUND_SOURCE = "the socket of "

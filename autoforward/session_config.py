@@ -338,6 +338,17 @@ def metadata_of(info: ContainerInfo, image_label: str | None = None) -> Metadata
     return Metadata(_raw_base(own), {}, warnings)
 
 
+def moved(record: SessionRecord, info: ContainerInfo, metadata: Metadata) -> SessionRecord:
+    """The record in the next container of its workspace or service, with what that one's image and features say.
+
+    The files are read again by who watches them. A label without ports (devcontainer-rs) says nothing new.
+    """
+    record = record.in_container(info)
+    if record.is_sibling or not metadata.base:
+        return record
+    return replace(record, sources=replace(record.sources, base=metadata.base, original=metadata.original))
+
+
 def metadata_of_merged(
     info: ContainerInfo,
     image_label: str | None,

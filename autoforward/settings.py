@@ -15,8 +15,11 @@ from autoforward.attributes import NO_RULES, AttributeRules
 from autoforward.config import NO_SETTINGS, Settings, parse_settings
 from autoforward.environment import NO_ENVIRONMENT, SessionEnvironment
 from autoforward.expressions import compiled, forget_searches
+from autoforward.identity.labels import LABEL_LOCAL_FOLDER, LABEL_PROJECT, LABEL_SERVICE
 from autoforward.model import (
     LANE_CHOICES,
+    NAME_ANCHOR,
+    WORKSPACE_ANCHOR,
     ContainerInfo,
     EngineEndpoint,
     Identity,
@@ -253,6 +256,8 @@ class SessionRecord:
     """The selection of the watch that began it, and with which it ends; None once somebody attached to it by himself."""
     requests: tuple[Request, ...] = ()
     """What its configuration asks for and the user has not granted."""
+    removed: str | None = None
+    """When its container was found to be removed (RFC 3339, UTC): since then it waits for the next one."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -278,6 +283,7 @@ class SessionRecord:
             "is_sibling": self.is_sibling,
             "watch": self.watch,
             "requests": [request.to_json() for request in self.requests],
+            "removed": self.removed,
         }
 
     @classmethod
@@ -312,6 +318,7 @@ class SessionRecord:
             is_sibling=bool(row["is_sibling"]),
             watch=_text(row["watch"]),
             requests=tuple(Request.from_json(one) for one in row.get("requests", ())),
+            removed=_text(row.get("removed")),
         )
 
     @property
@@ -323,10 +330,48 @@ class SessionRecord:
         """With one more in `opened`; the oldest of very many is forgotten."""
         return replace(self, opened=(*self.opened, forward_id)[-MAX_OPENED:])
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether it is for longer than a foreground command."""
+        return self.attached or bool(self.manual)
+
+    @property
+    def outlives_container(self) -> bool:
+        """Whether it waits for the next container once its own is removed: the user attached to a workspace or a service."""
+        return self.is_stored and self.watch is None and not self.identity.is_name
+
     def in_container(self, info: ContainerInfo) -> SessionRecord:
         mounts = tuple(dict.fromkeys((*self.sources.mounts, *mounts_of(self.endpoint, info))))
         sources = replace(self.sources, mounts=mounts, project_folder=info.project_folder)
-        return replace(self, container_id=info.container_id, container_name=info.name, sources=sources)
+        return replace(self.named(info.name), container_id=info.container_id, sources=sources, removed=None)
+
+    def named(self, name: str) -> SessionRecord:
+        """The same under another name of its container: what was known by the old name is known by the new one."""
+        identity = replace(self.identity, anchor=f"{NAME_ANCHOR}{name}") if self.identity.is_name else self.identity
+        target = name if self.target == self.container_name else self.target
+        return replace(self, container_name=name, identity=identity, target=target)
+
+    @property
+    def known_as(self) -> str:
+        """What the next container is known as, too, for people."""
+        if self.identity.service is not None:
+            return f"{self.project}/{self.identity.service}#{self.identity.instance}"
+        if self.workspace_folder is not None and not self.identity.is_name:
+            return f"the dev container of {self.workspace_folder}"
+        return f"known as {self.identity.anchor.partition(':')[2]}"
+
+    @property
+    def next_labels(self) -> dict[str, str | None]:
+        """What the next container of its workspace or service has, and others may have too: see `is_next`."""
+        if self.identity.anchor.startswith(WORKSPACE_ANCHOR):
+            return {LABEL_LOCAL_FOLDER: self.workspace_folder}
+        return {LABEL_PROJECT: self.project, LABEL_SERVICE: self.service}
+
+    def is_next(self, info: ContainerInfo) -> bool:
+        """Whether a container is what its own was, by labels of its own: it may go on with the session once that is removed."""
+        identity = replace(identity_of(self.endpoint, info), engine=self.identity.engine)
+        is_same = identity == self.identity and info.project_folder == self.sources.project_folder
+        return info.running and is_same and info.container_id != self.container_id
 
 
 def writers_of(records: Iterable[SessionRecord]) -> Writers:
@@ -382,24 +427,17 @@ def identity_of(endpoint: EngineEndpoint, info: ContainerInfo) -> Identity:
     service = info.service if info.project else None
     instance = info.instance if service else 1
     if info.workspace_folder and not info.is_one_off:
-        anchor = f"workspace:{info.workspace_folder}:{info.config_file or ''}"
+        anchor = f"{WORKSPACE_ANCHOR}{info.workspace_folder}:{info.config_file or ''}"
     elif service:
         anchor = f"compose:{info.project}"
     else:
-        anchor = f"name:{info.name}"
+        anchor = f"{NAME_ANCHOR}{info.name}"
     return Identity(endpoint.host, anchor, service, instance)
 
 
 def held_by(record: SessionRecord) -> str:
     """Which container has the session of an identity, and what makes it that one, for people."""
-    identity = record.identity
-    if identity.service is not None:
-        what = f"{record.project}/{identity.service}#{identity.instance}"
-    elif record.workspace_folder is not None:
-        what = f"the dev container of {record.workspace_folder}"
-    else:
-        what = f"known as {identity.anchor.partition(':')[2]}"
-    return f"{record.container_name} is {what} already"
+    return f"{record.container_name} is {record.known_as} already"
 
 
 def merge_specs(first: Sequence[PortSpec], then: Sequence[PortSpec]) -> tuple[PortSpec, ...]:

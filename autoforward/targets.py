@@ -12,6 +12,7 @@ from autoforward.engine import Engine
 from autoforward.errors import TargetError
 from autoforward.identity.labels import LABEL_LOCAL_FOLDER, LABEL_NUMBER, LABEL_PROJECT, LABEL_SERVICE
 from autoforward.model import ContainerInfo
+from autoforward.settings import SessionRecord
 
 NOT_ITS_OWN = "has that label from its image, which does not count"
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -73,6 +74,12 @@ def services_of(engine: Engine, project: str) -> list[ContainerInfo]:
     found = engine.find_containers({LABEL_PROJECT: project}, all=False)
     services = [info for info in found if info.service is not None and info.running]
     return sorted(services, key=lambda info: (info.workspace_folder is None, info.service or "", info.instance))
+
+
+def container_after(engine: Engine, record: SessionRecord) -> ContainerInfo | None:
+    """The running container that goes on with the session of one that was removed, the newest of several. Blocks."""
+    found = engine.find_containers(record.next_labels, all=False)
+    return next((info for info in reversed(found) if record.is_next(info)), None)
 
 
 def _of_folder(engine: Engine, folder: Path, target: str) -> ContainerInfo | None:

@@ -79,7 +79,7 @@ class Books:
         """Write what the next supervisor needs; a session that lives on a foreground command only leaves nothing."""
 
         def change(document: RegistryDocument, _now: datetime) -> None:
-            if _is_stored(record):
+            if record.is_stored:
                 document.upsert_session(record.to_json())
             else:
                 document.remove_session(record.session_id)
@@ -108,9 +108,5 @@ class Books:
         """What the registry has to say at least. Called in the disk's thread: only copies are looked at."""
         sessions = list(self._sessions.values())
         leases = {lease.id: lease for session in sessions for lease in session.forwarder.leases}
-        rows = [session.record.to_json() for session in sessions if _is_stored(session.record)]
+        rows = [session.record.to_json() for session in sessions if session.record.is_stored]
         return RegistryDocument(entries=list(leases.values()), sessions=rows)
-
-
-def _is_stored(record: SessionRecord) -> bool:
-    return record.attached or bool(record.manual)

@@ -28,6 +28,7 @@ from autoforward.endings import tell_endings
 from autoforward.engine import ContainerEvent
 from autoforward.errors import AutoforwardError
 from autoforward.events import EventLog
+from autoforward.identity.labels import carries
 from autoforward.leases import current_process
 from autoforward.messages import (
     AcceptPaused,
@@ -80,6 +81,9 @@ COUNT_S = 60.0
 """How often it is written down which ports have settled on their numbers."""
 
 DEFAULT_IDLE_EXIT_S = 60.0
+
+MAX_WAITING = 256
+"""Sessions whose containers are removed and that wait for the next ones; the oldest of more are forgotten."""
 
 AWAKE_TIMEOUT_S = 1.0
 """After a sleep of the machine: how long agents and watchers have to answer."""
@@ -233,7 +237,9 @@ class Supervisor:
     def add_session(self, record: SessionRecord) -> Session:
         in_use = self.engines.get(record.endpoint)
         services = self.services(engine_pool=in_use.pool)
-        session = Session(record, in_use.engine, services, self._on_session_ended, self._on_session_changed)
+        session = Session(
+            record, in_use.engine, services, self._on_session_ended, self._on_session_changed, self._on_session_moved
+        )
         self.sessions[record.session_id] = session
         self.watches.expect(record)
         session.start()
@@ -291,6 +297,16 @@ class Supervisor:
     def _on_session_changed(self) -> None:
         self.networks.on_session_changed()
         self.check_idle()
+
+    def _on_session_moved(self, session: Session) -> None:
+        """Its container was removed, or it has another one, or another name of it: what is stored follows."""
+        self.spawn(self.store_session(session), "store a session")
+        self.watches.on_event(session.record.endpoint, None)
+        waiting = sorted(
+            (one for one in self.sessions.values() if one.record.removed), key=lambda one: one.record.removed or ""
+        )
+        if forgotten := waiting[: max(0, len(waiting) - MAX_WAITING)]:
+            self.spawn(self.end_sessions(forgotten, "too many sessions wait for a container"), "forget sessions")
 
     def leave_engines(self) -> None:
         """Those that nobody needs any more."""
@@ -371,9 +387,11 @@ class Supervisor:
             if record.endpoint.key != endpoint.key:
                 continue
             if event is None:  # the event stream is new: things may have happened that it does not tell
-                session.notice_event(ContainerEvent("recheck", record.container_id, record.container_name, {}))
+                session.look_again()
             elif event.container_id == record.container_id:
                 session.notice_event(event)
+            elif event.action == "start" and record.outlives_container and carries(event.labels, record.next_labels):
+                session.look_again()
 
     def _on_clock_jump(self, _seconds: float) -> None:
         """The machine was asleep. What does not answer now is replaced."""

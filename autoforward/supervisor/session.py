@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 from autoforward.backoff import SHOWN_AS_FAILED_AFTER, delay_s
@@ -20,13 +21,16 @@ from autoforward.core.budget import ATTEMPTS, LEFT_ALONE_S, PLANS, Budget, OverB
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.forwarder import LOOPBACK, RETRY_FAILED_S, Forwarder, Place
+from autoforward.identity.labels import LABEL_METADATA
 from autoforward.lanes.commands import RelayTool
 from autoforward.lanes.watcher import Frame
+from autoforward.leases import format_time, parse_time
 from autoforward.messages import ForwardCounters, MuxLost, MuxSaid
 from autoforward.model import ContainerInfo, ForwardKey, PortSpec, Snapshot
 from autoforward.policy import WITHDRAWAL_GRACE_S, Seen, plan
 from autoforward.probing import NoShellError
 from autoforward.procnet import snapshot_from_rows
+from autoforward.session_config import metadata_of, moved
 from autoforward.settings import SessionRecord, merge_specs
 from autoforward.supervisor.actor import FAULT, Actor, Ending, Restart
 from autoforward.supervisor.connections import Connections
@@ -45,6 +49,7 @@ from autoforward.supervisor.watching import (
     Watching,
     place_of,
 )
+from autoforward.targets import container_after
 from autoforward.trust.requests import not_granted
 
 log = logging.getLogger(__name__)
@@ -62,7 +67,10 @@ FIRST_WAIT_S = 5.0
 """The longest that the first decision of a watch waits for its budget: a command may wait for it."""
 
 DORMANT_AFTER_S = 300.0
-"""A container stopped for this long keeps neither its host ports nor the supervisor."""
+"""A container stopped, or removed, for this long keeps neither its host ports nor the supervisor."""
+
+FORGOTTEN_AFTER_S = 30 * 86400.0
+"""So long it is waited for the next container of a workspace or service."""
 
 STOPPED = "stopped by the user"
 """The reason of a forward's end that a foreground `forward` takes as its own."""
@@ -81,7 +89,9 @@ class Session:
         services: SessionServices,
         on_ended: Callable[[Session, str], None],
         on_change: Callable[[], None],
+        on_moved: Callable[[Session], None] = lambda _session: None,
     ) -> None:
+        """`on_moved`: its container was removed, or it goes on in the next one; what is stored has to follow."""
         self.record = record
         self.engine = engine
         self._state: State = "starting"
@@ -99,6 +109,7 @@ class Session:
         self._services = services
         self._on_ended = on_ended
         self._on_change = on_change
+        self._on_moved = on_moved
         self._actor: Actor[Item] = Actor(record.container_name, place_of, self._engine_is_slow)
         self._watching = Watching(record.session_id, engine, services, self._actor, self.connections, self.forwarder)
         self._beside = Beside(services.neighbours, lambda: self._actor.tell(NeighboursChanged()))
@@ -186,6 +197,10 @@ class Session:
     def notice_event(self, event: ContainerEvent) -> None:
         """The engine said something about this container, or may have failed to."""
         self._actor.tell(event)
+
+    def look_again(self) -> None:
+        """Something may have become of its container, or another one may have come after it."""
+        self.notice_event(ContainerEvent("recheck", self.record.container_id, self.record.container_name, {}))
 
     def check_streams(self, timeout_s: float) -> None:
         """The machine was asleep: is the watcher still there? (The agent is asked by the data plane.)"""
@@ -317,15 +332,15 @@ class Session:
         await self._idle(self._attempts.spend(1, time.monotonic()), wakes=())
         began_s = time.monotonic()
         try:
-            info = await self._in_pool(lambda: self.engine.inspect_with_network(self.record.container_id))
-            if info.running:
+            info = await self._in_pool(self._inspect) or await self._go_on_elsewhere()
+            if info is None:
+                await self._wait_for_next()
+            elif info.running:
                 self._stopped_at_s = None
                 await self._watch(info)
             else:
                 await self._wait_for_start(info)
             return 0
-        except TargetError as error:
-            raise TargetError(f"the container {self.record.container_name} is gone") from error
         except NoShellError as error:
             await self._give_up(str(error))
             return 0
@@ -333,6 +348,8 @@ class Session:
             await self._rest(str(error))
             return 0
         except AutoforwardError as error:
+            if isinstance(error, TargetError) and not self.record.outlives_container:
+                raise TargetError(f"the container {self.record.container_name} is gone") from error
             failures += 1
             if failures <= SHOWN_AS_FAILED_AFTER:  # what goes on for hours is not said every two seconds
                 log.info("%s: %s", self.record.container_name, error)
@@ -344,6 +361,36 @@ class Session:
         local = self.record.endpoint.socket_path is not None
         await self._idle(delay_s(failures, local=local, chance=random.random()))
         return failures
+
+    def _inspect(self) -> ContainerInfo | None:
+        """Blocks. None: the container is removed, and the session waits for the next one."""
+        try:
+            return self.engine.inspect_with_network(self.record.container_id)
+        except TargetError:
+            if self.record.outlives_container:
+                return None
+            raise
+
+    async def _go_on_elsewhere(self) -> ContainerInfo | None:
+        """Of a container that is removed: move to the next one of its workspace or service; None while there is none."""
+        before = self.record
+
+        def look() -> tuple[ContainerInfo, SessionRecord] | None:
+            try:
+                if (found := container_after(self.engine, before)) is None:
+                    return None
+                metadata = metadata_of(found, self.engine.image_labels(found).get(LABEL_METADATA, "[]"))
+                return self.engine.inspect_with_network(found.container_id), moved(before, found, metadata)
+            except TargetError:  # it is gone again
+                return None
+
+        found = await self._in_pool(look)
+        if found is None or self.record is not before:
+            return None
+        info, self.record = found
+        log.info("%s was removed: its session goes on with %s", before.container_name, info.name)
+        self._on_moved(self)
+        return info
 
     async def _in_pool(self, job: Callable[[], T]) -> T:
         return await self._actor.call(self._services.engine_pool, job)
@@ -374,20 +421,49 @@ class Session:
             self._next_try_s = None
 
     async def _wait_for_start(self, info: ContainerInfo) -> None:
-        """The container is not running: keep the ports for a while, then only the leases, until it starts."""
+        await self._rename(info.name)
+        state: State = "reconnecting" if info.state == "paused" else "stopped"
+        await self._wait_away(state, f"the container is {info.state}", f"the container has been {info.state}")
+
+    async def _wait_for_next(self) -> None:
+        """The container was removed: as if it was stopped, until there is another one of its workspace or service."""
+        now = datetime.now(UTC)
+        if self.record.removed is None:
+            self.record = replace(self.record, removed=format_time(now))
+            log.info("%s was removed: its session waits for the next one", self.record.container_name)
+            self._on_moved(self)
+        removed = parse_time(self.record.removed or "") or now
+        away_s = max(0.0, (now - removed).total_seconds())
+        if away_s >= FORGOTTEN_AFTER_S:
+            self._actor.end(f"{self.record.container_name} was removed long ago, and no other came")
+            raise Ending
+        if self._stopped_at_s is None:
+            self._stopped_at_s = time.monotonic() - away_s
+        self._beside.leave()
+        name = self.record.container_name
+        what = f"{name} was removed: {self.record.known_as} is waited for"
+        await self._wait_away("stopped", what, f"{name} has been removed", FORGOTTEN_AFTER_S - away_s)
+
+    async def _wait_away(self, state: State, what: str, has_been: str, forgotten_s: float | None = None) -> None:
+        """The container does not run: keep the ports for a while, then only the leases, until something happens to it.
+
+        After `forgotten_s` seconds as well, for the caller to look again.
+        """
         self._drop_watch()
         if self._stopped_at_s is None:
             self._stopped_at_s = time.monotonic()
         if self.state != "dormant":
-            state: State = "reconnecting" if info.state == "paused" else "stopped"
-            await self._become(state, f"the container is {info.state}")
+            await self._become(state, what)
+        self.problem = what
         self._settled.set()
         deadline_s = self._stopped_at_s + DORMANT_AFTER_S
         while True:
-            remaining_s = max(0.0, deadline_s - time.monotonic()) if self.state != "dormant" else None
+            remaining_s = max(0.0, deadline_s - time.monotonic()) if self.state != "dormant" else forgotten_s
             item = await self._actor.next_item(remaining_s)
+            if item is None and self.state == "dormant":
+                return
             if item is None:
-                await self.forwarder.close_all(f"the container has been {info.state} for a long time")
+                await self.forwarder.close_all(f"{has_been} for a long time")
                 self._beside.leave()
                 self.state = "dormant"
             elif isinstance(item, ContainerEvent):
@@ -413,6 +489,7 @@ class Session:
         self.info = info
         self._beside.join(self.record, info)
         restarted = bool(self._seen)
+        await self._rename(info.name)
         self.record = self.record.in_container(info)
         await self.forwarder.move_to(self._place(self.record))
         if restarted:
@@ -512,8 +589,14 @@ class Session:
             self.connections.open_gate()
             self._watching.ping_now()
         elif event.action == "rename" and event.name:
-            self.record = replace(self.record, container_name=event.name)
+            await self._rename(event.name)
+
+    async def _rename(self, name: str) -> None:
+        """Another container may have the old name now: the session, and what is bound, goes by the new one."""
+        if name != self.record.container_name:
+            self.record = self.record.named(name)
             await self.forwarder.move_to(self._place(self.record))
+            self._on_moved(self)
 
     def _drop_watch(self) -> None:
         self.connections.close_gate()

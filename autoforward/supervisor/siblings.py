@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -104,14 +105,23 @@ class Siblings:
         return session
 
     async def session_of(self, record: SessionRecord) -> Session | None:
-        """The session that this very container has; that of a container that is gone has ended when it returns.
+        """The session that this very container has, or takes over from one that is removed. One that does not outlive such a
+        container has ended when this returns.
 
         Raises HeldError, and what the engine raises.
         """
         while (session := await self._holder_for(record, Claim())) is not None:
-            if session.record.container_id == record.container_id:
+            before = session.record
+            if before.container_id == record.container_id:
                 return session
-            await session.end(f"the container {session.record.container_name} is gone")
+            if before.outlives_container:
+                await session.update(
+                    replace(
+                        before, container_id=record.container_id, container_name=record.container_name, removed=None
+                    )
+                )
+                return session
+            await session.end(f"the container {before.container_name} is gone")
         return None
 
     async def _holder_for(self, record: SessionRecord, claim: Claim) -> Session | None:
@@ -120,9 +130,12 @@ class Siblings:
             before = session.record
             if before.container_id == record.container_id:
                 return session
-            holder = await self.holder_of(session)
+            holder, name = await self._look_at(session)
             if self._host.session_for(record) is not session or session.record is not before:
                 continue  # meanwhile it has ended, or become another container's
+            if before.identity.is_name and name not in (None, before.container_name):
+                await _follow_name(session, name)  # the old one is another container's by now
+                continue
             if not takes_over(holder, by_hand=claim.by_hand, replace=claim.replace):
                 raise HeldError(record, before, holder)
             if holder != "gone":
@@ -134,11 +147,24 @@ class Siblings:
 
     async def holder_of(self, session: Session) -> Holder:
         """What the engine says of the container of a session."""
+        return (await self._look_at(session))[0]
+
+    async def _look_at(self, session: Session) -> tuple[Holder, str | None]:
+        """The same, and what the container is called by now."""
         try:
             info = await self._in_pool(session.record, lambda: session.engine.inspect(session.record.container_id))
         except TargetError:
-            return holder_of(None)
-        return holder_of(info.state)
+            return holder_of(None), None
+        return holder_of(info.state), info.name
+
+    async def is_moving(self, before: Session, record: SessionRecord) -> bool:
+        """Whether a session goes on in this container by itself, with its own options, for its own is removed."""
+        if before.record.container_id == record.container_id or not before.record.outlives_container:
+            return False
+        if await self.holder_of(before) != "gone":
+            return False
+        before.look_again()
+        return True
 
     async def take_up_others(
         self, anchor: SessionRecord, claim: Claim | None = None, *, new_only: bool = False
@@ -253,6 +279,9 @@ class Siblings:
         except UsageError as error:
             log.warning("%s: its configuration is left out: %s", info.name, error)
         try:
+            before = self._host.session_for(record)
+            if not claim.by_hand and before is not None and await self.is_moving(before, record):
+                return None
             session = await self.take_up(record, claim)
         except HeldError as error:
             # It is thought of again once that session has ended.
@@ -284,6 +313,11 @@ class Siblings:
     def _engine_of(self, record: SessionRecord) -> Engine | None:
         session = self._host.session_for(record)
         return session.engine if session is not None else None
+
+
+async def _follow_name(session: Session, name: str) -> None:
+    with contextlib.suppress(TargetError):  # it has just ended
+        await session.reconfigure(lambda record: record.named(name))
 
 
 def _is_of(session: Session, project: str, folder: str | None) -> bool:

@@ -206,9 +206,11 @@ class Watch:
         """A session for this container, unless another one has that of its identity. One with an owner keeps its options."""
         before = self._host.session_for(bare_record(info, self.endpoint, self.caller, target=info.name, look=False))
         if before is not None and before.record.container_id != info.container_id:
-            # Once that one is removed its session ends, by itself, and the numbers are this one's.
+            # Once that one is removed its session ends or moves, by itself, and the numbers are this one's.
             if await self._host.siblings.holder_of(before) != "gone":
                 self._tell_once(info, f"{held_by(before.record)}, and it waits until that one is removed")
+            else:
+                before.look_again()
             return
         caller = self.caller if before is None else Caller.of(before.record)
         record = await self._record(info, caller, image_labels)

@@ -79,29 +79,79 @@ def test_server_that_does_not_come_back_with_its_container(
 
 
 def test_container_removed_and_built_anew(container: ContainerFactory, run: Runner, home: Path) -> None:
+    """A rebuild: the session waits for the next container, with its pin, and goes on there without a command."""
     folder = new_folder()
     old = container(labels=dev_container_labels(folder))
     server = old.start_server(port=free_port(), text="old")
+    pinned = free_port()
     # Somebody else has the number, so that "the same again" is not just the default.
     with socket.create_server(("127.0.0.1", server.port)):
-        run("autoforward", "attach", old.name, check=0)
+        run("autoforward", "attach", old.name, f"{pinned}:{server.port}", check=0)
         before = row_of(run, server.port, status="active")
-        assert before["localPort"] != server.port
+        assert before["localPort"] == pinned
         old.remove()
-        event = wait_event(home, "unforwarded", server.port)
-        assert (event["status"], event["autoForwarded"], event["localPort"]) == (None, False, before["localPort"])
-        wait_event(home, "detached", None)
-        assert is_refused("127.0.0.1", before["localPort"])
-        eventually(lambda: registry(home)["sessions"] == [])
-        [entry] = registry(home)["entries"]
-        assert (entry["state"], entry["host_port"], entry["workspace"]) == ("reserved", before["localPort"], folder)
+        eventually(lambda: row_of(run, server.port)["status"] == "reconnecting")
+        expected = f"{old.name} was removed: the dev container of {folder} is waited for"
+        eventually(lambda: row_of(run, server.port)["reason"] == expected)
+        [session] = registry(home)["sessions"]
+        assert session["removed"] is not None
+        # What only has the name, or another folder, is not the next one.
+        container(labels=dev_container_labels(new_folder()), name=old.name)
 
         new = container(labels=dev_container_labels(folder))
         new.start_server(port=server.port, text="new")
-        run("autoforward", "attach", new.name, check=0)
-        after = row_of(run, server.port, status="active")
-        assert (after["localPort"], after["id"], after["containerId"]) == (before["localPort"], before["id"], new.id)
+        after = row_of(run, server.port, new.name, status="active", timeout_s=40)
+        assert (after["localPort"], after["id"], after["containerId"]) == (pinned, before["id"], new.id)
         assert fetch(after["url"]) == "new\n"
+        assert "unforwarded" not in names(logged(home, server.port))
+        eventually(lambda: [one["container_id"] for one in registry(home)["sessions"]] == [new.id])
+        assert registry(home)["sessions"][0]["removed"] is None
+
+        # Also over a supervisor that was killed meanwhile, and `detach` forgets it.
+        supervisor = supervisor_of(home)
+        assert supervisor is not None
+        supervisor.kill()
+        supervisor.wait(timeout=20)
+        new.remove()
+        run("autoforward", "list", check=0)
+        third = container(labels=dev_container_labels(folder))
+        third.start_server(port=server.port, text="third")
+        after = row_of(run, server.port, third.name, status="active", timeout_s=40)
+        assert (after["localPort"], fetch(after["url"])) == (pinned, "third\n")
+        third.remove()
+        eventually(lambda: registry(home)["sessions"][0]["removed"])
+        run("autoforward", "detach", folder, check=0)
+        assert registry(home)["sessions"] == []
+
+
+def test_renamed_container_keeps_its_session_and_leaves_its_name_to_another(
+    container: ContainerFactory, run: Runner, home: Path
+) -> None:
+    old = container()
+    name, port = old.name, free_port()
+    old.start_server(port=port, text="old")
+    run("autoforward", "attach", name, check=0)
+    before = row_of(run, port, status="active")
+    old.raw.rename(f"{name}-old")
+    eventually(lambda: row_of(run, port)["containerName"] == f"{name}-old")
+    new = container(name=name)
+    new.start_server(port=port, text="new")
+    run("autoforward", "attach", name, check=0)
+    found = {row["containerName"]: row for row in rows(run)}
+    assert {key: fetch(row["url"]) for key, row in found.items()} == {f"{name}-old": "old\n", name: "new\n"}
+    assert found[f"{name}-old"]["localPort"] == before["localPort"] != found[name]["localPort"]
+
+    # While no supervisor runs, too.
+    supervisor = supervisor_of(home)
+    assert supervisor is not None
+    supervisor.kill()
+    supervisor.wait(timeout=20)
+    new.raw.rename(f"{name}-new")
+    third = container(name=name)
+    run("autoforward", "attach", name, check=0)
+    assert {one["container_id"] for one in registry(home)["sessions"]} == {old.id, new.id, third.id}
+    run("autoforward", "detach", name, check=0)
+    assert {one["container_id"] for one in registry(home)["sessions"]} == {old.id, new.id}
 
 
 def test_new_container_takes_over_the_sockets_of_the_old_one(

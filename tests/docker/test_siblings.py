@@ -130,9 +130,9 @@ def test_a_service_that_starts_later_is_watched_too(service: Services, run: Runn
     # Made anew, it has its number again.
     before = by_service(run)["late", port]["localPort"]
     late.remove()
-    wait_event(home, "detached", None)
+    eventually(lambda: by_service(run)["late", port]["status"] == "reconnecting", timeout_s=20)
     service("late").start_server(port=port, text="late again")
-    again = eventually(lambda: by_service(run).get(("late", port)), timeout_s=20)
+    again = eventually(lambda: (row := by_service(run)["late", port])["status"] == "active" and row, timeout_s=20)
     assert (again["localPort"], text_of(again)) == (before, "late again")
 
     # A new supervisor goes on where the last one was killed.
@@ -143,6 +143,57 @@ def test_a_service_that_starts_later_is_watched_too(service: Services, run: Runn
     assert {key: row["localPort"] for key, row in by_service(run).items()}[("late", port)] == before
     service("later").start_server(port=port, text="later")
     eventually(lambda: ("later", port) in by_service(run), timeout_s=20)
+
+
+def test_every_service_is_recreated(service: Services, run: Runner, home: Path, project: str, tmp_path: Path) -> None:
+    """`compose up -d --force-recreate`, and `down` and `up`: the pins of the project's file, too, which are the first one's."""
+    port, pinned = free_port(), free_port()
+    (tmp_path / ".autoforward.toml").write_text(f'localPorts = {{ "{port}" = {pinned} }}\n')
+    of_project = {"com.docker.compose.project.working_dir": str(tmp_path)}
+
+    def up(name: str, text: str) -> Container:
+        one = service(name, labels=of_project)
+        one.start_server(port=port, text=text)
+        return one
+
+    made = {name: up(name, name) for name in ("api", "db")}
+    run("autoforward", "attach", f"{project}/*", check=0)
+    before = {key: row["localPort"] for key, row in by_service(run).items()}
+    assert before["api", port] == pinned
+
+    def is_served(text: str) -> bool:
+        found = by_service(run)
+        return all(
+            (row := found.get((name, port))) is not None
+            and row["status"] == "active"
+            and text_of(row) == f"{name} {text}"
+            for name in made
+        )
+
+    # One after the other, as compose recreates them; then all at once.
+    for name, one in made.items():
+        one.remove()
+        made[name] = up(name, f"{name} again")
+    eventually(lambda: is_served("again"), timeout_s=40)
+    for one in made.values():
+        one.remove()
+    eventually(lambda: {row["status"] for row in by_service(run).values()} == {"reconnecting"}, timeout_s=20)
+    for name in reversed(made):
+        made[name] = up(name, f"{name} anew")
+    eventually(lambda: is_served("anew"), timeout_s=40)
+    assert {key: row["localPort"] for key, row in by_service(run).items()} == before
+    assert len(registry(home)["sessions"]) == 2
+
+    # Another folder's project of that name is another one.
+    made["db"].remove()
+    other = service("db", labels={"com.docker.compose.project.working_dir": "/home/someone/else"})
+    other.start_server(port=port, text="other")
+    eventually(lambda: by_service(run)["db", port]["status"] == "reconnecting", timeout_s=20)
+    log = home / "supervisor.log"
+    eventually(lambda: f"{made['db'].name} was removed: its session waits" in log.read_text(), timeout_s=20)
+    assert by_service(run)["db", port]["containerId"] == made["db"].id
+    run("autoforward", "detach", f"{project}/*", check=0)
+    assert registry(home)["sessions"] == []
 
 
 def test_a_session_of_one_service_does_not_watch_the_others(

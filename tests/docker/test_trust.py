@@ -312,29 +312,32 @@ def test_a_browser_opens_for_what_was_there_at_the_attach_alone(
     assert len(browser.calls) == 1, "nothing that is up already is opened by an approval"
 
 
-def test_under_watch_a_new_image_opens_no_browser_by_itself(
+def test_new_image_opens_no_browser_by_itself(
     container: ContainerFactory, run: Runner, home: Path, folder: Path
 ) -> None:
-    """The user attached once; the rebuilt container comes with a label that would open one."""
+    """The user attached once; the rebuilt container comes with a label that would open one: to the session that waits for
+    it, and under a watch to one that is new."""
     opens = {"portsAttributes": {"3000": {"onAutoForward": "openBrowser"}}}
 
     def start(label: Mapping[str, Any]) -> Container:
         metadata = json.dumps([{"id": "feature", **label}])
         return container(labels={"devcontainer.local_folder": str(folder), "devcontainer.metadata": metadata})
 
+    def asks() -> list[tuple[Any, ...]]:
+        return [(one["source"], one["key"], one["value"]) for row in _sessions(run) for one in row["requests"]]
+
     first = start({})
     run("autoforward", "attach", str(folder), check=0)
-    # It is remembered, soon: outside the session, which ends with its container.
+    # It is remembered, soon: outside the session, too.
     eventually(lambda: (home / "approvals.json").exists(), what="what was seen at the attach")
     first.remove()
-    eventually(lambda: rows(run) == [] and not _sessions(run), what="the end of the session")
     start(opens)
+    expected = [("label", "onAutoForward", "3000: openBrowser")]
+    eventually(lambda: asks() == expected, timeout_s=30, what="the session goes on in the next container")
+    run("autoforward", "detach", str(folder), check=0)
     with Command(home, "autoforward", "watch", "--label", f"devcontainer.local_folder={folder}"):
         eventually(lambda: _sessions(run), timeout_s=30, what="the session of the watch")
-        [session] = _sessions(run)
-        assert [(one["source"], one["key"], one["value"]) for one in session["requests"]] == [
-            ("label", "onAutoForward", "3000: openBrowser")
-        ]
+        assert asks() == expected
 
 
 def _sessions(run: Runner) -> list[Row]:

@@ -8,8 +8,10 @@ import socket
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from autoforward.errors import AutoforwardError, TargetError
+from autoforward.identity.labels import carries
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.streams import SocketStream
 from tests.local.harness import TIMEOUT_S, frame
@@ -76,9 +78,9 @@ class FakeEngine:
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
 
-    def change(self, **what: str) -> None:
+    def change(self, **what: Any) -> None:
         assert self.info is not None
-        self.info = replace(self.info, **what)  # type: ignore[arg-type]
+        self.info = replace(self.info, **what)
 
     # What the session calls.
 
@@ -94,6 +96,13 @@ class FakeEngine:
         if self.info is None or self.info.container_id != container_ref:
             raise TargetError(f"no such container: {container_ref}")
         return self.info
+
+    def find_containers(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
+        found = [self.info] if self.info is not None else []
+        return [info for info in found if carries(info.labels, labels) and (all or info.running)]
+
+    def image_labels(self, _info: ContainerInfo) -> dict[str, str]:
+        return {}
 
     def architecture(self, _info: ContainerInfo) -> str:
         """One that there is no agent for: these sessions are on the shell lanes."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,18 @@ import pytest
 
 from autoforward.detector import PONG_TIMEOUT_S
 from autoforward.errors import EngineUnreachableError
+from autoforward.identity.labels import LABEL_PROJECT_FOLDER as FOLDER
+from autoforward.leases import format_time
+from autoforward.model import Identity
+from autoforward.portspec import parse_port_spec
+from autoforward.settings import SessionRecord
 from autoforward.supervisor import actor as actor_module
 from autoforward.supervisor import connections as connections_module
 from autoforward.supervisor import session as session_module
 from tests.containers import eventually
 from tests.local.fake_engine import NO_TOOLS, OPENED
 from tests.local.harness import TIMEOUT_S, accepts, free_port
-from tests.local.world import Worlds, client_of, closing, received
+from tests.local.world import RECORD, Worlds, client_of, closing, received
 
 
 @pytest.fixture
@@ -115,6 +122,84 @@ async def test_a_container_that_is_removed_ends_its_session(world: Any, port: in
     assert one.ended == ["the container web is gone"]
     assert not accepts(host_port)
     assert one.leases()[port].state == "reserved"
+
+
+OF_SHOP = {"com.docker.compose.project": "shop", "com.docker.compose.service": "web"}
+SERVICE = replace(RECORD, identity=Identity("unix:///engine", "compose:shop", "web"), project="shop", service="web")
+
+
+@closing
+async def test_a_service_that_is_removed_waits_for_the_next_one(
+    world: Any, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = world(SERVICE)
+    one.engine.change(labels=OF_SHOP)
+    watcher = await one.begin(port)
+    host_port = one.host_port(port)
+    old, one.engine.info = one.engine.info, None
+    watcher.end()
+    event = await one.publisher.wait_for("reconnecting")
+    assert event.reason == "web was removed: shop/web#1 is waited for"
+    assert (one.session.state, one.session.keeps_supervisor_alive) == ("stopped", True)
+    assert one.session.record.removed is not None
+
+    # Another service, another folder's project of that name, and one that does not run are not it.
+    others = ({**OF_SHOP, "com.docker.compose.service": "db"}, {**OF_SHOP, FOLDER: "/else"}, OF_SHOP)
+    for labels, state in zip(others, ("running", "running", "exited"), strict=True):
+        inspected = one.engine.inspected
+        one.engine.info = replace(old, container_id="decaf00decaf00", name="web-2", labels=labels, state=state)
+        one.session.look_again()
+        await asyncio.to_thread(eventually, lambda n=inspected: one.engine.inspected > n)
+        assert one.session.record.container_id == old.container_id
+    one.engine.change(state="running")
+    one.session.look_again()
+    (await one.engine.watcher(2)).listen(port)
+    event = await one.publisher.wait_for("reconnected")
+    assert (event.container_id, event.host_port) == ("decaf00decaf00", host_port)
+    assert one.session.record.removed is None
+    assert "unforwarded" not in one.publisher.names
+
+    # For long: its numbers go, nothing is kept running for it, and it is there for the next container all the same.
+    monkeypatch.setattr(session_module, "DORMANT_AFTER_S", 0.05)
+    one.engine.info = None
+    one.engine.watchers[-1].end()
+    await one.publisher.wait_for("unforwarded")
+    await asyncio.to_thread(eventually, lambda: one.session.state == "dormant")
+    assert not one.session.keeps_supervisor_alive
+    assert not accepts(host_port)
+    one.engine.info = replace(old, container_id="facade00facade", name="web-3")
+    one.session.look_again()
+    (await one.engine.watcher(3)).listen(port)
+    await asyncio.to_thread(eventually, lambda: one.statuses() == {port: "active"})
+    assert one.host_port(port) == host_port
+
+
+@closing
+async def test_what_waits_for_a_container_is_dormant_at_once_after_long_and_then_forgotten(world: Any) -> None:
+    """As the next supervisor takes it up."""
+
+    def removed(days: float) -> SessionRecord:
+        return replace(SERVICE, removed=format_time(datetime.now(UTC) - timedelta(days=days)))
+
+    one = world(removed(29))
+    one.engine.info = None
+    one.session.start()
+    await asyncio.to_thread(eventually, lambda: one.session.state == "dormant")
+    other = world(removed(30))
+    other.engine.info = None
+    other.session.start()
+    await other.session.wait_ended()
+    assert other.ended == ["web was removed long ago, and no other came"]
+
+
+def test_sessions_that_outlive_their_containers() -> None:
+    """Of a workspace or a service, wanted for longer than a command, and not by a watch."""
+    manual = parse_port_spec("8080")
+    of_folder = replace(SERVICE, identity=Identity("unix:///engine", "workspace:/shop:"))
+    for record in (SERVICE, of_folder, replace(SERVICE, attached=False, manual=manual)):
+        assert record.outlives_container
+    for record in (RECORD, replace(SERVICE, attached=False), replace(SERVICE, watch="dev containers")):
+        assert not record.outlives_container
 
 
 @closing
