@@ -37,6 +37,7 @@ from autoforward.messages import (
     MuxDirect,
     MuxEnd,
     MuxPace,
+    MuxPause,
     MuxRetire,
     MuxStart,
     Notice,
@@ -299,7 +300,7 @@ class DataPlane:
                 served.route = command
                 for server in served.udp:
                     server.route(command)
-            case MuxStart() | MuxDirect() | MuxPace() | MuxRetire() | MuxEnd() | MuxCheck():
+            case MuxStart() | MuxDirect() | MuxPace() | MuxRetire() | MuxEnd() | MuxCheck() | MuxPause():
                 self._muxes.obey(command)
             case OpenOnMux():
                 self._open_on_mux(command)
@@ -333,7 +334,7 @@ class DataPlane:
                 stream.close()
             case Serve() | Route() | OpenOnMux() | StreamFailed() | ServerClosed():
                 pass
-            case MuxDirect() | MuxPace() | MuxRetire() | MuxEnd() | MuxCheck():
+            case MuxDirect() | MuxPace() | MuxRetire() | MuxEnd() | MuxCheck() | MuxPause():
                 pass
 
     # Agents.

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 PING_INTERVAL_S = 20.0
 PONG_TIMEOUT_S = 10.0
+ENGINE_WORD_S = 5.0
+"""After that the engine is asked whether the container is paused, and has so long to say so."""
 
 MAX_OUTBOX_BYTES = 256 * 1024
 """Kill lines that wait for the engine to take them: thousands of relays. More means that nothing moves any more."""
@@ -60,6 +62,7 @@ class Detector:
         on_frame: Callable[[Frame], None],
         on_answer: Callable[[Answer], None],
         on_lost: Callable[[str], None],
+        on_unsure: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._stream = stream
@@ -68,6 +71,8 @@ class Detector:
         self._on_frame = on_frame
         self._on_answer = on_answer
         self._on_lost = on_lost
+        self._on_unsure = on_unsure
+        self._paused = self._is_unsure = False
         self._outbox = bytearray()
         self._last_words = ""
         self._pings = itertools.count(1)
@@ -103,6 +108,31 @@ class Detector:
         """Ask at once whether the watcher is there (after a pause of the container, or of the machine)."""
         if self._stream.fileno() >= 0:
             self._ping(timeout_s)
+
+    def pause(self, paused: bool) -> None:
+        """The engine says whether the container is paused. One ping waits there, for which the watcher has a word at last."""
+        if self._stream.fileno() < 0:
+            return
+        if not paused and not self._paused:
+            if self._is_unsure:
+                self._no_answer()
+        else:
+            self._paused, self._is_unsure = paused, False
+            self._ping()
+
+    def _ask_for_pause(self) -> None:
+        if not self._is_unsure:
+            self._is_unsure = True
+            self._on_unsure()
+
+    def _no_answer(self) -> None:
+        if self._paused:
+            return
+        if self._is_unsure:
+            self._lose("the watcher does not answer")
+        else:
+            self._ask_for_pause()
+            self._schedule(ENGINE_WORD_S, self._no_answer)
 
     def retire(self) -> None:
         """Say nothing more, but stay: its relays live as long as its stream. `close` then ends both."""
@@ -183,8 +213,11 @@ class Detector:
     def _take_answer(self, line: bytes) -> None:
         match parse_answer(line):
             case Pong(number):
-                if number == self._awaited_pong:
+                if self._paused:
+                    self._ask_for_pause()
+                elif number == self._awaited_pong:
                     self._awaited_pong = None
+                    self._is_unsure = False
                     self._schedule(PING_INTERVAL_S, self._ping)
             case Fatal(reason):
                 self._last_words = reason
@@ -209,7 +242,7 @@ class Detector:
     def _ping(self, timeout_s: float = PONG_TIMEOUT_S) -> None:
         self._awaited_pong = next(self._pings)
         self.send(encode_ping(self._awaited_pong))
-        self._schedule(timeout_s, lambda: self._lose("the watcher does not answer"))
+        self._schedule(timeout_s, self._no_answer)
 
     def _schedule(self, delay_s: float, callback: Callable[[], None]) -> None:
         if self._timer is not None:

@@ -116,6 +116,14 @@ class MuxCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class MuxPause:
+    """Whether the engine says that the container is paused: while it is, the silence of its agents means nothing."""
+
+    session_id: str
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class OpenOnMux:
     """The answer to a `StreamWanted` of a session whose mux is up: it goes over that one.
 
@@ -187,6 +195,7 @@ Command = (
     | MuxRetire
     | MuxEnd
     | MuxCheck
+    | MuxPause
     | OpenOnMux
     | Withdraw
     | StreamReady
@@ -229,6 +238,13 @@ class MuxLost:
     session_id: str
     reason: str
     over_budget: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PauseUnsure:
+    """The agent of this session is silent, or speaks although its container is paused: what does the engine say?"""
+
+    session_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,4 +294,14 @@ class AcceptPaused:
     reason: str
 
 
-Notice = StreamWanted | MuxSaid | MuxLost | RelayStarted | AddressAnswered | KillWanted | RelayEnded | AcceptPaused
+Notice = (
+    StreamWanted
+    | MuxSaid
+    | MuxLost
+    | PauseUnsure
+    | RelayStarted
+    | AddressAnswered
+    | KillWanted
+    | RelayEnded
+    | AcceptPaused
+)

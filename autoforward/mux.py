@@ -62,8 +62,17 @@ SILENCE_LIMIT_S = 13.0
 """The agent answers a ping at once; three unanswered ones, and a fourth that is due, mean that it is gone."""
 
 
+ENGINE_WORD_S = 5.0
+"""Before that the engine is asked whether the container is paused, and has so long to say so."""
+
+AT_THE_PAUSE = b"paused??"
+
+
 class Mux(Carrier[EngineStream]):
-    """Events that are not about a channel go to `on_event`; `on_lost` is called once, unless it is closed."""
+    """Events that are not about a channel go to `on_event`; `on_lost` is called once, unless it is closed.
+
+    `on_unsure` asks whether the container is paused: the answer comes by `pause`, or, if it is not, not at all.
+    """
 
     def __init__(
         self,
@@ -71,12 +80,15 @@ class Mux(Carrier[EngineStream]):
         stream: EngineStream,
         on_event: Callable[[MuxEvent], None],
         on_lost: Callable[[str], None],
+        on_unsure: Callable[[], None],
         direct_address: str | None = None,
     ) -> None:
         """`direct_address`: one of the container's own at which this machine may reach it now; None: no direct path."""
         super().__init__(plane, stream, wire.Decoder(), None)
         self._on_event = on_event
         self._on_lost = on_lost
+        self._on_unsure = on_unsure
+        self._paused = self._is_unsure = False
         self._stderr = LineSplitter()
         self._last_number = 0
         self._window = 0
@@ -171,6 +183,34 @@ class Mux(Carrier[EngineStream]):
         if not self.is_closed:
             self._trunks.allow(address)
 
+    def pause(self, paused: bool) -> None:
+        """The engine says whether the container is paused. One ping waits there, for which its agent has a word at last."""
+        if self.is_closed:
+            return
+        if not paused and not self._paused:
+            if self._is_unsure:
+                self._judge_silence()
+            return
+        self._paused, self._is_unsure = paused, False
+        self._heard_s = time.monotonic()
+        self.send(wire.encode_ping(AT_THE_PAUSE))
+
+    def _judge_silence(self) -> None:
+        """The engine has said that it is not paused, or nothing."""
+        silent_s = time.monotonic() - self._heard_s
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._paused and silent_s > SILENCE_LIMIT_S:
+            self._lose(f"the agent has been silent for {silent_s:.0f} s")
+            return
+        self._is_unsure = False
+        self._ping()
+
+    def _ask_for_pause(self) -> None:
+        if not self._is_unsure:
+            self._is_unsure = True
+            self._on_unsure()
+
     def retire(self) -> None:
         """Say nothing more, and end once the last channel has: looked for with each ping."""
         self._on_event = self._on_lost = _say_nothing
@@ -248,6 +288,8 @@ class Mux(Carrier[EngineStream]):
         self._empty += 1
         if event.payload == self._doubt:
             self._let_join()
+        if self._paused:
+            self._ask_for_pause()
         self._gate.pong(event.payload)
         self._trunks.pong(event.payload)
 
@@ -304,7 +346,7 @@ class Mux(Carrier[EngineStream]):
         asked_s = time.monotonic()
 
         def look() -> None:
-            if self._heard_s < asked_s and not self.is_closed:
+            if self._heard_s < asked_s and not self.is_closed and not self._paused:
                 self._lose(f"the agent did not answer within {timeout_s:.0f} s")
 
         self.send(wire.encode_ping(bytes(8)))
@@ -312,8 +354,12 @@ class Mux(Carrier[EngineStream]):
 
     def _ping(self) -> None:
         silent_s = time.monotonic() - self._heard_s
+        if self._paused:
+            self._timer = self._plane.call_later(PING_INTERVAL_S, self._ping)
+            return
         if silent_s > SILENCE_LIMIT_S:
-            self._lose(f"the agent has been silent for {silent_s:.0f} s")
+            self._ask_for_pause()
+            self._timer = self._plane.call_later(ENGINE_WORD_S, self._judge_silence)
             return
         if self._is_retired and self.is_idle and self._trunks.is_idle:
             self.close()

@@ -6,13 +6,25 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from autoforward.frames import Hello
-from autoforward.messages import MuxCheck, MuxDirect, MuxEnd, MuxLost, MuxPace, MuxRetire, MuxSaid, MuxStart, Notice
+from autoforward.messages import (
+    MuxCheck,
+    MuxDirect,
+    MuxEnd,
+    MuxLost,
+    MuxPace,
+    MuxPause,
+    MuxRetire,
+    MuxSaid,
+    MuxStart,
+    Notice,
+    PauseUnsure,
+)
 from autoforward.mux import Mux, MuxEvent
 
 if TYPE_CHECKING:
     from autoforward.dataplane import DataPlane
 
-MuxCommand = MuxStart | MuxDirect | MuxPace | MuxRetire | MuxEnd | MuxCheck
+MuxCommand = MuxStart | MuxDirect | MuxPace | MuxRetire | MuxEnd | MuxCheck | MuxPause
 
 
 class Muxes:
@@ -40,9 +52,11 @@ class Muxes:
                 if (mux := self._working.get(session_id)) is not None:
                     mux.watch(interval_ms, udp=True)
             case MuxDirect(session_id, address):
-                working = self._working.get(session_id)
-                for one in [*([working] if working is not None else []), *self._retired.get(session_id, ())]:
+                for one in self._all_of(session_id):
                     one.allow_direct(address)
+            case MuxPause(session_id, paused):
+                for one in self._all_of(session_id):
+                    one.pause(paused)
             case MuxRetire(session_id):
                 if (mux := self._working.pop(session_id, None)) is not None:
                     mux.retire()
@@ -57,6 +71,10 @@ class Muxes:
                 for mux in self._working.values():
                     mux.check(timeout_s)
 
+    def _all_of(self, session_id: str) -> list[Mux]:
+        working = self._working.get(session_id)
+        return [*([working] if working is not None else []), *self._retired.get(session_id, ())]
+
     def _start(self, command: MuxStart) -> None:
         session_id = command.session_id
 
@@ -70,7 +88,10 @@ class Muxes:
                 del self._working[session_id]
                 self._notify(MuxLost(session_id, reason, mux.is_over_budget))
 
-        mux = Mux(self._plane, command.stream, said, lost, command.direct_address)
+        def unsure() -> None:
+            self._notify(PauseUnsure(session_id))
+
+        mux = Mux(self._plane, command.stream, said, lost, unsure, command.direct_address)
         before, self._working[session_id] = self._working.get(session_id), mux
         if before is not None:
             before.close()

@@ -10,7 +10,7 @@ from autoforward.deploy import AgentDoesNotRunError, NoAgentError
 from autoforward.errors import AutoforwardError
 from autoforward.frames import Hello, Process, SnapshotEvent
 from autoforward.lanes.watcher import Frame, Owner
-from autoforward.messages import MuxEnd, MuxLost, MuxPace, MuxRetire, MuxSaid, MuxStart
+from autoforward.messages import MuxEnd, MuxLost, MuxPace, MuxPause, MuxRetire, MuxSaid, MuxStart
 from autoforward.procnet import SocketRow, SocketTable
 from autoforward.setting_values import DEFAULT_POLL_INTERVAL_S
 from autoforward.streams import SocketStream
@@ -109,6 +109,9 @@ class AgentLink:
 
     def ping_now(self, timeout_s: float) -> None:
         """The data plane pings all the time, and hears of a sleep of the machine by itself (`MuxCheck`)."""
+
+    def pause(self, paused: bool) -> None:
+        self._services.plane.submit(MuxPause(self._session_id, paused))
 
     def close(self) -> None:
         """End the agent. Idempotent; calls nobody."""

@@ -94,6 +94,10 @@ class Connections:
         self._detector = None
         return True
 
+    def pause_retired(self, paused: bool) -> None:
+        for detector in self._retired.values():
+            detector.pause(paused)
+
     def _close_retired(self) -> None:
         for token in set(self._retired) - set(self._watch_of.values()):
             self._retired.pop(token).close()

@@ -40,6 +40,7 @@ from autoforward.messages import (
     MuxLost,
     MuxSaid,
     Notice,
+    PauseUnsure,
     ReadCounters,
     RelayEnded,
     RelayStarted,
@@ -349,6 +350,9 @@ class Supervisor:
             case MuxLost(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
                     session.on_mux_lost(notice)
+            case PauseUnsure(session_id):
+                if (session := self.sessions.get(session_id)) is not None:
+                    session.on_pause_unsure()
             case RelayStarted(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
                     session.connections.on_relay_started(notice)

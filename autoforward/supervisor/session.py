@@ -44,6 +44,7 @@ from autoforward.supervisor.watching import (
     Item,
     Lost,
     NeighboursChanged,
+    PauseUnclear,
     ProcessesKnown,
     Watch,
     Watching,
@@ -124,6 +125,7 @@ class Session:
         self._seen: dict[ForwardKey, Seen] = {}
         self._recheck_at_s: float | None = None
         self._stopped_at_s: float | None = None
+        self._is_paused = False
         self._next_try_s: float | None = None
 
     def __repr__(self) -> str:
@@ -494,6 +496,7 @@ class Session:
         await self.forwarder.move_to(self._place(self.record))
         if restarted:
             self._extend_grace()
+        self._is_paused = False
         try:
             watch = await self._watching.begin(info, self.record.options)
             self.problem = self.connections.problem
@@ -508,6 +511,9 @@ class Session:
 
     def on_mux_said(self, notice: MuxSaid) -> None:
         self._watching.on_mux_said(notice)
+
+    def on_pause_unsure(self) -> None:
+        self._watching.on_unsure()
 
     def on_mux_lost(self, notice: MuxLost) -> None:
         self._watching.on_mux_lost(notice)
@@ -550,6 +556,8 @@ class Session:
                         log.info("%s: the watch was lost: %s", self.record.container_name, reason)
                         return
                     raise AutoforwardError(f"the watch on the container failed: {reason}")
+                case PauseUnclear():
+                    await self._look_for_pause()
                 case ContainerEvent():
                     await self._take_event(item)
                 case ProcessesKnown() | NeighboursChanged() | ConfigurationChanged():
@@ -581,13 +589,10 @@ class Session:
         self.connections.take_frame(frame)
 
     async def _take_event(self, event: ContainerEvent) -> None:
-        if event.action == "pause":
-            await self._become("reconnecting", "the container is paused")
-        elif event.action == "unpause" and self.state == "reconnecting":
-            self.state, self.problem = "watching", self.connections.problem
-            await self._replan()
-            self.connections.open_gate()
-            self._watching.ping_now()
+        if event.action in ("pause", "unpause"):
+            await self._pause(event.action == "pause")
+        elif event.action == "recheck" and self._is_paused:
+            await self._look_for_pause()
         elif event.action == "rename" and event.name:
             await self._rename(event.name)
 
@@ -597,6 +602,22 @@ class Session:
             self.record = self.record.named(name)
             await self.forwarder.move_to(self._place(self.record))
             self._on_moved(self)
+
+    async def _look_for_pause(self) -> None:
+        """An event may have been missed. Raises what the engine raises: then the watch is as good as lost."""
+        info = await self._in_pool(lambda: self.engine.inspect(self.record.container_id))
+        await self._pause(info.state == "paused")
+
+    async def _pause(self, paused: bool) -> None:
+        """Connections and the watch stay as they are for as long as the engine says that it is paused."""
+        was_paused, self._is_paused = self._is_paused, paused
+        self._watching.pause(paused)
+        if paused:
+            await self._become("reconnecting", "the container is paused")
+        elif was_paused and self.state == "reconnecting":
+            self.state, self.problem = "watching", self.connections.problem
+            await self._replan()
+            self.connections.open_gate()
 
     def _drop_watch(self) -> None:
         self.connections.close_gate()

@@ -67,7 +67,12 @@ class ConfigurationChanged:
     """The session's record is another one."""
 
 
-Item = Frame | Lost | ContainerEvent | ProcessesKnown | NeighboursChanged | ConfigurationChanged
+@dataclass(frozen=True, slots=True)
+class PauseUnclear:
+    """The watch is silent, or speaks although the container is paused."""
+
+
+Item = Frame | Lost | PauseUnclear | ContainerEvent | ProcessesKnown | NeighboursChanged | ConfigurationChanged
 """What a session's actor hears."""
 
 
@@ -165,6 +170,15 @@ class Watching:
             self._watch.set_pace(poll_interval_s)
             return True
         return False
+
+    def pause(self, paused: bool) -> None:
+        """What the engine says; also to watches that are kept for their connections."""
+        if self._watch is not None:
+            self._watch.pause(paused)
+        self._connections.pause_retired(paused)
+
+    def on_unsure(self) -> None:
+        self._actor.tell(PauseUnclear())
 
     def on_mux_said(self, notice: MuxSaid) -> None:
         if (link := self._link) is not None:
@@ -297,6 +311,7 @@ class Watching:
             self._take_frame,
             self._take_answer,
             lambda reason: self._lost(detector, reason),
+            self.on_unsure,
         )
         self._connections.watched_by(detector, token)
         return detector

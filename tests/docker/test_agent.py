@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tarfile
 import time
 import urllib.request
@@ -21,7 +23,7 @@ import pytest
 from docker.types import Mount
 
 from tests.conformance import dial, is_watcher, read_all
-from tests.conftest import ContainerFactory, Runner, supervisor_of
+from tests.conftest import ContainerFactory, Runner, command_env, supervisor_of
 from tests.containers import LABEL, Container, eventually, fetch, run_id
 from tests.docker.observing import ask, free_port, logged, names, row_of, wait_event
 from tests.images.recipes import HELPER_DIR
@@ -329,22 +331,39 @@ def test_restart_of_the_container_gets_a_new_agent(container: ContainerFactory, 
     assert read_program(row["localPort"]) == program
 
 
-def test_pause_is_no_loss(container: ContainerFactory, run: Runner, home: Path) -> None:
-    """Also one that is longer than the time after which an agent that says nothing is given up."""
+IMPATIENT = """
+from autoforward import detector, mux
+mux.SILENCE_LIMIT_S, mux.PING_INTERVAL_S, mux.ENGINE_WORD_S = 1.0, 0.3, 1.0
+detector.PING_INTERVAL_S, detector.PONG_TIMEOUT_S, detector.ENGINE_WORD_S = 0.3, 1.0, 1.0
+from autoforward.supervisor.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("lane", ["agent", "socat"])
+def test_pause_is_no_loss(container: ContainerFactory, run: Runner, home: Path, lane: str) -> None:
+    """Also one that is longer than the time after which an agent or a watcher that says nothing is given up."""
+    reads, ready = os.pipe()
+    command = [sys.executable, "-c", IMPATIENT, "--ready-fd", str(ready)]
+    subprocess.run(command, env=command_env(home), pass_fds=[ready], check=True, timeout=20)
+    os.close(ready)
+    with os.fdopen(reads, "rb") as said:
+        assert said.read() == b"ready"
     app = container("full")
     server = app.start_server("echo", port=free_port())
-    attach(run, app)
-    [pid] = agents(app)
+    assert attach(run, app, "--lane", lane)["name"] == lane
+    pids = [process.pid for process in app.processes() if is_watcher(process)]
     with dial(row_of(run, server.port, status="active")["localPort"]) as client:
         ask(client, b"before\n", ends=b"\n")
         app.raw.pause()
         try:
             wait_event(home, "reconnecting", server.port)
-            time.sleep(14)
+            time.sleep(4)  # beyond all limits of this supervisor
         finally:
             app.raw.unpause()
         assert ask(client, b"after\n", ends=b"\n") == b"after\n"
     with socket.create_connection(("127.0.0.1", row_of(run, server.port)["localPort"]), timeout=20) as client:
         assert ask(client, b"new\n", ends=b"\n") == b"new\n"
     row_of(run, server.port, status="active")
-    assert agents(app) == [pid]
+    assert [process.pid for process in app.processes() if is_watcher(process)] == pids
+    assert names(logged(home, server.port)) == ["forwarded", "reconnecting", "reconnected"]

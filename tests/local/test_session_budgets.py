@@ -185,7 +185,7 @@ async def test_a_watcher_that_never_stops_is_slowed_and_lost(stream: int, one: b
     clock, poured = Clock(), Poured(stream, one)
     told: list[Any] = []
     lost: list[str] = []
-    detector = Detector(cast(Any, poured), told.append, told.append, lost.append)
+    detector = Detector(cast(Any, poured), told.append, told.append, lost.append, lambda: None)
     detector._loop = cast(Any, clock)
     detector._timer = None
     clock.add_reader(9, detector._read)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from autoforward import detector as detector_module
 from autoforward.detector import PONG_TIMEOUT_S
 from autoforward.errors import EngineUnreachableError
 from autoforward.identity.labels import LABEL_PROJECT_FOLDER as FOLDER
@@ -213,7 +214,7 @@ async def test_a_paused_container_and_its_end(world: Any, port: int) -> None:
         one.event("unpause")
         await one.publisher.wait_for("reconnected")
         await one.engine.relay()
-    assert await asyncio.to_thread(watcher.read) == b"ping 1\n", "is the watcher still there?"
+    assert (await asyncio.to_thread(watcher.read)).startswith(b"ping 1\n"), "is the watcher still there?"
     assert one.publisher.names == ["attached", "forwarded", "reconnecting", "reconnected"]
     assert len(one.engine.watchers) == 1
 
@@ -406,3 +407,33 @@ async def test_an_engine_that_goes_refuses_processes_before_it_is_known_to_go(
         relay = await one.engine.relay()
         relay.say(OPENED, stream=2)
         assert await asyncio.to_thread(relay.read) == b"early"
+
+
+@closing
+async def test_a_pause_and_its_end_that_the_engines_events_did_not_tell(
+    world: Any, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watcher that says nothing is given up only once the engine has said that its container is not paused."""
+    monkeypatch.setattr(detector_module, "PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr(detector_module, "PONG_TIMEOUT_S", 0.05)
+    one = world()
+    watcher = await one.begin(port)
+    with client_of(one.host_port(port)) as client:
+        client.sendall(b"before")
+        relay = await one.engine.relay()
+        relay.say(OPENED, stream=2)
+        assert await asyncio.to_thread(relay.read) == b"before"
+        one.engine.change(state="paused")
+        watcher_says = await asyncio.to_thread(watcher.read)
+        event = await one.publisher.wait_for("reconnecting")
+        assert event.reason == "the container is paused"
+        asked = one.engine.inspected
+        await asyncio.sleep(0.5)  # ten times all that it is patient for
+        assert one.engine.inspected == asked
+        one.engine.change(state="running")
+        watcher.say(watcher_says.splitlines()[0].replace(b"ping", b"pong") + b"\n", stream=2)
+        await one.publisher.wait_for("reconnected")
+        client.sendall(b"after")
+        assert await asyncio.to_thread(relay.read) == b"after"
+    assert len(one.engine.watchers) == 1
+    await one.engine.watcher(2)  # it goes on saying nothing, and now the engine says that it runs

@@ -150,7 +150,7 @@ class Rig:
             trunks = SimpleNamespace(lost=self._lost_trunk, check=lambda: None)
             self.carrier = Trunk(cast(Any, plane), cast(Any, trunks), cast(Any, stream), cast(Any, None), b"k", 65536)
         else:
-            self.carrier = Mux(cast(Any, plane), cast(Any, stream), self.told.append, self.lost.append)
+            self.carrier = Mux(cast(Any, plane), cast(Any, stream), self.told.append, self.lost.append, lambda: None)
             self.carrier._decoder._greeted = True
             self.carrier._start_watching()
         self.end = End()

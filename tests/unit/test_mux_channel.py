@@ -93,7 +93,7 @@ def test_snapshots_without_end_are_a_violation() -> None:
     """Control takes them one after the other: what it cannot keep up with would pile up in memory."""
     told: list[object] = []
     nobody = cast(Any, None)
-    mux = Mux(nobody, nobody, told.append, nobody)
+    mux = Mux(nobody, nobody, told.append, nobody, nobody)
     for _ in range(MAX_SNAPSHOTS):
         mux._take(frames.SnapshotEvent((), False))
     with pytest.raises(ProtocolError, match="without end"):
@@ -104,7 +104,7 @@ def test_snapshots_without_end_are_a_violation() -> None:
 def test_processes_are_told_on_and_without_end_they_are_a_violation() -> None:
     told: list[object] = []
     nobody = cast(Any, None)
-    mux = Mux(nobody, nobody, told.append, nobody)
+    mux = Mux(nobody, nobody, told.append, nobody, nobody)
     for inode in range(MAX_PROCESSES):
         mux._take(frames.Process(inode, 1, b"python3"))
     with pytest.raises(ProtocolError, match="without end"):
@@ -136,7 +136,7 @@ def test_words_without_end_are_not_all_logged(caplog: pytest.LogCaptureFixture) 
     """Who writes into the agent's stderr as fast as he can had the supervisor grow by 40 MB a second."""
     caplog.set_level("INFO")
     nobody = cast(Any, None)
-    mux = Mux(nobody, nobody, nobody, nobody)
+    mux = Mux(nobody, nobody, nobody, nobody, nobody)
     for number in range(MAX_LOGGED_LINES):
         mux._take_words([b"%d" % number, b"\x1b[2J%d again" % number])
     assert len(caplog.records) == MAX_LOGGED_LINES
