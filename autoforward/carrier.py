@@ -12,15 +12,13 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from autoforward import frames, wire
 from autoforward.core.budget import EMPTY_FRAMES, FRAMES, FRAMES_OF_A_STREAM, Budget
 from autoforward.direct import DirectGate
+from autoforward.loop import Loop
 from autoforward.mux_channel import FarEnd, MuxChannel, in_words
-
-if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane
 
 HIGH_WATER_BYTES = 256 * 1024
 """What may wait for the other side to take it before streams have to queue."""
@@ -54,8 +52,8 @@ S = TypeVar("S", bound=ByteStream)
 class Carrier(Generic[S]):
     """Owns its stream. Subclasses read it, hand `take` what was decoded, and say what becomes of a loss."""
 
-    def __init__(self, plane: DataPlane, stream: S, decoder: wire.Decoder, direct: DirectGate | None) -> None:
-        self._plane = plane
+    def __init__(self, loop: Loop, stream: S, decoder: wire.Decoder, direct: DirectGate | None) -> None:
+        self._loop = loop
         self._stream = stream
         self._decoder = decoder
         self.direct = direct
@@ -106,17 +104,17 @@ class Carrier(Generic[S]):
         raise NotImplementedError
 
     def _start_watching(self) -> None:
-        self._plane.adopt(self)
+        self._loop.adopt(self)
         self._mask = selectors.EVENT_READ
-        self._plane.watch(self._stream.fileno(), self._mask, self._on_stream)
+        self._loop.watch(self._stream.fileno(), self._mask, self._on_stream)
 
     def close(self) -> None:
         """End it; its channels are broken off. Idempotent."""
         fd = self._stream.fileno()
         if fd < 0:
             return
-        self._plane.disown(self)
-        self._plane.watch(fd, 0, self._on_stream)
+        self._loop.disown(self)
+        self._loop.watch(fd, 0, self._on_stream)
         self._stream.close()
         self._turns.clear()
         channels, self._channels = self._channels, {}
@@ -136,7 +134,7 @@ class Carrier(Generic[S]):
         self._out_size += len(frame)
         if not self._flush_due:
             self._flush_due = True
-            self._plane.at_turn_end(self._flush)
+            self._loop.at_turn_end(self._flush)
 
     def send_data(self, number: int, payload: bytes | memoryview) -> None:
         if len(payload) <= JOINED_BYTES:
@@ -150,7 +148,7 @@ class Carrier(Generic[S]):
         self._turns.append(channel)
         if not self._flush_due:
             self._flush_due = True
-            self._plane.at_turn_end(self._flush)
+            self._loop.at_turn_end(self._flush)
 
     def forget(self, number: int) -> None:
         self._channels.pop(number, None)
@@ -203,7 +201,7 @@ class Carrier(Generic[S]):
         events = (0 if self._is_held else selectors.EVENT_READ) | (selectors.EVENT_WRITE if self._out else 0)
         if events != self._mask:
             self._mask = events
-            self._plane.watch(self._stream.fileno(), events, self._on_stream)
+            self._loop.watch(self._stream.fileno(), events, self._on_stream)
 
     def _take_turn(self, data: bytes) -> None:
         """Act on what came, as far as it is one turn's; the rest, and what comes, waits for a turn or for the budget.
@@ -231,7 +229,7 @@ class Carrier(Generic[S]):
         if not self._is_held:
             self._is_held = True
             self._watch()
-            self._plane.call_later(rest_s, self._go_on)
+            self._loop.call_later(rest_s, self._go_on)
 
     def _go_on(self) -> None:
         if not self.is_closed:

@@ -13,21 +13,18 @@ Why not asyncio here: a plain selector loop took 93 µs of CPU for a relayed con
 from __future__ import annotations
 
 import errno
-import heapq
 import itertools
-import logging
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from autoforward.drains import Drains
 from autoforward.exec_channel import ExecChannel
 from autoforward.heap import HeapKeeper, trimmer
 from autoforward.limits import ConnectionLimits
+from autoforward.loop import Loop
 from autoforward.messages import (
     AcceptPaused,
     Command,
@@ -52,15 +49,12 @@ from autoforward.messages import (
     StreamWanted,
     Withdraw,
 )
-from autoforward.mux import Mux
 from autoforward.muxes import Muxes
 from autoforward.outbox import prepare_listener
 from autoforward.peers import PeerWatch
-from autoforward.poller import READ, default_poller
+from autoforward.poller import READ
 from autoforward.relay import Relay
 from autoforward.udp import UdpServer
-
-log = logging.getLogger(__name__)
 
 ACCEPTS_PER_TURN = 64
 """Connections taken from one listener before other sockets have their turn."""
@@ -69,10 +63,6 @@ ACCEPT_PAUSE_S = 0.5
 """How long accepting rests after the process ran out of descriptors or memory."""
 
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-class Closeable(Protocol):
-    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -85,55 +75,32 @@ class _Served:
     counters: ForwardCounters = field(default_factory=ForwardCounters)
 
 
-class Timer:
-    """A callable due at a monotonic time; `cancel` is idempotent."""
-
-    __slots__ = ("callback",)
-
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self.callback: Callable[[], None] | None = callback
-
-    def cancel(self) -> None:
-        self.callback = None
-
-
 class DataPlane:
     """Owns the thread, the selector, all relays. `start`, then `submit`, at the end `stop` (idempotent, joins)."""
 
     def __init__(self, notify: Callable[[Notice], None]) -> None:
         self._notify = notify
-        self._poller = default_poller()
-        self._watched: dict[int, tuple[int, Callable[[int], None]]] = {}
-        self._wake_receive, self._wake_send = socket.socketpair()
-        self._wake_receive.setblocking(False)
-        self._wake_send.setblocking(False)
         self._commands: deque[Command] = deque()
         self._gate = threading.Lock()
         self._ended = False
-        self._timers: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count(1)
         self._served: dict[str, _Served] = {}
         self._relays: dict[int, Relay] = {}
-        self._owned: set[Closeable] = set()
-        self._peers = PeerWatch(self)
-        self._drains = Drains(self, self._open_relays)
+        self._loop = Loop("autoforward-data", self._each_turn, self._end)
+        self._peers = PeerWatch(self._loop)
+        self._drains = Drains(self._loop, self._open_relays)
         self._limits = ConnectionLimits()
-        self._heap = HeapKeeper(self, trimmer())
-        self._muxes = Muxes(self, notify)
+        self._heap = HeapKeeper(self._loop, trimmer())
+        self._muxes = Muxes(self._loop, notify)
         self._accepting: list[tuple[str, socket.socket]] = []
-        self._turn_ends: list[Callable[[], None]] = []
-        self.turns = 0
-        """Turns of the loop so far: an idle data plane makes none."""
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="autoforward-data", daemon=True)
 
     def __repr__(self) -> str:
-        return f"<DataPlane {len(self._served)} forwards, {len(self._relays)} relays, {len(self._owned)} streams>"
+        return f"<DataPlane {len(self._served)} forwards, {len(self._relays)} relays, {self._loop!r}>"
 
     # The other threads' side.
 
     def start(self) -> None:
-        self._thread.start()
+        self._loop.start()
 
     def submit(self, command: Command) -> None:
         """Hand a command over; thread-safe, returns at once. After the end its `done` is resolved all the same."""
@@ -144,55 +111,21 @@ class DataPlane:
         if ended:
             self._refuse(command)
         else:
-            self._wake()
+            self._loop.wake()
 
     def stop(self) -> None:
         """End the loop and cut what is left. Idempotent. Relays' processes end with their session's watcher."""
-        self._stopping = True
-        self._wake()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._loop.stop()
 
-    def _wake(self) -> None:
-        try:
-            self._wake_send.send(b"\0")
-        except (BlockingIOError, OSError):  # full: it is awake already; closed: it has ended
-            pass
+    @property
+    def turns(self) -> int:
+        """Turns of the loop so far: an idle data plane makes none."""
+        return self._loop.turns
 
-    # What relays and channels use, in the data plane's thread.
-
-    def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
-        """Call `handler(ready events)` whenever `fd` is ready for `events`; 0 takes it off.
-
-        Nothing watched must be nothing registered: a hang-up is reported even with an empty mask, over and over.
-        """
-        known = self._watched.get(fd)
-        before = known[0] if known is not None else 0
-        if events != before:
-            self._poller.change(fd, before, events)
-        if events:
-            self._watched[fd] = (events, handler)
-        elif known is not None:
-            del self._watched[fd]
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        timer = Timer(callback)
-        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._numbers), timer))
-        return timer
-
-    def at_turn_end(self, callback: Callable[[], None]) -> None:
-        """Call this once, before the loop waits again: what many put together in a turn can go out as one."""
-        self._turn_ends.append(callback)
+    # What relays call (`RelayOwner`), in the data plane's thread.
 
     def notify(self, notice: Notice) -> None:
         self._notify(notice)
-
-    def adopt(self, owned: Closeable) -> None:
-        """Close this with the loop, should it still be there then."""
-        self._owned.add(owned)
-
-    def disown(self, owned: Closeable) -> None:
-        self._owned.discard(owned)
 
     def watch_peer(self, relay: Relay) -> None:
         """Have an eye on this relay's client, which is not read: a reset does not show, a full close looks like a half."""
@@ -219,69 +152,22 @@ class DataPlane:
 
     # The loop.
 
-    def _run(self) -> None:
-        self.watch(self._wake_receive.fileno(), READ, self._on_wake)
-        while not self._stopping:
-            self.turns += 1
-            for fd, events in self._poller.wait(self._next_delay_s()):
-                wanted, handler = self._watched.get(fd, (0, _nobody))
-                # 0: taken off by what was handled before it in this turn.
-                if events & wanted and not self._call(handler, events & wanted):
-                    self.watch(fd, 0, _nobody)  # or it is the same again at once, for ever
-            # New clients come last: an agent that has ended in this very turn gets none of them.
-            for forward_id, listener in self._accepting:
-                if not self._call(self._accept, forward_id, listener):
-                    self._unwatch_listener(listener)
-            self._accepting.clear()
-            while self._commands:
-                self._call(self._obey, self._commands.popleft())
-            self._run_timers()
-            while self._turn_ends:
-                due, self._turn_ends = self._turn_ends, []
-                for callback in due:
-                    self._call(callback)
+    def _each_turn(self) -> None:
+        # New clients come last: an agent that has ended in this very turn gets none of them.
+        for forward_id, listener in self._accepting:
+            if not self._loop.call(self._accept, forward_id, listener):
+                self._unwatch_listener(listener)
+        self._accepting.clear()
+        while self._commands:
+            self._loop.call(self._obey, self._commands.popleft())
+
+    def _end(self) -> None:
         for relay in list(self._relays.values()):
             relay.cut("the supervisor ends")
         with self._gate:
             self._ended = True
         while self._commands:
             self._refuse(self._commands.popleft())
-        for owned in list(self._owned):
-            owned.close()
-        self._poller.close()
-        self._wake_receive.close()
-        self._wake_send.close()
-
-    def _call(self, call: Callable[..., None], *arguments: object) -> bool:
-        """A fault in one relay must not end all the others. Whether there was none."""
-        try:
-            call(*arguments)
-        except Exception:
-            log.exception("a fault in the data plane: %r %r", call, arguments)
-            return False
-        return True
-
-    def _next_delay_s(self) -> float | None:
-        while self._timers and self._timers[0][2].callback is None:
-            heapq.heappop(self._timers)
-        if not self._timers:
-            return None
-        return max(0.0, self._timers[0][0] - time.monotonic())
-
-    def _run_timers(self) -> None:
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            _, _, timer = heapq.heappop(self._timers)
-            callback, timer.callback = timer.callback, None
-            if callback is not None:
-                self._call(callback)
-
-    def _on_wake(self, _events: int) -> None:
-        try:
-            while len(self._wake_receive.recv(4096)) == 4096:
-                pass
-        except BlockingIOError:
-            pass
 
     def _obey(self, command: Command) -> None:
         match command:
@@ -309,7 +195,7 @@ class DataPlane:
                 done.set_result(None)
             case StreamReady(relay_id, stream, plan):
                 # None: cut while the process was being started. The channel then ends the process.
-                ExecChannel(self, stream, plan, self._relays.get(relay_id)).start()
+                ExecChannel(self._loop, self._notify, stream, plan, self._relays.get(relay_id)).start()
             case StreamFailed(relay_id, reason):
                 if (relay := self._relays.get(relay_id)) is not None:
                     relay.refuse(reason)
@@ -348,15 +234,11 @@ class DataPlane:
             return
         mux.join(relay, command.transport, command.dials)
 
-    def mux_of(self, session_id: str) -> Mux | None:
-        """The mux of this session, while connections can be opened on it."""
-        return self._muxes.get(session_id)
-
     def _serve_udp(self, served: _Served, sockets: tuple[socket.socket, ...]) -> None:
         for server in served.udp:
             server.close()
         served.sockets = sockets
-        served.udp = tuple(UdpServer(self, sock, served.counters) for sock in sockets)
+        served.udp = tuple(UdpServer(self._loop, self._muxes.get, sock, served.counters) for sock in sockets)
         if served.route is not None:
             for server in served.udp:
                 server.route(served.route)
@@ -365,11 +247,11 @@ class DataPlane:
 
     def _watch_listener(self, forward_id: str, listener: socket.socket) -> None:
         prepare_listener(listener)
-        self.watch(listener.fileno(), READ, lambda _events: self._accepting.append((forward_id, listener)))
+        self._loop.watch(listener.fileno(), READ, lambda _events: self._accepting.append((forward_id, listener)))
 
     def _unwatch_listener(self, listener: socket.socket) -> None:
         if listener.fileno() >= 0:
-            self.watch(listener.fileno(), 0, self._on_wake)
+            self._loop.watch(listener.fileno(), 0, _ignore)
 
     def _accept(self, forward_id: str, listener: socket.socket) -> None:
         served = self._served.get(forward_id)
@@ -398,7 +280,7 @@ class DataPlane:
                     self._notify(RelayEnded(forward_id, relay_id, True, reason))
                 continue
             try:
-                relay = Relay(self, forward_id, relay_id, client, served.counters)
+                relay = Relay(self._loop, self, forward_id, relay_id, client, served.counters)
             except OSError:  # it has gone already (macOS says so here)
                 client.close()
                 continue
@@ -427,7 +309,7 @@ class DataPlane:
             if served is not None and listener in served.sockets:
                 self._watch_listener(forward_id, listener)
 
-        self.call_later(ACCEPT_PAUSE_S, resume)
+        self._loop.call_later(ACCEPT_PAUSE_S, resume)
 
     def _withdraw(self, forward_id: str, reset: bool) -> None:
         served = self._served.get(forward_id)
@@ -449,5 +331,5 @@ class DataPlane:
         return [relay for key in forward_ids if key in self._served for relay in self._served[key].relays.values()]
 
 
-def _nobody(_events: int) -> None:
-    """Who is called for a descriptor that is watched no more."""
+def _ignore(_events: int) -> None:
+    """Handler of a listener that is no longer watched."""

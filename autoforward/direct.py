@@ -15,14 +15,12 @@ import os
 import selectors
 import socket
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from autoforward import wire
 from autoforward.errors import ProtocolError
 from autoforward.frames import SECRET_SIZE, TOKEN_SIZE, Listening
-
-if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane, Timer
+from autoforward.loop import Loop, Timer
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +72,8 @@ class DirectGate:
     `address`: one of the container's own, at which this machine may reach it now.
     """
 
-    def __init__(self, plane: DataPlane, mux: MuxWriter, address: str | None) -> None:
-        self._plane = plane
+    def __init__(self, loop: Loop, mux: MuxWriter, address: str | None) -> None:
+        self._loop = loop
         self._mux = mux
         self.address = address
         self._secret = b""
@@ -182,7 +180,7 @@ class DirectGate:
 
     def _connect(self, user: DirectUser, place: tuple[str, int]) -> None:
         token = os.urandom(TOKEN_SIZE)
-        handshake = _Handshake(self, self._plane, user, self._secret, token, place)
+        handshake = _Handshake(self, self._loop, user, self._secret, token, place)
         self._handshakes.add(handshake)
         # A connection is faster than the exec stream: it begins once the agent is known to have the token.
         ping = self._next_ping()
@@ -237,7 +235,7 @@ class _Handshake:
     def __init__(
         self,
         gate: DirectGate,
-        plane: DataPlane,
+        loop: Loop,
         user: DirectUser,
         secret: bytes,
         token: bytes,
@@ -246,7 +244,7 @@ class _Handshake:
         self.user = user
         self._address = address
         self._gate = gate
-        self._plane = plane
+        self._loop = loop
         nonce = os.urandom(NONCE_BYTES)
         self._hello = token + nonce + proof(secret, HOST_WORDS, token, nonce)
         self._expected = proof(secret, AGENT_WORDS, token, nonce)
@@ -258,7 +256,7 @@ class _Handshake:
     def start(self) -> None:
         if self._closed:
             return
-        self._plane.adopt(self)
+        self._loop.adopt(self)
         family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
         try:
             self._sock = sock = socket.socket(family, socket.SOCK_STREAM)
@@ -270,8 +268,8 @@ class _Handshake:
         if result not in (0, errno.EINPROGRESS):
             self._fail(os.strerror(result), unreachable=True)
             return
-        self._timer = self._plane.call_later(HANDSHAKE_TIMEOUT_S, self._timed_out)
-        self._plane.watch(sock.fileno(), selectors.EVENT_WRITE, self._on_ready)
+        self._timer = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._timed_out)
+        self._loop.watch(sock.fileno(), selectors.EVENT_WRITE, self._on_ready)
 
     def _on_ready(self, events: int) -> None:
         sock = self._sock
@@ -286,7 +284,7 @@ class _Handshake:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._hello = self._hello[sock.send(self._hello) :]
                 if not self._hello:
-                    self._plane.watch(sock.fileno(), selectors.EVENT_READ, self._on_ready)
+                    self._loop.watch(sock.fileno(), selectors.EVENT_READ, self._on_ready)
                 return
             data = sock.recv(PROOF_BYTES - len(self._answer))
         except BlockingIOError:
@@ -299,7 +297,7 @@ class _Handshake:
             self._fail("it ended the handshake", unreachable=False)
         elif len(self._answer) == PROOF_BYTES:
             if hmac.compare_digest(self._answer, self._expected):
-                self._plane.watch(sock.fileno(), 0, self._on_ready)
+                self._loop.watch(sock.fileno(), 0, self._on_ready)
                 self._sock = None
                 self.close()
                 self._gate.proven(self.user, sock)
@@ -318,10 +316,10 @@ class _Handshake:
         """Idempotent."""
         self._closed = True
         self._gate.forget(self)
-        self._plane.disown(self)
+        self._loop.disown(self)
         if self._timer is not None:
             self._timer.cancel()
         sock, self._sock = self._sock, None
         if sock is not None:
-            self._plane.watch(sock.fileno(), 0, self._on_ready)
+            self._loop.watch(sock.fileno(), 0, self._on_ready)
             sock.close()

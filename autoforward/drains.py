@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
 
+from autoforward.loop import Loop
 from autoforward.messages import Drain
-
-if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane
-    from autoforward.relay import Relay
+from autoforward.relay import Relay
 
 
 class Drains:
     """`begin` one, `settle` whenever a relay has ended. `open_relays(forward_ids)` says what is open of those."""
 
-    def __init__(self, plane: DataPlane, open_relays: Callable[[Collection[str]], list[Relay]]) -> None:
-        self._plane = plane
+    def __init__(self, loop: Loop, open_relays: Callable[[Collection[str]], list[Relay]]) -> None:
+        self._loop = loop
         self._open_relays = open_relays
         self._drains: list[Drain] = []
 
     def begin(self, drain: Drain) -> None:
         self._drains.append(drain)
-        self._plane.call_later(drain.timeout_s, lambda: self._end(drain))
+        self._loop.call_later(drain.timeout_s, lambda: self._end(drain))
         self.settle()
 
     def settle(self) -> None:

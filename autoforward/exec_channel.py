@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import logging
 import selectors
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from autoforward.errors import ProtocolError
 from autoforward.lanes.signals import AttemptFailed, Broken, Opened, RelayPid, RelaySignal, ServerEof, classify_line
 from autoforward.lanes.watcher import LineSplitter, printable
-from autoforward.messages import AddressAnswered, KillWanted, RelayPlan, RelayStarted
+from autoforward.loop import Loop, Timer
+from autoforward.messages import AddressAnswered, KillWanted, Notice, RelayPlan, RelayStarted
 from autoforward.outbox import Outbox
 from autoforward.relay import Relay
 from autoforward.streams import STDERR, STDOUT, EngineStream
-
-if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane, Timer
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +41,16 @@ REST_S = 0.5
 class ExecChannel:
     """See `channel.Channel` for the contract."""
 
-    def __init__(self, plane: DataPlane, stream: EngineStream, plan: RelayPlan, relay: Relay | None) -> None:
-        self._plane = plane
+    def __init__(
+        self,
+        loop: Loop,
+        notify: Callable[[Notice], None],
+        stream: EngineStream,
+        plan: RelayPlan,
+        relay: Relay | None,
+    ) -> None:
+        self._loop = loop
+        self._notify = notify
         self._stream = stream
         self._plan = plan
         self._relay = relay
@@ -70,12 +76,12 @@ class ExecChannel:
 
     def start(self) -> None:
         """Begin; without a relay (its client has gone meanwhile) the process is ended."""
-        self._plane.adopt(self)
+        self._loop.adopt(self)
         if self._relay is None:
             self.abort()
         else:
             self._relay.attach(self)
-            self._timer = self._plane.call_later(OPEN_TIMEOUT_S, self._open_timed_out)
+            self._timer = self._loop.call_later(OPEN_TIMEOUT_S, self._open_timed_out)
             if not self._plan.tool.capabilities.confirms_connect:
                 self._open()
         self._watch()
@@ -86,8 +92,8 @@ class ExecChannel:
         self._cancel_timer()
         fd = self._stream.fileno()
         if fd >= 0:
-            self._plane.disown(self)
-            self._plane.watch(fd, 0, self._on_stream)
+            self._loop.disown(self)
+            self._loop.watch(fd, 0, self._on_stream)
             self._stream.shutdown_write()
             self._stream.close()
 
@@ -124,7 +130,7 @@ class ExecChannel:
         self.write_eof()
         if self._outbox.size:
             self._cancel_timer()
-            self._timer = self._plane.call_later(REST_S, self._end_stdin)
+            self._timer = self._loop.call_later(REST_S, self._end_stdin)
 
     def _end_stdin(self) -> None:
         self._outbox.clear()
@@ -145,7 +151,7 @@ class ExecChannel:
         if self._container_pid is not None:
             self._ask_to_die(hard=False)
         else:
-            self._timer = self._plane.call_later(ABANDON_AFTER_S, self._abandon)
+            self._timer = self._loop.call_later(ABANDON_AFTER_S, self._abandon)
 
     # The stream.
 
@@ -156,7 +162,7 @@ class ExecChannel:
         events = 0 if self._paused else selectors.EVENT_READ
         if self._outbox.size:
             events |= selectors.EVENT_WRITE
-        self._plane.watch(fd, events, self._on_stream)
+        self._loop.watch(fd, events, self._on_stream)
 
     def _on_stream(self, events: int) -> None:
         if events & selectors.EVENT_READ and not self._paused:
@@ -238,13 +244,13 @@ class ExecChannel:
                 else:
                     plan = self._plan
                     started = RelayStarted(plan.session_id, self._relay.relay_id, container_pid, plan.token)
-                    self._plane.notify(started)
+                    self._notify(started)
             case Opened():
                 self._failed_attempts = 0
                 self._confirmed = True
                 if self._plan.attempts > 1 and self._relay is not None:
                     relay, attempt = self._relay, self._attempts - 1
-                    self._plane.notify(AddressAnswered(relay.forward_id, relay.relay_id, attempt))
+                    self._notify(AddressAnswered(relay.forward_id, relay.relay_id, attempt))
                 self._open()
             case AttemptFailed(reason):
                 self._failed_attempts += 1
@@ -288,12 +294,12 @@ class ExecChannel:
         """One rung of the ladder: stdin has ended; TERM now, KILL later, at last only our end is closed."""
         if self._container_pid is None or self._stream.fileno() < 0:
             return
-        self._plane.notify(KillWanted(self._plan.session_id, self._container_pid, self._plan.token, hard))
+        self._notify(KillWanted(self._plan.session_id, self._container_pid, self._plan.token, hard))
         self._cancel_timer()
         if hard:
-            self._timer = self._plane.call_later(ABANDON_AFTER_S, self._abandon)
+            self._timer = self._loop.call_later(ABANDON_AFTER_S, self._abandon)
         else:
-            self._timer = self._plane.call_later(HARD_KILL_AFTER_S, lambda: self._ask_to_die(hard=True))
+            self._timer = self._loop.call_later(HARD_KILL_AFTER_S, lambda: self._ask_to_die(hard=True))
 
     def _abandon(self) -> None:
         if self._stream.fileno() >= 0:

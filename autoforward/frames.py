@@ -207,6 +207,9 @@ class SignedOpen(NamedTuple):
 _OfStream = Open | SignedOpen | Opened | Refused | Data | Eof | Reset | Credit | Direct | Move
 Event = _OfStream | Hello | Ping | Pong | Watch | SnapshotEvent | Process | Bye | Listen | Listening | Trunk
 
+MuxEvent = Hello | SnapshotEvent | Process
+"""What an agent says that is not about one connection."""
+
 
 class Rule(NamedTuple):
     """What a frame may measure, whether it belongs to a stream, and which flags it may have."""

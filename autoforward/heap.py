@@ -11,10 +11,8 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane
+from autoforward.loop import Loop
 
 QUIET_S = 2.0
 """Without the end of a connection, then the heap is trimmed."""
@@ -31,8 +29,8 @@ def trimmer() -> Callable[[], object] | None:
 class HeapKeeper:
     """Hears of each connection that ends, and trims the heap once after the last of them. An idle plane makes no turns."""
 
-    def __init__(self, plane: DataPlane, trim: Callable[[], object] | None) -> None:
-        self._plane = plane
+    def __init__(self, loop: Loop, trim: Callable[[], object] | None) -> None:
+        self._loop = loop
         self._trim = trim
         self._ended_s = 0.0
         self._is_due = False
@@ -41,12 +39,12 @@ class HeapKeeper:
         self._ended_s = time.monotonic()
         if not self._is_due and self._trim is not None:
             self._is_due = True
-            self._plane.call_later(QUIET_S, self._look)
+            self._loop.call_later(QUIET_S, self._look)
 
     def _look(self) -> None:
         left_s = self._ended_s + QUIET_S - time.monotonic()
         if left_s > 0:
-            self._plane.call_later(left_s, self._look)
+            self._loop.call_later(left_s, self._look)
             return
         self._is_due = False
         if self._trim is not None:

@@ -6,13 +6,11 @@ import copy
 import socket
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from autoforward.lanes.commands import RelayTool
-    from autoforward.model import DialAddress, Transport
-    from autoforward.mux import MuxEvent
-    from autoforward.streams import EngineStream
+from autoforward.frames import MuxEvent
+from autoforward.lanes.commands import RelayTool
+from autoforward.model import DialAddress, Transport
+from autoforward.streams import EngineStream
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from autoforward import frames, wire
 from autoforward.carrier import Carrier
@@ -30,17 +29,13 @@ from autoforward.core.budget import (
 from autoforward.direct import DirectGate
 from autoforward.errors import ProtocolError
 from autoforward.lanes.watcher import LineSplitter, printable
+from autoforward.loop import Loop, Timer
 from autoforward.model import DialAddress, Transport
 from autoforward.mux_channel import WINDOW_BYTES, FarEnd, MuxChannel, PatientEnd
 from autoforward.streams import STDERR, STDOUT, EngineStream
 from autoforward.trunk import Trunks
 
-if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane, Timer
-
 log = logging.getLogger(__name__)
-
-MuxEvent = frames.Hello | frames.SnapshotEvent | frames.Process
 
 PING_INTERVAL_S = 4.0
 MAX_SNAPSHOTS = 100
@@ -76,15 +71,15 @@ class Mux(Carrier[EngineStream]):
 
     def __init__(
         self,
-        plane: DataPlane,
+        loop: Loop,
         stream: EngineStream,
-        on_event: Callable[[MuxEvent], None],
+        on_event: Callable[[frames.MuxEvent], None],
         on_lost: Callable[[str], None],
         on_unsure: Callable[[], None],
         direct_address: str | None = None,
     ) -> None:
         """`direct_address`: one of the container's own at which this machine may reach it now; None: no direct path."""
-        super().__init__(plane, stream, wire.Decoder(), None)
+        super().__init__(loop, stream, wire.Decoder(), None)
         self._on_event = on_event
         self._on_lost = on_lost
         self._on_unsure = on_unsure
@@ -103,8 +98,8 @@ class Mux(Carrier[EngineStream]):
         self._name_budget = Budget(NAMES, self._heard_s)
         self._timer: Timer | None = None
         self._is_retired = False
-        self.direct = self._gate = DirectGate(plane, self, direct_address)
-        self._trunks = Trunks(plane, self, self._gate)
+        self.direct = self._gate = DirectGate(loop, self, direct_address)
+        self._trunks = Trunks(loop, self, self._gate)
         self._doubts = itertools.count(1)
         self._doubt = b""
         """The ping whose answer shows that the agent lives; none: there is no doubt."""
@@ -125,7 +120,7 @@ class Mux(Carrier[EngineStream]):
     def start(self) -> None:
         self._start_watching()
         self.send(wire.encode_hello(WINDOW_BYTES))
-        self._timer = self._plane.call_later(PING_INTERVAL_S, self._ping)
+        self._timer = self._loop.call_later(PING_INTERVAL_S, self._ping)
         self._read()
 
     @property
@@ -334,7 +329,7 @@ class Mux(Carrier[EngineStream]):
             self._on_event(name)
         if self._newest is not None or self._names:
             self._tells_later = True
-            self._plane.call_later(rest_s, self._tell_the_rest)
+            self._loop.call_later(rest_s, self._tell_the_rest)
 
     def _tell_the_rest(self) -> None:
         self._tells_later = False
@@ -350,16 +345,16 @@ class Mux(Carrier[EngineStream]):
                 self._lose(f"the agent did not answer within {timeout_s:.0f} s")
 
         self.send(wire.encode_ping(bytes(8)))
-        self._plane.call_later(timeout_s, look)
+        self._loop.call_later(timeout_s, look)
 
     def _ping(self) -> None:
         silent_s = time.monotonic() - self._heard_s
         if self._paused:
-            self._timer = self._plane.call_later(PING_INTERVAL_S, self._ping)
+            self._timer = self._loop.call_later(PING_INTERVAL_S, self._ping)
             return
         if silent_s > SILENCE_LIMIT_S:
             self._ask_for_pause()
-            self._timer = self._plane.call_later(ENGINE_WORD_S, self._judge_silence)
+            self._timer = self._loop.call_later(ENGINE_WORD_S, self._judge_silence)
             return
         if self._is_retired and self.is_idle and self._trunks.is_idle:
             self.close()
@@ -367,7 +362,7 @@ class Mux(Carrier[EngineStream]):
         self._trunks.look_after()
         self._snapshots = self._processes = self._logged_lines = 0
         self.send(wire.encode_ping(bytes(8)))
-        self._timer = self._plane.call_later(PING_INTERVAL_S, self._ping)
+        self._timer = self._loop.call_later(PING_INTERVAL_S, self._ping)
 
 
 def _say_nothing(_what: object) -> None:

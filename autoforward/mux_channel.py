@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from autoforward import frames, wire
 from autoforward.core.budget import DATAGRAM_COST
+from autoforward.direct import DirectGate
 from autoforward.errors import ProtocolError
 from autoforward.outbox import append_joined
-
-if TYPE_CHECKING:
-    from autoforward.carrier import Carrier
 
 WINDOW_BYTES = 1024 * 1024
 """What the agent may send on one stream before we give more credit: enough for bulk at the latency of a busy loop."""
@@ -62,6 +60,28 @@ class MovableEnd(FarEnd, Protocol):
     def moved(self, far: socket.socket) -> None: ...
 
 
+class StreamOwner(Protocol):
+    """What a stream asks of the multiplexer that carries it."""
+
+    @property
+    def direct(self) -> DirectGate | None:
+        """Where bulk may move to a connection of its own; None: nowhere."""
+
+    @property
+    def is_backlogged(self) -> bool:
+        """Whether so much waits to be sent that no stream may add to it."""
+
+    def send(self, frame: bytes | memoryview) -> None: ...
+
+    def send_data(self, number: int, payload: bytes | memoryview) -> None: ...
+
+    def queue_turn(self, channel: MuxChannel) -> None:
+        """Let this stream send once others had their turn."""
+
+    def forget(self, number: int) -> None:
+        """This stream is over."""
+
+
 class MuxChannel:
     """See `channel.Channel` for the contract. Usable at once: what is sent before the answer is the server's, or nobody's."""
 
@@ -89,7 +109,7 @@ class MuxChannel:
         "number",
     )
 
-    def __init__(self, mux: Carrier[Any], number: int, relay: FarEnd, credit: int, *, datagrams: bool = False) -> None:
+    def __init__(self, mux: StreamOwner, number: int, relay: FarEnd, credit: int, *, datagrams: bool = False) -> None:
         self._mux = mux
         self.number = number
         self._relay: FarEnd | None = relay

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from autoforward.frames import Hello
+from autoforward.frames import Hello, MuxEvent
+from autoforward.loop import Loop
 from autoforward.messages import (
     MuxCheck,
     MuxDirect,
@@ -19,10 +19,7 @@ from autoforward.messages import (
     Notice,
     PauseUnsure,
 )
-from autoforward.mux import Mux, MuxEvent
-
-if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane
+from autoforward.mux import Mux
 
 MuxCommand = MuxStart | MuxDirect | MuxPace | MuxRetire | MuxEnd | MuxCheck | MuxPause
 
@@ -30,8 +27,8 @@ MuxCommand = MuxStart | MuxDirect | MuxPace | MuxRetire | MuxEnd | MuxCheck | Mu
 class Muxes:
     """By session. All calls are made in the data plane's thread; `notify` is how control hears of it."""
 
-    def __init__(self, plane: DataPlane, notify: Callable[[Notice], None]) -> None:
-        self._plane = plane
+    def __init__(self, loop: Loop, notify: Callable[[Notice], None]) -> None:
+        self._loop = loop
         self._notify = notify
         self._working: dict[str, Mux] = {}
         self._retired: dict[str, list[Mux]] = {}
@@ -91,7 +88,7 @@ class Muxes:
         def unsure() -> None:
             self._notify(PauseUnsure(session_id))
 
-        mux = Mux(self._plane, command.stream, said, lost, unsure, command.direct_address)
+        mux = Mux(self._loop, command.stream, said, lost, unsure, command.direct_address)
         before, self._working[session_id] = self._working.get(session_id), mux
         if before is not None:
             before.close()

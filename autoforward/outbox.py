@@ -8,12 +8,9 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from autoforward.keepalive import keep_alive, leaves_this_machine
-
-if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane
+from autoforward.loop import Loop
 
 RECEIVE_BYTES = 256 * 1024
 
@@ -109,14 +106,14 @@ class Outbox:
 class Linger:
     """A client whose server has closed: discard what it still sends, until it closes or its time is up."""
 
-    __slots__ = ("_client", "_plane", "_timer")
+    __slots__ = ("_client", "_loop", "_timer")
 
-    def __init__(self, plane: DataPlane, client: socket.socket) -> None:
-        self._plane = plane
+    def __init__(self, loop: Loop, client: socket.socket) -> None:
+        self._loop = loop
         self._client = client
-        self._timer = plane.call_later(LINGER_S, self.close)
-        plane.adopt(self)
-        plane.watch(client.fileno(), selectors.EVENT_READ, self._on_ready)
+        self._timer = loop.call_later(LINGER_S, self.close)
+        loop.adopt(self)
+        loop.watch(client.fileno(), selectors.EVENT_READ, self._on_ready)
 
     def __repr__(self) -> str:
         return f"<Linger fd={self._client.fileno()}>"
@@ -134,6 +131,6 @@ class Linger:
     def close(self) -> None:
         self._timer.cancel()
         if self._client.fileno() >= 0:
-            self._plane.disown(self)
-            self._plane.watch(self._client.fileno(), 0, self._on_ready)
+            self._loop.disown(self)
+            self._loop.watch(self._client.fileno(), 0, self._on_ready)
             self._client.close()

@@ -12,11 +12,9 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane, Timer
-    from autoforward.relay import Relay
+from autoforward.loop import Loop, Timer
+from autoforward.relay import Relay
 
 _TABLES = {socket.AF_INET: "/proc/net/tcp", socket.AF_INET6: "/proc/net/tcp6"}
 
@@ -105,8 +103,8 @@ PEER_CHECK_INTERVAL_S = 0.5
 class PeerWatch:
     """An eye on clients that are not read: a reset does not show there, and a full close looks like a half."""
 
-    def __init__(self, plane: DataPlane) -> None:
-        self._plane = plane
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
         self._relays: set[Relay] = set()
         self._timer: Timer | None = None
 
@@ -114,7 +112,7 @@ class PeerWatch:
         """Until it is read again, or ends."""
         self._relays.add(relay)
         if self._timer is None:
-            self._timer = self._plane.call_later(PEER_CHECK_INTERVAL_S, self._look)
+            self._timer = self._loop.call_later(PEER_CHECK_INTERVAL_S, self._look)
 
     def forget(self, relay: Relay) -> None:
         self._relays.discard(relay)
@@ -130,4 +128,4 @@ class PeerWatch:
             self._relays.discard(clients[client])
             clients[client].client_has_gone()
         if self._relays:
-            self._timer = self._plane.call_later(PEER_CHECK_INTERVAL_S, self._look)
+            self._timer = self._loop.call_later(PEER_CHECK_INTERVAL_S, self._look)

@@ -12,15 +12,13 @@ from __future__ import annotations
 import selectors
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from autoforward.channel import Channel
+from autoforward.loop import Loop
 from autoforward.messages import ForwardCounters, StreamWanted
 from autoforward.outbox import CLOSE_IN_ORDER, RECEIVE_BYTES, RESET_ON_CLOSE, Linger, Outbox
 from autoforward.splicer import Splicer
-
-if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane
 
 HIGH_WATER_BYTES = 512 * 1024
 """What one direction of one relay may hold before its source is not read any more."""
@@ -30,6 +28,18 @@ GONE_GRACE_S = 1.0
 
 STALLED_S = 60.0
 """After the client closed altogether, how long a server that reads nothing holds back what the client has sent."""
+
+
+class RelayOwner(Protocol):
+    """What a relay tells the data plane."""
+
+    def notify(self, notice: StreamWanted) -> None: ...
+
+    def watch_peer(self, relay: Relay) -> None:
+        """Look at this relay's client from time to time: it is not read, so neither a reset nor a close would show."""
+
+    def relay_ended(self, relay: Relay, *, refused: bool, reason: str | None) -> None:
+        """It is over; `reason` is None for an ordinary end."""
 
 
 class Relay:
@@ -42,11 +52,12 @@ class Relay:
         "_ended_on_mux",
         "_far",
         "_flush_due",
+        "_loop",
         "_mask",
         "_moved",
         "_outbox",
         "_over",
-        "_plane",
+        "_owner",
         "_reading",
         "_server_ended",
         "_server_half_ended",
@@ -59,7 +70,13 @@ class Relay:
     )
 
     def __init__(
-        self, plane: DataPlane, forward_id: str, relay_id: int, client: socket.socket, counters: ForwardCounters
+        self,
+        loop: Loop,
+        owner: RelayOwner,
+        forward_id: str,
+        relay_id: int,
+        client: socket.socket,
+        counters: ForwardCounters,
     ) -> None:
         client.setblocking(False)
         if sys.platform != "linux":  # there it is inherited from the listener
@@ -67,7 +84,8 @@ class Relay:
         self.client: socket.socket | None = client
         self.forward_id = forward_id
         self.relay_id = relay_id
-        self._plane = plane
+        self._loop = loop
+        self._owner = owner
         self._counters = counters
         self._channel: Channel | None = None
         self._outbox = Outbox()
@@ -113,7 +131,7 @@ class Relay:
         self._outbox.append(chunk)
         if not self._flush_due:
             self._flush_due = True
-            self._plane.at_turn_end(self._flush_client)
+            self._loop.at_turn_end(self._flush_client)
 
     def drained(self) -> None:
         """The channel has taken what was written."""
@@ -158,7 +176,7 @@ class Relay:
         self._channel = None
         self.routed = False
         self.hold_client()
-        self._plane.notify(StreamWanted(self.forward_id, self.relay_id, retry))
+        self._owner.notify(StreamWanted(self.forward_id, self.relay_id, retry))
 
     def broken(self, reason: str) -> None:
         """The far end broke off in mid-stream."""
@@ -188,13 +206,13 @@ class Relay:
     def _splice(self, client: socket.socket, far: socket.socket) -> None:
         """The client has what came over the channel: from here on the kernel moves the bytes."""
         self._far = None
-        self._plane.watch(client.fileno(), 0, self._on_client)
+        self._loop.watch(client.fileno(), 0, self._on_client)
         self._mask = 0
         if self._ended_on_mux:
             self._half_finish()
         try:
             self._splicer = Splicer(
-                self._plane, self, client, far, client_ended=self._client_ended, server_ended=self._ended_on_mux
+                self._loop, self, client, far, client_ended=self._client_ended, server_ended=self._ended_on_mux
             )
         except OSError as error:
             far.close()
@@ -228,7 +246,7 @@ class Relay:
             self._half_finish()
 
     def stopped_reading(self) -> None:
-        self._plane.watch_peer(self)
+        self._owner.watch_peer(self)
 
     def client_broke(self, reason: str) -> None:
         self.cut(reason)
@@ -272,7 +290,7 @@ class Relay:
             else:
                 self.cut("the client has gone")
 
-        self._plane.call_later(GONE_GRACE_S, check)
+        self._loop.call_later(GONE_GRACE_S, check)
 
     def _progress(self) -> tuple[int, int]:
         """Something that differs once bytes have moved, and how many still wait to go to the server."""
@@ -289,12 +307,12 @@ class Relay:
         if self._reading:
             events = selectors.EVENT_READ
         else:
-            self._plane.watch_peer(self)
+            self._owner.watch_peer(self)
         if self._outbox.size:
             events |= selectors.EVENT_WRITE
         if events != self._mask:
             self._mask = events
-            self._plane.watch(self.client.fileno(), events, self._on_client)
+            self._loop.watch(self.client.fileno(), events, self._on_client)
 
     def _on_client(self, events: int) -> None:
         if events & selectors.EVENT_READ:
@@ -386,7 +404,7 @@ class Relay:
         if self._client_ended:
             client.close()
         else:
-            Linger(self._plane, client)
+            Linger(self._loop, client)
 
     def _end_with_reset(self, *, refused: bool, reason: str) -> None:
         channel, self._channel = self._channel, None
@@ -407,8 +425,8 @@ class Relay:
         if self._far is not None:
             self._far.close()
         if client is not None:
-            self._plane.watch(client.fileno(), 0, self._on_client)
-            self._plane.relay_ended(self, refused=refused, reason=reason)
+            self._loop.watch(client.fileno(), 0, self._on_client)
+            self._owner.relay_ended(self, refused=refused, reason=reason)
         return client
 
 

@@ -11,12 +11,10 @@ import os
 import selectors
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from autoforward.loop import Loop
 from autoforward.outbox import RESET_ON_CLOSE
-
-if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -152,11 +150,11 @@ class SplicerOwner(Protocol):
 class Splicer:
     """Owns the direct connection and the pipes, not the client's socket. `close` is idempotent, and calls nobody."""
 
-    __slots__ = ("_after", "_client", "_down", "_far", "_is_open", "_owner", "_plane", "_server_ended", "_up")
+    __slots__ = ("_after", "_client", "_down", "_far", "_is_open", "_loop", "_owner", "_server_ended", "_up")
 
     def __init__(
         self,
-        plane: DataPlane,
+        loop: Loop,
         owner: SplicerOwner,
         client: socket.socket,
         far: socket.socket,
@@ -165,7 +163,7 @@ class Splicer:
         server_ended: bool,
     ) -> None:
         """Raises OSError when there are no descriptors left; `far` is the caller's then."""
-        self._plane = plane
+        self._loop = loop
         self._owner = owner
         self._client = client
         self._far = far
@@ -216,8 +214,8 @@ class Splicer:
         if not self._is_open:
             return
         self._is_open = False
-        self._plane.watch(self._client.fileno(), 0, self._on_client)
-        self._plane.watch(self._far.fileno(), 0, self._on_far)
+        self._loop.watch(self._client.fileno(), 0, self._on_client)
+        self._loop.watch(self._far.fileno(), 0, self._on_far)
         if not (self._up.told and self._down.ended):
             self._far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self._far.close()
@@ -232,8 +230,8 @@ class Splicer:
         up, down = self._up, self._down
         client = (READ if self.reads_client else 0) | (WRITE if down.held else 0)
         far = (READ if not down.ended and not down.held else 0) | (WRITE if up.held else 0)
-        self._plane.watch(self._client.fileno(), client, self._on_client)
-        self._plane.watch(self._far.fileno(), far, self._on_far)
+        self._loop.watch(self._client.fileno(), client, self._on_client)
+        self._loop.watch(self._far.fileno(), far, self._on_far)
         if not client & READ:
             self._owner.stopped_reading()
 

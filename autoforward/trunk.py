@@ -14,17 +14,15 @@ import itertools
 import logging
 import socket
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from autoforward import frames, wire
 from autoforward.carrier import Carrier
 from autoforward.direct import DirectGate
 from autoforward.errors import ProtocolError
 from autoforward.frames import MAX_SIGNED_PAYLOAD, TAG_SIZE
+from autoforward.loop import Loop, Timer
 from autoforward.mux_channel import FarEnd, MuxChannel
-
-if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane, Timer
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +53,8 @@ class Trunks:
     number = 0
     """In the gate's books: streams begin at 1."""
 
-    def __init__(self, plane: DataPlane, mux: Opener, gate: DirectGate) -> None:
-        self._plane = plane
+    def __init__(self, loop: Loop, mux: Opener, gate: DirectGate) -> None:
+        self._loop = loop
         self._mux = mux
         self._gate = gate
         self._trunk: Trunk | None = None
@@ -126,7 +124,7 @@ class Trunks:
     def pong(self, payload: bytes) -> None:
         """An answer came over the exec stream."""
         if payload == self._question and self._judgement is None:  # once, however often the agent says so
-            self._judgement = self._plane.call_later(GRACE_S, self._judge)
+            self._judgement = self._loop.call_later(GRACE_S, self._judge)
 
     def _judge(self) -> None:
         self._question = b""
@@ -165,7 +163,7 @@ class Trunks:
 
     def direct_ready(self, far: socket.socket) -> None:
         self._let_go()
-        self._trunk = Trunk(self._plane, self, far, self._gate, self._gate.trunk_key(self._token), self._mux.window)
+        self._trunk = Trunk(self._loop, self, far, self._gate, self._gate.trunk_key(self._token), self._mux.window)
 
     def _let_go(self) -> None:
         if self._waits:
@@ -177,9 +175,9 @@ class Trunk(Carrier[socket.socket]):
     """One that both sides have proven themselves on. Owns the socket."""
 
     def __init__(
-        self, plane: DataPlane, trunks: Trunks, sock: socket.socket, direct: DirectGate, key: bytes, window: int
+        self, loop: Loop, trunks: Trunks, sock: socket.socket, direct: DirectGate, key: bytes, window: int
     ) -> None:
-        super().__init__(plane, sock, wire.Decoder("host-trunk"), direct)
+        super().__init__(loop, sock, wire.Decoder("host-trunk"), direct)
         self._trunks = trunks
         self._hmac = hmac.new(key, digestmod="sha256")
         self._window = window
@@ -214,7 +212,7 @@ class Trunk(Carrier[socket.socket]):
         channel = self._add(number, relay, self._window, datagrams=datagrams)
         self.send(wire.encode_signed_open(number, signature.digest()[:TAG_SIZE], payload))
         if self._timer is None:
-            self._timer = self._plane.call_later(UNANSWERED_S, self._look)
+            self._timer = self._loop.call_later(UNANSWERED_S, self._look)
         return channel
 
     def _look(self) -> None:
@@ -224,7 +222,7 @@ class Trunk(Carrier[socket.socket]):
             return
         if self._unanswered and time.monotonic() - self._heard_s >= UNANSWERED_S:
             self._trunks.check()
-        self._timer = self._plane.call_later(UNANSWERED_S, self._look)
+        self._timer = self._loop.call_later(UNANSWERED_S, self._look)
 
     def close(self) -> None:
         if self._timer is not None:

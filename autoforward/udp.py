@@ -9,14 +9,12 @@ from __future__ import annotations
 import selectors
 import socket
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+from autoforward.loop import Loop
 from autoforward.messages import ForwardCounters, Route
-
-if TYPE_CHECKING:
-    from autoforward.dataplane import DataPlane
-    from autoforward.mux import Mux
-    from autoforward.mux_channel import MuxChannel
+from autoforward.mux import Mux
+from autoforward.mux_channel import MuxChannel
 
 MAX_DATAGRAM_BYTES = 65_507
 DATAGRAMS_PER_TURN = 64
@@ -85,14 +83,17 @@ class UdpFlow:
 class UdpServer:
     """One bound UDP socket of a forward (the caller's to close)."""
 
-    def __init__(self, plane: DataPlane, sock: socket.socket, counters: ForwardCounters) -> None:
-        self._plane = plane
+    def __init__(
+        self, loop: Loop, mux_of: Callable[[str], Mux | None], sock: socket.socket, counters: ForwardCounters
+    ) -> None:
+        self._loop = loop
+        self._mux_of = mux_of
         self._socket = sock
         self._counters = counters
         self._flows: dict[tuple[str, int], UdpFlow] = {}
         self._route: Route | None = None
         self._sweeping = False
-        plane.watch(sock.fileno(), selectors.EVENT_READ, self._on_ready)
+        loop.watch(sock.fileno(), selectors.EVENT_READ, self._on_ready)
 
     def __repr__(self) -> str:
         return f"<UdpServer fd={self._socket.fileno()}, {len(self._flows)} flows>"
@@ -105,7 +106,7 @@ class UdpServer:
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
-            self._plane.watch(self._socket.fileno(), 0, self._on_ready)
+            self._loop.watch(self._socket.fileno(), 0, self._on_ready)
         self._end_flows()
 
     def answer(self, flow: UdpFlow, datagram: bytes) -> None:
@@ -137,7 +138,7 @@ class UdpServer:
 
     def _open(self, address: tuple[str, int], now_s: float) -> UdpFlow | None:
         route = self._route
-        mux: Mux | None = self._plane.mux_of(route.session_id) if route is not None else None
+        mux = self._mux_of(route.session_id) if route is not None else None
         if route is None or mux is None:
             self._counters.refused += 1
             return None
@@ -151,7 +152,7 @@ class UdpServer:
         self._counters.total += 1
         if not self._sweeping:
             self._sweeping = True
-            self._plane.call_later(IDLE_S, self._sweep)
+            self._loop.call_later(IDLE_S, self._sweep)
         return flow
 
     def _sweep(self) -> None:
@@ -163,7 +164,7 @@ class UdpServer:
                 flow.end()
         if self._flows:
             self._sweeping = True
-            self._plane.call_later(IDLE_S / 4, self._sweep)
+            self._loop.call_later(IDLE_S / 4, self._sweep)
 
     def _end_flows(self) -> None:
         for flow in list(self._flows.values()):

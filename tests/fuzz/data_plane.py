@@ -20,7 +20,7 @@ from typing import Any, Final
 from unittest import mock
 
 from autoforward import carrier as carrier_module
-from autoforward import dataplane, frames, wire
+from autoforward import frames, loop, wire
 from autoforward.dataplane import DataPlane
 from autoforward.messages import (
     MuxDirect,
@@ -55,7 +55,7 @@ CREDIT_STEP: Final = 32 * 1024
 FLOOD: Final = 16_384
 FLOODS: Final = 3
 SETTLE_TURNS: Final = 300
-_CLOCKED = ("dataplane", "mux", "carrier", "trunk", "udp", "heap")
+_CLOCKED = ("loop", "mux", "carrier", "trunk", "udp", "heap")
 
 
 class World:
@@ -82,9 +82,9 @@ class World:
         self.agent = ModelAgent(Path(agent_end, "agent", framed=True), direct)
         self.agent.exec_path.say(wire.encode_hello(WINDOW))
         self.plane = DataPlane(self._notice)
-        self.plane._poller.close()
+        self.plane._loop._poller.close()
         self._poller = default_poller()
-        self.plane._poller = self  # type: ignore[assignment]
+        self.plane._loop._poller = self  # type: ignore[assignment]
         self.plane.submit(Serve("web", (listener,)))
         self.plane.submit(Route("web", "s", "tcp", (DialAddress("127.0.0.1", 80),)))
         udp = self._closing.enter_context(socket.socket(type=socket.SOCK_DGRAM))
@@ -108,8 +108,8 @@ class World:
 
     def end(self) -> None:
         if not self.plane._ended:  # a law was broken
-            self.plane._stopping = True
-            self.plane._run()
+            self.plane._loop._stopping = True
+            self.plane._loop._run()
         for client in self._clients:
             client.close(reset=True)
         self.agent.close()
@@ -308,7 +308,7 @@ class World:
             must_be_cheap(relay._outbox._chunks, relay)
 
     def _carriers(self) -> Iterator[Any]:
-        for owned in self.plane._owned:
+        for owned in self.plane._loop._owned:
             if isinstance(owned, carrier_module.Carrier):
                 yield owned
 
@@ -338,14 +338,14 @@ class World:
             self.plane.submit(MuxEnd("s"))
         elif self._settling == self._ends_at:
             self._all_is_over()
-            self.plane._stopping = True
+            self.plane._loop._stopping = True
 
     def _all_is_over(self) -> None:
         for client in self._clients:
             client.hear()
         must(not self.plane._relays, "connections end with their carrier", self.plane._relays)
-        must(not self.plane._owned, "what is owned is closed", self.plane._owned)
-        must(len(self.plane._watched) == 3, "what has ended is not watched", self.plane._watched)
+        must(not self.plane._loop._owned, "what is owned is closed", self.plane._loop._owned)
+        must(len(self.plane._loop._watched) == 3, "what has ended is not watched", self.plane._loop._watched)
 
 
 def _descriptors() -> int:
@@ -364,9 +364,9 @@ def carrier(data: bytes) -> None:
         for name in _CLOCKED:
             module = sys.modules[f"autoforward.{name}"]
             patches.enter_context(mock.patch.object(module, "time", clock))
-        patches.enter_context(mock.patch.object(dataplane, "log", log))
+        patches.enter_context(mock.patch.object(loop, "log", log))
         take = carrier_module.Carrier._take
         patches.enter_context(mock.patch.object(carrier_module.Carrier, "_take", world.counted(take)))
-        world.plane._run()
+        world.plane._loop._run()
     must(not faults, "no fault in the loop", faults)
     must(_descriptors() <= before, "no descriptor is left", before)

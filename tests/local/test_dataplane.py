@@ -456,7 +456,7 @@ def test_three_hundred_connections_leave_no_descriptor(here: Rig, monkeypatch: p
     monkeypatch.setattr(peers, "PEER_CHECK_INTERVAL_S", 0.05)
     before = _descriptors()
     assert here.counters().total == 0  # the listener is being watched by now
-    watched = len(here.plane._watched)
+    watched = len(here.plane._loop._watched)
     choose = random.Random(300)
     ends = [
         "server first", "client first", "half close", "reset", "reset early", "refused", "no stream", "broken",
@@ -465,9 +465,9 @@ def test_three_hundred_connections_leave_no_descriptor(here: Rig, monkeypatch: p
     for number in range(300):
         _end_in_some_way(here, ends[number % len(ends)], choose)
     eventually(lambda: here.counters().active == 0, timeout_s=TIMEOUT_S, what="all relays over")
-    eventually(lambda: len(here.plane._watched) == watched, timeout_s=TIMEOUT_S, what="selector empty")
+    eventually(lambda: len(here.plane._loop._watched) == watched, timeout_s=TIMEOUT_S, what="selector empty")
     eventually(lambda: _descriptors() <= before, timeout_s=TIMEOUT_S, what="descriptors back")
-    assert (here.plane._owned, here.plane._peers._relays, here.plane._relays) == (set(), set(), {})
+    assert (here.plane._loop._owned, here.plane._peers._relays, here.plane._relays) == (set(), set(), {})
     assert here.counters().total == 300
 
 

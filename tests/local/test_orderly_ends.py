@@ -22,7 +22,7 @@ def test_what_the_kernel_still_holds_survives_an_orderly_end(monkeypatch: pytest
         far.stdout(answer)
         far.exit()
         assert here.expect(RelayEnded).reason is None
-        eventually(lambda: not here.plane._owned, timeout_s=TIMEOUT_S, what="the client's socket is closed")
+        eventually(lambda: not here.plane._loop._owned, timeout_s=TIMEOUT_S, what="the client's socket is closed")
         assert read_all(client) == answer
 
 

@@ -1,4 +1,4 @@
-"""Who may import whom: strictly downward, in the order of SPEC.md and DESIGN; Docker in few places."""
+"""Imports go strictly downward, at run time and for type checkers alike; few modules know Docker."""
 
 from __future__ import annotations
 
@@ -47,10 +47,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("exec_channel",),
     ("muxes",),
     ("drains",),
-    ("relay", "peers", "mux", "udp"),
+    ("peers", "udp"),
+    ("relay", "mux"),
     ("splicer", "trunk"),
     ("heap", "channel", "limits", "carrier"),
-    ("mux_channel", "direct"),
+    ("mux_channel",),
+    ("direct",),
     ("outbox",),
     ("callers", "selection"),
     ("session_config", "detector", "deploy", "probing", "close_wait", "targets", "teardown", "devcontainer_cli"),
@@ -67,7 +69,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("devcontainer", "environment", "lanes.*", "config", "contexts"),
     ("attributes", "setting_values", "files.*"),
     ("portspec", "procnet", "wire", "expressions", "variables", "neighbours", "known_servers", "masking.*"),
-    ("payloads",),
+    ("payloads", "loop"),
     (
         "poller",
         "frames",
@@ -103,29 +105,19 @@ def layer_of(module: str) -> int:
     raise AssertionError(f"autoforward.{module} is in no layer: where does it belong?")
 
 
-def imports_of(module: str) -> Iterator[tuple[str, bool]]:
-    """(imported, only for type checkers) of all import statements, wherever they stand; relative ones resolved."""
-    tree = ast.parse(MODULES[module].read_text())
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
+def imports_of(module: str) -> Iterator[str]:
+    """What each import statement names, wherever it stands, those for type checkers included; relative ones resolved."""
     is_package = MODULES[module].name == "__init__.py"
-    for node in ast.walk(tree):
-        names: list[str] = []
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 above = f"autoforward.{module}".split(".")[: (1 if is_package else 0) - node.level or None]
                 base = ".".join([*above, *([base] if base else [])])
             # `from autoforward.cli import client` imports a module, `from autoforward.model import X` a name of one.
-            names = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in OURS else base for alias in node.names]
-        for name in names:
-            yield name, id(node) in typing_only
+            yield from (f"{base}.{alias.name}" if f"{base}.{alias.name}" in OURS else base for alias in node.names)
 
 
 OURS = {f"autoforward.{name}".rstrip(".") for name in MODULES}
@@ -139,8 +131,8 @@ def own_package(module: str) -> str | None:
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_downward(module: str) -> None:
     wrong = []
-    for imported, typing_only in imports_of(module):
-        if imported not in OURS or typing_only:
+    for imported in imports_of(module):
+        if imported not in OURS:
             continue
         other = imported.removeprefix("autoforward").removeprefix(".")
         same_package = own_package(module) is not None and own_package(module) == own_package(other)
@@ -157,7 +149,7 @@ def test_the_layers_name_only_what_there_is() -> None:
 def test_few_modules_know_the_engines_sdk() -> None:
     sdk = {"docker", "requests", "urllib3"}
     assert {
-        module for module in MODULES if any(imported.split(".")[0] in sdk for imported, _ in imports_of(module))
+        module for module in MODULES if any(imported.split(".")[0] in sdk for imported in imports_of(module))
     } == IMPORT_DOCKER
 
 
@@ -188,5 +180,5 @@ def test_decisions_and_parsers_do_no_io_and_know_no_clock() -> None:
         "identity.containers",
     )
     impure = {"os", "time", "socket", "asyncio", "threading", "subprocess", "datetime", "pathlib", "random", "logging"}
-    found = {module: impure & {imported.split(".")[0] for imported, _ in imports_of(module)} for module in pure}
+    found = {module: impure & {imported.split(".")[0] for imported in imports_of(module)} for module in pure}
     assert {module: names for module, names in found.items() if names} == {}
