@@ -92,13 +92,17 @@ Snapshot = tuple[Listener, ...]
 
 @dataclass(frozen=True, slots=True)
 class PortSpec:
-    """One port that the user named. `text` is the SPEC as written; `host_port` is set when it is pinned."""
+    """One port that is named. `text` is the SPEC as written; `host_port` is set when it is pinned.
+
+    `is_own`: the user says so outside of the workspace, so that what else the user excludes does not bind it.
+    """
 
     text: str
     transport: Transport
     container_host: str | None
     container_port: int
     host_port: int | None = None
+    is_own: bool = False
 
     @property
     def key(self) -> ForwardKey:

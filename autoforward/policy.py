@@ -59,7 +59,8 @@ class SessionRules:
 
     `blocked` is why nothing can be relayed (no lane), None when it can. `udp` says whether the lane carries datagrams.
     `elsewhere` are the container's own ports that the session of another one has. `default_exclude`: what is known to be
-    no server of the user's is not forwarded by itself. `firm` and `include_known`: what `include` does not bring back. Host
+    no server of the user's is not forwarded by itself. `firm` is what the user excludes; it and `include_known` are about
+    what `include` brings back, by whether that is the user's (`include_is_own`). Host
     numbers from `lowest_port` to 1023 are for command lines and for `low_ports`; `way_out` is how the user grants others.
     """
 
@@ -71,6 +72,7 @@ class SessionRules:
     include: Selection = NOTHING
     firm: Selection = NOTHING
     include_known: bool = True
+    include_is_own: bool = True
     local_ports: tuple[LocalPorts, ...] = ()
     low_ports: tuple[LocalPorts, ...] = ()
     lowest_port: int = FIRST_UNPRIVILEGED
@@ -303,10 +305,14 @@ def _why_not(
     if key.container_host is None and rules.host_network:
         return notice("ignored", ON_THE_HOST)
     command_line = seen.process.command_line if seen is not None and seen.process is not None else None
-    excluded, included = (chosen.has(key.container_port, command_line) for chosen in (rules.exclude, rules.include))
-    included = included and not rules.firm.has(key.container_port, command_line)
+    excluded, included, firm = (
+        chosen.has(key.container_port, command_line) for chosen in (rules.exclude, rules.include, rules.firm)
+    )
+    included = included and (rules.include_is_own or not firm)
     if source == "detected" and excluded and not included:
         return notice("ignored", "excluded")
+    if source == "declared" and firm and not included and not (spec is not None and spec.is_own):
+        return notice("ignored", "excluded by you")
     if source == "detected" and not (included and rules.include_known) and not rules.attributes.names(key):
         known = why_excluded(key, command_line, by_default=rules.default_exclude)
         if known is not None:

@@ -215,6 +215,7 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
         firm=settled.firm.ranges,
         firm_processes=settled.firm.processes,
         include_known=settled.include_known,
+        include_is_own=settled.include_is_own,
         low_ports=settled.low_ports,
     )
     record = replace(record, sources=sources)
@@ -240,7 +241,8 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
         record = replace(record, options=options, declared=(), rules=rules, requests=())
         return record, (*warnings, *ports.warnings)
     options = replace(options, low_ports=(*options.low_ports, *granted_pins(ports.declared, origin, asking)))
-    declared = _joined(ports.declared, settings.forwards or ())
+    forwards = [replace(spec, is_own=settled.forwards_are_own) for spec in settings.forwards or ()]
+    declared = _joined(ports.declared, forwards)
     record = replace(record, options=options, declared=declared, rules=rules, requests=asking.requests)
     return record, (*warnings, *ports.warnings)
 
@@ -419,10 +421,13 @@ def _customizations_of_image(base: Mapping[str, Any]) -> tuple[Settings, tuple[s
     return layered(*found) if found else NO_SETTINGS, tuple(warnings)
 
 
-def _joined(declared: tuple[PortSpec, ...], forwards: tuple[PortSpec, ...]) -> tuple[PortSpec, ...]:
+def _joined(declared: tuple[PortSpec, ...], forwards: Sequence[PortSpec]) -> tuple[PortSpec, ...]:
     """Both, one for each key: `forwards` is the more particular, but does not take a pin away by saying none."""
     by_key = {spec.key: spec for spec in declared}
     for spec in forwards:
-        if spec.host_port is not None or spec.key not in by_key:
+        before = by_key.get(spec.key)
+        if before is None or spec.host_port is not None:
             by_key[spec.key] = spec
+        else:
+            by_key[spec.key] = replace(before, is_own=spec.is_own)
     return tuple(by_key.values())

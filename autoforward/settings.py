@@ -53,9 +53,10 @@ class SessionOptions:
     `direct`: connections may go past the engine; None: while none but its compose project shares the container's
     networks. `notify`: desktop notifications. `default_exclude`: what is known to be no
     server of the user's (editors' own, sshd) is not forwarded by itself. `exclude_processes` and `include_processes`
-    are regular expressions for command lines; `include` brings back what is excluded, but for `firm`, and what is excluded
-    by default only with `include_known`. `local_ports` are pins; of all pins of a configuration below 1024 those of
-    `low_ports` count.
+    are regular expressions for command lines; `include` brings back what is excluded, and what is excluded by default only
+    with `include_known`. `firm` is what the user excludes: no port that the workspace declares is bound there, and of
+    `include` only one with `include_is_own` brings it back. `local_ports` are pins; of all pins of a configuration below
+    1024 those of `low_ports` count.
     """
 
     lane: LaneChoice = "auto"
@@ -75,6 +76,7 @@ class SessionOptions:
     firm: tuple[tuple[int, int], ...] = ()
     firm_processes: tuple[str, ...] = ()
     include_known: bool = True
+    include_is_own: bool = True
     low_ports: tuple[LocalPorts, ...] = ()
 
     def __post_init__(self) -> None:
@@ -138,6 +140,7 @@ class SessionOptions:
             firm=_ranges(row.get("firm", ())),
             firm_processes=tuple(str(text) for text in row.get("firm_processes", ())),
             include_known=bool(row.get("include_known", True)),
+            include_is_own=bool(row.get("include_is_own", True)),
             low_ports=_local_ports(row.get("low_ports", ())),
         )
 
@@ -319,6 +322,17 @@ class SessionRecord:
             watch=_text(row["watch"]),
             requests=tuple(Request.from_json(one) for one in row.get("requests", ())),
             removed=_text(row.get("removed")),
+        )
+
+    @property
+    def declared_here(self) -> tuple[PortSpec, ...]:
+        """The declared ports that the user does not exclude by their numbers; none where only `manual` is its business."""
+        firm = Selection(self.options.firm)
+        brought_back = Selection(self.options.include if self.options.include_is_own else ())
+        return tuple(
+            spec
+            for spec in (self.declared if self.attached else ())
+            if spec.is_own or not firm.has(spec.container_port) or brought_back.has(spec.container_port)
         )
 
     @property

@@ -33,6 +33,7 @@ def rules_of(
         include=Selection(options.include, options.include_processes),
         firm=Selection(options.firm, options.firm_processes),
         include_known=options.include_known,
+        include_is_own=options.include_is_own,
         local_ports=options.local_ports,
         low_ports=options.low_ports,
         lowest_port=lowest_bindable_port() or 1,
@@ -62,8 +63,7 @@ class Beside:
         engine = record.endpoint.host
         project = f"{engine}|{record.project}" if record.project else None
         namespace = f"{engine}|{info.namespace}"
-        declared = record.declared if record.attached else ()
-        self._neighbours.join(self._part, info.name, namespace, project, record.service, declared)
+        self._neighbours.join(self._part, info.name, namespace, project, record.service, record.declared_here)
 
     def leave(self) -> None:
         self._neighbours.leave(self._part)
@@ -78,12 +78,12 @@ class Beside:
         listening = {ForwardKey(listener.transport, None, listener.container_port) for listener in snapshot}
         takes_part = record.attached and can_relay
         own = listening.union(seen) if takes_part and record.options.auto else None
-        declared = record.declared if takes_part else ()
+        declared = record.declared_here if takes_part else ()
         self._elsewhere = self._neighbours.consult(self._part, own, declared)
         return self._elsewhere
 
     def settle(self, record: SessionRecord, seen: Iterable[ForwardKey]) -> None:
         """The plan has been carried out: what it has no use for, others may have."""
         own = list(seen) if record.attached and record.options.auto else []
-        own += [spec.key for spec in record.declared if record.attached and spec.container_host is None]
+        own += [spec.key for spec in record.declared_here if spec.container_host is None]
         self._neighbours.settle(self._part, own, self._elsewhere)

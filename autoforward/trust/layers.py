@@ -31,14 +31,16 @@ class Layer:
 class Settled:
     """`settings` are those that count. `low_ports`: container ports that may have host numbers below 1024.
 
-    `firm` is what the user has excluded and the `include` that counts does not bring back; `include_known`: whether that
-    brings back what is excluded by default.
+    `firm` is what the user has excluded. `include_known`: whether the `include` that counts brings back what is excluded by
+    default; `include_is_own`, `forwards_are_own`: whether it is the user who says these.
     """
 
     settings: Settings = NO_SETTINGS
     low_ports: tuple[LocalPorts, ...] = ()
     firm: Selection = NOTHING
     include_known: bool = True
+    include_is_own: bool = True
+    forwards_are_own: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -53,11 +55,10 @@ def settle(layers: Sequence[Layer], asking: Asking) -> Settled:
     config = layered(*(layer.settings if layer.source == "config" else _narrowing(layer.settings) for layer in own))
     exclude, firm = _excluded(layers, config)
     include_layer = next(_setting(layers, "include"), None)
-    include_known = True
-    if include_layer is None or not include_layer.is_foreign:
-        firm = NOTHING
-    else:
-        include_known = _brings_back_known(include_layer, layers, asking)
+    include_is_own = include_layer is None or not include_layer.is_foreign
+    include_known = include_layer is None or include_is_own or _brings_back_known(include_layer, layers, asking)
+    forwards_layer = next(_setting(layers, "forwards"), None)
+    forwards_are_own = forwards_layer is not None and not forwards_layer.is_foreign
     settings = replace(
         layered(*(layer.settings for layer in layers)),
         exclude=exclude,
@@ -68,7 +69,8 @@ def settle(layers: Sequence[Layer], asking: Asking) -> Settled:
         default_exclude=_default_exclude(layers, config, asking),
         trust=config.trust,
     )
-    return Settled(settings, _low_ports(layers, asking), firm, include_known, warnings)
+    low_ports = _low_ports(layers, asking)
+    return Settled(settings, low_ports, firm, include_known, include_is_own, forwards_are_own, warnings)
 
 
 def _narrowing(config: Settings) -> Settings:

@@ -30,9 +30,11 @@ class Row:
 
 LOW = f"a host number below {FIRST_UNPRIVILEGED}"
 
+UNBOUND = "what it excludes is not bound"
+
 TABLE: tuple[Row, ...] = (
-    Row("forwardPorts", LOW),
-    Row("appPort", LOW),
+    Row("forwardPorts", LOW, UNBOUND),
+    Row("appPort", LOW, UNBOUND),
     Row("label"),
     Row("protocol"),
     Row("description"),
@@ -42,7 +44,7 @@ TABLE: tuple[Row, ...] = (
     Row("elevateIfNeeded", f"true, where a port below {FIRST_UNPRIVILEGED} can match"),
     Row("localEnv", "a variable that the caller has, anywhere but in a port number"),
     Row("localPorts", LOW),
-    Row("forwards", LOW),
+    Row("forwards", LOW, UNBOUND),
     Row("exclude", kept="is excluded as well"),
     Row("include", "what is excluded by default", "what it excludes stays excluded"),
     Row("bind", "an address that is not loopback"),

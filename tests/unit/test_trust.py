@@ -16,7 +16,7 @@ from autoforward.errors import UsageError
 from autoforward.foreign import reader
 from autoforward.foreign.reader import Document
 from autoforward.identity.containers import container_info
-from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Listener
+from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Listener, ServerProcess
 from autoforward.paths import StatePaths
 from autoforward.policy import plan
 from autoforward.session_config import configure, metadata_of_merged, read_sources
@@ -462,6 +462,39 @@ def test_a_pin_that_is_not_granted_says_so_where_the_port_is(tmp_path: Path) -> 
     assert [wish.pinned_host_port for wish in plan(granted, (), {}, 0.0).wishes.values()] == [991]
 
 
+@pytest.mark.parametrize("how", ["config.toml", "flag"])
+@pytest.mark.parametrize("source", ["devcontainer.json", "label", ".autoforward.toml"])
+def test_what_the_user_excludes_no_workspace_binds(source: str, how: str, tmp_path: Path) -> None:
+    """Numbers on every host, expressions once the server is known; what the user names is bound all the same."""
+    workspace, own = tmp_path / "ws", tmp_path / "config.toml"
+    workspace.mkdir()
+    scene, rules = Scene(workspace), {"exclude": ["5432-5440", "redis"]}
+    declared = ["5432", "db:5433", "15434:5434", "6379", "3000"]
+    scene.say(source, {"forwards" if source == ".autoforward.toml" else "forwardPorts": declared})
+    scene.say(".autoforward.toml", {**({"forwards": declared} if source == ".autoforward.toml" else {}), "exclude": []})
+
+    def result(**mine: Any) -> tuple[set[str], dict[int, str], set[str]]:
+        said = mine if how == "flag" else {**mine, **rules}
+        own.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in said.items()))
+        record = scene.attach(ROOT, user_file=str(own), given=parse_settings(rules if how == "flag" else {}))
+        assert SessionRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+        redis = {ForwardKey("tcp", None, 6379): ServerProcess("redis-server *:6379", "redis-server *:6379")}
+        snapshot = (Listener("tcp", 6379, "127.0.0.1"),)
+        found = plan(rules_of(record, None, (), frozenset(), None, None, {}), snapshot, {}, 0.0, redis)
+        return (
+            {f"{key.container_host or ''}:{key.container_port}" for key in found.wishes},
+            {key.container_port: notice.reason for key, notice in found.notices.items()},
+            {spec.text for spec in record.declared_here},
+        )
+
+    bound, ignored, here = result()
+    assert (bound, here) == ({":3000"}, {"6379", "3000"})
+    assert ignored == dict.fromkeys((5432, 5433, 5434, 6379), "excluded by you")
+    assert result(include=[5434])[0] == {":3000", ":5434"}
+    if source != ".autoforward.toml":  # whose own `forwards` come before those of config.toml
+        assert result(forwards=["5432"])[0] == {":3000", ":5432"}
+
+
 # -- what is opened by itself ----------------------------------------------------------------------
 
 
@@ -663,7 +696,7 @@ def test_a_session_of_before_listens_on_loopback_until_its_files_are_read(tmp_pa
         del row["requests"]
         for missing in ("withheld", "openings"):
             del row["sources"][missing]
-        for missing in ("firm", "firm_processes", "include_known", "low_ports"):
+        for missing in ("firm", "firm_processes", "include_known", "include_is_own", "low_ports"):
             del row["options"][missing]
         old = SessionRecord.from_json(row)
         assert (old.options.bind, old.sources.openings, old.requests) == (bind, None, ())
