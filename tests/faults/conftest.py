@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 
-from tests.conftest import ContainerFactory, Runner
+from tests.conftest import SETTING_VARIABLES, ContainerFactory, Runner, home_folder, runner
+from tests.containers import LABEL, Container, run_id
 from tests.docker.observing import free_port, row_of
-from tests.faults.neighbour import Neighbour, warm_up
+from tests.faults.neighbour import Neighbour, Reference, p99_s, warm_up
 from tests.faults.report import Fault, Report
 from tests.faults.supervisors import the_supervisor
 
@@ -50,15 +52,32 @@ def fault(request: pytest.FixtureRequest) -> Callable[[str], Fault]:
     return make
 
 
+@pytest.fixture(scope="module")
+def reference(engine: docker.DockerClient, images: Mapping[str, str]) -> Iterator[Reference]:
+    """What neighbours are measured against: one for all tests of a file, for nothing happens to it."""
+    with home_folder() as home:
+        run = runner(home, dict.fromkeys(SETTING_VARIABLES))
+        raw = engine.containers.run(images["full"], ["sleep", "infinity"], detach=True, labels={LABEL: run_id()})
+        app = Container(engine, raw, "full")
+        try:
+            server = app.start_server(port=free_port(), text="reference")
+            run("autoforward", "attach", app.name, check=0)
+            host_port = row_of(run, server.port, status="active")["localPort"]
+            warm_up(host_port)
+            yield Reference(host_port, p99_s(host_port))
+        finally:
+            app.remove()
+
+
 @pytest.fixture
-def neighbour(container: ContainerFactory, run: Runner, home: Path) -> Neighbour:
+def neighbour(container: ContainerFactory, run: Runner, home: Path, reference: Reference) -> Neighbour:
     """An innocent container that is attached and has been asked before."""
     good = container()
     server = good.start_server(port=free_port(), text="good")
     run("autoforward", "attach", good.name, check=0)
     host_port = row_of(run, server.port, status="active")["localPort"]
     warm_up(host_port)
-    return Neighbour(home, host_port, the_supervisor(home))
+    return Neighbour(home, host_port, the_supervisor(home), reference)
 
 
 @pytest.hookimpl(wrapper=True)

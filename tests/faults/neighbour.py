@@ -1,24 +1,23 @@
-"""An innocent neighbour of a hostile container: asked over new connections all the while, and measured against itself.
+"""An innocent neighbour of a hostile container: asked over new connections all the while, and measured against another one.
 
-    with watched(neighbour) as harm:        # its baseline is taken before
+    with watched(neighbour) as harm:
         …                                   # what the hostile container does
         harm.last(200)                      # the neighbour has been asked 200 times meanwhile
     …                                       # the hostile container is gone
     harm.check()
 
 What is held: no connection of the neighbour ends in anything but an answer; the 99th percentile stays under `MAX_RATIO` times
-its baseline of the same run (before and after, whichever is slower); the control socket answers; the supervisor grows by less
-than `MAX_GROWTH_BYTES` and comes back.
+that of the reference; the control socket answers; the supervisor grows by less than `MAX_GROWTH_BYTES` and comes back.
 
-A hostile container takes processors too, and so may other tests. A server that autoforward has nothing to do with is asked in
-the same rhythm: by as much as it is slower meanwhile, the neighbour may be slower, too (`MAX_SLOWDOWN` at most).
+A hostile container takes processors too, and so do other tests: every process then waits for its turn, for a quarter of a
+second and more where two processors have five things to run. The reference is a neighbour as well, of another supervisor, that
+is asked in the same rhythm at the same time: what all of the machine waits for slows it alike, what the hostile container
+does to its own supervisor does not.
 """
 
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +42,7 @@ CONTROL_ANSWER_S = 0.5
 END_S = 10.0
 
 MAX_SLOWDOWN = 5.0
+"""Of the reference meanwhile, against before: by as much the control socket may take longer."""
 
 BASELINE_ATTEMPTS = 100
 INTERVAL_S = 0.02
@@ -50,29 +50,12 @@ NOISE_S = 0.02
 """Two slices of the scheduler: a percentile below it says more about the machine than about the product."""
 
 
-# As the neighbour's server answers, in a process of its own.
-REFERENCE = """
-import socket
-server = socket.create_server(("127.0.0.1", 0), backlog=128)
-print(server.getsockname()[1], flush=True)
-while True:
-    client, _ = server.accept()
-    client.recv(4096)
-    client.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\nreference\\n")
-    client.close()
-"""
+@dataclass(frozen=True)
+class Reference:
+    """An innocent container of a supervisor that has no other: its host port, and its 99th percentile before anything."""
 
-
-@contextlib.contextmanager
-def reference_server() -> Iterator[int]:
-    """Its port."""
-    argv = [sys.executable, "-c", REFERENCE]
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield int(process.stdout.readline())
-        finally:
-            process.kill()
+    host_port: int
+    quiet_p99_s: float
 
 
 def p99_s(port: int) -> float:
@@ -85,11 +68,13 @@ def p99_s(port: int) -> float:
 
 @dataclass
 class Neighbour:
-    """A well-behaved container that is attached: its host port, and the supervisor that both share."""
+    """A well-behaved container that is attached: its host port, the supervisor that it shares with the hostile one, and what
+    it is measured against."""
 
     home: Path
     host_port: int
     supervisor: psutil.Process
+    measure: Reference
 
     def control_answer_s(self) -> float:
         """How long the control socket takes for a list."""
@@ -112,8 +97,6 @@ class Harm:
     """What the neighbour and the supervisor went through in a `watched` block."""
 
     neighbour: Neighbour
-    before_p99_s: float
-    before_reference_s: float
     before_bytes: int
     before_answer_s: float
     traffic: Traffic
@@ -131,16 +114,17 @@ class Harm:
         assert supervisor.is_running(), "the supervisor has ended"
         outcomes = self.traffic.outcomes()
         assert set(outcomes) == {"answered"}, outcomes
-        after_s = p99_s(self.neighbour.host_port)
-        slowdown = min(MAX_SLOWDOWN, max(1.0, percentile(self.reference.latencies_s(), 99) / self.before_reference_s))
-        baseline_s = max(self.before_p99_s, after_s, NOISE_S) * slowdown
+        measure = self.neighbour.measure
+        reference_s = percentile(self.reference.latencies_s(), 99)
+        slowdown = min(MAX_SLOWDOWN, max(1.0, reference_s / max(measure.quiet_p99_s, NOISE_S / 4)))
+        baseline_s = max(reference_s, measure.quiet_p99_s, NOISE_S)
         meanwhile_s = percentile(self.traffic.latencies_s(), 99)
         slowest_answer_s = max(self.answers_s)
         growth = self.peak_bytes - self.before_bytes
         if row is not None:
             row.note(
-                f"the neighbour: p99 {meanwhile_s * 1000:.0f} ms of {len(self.traffic.latencies_s())}, baseline "
-                f"{self.before_p99_s * 1000:.0f} and {after_s * 1000:.0f} ms, the machine {slowdown:.1f} x slower",
+                f"the neighbour: p99 {meanwhile_s * 1000:.0f} ms of {len(self.traffic.latencies_s())}, that of another "
+                f"supervisor {reference_s * 1000:.0f} ms, in quiet {measure.quiet_p99_s * 1000:.0f} ms",
                 f"control socket {slowest_answer_s * 1000:.0f} ms, supervisor +{max(0, growth) / 1e6:.0f} MB",
             )
         assert meanwhile_s < MAX_RATIO * baseline_s, f"p99 {meanwhile_s:.3f} s, baseline {baseline_s:.3f} s"
@@ -156,19 +140,16 @@ class Harm:
 
 @contextlib.contextmanager
 def watched(neighbour: Neighbour) -> Iterator[Harm]:
-    """Ask the neighbour, the control socket and the supervisor's memory for as long as the block lasts."""
-    with reference_server() as reference_port:
-        harm = Harm(
-            neighbour,
-            p99_s(neighbour.host_port),
-            max(NOISE_S / 4, p99_s(reference_port)),
-            memory_of(neighbour.supervisor),
-            max(neighbour.control_answer_s() for _ in range(3)),
-            Traffic(neighbour.host_port, interval_s=INTERVAL_S),
-            Traffic(reference_port, interval_s=INTERVAL_S),
-        )
-        with _measured(harm):
-            yield harm
+    """Ask the neighbour, the reference, the control socket and the supervisor's memory for as long as the block lasts."""
+    harm = Harm(
+        neighbour,
+        memory_of(neighbour.supervisor),
+        max(neighbour.control_answer_s() for _ in range(3)),
+        Traffic(neighbour.host_port, interval_s=INTERVAL_S),
+        Traffic(neighbour.measure.host_port, interval_s=INTERVAL_S),
+    )
+    with _measured(harm):
+        yield harm
 
 
 @contextlib.contextmanager
