@@ -12,13 +12,13 @@ The text may come out of a container's labels: it is bounded and stripped of con
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
 from autoforward.expressions import MAX_EXPRESSIONS, Budget, Expression
 from autoforward.model import ON_AUTO_FORWARD, AppProtocol, ForwardKey, OnAutoForward, PortAttributes
-from autoforward.portspec import MAX_PORT, is_port, parse_host
+from autoforward.portspec import MAX_PORT, is_own_name, is_port, parse_host
 from autoforward.texts import only_printable
 
 HTTPS_PORTS = frozenset({443, 8443})
@@ -71,6 +71,9 @@ _JSON_NAMES = {
     "description": "description",
     "openPreview": "open_preview",
 }
+
+OF_OTHER_TOOLS = frozenset({"visibility", "proxyUrl", "onOpen", "name"})
+"""What other tools have in the same place (Codespaces, code-server, Gitpod): nothing is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +171,12 @@ NO_RULES = AttributeRules()
 
 
 def parse_attributes(
-    ports_attributes: object, other_ports_attributes: object, place: str
+    ports_attributes: object, other_ports_attributes: object, place: str, own: Collection[str] = ()
 ) -> tuple[AttributeRules, tuple[str, ...]]:
     """Build rules from the two values of a parsed configuration (None where there is none).
 
     `place` is what warnings call the configuration, e.g. the file's name. Returns the rules and one warning for
-    each value that is not valid; nothing in a configuration's attributes is fatal.
+    each value that is not valid; nothing in a configuration's attributes is fatal. `own`: names of the container itself.
     """
     warnings: list[str] = []
     budget = Budget()
@@ -186,6 +189,8 @@ def parse_attributes(
             break
         try:
             kind, host, low, high = _parse_key(name)
+            if is_own_name(host, own):  # written so that it is the same wherever it is read again
+                name, host = f"localhost:{low}", None
             expressions += kind == "expression"
             if kind == "expression" and expressions > MAX_EXPRESSIONS:
                 raise ValueError(f"more than {MAX_EXPRESSIONS} regular expressions, left out")
@@ -272,6 +277,8 @@ def _parse_values(value: object, here: str, warnings: list[str]) -> AttributeVal
     found: dict[str, Any] = {}
     for name, item in _entries(value if value is not None else {}, here, warnings):
         ours = _JSON_NAMES.get(name)
+        if name in OF_OTHER_TOOLS:
+            continue
         if ours is None:
             warnings.append(f"{here}: unknown attribute {quoted(name)}")
             continue

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autoforward.config import NO_SETTINGS, Settings, parse_settings
-from autoforward.devcontainer import config_file_of, usual_config_files
+from autoforward.devcontainer import config_file_of, of_itself, usual_config_files
 from autoforward.environment import NO_ENVIRONMENT, SessionEnvironment
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.session_config import NO_METADATA, Metadata, configure, metadata_of, read_sources
@@ -29,19 +29,20 @@ class Caller:
 
     `folder`: where a project's file is looked for when the container has no folder; None: nowhere. Other paths are
     absolute. `links`: where files may lead out of the workspace; None: the user is here, and they may lead anywhere.
-    `withheld`: names of variables that the command had, and whose values are not known any more.
+    `withheld`: names of variables that the command had, and whose values are not known any more; `unset`: of those that it
+    had not, as in `ConfigSources`.
     """
 
     given: Settings = NO_SETTINGS
     settings_file: str | None = None
     user_file: str | None = None
-    auto: bool = True
     auto_udp: bool = False
     environment: SessionEnvironment = NO_ENVIRONMENT
     variables: Mapping[str, str] = field(default_factory=dict)
     folder: str | None = None
     links: Mapping[str, str] | None = None
     withheld: tuple[str, ...] = ()
+    unset: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, record: SessionRecord) -> Caller:
@@ -51,12 +52,12 @@ class Caller:
             given=sources.given,
             settings_file=sources.settings_file,
             user_file=sources.user_file,
-            auto=options.auto,
             auto_udp=options.auto_udp,
             environment=record.environment,
             variables=sources.variables,
             links=sources.links,
             withheld=sources.withheld,
+            unset=sources.unset,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class Caller:
             "given": self.given.to_json(),
             "settings_file": self.settings_file,
             "user_file": self.user_file,
-            "auto": self.auto,
+            "auto": self.given.auto is not False,
             "auto_udp": self.auto_udp,
             "environment": self.environment.to_json(),
             "variables": dict(self.variables),
@@ -76,11 +77,13 @@ class Caller:
         files = [row[name] for name in ("settings_file", "user_file")]
         if not all(path is None or isinstance(path, str) for path in files):
             raise ValueError("a file's name is neither text nor null")
+        given = parse_settings(row["given"])
+        if given.auto is None and not row["auto"]:  # of a command that says it nowhere else
+            given = replace(given, auto=False)
         return cls(
-            given=parse_settings(row["given"]),
+            given=given,
             settings_file=files[0],
             user_file=files[1],
-            auto=bool(row["auto"]),
             auto_udp=bool(row["auto_udp"]),
             environment=SessionEnvironment.of(dict(row["environment"])),
             variables={str(name): str(value) for name, value in dict(row["variables"]).items()},
@@ -95,6 +98,7 @@ def sources_for(
     metadata: Metadata = NO_METADATA,
     mounts: Sequence[str] = (),
     project_folder: str | None = None,
+    own_names: Sequence[str] = (),
     look: bool = True,
 ) -> ConfigSources:
     """Where a session's configuration is read, and from now on watched. `folders`: where a project file may be."""
@@ -115,6 +119,8 @@ def sources_for(
         place=place_of(belongs_to, mounts) if look and belongs_to else None,
         mounts=tuple(mounts),
         project_folder=project_folder,
+        unset=caller.unset,
+        own_names=tuple(own_names),
     )
 
 
@@ -157,9 +163,9 @@ def bare_record(
         config_file=config_file,
         project=info.project,
         service=info.service,
-        options=SessionOptions(auto=caller.auto, auto_udp=caller.auto_udp),
+        options=SessionOptions(auto_udp=caller.auto_udp),
         attached=attached,
-        manual=tuple(specs),
+        manual=tuple(of_itself(spec, info.own_names) for spec in specs),
         siblings=siblings and info.project is not None,
         environment=caller.environment,
         sources=sources_for(
@@ -170,6 +176,7 @@ def bare_record(
             metadata=metadata,
             mounts=mounts_of(endpoint, info),
             project_folder=info.project_folder,
+            own_names=info.own_names,
             look=look,
         ),
     )

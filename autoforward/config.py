@@ -46,6 +46,7 @@ class Settings:
     direct: bool | None = None
     default_exclude: bool | None = None
     trust: tuple[str, ...] | None = None
+    auto: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The table that says this; `parse_settings` is the inverse."""
@@ -118,6 +119,7 @@ KEYS: Mapping[str, Key] = {
     "direct": Key("direct", parse_flag, "AUTOFORWARD_DIRECT"),
     "defaultExclude": Key("default_exclude", parse_flag, "AUTOFORWARD_DEFAULT_EXCLUDE"),
     "trust": Key("trust", parse_trust),
+    "auto": Key("auto", parse_flag, "AUTOFORWARD_AUTO"),
 }
 """By the name in files."""
 

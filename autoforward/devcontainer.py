@@ -8,8 +8,8 @@ file only: no CLI writes it into the label. Variables are put in before (`variab
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
@@ -21,7 +21,7 @@ from autoforward.foreign.opening import Rule
 from autoforward.foreign.reader import ANYWHERE, Document, SilentFileError
 from autoforward.identity.labels import LABEL_CONFIG_FILE, LABEL_LOCAL_FOLDER, LABEL_METADATA
 from autoforward.model import ForwardKey, PortSpec
-from autoforward.portspec import decode_port_spec, encode_port_spec, is_port, parse_port_spec
+from autoforward.portspec import decode_port_spec, encode_port_spec, is_own_name, is_port, parse_port_spec
 
 ShutdownAction = Literal["none", "stopContainer", "stopCompose"]
 SHUTDOWN_ACTIONS: tuple[ShutdownAction, ...] = ("none", "stopContainer", "stopCompose")
@@ -37,6 +37,7 @@ MAX_LOCAL_FEATURES = 64
 FEATURE_KEYS = frozenset({"forwardPorts", "portsAttributes", "otherPortsAttributes"})
 
 # `docker run -p` has an address first: 127.0.0.1:8080:80, [::1]:8080:80, 127.0.0.1::80.
+_OURS_ANYWAY = ("127.0.0.1", "[::1]")
 _DOCKER_ADDRESS = re.compile(r"(\d+\.\d+\.\d+\.\d+|\[[0-9A-Fa-f:.]+\]):(.*)")
 
 
@@ -106,8 +107,8 @@ def find_config_file(workspace_folder: Path, config_file: str | Path | None = No
     return Path(several[0]) if len(several) == 1 else None
 
 
-def ports_from_configuration(config: Mapping[str, Any], place: str) -> PortConfiguration:
-    """Return what one (merged) configuration asks for. `place` is what warnings call it.
+def ports_from_configuration(config: Mapping[str, Any], place: str, own: Collection[str] = ()) -> PortConfiguration:
+    """Return what one (merged) configuration asks for. `place` is what warnings call it, `own` are names of the container.
 
     Entries that are not valid are left out, each with a warning. One spec is kept per forward key: a pinned one
     wins over one without a local port; of two different pins the first stays, with a warning.
@@ -115,11 +116,13 @@ def ports_from_configuration(config: Mapping[str, Any], place: str) -> PortConfi
     warnings: list[str] = []
     specs = _forward_ports(config.get("forwardPorts"), place, warnings)
     specs += _app_ports(config.get("appPort"), place, warnings)
-    declared = _one_per_key(specs, place, warnings)
+    declared = _one_per_key([of_itself(spec, own) for spec in specs], place, warnings)
     if len(declared) > MAX_DECLARED:
         warnings.append(f"{place}: {len(declared)} ports are declared, only the first {MAX_DECLARED} are used")
         declared = declared[:MAX_DECLARED]
-    rules, rule_warnings = parse_attributes(config.get("portsAttributes"), config.get("otherPortsAttributes"), place)
+    rules, rule_warnings = parse_attributes(
+        config.get("portsAttributes"), config.get("otherPortsAttributes"), place, own
+    )
     return PortConfiguration(declared, rules, bounded((*warnings, *rule_warnings)))
 
 
@@ -257,7 +260,8 @@ def _app_ports(value: object, place: str, warnings: list[str]) -> list[PortSpec]
             warnings.append(f"{here} and what follows is left out: there are {len(specs)} ports before it")
             break
         if isinstance(entry, str) and (match := _DOCKER_ADDRESS.fullmatch(entry)):
-            warnings.append(f"{here}: address {match[1]} of {quoted(entry)} is left out, use --bind for one")
+            if match[1] not in _OURS_ANYWAY:
+                warnings.append(f"{here}: address {match[1]} of {quoted(entry)} is left out, use --bind for one")
             # 127.0.0.1::80 leaves the local port to the engine, and so to us.
             entry = match[2].removeprefix(":")
         found = _parse_entry(entry, here, warnings)
@@ -266,6 +270,11 @@ def _app_ports(value: object, place: str, warnings: list[str]) -> list[PortSpec]
             warnings.append(f"{here}: {quoted(entry)} names another host, appPort is of the container itself")
         specs += [spec for spec in found if spec.container_host is None]
     return specs
+
+
+def of_itself(spec: PortSpec, own: Collection[str]) -> PortSpec:
+    """`app:5173`, where the container is called `app` itself, is its own port."""
+    return replace(spec, container_host=None) if is_own_name(spec.container_host, own) else spec
 
 
 def _as_list(value: object) -> list[object]:

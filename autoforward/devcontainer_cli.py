@@ -242,6 +242,19 @@ def without_app_port(up: UpArguments, warn: Callable[[str], None]) -> Iterator[t
         yield (*_without_flag(up.args, "--override-config"), *where, "--override-config", str(override))
 
 
+def open_to_others(up: UpArguments) -> list[str]:
+    """The entries of `appPort` that name no address: a CLI that publishes them does so on all, and we do not."""
+    path = up.config_file()
+    try:
+        config = read_config_file(path).table if path is not None else {}
+    except FileNotFoundError:
+        return []
+    ports = config.get("appPort")
+    entries = ports if isinstance(ports, list) else [ports]
+    is_published = "dockerComposeFile" not in config  # no CLI publishes for compose
+    return [one for one in entries if is_published and isinstance(one, str) and one.count(":") == 1]
+
+
 def run_up(
     cli: DevcontainerCli, args: Sequence[str], environ: Mapping[str, str], write: Callable[[bytes], None]
 ) -> UpOutcome:

@@ -222,6 +222,7 @@ class Engine:
             network_mode="host" if owner.network_mode == "host" else info.network_mode,
             addresses=owner.addresses,
             published=owner.published,
+            names=tuple(dict.fromkeys((*info.names, *owner.own_names))),
         )
 
     def find_containers(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:

@@ -266,11 +266,19 @@ class ContainerInfo:
     networks: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     """Ids of the networks that it is on, and names of the volumes that it mounts, anonymous ones included."""
+    names: tuple[str, ...] = ()
+    """Other names under which it finds itself, in lower case: hostname, aliases; also those of the one whose network it uses."""
 
     @property
     def namespace(self) -> str:
         """What containers have in common that share a network namespace."""
         return self.network_of or self.container_id
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """Hosts that are the container itself, in lower case: `app:5173` for the service `app`."""
+        named = (self.name, self.service if self.project else None)
+        return tuple(dict.fromkeys((*(name.lower() for name in named if name), *self.names)))
 
     @property
     def running(self) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeGuard
 
 from autoforward.errors import UsageError
@@ -83,6 +83,11 @@ def parse_host(text: str) -> str | None:
     else:
         raise _BadPartError(f"{_shown(text)} is no host name")
     return None if host.lower() in OWN_HOSTS else host
+
+
+def is_own_name(host: str | None, own: Collection[str]) -> bool:
+    """Whether `host` is one of the names that the container itself has; `own` are in lower case."""
+    return host is not None and host.lower() in own
 
 
 def encode_port_spec(spec: PortSpec) -> dict[str, Any]:

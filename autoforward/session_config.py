@@ -19,11 +19,15 @@ from autoforward.devcontainer import (
     CUSTOMIZATIONS,
     config_file_of,
     merge_configurations,
+    of_itself,
     parse_metadata_label,
     ports_from_configuration,
     read_config_file,
     read_local_features,
 )
+from autoforward.devcontainers import editor_settings
+from autoforward.devcontainers.editor_settings import switches_of, with_attributes
+from autoforward.foreign import reader
 from autoforward.foreign.opening import Rule
 from autoforward.foreign.reader import ANYWHERE, Document
 from autoforward.model import ContainerInfo, PortSpec
@@ -35,12 +39,13 @@ from autoforward.settings_files import (
     read_settings_file,
     read_user_file,
 )
-from autoforward.trust.environment import Granted, granted, without_values
+from autoforward.trust.environment import Substitution, counting, without_values
 from autoforward.trust.folders import has_moved, is_trusted, place_of
 from autoforward.trust.layers import Layer, settle
 from autoforward.trust.ports import Origin, granted_pins, granted_rules
 from autoforward.trust.requests import NO_WORD, Asking, Request, Word
 from autoforward.trust.writers import NO_WRITERS, THE_CONTAINER, Writers, named, spelled_both_ways, writer_of
+from autoforward.variables import places_of, texts_in
 
 PORT_KEYS = ("forwardPorts", "portsAttributes", "otherPortsAttributes")
 
@@ -49,6 +54,10 @@ _MERGED_KEYS = (*PORT_KEYS, CUSTOMIZATIONS[0])
 MOVED = "nothing that you have allowed counts: it is not the folder of your last attach, or a link that the container can turn"
 
 NOT_ONLY_YOURS = "what it narrows stays so, what it widens needs your approval as in a file of the workspace"
+
+IMAGE = "the image's metadata"
+FEATURE = "devcontainer-feature.json"
+BY_EDITOR = "settings of VS Code"
 
 BUILT_BY_CLI = "vsc-"
 """What the names of images begin with that the official CLI has built."""
@@ -79,6 +88,10 @@ class SourceContents:
     settings_writer: str | None = None
     user_writer: str | None = None
     """Which container can write `settings_file` and `user`, None for none: then it is the user who says what is there."""
+    base: Mapping[str, Any] | None = None
+    original: Mapping[str, Any] | None = None
+    """As in `ConfigSources`, with variables replaced; None where nothing was read."""
+    unset: tuple[str, ...] | None = None
 
 
 def read_sources(
@@ -109,9 +122,10 @@ def read_sources(
         word = replace(word, approved=frozenset(), trusts_files=False)
         place_warnings += (f"{sources.folder}: {MOVED}",)
     config: Mapping[str, Any] | None = None
+    document: Document | None = None
     customizations = NO_SETTINGS
     features: tuple[Mapping[str, Any], ...] = ()
-    asking, found = Asking(word), Granted(variables=sources.variables, withheld=sources.withheld)
+    asking = Asking(word)
     if sources.config_file is not None:
         path = Path(sources.config_file)
         try:
@@ -119,13 +133,25 @@ def read_sources(
         except FileNotFoundError:
             config = None
         else:
-            config = document.table
-            said = {name: config[name] for name in (*PORT_KEYS, CUSTOMIZATIONS[0]) if name in config}
-            variables = sources.variables if environ is None else environ
-            found = granted(said, variables, sources.withheld, path.name, asking)
-            config = {**config, **found.config}
-            customizations = read_customizations(replace(document, table=config))
+            config = with_attributes(document.table)
             features = read_local_features(config, path, files.read_config)
+    places = places_of(config or sources.original, sources.folder, sources.config_file, _top_of(sources, config))
+    variables = Substitution(
+        [config or sources.original, *features, sources.base],
+        environ,
+        variables=sources.variables,
+        withheld=sources.withheld,
+        unset=sources.unset,
+        places=places,
+    )
+    original: Mapping[str, Any] = {}
+    if config is not None and document is not None:
+        config = variables.of(config, "workspace", Path(document.path).name, asking)
+        customizations = read_customizations(replace(document, table=config))
+        features = tuple(variables.of(one, "workspace", FEATURE, asking) for one in features)
+    else:
+        original = variables.of(sources.original, "label", IMAGE, asking)
+    base = variables.of(sources.base, "label", IMAGE, asking)
     settings_file, settings_document = files.settings_in(sources.settings_file, required=True)
     return SourceContents(
         config,
@@ -134,15 +160,32 @@ def read_sources(
         files.settings_in(sources.project_file)[0],
         user,
         features,
-        found.variables,
+        # Where there is no file now, it may be back in a moment.
+        variables.variables if config is not None else {**sources.variables, **variables.variables},
         files.links,
-        found.withheld,
-        (*place_warnings, *found.warnings),
+        variables.withheld,
+        (*place_warnings, *variables.warnings),
         asking.requests,
         word,
         _writer_of(settings_document, writers),
         user_writer,
+        base,
+        original,
+        variables.unset,
     )
+
+
+def _top_of(sources: ConfigSources, config: Mapping[str, Any] | None) -> str | None:
+    """The folder that a CLI mounts by default: that of the Git repository in which the workspace is. Raises UsageError."""
+    if (
+        config is None
+        or sources.folder is None
+        or not any("containerWorkspaceFolder" in text for text in texts_in(counting(config)))
+    ):
+        return None
+    above = [sources.folder, *(str(parent) for parent in Path(sources.folder).parents)]
+    found = reader.look([f"{folder}/.git" for folder in above])
+    return next((folder for folder in above if found[f"{folder}/.git"].kind is not None), None)
 
 
 def read_own(sources: ConfigSources, *, word: Word, writers: Writers) -> SourceContents:
@@ -200,18 +243,20 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
 
     What widens and is not granted is left out, and is in the record's `requests`.
     """
-    sources = replace(record.sources, variables=contents.variables, withheld=contents.withheld)
+    sources = replace(record.sources, variables=contents.variables, withheld=contents.withheld, unset=contents.unset)
     word = contents.word
     if sources.openings is not None:
         word = replace(word, openings=frozenset(sources.openings))
     asking = Asking(word, contents.requests if record.attached else ())
     # Where there is no file to read, what the container was made with is the next best.
-    base = _raw_base([sources.base, sources.original]) if contents.config is None else sources.base
+    base = sources.base if contents.base is None else contents.base
+    if contents.config is None:
+        base = _raw_base([base, sources.original if contents.original is None else contents.original])
     of_image, warnings = _customizations_of_image(base)
-    settled = settle(_layers(sources, contents, of_image), asking)
+    settled = settle(_layers(sources, contents, of_image, switches_of(base)), asking)
     settings = settled.settings
     options = replace(
-        SessionOptions.of(settings, auto=record.options.auto, auto_udp=record.options.auto_udp),
+        SessionOptions.of(settings, auto_udp=record.options.auto_udp),
         firm=settled.firm.ranges,
         firm_processes=settled.firm.processes,
         include_known=settled.include_known,
@@ -226,7 +271,8 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
     warnings += contents.warnings
     files = [*contents.features, contents.config or {}]
     place = sources.config_file or "the container's metadata"
-    ports = ports_from_configuration(merge_configurations([base, *files]), place)
+    own = () if record.is_sibling else sources.own_names
+    ports = ports_from_configuration(merge_configurations([base, *files]), place, own)
     origin = Origin.of(Path(place).name, base, files)
     rules, openings = granted_rules(ports.rules, origin, asking)
     if word.openings is None:
@@ -241,14 +287,14 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
         record = replace(record, options=options, declared=(), rules=rules, requests=())
         return record, (*warnings, *ports.warnings)
     options = replace(options, low_ports=(*options.low_ports, *granted_pins(ports.declared, origin, asking)))
-    forwards = [replace(spec, is_own=settled.forwards_are_own) for spec in settings.forwards or ()]
+    forwards = [replace(of_itself(spec, own), is_own=settled.forwards_are_own) for spec in settings.forwards or ()]
     declared = _joined(ports.declared, forwards)
     record = replace(record, options=options, declared=declared, rules=rules, requests=asking.requests)
     return record, (*warnings, *ports.warnings)
 
 
-def _layers(sources: ConfigSources, contents: SourceContents, of_image: Settings) -> list[Layer]:
-    """The most important first."""
+def _layers(sources: ConfigSources, contents: SourceContents, of_image: Settings, editors: Settings) -> list[Layer]:
+    """The most important first. `editors` is what settings of VS Code in the metadata say."""
     settings_writer, user_writer = contents.settings_writer, contents.user_writer
     return [
         Layer("user", "", sources.given),
@@ -259,7 +305,9 @@ def _layers(sources: ConfigSources, contents: SourceContents, of_image: Settings
         ),
         Layer("workspace", named(sources.config_file, None), contents.customizations),
         Layer("workspace", named(sources.project_file, None), contents.project),
-        Layer("label", "the image's metadata", of_image),
+        Layer("workspace", f"{named(sources.config_file, None)}, {BY_EDITOR}", switches_of(contents.config or {})),
+        Layer("label", IMAGE, of_image),
+        Layer("label", f"{IMAGE}, {BY_EDITOR}", editors),
         Layer(
             "config" if user_writer is None else "workspace",
             named(sources.user_file, user_writer),
@@ -395,10 +443,14 @@ def metadata_of_merged(
 
 def _raw_base(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Entries put together, with the keys that count here only."""
-    merged = merge_configurations(entries)
+    merged = merge_configurations(with_attributes(entry) for entry in entries)
     base = {name: merged[name] for name in PORT_KEYS if merged.get(name)}
     table = _one_table([customizations_of(entry) for entry in entries])
-    return {**base, CUSTOMIZATIONS[0]: {CUSTOMIZATIONS[1]: table}} if table else base
+    editor = _one_table([editor_settings.kept(entry) for entry in entries])
+    customizations = {CUSTOMIZATIONS[1]: table} if table else {}
+    if editor:
+        customizations["vscode"] = {"settings": editor}
+    return {**base, CUSTOMIZATIONS[0]: customizations} if customizations else base
 
 
 def _one_table(tables: Sequence[object]) -> dict[str, Any]:

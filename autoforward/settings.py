@@ -94,16 +94,15 @@ class SessionOptions:
             forget_searches(processes)
 
     @classmethod
-    def of(cls, settings: Settings, *, auto: bool = True, auto_udp: bool = False) -> SessionOptions:
+    def of(cls, settings: Settings, *, auto_udp: bool = False) -> SessionOptions:
         """What settings, put together from all layers, come to; the defaults are here."""
         exclude, include = settings.exclude or Selection(), settings.include or Selection()
         given = {
             name: value
-            for name in ("lane", "bind", "poll_interval_s", "direct", "notify", "max_ports", "default_exclude")
+            for name in ("auto", "lane", "bind", "poll_interval_s", "direct", "notify", "max_ports", "default_exclude")
             if (value := getattr(settings, name)) is not None
         }
         return cls(
-            auto=auto,
             auto_udp=auto_udp,
             exclude=exclude.ranges,
             exclude_processes=exclude.processes,
@@ -158,6 +157,7 @@ class ConfigSources:
     attached, None where that is not known: it is not asked again, for a container may have turned a link since. `mounts` are
     folders that the container can write, where its engine is on this machine; `links` where those of the files that lead
     out of the workspace led when the user attached; `project_folder` the folder of the container's compose project.
+    `unset` are names of variables that the caller had not, None in records of before; `own_names` those of the container.
     """
 
     config_file: str | None = None
@@ -175,6 +175,8 @@ class ConfigSources:
     place: str | None = None
     mounts: tuple[str, ...] = ()
     project_folder: str | None = None
+    unset: tuple[str, ...] | None = None
+    own_names: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -198,6 +200,8 @@ class ConfigSources:
             "place": self.place,
             "mounts": list(self.mounts),
             "project_folder": self.project_folder,
+            "unset": None if self.unset is None else list(self.unset),
+            "own_names": list(self.own_names),
         }
 
     @classmethod
@@ -221,6 +225,8 @@ class ConfigSources:
             _text(row.get("place")),
             tuple(str(path) for path in row.get("mounts", ())),
             _text(row.get("project_folder")),
+            None if row.get("unset") is None else tuple(str(name) for name in row["unset"]),
+            tuple(str(name) for name in row.get("own_names", ())),
         )
 
 
@@ -296,6 +302,8 @@ class SessionRecord:
         options = SessionOptions.from_json(row["options"])
         if "requests" not in row:  # of before: a file may have said it, and it is read again in a moment
             options = replace(options, bind=sources.given.bind)
+        if "own_names" not in row["sources"] and not options.auto:  # of before: no file could say so, a flag has
+            sources = replace(sources, given=replace(sources.given, auto=False))
         return cls(
             session_id=str(row["id"]),
             identity=Identity(
@@ -356,7 +364,7 @@ class SessionRecord:
 
     def in_container(self, info: ContainerInfo) -> SessionRecord:
         mounts = tuple(dict.fromkeys((*self.sources.mounts, *mounts_of(self.endpoint, info))))
-        sources = replace(self.sources, mounts=mounts, project_folder=info.project_folder)
+        sources = replace(self.sources, mounts=mounts, project_folder=info.project_folder, own_names=info.own_names)
         return replace(self.named(info.name), container_id=info.container_id, sources=sources, removed=None)
 
     def named(self, name: str) -> SessionRecord:

@@ -1,32 +1,103 @@
-"""`${localEnv:NAME}` and `${localEnv:NAME:default}` in what devcontainer.json says of ports.
+"""Variables in what devcontainer.json says of ports, as the Dev Container specification has them.
 
-The Dev Container specification lets them stand in any value; what is not set is its default, else empty. Values come from
-the command that began the session: the supervisor has no environment of a user's. Pure.
+`${localEnv:NAME}` and `${localEnv:NAME:default}` (`${env:…}` is the same) may stand in any value; what is not set is its default,
+else empty. Values come from the command that began the session: the supervisor has no environment of a user's. The others
+(`${localWorkspaceFolder}` and the like) say where the workspace is. `${containerEnv:NAME}` is for `remoteEnv` only. Pure.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-VARIABLE = re.compile(r"\$\{localEnv:([A-Za-z_][A-Za-z0-9_]*)(?::([^}]*))?\}")
+VARIABLE = re.compile(r"\$\{(?:localEnv|env):([^:{}]*)(?::([^:}]*)[^}]*)?\}")
+
+PLACES = (
+    "localWorkspaceFolder",
+    "localWorkspaceFolderBasename",
+    "containerWorkspaceFolder",
+    "containerWorkspaceFolderBasename",
+    "devcontainerId",
+)
+_ANY = re.compile(rf"{VARIABLE.pattern}|\$\{{({'|'.join(PLACES)})\}}")
+_LEFT = re.compile(rf"\$\{{(?:containerEnv:[^}}]*|{'|'.join(PLACES)})\}}")
+
+NOWHERE: Mapping[str, str] = {}
 
 
 def names_in(value: object) -> frozenset[str]:
-    """The names of the variables in all text of `value`, which is what JSON can be."""
+    """The names of the environment's variables in all text of `value`, which is what JSON can be."""
     return frozenset(match.group(1) for text in texts_in(value) for match in VARIABLE.finditer(text))
 
 
-def substituted(value: Any, variables: Mapping[str, str]) -> Any:
-    """`value` with the variables in all its text replaced, names of keys too."""
+def substituted(value: Any, variables: Mapping[str, str], places: Mapping[str, str] = NOWHERE) -> Any:
+    """`value` with the variables in all its text replaced, names of keys too. What `places` lacks stays as it is written."""
+
+    def replaced(match: re.Match[str]) -> str:
+        if match.group(3) is not None:
+            return places.get(match.group(3), match.group())
+        return variables.get(match.group(1), match.group(2) or "")
+
     if isinstance(value, str):
-        return VARIABLE.sub(lambda match: variables.get(match.group(1), match.group(2) or ""), value)
+        return _ANY.sub(replaced, value)
     if isinstance(value, Mapping):
-        return {substituted(name, variables): substituted(item, variables) for name, item in value.items()}
+        return {
+            substituted(name, variables, places): substituted(item, variables, places) for name, item in value.items()
+        }
     if isinstance(value, Sequence):
-        return [substituted(item, variables) for item in value]
+        return [substituted(item, variables, places) for item in value]
     return value
+
+
+def why_left(text: str) -> str | None:
+    """Why a variable of the specification still stands in `text` once all are replaced; None where none does."""
+    match = _LEFT.search(text)
+    if match is None:
+        return None
+    if match.group().startswith("${containerEnv:"):
+        return "containerEnv is known in the container only: the specification has it in remoteEnv"
+    return f"there is nothing here that {match.group()[2:-1]} could stand for"
+
+
+def places_of(
+    config: Mapping[str, Any], folder: str | None, config_file: str | None, top: str | None = None
+) -> dict[str, str]:
+    """What the variables about places stand for, as the official CLI has them.
+
+    `folder` is the workspace, None where there is none; `top` the folder above it, or itself, that is mounted (that of the
+    Git repository).
+    """
+    if folder is None:
+        return {}
+    found = {"localWorkspaceFolder": folder, "localWorkspaceFolderBasename": os.path.basename(folder)}  # noqa: PTH119
+    if config_file is not None and config_file.startswith(f"{folder}/"):
+        labels = {"devcontainer.config_file": config_file, "devcontainer.local_folder": folder}
+        found["devcontainerId"] = _container_id(labels)
+    inside = config.get("workspaceFolder")
+    if inside is None:
+        mounted = top or folder
+        below = os.path.relpath(folder, mounted)
+        default = os.path.normpath(f"/workspaces/{os.path.basename(mounted)}/{below}")  # noqa: PTH119
+        inside = "/" if "dockerComposeFile" in config else default
+    if isinstance(inside, str) and not names_in(inside) and not _LEFT.search(inside := substituted(inside, {}, found)):
+        found["containerWorkspaceFolder"] = inside
+        found["containerWorkspaceFolderBasename"] = os.path.basename(inside.rstrip("/"))  # noqa: PTH119
+    return found
+
+
+def _container_id(labels: Mapping[str, str]) -> str:
+    """The SHA-256 of the labels as JSON, in base 32."""
+    text = json.dumps(labels, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest())
+    digits = ""
+    while number:
+        number, digit = divmod(number, 32)
+        digits = "0123456789abcdefghijklmnopqrstuv"[digit] + digits
+    return digits.rjust(52, "0")
 
 
 def texts_in(value: object) -> Iterator[str]:

@@ -61,7 +61,6 @@ def caller_of(flags: output.SessionFlags) -> Caller:
         given=layered(flags.given, settings_from_environment(os.environ)),
         settings_file=flags.settings_file,
         user_file=str(user_settings_path()),
-        auto=flags.auto,
         auto_udp=flags.auto_udp,
         environment=SessionEnvironment.capture(os.environ),
         variables=dict(os.environ),
@@ -109,7 +108,7 @@ def attach(
     """
     engine = Engine(endpoint)
     try:
-        info = engine.inspect(container_ref)
+        info = engine.inspect_with_network(container_ref)
         metadata = metadata or metadata_of(info, engine.image_labels(info).get(LABEL_METADATA, "[]"))
     finally:
         engine.close()

@@ -32,6 +32,7 @@ from autoforward.devcontainer_cli import (
     check_flags,
     engine_environment,
     find_cli,
+    open_to_others,
     parse_up_arguments,
     read_merged_configuration,
     run_up,
@@ -89,6 +90,10 @@ def run_with_forwarding(request: DevupRequest) -> int:
         for warning in attached.warnings:
             output.warn(warning)
         output.print_mappings(attached.rows)
+        if attached.record.options.bind is None and (ports := open_to_others(request.up)):
+            output.say(
+                f"{', '.join(ports)} of appPort on loopback only, not on all addresses (--bind 0.0.0.0 opens them)"
+            )
         if attached.problem is None:
             output.say_watching(attached.record.container_name, attached.rows, auto=attached.record.options.auto)
     if request.ports_events:
@@ -230,6 +235,7 @@ NEEDS_AUTO_FORWARD = {
     "bind": "--bind",
     "exclude": "--exclude",
     "poll_interval": "--poll-interval",
+    "auto": "--auto",
     "no_auto": "--no-auto",
     "auto_udp": "--auto-udp",
     "no_direct": "--no-direct",

@@ -181,7 +181,6 @@ class SessionFlags:
 
     given: Settings = NO_SETTINGS
     settings_file: str | None = None
-    auto: bool = True
     auto_udp: bool = False
 
 
@@ -198,10 +197,13 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
             poll_interval: float | None,
             no_direct: bool,
             settings: str | None,
+            auto: bool = False,
             no_auto: bool = False,
             auto_udp: bool = False,
             **rest: Any,
         ) -> Any:
+            if auto and no_auto:
+                raise UsageError("--auto and --no-auto exclude each other")
             ranges = tuple(item for text in exclude for item in parse_port_set(text))
             given = Settings(
                 lane=lane,
@@ -209,11 +211,11 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
                 exclude=Selection(ranges) if ranges else None,
                 poll_interval_s=poll_interval,
                 direct=False if no_direct else None,
+                auto=True if auto else False if no_auto else None,
             )
             flags = SessionFlags(
                 given,
                 os.path.abspath(settings) if settings else None,  # noqa: PTH100  # keeps symbolic links
-                not no_auto,
                 auto_udp,
             )
             return function(*args, flags=flags, **rest)
@@ -237,6 +239,7 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
             ),
         ]
         if no_auto:
+            flags.append(click.option("--auto", is_flag=True, help="Detect ports, whatever the configuration says."))
             flags.append(click.option("--no-auto", is_flag=True, help="Forward declared ports only."))
             flags.append(click.option("--auto-udp", is_flag=True, help="Forward detected UDP ports too."))
         for flag in reversed(flags):

@@ -85,7 +85,20 @@ def container_info(raw: Mapping[str, Any], image_labels: Mapping[str, str] | Non
             str((attached or {}).get("NetworkID") or name) for name, attached in (network.get("Networks") or {}).items()
         ),
         volumes=tuple(str(mount["Name"]) for mount in volumes if mount.get("Name")),
+        names=_names_of(raw),
     )
+
+
+def _names_of(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """Hostname, aliases on networks, and what `--add-host` maps to loopback; in lower case."""
+    names = [(raw.get("Config") or {}).get("Hostname"), str(raw.get("Name", "")).lstrip("/")]
+    for attached in ((raw.get("NetworkSettings") or {}).get("Networks") or {}).values():
+        names += [*((attached or {}).get("Aliases") or ()), *((attached or {}).get("DNSNames") or ())]
+    for entry in (raw.get("HostConfig") or {}).get("ExtraHosts") or ():
+        name, _, address = str(entry).partition(":")
+        if address == "::1" or address.startswith("127."):
+            names.append(name)
+    return tuple(dict.fromkeys(str(name).lower() for name in names if name))
 
 
 def platform_of(raw: Mapping[str, Any]) -> str:

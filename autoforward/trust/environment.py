@@ -1,7 +1,7 @@
-"""`${localEnv:NAME}` in what devcontainer.json says of ports: what of the caller's environment it gets. Pure.
+"""Variables in what devcontainer.json and metadata say of ports: what of the caller's environment they get. Pure.
 
-In a port number it gets a value that is one. Anywhere else a value that the caller has needs an approval; an entry that
-lacks it is left out. A request, a warning and what is stored name the variable, never a value that is not granted.
+`${localEnv:NAME}` in a port number gets a value that is one. Anywhere else a value that the caller has needs an approval; an
+entry that lacks it is left out. A request, a warning and what is stored name the variable, never a value that is not granted.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any
 
 from autoforward.portspec import MAX_PORT
 from autoforward.trust.requests import Asking, shown
-from autoforward.variables import VARIABLE, names_in, substituted, texts_in
+from autoforward.trust.table import Source
+from autoforward.variables import VARIABLE, names_in, substituted, why_left
 
-_LIKE_A_VARIABLE = re.compile(r"\$\{(?:localEnv|env):([A-Za-z_][A-Za-z0-9_]*)")
+PORT_KEYS = ("forwardPorts", "appPort", "portsAttributes", "otherPortsAttributes")
+
 _COLON = re.compile(r":(?![^\[]*\])")
 """Outside brackets, which hold an IPv6 address."""
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -32,17 +34,80 @@ class Granted:
     warnings: tuple[str, ...] = ()
 
 
-def granted(
-    said: Mapping[str, Any], variables: Mapping[str, str], withheld: Collection[str], place: str, asking: Asking
-) -> Granted:
-    """`said` are the keys of devcontainer.json that count here; of `customizations` ours alone is looked at.
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What variables stand for: those of the caller, names of those that it has and whose values are not known here, names of
+    those of which it is not known here whether it has them, and the places."""
 
-    `variables` and `withheld` are what the caller has; of the latter the value is not known here.
+    variables: Mapping[str, str]
+    withheld: Collection[str] = ()
+    strange: Collection[str] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+class Substitution:
+    """Replaces the variables in the documents of one configuration, and keeps what it was told and could not tell.
+
+    `environ` is the environment of who begins the session; None in the supervisor, where what was kept then counts: `variables`,
+    names that were `withheld`, and `unset` names (None: not known).
     """
-    work = _Work(variables, frozenset(withheld), place, asking)
+
+    def __init__(
+        self,
+        documents: Iterable[Mapping[str, Any]],
+        environ: Mapping[str, str] | None,
+        *,
+        variables: Mapping[str, str],
+        withheld: Collection[str],
+        unset: Collection[str] | None,
+        places: Mapping[str, str],
+    ) -> None:
+        names = frozenset[str]().union(*(_names_that_count(one) for one in documents))
+        self.unset = None if unset is None else tuple(unset)
+        strange: frozenset[str] = frozenset()
+        if environ is not None:
+            self.unset = tuple(sorted(names.difference(environ)))
+        elif unset is not None:
+            strange = names.difference(variables, withheld, unset)
+        self._known = Known(variables if environ is None else environ, withheld, strange, places)
+        self.variables: dict[str, str] = {}
+        self._withheld = set(withheld)
+        self.warnings: list[str] = []
+
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        return tuple(sorted(self._withheld - set(self.variables)))
+
+    def of(self, document: Mapping[str, Any], source: Source, place: str, asking: Asking) -> dict[str, Any]:
+        """`document` with the variables in what counts here; what is not granted is left out, with a warning."""
+        found = granted(counting(document), self._known, source, place, asking)
+        self.variables |= found.variables
+        self._withheld |= set(found.withheld)
+        self.warnings += found.warnings
+        return {**document, **found.config}
+
+
+def counting(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a devcontainer.json, or of an entry of the metadata, in which variables count here."""
+    found = {name: document[name] for name in PORT_KEYS if name in document}
+    customizations = document.get("customizations")
+    if isinstance(customizations, Mapping) and isinstance(customizations.get("autoforward"), Mapping):
+        found["customizations"] = customizations
+    return found
+
+
+def _names_that_count(document: Mapping[str, Any]) -> frozenset[str]:
+    said = counting(document)
+    ours = said.pop("customizations", {}).get("autoforward")
+    return names_in([said, ours])
+
+
+def granted(said: Mapping[str, Any], known: Known, source: Source, place: str, asking: Asking) -> Granted:
+    """`said` are the keys of devcontainer.json that count here; of `customizations` ours alone is looked at."""
+    work = _Work(known, source, place, asking)
     config: dict[str, Any] = {}
     for key, value in said.items():
-        if key == "forwardPorts":
+        if key in ("forwardPorts", "appPort"):
             config[key] = work.entries(value, key)
         elif key == "portsAttributes" and isinstance(value, Mapping):
             config[key] = {
@@ -50,9 +115,8 @@ def granted(
                 for raw, entry in value.items()
                 if (name := work.port_text(raw, key)) is not None
             }
-        elif key == "customizations" and isinstance(value, Mapping):
-            ours = value.get("autoforward")
-            config[key] = {**value, "autoforward": _settings(ours, work)} if isinstance(ours, Mapping) else value
+        elif key == "customizations":
+            config[key] = {**value, "autoforward": _settings(value["autoforward"], work)}
         else:
             config[key] = work.texts(value, key)
     return Granted(config, work.kept, tuple(sorted(work.withheld - set(work.kept))), tuple(work.warnings))
@@ -63,8 +127,7 @@ def without_values(value: Any, said: object, environ: Mapping[str, str]) -> Any:
 
     A value that is a port number may be there.
     """
-    names = {name for text in texts_in(said) for name in _LIKE_A_VARIABLE.findall(text)}
-    secret = [text for name in names if (text := environ.get(name)) and not _is_port(text)]
+    secret = [text for name in names_in(said) if (text := environ.get(name)) and not _is_port(text)]
     return _without(value, secret) if secret else value
 
 
@@ -85,10 +148,13 @@ def _settings(ours: Mapping[str, Any], work: _Work) -> dict[str, Any]:
 
 
 class _Work:
-    def __init__(self, variables: Mapping[str, str], withheld: frozenset[str], place: str, asking: Asking) -> None:
-        self._variables = variables
-        self._unknown = withheld.difference(variables)
-        self.withheld = set(self._unknown)
+    def __init__(self, known: Known, source: Source, place: str, asking: Asking) -> None:
+        self._variables = known.variables
+        self._strange = frozenset(known.strange).difference(known.variables)
+        self._unknown = frozenset(known.withheld).difference(known.variables) | self._strange
+        self._places = known.places
+        self.withheld = set(self._unknown - self._strange)
+        self._source = source
         self._place = place
         self._asking = asking
         self.kept: dict[str, str] = {}
@@ -106,16 +172,19 @@ class _Work:
 
         Unless it `may_be_text`, its last part has to be a port.
         """
-        if not isinstance(raw, str) or not (names := names_in(raw)):
+        if not isinstance(raw, str):
             return raw
-        parts = _parts(raw)
+        names = names_in(raw)
+        parts = _parts(raw) if names else []
         foreign = [part for part in parts if not self._is_default(part) and not self._is_port_number(part)]
         if not foreign:
-            return self._put_in(raw, names)
-        if not may_be_text and foreign[-1] is parts[-1]:
+            return self._put_in(raw, names, key)
+        last = names_in(parts[-1]) if foreign[-1] is parts[-1] else frozenset()
+        if not may_be_text and last and not last & self._strange:
             self._withhold(names)
-            named = ", ".join(sorted(names_in(parts[-1])))
-            self.warnings.append(f"{self._place}: {key}: {shown(raw)} is left out: {named} holds no port number")
+            self.warnings.append(
+                f"{self._place}: {key}: {shown(raw)} is left out: {', '.join(sorted(last))} holds no port number"
+            )
             return None
         return self._asked(raw, names, key)
 
@@ -124,7 +193,7 @@ class _Work:
         if isinstance(value, str):
             names = names_in(value)
             if not names or self._is_default(value):
-                return substituted(value, {})
+                return self._put_in(value, names, key)
             return self._asked(value, names, key)
         if isinstance(value, Mapping):
             found = {}
@@ -140,19 +209,29 @@ class _Work:
     def _asked(self, raw: str, names: Iterable[str], key: str) -> str | None:
         """`raw` with its variables, None where that is not granted, or the value is not known here."""
         here = sorted(name for name in names if name in self._variables or name in self._unknown)
-        effect = f"it gets {', '.join(f'${name}' for name in here)} of your environment; the container can learn it"
-        if self._asking.grants("workspace", self._place, "localEnv", [key, raw], effect, text=f"{key}: {raw}"):
+        named = ", ".join(f"${name}" for name in here)
+        effect = f"it gets {named} of your environment; the container can learn it"
+        if any(name in self._strange for name in here):
+            effect = f"it was not there at the last attach, which takes {named} from your environment"
+        if self._asking.grants(self._source, self._place, "localEnv", [key, raw], effect, text=f"{key}: {raw}"):
             if all(name in self._variables for name in here):
-                return self._put_in(raw, names)
+                return self._put_in(raw, names, key)
             self.warnings.append(f"{self._place}: {key}: {shown(raw)} is left out until the next attach")
+        elif any(name in self._strange for name in here):
+            self.warnings.append(f"{self._place}: {key}: {shown(raw)} is left out until the next attach: {effect}")
         else:
             self.warnings.append(f"{self._place}: {key}: {shown(raw)} is left out: it asks for your environment")
         self._withhold(here)
         return None
 
-    def _put_in(self, raw: str, names: Iterable[str]) -> str:
+    def _put_in(self, raw: str, names: Iterable[str], key: str) -> str | None:
+        """`raw` with its variables; None where one of the specification has no value here."""
+        left = why_left(substituted(VARIABLE.sub("", raw), {}, self._places))
+        if left is not None:
+            self.warnings.append(f"{self._place}: {key}: {shown(raw)} is left out: {left}")
+            return None
         self.kept.update((name, self._variables[name]) for name in names if name in self._variables)
-        text: str = substituted(raw, self._variables)
+        text: str = substituted(raw, self._variables, self._places)
         return text
 
     def _withhold(self, names: Iterable[str]) -> None:
@@ -163,7 +242,7 @@ class _Work:
         return not any(name in self._variables or name in self._unknown for name in names_in(text))
 
     def _is_port_number(self, part: str) -> bool:
-        return not names_in(part) & self._unknown and _is_port(substituted(part, self._variables))
+        return not names_in(part) & self._unknown and _is_port(substituted(part, self._variables, self._places))
 
 
 def _parts(raw: str) -> list[str]:

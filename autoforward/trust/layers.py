@@ -51,6 +51,9 @@ def settle(layers: Sequence[Layer], asking: Asking) -> Settled:
         for layer in layers
         if layer.source != "config" and layer.settings.trust is not None
     )
+    detects = next(_setting(layers, "auto"), None)
+    if detects is not None and detects.is_foreign and detects.settings.auto is False:
+        warnings += (f"{detects.place}: only declared ports are forwarded; --auto forwards what listens as well",)
     own = (layer for layer in layers if layer.is_own or layer.source == "config")
     config = layered(*(layer.settings if layer.source == "config" else _narrowing(layer.settings) for layer in own))
     exclude, firm = _excluded(layers, config)
@@ -64,7 +67,8 @@ def settle(layers: Sequence[Layer], asking: Asking) -> Settled:
         exclude=exclude,
         bind=_bind(layers, asking),
         max_ports=_max_ports(layers, config, asking),
-        notify=_notify(layers, config),
+        auto=_unless_false(layers, config, "auto"),
+        notify=_unless_false(layers, config, "notify"),
         direct=_direct(layers, config),
         default_exclude=_default_exclude(layers, config, asking),
         trust=config.trust,
@@ -78,6 +82,7 @@ def _narrowing(config: Settings) -> Settings:
     return Settings(
         exclude=config.exclude,
         max_ports=config.max_ports if (config.max_ports or 0) <= DEFAULT_MAX_PORTS else None,
+        auto=config.auto and None,
         notify=config.notify and None,
         direct=config.direct and None,
         default_exclude=config.default_exclude or None,
@@ -153,12 +158,13 @@ def _max_ports(layers: Sequence[Layer], config: Settings, asking: Asking) -> int
     return min(number, config.max_ports) if first.is_foreign else number
 
 
-def _notify(layers: Sequence[Layer], config: Settings) -> bool | None:
+def _unless_false(layers: Sequence[Layer], config: Settings, name: str) -> bool | None:
     """A foreign true is as good as nothing said: it is the default, and does not undo the user's false."""
-    first = next(_setting(layers, "notify"), None)
+    first = next(_setting(layers, name), None)
     if first is None:
         return None
-    return False if first.is_foreign and config.notify is False else first.settings.notify
+    said: bool = getattr(first.settings, name)
+    return False if first.is_foreign and getattr(config, name) is False else said
 
 
 def _direct(layers: Sequence[Layer], config: Settings) -> bool | None:

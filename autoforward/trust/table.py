@@ -43,6 +43,7 @@ TABLE: tuple[Row, ...] = (
     Row("openPreview", "true, where the last attach has not seen it"),
     Row("elevateIfNeeded", f"true, where a port below {FIRST_UNPRIVILEGED} can match"),
     Row("localEnv", "a variable that the caller has, anywhere but in a port number"),
+    Row("auto", kept="false stays false"),
     Row("localPorts", LOW),
     Row("forwards", LOW, UNBOUND),
     Row("exclude", kept="is excluded as well"),

@@ -28,6 +28,7 @@ EVERYTHING: dict[str, Any] = {
     "direct": False,
     "defaultExclude": False,
     "trust": ["~/src/mine/**", "/srv/shop"],
+    "auto": False,
 }
 PARSED = Settings(
     local_ports=(LocalPorts(3000, 3000, 8000), LocalPorts(5000, 5002, 6000)),
@@ -42,6 +43,7 @@ PARSED = Settings(
     direct=False,
     default_exclude=False,
     trust=("~/src/mine/**", "/srv/shop"),
+    auto=False,
 )
 
 
@@ -175,7 +177,7 @@ def test_a_variable_that_is_not_valid_is_named(key: Any) -> None:
 
 def test_options_of_settings() -> None:
     assert SessionOptions.of(NO_SETTINGS) == SessionOptions()
-    options = SessionOptions.of(PARSED, auto=False, auto_udp=True)
+    options = SessionOptions.of(PARSED, auto_udp=True)
     assert options == SessionOptions(
         lane="socat",
         bind="::1",

@@ -192,6 +192,25 @@ def test_app_port_does_not_reach_the_cli(scene: Scene, tmp_path: Path, capfdbina
     assert not Path(path).exists()
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"appPort": ["8123:8123", 80, "127.0.0.1:1:2"]}, "8123:8123 of appPort on loopback only"),
+        ({"appPort": ["127.0.0.1:2222:2222", 8000, "9000"]}, ""),
+        ({"appPort": "8123:8123", "dockerComposeFile": "x"}, ""),
+        ({"forwardPorts": ["8123:8123"]}, ""),
+    ],
+)
+def test_what_would_have_been_published_on_all_addresses_is_said(
+    scene: Scene, tmp_path: Path, capfdbinary: Capture, config: dict[str, Any], said: str
+) -> None:
+    """Seen: `"8123:8123"`, which the official CLI publishes on all addresses, became loopback's without a word."""
+    (tmp_path / "ws" / ".devcontainer.json").write_text(json.dumps(config))
+    run_with_forwarding(scene.request)
+    err = capfdbinary.readouterr().err.decode()
+    assert ("appPort on loopback only" in err, said in err) == (bool(said), True)
+
+
 def test_the_old_container_s_forwards_end_before_it_is_removed(scene: Scene, tmp_path: Path) -> None:
     up = parse_up_arguments(["--workspace-folder", str(tmp_path / "ws"), "--remove-existing-container"])
     scene.write_cli(UP + f'\n    open({str(tmp_path / "ran")!r}, "w")')

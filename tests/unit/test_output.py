@@ -184,9 +184,14 @@ def test_flags_become_settings() -> None:
     argv += ["--no-auto", "--auto-udp", "--no-direct", "--settings", "/a/b.toml"]
     argv += ["--docker-host", "tcp://x", "--context", "c"]
     given = Settings(
-        lane="nc", bind="0.0.0.0", exclude=Selection(((1, 1), (2, 3), (9, 9))), poll_interval_s=2.0, direct=False
+        lane="nc",
+        bind="0.0.0.0",
+        exclude=Selection(((1, 1), (2, 3), (9, 9))),
+        poll_interval_s=2.0,
+        direct=False,
+        auto=False,
     )
-    assert flags_of(*argv) == (output.SessionFlags(given, "/a/b.toml", False, True), "tcp://x", "c")
+    assert flags_of(*argv) == (output.SessionFlags(given, "/a/b.toml", True), "tcp://x", "c")
 
 
 def test_a_flag_that_is_not_given_leaves_it_to_the_next_layer() -> None:
@@ -208,7 +213,15 @@ def test_addresses_are_in_their_usual_form() -> None:
 
 def test_forward_detects_nothing_so_it_has_no_such_flag() -> None:
     assert flags_of("--no-auto", no_auto=False)[0] == 2
-    assert flags_of(no_auto=False)[0].auto is True
+    assert flags_of("--auto", no_auto=False)[0] == 2
+    assert flags_of(no_auto=False)[0].given.auto is None
+
+
+def test_detection_is_said_once() -> None:
+    assert flags_of("--auto")[0].given == Settings(auto=True)
+    assert flags_of("--no-auto")[0].given == Settings(auto=False)
+    assert flags_of()[0].given == Settings()
+    assert flags_of("--auto", "--no-auto") == (2, "autoforward: error: --auto and --no-auto exclude each other\n")
 
 
 @pytest.mark.parametrize(

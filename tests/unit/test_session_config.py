@@ -232,7 +232,7 @@ def test_flag_environment_file_project_image_user_default(folder: Path, monkeypa
 
 def test_flags_go_on_to_win_after_a_change(folder: Path) -> None:
     write(folder, customizations={"autoforward": {"lane": "nc", "exclude": [1]}})
-    record = record_of(labelled(folder=str(folder)), SessionFlags(Settings(lane="socat"), auto=False))
+    record = record_of(labelled(folder=str(folder)), SessionFlags(Settings(lane="socat", auto=False)))
     write(folder, customizations={"autoforward": {"lane": "devtcp", "exclude": [2]}})
     again, _ = configure(record, read_sources(record.sources))
     assert (again.options.lane, again.options.exclude, again.options.auto) == ("socat", ((2, 2),), False)

@@ -73,6 +73,7 @@ class Scene:
         (folder / ".devcontainer").mkdir()
         self.label: list[Rules] = []
         self.mounts: tuple[str, ...] = ()
+        self.warnings: tuple[str, ...] = ()
 
     @property
     def info(self) -> ContainerInfo:
@@ -90,7 +91,9 @@ class Scene:
 
     def attach(self, word: Word, *, writers: Writers = NO_WRITERS, **given: Any) -> SessionRecord:
         caller = Caller(variables=ENVIRON, **given)
-        return record_for(self.info, ENDPOINT, caller, target="web", word_of=lambda _record: word, writers=writers)[0]
+        how = {"target": "web", "word_of": lambda _record: word, "writers": writers}
+        record, self.warnings = record_for(self.info, ENDPOINT, caller, **how)
+        return record
 
 
 def _toml(value: Any) -> str:
@@ -124,10 +127,8 @@ def cases() -> list[Any]:
     for key, rules in WIDENING.items():
         for source in ("devcontainer.json", ".autoforward.toml", "label"):
             is_setting = key in KEYS
-            # appPort of a label never counts, and variables in it stay as they are.
-            if (source == ".autoforward.toml" and not is_setting) or (
-                source == "label" and key in ("appPort", "localEnv")
-            ):
+            # appPort of a label never counts.
+            if (source == ".autoforward.toml" and not is_setting) or (source == "label" and key == "appPort"):
                 continue
             found += [pytest.param(key, rules, source, moment, id=f"{key}-{source}-{moment}") for moment in MOMENTS]
     return found

@@ -1,0 +1,1 @@
+"""What devcontainer.json says beside the specification's own keys."""

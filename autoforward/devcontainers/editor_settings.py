@@ -1,0 +1,57 @@
+"""Settings of VS Code in devcontainer.json, as far as they are about ports: `customizations.vscode.settings`, `remote.*`. Pure.
+
+`remote.portsAttributes` and `remote.otherPortsAttributes` are what the specification took its keys from: they count below
+these. `remote.autoForwardPorts` = false and `remote.localPortHost` = "allInterfaces" are `auto` and `bind` of ours. How VS Code
+finds ports (`remote.autoForwardPortsSource`) and restores them is its own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from autoforward.config import Settings
+
+ATTRIBUTES = "remote.portsAttributes"
+OTHERS = "remote.otherPortsAttributes"
+DETECT = "remote.autoForwardPorts"
+HOST = "remote.localPortHost"
+
+ALL_INTERFACES = "0.0.0.0"  # what a configuration asks for; the user has to approve it
+
+
+def with_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` (a file, or an entry of the metadata) with the attributes that its settings of VS Code give, below its own."""
+    settings, result = _settings_in(config), dict(config)
+    theirs, ours = settings.get(ATTRIBUTES), config.get("portsAttributes")
+    if isinstance(theirs, Mapping) and (ours is None or isinstance(ours, Mapping)):
+        result["portsAttributes"] = {**theirs, **(ours or {})}
+    if isinstance(settings.get(OTHERS), Mapping) and "otherPortsAttributes" not in config:
+        result["otherPortsAttributes"] = settings[OTHERS]
+    return result
+
+
+def switches_of(config: Mapping[str, Any]) -> Settings:
+    """What its settings of VS Code say that is a setting of ours."""
+    settings = _settings_in(config)
+    return Settings(
+        auto=False if settings.get(DETECT) is False else None,
+        bind=ALL_INTERFACES if settings.get(HOST) == "allInterfaces" else None,
+    )
+
+
+def kept(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of its settings of VS Code those that `switches_of` reads."""
+    settings = _settings_in(config)
+    return {name: settings[name] for name in (DETECT, HOST) if name in settings}
+
+
+def _settings_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings; also as they were written before there was `customizations`."""
+    customizations = config.get("customizations")
+    editor = customizations.get("vscode") if isinstance(customizations, Mapping) else None
+    found: dict[str, Any] = {}
+    for settings in (config.get("settings"), editor.get("settings") if isinstance(editor, Mapping) else None):
+        if isinstance(settings, Mapping):
+            found.update({name: settings[name] for name in (ATTRIBUTES, OTHERS, DETECT, HOST) if name in settings})
+    return found
