@@ -49,6 +49,8 @@ extern u64 now;              /* of this turn of the loop */
 
 /* main.c: reads the path once and does what it says; as read(2) returns, and what is wrong, or NULL. */
 long path_read(struct path *from, const char **error);
+/* No core, no ptrace, no descriptors in /proc for other processes without CAP_SYS_PTRACE, root's neither. */
+void stay_private(void);
 
 /* trunk.c: a TCP connection from the host that carries many streams. */
 enum { TRUNK_KEY = 2 };

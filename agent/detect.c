@@ -183,6 +183,27 @@ static int proc_fd = -1, fds_fd = -1;
 static u8 proc_names[4096], fds_names[4096];
 static u32 proc_at, proc_size, fds_at, fds_size, walk_pid;
 
+/* Another user's descriptors: a root without CAP_SYS_PTRACE, as containers have it, may not read them, that user may. So
+ * each process is looked at as its own user, in one respect: fsuid and fsgid, by which the kernel judges access to files and to
+ * /proc/PID/fd. The user IDs by which it judges signals and ptrace stay root's: no process of that user can do anything to this
+ * one, and what it holds stays out of reach. Each change makes it as dumpable as fs.suid_dumpable says, for a moment;
+ * where that is 1, for everybody, there are no changes. */
+static bool may_look_as_others;
+static u32 own[2], looks_as[2], walk_owner[2]; /* user, group; the last: of the process that a walk stopped at */
+
+static void look_as(u32 user, u32 group) {
+	if (user == looks_as[0] && group == looks_as[1]) return;
+	SYS(setfsgid, group, 0, 0, 0, 0, 0);
+	SYS(setfsuid, user, 0, 0, 0, 0, 0);
+	stay_private();
+	looks_as[0] = user, looks_as[1] = group;
+}
+
+static void look_as_owner(const char *pid) {
+	struct stat about;
+	if (may_look_as_others && SYS(newfstatat, proc_fd, pid, &about, 0, 0, 0) == 0) look_as(about.st_uid, about.st_gid);
+}
+
 static u64 inode_of(const u8 *entry) { return (u64)get_u32(entry + 8) << 32 | get_u32(entry + 12); }
 
 /* Both tables are sorted: what is in the fresh one alone is new. */
@@ -262,7 +283,7 @@ static void end_walk(void) {
 }
 
 /* Looks at a bounded number of descriptors; true when there is more to do. */
-static bool walk(void) {
+static bool walk_on(void) {
 	const char *name;
 	u32 number;
 	if (proc_fd < 0) {
@@ -288,6 +309,7 @@ static bool walk(void) {
 		}
 		u8 path[24];
 		size_t size = text_size(name);
+		look_as_owner(name);
 		memcpy(path, name, size);
 		memcpy(path + size, "/fd", 4);
 		fds_fd = sys_openat(proc_fd, path, O_RDONLY | O_DIRECTORY);
@@ -295,6 +317,14 @@ static bool walk(void) {
 	}
 	if (!walk_count) end_walk();
 	return wanted_count != 0;
+}
+
+static bool walk(void) {
+	if (fds_fd >= 0) look_as(walk_owner[0], walk_owner[1]);
+	bool more = walk_on();
+	memcpy(walk_owner, looks_as, sizeof walk_owner);
+	look_as(own[0], own[1]);
+	return more;
 }
 
 static void send_snapshot(void) {
@@ -305,7 +335,23 @@ static void send_snapshot(void) {
 	sent_count += count;
 }
 
+/* Which network namespace this is, of which start of which machine: "BOOT_ID net:[INODE]". Not said where it is not known. */
+static void tell_network(void) {
+	u8 text[MAX_NETWORK];
+	long size = read_file("/proc/sys/kernel/random/boot_id", text, MAX_NETWORK / 2);
+	while (size > 0 && text[size - 1] == '\n') size--;
+	if (size <= 0) return;
+	text[size++] = ' ';
+	long link = sys_readlinkat(AT_FDCWD, "/proc/self/ns/net", text + size, MAX_NETWORK - size);
+	if (link > 0) out_frame(&exec_path, NETWORK, 0, 0, text, (u32)(size + link));
+}
+
 void watch_start(u32 interval_ms, bool udp, bool netlink) {
+	u8 dumpable = 0;
+	read_file("/proc/sys/fs/suid_dumpable", &dumpable, 1);
+	own[0] = looks_as[0] = (u32)SYS(geteuid, 0, 0, 0, 0, 0, 0);
+	own[1] = looks_as[1] = (u32)SYS(getegid, 0, 0, 0, 0, 0, 0);
+	may_look_as_others = own[0] == 0 && dumpable != '1';
 	interval = interval_ms && interval_ms < 10 ? 10 : lesser(interval_ms, 60000);
 	pace = interval;
 	with_udp = udp;
@@ -328,7 +374,10 @@ static void poll(void) {
 	sort_fresh();
 	bool same = fresh_count == shown_count && cut_short == cut_shown && !memcmp(fresh, shown, fresh_count * ENTRY_SIZE);
 	if (same && !first) return;
-	if (first) shown_count = 0; /* the host asked anew: it is told of all processes again */
+	if (first) {
+		shown_count = 0; /* the host asked anew: it is told of all processes again */
+		tell_network();
+	}
 	want_new();
 	u8 *old = shown;
 	shown = fresh;

@@ -198,6 +198,10 @@ static void parse_arguments(int argc, char **argv) {
 	}
 }
 
+void stay_private(void) {
+	if (private) SYS(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0, 0);
+}
+
 int agent_main(int argc, char **argv);
 int agent_main(int argc, char **argv) {
 	static const struct {
@@ -208,8 +212,7 @@ int agent_main(int argc, char **argv) {
 	} ignore = {(void (*)(int))1 /* SIG_IGN */, 0, NULL, 0};
 	u64 limits[2];
 	parse_arguments(argc, argv);
-	/* The secret of LISTEN is nothing for the others of this user: no core, no ptrace, no descriptors of ours in /proc. */
-	if (private) SYS(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0, 0);
+	stay_private(); /* the secret of LISTEN is nothing for the others of this user */
 	SYS(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0);
 	SYS(rt_sigaction, 13 /* SIGPIPE */, &ignore, 0, 8, 0, 0);
 	if (SYS(prlimit64, 0, 7 /* NOFILE */, 0, limits, 0, 0) == 0) {

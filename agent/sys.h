@@ -95,7 +95,7 @@ static inline long sys6(long number, long a, long b, long c, long d, long e, lon
 enum { EXIT_BROKEN = 5 };
 
 /* A leak sanitizer has to look into its own process. */
-#ifdef AGENT_HOSTED
+#if defined(AGENT_HOSTED) && !defined(AGENT_SIMULATED)
 enum { PRIVATE = false };
 #else
 enum { PRIVATE = true };

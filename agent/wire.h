@@ -25,6 +25,7 @@ enum frame_type {
 	MOVE,
 	TRUNK,
 	SIGNED_OPEN,
+	NETWORK,
 };
 
 enum {
@@ -45,6 +46,7 @@ enum {
 	SECRET_SIZE = 16,
 	TOKEN_SIZE = 16,
 	TAG_SIZE = 16,
+	MAX_NETWORK = 128,
 	MAX_SIGNED_OPEN = TAG_SIZE + 60, /* number and OPEN are what one HMAC takes */
 };
 

@@ -80,6 +80,8 @@ class Detector:
         self._timer: asyncio.TimerHandle | None = None
         self.is_over_budget = False
         """Whether it was lost because it cost too much."""
+        self.network = b""
+        """The network namespace that it says it is in; known before the first frame, or not at all."""
         self._lines: deque[bytes] = deque()
         now_s = self._loop.time()
         self._frame_budget = Budget(WATCHER_FRAMES, now_s)
@@ -193,6 +195,8 @@ class Detector:
         for event in self._parser.feed(said, TURN_FRAMES):
             if isinstance(event, Frame):
                 frames, rows, newest = frames + 1, rows + len(event.table.rows), event
+            else:
+                self.network = event.network
         if newest is not None:
             self._on_frame(newest)
         now_s = self._loop.time()

@@ -26,6 +26,7 @@ from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetE
 from autoforward.identity.containers import container_info, platform_of, texts
 from autoforward.identity.labels import bounded, carries
 from autoforward.keepalive import keepalive_options
+from autoforward.leases import parse_time
 from autoforward.links import link_to
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.networks.sharing import Network
@@ -216,6 +217,8 @@ class Engine:
                 break
         if owner is info:
             return info
+        if _has_left(owner, info):
+            owner = replace(owner, addresses=(), published=())
         return replace(
             info,
             network_of=owner.container_id,
@@ -429,6 +432,12 @@ class Engine:
                     str(attributes.get("name", "")),
                     bounded(texts(attributes)),
                 )
+
+
+def _has_left(owner: ContainerInfo, user: ContainerInfo) -> bool:
+    """Whether the owner of a network was restarted since: who used it stays in the old one, which nothing leads to."""
+    owners, users = parse_time(owner.started_at), parse_time(user.started_at)
+    return owners is not None and users is not None and owners > users
 
 
 def lines_of(chunks: Iterable[bytes | str]) -> Iterator[bytes | None]:

@@ -29,6 +29,7 @@ ENTRY_SIZE: Final = 32
 SNAPSHOT_MORE, SNAPSHOT_CUT = 1, 2  # flags: another frame follows; there were more sockets than told
 MAX_COMMAND: Final = 1024
 MAX_BYE_TEXT: Final = 255
+MAX_NETWORK: Final = 128
 
 SECRET_SIZE: Final = 16
 TOKEN_SIZE: Final = 16
@@ -37,7 +38,7 @@ MAX_SIGNED_PAYLOAD: Final = 60
 """Of an OPEN on a trunk: with the stream's number, what one HMAC of the agent takes."""
 
 OPEN, OPENED, REFUSED, DATA, EOF, RESET, CREDIT, PING, PONG, WATCH, SNAPSHOT, PROCESS, BYE = range(1, 14)
-LISTEN, LISTENING, DIRECT, MOVE, TRUNK, SIGNED_OPEN = range(14, 20)
+LISTEN, LISTENING, DIRECT, MOVE, TRUNK, SIGNED_OPEN, NETWORK = range(14, 21)
 
 Role = Literal["host", "agent", "host-trunk", "agent-trunk"]
 """Who reads, and on which of the two paths."""
@@ -151,6 +152,12 @@ class Process(NamedTuple):
         return f"<Process {self.pid} of socket {self.inode}>"
 
 
+class Network(NamedTuple):
+    """The network namespace that the agent is in, as `networks.namespace` writes it; hostile text."""
+
+    namespace: bytes
+
+
 class Bye(NamedTuple):
     """The agent ends on purpose."""
 
@@ -205,9 +212,9 @@ class SignedOpen(NamedTuple):
 
 
 _OfStream = Open | SignedOpen | Opened | Refused | Data | Eof | Reset | Credit | Direct | Move
-Event = _OfStream | Hello | Ping | Pong | Watch | SnapshotEvent | Process | Bye | Listen | Listening | Trunk
+Event = _OfStream | Hello | Ping | Pong | Watch | SnapshotEvent | Process | Network | Bye | Listen | Listening | Trunk
 
-MuxEvent = Hello | SnapshotEvent | Process
+MuxEvent = Hello | Network | SnapshotEvent | Process
 """What an agent says that is not about one connection."""
 
 
@@ -245,6 +252,7 @@ RULES: Final[dict[Role, dict[int, Rule]]] = {
         PROCESS: Rule(12, 12 + MAX_COMMAND, False),
         BYE: Rule(1, 1 + MAX_BYE_TEXT, False),
         LISTENING: Rule(6, 6, False),
+        NETWORK: Rule(1, MAX_NETWORK, False),
     },
     "agent-trunk": _ON_TRUNKS
     | {PING: Rule(8, 8, False), SIGNED_OPEN: Rule(TAG_SIZE + 7, TAG_SIZE + MAX_SIGNED_PAYLOAD, True)},

@@ -21,18 +21,24 @@ INSPECTOR_PORTS = frozenset({2345, 5005, 5678, 9222, 9229, 9230})
 class KnownServer:
     """One kind of server. `command_line` is searched in its arguments, joined by spaces; `ports` None: on any number.
 
-    With `by_port` the number tells where the process is not known (an sshd is root's, we may be nobody).
+    With `by_port` the number tells where the process is not known (an sshd is root's, we may be nobody). A port whose number
+    stands in the command line after `but_named` is not meant: somebody has chosen it.
     """
 
     name: str
     command_line: re.Pattern[str]
-    ports: frozenset[int] | None = None
+    ports: frozenset[int] | range | None = None
     by_port: bool = False
+    but_named: str | None = None
 
     def is_at(self, container_port: int, command_line: str | None) -> bool:
         if self.ports is not None and container_port not in self.ports:
             return False
-        return self.by_port if command_line is None else self.command_line.search(command_line) is not None
+        if command_line is None:
+            return self.by_port
+        if self.but_named is not None and re.search(rf"\s{self.but_named}[ =]{container_port}(?:\s|$)", command_line):
+            return False
+        return self.command_line.search(command_line) is not None
 
 
 # The program itself is in the editor's folder, or what its own Node runs: a user's program that a debugger of the editor
@@ -61,20 +67,72 @@ SSHD = KnownServer(
     by_port=True,
 )
 
-DEFAULT_EXCLUDED: tuple[KnownServer, ...] = (*EDITORS_OWN, SSHD)
+EPHEMERAL = range(32_768, 65_536)
+"""Numbers that the kernel gives to who asks for any: another one at each start, and nobody else's business as a rule."""
+
+# A program of the user's that one of these has started is the user's: it is the tool itself that is meant.
+PRIVATE: tuple[KnownServer, ...] = (
+    KnownServer(
+        "a debugger's own port (debugpy)",
+        re.compile(r"\s\S*debugpy/adapter(?:\s|$)|\s-m\s+debugpy\.adapter(?:\s|$)", re.ASCII),
+        EPHEMERAL,
+        but_named="--port",
+    ),
+    KnownServer(
+        "a debugger's own port (Delve)",
+        re.compile(r"^(?:\S*/)?dlv(?:-dap)?\s+dap\s(?:.*\s)?(?:--listen|-l)[ =](?:127\.0\.0\.1|localhost):", re.ASCII),
+        EPHEMERAL,
+    ),
+    KnownServer(
+        "a debugger's own port (JavaScript)",
+        re.compile(r"^\S+\s+(?:-\S+\s+)*\S*js-debug\S*/(?:dapDebugServer|vsDebugServer|watchdog)\S*", re.ASCII),
+        EPHEMERAL,
+    ),
+    KnownServer("a browser that a program drives", re.compile(r"\s--remote-debugging-port=0(?:\s|$)", re.ASCII)),
+    KnownServer(
+        "the driver of a browser",
+        re.compile(r"^(?:\S*/)?(?:chromedriver|msedgedriver|geckodriver)(?:\s|$)", re.ASCII),
+        EPHEMERAL,
+    ),
+    KnownServer(
+        "a language server (Java)",
+        re.compile(r"\s-Declipse\.application=org\.eclipse\.jdt\.ls\.", re.ASCII),
+        EPHEMERAL,
+    ),
+    KnownServer(
+        "a kernel of Jupyter",
+        re.compile(r"^\S*python\S*\s+(?:-\S+\s+)*(?:-m\s+|\S*/)ipykernel(?:_launcher)?(?:\.py)?(?:\s|$)", re.ASCII),
+        EPHEMERAL,
+    ),
+    KnownServer(
+        "a build tool's daemon (Gradle, Kotlin, Bazel)",
+        re.compile(
+            r"^\S*java\s.*(?:/gradle-(?:launcher|daemon-main)-[\w.-]+\.jar|\.KotlinCompileDaemon)(?:[\s:]|$)|^bazel\(",
+            re.ASCII,
+        ),
+        EPHEMERAL,
+    ),
+)
+"""What tools open for themselves, on any number."""
+
+DEFAULT_EXCLUDED: tuple[KnownServer, ...] = (*EDITORS_OWN, SSHD, *PRIVATE)
 """Not forwarded by itself, unless the setting `defaultExclude` is false."""
 
 OUR_AGENT = KnownServer(
     "an agent of ours, of another session", re.compile(r"^\S*/\.autoforward/agent-[0-9a-f]{16}(?:\s|$)", re.ASCII)
 )
-"""Its direct path is nobody's server: never forwarded by itself."""
+OUR_SUPERVISOR = KnownServer(
+    "a supervisor of autoforward, with what it forwards",
+    re.compile(r"^\S*python\S*\s+(?:-\S+\s+)*-m\s+autoforward\.supervisor(?:\s|$)", re.ASCII),
+)
+"""What these listen on is no server of the container: never forwarded by itself, or each forward would be another port."""
 
 
 def why_excluded(key: ForwardKey, command_line: str | None, *, by_default: bool = True) -> str | None:
-    """Why this detected port is not forwarded by itself, None when it is. `by_default` False: nothing but our agents."""
+    """Why this detected port is not forwarded by itself, None when it is. `by_default` False: nothing but what is ours."""
     if key.transport != "tcp" or key.container_host is not None:
         return None
-    for server in (OUR_AGENT, *(DEFAULT_EXCLUDED if by_default else ())):
+    for server in (OUR_AGENT, OUR_SUPERVISOR, *(DEFAULT_EXCLUDED if by_default else ())):
         if server.is_at(key.container_port, command_line):
             return server.name
     return None
@@ -125,6 +183,17 @@ def not_http(container_port: int | None, process: str | None, label: str | None)
         if match is not None and match.lastgroup is not None:
             return list(NOT_HTTP)[int(match.lastgroup[1:])]
     return _BY_NUMBER.get(container_port or 0)
+
+
+_DEBUGGED = re.compile(r"\s(?:-m\s+debugpy|\S*/debugpy)(?:\s|$)", re.ASCII)
+
+
+def may_be_brief(key: ForwardKey, command_line: str) -> bool:
+    """Whether this may be a port that a debugger opens for a moment within the program that it debugs, to hear of its adapter.
+
+    The program's own servers cannot be told from it but by staying.
+    """
+    return key.transport == "tcp" and key.container_port in EPHEMERAL and _DEBUGGED.search(command_line) is not None
 
 
 def is_inspector(container_port: int | None) -> bool:

@@ -109,6 +109,7 @@ class Mux(Carrier[EngineStream]):
             frames.Ping: self._take_ping,
             frames.Pong: self._take_pong,
             frames.Listening: self._take_listening,
+            frames.Network: self._take_network,
             frames.SnapshotEvent: self._take_snapshot,
             frames.Process: self._take_process,
             frames.Bye: self._take_bye,
@@ -292,10 +293,17 @@ class Mux(Carrier[EngineStream]):
         self._empty += 1
         self._gate.listening(event)
 
-    def _take_snapshot(self, event: frames.SnapshotEvent) -> None:
+    def _take_network(self, event: frames.Network) -> None:
+        self._count_snapshot()
+        self._on_event(event)
+
+    def _count_snapshot(self) -> None:
         self._snapshots += 1
         if self._snapshots > MAX_SNAPSHOTS:
             raise ProtocolError("the agent sends snapshots without end")
+
+    def _take_snapshot(self, event: frames.SnapshotEvent) -> None:
+        self._count_snapshot()
         self._extra += len(event.entries)
         self._newest = event
         self._tell_control()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from autoforward.attributes import NO_RULES, AttributeRules
-from autoforward.known_servers import why_excluded
+from autoforward.known_servers import may_be_brief, why_excluded
 from autoforward.model import (
     FIRST_UNPRIVILEGED,
     DialAddress,
@@ -34,6 +34,10 @@ PROCESS_WAIT_S = 0.2
 """Where attributes depend on whose a port is, a new one is not forwarded before that is known, or this has passed: else one
 that is to be ignored would be forwarded for a moment. Usually it is known with the snapshot."""
 
+BRIEF_S = 2.0
+"""A port that a debugger may have opened for a moment (`may_be_brief`) is not forwarded before it has been there for so long:
+0.1 s is what one was seen for, on an idle machine."""
+
 MAX_FORWARDS = 128
 """Forwards of one session, and ports that it shows without forwarding them: a container must not be able to take every
 port of the host, nor to fill the list and the log of events."""
@@ -45,6 +49,7 @@ EPHEMERAL_UDP = 32_768
 """From here on a bound UDP socket is most likely a client's (a resolver waiting for its answer), not a server's."""
 
 ON_THE_HOST = "the container is on the host's network: its ports are on the host already"
+ON_OUR_NETWORK = "the container is on the network that autoforward itself is on: its ports are here already"
 
 WILDCARDS = ("0.0.0.0", "::")
 
@@ -58,6 +63,7 @@ class SessionRules:
     """Everything but the snapshot and the time that decides about one session's ports.
 
     `blocked` is why nothing can be relayed (no lane), None when it can. `udp` says whether the lane carries datagrams.
+    `ports_are_here` is why the container's own ports need no forward, None when they do.
     `elsewhere` are the container's own ports that the session of another one has. `default_exclude`: what is known to be
     no server of the user's is not forwarded by itself. `firm` is what the user excludes; it and `include_known` are about
     what `include` brings back, by whether that is the user's (`include_is_own`). Host
@@ -78,7 +84,7 @@ class SessionRules:
     lowest_port: int = FIRST_UNPRIVILEGED
     way_out: str = ""
     published: tuple[PublishedPort, ...] = ()
-    host_network: bool = False
+    ports_are_here: str | None = None
     stopped: frozenset[ForwardKey] = frozenset()
     blocked: str | None = None
     udp: bool = False
@@ -194,7 +200,7 @@ def plan(
         candidates[declared.key] = ("manual", declared)
     for declared in rules.declared:
         candidates.setdefault(declared.key, ("declared", declared))
-    if rules.auto and not rules.host_network:
+    if rules.auto and rules.ports_are_here is None:
         # In the order in which they came: who has a place below the limit keeps it when a lower number turns up.
         for key in seen:
             if key.transport == "tcp" or key.container_port < EPHEMERAL_UDP:
@@ -242,7 +248,7 @@ def _summary(rules: SessionRules, overflow: int) -> Summary | None:
             f"there are more ports than the limit of {limit}: the rest is not forwarded",
             f"{overflow} more ports are not forwarded: the limit is {limit}",
         )
-    return Summary(ON_THE_HOST, ON_THE_HOST) if rules.auto and rules.host_network else None
+    return Summary(rules.ports_are_here, rules.ports_are_here) if rules.auto and rules.ports_are_here else None
 
 
 def _observe(
@@ -279,6 +285,9 @@ def _observe(
             process, decide_at_s = last.process, last.decide_at_s
         elif key not in processes and wait_s is not None:
             decide_at_s = now_s + wait_s
+        elif wait_s is not None and process is not None and may_be_brief(key, process.command_line):
+            is_known = last is not None and last.process == process
+            decide_at_s = last.decide_at_s if last is not None and is_known else now_s + BRIEF_S
         if decide_at_s is not None and decide_at_s <= now_s:
             decide_at_s = None
         seen[key] = Seen(frozenset(found or ()), process=process, decide_at_s=decide_at_s)
@@ -302,8 +311,8 @@ def _why_not(
         host_ip, host_port = (at.host_ip, at.host_port) if at else (None, None)
         return Notice(key, status, reason, source, attributes, host_ip, host_port, _shown(seen))
 
-    if key.container_host is None and rules.host_network:
-        return notice("ignored", ON_THE_HOST)
+    if key.container_host is None and rules.ports_are_here:
+        return notice("ignored", rules.ports_are_here)
     command_line = seen.process.command_line if seen is not None and seen.process is not None else None
     excluded, included, firm = (
         chosen.has(key.container_port, command_line) for chosen in (rules.exclude, rules.include, rules.firm)

@@ -37,6 +37,7 @@ from autoforward.frames import (
     MAX_WINDOW,
     MIN_WINDOW,
     MOVE,
+    NETWORK,
     OPEN,
     OPENED,
     PING,
@@ -348,3 +349,8 @@ def encode_bye(reason: ByeReason, text: str = "") -> bytes:
 def encode_listening(port: int, errno: int = 0) -> bytes:
     """Direct connections are taken at `port`; 0: nowhere."""
     return _frame(LISTENING, 0, struct.pack(">HI", port, errno))
+
+
+def encode_network(namespace: bytes) -> bytes:
+    """The network namespace that the agent is in."""
+    return _frame(NETWORK, 0, namespace)

@@ -377,6 +377,9 @@ static void of_path(u32 path, enum frame_type type, u32 flags, const u8 *payload
 	case PROCESS:
 		if (size < 12 || size > 12 + 1024) broken("a process's size", size, 0);
 		break;
+	case NETWORK:
+		if (size < 3 || size > MAX_NETWORK) broken("a network namespace's size", size, 0);
+		break;
 	case LISTENING:
 		if (size != 6 || !h->asked_to_listen) broken("listens unasked", size, 0);
 		h->port = (u16)get_u16(payload);

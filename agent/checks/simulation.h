@@ -73,6 +73,8 @@ struct simulation {
 	struct listening rows[16];
 	u32 row_count, copies; /* each row stands for `copies` sockets */
 	u8 answers;            /* how netlink answers */
+	u32 user, group; /* that its access to files is judged by */
+	bool dumpable;   /* since that has changed */
 	char words[128]; /* of its stderr */
 	u32 words_size;
 	const u8 *hosts;
@@ -94,7 +96,8 @@ long netlink_answer(struct file *f, u8 *to, u32 size);
 long open_path(long folder, const char *path);
 long text_of(struct file *f, u8 *to, u32 size);
 long list(struct file *f, u8 *to, u32 size);
-long link_of(struct file *f, const char *name, u8 *to, u32 size);
+long link_of(struct file *f, const char *name, u8 *to, u32 size); /* `f` NULL: its own network namespace */
+long owner_of(struct file *f, const char *pid, struct stat *to);
 
 /* agent_fuzz.c */
 void script_look(void);          /* what happens before the agent looks */

@@ -28,18 +28,24 @@ MAX_COMMAND_BYTES = 768
 MAX_SOCKETS = 64
 """Sockets taken from one `socks` answer; a relay has one."""
 
-_HELLO = re.compile(rb"AF hello 1 pid=(\d{1,10}) filter=(grep|awk|sed|cat|read) interval=([0-9.]{1,10})")
+_HELLO = re.compile(
+    rb"AF hello 1 pid=(\d{1,10}) filter=(grep|awk|sed|cat|read) interval=([0-9.]{1,10})(?: net=([!-~ ]{1,128}))?"
+)
 _OWNER = re.compile(rb"owner (\d{1,20}) (\d{1,10})(?: (.*))?", re.DOTALL)
 _BEGIN = re.compile(rb"AF begin (\d{1,18})")
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The watcher is up. `pid` is its pid in the container, `interval` the poll interval it uses, in seconds."""
+    """The watcher is up. `pid` is its pid in the container, `interval` the poll interval it uses, in seconds.
+
+    `network`: the network namespace that it is in, as `networks.namespace` writes it; empty where it could not see.
+    """
 
     pid: int
     filter: str
     interval: str
+    network: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,7 @@ class WatcherStream:
                 raise ProtocolError(f"the watcher did not greet: {first[:80]!r}")
             self._greeted = True
             self._drop(newline + 1)
-            return Hello(int(hello[1]), hello[2].decode(), hello[3].decode())
+            return Hello(int(hello[1]), hello[2].decode(), hello[3].decode(), hello[4] or b"")
         begin = _BEGIN.fullmatch(first)
         if begin is None or int(begin[1]) != self._number + 1:
             raise ProtocolError(f"the watcher sent something that is no frame: {first[:80]!r}")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from autoforward.deploy import AgentDoesNotRunError, NoAgentError
 from autoforward.errors import AutoforwardError
-from autoforward.frames import Hello, Process, SnapshotEvent
+from autoforward.frames import Hello, Network, Process, SnapshotEvent
 from autoforward.lanes.watcher import Frame, Owner
 from autoforward.messages import MuxEnd, MuxLost, MuxPace, MuxPause, MuxRetire, MuxSaid, MuxStart
 from autoforward.procnet import SocketRow, SocketTable
@@ -49,6 +49,8 @@ class AgentLink:
         self._open = True
         self.is_over_budget = False
         """Whether it was lost because it cost too much."""
+        self.network = b""
+        """The network namespace that it says it is in; known before the first frame, or not at all."""
 
     def __repr__(self) -> str:
         return f"<AgentLink of {self._session_id}>"
@@ -76,6 +78,8 @@ class AgentLink:
             case Hello():
                 if not self._greeted.done():
                     self._greeted.set_result(None)
+            case Network(namespace):
+                self.network = namespace
             case SnapshotEvent(entries):
                 self._frames += 1
                 rows = tuple(

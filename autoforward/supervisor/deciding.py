@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from autoforward.lanes.commands import RelayTool
 from autoforward.model import ContainerInfo, ForwardKey, PortSpec, Snapshot
 from autoforward.neighbours import NOWHERE_ELSE, Elsewhere, Neighbours
-from autoforward.policy import SessionRules
+from autoforward.networks.namespace import own_namespace
+from autoforward.policy import ON_OUR_NETWORK, ON_THE_HOST, SessionRules
 from autoforward.setting_values import Selection
 from autoforward.settings import SessionRecord
 from autoforward.sockets import lowest_bindable_port
@@ -21,8 +22,9 @@ def rules_of(
     tool: RelayTool | None,
     problem: str | None,
     elsewhere: Mapping[ForwardKey, Elsewhere],
+    network: bytes,
 ) -> SessionRules:
-    """Everything but the snapshot and the time. `problem` is why there is no `tool`."""
+    """Everything but the snapshot and the time. `problem` is why there is no `tool`; `network`: the container's namespace."""
     options = record.options
     return SessionRules(
         auto=record.attached and options.auto,
@@ -39,7 +41,7 @@ def rules_of(
         lowest_port=lowest_bindable_port() or 1,
         way_out=record.way_out,
         published=info.published if info else (),
-        host_network=info is not None and info.network_mode == "host",
+        ports_are_here=_why_ports_are_here(info, network),
         stopped=frozenset(stopped),
         blocked=None if tool is not None else problem,
         udp=tool is not None and tool.capabilities.udp,
@@ -50,6 +52,12 @@ def rules_of(
     )
 
 
+def _why_ports_are_here(info: ContainerInfo | None, network: bytes) -> str | None:
+    if info is not None and info.network_mode == "host":
+        return ON_THE_HOST
+    return ON_OUR_NETWORK if network and network == own_namespace() else None
+
+
 class Beside:
     """A session's part among its neighbours, in terms of its record. `replan` is called when others have changed."""
 
@@ -57,12 +65,19 @@ class Beside:
         self._neighbours = neighbours
         self._part = neighbours.enter(replan)
         self._elsewhere: Mapping[ForwardKey, Elsewhere] = NOWHERE_ELSE
+        self._network = b""
 
-    def join(self, record: SessionRecord, info: ContainerInfo) -> None:
-        """This is the session's container now."""
+    def join(self, record: SessionRecord, info: ContainerInfo, network: bytes | None = None) -> None:
+        """This is the session's container now, and that its network namespace; None: not known yet, perhaps that of before.
+
+        Those share a namespace of whom the engine and they themselves say so: a container that uses the network of another one
+        stays in the old namespace when that one is restarted, and what it says alone would give it a stranger's ports.
+        """
+        if network is not None:
+            self._network = network
         engine = record.endpoint.host
         project = f"{engine}|{record.project}" if record.project else None
-        namespace = f"{engine}|{info.namespace}"
+        namespace = f"{engine}|{info.namespace}|{self._network.decode('ascii', 'replace')}"
         self._neighbours.join(self._part, info.name, namespace, project, record.service, record.declared_here)
 
     def leave(self) -> None:

@@ -394,6 +394,8 @@ class Supervisor:
                 session.look_again()
             elif event.container_id == record.container_id:
                 session.notice_event(event)
+            elif session.uses_network_of(event.container_id):
+                session.notice_network()
             elif event.action == "start" and record.outlives_container and carries(event.labels, record.next_labels):
                 session.look_again()
 

@@ -44,6 +44,7 @@ from autoforward.supervisor.watching import (
     Item,
     Lost,
     NeighboursChanged,
+    NetworkChanged,
     PauseUnclear,
     ProcessesKnown,
     Watch,
@@ -195,6 +196,13 @@ class Session:
     def wanted(self) -> bool:
         """Whether anybody still wants anything of this session."""
         return self.record.attached or bool(self.record.manual) or bool(self._claims) or self.awaited > 0
+
+    def uses_network_of(self, container_id: str) -> bool:
+        return self.info is not None and self.info.network_of == container_id
+
+    def notice_network(self) -> None:
+        """Something happened to the container whose network this one uses: what the engine publishes may be another one's."""
+        self._actor.tell(NetworkChanged())
 
     def notice_event(self, event: ContainerEvent) -> None:
         """The engine said something about this container, or may have failed to."""
@@ -560,6 +568,9 @@ class Session:
                     await self._look_for_pause()
                 case ContainerEvent():
                     await self._take_event(item)
+                case NetworkChanged():
+                    await self._look_at_network()
+                    is_due = True
                 case ProcessesKnown() | NeighboursChanged() | ConfigurationChanged():
                     is_due = True
                 case None:
@@ -567,6 +578,12 @@ class Session:
                         retry_at_s = None
                         await self.forwarder.retry_failed(self._host_ip)
                     is_due = True
+
+    async def _look_at_network(self) -> None:
+        try:
+            self.info = await self._in_pool(lambda: self.engine.inspect_with_network(self.record.container_id))
+        except AutoforwardError as error:  # the container's own events, and those of its watch, tell more
+            log.info("%s: who has its network cannot be seen: %s", self.record.container_name, error)
 
     def _rest_s(self, now_s: float) -> float:
         """How long the next decision has to wait: what changes all the time is followed at the pace of its budget."""
@@ -582,6 +599,8 @@ class Session:
         self._snapshot = snapshot_from_rows(frame.table.rows, addresses)
         if first:
             self.state = "watching"
+            if self.info is not None:
+                self._beside.join(self.record, self.info, self._watching.network)
         await asyncio.sleep(0)  # a large one is some work, and so is the plan: others have their turn between
         await self._replan()
         if first:
@@ -640,7 +659,14 @@ class Session:
             return
         elsewhere = self._beside.consult(self.record, self._snapshot, self._seen, can_relay=self.tool is not None)
         rules = rules_of(
-            self.record, self.info, self.manual_specs, self._stopped_keys, self.tool, self.problem, elsewhere
+            self.record,
+            self.info,
+            self.manual_specs,
+            self._stopped_keys,
+            self.tool,
+            self.problem,
+            elsewhere,
+            self._watching.network,
         )
         wanted = plan(rules, self._snapshot, self._seen, time.monotonic(), self._watching.processes())
         self._seen = dict(wanted.seen)

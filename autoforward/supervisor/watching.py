@@ -63,6 +63,11 @@ class NeighboursChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkChanged:
+    """The container whose network this one uses has started or ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigurationChanged:
     """The session's record is another one."""
 
@@ -72,7 +77,16 @@ class PauseUnclear:
     """The watch is silent, or speaks although the container is paused."""
 
 
-Item = Frame | Lost | PauseUnclear | ContainerEvent | ProcessesKnown | NeighboursChanged | ConfigurationChanged
+Item = (
+    Frame
+    | Lost
+    | PauseUnclear
+    | ContainerEvent
+    | ProcessesKnown
+    | NeighboursChanged
+    | NetworkChanged
+    | ConfigurationChanged
+)
 """What a session's actor hears."""
 
 
@@ -159,6 +173,11 @@ class Watching:
     def forget(self) -> None:
         """Whose the ports were is of no use any more."""
         self._book = ProcessBook()
+
+    @property
+    def network(self) -> bytes:
+        """The network namespace that the container is in, as it says; known with the first frame, or not at all."""
+        return self._watch.network if self._watch is not None else b""
 
     def ping_now(self, timeout_s: float = PONG_TIMEOUT_S) -> None:
         if self._watch is not None:

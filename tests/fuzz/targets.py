@@ -88,6 +88,7 @@ _SIMPLE: dict[type, Callable[[Any], bytes]] = {
     frames.Watch: lambda e: wire.encode_watch(e.interval_ms, udp=e.udp),
     frames.Process: lambda e: wire.encode_process(e.inode, e.pid, e.command_line),
     frames.Listen: lambda e: wire.encode_listen(e.secret, e.address),
+    frames.Network: lambda e: wire.encode_network(e.namespace),
     frames.Listening: lambda e: wire.encode_listening(e.port, e.errno),
     frames.Direct: lambda e: wire.encode_direct(e.stream, e.token),
     frames.Move: lambda e: wire.encode_move(e.stream),

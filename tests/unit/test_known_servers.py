@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from autoforward.deploy import FOLDER, archive
-from autoforward.known_servers import DEFAULT_EXCLUDED, INSPECTOR_PORTS, OUR_AGENT, is_inspector, not_http, why_excluded
+from autoforward.known_servers import (
+    DEFAULT_EXCLUDED,
+    INSPECTOR_PORTS,
+    OUR_AGENT,
+    is_inspector,
+    may_be_brief,
+    not_http,
+    why_excluded,
+)
 from autoforward.model import ForwardKey
 
 COMMIT = "848b80aeb52026648a8ff9f7c45a9b0a80641e2e"
@@ -75,6 +83,92 @@ def test_the_users_own(command_line: str) -> None:
 def test_ssh_servers(port: int, command_line: str | None, is_excluded: bool) -> None:
     assert (why(port, command_line) == "an SSH server") == is_excluded
     assert why(port, command_line, by_default=False) is None
+
+
+ADAPTER = (
+    "/usr/bin/python3 /usr/lib/python3.11/site-packages/debugpy/adapter --for-server 36459 --host 127.0.0.1 --port {port} "
+    "--server-access-token 4dd5d4aa6ab0"
+)
+JAVA = "/usr/lib/jvm/java-21/bin/java -XX:+UseParallelGC"
+
+PRIVATE_PORTS = [
+    ("debugpy", ADAPTER.format(port=5678)),
+    ("debugpy", "/usr/bin/python3 -X frozen_modules=off -m debugpy.adapter"),
+    ("debugpy", "python3 /home/me/.vscode-server/extensions/ms-python.debugpy-2024.12.0/bundled/libs/debugpy/adapter"),
+    ("Delve", "/go/bin/dlv dap --check-go-version=false --listen=127.0.0.1:40123 --log-dest=3"),
+    ("Delve", "dlv dap -l 127.0.0.1:40123"),
+    (
+        "JavaScript",
+        "node /home/me/.local/share/nvim/mason/packages/js-debug-adapter/js-debug/src/dapDebugServer.js 40123",
+    ),
+    ("drives", "/opt/google/chrome/chrome --headless --remote-debugging-port=0 --user-data-dir=/tmp/x about:blank"),
+    ("driver", "/usr/bin/chromedriver --port=40123"),
+    ("Java", f"{JAVA} -Declipse.application=org.eclipse.jdt.ls.core.id1 -jar /x/org.eclipse.equinox.launcher_1.6.jar"),
+    ("Jupyter", "/usr/bin/python3 -m ipykernel_launcher -f /root/.local/share/jupyter/runtime/kernel-1.json"),
+    ("Jupyter", "/usr/bin/python3 -Xfrozen_modules=off /usr/lib/python3/dist-packages/ipykernel_launcher.py -f x.json"),
+    ("Gradle", f"{JAVA} -cp /root/.gradle/wrapper/dists/gradle-8.5-bin/x/gradle-8.5/lib/gradle-launcher-8.5.jar org"),
+    ("Kotlin", f"{JAVA} -cp x.jar org.jetbrains.kotlin.daemon.KotlinCompileDaemon --daemon-runFilesPath /tmp"),
+    ("Bazel", "bazel(workspace) --add-opens=java.base/java.nio=ALL-UNNAMED -jar A-server.jar"),
+]
+
+CHOSEN_PORTS = [
+    (5678, ADAPTER.format(port=5678)),
+    (40123, ADAPTER.format(port=40123)),
+    (40123, "dlv debug --headless --listen=:40123 --api-version=2"),
+    (40123, "dlv dap --listen=:40123"),
+    (40123, "/usr/bin/python3 -m debugpy --listen 5678 app.py"),
+    (
+        40123,
+        "/usr/bin/python3 /x/debugpy/adapter/../../debugpy/launcher/../../debugpy --connect 127.0.0.1:41231 app.py",
+    ),
+    (9222, "chrome --remote-debugging-port=9222"),
+    (9515, "chromedriver"),
+    (
+        8080,
+        f"{JAVA} -cp /opt/gradle-8.5/lib/gradle-launcher-8.5.jar org.gradle.launcher.daemon.bootstrap.GradleDaemon 8.5",
+    ),
+    (40123, f"{JAVA} -jar app.jar"),
+    (40123, "jupyter lab --port 40123"),
+]
+
+
+@pytest.mark.parametrize(("name", "command_line"), PRIVATE_PORTS)
+def test_what_tools_open_for_themselves(name: str, command_line: str) -> None:
+    assert name in (why(40123, command_line) or "")
+    assert why(40123, command_line, by_default=False) is None
+
+
+@pytest.mark.parametrize(("port", "command_line"), CHOSEN_PORTS)
+def test_a_port_that_somebody_has_chosen_is_no_tools_own(port: int, command_line: str) -> None:
+    assert why(port, command_line) is None
+
+
+@pytest.mark.parametrize(
+    ("port", "command_line", "is_brief"),
+    [
+        (36459, "/usr/bin/python3 -m debugpy --listen 5678 app.py", True),
+        (36459, "python3 -Xfrozen_modules=off /x/debugpy --connect 127.0.0.1:4 app.py", True),
+        (5000, "python3 -m debugpy --listen 5678 app.py", False),
+        (36459, "python3 app.py", False),
+        (36459, "python3 -m debugpy.adapter", False),
+    ],
+)
+def test_what_a_debugger_may_have_opened_for_a_moment(port: int, command_line: str, is_brief: bool) -> None:
+    assert may_be_brief(ForwardKey("tcp", None, port), command_line) is is_brief
+
+
+@pytest.mark.parametrize(
+    ("command_line", "is_ours"),
+    [
+        ("/usr/bin/python3 -P -m autoforward.supervisor --ready-fd 5", True),
+        ("/work/.venv/bin/python -P -m autoforward.supervisor", True),
+        ("/usr/bin/python3 /usr/local/bin/autoforward ui", False),
+        ("python3 -m autoforward.supervisors", False),
+        ("python3 app.py -m autoforward.supervisor", False),
+    ],
+)
+def test_what_supervisors_of_autoforward_forward_is_not_forwarded_again(command_line: str, is_ours: bool) -> None:
+    assert (why(3000, command_line, by_default=False) is not None) is is_ours
 
 
 def test_our_agents_whatever_the_settings() -> None:

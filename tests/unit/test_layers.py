@@ -88,7 +88,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("foreign.*",),
     ("core.*", "state.*"),
-    ("model", "errors", "backoff", "texts.*", "networks", "networks.sharing", ""),
+    ("model", "errors", "backoff", "texts.*", "networks", "networks.sharing", "networks.namespace", ""),
     ("identity.*",),
 )
 """From the top down. A module imports from lower layers, and from its own package `x.*`; `""` is the package itself."""

@@ -13,9 +13,11 @@ from autoforward.attributes import AttributeRules, parse_attributes
 from autoforward.model import DialAddress, ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
 from autoforward.neighbours import Elsewhere
 from autoforward.policy import (
+    BRIEF_S,
     EPHEMERAL_UDP,
     LOOKED_AT,
     MAX_FORWARDS,
+    ON_THE_HOST,
     PROCESS_WAIT_S,
     WITHDRAWAL_GRACE_S,
     Plan,
@@ -261,7 +263,7 @@ def test_only_the_published_port_itself_is_published() -> None:
 
 
 def test_on_the_hosts_network_nothing_of_the_container_is_bound() -> None:
-    rules = SessionRules(host_network=True, declared=specs("4000", "db:5432"), manual=specs("5000"))
+    rules = SessionRules(ports_are_here=ON_THE_HOST, declared=specs("4000", "db:5432"), manual=specs("5000"))
     result = planned(rules, listening(3000))
     # What is detected there is the host's, and no news to anybody.
     assert set(result.notices) == {key(4000), key(5000)}
@@ -270,6 +272,20 @@ def test_on_the_hosts_network_nothing_of_the_container_is_bound() -> None:
     assert {notice.status for notice in result.notices.values()} == {"ignored"}
     assert all("host already" in notice.reason for notice in result.notices.values())
     assert set(result.wishes) == {key(5432, container_host="db")}
+
+
+def test_a_port_that_a_debugger_opens_for_a_moment_is_never_forwarded_and_one_that_stays_is() -> None:
+    debugged = ServerProcess("python3 -m debugpy --listen 5678 app.py", "shown")
+    rules = SessionRules(default_exclude=True)
+    first = plan(rules, listening(36459, 5080), {}, NOW_S, known(36459, debugged) | known(5080, debugged))
+    assert set(first.wishes) == {key(5080)}
+    assert (first.undecided, first.recheck_at_s) == (1, NOW_S + BRIEF_S)
+    gone = plan(rules, listening(5080), first.seen, NOW_S + 0.1, known(5080, debugged))
+    assert set(gone.seen) == {key(5080)}
+    waiting = plan(rules, listening(36459, 5080), first.seen, NOW_S + 1, known(36459, debugged))
+    assert waiting.recheck_at_s == NOW_S + BRIEF_S
+    decided = plan(rules, listening(36459, 5080), waiting.seen, NOW_S + BRIEF_S, known(36459, debugged))
+    assert set(decided.wishes) == {key(36459), key(5080)}
 
 
 # -- what the session of another container has ---------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autoforward.attributes import AttributeRules, parse_attributes
 from autoforward.model import ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
-from autoforward.policy import Notice, Plan, Seen, SessionRules, plan
+from autoforward.policy import ON_THE_HOST, Notice, Plan, Seen, SessionRules, plan
 from autoforward.portspec import parse_port_spec
 from autoforward.reconciling import Existing, Steps, reconcile
 from autoforward.setting_values import Selection
@@ -51,7 +51,7 @@ RULES = st.builds(
     attributes=st.sampled_from([AttributeRules(), IGNORING, BY_PROCESS]),
     exclude=st.sampled_from([Selection(), Selection(((3001, 3001),))]),
     published=st.sampled_from([(), (PublishedPort("tcp", 3000, "0.0.0.0", 8300),)]),
-    host_network=st.booleans(),
+    ports_are_here=st.sampled_from([None, ON_THE_HOST]),
     stopped=st.frozensets(KEYS, max_size=2),
     blocked=st.sampled_from([None, None, "no lane"]),
     udp=st.booleans(),

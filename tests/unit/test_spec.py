@@ -21,7 +21,7 @@ from autoforward.config import KEYS
 from autoforward.core import budget
 from autoforward.environment import SESSION_VARIABLES
 from autoforward.errors import ERRORS_BY_EXIT_CODE
-from autoforward.known_servers import DEFAULT_EXCLUDED, INSPECTOR_PORTS, OUR_AGENT, why_excluded
+from autoforward.known_servers import DEFAULT_EXCLUDED, INSPECTOR_PORTS, OUR_AGENT, OUR_SUPERVISOR, why_excluded
 from autoforward.model import LANE_CHOICES, ON_AUTO_FORWARD, ForwardKey
 from autoforward.portspec import MAX_RANGE_SIZE, parse_port_spec
 from autoforward.procnet import MAX_DIALS
@@ -278,9 +278,16 @@ def test_actions() -> None:
 
 def test_known_servers() -> None:
     rows = table("What is there already", "known server")
-    assert [row[0] for row in rows] == [server.name for server in (*DEFAULT_EXCLUDED, OUR_AGENT)]
-    for row, server in zip(rows, (*DEFAULT_EXCLUDED, OUR_AGENT), strict=True):
-        assert row[2] == (", ".join(map(str, sorted(server.ports))) if server.ports else "any")
+    servers = (*DEFAULT_EXCLUDED, OUR_AGENT, OUR_SUPERVISOR)
+    assert [row[0] for row in rows] == [server.name for server in servers]
+    for row, server in zip(rows, servers, strict=True):
+        match server.ports:
+            case None:
+                assert row[2] == "any"
+            case range():
+                assert row[2] == f"{server.ports[0]} to {server.ports[-1]}"
+            case ports:
+                assert row[2] == ", ".join(map(str, sorted(ports)))
     for row in rows[:3]:
         for folder in ticked(row[1]):
             if folder not in ("server-main.js", "-insiders"):

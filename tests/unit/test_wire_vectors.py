@@ -34,7 +34,7 @@ BAD = [param for param in FRAMES if "error" in param.values[0]]
 TO_AGENT = [param for param in FRAMES if param.values[0]["to"].startswith("agent")]
 TO_HOST = [param for param in GOOD if param.values[0]["to"].startswith("host")]
 
-_BYTES = ("payload", "command_line", "secret", "token", "tag")
+_BYTES = ("payload", "command_line", "secret", "token", "tag", "namespace")
 _TRANSPORTS = {"tcp": 6, "udp": 17}
 
 
@@ -262,10 +262,12 @@ def test_frames_of_direct_connections_are_encoded_as_decoded() -> None:
                     again.append(wire.encode_trunk(*event))
                 case frames.SignedOpen():
                     again.append(signed_open(event))
+                case frames.Network():
+                    again.append(wire.encode_network(*event))
                 case _:
                     continue
             assert again[-1].hex() in vector["bytes"]
-    assert {frame[0] for frame in again} == set(range(frames.LISTEN, frames.SIGNED_OPEN + 1))
+    assert {frame[0] for frame in again} == set(range(frames.LISTEN, frames.NETWORK + 1))
 
 
 def test_a_snapshot_is_bounded_over_its_frames() -> None:
