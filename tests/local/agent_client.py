@@ -23,6 +23,7 @@ from autoforward.frames import (
     Hello,
     Listening,
     Move,
+    Network,
     Opened,
     Pong,
     Process,
@@ -71,6 +72,7 @@ class Conversation:
         self.window = 0
         self.snapshots: list[SnapshotEvent] = []
         self.processes: dict[int, Process] = {}
+        self.networks: list[bytes] = []
         self.pongs: list[bytes] = []
         self.listening: list[Listening] = []
         self.bye: Bye | None = None
@@ -162,6 +164,9 @@ class Conversation:
                     self._send_within_credit(stream)
                 case SnapshotEvent():
                     self.snapshots.append(event)
+                case Network():
+                    assert not self.snapshots or self.networks, "it is said before the first snapshot"
+                    self.networks.append(event.namespace)
                 case Process():
                     self.processes[event.inode] = event
                 case Pong():

@@ -15,6 +15,7 @@ import pytest
 
 from autoforward import wire
 from autoforward.frames import SocketEntry
+from autoforward.networks.namespace import own_namespace
 from tests.agent_build import build
 from tests.local.agent_client import AgentClient
 from tests.local.harness import free_port
@@ -95,6 +96,15 @@ def test_snapshots_are_sorted_and_sent_when_something_changed(start: StartAgent)
         assert before != after
     raw = [wire.encode_snapshot([entry])[8:] for entry in agent.snapshots[-1].entries]
     assert raw == sorted(raw)
+
+
+def test_it_names_its_network_namespace_as_this_process_does(start: StartAgent) -> None:
+    agent = start()
+    for count in (1, 2):
+        agent.send(wire.encode_watch(10))
+        agent.wait(lambda count=count: len(agent.snapshots) >= count, "a snapshot")  # type: ignore[misc]
+    assert own_namespace()
+    assert agent.networks == [own_namespace()] * 2
 
 
 def test_watching_anew_tells_all_anew_and_0_stops(start: StartAgent) -> None:
