@@ -22,7 +22,7 @@ def rules_of(
     tool: RelayTool | None,
     problem: str | None,
     elsewhere: Mapping[ForwardKey, Elsewhere],
-    network: bytes,
+    network: bytes = b"",
 ) -> SessionRules:
     """Everything but the snapshot and the time. `problem` is why there is no `tool`; `network`: the container's namespace."""
     options = record.options
