@@ -196,7 +196,8 @@ def parse_attributes(
                 raise ValueError(f"more than {MAX_EXPRESSIONS} regular expressions, left out")
             expression = Expression(name, budget) if kind == "expression" else None
         except ValueError as error:
-            warnings.append(f"{here}: {error}")
+            way_out = "; otherPortsAttributes is for all others" if name == "*" else ""
+            warnings.append(f"{here}: {error}{way_out}")
             continue
         values = _parse_values(entry, here, warnings)
         rules[kind, host, low, high, expression] = AttributeRule(name, kind, host, low, high, expression, values)

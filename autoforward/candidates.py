@@ -57,10 +57,10 @@ def plan_candidates(
 ) -> CandidatePlan:
     """Pinned, else the same number, the lease's, 8000 + n for n < 1000, then upward wrapping at 1024.
 
-    No number comes twice. `wanted` are numbers that other ports of the same container want: neither the lease nor the walk
-    upward takes one of them. `taken` (known to be in use) is left out of the walk only: for the numbers that someone asked
-    for, the bind itself has to say no. The walk is lazy, and may yield every number. `yields_to`: why the lease's number
-    goes before the same one (both workspaces have settled), None where it does not. `lowest_port` as of `not_taken`.
+    No number comes twice. `wanted` are numbers that other ports of the same container want: neither the lease, nor 8000 + n,
+    nor the walk upward takes one of them. `taken` (known to be in use) is left out of the walk only: for the numbers that
+    someone asked for, the bind itself has to say no. The walk is lazy, and may yield every number. `yields_to`: why the lease's
+    number goes before the same one (both workspaces have settled), None where it does not. `lowest_port` as of `not_taken`.
     """
     if pinned_host_port is not None:
         return CandidatePlan((pinned_host_port,), strict=True)
@@ -78,7 +78,7 @@ def plan_candidates(
         first.insert(0 if yields_to else len(first), leased_host_port)
         not_same = not_same or yields_to
     base = container_port if container_port >= 1000 else 8000 + container_port
-    if base != container_port:
+    if base != container_port and base not in wanted:
         first.append(base)
     return CandidatePlan(_without_duplicates(first, base + 1, {*wanted, *taken}), not_same=not_same)
 
