@@ -7,14 +7,13 @@ STAMP  := $(VENV)/.installed
 CROSS  := $(VENV)/.cross
 FUZZER := $(VENV)/.fuzzer
 FUZZ_SECONDS ?= 60
-# What the gate's fuzzing shares, two targets at a time.
-FUZZ_TOTAL ?= 172
+SOAK_MINUTES ?= 20
 # How many tests at a time; those of one file stay together.
 TEST_JOBS ?= 2
 CODE   := autoforward tests scripts examples bench hatch_build.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit fuzz lint types format wheel examples images engine clean
+.PHONY: help demo test unit fuzz soak nightly lint types format wheel examples images engine clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -51,7 +50,7 @@ venv-with-apt:
 demo: ## a loopback server in a container, answered on this machine's localhost
 	@PYTHON="$(PYTHON)" scripts/demo.sh
 
-test: lint types fuzz-share engine images ## everything; ends 0 only if the tests with an engine ran too
+test: lint types engine images ## everything; ends 0 only if the tests with an engine ran too
 	@$(BIN)/python -m scripts.engine compose
 	@$(BIN)/python -m scripts.engine devcontainers-cli >/dev/null
 	@$(BIN)/python -m scripts.neovim >/dev/null || echo "tests: no Neovim: what needs one says so"
@@ -69,9 +68,11 @@ unit: $(STAMP) ## the tests that need no engine
 fuzz: $(STAMP) $(FUZZER) ## throws bytes at what reads a container's, the agent in C and Python's side: FUZZ_SECONDS=60 each
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
-.PHONY: fuzz-share
-fuzz-share: $(STAMP) $(FUZZER)
-	@$(BIN)/python -m tests.fuzz --total $(FUZZ_TOTAL)
+soak: engine images ## faults without end, every byte compared: SOAK_MINUTES=20
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.faults.soak --minutes $(SOAK_MINUTES) $(SOAK_ARGS)
+
+nightly: fuzz ## everything, long: a minute of fuzzing for each target, all combinations, 20 minutes of soak
+	@$(MAKE) --silent --no-print-directory test AUTOFORWARD_NIGHTLY=1 AUTOFORWARD_SOAK_MINUTES=$(SOAK_MINUTES)
 
 lint: $(STAMP) ## ruff
 	@echo "lint: ruff"

@@ -139,5 +139,5 @@ ROWS: dict[str, tuple[str, ...]] = {
         "tests/local/test_other_users.py::test_a_short_socket_folder_that_was_made_before_is_refused",
     ),
     # All of it at once
-    "everything, for minutes": ("tests/faults/test_soak.py::test_nothing_is_lost_in_two_minutes_of_faults",),
+    "everything, for minutes": ("tests/faults/test_soak.py::test_nothing_is_lost_under_faults",),
 }

@@ -1,9 +1,8 @@
 """Fuzzes everything that reads bytes out of a container, two targets at a time, the agent in C among them.
 
-    python -m tests.fuzz [--seconds N | --total N] [--keep] [TARGET]...
+    python -m tests.fuzz [--seconds N] [--keep] [TARGET]...
 
-Each has that time; with --total they share it, the stateful ones and the decoders of the agent's protocol with a larger
-part. The corpus is in tests/fuzz/corpus (agent/checks/corpus for the decoder in C); a run adds to it only with --keep, and
+The corpus is in tests/fuzz/corpus (agent/checks/corpus for the decoder in C); a run adds to it only with --keep, and
 then keeps one input for each thing that none before it reached. Exit status 1 when an input fails: it is in .cache/fuzz,
 and belongs into the corpus once it is mended.
 """
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +35,6 @@ C_DECODER = "agent-c"
 C_PROGRAMS = {C_DECODER: "fuzz", "agent": "agent-fuzz"}
 """Targets in C, and what agent/Makefile calls them: the agent's decoder, and the whole agent on a simulated kernel."""
 
-LARGE = (*C_PROGRAMS, "carrier", "wire-host")
-"""With --total each of these has LARGE_SHARE of it; all others share the rest."""
-
-LARGE_SHARE = 1 / 6
 C_CORPUS = SOURCES / "checks" / "corpus"
 GRACE_S = 120.0
 """Starting, and reading the corpus, on a busy machine; then it is taken to hang."""
@@ -111,18 +106,10 @@ def keep(name: str) -> int:
     return len(list(kept.iterdir()))
 
 
-def shares(names: Sequence[str], total_s: float) -> dict[str, float]:
-    """How long each of these targets runs, in seconds; the long ones first, so that both places are taken to the end."""
-    large = [name for name in LARGE if name in names]
-    others = [name for name in names if name not in LARGE]
-    part_s = total_s * LARGE_SHARE if others else total_s / len(large)
-    return dict.fromkeys(large, part_s) | {name: (total_s - part_s * len(large)) / len(others) for name in others}
-
-
-def at_once(times_s: Mapping[str, float]) -> Iterator[tuple[str, Callable[[], Outcome]]]:
-    """Fuzz these, two at a time; each target with what gives its outcome, as they end."""
+def at_once(names: Sequence[str], seconds: float) -> Iterator[tuple[str, Callable[[], Outcome]]]:
+    """Fuzz these for `seconds` each, two at a time; each target with what gives its outcome, as they end."""
     with ThreadPoolExecutor(2) as pool:
-        running = {pool.submit(fuzz, name, seconds): name for name, seconds in times_s.items()}
+        running = {pool.submit(fuzz, name, seconds): name for name in names}
         for future in as_completed(running):
             yield running[future], future.result
 
@@ -132,7 +119,6 @@ def main() -> int:
     names = (*C_PROGRAMS, *TARGETS)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(names)}")
     parser.add_argument("--seconds", type=float, default=60.0, help="for each target (%(default)s)")
-    parser.add_argument("--total", type=float, help="for all targets together, two at a time in half of it")
     parser.add_argument("--keep", action="store_true", help="add what was found to the corpus")
     options = parser.parse_args()
     chosen = options.targets or names
@@ -140,8 +126,7 @@ def main() -> int:
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
     shutil.rmtree(SCRATCH, ignore_errors=True)
     began_s, failed, total = time.monotonic(), 0, 0
-    times_s = shares(chosen, options.total) if options.total else dict.fromkeys(chosen, options.seconds)
-    for name, result in at_once(times_s):
+    for name, result in at_once(chosen, options.seconds):
         try:
             outcome = result()
         except pytest.skip.Exception as reason:

@@ -15,7 +15,7 @@ from autoforward import outbox
 from autoforward.errors import ProtocolError
 from tests.agent_build import SOURCES, build
 from tests.fuzz import agent_model, one, targets
-from tests.fuzz.__main__ import C_DECODER, C_PROGRAMS, CORPUS, corpora, files_of, shares
+from tests.fuzz.__main__ import C_DECODER, C_PROGRAMS, CORPUS, corpora, files_of
 from tests.fuzz.laws import BrokenLawError
 from tests.fuzz.minimize import minimize
 from tests.fuzz.targets import TARGETS
@@ -64,13 +64,6 @@ def test_a_program_in_c_gives_the_same_inputs_for_a_seed(name: str, tmp_path: Pa
 
 def test_every_corpus_has_its_target() -> None:
     assert {folder.name for folder in CORPUS.iterdir()} == {*TARGETS, *C_PROGRAMS} - {C_DECODER}
-
-
-def test_shares_are_of_all_the_time_there_is() -> None:
-    names = [*C_PROGRAMS, *TARGETS]
-    assert sum(shares(names, 180.0).values()) == pytest.approx(180.0)
-    assert shares(["agent"], 180.0) == {"agent": 180.0}
-    assert sum(shares(["agent", "probe"], 180.0).values()) == pytest.approx(180.0)
 
 
 @pytest.mark.parametrize("name", TARGETS)
