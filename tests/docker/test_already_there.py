@@ -137,7 +137,7 @@ def test_an_agent_of_another_supervisor_is_nobodys_server(container: ContainerFa
 LISTENERS = 2000
 MANY = f"""
 import socket
-servers, number = [], 20000
+servers, number = [], 30000
 while len(servers) < {LISTENERS}:
     try:
         servers.append(socket.create_server(('127.0.0.1', number)))

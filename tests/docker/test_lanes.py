@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
+import docker
 import pytest
 
 from tests.conformance import (  # the tests too: they run here over every lane
@@ -17,8 +17,9 @@ from tests.conformance import (  # the tests too: they run here over every lane
     test_server_that_speaks_and_closes_first_ends_the_relay,
     test_sixty_four_mebibytes_each_way,
 )
-from tests.conftest import ContainerFactory, Runner
+from tests.conftest import SETTING_VARIABLES, home_folder, runner
 from tests.containers import eventually, fetch
+from tests.engines.reached import Reached
 from tests.images.recipes import ARM64
 
 __all__ = [
@@ -42,13 +43,16 @@ LANES = [
 ]
 
 
-@pytest.fixture(params=LANES, ids=lambda lane: lane.name)
+@pytest.fixture(scope="module", params=LANES, ids=lambda lane: lane.name)
 def attached(
-    request: pytest.FixtureRequest, container: ContainerFactory, run: Runner, home: Path
+    request: pytest.FixtureRequest, engine: docker.DockerClient, images: Mapping[str, str]
 ) -> Iterator[Attached]:
+    """One container and one supervisor for all tests of a lane."""
     if request.param.image == ARM64:
         request.getfixturevalue("arm64")
-    yield Attached(request.param, container, run)
+    default = Reached("default", "", {}, engine, images)
+    with home_folder() as home, default.containers() as container:
+        yield Attached(request.param, container, runner(home, dict.fromkeys(SETTING_VARIABLES)))
 
 
 def test_ipv6_servers(attached: Attached) -> None:
