@@ -98,13 +98,18 @@ def find_config_file(workspace_folder: Path, config_file: str | Path | None = No
     several `.devcontainer/*/devcontainer.json` none is chosen: only the user can say which. What is there need not be a
     file: to say so is for who reads it.
     """
-    named = [config_file] if config_file is not None else usual_config_files(workspace_folder)
-    candidates = [str(path) for path in named]
-    there = [path for path, found in reader.look(candidates).items() if found.kind is not None]
-    if there or config_file is not None:
-        return Path(there[0]) if there else None
-    several = reader.in_folders_of(str(workspace_folder / ".devcontainer"), "devcontainer.json")
-    return Path(several[0]) if len(several) == 1 else None
+    found = _there([config_file]) if config_file is not None else config_files_of(workspace_folder)
+    return Path(found[0]) if len(found) == 1 else None
+
+
+def config_files_of(workspace_folder: str | Path) -> list[str]:
+    """The configuration of a workspace folder; where it has none in a usual place, those among which the user has to choose."""
+    usual = _there(usual_config_files(workspace_folder))
+    return usual[:1] or reader.in_folders_of(str(Path(workspace_folder, ".devcontainer")), "devcontainer.json")
+
+
+def _there(paths: Sequence[str | Path]) -> list[str]:
+    return [path for path, found in reader.look([str(path) for path in paths]).items() if found.kind is not None]
 
 
 def ports_from_configuration(config: Mapping[str, Any], place: str, own: Collection[str] = ()) -> PortConfiguration:

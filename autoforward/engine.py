@@ -247,16 +247,10 @@ class Engine:
             rows = self.client.api.containers(all=all, filters={"label": wanted} if wanted else {})
         return [str(row["Id"]) for row in sorted(rows, key=lambda row: row.get("Created", 0))]
 
-    def names(self) -> list[str]:
-        """Names of all containers, for "did you mean"."""
+    def running(self, *, all: bool = False) -> list[tuple[str, dict[str, str]]]:
+        """Name and labels of what runs (or of all), in one request: labels of images too, good for proposals only."""
         with self._translated():
-            rows = self.client.api.containers(all=True)
-        return sorted(name.lstrip("/") for row in rows for name in row.get("Names") or ())
-
-    def running(self) -> list[tuple[str, dict[str, str]]]:
-        """Name and labels of what runs, in one request: labels of images too, good for proposals only."""
-        with self._translated():
-            rows = self.client.api.containers()
+            rows = self.client.api.containers(all=all)
         return [(row["Names"][0].lstrip("/"), row.get("Labels") or {}) for row in rows if row.get("Names")]
 
     def running_networks(self) -> list[Running]:

@@ -284,14 +284,14 @@ def read_events(
             yield values
 
 
-def matches_target(target: str) -> Callable[[Mapping[str, Any]], bool]:
-    """Accepts events of this container (name, or id from 4 characters on), workspace folder or forward id."""
+def matches_target(*targets: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Accepts events of this container (name, or id from 4 characters on), workspace folder or forward id; of several names."""
 
     def accepts(values: Mapping[str, Any]) -> bool:
-        if target in (values.get("containerName"), values.get("workspaceFolder"), values.get("id")):
+        if any(values.get(key) in targets for key in ("containerName", "workspaceFolder", "id")):
             return True
         container_id = values.get("containerId")
-        return len(target) >= 4 and isinstance(container_id, str) and container_id.startswith(target)
+        return isinstance(container_id, str) and any(len(one) >= 4 and container_id.startswith(one) for one in targets)
 
     return accepts
 

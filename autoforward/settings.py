@@ -27,6 +27,7 @@ from autoforward.model import (
     PortSpec,
     TlsFiles,
 )
+from autoforward.places.names import did_you_mean, project_names
 from autoforward.portspec import decode_port_spec, encode_port_spec
 from autoforward.setting_values import (
     DEFAULT_MAX_PORTS,
@@ -473,15 +474,38 @@ def all_services(project: str) -> str:
     return f"{project}/*"
 
 
+def nearest_session(records: Iterable[SessionRecord], target: str) -> str | None:
+    """A hint with names of sessions that are like `target`."""
+    names: set[str] = set()
+    for one in records:
+        names |= {one.container_name, one.target, *(_names_in(one, one.project)[1:3] if one.project else ())}
+    return did_you_mean(target, names)
+
+
+def meant(records: Iterable[SessionRecord], target: str) -> list[SessionRecord]:
+    """The sessions that a person means who says `target`; by what a project's folder is called only if none is called so."""
+    known = list(records)
+    return [one for one in known if matches(one, target)] or [one for one in known if _is_called_by_folder(one, target)]
+
+
 def matches(record: SessionRecord, target: str) -> bool:
-    """Whether a person who says `target` means this session."""
+    """Whether this session is called `target`."""
     if target in (record.session_id, record.container_name, record.target, record.workspace_folder):
         return True
-    if record.project and target in (
-        record.project,
-        all_services(record.project),
-        f"{record.project}/{record.service}",
-        f"{record.project}/{record.service}#{record.identity.instance}",
-    ):
+    if record.workspace_folder is not None and target == record.sources.place:
+        return True
+    if record.project and target in (*_names_in(record, record.project), record.sources.project_folder):
         return True
     return len(target) >= 4 and record.container_id.startswith(target)
+
+
+def _is_called_by_folder(record: SessionRecord, target: str) -> bool:
+    if not record.project:
+        return False
+    names = project_names(record.project, record.sources.project_folder, record.workspace_folder)
+    return any(target in _names_in(record, name) for name in names)
+
+
+def _names_in(record: SessionRecord, project: str) -> tuple[str, ...]:
+    service = f"{project}/{record.service}"
+    return project, all_services(project), service, f"{service}#{record.identity.instance}"

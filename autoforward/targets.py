@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from autoforward.devcontainer import find_config_file
+from autoforward.devcontainer import config_files_of
 from autoforward.engine import Engine
-from autoforward.errors import TargetError
-from autoforward.identity.labels import LABEL_LOCAL_FOLDER, LABEL_NUMBER, LABEL_PROJECT, LABEL_SERVICE
+from autoforward.errors import TargetError, UsageError
+from autoforward.foreign import reader
+from autoforward.identity.labels import (
+    LABEL_LOCAL_FOLDER,
+    LABEL_PROJECT,
+    LABEL_PROJECT_FOLDER,
+    LABEL_SERVICE,
+)
 from autoforward.model import ContainerInfo
-from autoforward.settings import SessionRecord
+from autoforward.places.folders import as_typed, same_folders, spellings, upwards
+from autoforward.places.names import did_you_mean, project_names
+from autoforward.settings import SessionRecord, all_services
 
 NOT_ITS_OWN = "has that label from its image, which does not count"
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """Ids and names. What is none is not asked for: `.` in a URL of the API is another request."""
-_ALL_SERVICES = re.compile(r"(?P<project>[^/#]+)/\*")
-_SERVICE = re.compile(r"(?P<project>[^/#]+)/(?P<service>[^/#]+)(?:#(?P<instance>[0-9]{1,5}))?")
+_ALL_SERVICES = re.compile(r"(?P<project>[^#]+)/\*")
+_SERVICE = re.compile(r"(?P<project>[^#]+)/(?P<service>[^/#]+)(?:#(?P<instance>[0-9]{1,5}))?")
+
+Say = Callable[[str], None]
+Project = tuple[str, str | None]
+"""A compose project: its name and its folder."""
 
 
-def resolve_target(engine: Engine, target: str) -> ContainerInfo:
-    """The running container that is meant. Raises TargetError with the nearest names, or how to start it."""
-    folder = Path(target)
-    if folder.is_dir():
-        found = _of_folder(engine, folder, target)
-        if found is not None:
-            return found
-    info = _by_name(engine, target) or _by_service(engine, target)
-    if info is None and folder.is_dir() and not _CONTAINER.fullmatch(target):
+def resolve_target(engine: Engine, target: str, say: Say = lambda _text: None) -> ContainerInfo:
+    """The running container that is meant. Raises TargetError with the nearest names, or how to start it, and UsageError.
+
+    `say` is told what was taken where that is not what the target says.
+    """
+    is_folder = os.path.isdir(target)  # noqa: PTH112  # text in, as everywhere here
+    levels = upwards(target) if is_folder else []
+    info = _of_folder(engine, levels[0], target) if is_folder else None
+    info = info or _by_name(engine, target) or _by_service(engine, target, say)
+    for level in levels[1:]:
+        if info is None and (info := _of_folder(engine, level, target)) is not None:
+            say(f"{level} is taken: {levels[0]} is in it")
+    if info is None and is_folder and not _CONTAINER.fullmatch(target):
         raise TargetError(
-            f"{os.path.realpath(folder)} has no devcontainer.json, and no container has a label of its own with it",
+            f"{reader.real_path(target)} has no devcontainer.json, and no container has a label of its own with it",
             hint="name a container: `docker ps` lists them",
         )
     if info is None:
@@ -53,26 +68,38 @@ def project_of(target: str) -> str | None:
     return parts["project"] if parts else None
 
 
-def resolve_project(engine: Engine, project: str) -> list[ContainerInfo]:
-    """The running services of a compose project, its dev container first. Raises TargetError when there is none."""
-    found = services_of(engine, project)
-    if not found:
-        there = engine.find_containers({LABEL_PROJECT: project})
-        if not there:
-            raise TargetError(
-                f"no compose project is called {project}", hint="`docker compose ls --all` lists the projects"
-            )
-        raise TargetError(
-            f"no container of compose project {project} is running",
-            hint=f"start it with `docker compose --project-name {project} start`",
-        )
-    return found
+def resolve_project(engine: Engine, project: str, say: Say = lambda _text: None) -> list[ContainerInfo]:
+    """The running services of a compose project, its dev container first. Raises TargetError when there is none.
+
+    `project` is its name, else what its folder or its workspace's is called, or the path of one of these.
+    """
+    not_running: TargetError | None = None
+    for found in _projects_called(engine, project):
+        running = {one: services for one, its in found.items() if (services := _services_of(its))}
+        if len(running) > 1:
+            raise _is_several(project, running, f"autoforward attach '{next(iter(running))[1]}/*'")
+        for one, services in running.items():
+            _say_which(project, one, say)
+            return services
+        for name, _folder in found:
+            hint = f"start it with `docker compose --project-name {name} start`"
+            not_running = TargetError(f"no container of compose project {name} is running", hint=hint)
+    if not_running is not None:
+        raise not_running
+    names = {labels.get(LABEL_PROJECT, "") for _name, labels in engine.running(all=True)} - {""}
+    hint = (
+        did_you_mean(all_services(project), map(all_services, names)) or "`docker compose ls --all` lists the projects"
+    )
+    raise TargetError(f"no compose project is called {project}", hint=hint)
 
 
 def services_of(engine: Engine, project: str) -> list[ContainerInfo]:
     """The same; none is no error. What `docker compose run` has started is no service."""
-    found = engine.find_containers({LABEL_PROJECT: project}, all=False)
-    services = [info for info in found if info.service is not None and info.running]
+    return _services_of(engine.find_containers({LABEL_PROJECT: project}, all=False))
+
+
+def _services_of(containers: Iterable[ContainerInfo]) -> list[ContainerInfo]:
+    services = [info for info in containers if info.service is not None and info.running]
     return sorted(services, key=lambda info: (info.workspace_folder is None, info.service or "", info.instance))
 
 
@@ -82,27 +109,58 @@ def container_after(engine: Engine, record: SessionRecord) -> ContainerInfo | No
     return next((info for info in reversed(found) if record.is_next(info)), None)
 
 
-def _of_folder(engine: Engine, folder: Path, target: str) -> ContainerInfo | None:
-    """The dev container of a folder; None when the folder is none of a dev container, so that a name may be meant."""
-    path = os.path.realpath(folder)
-    claims, containers = [], []
-    for named in dict.fromkeys((path, str(folder.absolute()))):
-        claims += engine.find_claims({LABEL_LOCAL_FOLDER: named})
-        containers = [info for info in claims if info.workspace_folder == named]
-        if containers:
-            break
+def find_workspace_claims(engine: Engine, folder: str) -> tuple[list[ContainerInfo], list[ContainerInfo]]:
+    """What says that it is a dev container of a folder, running or not, oldest first: by labels of its own, and by its image's.
+
+    The label holds the path as some CLIs were given it, and the real path with others, so any path to the folder counts.
+    """
+    labels = same_folders(folder, (one[LABEL_LOCAL_FOLDER] for _, one in engine.running(all=True) if _has_folder(one)))
+    found = {info.container_id: info for label in labels for info in engine.find_claims({LABEL_LOCAL_FOLDER: label})}
+    own = [info for info in found.values() if info.workspace_folder in labels]
+    return own, [info for info in found.values() if info not in own]
+
+
+def _has_folder(labels: Mapping[str, str]) -> bool:
+    return labels.get(LABEL_LOCAL_FOLDER, "").startswith("/")
+
+
+def _of_folder(engine: Engine, folder: str, target: str) -> ContainerInfo | None:
+    """The dev container of a folder; None when the folder is none of a dev container, so that a name may be meant.
+
+    Raises TargetError where it does not run, and UsageError where one has to be chosen.
+    """
+    containers, claims = find_workspace_claims(engine, folder)
     running = sorted((info for info in containers if info.running), key=lambda info: not info.is_one_off)
     if running:
-        return running[-1]
-    if not containers and find_config_file(folder) is None:
+        return _choose(running, folder, target)
+    files = config_files_of(folder)
+    if not containers and not files:
         return None
     state = f"; container {containers[-1].name} is {containers[-1].state}" if containers else ""
     if claims and not containers:
         state = f"; container {claims[-1].name} {NOT_ITS_OWN}"
+    choice = f" --config FILE` (FILE is {' or '.join(files)})" if len(files) > 1 else "`"
+    where = target if folder == as_typed(target) else folder
     raise TargetError(
-        f"no dev container of {path} is running{state}",
-        hint=f"start it with `devup --auto-forward --workspace-folder {target}`",
+        f"no dev container of {reader.real_path(folder)} is running{state}",
+        hint=f"start it with `devup --auto-forward --workspace-folder {where}{choice}",
     )
+
+
+def _choose(running: list[ContainerInfo], folder: str, target: str) -> ContainerInfo:
+    """The newest. Of several configurations of the folder the one in the target; where that says none, the user has to."""
+    services = [info for info in running if not info.is_one_off]
+    if len({info.config_file for info in services}) > 1:
+        within = [f"{path}/" for path in spellings(target)]
+        meant = [info for info in services if any((info.config_file or "").startswith(path) for path in within)]
+        if len({info.config_file for info in meant}) != 1:
+            named = ", ".join(f"{info.name} ({info.config_file})" for info in services)
+            raise UsageError(
+                f"{folder} has several configurations, and dev containers of them run: {named}",
+                hint=f"name the one that you mean: {services[0].name}, say",
+            )
+        return meant[-1]
+    return running[-1]
 
 
 def _by_name(engine: Engine, target: str) -> ContainerInfo | None:
@@ -114,25 +172,78 @@ def _by_name(engine: Engine, target: str) -> ContainerInfo | None:
         return None
 
 
-def _by_service(engine: Engine, target: str) -> ContainerInfo | None:
+def _by_service(engine: Engine, target: str, say: Say) -> ContainerInfo | None:
     """`project/service` is its first running instance, `#n` that very one."""
     parts = _SERVICE.fullmatch(target)
     if parts is None:
         return None
-    labels = {
-        LABEL_PROJECT: parts["project"],
-        LABEL_SERVICE: parts["service"],
-    }
-    if parts["instance"] is not None:
-        labels[LABEL_NUMBER] = parts["instance"]
-    services = [info for info in engine.find_containers(labels) if info.service is not None]
-    found = sorted(services, key=lambda info: (not info.running, info.instance))
-    return found[0] if found else None
+    number = parts["instance"]
+    for projects in _projects_called(engine, parts["project"]):
+        found = {
+            project: services
+            for project, containers in projects.items()
+            if (
+                services := [
+                    info
+                    for info in containers
+                    if info.service == parts["service"] and number in (None, str(info.instance))
+                ]
+            )
+        }
+        if len(found) > 1:
+            raise _is_several(target, found, f"autoforward attach {next(iter(found.values()))[0].name}")
+        for project, services in found.items():
+            _say_which(parts["project"], project, say)
+            return min(services, key=lambda info: (not info.running, info.instance))
+    return None
+
+
+def _projects_called(engine: Engine, wanted: str) -> Iterator[Mapping[Project, list[ContainerInfo]]]:
+    """Projects of that name with their containers, then those whose folder, or workspace's, is called so or is that path.
+
+    By labels of their own; where a look is worth it, any label says.
+    """
+    rows = [labels for _name, labels in engine.running(all=True) if LABEL_PROJECT in labels]
+    folders = {folder for labels in rows for folder in _folders_of(labels)}
+    named = set(same_folders(wanted, folders)) if os.path.isdir(wanted) else set()  # noqa: PTH112
+
+    def is_called_so(labels: Mapping[str, str]) -> bool:
+        its = _folders_of(labels)
+        return wanted in project_names(labels.get(LABEL_PROJECT, ""), *its) or not named.isdisjoint(its)
+
+    exact = [labels for labels in rows if labels[LABEL_PROJECT] == wanted]
+    others = [labels for labels in rows if labels[LABEL_PROJECT] != wanted and is_called_so(labels)]
+    for labelled, by_folder in ((exact, False), (others, True)):
+        found: dict[Project, list[ContainerInfo]] = {}
+        for name in dict.fromkeys(labels[LABEL_PROJECT] for labels in labelled):
+            for info in engine.find_containers({LABEL_PROJECT: name}):
+                found.setdefault((name, info.project_folder), []).append(info)
+        yield {
+            project: containers
+            for project, containers in found.items()
+            if not by_folder or any(is_called_so(info.labels) for info in containers)
+        }
+
+
+def _folders_of(labels: Mapping[str, str]) -> list[str]:
+    return [labels[key] for key in (LABEL_PROJECT_FOLDER, LABEL_LOCAL_FOLDER) if labels.get(key, "").startswith("/")]
+
+
+def _say_which(wanted: str, project: Project, say: Say) -> None:
+    if project[0] != wanted:
+        say(f"{wanted} is compose project {project[0]} of {project[1]}")
+
+
+def _is_several(wanted: str, found: Iterable[Project], command: str) -> UsageError:
+    named = ", ".join(f"{name} of {folder}" for name, folder in found)
+    return UsageError(f"{wanted} is several compose projects: {named}", hint=f"say which: `{command}`")
 
 
 def _nearest(engine: Engine, target: str) -> str:
-    names = engine.names()
-    near = difflib.get_close_matches(target, names, n=3, cutoff=0.5)
-    if near:
-        return "did you mean " + " or ".join(near) + "?"
-    return "`docker ps` lists the containers" if names else "no container exists on this engine"
+    rows = engine.running(all=True)
+    names = {name for name, _labels in rows}
+    services = {
+        f"{one[LABEL_PROJECT]}/{one[LABEL_SERVICE]}" for _, one in rows if {LABEL_PROJECT, LABEL_SERVICE} <= one.keys()
+    }
+    hint = did_you_mean(target, services | names if "/" in target else names)
+    return hint or ("`docker ps` lists the containers" if names else "no container exists on this engine")

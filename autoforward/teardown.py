@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import requests
@@ -20,7 +18,7 @@ from docker.errors import APIError, DockerException, NotFound
 
 from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError, EngineUnreachableError
-from autoforward.identity.labels import LABEL_LOCAL_FOLDER, LABEL_PROJECT
+from autoforward.identity.labels import LABEL_PROJECT
 from autoforward.model import ContainerInfo
 
 # Containers of a project are stopped side by side: one that ignores SIGTERM costs the whole grace time.
@@ -58,28 +56,6 @@ class Removal:
     networks: tuple[tuple[str, str], ...] = ()
     volumes: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
-
-
-def find_workspace_claims(engine: Engine, workspace_folder: str) -> list[ContainerInfo]:
-    """Return what says that it is a dev container of a folder, running or not, oldest first: see `is_of_workspace`.
-
-    The label holds the absolute path as some CLIs were given it, and the real path with others: both are tried.
-    """
-    found = {
-        info.container_id: info
-        for folder in _names_of(workspace_folder)
-        for info in engine.find_claims({LABEL_LOCAL_FOLDER: folder})
-    }
-    return list(found.values())
-
-
-def is_of_workspace(info: ContainerInfo, workspace_folder: str) -> bool:
-    """Return whether it is the container itself that says so, not its image."""
-    return info.workspace_folder in _names_of(workspace_folder)
-
-
-def _names_of(folder: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((os.path.normpath(Path(folder).absolute()), os.path.realpath(folder))))
 
 
 def group_units(engine: Engine, containers: Iterable[ContainerInfo]) -> list[Unit]:

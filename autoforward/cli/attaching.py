@@ -50,7 +50,7 @@ def find_target(target: str, docker_host: str | None, context: str | None) -> tu
     endpoint = resolve_endpoint(docker_host, context)
     engine = Engine(endpoint)
     try:
-        return endpoint, resolve_target(engine, target)
+        return endpoint, resolve_target(engine, target, output.say)
     finally:
         engine.close()
 
@@ -166,14 +166,14 @@ def attach_project(
     endpoint = resolve_endpoint(docker_host, context)
     engine = Engine(endpoint)
     try:
-        [first, *_] = resolve_project(engine, project)
+        [first, *_] = resolve_project(engine, project, output.say)
     finally:
         engine.close()
     result = attach(
         first.container_id,
         endpoint=endpoint,
         flags=flags,
-        target=all_services(project),
+        target=all_services(first.project or project),
         siblings=True,
         trust_workspace=trust_workspace,
         replace=replace,

@@ -5,9 +5,11 @@ Works for containers that any devcontainer CLI or editor started: they are found
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
-import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +17,23 @@ import click
 
 from autoforward import __version__
 from autoforward.cli import client, output
+from autoforward.cli.places import stored
+from autoforward.cli.printing import ask, is_answered
 from autoforward.cli.progress import working
-from autoforward.devcontainer import merged_for_container, shutdown_action
+from autoforward.devcontainer import config_files_of, merged_for_container, shutdown_action
 from autoforward.endpoints import resolve_endpoint
 from autoforward.engine import Engine
 from autoforward.errors import EngineUnreachableError, TargetError, UsageError
+from autoforward.foreign.reader import real_path
 from autoforward.identity.labels import LABEL_LOCAL_FOLDER, LABEL_METADATA
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.paths import StatePaths
+from autoforward.places.folders import as_typed, same_folders, upwards
 from autoforward.settings import parse_endpoint
-from autoforward.targets import NOT_ITS_OWN
+from autoforward.targets import NOT_ITS_OWN, find_workspace_claims
 from autoforward.teardown import (
     Unit,
-    find_workspace_claims,
     group_units,
-    is_of_workspace,
     is_up,
     parts_of,
     plan_removal,
@@ -42,10 +46,14 @@ DEFAULT_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class DevdownRequest:
-    """What the user asked for. `timeout_s` bounds the wait for forwards, and for each container before it is killed."""
+    """What the user asked for. `timeout_s` bounds the wait for forwards, and for each container before it is killed.
+
+    `config_file`: of a folder with several configurations, the one that is meant.
+    """
 
     endpoint: EngineEndpoint
     workspace_folder: str
+    config_file: str | None = None
     remove: bool = False
     volumes: bool = False
     timeout_s: float = DEFAULT_TIMEOUT_S
@@ -55,21 +63,24 @@ class DevdownRequest:
 def take_down_workspace(request: DevdownRequest) -> None:
     """Take one workspace down. Forwards end first, also where the engine does not answer.
 
-    Raises EngineUnreachableError after that.
+    Raises EngineUnreachableError after that, and UsageError where a configuration has to be chosen.
     """
-    folder = os.path.realpath(request.workspace_folder)
+    folder = real_path(request.workspace_folder)
     engine = Engine(request.endpoint)
     try:
         unreachable: EngineUnreachableError | None = None
-        units: list[Unit] = []
+        own: list[ContainerInfo] = []
         claims: list[ContainerInfo] = []
+        units: list[Unit] = []
         try:
-            claims = find_workspace_claims(engine, request.workspace_folder)
-            units = group_units(engine, (info for info in claims if is_of_workspace(info, request.workspace_folder)))
+            own, claims = find_workspace_claims(engine, request.workspace_folder)
+            own = _chosen(own, request)
+            units = group_units(engine, own)
         except EngineUnreachableError as error:
             unreachable = error
         ids = [info.container_id for unit in units for info in unit.containers]
-        ended = _detach(folder, ids, request.timeout_s)
+        names = _names_of_sessions(folder) if request.config_file is None else [None] if ids else []
+        ended = [row for name in names for row in _detach(name, ids, request.timeout_s)]
         if request.forwards_only:
             if not ended:
                 output.say(f"nothing to end: no forwards of {folder}")
@@ -79,12 +90,37 @@ def take_down_workspace(request: DevdownRequest) -> None:
         if not units:
             output.say(f"nothing to stop: no dev container of {folder}")
         for info in claims:
-            if not is_of_workspace(info, request.workspace_folder):
-                output.say(f"left alone: container {info.name} {NOT_ITS_OWN}")
+            output.say(f"left alone: container {info.name} {NOT_ITS_OWN}")
         for unit in units:
             _take_down(engine, unit, request)
     finally:
         engine.close()
+
+
+def _chosen(containers: list[ContainerInfo], request: DevdownRequest) -> list[ContainerInfo]:
+    """Those of the configuration that is meant. Raises UsageError where the folder has containers of several and none is."""
+    files = list(dict.fromkeys(info.config_file for info in containers if info.config_file))
+    if request.config_file is not None:
+        meant = set(same_folders(request.config_file, files))
+        if not meant:
+            raise UsageError(
+                f"no dev container of {request.workspace_folder} is of the configuration {request.config_file}",
+                hint=f"there are some of {' and '.join(files)}" if files else None,
+            )
+        return [info for info in containers if info.config_file in meant]
+    if len(files) > 1 and not request.forwards_only:
+        named = ", ".join(f"{info.name} ({info.config_file})" for info in containers)
+        raise UsageError(
+            f"{request.workspace_folder} has dev containers of several configurations: {named}",
+            hint=f"say which: `devdown --config {files[0]}`",
+        )
+    return containers
+
+
+def _names_of_sessions(folder: str) -> list[str | None]:
+    """How sessions spell this folder, which is real; it itself where there are none."""
+    spelled = [str(row["workspace"]) for row in stored("sessions") if row.get("workspace")]
+    return list(dict.fromkeys((folder, *same_folders(folder, spelled))))
 
 
 def take_down_all(request: DevdownRequest) -> None:
@@ -156,23 +192,49 @@ def stored_session_containers(paths: StatePaths) -> frozenset[str]:
         return frozenset()
 
 
-def engines_of_sessions(paths: StatePaths, folder: str | None) -> tuple[EngineEndpoint, ...]:
-    """Where the containers of stored sessions are: of this workspace (resolved), or of all; each engine once."""
+def engines_of_sessions(folder: str | None) -> tuple[EngineEndpoint, ...]:
+    """Where the containers of stored sessions are: of this workspace, by any path, or of all; each engine once."""
     found: dict[object, EngineEndpoint] = {}
-    try:
-        for session in json.loads(paths.registry.read_bytes())["sessions"]:
-            if folder is None or os.path.realpath(session.get("workspace") or "/") == folder:
-                endpoint = parse_endpoint(session["engine"])
+    rows = list(stored("sessions"))
+    same = None if folder is None else same_folders(folder, (str(row.get("workspace") or "/") for row in rows))
+    for row in rows:
+        if same is None or str(row.get("workspace") or "/") in same:
+            with contextlib.suppress(
+                ValueError, KeyError, TypeError
+            ):  # said where the sessions themselves are looked for
+                endpoint = parse_endpoint(row["engine"])
                 found.setdefault(endpoint.key, endpoint)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ):  # said where the sessions themselves are looked for
-        pass
     return tuple(found.values())
+
+
+def _level_of(folder: str, find_endpoint: Callable[[], EngineEndpoint]) -> str:
+    """This folder, or the nearest above that has a session or a dev container; none above one that has a configuration."""
+    levels = upwards(folder)
+    with contextlib.ExitStack() as stack:
+        engine: Engine | None = None
+        for level in levels if len(levels) > 1 else ():
+            if engines_of_sessions(level):
+                return level
+            if engine is None:
+                engine = Engine(find_endpoint())
+                stack.callback(engine.close)
+            with contextlib.suppress(EngineUnreachableError):  # it is said in a moment
+                if any(find_workspace_claims(engine, level)):
+                    return level
+            if config_files_of(level):
+                break
+    return levels[0]
+
+
+def _confirm(folder: str, level: str, *, forwards_only: bool) -> bool:
+    """Whether the folder above is to be taken. Raises UsageError where nobody is there to say so."""
+    if forwards_only:
+        output.say(f"{level} is taken: {as_typed(folder)} is in it")
+        return True
+    what = f"{as_typed(folder)} has no dev container of its own, {level} has"
+    if not is_answered():
+        raise UsageError(what, hint=f"`devdown --workspace-folder {shlex.quote(level)}` takes that one down")
+    return ask(f"{what}. Take that one down? [y/N]").strip().lower() in ("y", "yes")
 
 
 def _detach(folder: str | None, container_ids: Sequence[str], timeout_s: float) -> list[dict[str, Any]]:
@@ -195,6 +257,7 @@ def _detach(folder: str | None, container_ids: Sequence[str], timeout_s: float) 
     epilog="\b\nExamples:\n  devdown\n  devdown --workspace-folder ~/src/app --remove --volumes",
 )
 @click.option("--workspace-folder", default=".", metavar="DIR", help="The workspace (default: this folder).")
+@click.option("--config", "config_file", metavar="FILE", help="The configuration, of a folder with several.")
 @click.option("--remove", is_flag=True, help="Remove the containers, and a compose project's networks.")
 @click.option("--volumes", is_flag=True, help="With --remove: the volumes as well. Their data is lost.")
 @click.option("--all", "everything", is_flag=True, help="Every dev container that has a session.")
@@ -212,6 +275,7 @@ def _detach(folder: str | None, container_ids: Sequence[str], timeout_s: float) 
 @click.version_option(__version__, prog_name="devdown")
 def main(
     workspace_folder: str,
+    config_file: str | None,
     remove: bool,
     volumes: bool,
     everything: bool,
@@ -225,15 +289,20 @@ def main(
     if forwards_only and remove:
         raise UsageError("--forwards-only and --remove exclude each other")
     endpoints: tuple[EngineEndpoint, ...] = ()
+    find_endpoint = functools.partial(resolve_endpoint, docker_host, context)
+    if not everything and (level := _level_of(workspace_folder, find_endpoint)) != as_typed(workspace_folder):
+        if not _confirm(workspace_folder, level, forwards_only=forwards_only):
+            return
+        workspace_folder = level
     if not docker_host and not context:
         # The engine that this shell would take may not be the one on which the workspace was brought up.
-        folder = None if everything else os.path.realpath(workspace_folder)
-        endpoints = engines_of_sessions(StatePaths.locate(), folder)
+        endpoints = engines_of_sessions(None if everything else workspace_folder)
     unreachable: EngineUnreachableError | None = None
-    for endpoint in endpoints or (resolve_endpoint(docker_host, context),):
+    for endpoint in endpoints or (find_endpoint(),):
         request = DevdownRequest(
             endpoint=endpoint,
             workspace_folder=workspace_folder,
+            config_file=config_file,
             remove=remove,
             volumes=volumes,
             timeout_s=timeout_s,

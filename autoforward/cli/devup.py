@@ -45,7 +45,7 @@ from autoforward.identity.labels import LABEL_METADATA
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.portspec import parse_port_spec
 from autoforward.session_config import Metadata, metadata_of, metadata_of_merged, read_sources
-from autoforward.teardown import find_workspace_claims, is_of_workspace
+from autoforward.targets import find_workspace_claims
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def _containers_of(engine: Engine, up: UpArguments) -> list[ContainerInfo]:
     if up.folder is None:
         return []
     config_file = up.config_file() if up.override_config is None else None
-    found = [info for info in find_workspace_claims(engine, up.folder) if is_of_workspace(info, up.folder)]
+    found, _claims = find_workspace_claims(engine, up.folder)
     if config_file is None:
         return found
     # One folder may hold several configurations, each with its container.

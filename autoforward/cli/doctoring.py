@@ -19,7 +19,7 @@ from autoforward.doctor import container, host, inside, looking
 from autoforward.doctor.findings import Finding, FindingStatus, in_the_way, warn
 from autoforward.engine import Engine
 from autoforward.environment import SessionEnvironment
-from autoforward.errors import AutoforwardError
+from autoforward.errors import AutoforwardError, TargetError
 from autoforward.identity.labels import LABEL_METADATA
 from autoforward.model import ContainerInfo
 from autoforward.paths import StatePaths
@@ -124,7 +124,9 @@ def _examine_ports(
 
 
 def print_findings(findings: Iterator[Finding], as_json: bool) -> int:
-    """Each as it comes, or with `as_json` all at the end. Returns the exit code: 1 where something stands in the way."""
+    """Each as it comes, or with `as_json` all at the end. Returns the exit code: 1 where something stands in the way, 4 where
+    the target is not there.
+    """
     found: list[Finding] = []
     width = min(shutil.get_terminal_size((MAX_WIDTH, 24)).columns if sys.stdout.isatty() else MAX_WIDTH, MAX_WIDTH)
     for finding in findings:
@@ -136,6 +138,8 @@ def print_findings(findings: Iterator[Finding], as_json: bool) -> int:
     else:
         output.say("")
         output.say(summary(found))
+    if any((finding.id, finding.status) == ("target", "fail") for finding in found):
+        return TargetError.exit_code
     return 1 if in_the_way(found) else 0
 
 

@@ -7,33 +7,50 @@ import os
 import select
 import sys
 import threading
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from autoforward.cli import client
+from autoforward.cli.places import check_known, session_name, warn_unknown
 from autoforward.cli.printing import show
 from autoforward.events import LINE_PREFIX, encode_object, matches_target, read_events
 from autoforward.paths import StatePaths
+from autoforward.places.folders import spellings
 from autoforward.supervisor.spawn import connect_to_supervisor
 
 
 def print_logged(since: int, target: str | None) -> int:
-    """The events that the log holds."""
-    accepts = matches_target(target) if target else None
+    """The events that the log holds. Raises TargetError where none is of the target, and it is not known."""
+    name = session_name(target)
     paths = StatePaths.locate()
     paths.check()
-    for values in read_events(paths, since, accepts):
+    is_there = False
+    for values in read_events(paths, since, _accepts(target, name)):
+        is_there = True
         show(LINE_PREFIX + encode_object(values))
+    if not is_there and target is not None and name is not None:
+        check_known(target, name)
     return 0
+
+
+def _accepts(target: str | None, name: str | None) -> Callable[[Mapping[str, Any]], bool] | None:
+    """A workspace that has no session any more is in the log by the path that it was labelled with."""
+    if target is None or name is None:
+        return None
+    return matches_target(name, *(spellings(target) if os.path.isdir(target) else ()))  # noqa: PTH112
 
 
 def follow_for_ever(since: int | None, target: str | None) -> int:
     """Events as they happen, across supervisors that come and go, until Ctrl-C (exit 0)."""
     paths = StatePaths.locate()
     paths.ensure()
+    said, target = target, session_name(target)
+    if said is not None and target is not None and next(read_events(paths, 0, _accepts(said, target)), None) is None:
+        warn_unknown(said, target)
     end_with_reader(sys.stdout.fileno())
     try:
         if since is not None:
-            accepts = matches_target(target) if target else None
-            for values in read_events(paths, since, accepts):
+            for values in read_events(paths, since, _accepts(said, target)):
                 since = values["seq"]
                 show(LINE_PREFIX + encode_object(values))
         while True:

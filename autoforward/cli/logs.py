@@ -13,6 +13,7 @@ from typing import IO
 
 from autoforward.cli import client
 from autoforward.cli.following import end_with_reader
+from autoforward.cli.places import check_known, session_name, warn_unknown
 from autoforward.cli.printing import show
 from autoforward.paths import StatePaths
 
@@ -46,6 +47,10 @@ class LineFilter:
         if _BEGINNING.match(line):
             self._last = self._is_wanted(line)
         return self._last
+
+    def is_about(self, line: str) -> bool:
+        """Whether a line names it, and not all forwards alike."""
+        return _BEGINNING.match(line) is not None and not _ABOUT_ALL.search(line) and self._is_wanted(line)
 
     def _is_wanted(self, line: str) -> bool:
         if (self._names is None and self._forward_id is None) or _ABOUT_ALL.search(line):
@@ -114,13 +119,20 @@ def _lines(data: bytes) -> list[str]:
 
 
 def print_log(target: str | None, follow: bool, count: int) -> int:
-    """The last lines that are wanted; then, with `follow`, what is added, until Ctrl-C or until nobody reads them."""
+    """The last lines that are wanted; then, with `follow`, what is added, until Ctrl-C or until nobody reads them.
+
+    Raises TargetError where none is, and the target is not known.
+    """
+    said, target = target, session_name(target)
     paths = StatePaths.locate()
     paths.check()
     wanted = _filter_for(paths, target)
     reader = LogReader(paths.supervisor_log)
     try:
-        for line in deque(filter(wanted, reader.history()), maxlen=count):
+        lines = reader.history()
+        if said is not None and target is not None and not any(map(_filter_for(paths, target).is_about, lines)):
+            check_known(said, target) if not follow else warn_unknown(said, target)
+        for line in deque(filter(wanted, lines), maxlen=count):
             show(line)
         if follow:
             _follow(paths, reader, wanted)
@@ -160,7 +172,7 @@ def _filter_for(paths: StatePaths, target: str | None) -> LineFilter:
 
 def _names_of(paths: StatePaths, target: str) -> set[str]:
     """The containers and sessions that a target or forward is of: as the supervisor knows them, and as they are stored."""
-    from autoforward.settings import SessionRecord, matches
+    from autoforward.settings import SessionRecord, meant
 
     is_forward = FORWARD_ID.fullmatch(target) is not None
     answer = client.ask({"op": "list", "target": None if is_forward else target}, start=False)
@@ -175,10 +187,8 @@ def _names_of(paths: StatePaths, target: str) -> set[str]:
                     for session in document["sessions"]
                     if session["container_id"] == entry["container_id"]
                 }
-        for session in document["sessions"]:
-            record = SessionRecord.from_json(session)
-            if matches(record, target):
-                names |= {record.container_name, record.session_id}
+        for record in meant(map(SessionRecord.from_json, document["sessions"]), target):
+            names |= {record.container_name, record.session_id}
     except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is the supervisor's to report
         pass
     return names

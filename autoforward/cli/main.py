@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from autoforward import __version__
 from autoforward.cli import client, output
+from autoforward.cli.places import check_known, say_unknown, session_name
 from autoforward.cli.printing import show, show_json
 from autoforward.cli.service import service
 from autoforward.errors import AutoforwardError, UsageError
@@ -143,13 +143,14 @@ def forward(
 def detach(target: str | None, everything: bool, as_json: bool) -> int:
     """End a session and its forwards."""
     _require_one(target, everything)
-    result = client.end_sessions(_folder(target), everything=everything)
+    name = session_name(target)
+    result = client.end_sessions(name, everything=everything)
     if as_json:
         show_json(result["rows"])
     elif result["sessions"]:
         output.say(f"Ended {len(result['sessions'])} session(s), {len(result['rows'])} port(s).")
     else:
-        output.say("Nothing to end: no such session.")
+        say_unknown(target, name, "Nothing to end")
     return 0
 
 
@@ -161,9 +162,10 @@ def detach(target: str | None, everything: bool, as_json: bool) -> int:
 def stop(target: str | None, everything: bool) -> int:
     """End one forward, or all of a target. New servers of an attached container are still forwarded."""
     _require_one(target, everything)
-    result = client.ask({"op": "stop", "target": _folder(target), "all": everything}, start=False)
+    name = session_name(target)
+    result = client.ask({"op": "stop", "target": name, "all": everything}, start=False)
     if result is None:
-        output.say("Nothing to stop: nothing is forwarded.")
+        say_unknown(target, name, "Nothing to stop, nothing is forwarded")
         return 0
     for row in result["rows"]:
         output.say(f"Stopped {output.describe_mapping(row)}")
@@ -185,8 +187,11 @@ def list_(target: str | None, as_json: bool, watch: bool) -> int:
     from autoforward.cli.listing import print_rows, watch_rows
 
     if watch:
-        return watch_rows(_folder(target), as_json)
-    rows = client.list_rows(_folder(target))
+        return watch_rows(session_name(target), as_json)
+    name = session_name(target)
+    rows = client.list_rows(name)
+    if target is not None and name is not None and not rows:
+        check_known(target, name)
     if as_json:
         show_json(rows)
     else:
@@ -227,8 +232,8 @@ def events(follow: bool, since: int | None, target: str | None) -> int:
     from autoforward.cli.following import follow_for_ever, print_logged
 
     if follow:
-        return follow_for_ever(since, _folder(target))
-    return print_logged(since or 0, _folder(target))
+        return follow_for_ever(since, target)
+    return print_logged(since or 0, target)
 
 
 @main.command(epilog="\b\nExamples:\n  autoforward logs --lines 50\n  autoforward logs web --follow")
@@ -241,7 +246,7 @@ def logs(target: str | None, follow: bool, lines: int) -> int:
     """The supervisor's log: forwards, lanes, refused connections, each with its time and reason; of ID or TARGET, or all."""
     from autoforward.cli.logs import print_log
 
-    return print_log(_folder(target), follow, lines)
+    return print_log(target, follow, lines)
 
 
 @main.command(epilog="\b\nExamples:\n  autoforward status\n  autoforward status --json")
@@ -340,10 +345,3 @@ main.add_command(service)
 def _require_one(target: str | None, everything: bool) -> None:
     if bool(target) == everything:
         raise click.UsageError("name a target, or say --all")
-
-
-def _folder(target: str | None) -> str | None:
-    """A folder as sessions know it; anything else as it is."""
-    if target is not None and Path(target).is_dir():
-        return os.path.realpath(target)
-    return target

@@ -14,7 +14,7 @@ from autoforward.leases import RegistryDocument
 from autoforward.locking import acquire, lock_file
 from autoforward.paths import StatePaths
 from autoforward.registry import Registry
-from autoforward.settings import SessionRecord, matches
+from autoforward.settings import SessionRecord, meant
 
 LOCK_WAIT_S = 0.2
 
@@ -46,9 +46,11 @@ def _take_out(
     document: RegistryDocument, target: str | None, container_ids: Sequence[str], everything: bool
 ) -> list[str]:
     ended = []
+    records = {str(row["id"]): _record(row) for row in document.sessions}
+    called = meant((record for record in records.values() if record is not None), target) if target else []
     for row in list(document.sessions):
-        record = _record(row)
-        if everything or record is None or record.container_id in container_ids or (target and matches(record, target)):
+        record = records[str(row["id"])]
+        if everything or record is None or record.container_id in container_ids or record in called:
             document.remove_session(row["id"])
             ended.append(str(row["id"]))
     document.reserve_rows_of_the_dead(datetime.now(UTC))

@@ -40,6 +40,11 @@ def tell(text: str, *, label: str = "", colour: str | None = None) -> None:
         click.echo(one_line(text), err=True)
 
 
+def is_answered() -> bool:
+    """Whether a person is there for a question."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def ask(question: str) -> str:
     """The line that a person answers on stdin, "" at its end; the question is on stderr, so that stdout stays data."""
     click.echo(f"{one_line(question)} ", err=True, nl=False)

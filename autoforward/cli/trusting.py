@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 from autoforward.callers import bare_record
 from autoforward.cli import client, output
 from autoforward.cli.attaching import caller_of, stored_writers
-from autoforward.cli.printing import ask, show, show_json, tell
+from autoforward.cli.places import session_name
+from autoforward.cli.printing import ask, is_answered, show, show_json, tell
 from autoforward.endpoints import resolve_endpoint
 from autoforward.errors import AutoforwardError, TargetError, UsageError
 from autoforward.foreign.reader import real_path
@@ -19,7 +19,7 @@ from autoforward.model import ContainerInfo
 from autoforward.paths import StatePaths
 from autoforward.registry import Registry
 from autoforward.session_config import configure, read_sources
-from autoforward.settings import SessionRecord, matches
+from autoforward.settings import SessionRecord, meant, nearest_session
 from autoforward.trust.approvals import Answers, Approvals, Workspace, workspaces_of
 from autoforward.trust.folders import place_of
 from autoforward.trust.requests import Request
@@ -69,7 +69,7 @@ def trust_workspace(
 def ask_once(record: SessionRecord) -> None:
     """After all else is forwarded: ask for what is new, if a person is there to answer. Any answer is remembered."""
     new = [request for request in record.requests if not request.refused]
-    if not new or not _someone_is_there():
+    if not new or not is_answered():
         return
     try:
         workspace, approvals = Workspace.of(record), Approvals(StatePaths.locate())
@@ -81,12 +81,15 @@ def ask_once(record: SessionRecord) -> None:
 
 def records_of(target: str, docker_host: str | None, context: str | None, paths: StatePaths) -> list[SessionRecord]:
     """The sessions that are meant, else one that would be the folder's. Raises TargetError."""
-    folder = os.path.realpath(target) if Path(target).is_dir() else None
-    records = [record for record in _stored(paths) if _is_meant(record, target, folder)]
+    name = session_name(target) or target
+    folder = os.path.realpath(name) if Path(target).is_dir() else None
+    stored = _stored(paths)
+    records = [record for record in stored if _is_in(record, folder)] if folder else meant(stored, target)
     if records:
         return records
     if folder is None:
-        raise TargetError(f"no session is called {target}, and there is no such folder")
+        hint = nearest_session(stored, target)
+        raise TargetError(f"no session is called {target}, and there is no such folder", hint=hint)
     endpoint = resolve_endpoint(docker_host, context)
     info = ContainerInfo("", Path(folder).name, "", {})
     return [bare_record(info, endpoint, caller_of(output.SessionFlags()), target=folder, workspace_folder=folder)]
@@ -132,9 +135,7 @@ def _placed(record: SessionRecord) -> SessionRecord:
     return replace(record, sources=replace(sources, place=place))
 
 
-def _is_meant(record: SessionRecord, target: str, folder: str | None) -> bool:
-    if folder is None:
-        return matches(record, target)
+def _is_in(record: SessionRecord, folder: str) -> bool:
     (workspace,) = workspaces_of([record])
     return record.workspace_folder is not None and workspace is not None and workspace.place == folder
 
@@ -150,7 +151,7 @@ def _settle(workspace: Workspace, requests: Sequence[Request], approvals: Approv
     if yes:
         _answer(workspace, requests, approvals, approved=True)
         return 0
-    if as_json or not _someone_is_there():
+    if as_json or not is_answered():
         if not as_json:
             raise AutoforwardError(
                 "nothing is allowed: there is no terminal to ask on", hint="`autoforward trust --yes` allows it"
@@ -167,10 +168,6 @@ def _describe(workspace: Workspace, requests: Iterable[Request], say: Callable[[
         refused = "  (you have refused it)" if request.refused else ""
         say(f"  {request.key}: {request.value}  [{request.place}]{refused}")
         say(f"      {request.effect}")
-
-
-def _someone_is_there() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _ask() -> bool:

@@ -16,7 +16,7 @@ from autoforward.events import LINE_PREFIX, encode_object, line_of, matches_targ
 from autoforward.lanes.probe import NO_LANE_HINT
 from autoforward.leases import format_time
 from autoforward.model import ForwardKey, PortSpec
-from autoforward.settings import SessionRecord, matches, merge_specs
+from autoforward.settings import SessionRecord, meant, merge_specs, nearest_session
 from autoforward.supervisor.control import Connection, Handler
 from autoforward.supervisor.describing import describe
 from autoforward.supervisor.server import DRAIN_S, Supervisor
@@ -207,12 +207,11 @@ class Handlers:
     async def detach(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
         """End sessions; answers when their listeners are closed."""
         container_ids = {str(item) for item in request.get("container_ids") or ()}
+        called = self._find(str(request["target"])) if request.get("target") else []
         sessions = [
             session
             for session in self._supervisor.sessions.values()
-            if request.get("all")
-            or session.record.container_id in container_ids
-            or (request.get("target") and matches(session.record, str(request["target"])))
+            if request.get("all") or session.record.container_id in container_ids or session in called
         ]
         rows = await self._rows(sessions)
         self._supervisor.watches.decline(sessions)
@@ -224,18 +223,22 @@ class Handlers:
         """End one forward, or all of a target, or all; new servers of an attached container are still forwarded."""
         target = request.get("target")
         stopped: list[dict[str, Any]] = []
+        called = self._find(str(target)) if target else []
         for session in list(self._supervisor.sessions.values()):
             for row in await self._rows([session]):
                 if row["id"] is None:
                     continue
-                if request.get("all") or row["id"] == target or matches(session.record, str(target)):
+                if request.get("all") or row["id"] == target or session in called:
                     if await session.stop_forward(row["id"]):
                         stopped.append(row)
                     await self._supervisor.store_session(session)
             if not session.wanted:
                 await self._supervisor.end_sessions([session], STOPPED)
-        if target and not stopped and not self._find(str(target)):
-            raise TargetError(f"no forward and no session is called {target}", hint="`autoforward list` shows them")
+        if target and not stopped and not called:
+            near = nearest_session((one.record for one in self._supervisor.sessions.values()), str(target))
+            raise TargetError(
+                f"no forward and no session is called {target}", hint=near or "`autoforward list` shows them"
+            )
         return {"rows": stopped}
 
     async def trust(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
@@ -336,4 +339,5 @@ class Handlers:
         return [row for row in await self._rows([session]) if row["id"] in ids]
 
     def _find(self, target: str) -> list[Session]:
-        return [session for session in self._supervisor.sessions.values() if matches(session.record, target)]
+        found = meant((session.record for session in self._supervisor.sessions.values()), target)
+        return [session for session in self._supervisor.sessions.values() if session.record in found]

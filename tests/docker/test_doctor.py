@@ -91,7 +91,7 @@ def test_a_context_that_is_none(run: Runner) -> None:
 
 
 def test_a_target_that_is_none(run: Runner) -> None:
-    found = doctor(run, "no-such-container", check=1)
+    found = doctor(run, "no-such-container", check=4)
     assert found["target"]["status"] == "fail"
     assert "no-such-container" in found["target"]["text"]
     assert found["engine"]["status"] == "ok"

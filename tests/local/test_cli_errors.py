@@ -335,3 +335,18 @@ def test_list_answers_within_300_ms(home: Path) -> None:
     bare_s = median_s(sys.executable, "-c", "pass")
     list_s = median_s(script("autoforward"), "list")
     assert list_s < 0.3 * max(1.0, bare_s / 0.03), f"list {list_s * 1000:.0f} ms, bare Python {bare_s * 1000:.0f} ms"
+
+
+def test_a_target_that_is_not_there(run: Runner, tmp_path: Path) -> None:
+    """Exit 4 and what to do; fine for what is to end, which says so. A workspace without ports is known."""
+    for command in (("list",), ("list", "--json"), ("logs",), ("events", "--target"), ("trust",)):
+        done = run("autoforward", *command, "nope")
+        assert (done.returncode, done.stdout) == (4, ""), command
+        assert "no session is called nope" in done.stderr
+    for command in ("detach", "stop"):
+        done = run("autoforward", command, "nope", check=0)
+        assert "no session is called nope; `autoforward attach nope` begins one" in done.stderr
+    assert run("autoforward", "list", str(tmp_path)).returncode == 4
+    (tmp_path / ".devcontainer.json").write_text("{}")
+    done = run("autoforward", "list", str(tmp_path), check=0)
+    assert "nothing is forwarded" in done.stderr

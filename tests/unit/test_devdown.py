@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from docker.errors import NotFound
 
 from autoforward.cli import client, devdown
 from autoforward.cli.devdown import DevdownRequest, take_down_all, take_down_workspace
-from autoforward.errors import EngineUnreachableError, TargetError
+from autoforward.errors import EngineUnreachableError, TargetError, UsageError
 from autoforward.model import ContainerInfo, EngineEndpoint
 
+CONFIG_FILE = "devcontainer.config_file"
 LOCAL_FOLDER = "devcontainer.local_folder"
 PROJECT = "com.docker.compose.project"
 WORKING_DIR = "com.docker.compose.project.working_dir"
@@ -41,6 +43,7 @@ class FakeEngine:
         self.api = self
         self.claims: list[ContainerInfo] = []
         self.strangers: dict[str, str] = {}
+        self.folder = "/"
         self.made: str | None = "2025-11-27T23:59:58Z"
         """When the volume was; the containers two seconds later."""
 
@@ -67,6 +70,13 @@ class FakeEngine:
             if thing in (*one.networks, *one.volumes)
         ]
         return rows + [{"Id": "x", "Names": [f"/{name}"]} for key, name in self.strangers.items() if key == thing]
+
+    def running(self, *, all: bool) -> list[tuple[str, dict[str, str]]]:
+        """Labels of images, too: claims have all of them."""
+        if self.unreachable:
+            raise EngineUnreachableError("no answer")
+        rows = [(one.name, one.labels) for one in self.infos]
+        return rows + [(one.name, {LOCAL_FOLDER: self.folder}) for one in self.claims]
 
     def find_containers(self, labels: Mapping[str, str | None]) -> list[ContainerInfo]:
         return [one for one in self.find_claims(labels) if one not in self.claims]
@@ -108,6 +118,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     def scene(*containers: ContainerInfo, sessions: tuple[str, ...] = ()) -> tuple[FakeEngine, DevdownRequest]:
         log: list[str] = []
         engine = FakeEngine(list(containers), log)
+        engine.folder = str(tmp_path)
 
         def detach(target: str | None, *, container_ids: list[str], timeout_s: float) -> list[dict[str, Any]]:
             log.append(f"detach {','.join(container_ids)}")
@@ -154,6 +165,56 @@ def test_a_link_to_the_folder_is_the_folder(make: Make, tmp_path: Path) -> None:
     )
     take_down_workspace(replace(request, workspace_folder=str(tmp_path / "link")))
     assert {"stop a 3", "stop b 3"} <= set(engine.log)
+
+
+def run_devdown(folder: Path, *args: str) -> Result:
+    return CliRunner().invoke(devdown.main, ["--workspace-folder", str(folder), "--timeout", "2.5", *args])
+
+
+def test_a_folder_above_is_taken_after_a_yes_only(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".git").mkdir()
+    below = tmp_path / "src" / "api"
+    below.mkdir(parents=True)
+    engine, _request = make(info("a", **{LOCAL_FOLDER: str(tmp_path)}))
+    done = run_devdown(below)
+    assert done.exit_code == 2
+    assert f"{below} has no dev container of its own, {tmp_path} has\n" in done.output
+    assert f"hint: `devdown --workspace-folder {tmp_path}` takes that one down\n" in done.output
+    assert engine.log == ["close"]
+
+    monkeypatch.setattr(devdown, "is_answered", lambda: True)
+    for answer, log in (("\n", ["close"]), ("n\n", ["close"]), ("y\n", ["close", "detach a", "stop a 3", "close"])):
+        engine.log.clear()
+        monkeypatch.setattr(devdown, "ask", lambda _question, answer=answer: answer)
+        assert run_devdown(below).exit_code == 0
+        assert engine.log == log
+
+    # Forwards end without a question: it is said whose.
+    engine.log.clear()
+    assert run_devdown(below, "--forwards-only").exit_code == 0
+    assert engine.log == ["close", "detach a", "close"]
+    # A configuration of its own makes it a workspace, and nothing above is meant; nor is what is above the git work tree.
+    (tmp_path / "src" / ".devcontainer.json").write_text("{}")
+    engine.log.clear()
+    assert run_devdown(tmp_path / "src").exit_code == 0
+    (below / ".git").write_text("gitdir: elsewhere")
+    assert run_devdown(below).exit_code == 0
+    assert "stop a 3" not in engine.log
+
+
+def test_of_several_configurations_one_has_to_be_chosen(make: Make, tmp_path: Path) -> None:
+    files = [tmp_path / ".devcontainer" / name / "devcontainer.json" for name in ("go", "py")]
+    labels = [{LOCAL_FOLDER: str(tmp_path), CONFIG_FILE: str(file)} for file in files]
+    engine, request = make(info("a", **labels[0]), info("b", **labels[1]))
+    with pytest.raises(UsageError, match="dev containers of several configurations") as caught:
+        take_down_workspace(request)
+    assert caught.value.hint == f"say which: `devdown --config {files[0]}`"
+    assert engine.log == ["close"]
+    engine.log.clear()
+    take_down_workspace(replace(request, config_file=str(files[1])))
+    assert engine.log == ["detach b", "stop b 3", "close"]
+    with pytest.raises(UsageError, match="is of the configuration"):
+        take_down_workspace(replace(request, config_file="elsewhere.json"))
 
 
 @pytest.mark.parametrize("state", ["exited", "created", "dead"])

@@ -54,6 +54,8 @@ class FakeAttached:
 class FakeEngine:
     """Knows one container, under its short id too."""
 
+    folder = ""
+
     def __init__(self, endpoint: EngineEndpoint) -> None:
         self.endpoint = endpoint
 
@@ -62,6 +64,9 @@ class FakeEngine:
 
     def image_labels(self, info: ContainerInfo) -> dict[str, str]:
         return {}
+
+    def running(self, *, all: bool) -> list[tuple[str, dict[str, str]]]:
+        return [("dev", {"devcontainer.local_folder": str(self.folder)})]
 
     def find_claims(self, labels: dict[str, str]) -> list[ContainerInfo]:
         return [ContainerInfo(FULL_ID, "dev", "running", dict(labels))]
@@ -211,8 +216,11 @@ def test_what_would_have_been_published_on_all_addresses_is_said(
     assert ("appPort on loopback only" in err, said in err) == (bool(said), True)
 
 
-def test_the_old_container_s_forwards_end_before_it_is_removed(scene: Scene, tmp_path: Path) -> None:
+def test_the_old_container_s_forwards_end_before_it_is_removed(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     up = parse_up_arguments(["--workspace-folder", str(tmp_path / "ws"), "--remove-existing-container"])
+    monkeypatch.setattr(FakeEngine, "folder", str(tmp_path / "ws"))
     scene.write_cli(UP + f'\n    open({str(tmp_path / "ran")!r}, "w")')
     ended_first: list[bool] = []
     detach = client.detach

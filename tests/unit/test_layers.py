@@ -77,7 +77,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "devcontainers.*",
     ),
     ("devcontainer", "environment", "lanes.*", "config", "contexts"),
-    ("attributes", "setting_values", "files.*"),
+    ("attributes", "setting_values", "files.*", "places.*"),
     ("portspec", "procnet", "wire", "expressions", "variables", "neighbours", "known_servers", "masking.*"),
     ("payloads", "loop"),
     (

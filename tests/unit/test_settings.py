@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,17 @@ from autoforward.attributes import parse_attributes
 from autoforward.environment import SessionEnvironment
 from autoforward.model import ContainerInfo, EngineEndpoint, Identity
 from autoforward.portspec import parse_port_spec
-from autoforward.settings import MAX_OPENED, SessionOptions, SessionRecord, identity_of, merge_specs, new_session_id
+from autoforward.settings import (
+    MAX_OPENED,
+    ConfigSources,
+    SessionOptions,
+    SessionRecord,
+    identity_of,
+    meant,
+    merge_specs,
+    nearest_session,
+    new_session_id,
+)
 
 ENDPOINT = EngineEndpoint("unix:///engine", "--docker-host")
 RECORD = SessionRecord(
@@ -179,3 +190,34 @@ def test_direct_of_an_older_version_is_nobodys_word() -> None:
     assert SessionOptions.from_json({**row, "direct": False}).direct is False
     del row["direct"]
     assert SessionOptions.from_json(row).direct is None
+
+
+def test_sessions_by_name_and_by_what_their_folder_is_called() -> None:
+    sources = ConfigSources(place="/real/shop", project_folder="/src/shop/.devcontainer")
+    shop = replace(
+        LEAST,
+        session_id="ses-1",
+        container_name="x-app-1",
+        target="/link/shop",
+        workspace_folder="/link/shop",
+        project="shop_devcontainer",
+        service="app",
+        sources=sources,
+    )
+    bank = replace(LEAST, session_id="ses-2", container_name="bank", target="bank")
+    for target in (
+        "x-app-1",
+        "/link/shop",
+        "/real/shop",
+        "shop_devcontainer/*",
+        "shop",
+        "shop/*",
+        "shop/app",
+        "shop/app#1",
+    ):
+        assert meant([shop, bank], target) == [shop], target
+    named = replace(LEAST, session_id="ses-3", target="shop/*", project="shop", service="app")
+    assert meant([shop, bank, named], "shop/*") == [named], "its own name comes first"
+    assert meant([shop, bank], "shop/db") == []
+    assert nearest_session([shop, bank], "bnak") == "did you mean bank?"
+    assert nearest_session([shop, bank], "zzz") is None

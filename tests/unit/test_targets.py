@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from autoforward.engine import Engine
-from autoforward.errors import TargetError
+from autoforward.errors import TargetError, UsageError
 from autoforward.model import ContainerInfo
-from autoforward.targets import resolve_target
+from autoforward.targets import resolve_project, resolve_target
 
 LOCAL_FOLDER = "devcontainer.local_folder"
 
@@ -30,14 +30,16 @@ class Containers:
                 return info
         raise TargetError(f"no such container: {container_ref}")
 
+    def running(self, *, all: bool) -> list[tuple[str, dict[str, str]]]:
+        """Labels of images, too: claims have all of them."""
+        claimed = {LOCAL_FOLDER: str(Path.cwd())}
+        return [(info.name, claimed if info.name.startswith("claims-") else info.labels) for info in self.containers]
+
     def find_containers(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
         return [info for info in self.containers if labels.items() <= info.labels.items()]
 
     def find_claims(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
         return self.find_containers(labels) + [info for info in self.containers if info.name.startswith("claims-")]
-
-    def names(self) -> list[str]:
-        return sorted(info.name for info in self.containers)
 
 
 def info(name: str, state: str = "running", **labels: str) -> ContainerInfo:
@@ -93,6 +95,96 @@ def test_a_folder_reached_over_a_symbolic_link(folder: Path, tmp_path: Path) -> 
     link.symlink_to(folder)
     assert resolve(str(link), info("real", **{LOCAL_FOLDER: str(folder)})) == "real"
     assert resolve(str(link), info("given", **{LOCAL_FOLDER: str(link)})) == "given"
+
+
+def test_a_folder_by_another_path_than_its_label(folder: Path, tmp_path: Path) -> None:
+    """Both ways: labelled by one link, named by another, or by the real path."""
+    links = [tmp_path / "one", tmp_path / "two"]
+    for link in links:
+        link.symlink_to(folder)
+    web = info("web", **{LOCAL_FOLDER: str(links[0])})
+    assert resolve(str(folder), web) == resolve(str(links[1]), web) == "web"
+    other = info("other", **{LOCAL_FOLDER: str(tmp_path)})
+    assert "has no devcontainer.json" in str(refused(str(folder), other))
+
+
+def test_a_folder_in_the_workspace(folder: Path, tmp_path: Path) -> None:
+    below = folder / "src" / "api"
+    below.mkdir(parents=True)
+    web, api = info("web", **{LOCAL_FOLDER: str(folder)}), info("api")
+    assert "has no devcontainer.json" in str(refused(str(below), web)), "not in a git work tree"
+    (folder / ".git").mkdir()
+    said: list[str] = []
+    engine = cast(Engine, Containers(web, api))
+    assert resolve_target(engine, str(below), said.append).name == "web"
+    assert said == [f"{folder} is taken: {below} is in it"]
+    # A name is meant before a folder above; a link into the workspace is in it; at most the top level of git.
+    (folder / "api").mkdir()
+    assert resolve("api", web, api) == "api"
+    (tmp_path / "link").symlink_to(below)
+    assert resolve(str(tmp_path / "link"), web) == "web"
+    (below / ".git").write_text("gitdir: elsewhere")
+    assert "has no devcontainer.json" in str(refused(str(below), web))
+
+
+def test_of_several_configurations_one_has_to_be_chosen(folder: Path) -> None:
+    def of(name: str) -> ContainerInfo:
+        file = folder / ".devcontainer" / name / "devcontainer.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+        return info(name, **{LOCAL_FOLDER: str(folder), "devcontainer.config_file": str(file)})
+
+    (folder / ".git").mkdir()
+    go, py = of("go"), of("py")
+    with pytest.raises(UsageError, match=r"several configurations, and dev containers of them run: go \(.*py \("):
+        resolve(".", go, py)
+    assert resolve(".devcontainer/py", go, py) == "py"
+    assert resolve(".", replace(go, state="exited"), py) == "py"
+    error = refused(".")
+    assert error.hint is not None
+    assert "--config FILE` (FILE is " in error.hint
+
+
+OF_SHOP = "com.docker.compose.project"
+
+
+def of_project(name: str, project: str, folder: str, **labels: str) -> ContainerInfo:
+    compose = {OF_SHOP: project, f"{OF_SHOP}.working_dir": folder, "com.docker.compose.service": name.split("-")[-1]}
+    return info(name, **compose, **labels)
+
+
+def test_a_project_by_what_its_folder_is_called(tmp_path: Path) -> None:
+    """As the CLIs call it: `shop_devcontainer`."""
+    app = of_project("x-app", "shop_devcontainer", "/src/shop/.devcontainer", **{LOCAL_FOLDER: "/src/shop"})
+    db = of_project("x-db", "shop_devcontainer", "/src/shop/.devcontainer")
+    assert resolve("shop/db", app, db) == resolve("shop_devcontainer/db", app, db) == "x-db"
+    said: list[str] = []
+    engine = cast(Engine, Containers(db, app))
+    assert [one.name for one in resolve_project(engine, "shop", said.append)] == ["x-app", "x-db"]
+    assert said == ["shop is compose project shop_devcontainer of /src/shop/.devcontainer"]
+    # The name comes first; two of one folder's name have to be told apart, by their folders.
+    named = of_project("y-db", "shop", "/other")
+    assert resolve("shop/db", app, db, named) == "y-db"
+    (tmp_path / "shop").mkdir()
+    second = of_project("z-db", "shop_dev", str(tmp_path / "shop"))
+    with pytest.raises(UsageError, match="shop/db is several compose projects: shop_devcontainer of /src/shop"):
+        resolve("shop/db", app, db, second)
+    engine = cast(Engine, Containers(app, db, second))
+    with pytest.raises(UsageError, match="shop is several compose projects"):
+        resolve_project(engine, "shop")
+    assert [one.name for one in resolve_project(engine, str(tmp_path / "shop"))] == ["z-db"]
+    assert resolve(f"{tmp_path}/shop/db", app, db, second) == "z-db"
+    same = of_project("w-db", "shop_dev", "/somewhere/else")
+    with pytest.raises(UsageError, match="shop_dev/db is several compose projects"):
+        resolve("shop_dev/db", second, same)
+
+
+def test_the_nearest_projects_and_services() -> None:
+    app = of_project("x-app", "shop", "/src/store")
+    assert refused("shpo/app", app).hint == "did you mean shop/app?"
+    with pytest.raises(TargetError) as caught:
+        resolve_project(cast(Engine, Containers(app)), "sho")
+    assert caught.value.hint == "did you mean shop/*?"
 
 
 def test_a_folder_comes_before_a_container_of_that_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

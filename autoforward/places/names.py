@@ -1,0 +1,44 @@
+"""Names of compose projects as people say them, and the nearest of the names that there are. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import os.path
+from collections.abc import Iterable
+
+CONFIGURATION_FOLDER = ".devcontainer"
+"""Where dev container CLIs look for a configuration; a compose file in it makes this the project's folder."""
+
+MAX_NEAREST = 3
+
+
+def project_names(project: str, *folders: str | None) -> frozenset[str]:
+    """What else than its name a compose project is called: as its folders (its own, its workspace's) are.
+
+    A CLI calls the project of `~/src/shop/.devcontainer/compose.yaml` `shop_devcontainer`; people call it `shop`.
+    """
+    names = set()
+    for folder in folders:
+        if folder:
+            path = os.path.normpath(folder)
+            parent, name = os.path.split(path)
+            names.add(os.path.basename(parent) if name == CONFIGURATION_FOLDER else name)  # noqa: PTH119  # text only
+    return frozenset(names - {"", project})
+
+
+def nearest(wanted: str, names: Iterable[str]) -> list[str]:
+    """Up to MAX_NEAREST of the names that may be meant: those that hold the wanted one, or are held by it, then like ones."""
+    known = sorted(set(names) - {""})
+    low = wanted.lower().rstrip("/")
+    parts = [
+        name for name in known if len(low) > 2 and (low in name.lower() or (len(name) > 2 and name.lower() in low))
+    ]
+    like = difflib.get_close_matches(wanted, known, n=MAX_NEAREST, cutoff=0.5)
+    found = dict.fromkeys((*like, *parts)) if like else dict.fromkeys(parts)
+    return list(found)[:MAX_NEAREST]
+
+
+def did_you_mean(wanted: str, names: Iterable[str]) -> str | None:
+    """A hint with the nearest names; None where nothing is near."""
+    near = nearest(wanted, names)
+    return "did you mean " + " or ".join(near) + "?" if near else None
