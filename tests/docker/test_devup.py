@@ -68,23 +68,10 @@ def test_a_declared_and_a_detected_port_answer_and_stdout_is_the_cli_s(
     assert (row["label"], row["source"], row["containerId"]) == ("web", "declared", one.container.id)
 
 
-def test_another_service_is_dialled_from_the_primary_container(
-    cli: RecordedCli, workspace: WorkspaceFactory, run: Runner
-) -> None:
-    one = workspace("compose", forwardPorts=["db:5432"])
-    assert devup(run, cli, one).returncode == 0
-    [row] = [r for r in rows(run) if r["containerHost"] == "db"]
-    with socket.create_connection(("127.0.0.1", row["localPort"]), timeout=10) as connection:
-        connection.settimeout(10)
-        assert connection.makefile("rb").read() == b"hello from db\n"
-
-
-@pytest.mark.parametrize("kind", ["image", "dockerfile"])
-def test_app_port_is_forwarded_instead_of_published(
-    cli: RecordedCli, workspace: WorkspaceFactory, run: Runner, kind: Kind
-) -> None:
+def test_app_port_is_forwarded_instead_of_published(cli: RecordedCli, workspace: WorkspaceFactory, run: Runner) -> None:
+    """Of a Dockerfile, whose paths stay relative to the file; of an image it is in test_real_shapes.py."""
     local, remote = free_port(), free_port()
-    one = workspace(kind, appPort=[f"{local}:{remote}"])
+    one = workspace("dockerfile", appPort=[f"{local}:{remote}"])
     done = devup(run, cli, one)
     assert done.returncode == 0, done.stderr
     one.container.raw.reload()
