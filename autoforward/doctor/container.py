@@ -164,6 +164,11 @@ def check_port(look: PortLook) -> Finding:
             return fail(name, f"{what} is held by {holder}, and it must be this one", "end that, or pin another number")
         case "taken":
             return warn(name, f"{what} is held by {holder}: another number is taken", "`autoforward list` shows which")
+        case "denied" if look.problem:
+            problem = f"declared port {look.text}: {look.problem}"
+            if look.must:
+                return fail(name, f"{problem}; it must be this one", "set elevateIfNeeded, then `autoforward trust`")
+            return warn(name, f"{problem}; another number is taken", "`autoforward list` shows which")
         case "denied" if look.must:
             hint = f"pin 1024 or higher, or: sudo sysctl net.ipv4.ip_unprivileged_port_start={look.host_port}"
             return fail(name, f"{what} is privileged, and it must be this one", hint)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from autoforward.attributes import AttributeRules
+from autoforward.candidates import not_taken
 from autoforward.deploy import FOLDER, NoAgentError, PlaceLook, agent_binary, agent_name, look_at, places
 from autoforward.doctor.container import AgentLook, LanesLook, PortLook
 from autoforward.engine import Engine
@@ -22,6 +23,7 @@ from autoforward.sockets import (
     HostPortError,
     HostPortTakenError,
     bind_pair,
+    lowest_bindable_port,
     owners_of_ports,
 )
 
@@ -145,7 +147,7 @@ def look_at_ports(
         elif row is not None:
             looks.append(replace(look, state="taken", holder=f"autoforward, for {row['containerName']}"))
         elif wanted < FIRST_UNPRIVILEGED and spec.host_port is None and not attributes.elevate_if_needed:
-            looks.append(replace(look, state="denied"))
+            looks.append(replace(look, state="denied", problem=not_taken(wanted, lowest_bindable_port())))
         else:
             looks.append(_tried(look, bind or "127.0.0.1"))
     return looks

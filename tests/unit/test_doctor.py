@@ -315,6 +315,12 @@ def test_configuration() -> None:
         ({"state": "taken", "holder": "nginx (pid 7)", "must": True}, "fail", ["nginx (pid 7)", "must be this one"]),
         ({"state": "taken"}, "warn", ["somebody"]),
         ({"state": "denied"}, "warn", ["privileged"]),
+        ({"state": "denied", "problem": "below 1024: a pin takes it"}, "warn", ["a pin takes it", "another number"]),
+        (
+            {"state": "denied", "problem": "below 1024", "must": True},
+            "fail",
+            ["it must be this one", "elevateIfNeeded"],
+        ),
         ({"state": "denied", "must": True}, "fail", ["ip_unprivileged_port_start=3000"]),
         ({"state": "unusable", "problem": "no such address"}, "fail", ["no such address"]),
     ],
