@@ -21,6 +21,9 @@ MAX_OPENS = 10
 
 OPENS_WINDOW_S = 60.0
 
+BACK_S = 60.0
+"""A server that is back within this, with the same command, is the one that was shown or opened: it was restarted."""
+
 MAX_NAMED_PORTS = 10
 MAX_NAME_LENGTH = 60
 MAX_BODY_LENGTH = 300
@@ -36,6 +39,21 @@ _OWN_HOSTS = frozenset({None, "127.0.0.1", "::1", "localhost"})
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """A forward of which the user knows: its server's command, and when it went (None: it is there)."""
+
+    process: str | None
+    gone_at_s: float | None = None
+
+
+def is_back(shown: Shown | None, process: str | None, now_s: float) -> bool:
+    """Whether this is the server that was shown. A command that is not known, or not yet, is no other one."""
+    if shown is None or (shown.gone_at_s is not None and now_s - shown.gone_at_s > BACK_S):
+        return False
+    return process is None or shown.process is None or process == shown.process
+
+
+@dataclass(frozen=True, slots=True)
 class Situation:
     """What counts besides the event. `opened`: ids of forwards that `openBrowserOnce` has opened in this session."""
 
@@ -44,6 +62,8 @@ class Situation:
     attached: bool = True
     restored: bool = False
     """The first snapshot of a session that a new supervisor has taken up: its forwards are not new to anybody."""
+    back: bool = False
+    """Its server was restarted: see `is_back`."""
     notify: bool = True
     opened: Set[str] = frozenset()
 
@@ -67,6 +87,8 @@ def decide(event: PortEvent, situation: Situation) -> Decision:
         return Decision("nothing", "no forward came up")
     if situation.restored:
         return Decision("nothing", "it was up before the supervisor was")
+    if situation.back:
+        return Decision("nothing", "its server was restarted")
     match event.on_auto_forward:
         case "openBrowser" | "openBrowserOnce":
             return _decide_open(event, situation)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from autoforward.actions import Situation, decide, may_open, notification
+from autoforward.actions import BACK_S, Shown, Situation, decide, is_back, may_open, notification
 from autoforward.environment import SessionEnvironment
 from autoforward.events import PortEvent
 from autoforward.settings import SessionRecord
@@ -47,6 +47,8 @@ class _Told:
     """What one session has to tell, and what has been done for it."""
 
     pending: dict[str, PortEvent] = field(default_factory=dict)
+    shown: dict[str, Shown] = field(default_factory=dict)
+    """By the forward's id: what was shown or opened, and is there or was a minute ago."""
     timer: asyncio.TimerHandle | None = None
     shown_at_s: float = float("-inf")
     opened_at_s: list[float] = field(default_factory=list)
@@ -95,12 +97,26 @@ class Actions:
         match event.event:
             case "forwarded":
                 self._on_forwarded(session, told, event)
+            case "updated" if event.process is not None and event.id in told.shown:
+                told.shown[event.id] = Shown(event.process)
             case "unforwarded" | "waiting":
                 told.pending.pop(event.id or "", None)
+                self._note_end(told, event)
             case "detached":
                 if told.timer is not None:
                     told.timer.cancel()
                 del self._told[session_id]
+
+    @staticmethod
+    def _note_end(told: _Told, event: PortEvent) -> None:
+        now_s = asyncio.get_running_loop().time()
+        told.shown = {
+            key: shown
+            for key, shown in told.shown.items()
+            if shown.gone_at_s is None or now_s - shown.gone_at_s <= BACK_S
+        }
+        if event.id in told.shown:
+            told.shown[event.id] = Shown(told.shown[event.id].process, now_s)
 
     def _on_forwarded(self, session: ActingSession, told: _Told, event: PortEvent) -> None:
         record = session.record
@@ -109,10 +125,14 @@ class Actions:
             platform=self._platform,
             attached=record.attached,
             restored=record.session_id in self._restoring,
+            back=is_back(told.shown.get(event.id or ""), event.process, asyncio.get_running_loop().time()),
             notify=record.options.notify,
             opened=frozenset(record.opened),
         )
         decision = decide(event, situation)
+        if situation.back or situation.restored:
+            before = told.shown.get(event.id or "")
+            told.shown[event.id or ""] = Shown(event.process or (before.process if before else None))
         match decision.action:
             case "notify":
                 told.pending[event.id or ""] = event
@@ -132,6 +152,7 @@ class Actions:
         told.opened_at_s = [*told.opened_at_s[-99:], now_s]
         if once and event.id is not None:
             self._remember(session, event.id)
+        told.shown[event.id or ""] = Shown(event.process)
         self._desktop.open_url(url, session.record.environment)
 
     def _collect(self, session: ActingSession, told: _Told) -> None:
@@ -145,4 +166,5 @@ class Actions:
         told.pending.clear()
         if events:
             told.shown_at_s = asyncio.get_running_loop().time()
+            told.shown |= {event.id or "": Shown(event.process) for event in events}
             self._desktop.show(*notification(events), session.record.environment)

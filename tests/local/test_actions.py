@@ -184,12 +184,47 @@ def test_without_a_desktop_there_is_one_line_in_the_log(caplog: pytest.LogCaptur
 @in_loop
 async def test_open_browser_opens_each_time_and_once_opens_once() -> None:
     rig = Rig()
-    for _ in range(3):
-        rig.event("forwarded", 3000, "openBrowser")
-        rig.event("forwarded", 4000, "openBrowserOnce")
+    for number in range(3):
+        rig.event("forwarded", 3000, "openBrowser", process=f"server {number}")
+        rig.event("forwarded", 4000, "openBrowserOnce", process=f"server {number}")
     assert rig.desktop.opened.count("http://localhost:3000") == 3
     assert rig.desktop.opened.count("http://localhost:4000") == 1
     assert rig.session.record.opened == (f"fwd-{4000:08x}",)
+
+
+@in_loop
+async def test_a_server_that_was_restarted_is_neither_opened_nor_shown_again() -> None:
+    """Three tabs in four starts, before."""
+    rig = Rig()
+    rig.event("forwarded", 3000, "openBrowser", process="vite")
+    rig.event("forwarded", 3001)
+    rig.event("updated", 3001, process="flask run")
+    await rig.desktop.wait(1)
+    for end, command in (("unforwarded", "vite"), ("waiting", "vite"), ("unforwarded", None), ("unforwarded", "vite")):
+        rig.event(end, 3000, "openBrowser")
+        rig.event("forwarded", 3000, "openBrowser", process=command)
+        rig.event(end, 3001)
+        rig.event("forwarded", 3001, process=command and "flask run")
+    told = rig.actions._told[RECORD.session_id]
+    assert (rig.desktop.opened, told.pending, told.timer) == (["http://localhost:3000"], {}, None)
+    # Another server on the number is news.
+    rig.event("unforwarded", 3000, "openBrowser")
+    rig.event("forwarded", 3000, "openBrowser", process="python3 -m http.server 3000")
+    rig.event("unforwarded", 3001)
+    rig.event("forwarded", 3001, process="node other.js")
+    await rig.desktop.wait(2)
+    assert len(rig.desktop.opened) == 2
+    assert rig.desktop.shown[-1] == ("Port 3001 of web", "http://localhost:3001")
+
+
+@in_loop
+async def test_a_server_that_was_gone_before_it_was_shown_is_shown_when_it_is_back() -> None:
+    rig = Rig()
+    rig.event("forwarded", process="vite")
+    rig.event("unforwarded")
+    rig.event("forwarded", process="vite")
+    await rig.desktop.wait(1)
+    assert rig.desktop.shown == [("Port 3000 of web", "http://localhost:3000")]
 
 
 def test_a_container_that_opens_port_after_port_does_not_open_window_after_window(

@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 
 from autoforward.actions import (
+    BACK_S,
     MAX_BODY_LENGTH,
     MAX_NAMED_PORTS,
     MAX_OPENS,
     OPENS_WINDOW_S,
+    Decision,
+    Shown,
     Situation,
     browser_url,
     decide,
+    is_back,
     may_open,
     notification,
 )
@@ -184,3 +188,29 @@ def test_text_of_a_container_is_plain_and_bounded() -> None:
             assert text.isprintable()
             assert not set(text) & set("<>&")
             assert len(text) <= MAX_BODY_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("shown", "process", "back"),
+    [
+        (None, "vite", False),
+        (Shown("vite"), "vite", True),
+        (Shown("vite", 1000.0), "vite", True),
+        (Shown("vite", 1000.0), "flask", False),
+        (Shown("vite", 1000.0), None, True),
+        (Shown(None, 1000.0), "vite", True),
+        (Shown("vite", 1001.0 - BACK_S), "vite", True),
+        (Shown("vite", 999.0 - BACK_S), "vite", False),
+    ],
+)
+def test_a_server_that_is_back_is_told_by_time_and_command(
+    shown: Shown | None, process: str | None, back: bool
+) -> None:
+    assert is_back(shown, process, 1000.0) is back
+
+
+@pytest.mark.parametrize("value", ["notify", "openBrowser", "openBrowserOnce"])
+def test_nothing_is_done_for_a_server_that_is_back(value: str) -> None:
+    event = replace(EVENT, on_auto_forward=value)
+    assert decide(event, HERE).action != "nothing"
+    assert decide(event, replace(HERE, back=True)) == Decision("nothing", "its server was restarted")
