@@ -88,8 +88,10 @@ def _examine_target(engine: Engine, target: str, supervisor: host.SupervisorLook
     yield container.check_published(info.published)
     seen = inside.Inside(engine, info)
     session = next((row for row in supervisor.sessions if row["container_id"] == info.container_id), None)
-    yield from container.check_lanes(inside.look_at_lanes(engine, info, seen, session))
+    lanes = inside.look_at_lanes(engine, info, seen, session)
+    yield from container.check_lanes(lanes)
     yield container.check_container_ipv6(seen.has_ipv6)
+    yield container.check_owners(seen.owners, with_agent=lanes.carries_agent)
     if info.network_mode != "host":
         yield from _examine_ports(engine, info, target, supervisor)
 

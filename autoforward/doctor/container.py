@@ -27,6 +27,26 @@ class AgentLook:
     text: str
 
 
+SETGID, SETUID, SYS_PTRACE = (1 << number for number in (6, 7, 19))
+"""Capabilities, as the kernel counts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnersLook:
+    """What of ours runs in the container: as which user, with which capabilities (bits).
+
+    `others`: users, by number, who have listening sockets there besides.
+    """
+
+    user: int
+    capabilities: int
+    others: frozenset[int]
+
+    def sees_all(self, *, with_agent: bool) -> bool:
+        becomes_them = with_agent and self.user == 0 and self.capabilities & SETUID and self.capabilities & SETGID
+        return bool(self.capabilities & SYS_PTRACE or becomes_them)
+
+
 @dataclass(frozen=True, slots=True)
 class LanesLook:
     """`probe` None: nothing could be asked in the container, for `problem`. `in_use`: the lane of its session."""
@@ -35,6 +55,11 @@ class LanesLook:
     probe: Probe | None
     problem: str = ""
     in_use: str | None = None
+
+    @property
+    def carries_agent(self) -> bool:
+        """Whether the agent is the lane, or would be."""
+        return self.in_use == "agent" if self.in_use is not None else self.agent.usable
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +156,24 @@ def check_container_ipv6(has_loopback: bool | None) -> Finding:
     if has_loopback:
         return ok("container-ipv6", "the container has ::1")
     return ok("container-ipv6", "the container has no IPv6: its servers listen on IPv4")
+
+
+def check_owners(look: OwnersLook | None, *, with_agent: bool) -> Finding:
+    """Whether it can be seen whose a port is: PROCESS, expressions and known servers depend on it."""
+    if look is None:
+        return warn(
+            "owners", "whether it can be seen whose ports are in the container is not known (no shell, or no cat)"
+        )
+    if look.sees_all(with_agent=with_agent):
+        return ok("owners", "whose a port is can be seen, whichever user's it is")
+    if not look.others:
+        return ok("owners", f"whose a port is can be seen for user {look.user}, who has all listening sockets")
+    users = ", ".join(map(str, sorted(look.others)[:5])) + (", …" if len(look.others) > 5 else "")
+    return warn(
+        "owners",
+        f"whose the ports of user {users} are cannot be seen as user {look.user}: no PROCESS, no expression matches them",
+        "run the servers as the container's user, or name their ports by number",
+    )
 
 
 def check_direct(is_on: bool, reason: str | None) -> Finding:

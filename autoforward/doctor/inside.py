@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from autoforward.attributes import AttributeRules
 from autoforward.candidates import not_taken
 from autoforward.deploy import FOLDER, NoAgentError, PlaceLook, agent_binary, agent_name, look_at, places
-from autoforward.doctor.container import AgentLook, LanesLook, PortLook
+from autoforward.doctor.container import AgentLook, LanesLook, OwnersLook, PortLook
 from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError
 from autoforward.lanes.probe import Probe
@@ -18,6 +19,7 @@ from autoforward.networks.look import NetworkLook
 from autoforward.networks.rule import rule_for
 from autoforward.networks.sharing import DirectPath
 from autoforward.probing import probe_container, run_in_container
+from autoforward.procnet import parse_proc_net_tcp
 from autoforward.sockets import (
     HostPortDeniedError,
     HostPortError,
@@ -29,7 +31,8 @@ from autoforward.sockets import (
 
 # `cat` is no builtin, and may be missing: what it says then is no part of either file.
 _ASK = (
-    "echo AF mounts; cat /proc/self/mounts 2>/dev/null; echo AF inet6; cat /proc/net/if_inet6 2>/dev/null; echo AF end"
+    "echo AF mounts; cat /proc/self/mounts 2>/dev/null; echo AF inet6; cat /proc/net/if_inet6 2>/dev/null; echo AF end;"
+    "cat /proc/self/status 2>/dev/null; echo AF sockets; cat /proc/net/tcp /proc/net/tcp6 2>/dev/null; echo AF done"
 )
 
 _LOOPBACK_ROW = b"00000000000000000000000000000001 "
@@ -43,11 +46,13 @@ class Inside:
         self.problem = ""
         self.mounts: tuple[tuple[str, frozenset[str]], ...] = ()
         self.has_ipv6: bool | None = None
+        self.owners: OwnersLook | None = None
         try:
             self.probe = probe_container(engine, info.container_id)
             if "cat" in self.probe.tools:
                 report = run_in_container(engine, info.container_id, ["sh", "-c", _ASK])[0]
                 self.mounts, self.has_ipv6 = parse_report(report)
+                self.owners = parse_owners(report)
         except AutoforwardError as error:
             self.problem = self.problem or str(error)
 
@@ -64,6 +69,19 @@ def parse_report(report: bytes) -> tuple[tuple[tuple[str, frozenset[str]], ...],
     )
     addresses, ended, _ = rest.partition(b"AF end\n")
     return parsed, (_LOOPBACK_ROW in addresses) if found and ended else None
+
+
+def parse_owners(report: bytes) -> OwnersLook | None:
+    """Who runs there, with which capabilities, and whose the listening sockets are; None where the report is cut short."""
+    _, ended, rest = report.partition(b"AF end\n")
+    status, found, rest = rest.partition(b"AF sockets\n")
+    table, done, _ = rest.partition(b"AF done\n")
+    user = re.search(rb"^Uid:\t\d{1,10}\t(\d{1,10})\t", status, re.MULTILINE)
+    capabilities = re.search(rb"^CapEff:\t([0-9a-f]{1,16})$", status, re.MULTILINE)
+    if not (ended and found and done) or user is None or capabilities is None:
+        return None
+    others = frozenset(row.uid for row in parse_proc_net_tcp(table).listening) - {int(user[1])}
+    return OwnersLook(int(user[1]), int(capabilities[1], 16), others)
 
 
 def is_noexec(folder: str, mounts: Iterable[tuple[str, frozenset[str]]]) -> bool:

@@ -300,6 +300,33 @@ def test_ipv6_of_the_container(has: bool | None, status: str) -> None:
     judged(container.check_container_ipv6(has), status)
 
 
+BECOMES_ANYBODY = container.SETUID | container.SETGID
+
+
+@pytest.mark.parametrize(
+    ("user", "capabilities", "with_agent", "others", "status"),
+    [
+        (0, BECOMES_ANYBODY, True, {1000}, "ok"),
+        (0, BECOMES_ANYBODY, False, {1000}, "warn"),
+        (0, container.SYS_PTRACE, False, {1000}, "ok"),
+        (0, container.SETUID, True, {1000}, "warn"),
+        (1000, 0, True, {0, 33}, "warn"),
+        (1000, BECOMES_ANYBODY, True, {0}, "warn"),
+        (1000, 0, False, set(), "ok"),
+    ],
+)
+def test_whether_it_can_be_seen_whose_a_port_is(
+    user: int, capabilities: int, with_agent: bool, others: set[int], status: str
+) -> None:
+    look = container.OwnersLook(user, capabilities, frozenset(others))
+    finding = container.check_owners(look, with_agent=with_agent)
+    judged(finding, status, ", ".join(map(str, sorted(others))) if status == "warn" else "")
+
+
+def test_owners_that_could_not_be_looked_at() -> None:
+    judged(container.check_owners(None, with_agent=True), "warn")
+
+
 def test_configuration() -> None:
     judged(container.check_configuration(()), "ok")
     judged(container.check_configuration(["a", "b", "c"]), "warn", "a (and 2 more)")

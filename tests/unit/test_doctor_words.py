@@ -7,8 +7,9 @@ import re
 import pytest
 
 from autoforward.cli.doctoring import can_print, format_finding, print_findings, summary
+from autoforward.doctor.container import OwnersLook
 from autoforward.doctor.findings import fail, ok, warn
-from autoforward.doctor.inside import is_noexec, parse_report
+from autoforward.doctor.inside import is_noexec, parse_owners, parse_report
 from tests.unit.spec_text import names, sources
 
 MOUNTS = b"""overlay / overlay rw,relatime 0 0
@@ -86,3 +87,20 @@ def test_exit_code_and_last_line(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert '"hint": "h"' in captured.out
     assert captured.err == ""
+
+
+STATUS = b"Name:\tsh\nUid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nCapInh:\t0000000000000000\nCapEff:\t00000000a80425fb\n"
+TABLE = (
+    b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    b"   0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 4822 1 0 100 0 0 10 0\n"
+    b"   1: 0100007F:0BB9 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4823 1 0 100 0 0 10 0\n"
+)
+OWNERS = b"AF mounts\nAF inet6\nAF end\n" + STATUS + b"AF sockets\n" + TABLE + b"AF done\n"
+
+
+def test_owners_of_a_report() -> None:
+    assert parse_owners(OWNERS) == OwnersLook(0, 0xA80425FB, frozenset({1000}))
+    for end in range(len(OWNERS)):
+        assert parse_owners(OWNERS[:end]) is None
+    assert parse_owners(OWNERS.replace(b"CapEff", b"CapXxx")) is None
+    assert parse_owners(OWNERS.replace(b"a80425fb", b"a80425fb" * 20)) is None
