@@ -230,7 +230,8 @@ class DataPlane:
         if relay is None:
             return
         if mux is None:  # lost since control has answered
-            self._notify(StreamWanted(relay.forward_id, relay.relay_id, until_s=command.until_s))
+            wanted = StreamWanted(relay.forward_id, relay.relay_id, until_s=command.until_s, ipv6=relay.is_ipv6)
+            self._notify(wanted)
             return
         mux.join(relay, command.transport, command.dials)
 
@@ -291,13 +292,13 @@ class DataPlane:
             mux = self._muxes.get(route.session_id) if route is not None else None
             if route is not None and mux is not None:
                 relay.routed = True
-                if mux.join(relay, route.transport, route.dials):
+                if mux.join(relay, route.transport, route.dials_of(ipv6=relay.is_ipv6)):
                     relay.read_now()
                 else:
                     self.watch_peer(relay)
                 continue
             self.watch_peer(relay)
-            self._notify(StreamWanted(forward_id, relay_id))
+            self._notify(StreamWanted(forward_id, relay_id, ipv6=relay.is_ipv6))
 
     def _pause_accepting(self, forward_id: str, listener: socket.socket, error: OSError) -> None:
         self._unwatch_listener(listener)

@@ -142,10 +142,10 @@ class Forwarder:
         notice = self._notices.get(key)
         return notice.reason if notice else "the limit of forwards is reached"
 
-    def dials_of(self, forward_id: str) -> tuple[DialAddress, ...] | None:
-        """Where a relay of this forward connects to; None when it is no longer there."""
+    def dials_of(self, forward_id: str, *, ipv6: bool = False) -> tuple[DialAddress, ...] | None:
+        """Where a relay of this forward connects to; None when it is no longer there. `ipv6`: for a client of that family."""
         forward = self._by_id.get(forward_id)
-        return forward.wish.dials if forward else None
+        return forward.wish.dials_of(ipv6=ipv6) if forward else None
 
     def transport_of(self, forward_id: str) -> Transport:
         forward = self._by_id.get(forward_id)
@@ -171,7 +171,8 @@ class Forwarder:
         if row.forward_id is not None and row.status != "failed":
             wish = row.wish
             mux = self._mux if row.status != "reconnecting" else None
-            self._services.plane.submit(Route(row.forward_id, mux or "", wish.key.transport, wish.dials))
+            route = Route(row.forward_id, mux or "", wish.key.transport, wish.dials, wish.dials_from_ipv6)
+            self._services.plane.submit(route)
 
     async def apply(self, plan: Plan, host_ip: str) -> None:
         """Go from what there is to the plan. Events follow each step; a step that fails leaves a `failed` row.

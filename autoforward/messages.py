@@ -61,6 +61,12 @@ class Route:
     session_id: str
     transport: Transport
     dials: tuple[DialAddress, ...]
+    dials_from_ipv6: tuple[DialAddress, ...] = ()
+    """For clients of the host's IPv6 address; empty: the same."""
+
+    def dials_of(self, *, ipv6: bool) -> tuple[DialAddress, ...]:
+        """For a client of the host's IPv6 address, or of its IPv4 address."""
+        return self.dials_from_ipv6 if ipv6 and self.dials_from_ipv6 else self.dials
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +218,14 @@ class StreamWanted:
     """A client connected: it needs a stream into the container.
 
     `retry`: the stream it got did not try every address, and found no server (see `RelayPlan.fallback`).
-    `until_s`: how long it may wait, on the monotonic clock; None: as long as any.
+    `until_s`: how long it may wait, on the monotonic clock; None: as long as any. `ipv6`: it came by the host's IPv6 address.
     """
 
     forward_id: str
     relay_id: int
     retry: bool = False
     until_s: float | None = None
+    ipv6: bool = False
 
 
 @dataclass(frozen=True, slots=True)

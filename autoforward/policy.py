@@ -130,6 +130,12 @@ class Wish:
     serving: bool
     process: str | None = None
     note: str | None = None
+    dials_from_ipv6: tuple[DialAddress, ...] = ()
+    """For clients of the host's IPv6 address, where these are others than `dials`."""
+
+    def dials_of(self, *, ipv6: bool) -> tuple[DialAddress, ...]:
+        """For a client of the host's IPv6 address, or of its IPv4 address."""
+        return self.dials_from_ipv6 if ipv6 and self.dials_from_ipv6 else self.dials
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,15 +416,19 @@ def _refused_pin(rules: SessionRules, key: ForwardKey, source: Source, spec: Por
 def _wish(
     key: ForwardKey, source: Source, pinned_host_port: int | None, seen: Seen | None, attributes: PortAttributes
 ) -> Wish:
+    from_ipv6: tuple[DialAddress, ...] = ()
     if key.container_host is not None:
         dials: tuple[DialAddress, ...] = (DialAddress(key.container_host, key.container_port),)
         serving = True
     else:
         # Not seen yet: loopback of either family is where a server of a dev container will most likely be.
         dials = dial_addresses(seen.addresses if seen else WILDCARDS, key.container_port)
+        if seen is not None:
+            from_ipv6 = dial_addresses(seen.addresses, key.container_port, from_ipv6=True)
         # There is no refusing a datagram, so a UDP port is served whether or not somebody is there.
         serving = seen is not None or key.transport == "udp"
-    return Wish(key, dials, source, attributes, pinned_host_port, serving, _shown(seen))
+    others = from_ipv6 if from_ipv6 != dials else ()
+    return Wish(key, dials, source, attributes, pinned_host_port, serving, _shown(seen), dials_from_ipv6=others)
 
 
 def _note(rules: SessionRules, key: ForwardKey, seen: Seen | None) -> str | None:

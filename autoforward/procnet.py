@@ -128,18 +128,23 @@ def is_reachable(address: str, own_addresses: frozenset[str] = frozenset()) -> b
     return address in ("0.0.0.0", "::", "::1") or address.startswith("127.") or address in own_addresses
 
 
-def dial_addresses(addresses: Iterable[str], container_port: int) -> tuple[DialAddress, ...]:
+def dial_addresses(
+    addresses: Iterable[str], container_port: int, *, from_ipv6: bool = False
+) -> tuple[DialAddress, ...]:
     """Where to connect for the listeners seen on one port, in the order to try: the address that was seen.
 
     A v4 wildcard is 127.0.0.1; `::` may be dual-stack or v6-only, which the table does not tell: 127.0.0.1, then ::1.
     Plain loopback comes first, specific addresses last, MAX_DIALS in all. No addresses give an empty tuple.
+
+    `from_ipv6`: for clients of the host's IPv6 address. Listeners of both families on one port may be two servers: such a
+    client gets that of IPv6 first, as it would in the container.
     """
     seen = set(addresses)
     order: list[str] = []
     if seen & {"127.0.0.1", "0.0.0.0", "::"}:
         order.append("127.0.0.1")
     if seen & {"::1", "::"}:
-        order.append("::1")
+        order.insert(0 if from_ipv6 and seen & {"127.0.0.1", "0.0.0.0"} else 1, "::1")
     order += sorted(seen - {"127.0.0.1", "0.0.0.0", "::", "::1"}, key=lambda text: (":" in text, text))
     return tuple(DialAddress(host, container_port) for host in order[:MAX_DIALS])
 

@@ -111,6 +111,11 @@ class Relay:
     def is_over(self) -> bool:
         return self._over
 
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether the client came by the host's IPv6 address."""
+        return self.client is not None and self.client.family == socket.AF_INET6
+
     def attach(self, channel: Channel) -> None:
         """Give the relay its far end, which will call `opened` or `refuse`."""
         self._channel = channel
@@ -176,7 +181,7 @@ class Relay:
         self._channel = None
         self.routed = False
         self.hold_client()
-        self._owner.notify(StreamWanted(self.forward_id, self.relay_id, retry))
+        self._owner.notify(StreamWanted(self.forward_id, self.relay_id, retry, ipv6=self.is_ipv6))
 
     def broken(self, reason: str) -> None:
         """The far end broke off in mid-stream."""

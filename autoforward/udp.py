@@ -147,7 +147,8 @@ class UdpServer:
             self.forget(oldest)
             oldest.end()
         flow = self._flows[address] = UdpFlow(self, address, now_s)
-        flow.attach(mux.open(flow, "udp", route.dials))
+        dials = route.dials_of(ipv6=self._socket.family == socket.AF_INET6)
+        flow.attach(mux.open(flow, "udp", dials))
         self._counters.active += 1
         self._counters.total += 1
         if not self._sweeping:

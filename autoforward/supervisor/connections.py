@@ -197,7 +197,11 @@ class Connections:
     async def _start_stream(self, wanted: StreamWanted, until_s: float) -> str | None:
         """Have it carried by what carries connections now; why the engine could start no process for it."""
         plane = self._services.plane
-        known, tool, token = self._forwarder.dials_of(wanted.forward_id), self.tool, secrets.token_hex(16)
+        known, tool, token = (
+            self._forwarder.dials_of(wanted.forward_id, ipv6=wanted.ipv6),
+            self.tool,
+            secrets.token_hex(16),
+        )
         if known is None or tool is None:
             plane.submit(StreamFailed(wanted.relay_id, self.problem or "the forward has ended"))
             return None
@@ -240,6 +244,10 @@ class Connections:
         """What this stream dials: the address that answered last time, or all."""
         if wanted.retry:
             self._answered.pop(wanted.forward_id, None)
+        if self._forwarder.dials_of(wanted.forward_id, ipv6=not wanted.ipv6) != self._forwarder.dials_of(
+            wanted.forward_id, ipv6=wanted.ipv6
+        ):
+            return usable  # these may be two servers, each with clients of its own
         answered = self._answered.get(wanted.forward_id)
         # A tool that does not say when it is connected has eaten the client's first bytes when it fails.
         if answered in usable and tool.capabilities.confirms_connect:

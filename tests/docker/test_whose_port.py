@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ContainerFactory, Runner, missing, script
-from tests.containers import Container, fetch
+from tests.containers import Container, eventually, fetch
 from tests.docker.observing import dev_container_labels, free_port, logged, names, new_folder, row_of, rows, wait_event
 
 LISTEN = "import socket,time;s=[socket.create_server(('127.0.0.1',{port}))];time.sleep(600)"
@@ -157,3 +157,21 @@ def test_in_its_own_container_it_forwards_nothing(
         (port, "ignored"),
         (None, "ignored"),
     }
+
+
+@pytest.mark.parametrize("lane", ["agent", "socat"])
+def test_two_servers_on_one_number_are_picked_by_the_address_of_the_client(
+    container: ContainerFactory, run: Runner, lane: str
+) -> None:
+    app = container(sysctls={"net.ipv6.conf.all.disable_ipv6": "0"})
+    port = free_port()
+    app.start_server(bind="127.0.0.1", port=port, text="four")
+    six = app.start_server(bind="::1", port=port, text="six")
+    run("autoforward", "attach", app.name, "--lane", lane, check=0)
+    host_port = row_of(run, port, status="active")["localPort"]
+    for _ in range(2):
+        assert fetch(f"http://[::1]:{host_port}") == "six\n"
+        assert fetch(f"http://127.0.0.1:{host_port}") == "four\n"
+    six.stop()
+    # Once there is one, both lead to it.
+    eventually(lambda: fetch(f"http://[::1]:{host_port}") == "four\n", what="the other server")

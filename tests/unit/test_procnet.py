@@ -57,6 +57,26 @@ def kernel_row(index: int, address: str, container_port: int, inode: int = 7, st
     return f"{text}        0 {inode} 1 0000000000000000 100 0 0 10 0".ljust(149).encode() + b"\n"
 
 
+@pytest.mark.parametrize(
+    ("seen", "from_ipv4", "from_ipv6"),
+    [
+        (["127.0.0.1", "::1"], ["127.0.0.1", "::1"], ["::1", "127.0.0.1"]),
+        (["0.0.0.0", "::1"], ["127.0.0.1", "::1"], ["::1", "127.0.0.1"]),
+        (["0.0.0.0", "::"], ["127.0.0.1", "::1"], ["::1", "127.0.0.1"]),
+        # One server: of which family it is, `::` alone does not tell.
+        (["::"], ["127.0.0.1", "::1"], ["127.0.0.1", "::1"]),
+        (["127.0.0.1"], ["127.0.0.1"], ["127.0.0.1"]),
+        (["::1"], ["::1"], ["::1"]),
+        (["127.0.0.2", "::1"], ["::1", "127.0.0.2"], ["::1", "127.0.0.2"]),
+    ],
+)
+def test_the_address_that_a_client_connects_to_picks_the_server(
+    seen: list[str], from_ipv4: list[str], from_ipv6: list[str]
+) -> None:
+    for hosts, is_ipv6 in ((from_ipv4, False), (from_ipv6, True)):
+        assert [dial.host for dial in dial_addresses(seen, 3000, from_ipv6=is_ipv6)] == hosts
+
+
 def test_v4_table() -> None:
     table = parse_proc_net_tcp(TCP)
     assert [(row.local_address, row.local_port, row.uid, row.inode) for row in table.rows] == [
