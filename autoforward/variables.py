@@ -14,7 +14,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-VARIABLE = re.compile(r"\$\{(?:localEnv|env):([^:{}]*)(?::([^:}]*)[^}]*)?\}")
+# Possessive, and never past another brace: a file of one unclosed variable after the other costs no more than its length.
+VARIABLE = re.compile(r"\$\{(?:localEnv|env):([^:{}]*+)(?::([^:{}]*+)[^{}]*+)?\}")
 
 PLACES = (
     "localWorkspaceFolder",
@@ -24,7 +25,7 @@ PLACES = (
     "devcontainerId",
 )
 _ANY = re.compile(rf"{VARIABLE.pattern}|\$\{{({'|'.join(PLACES)})\}}")
-_LEFT = re.compile(rf"\$\{{(?:containerEnv:[^}}]*|{'|'.join(PLACES)})\}}")
+_LEFT = re.compile(rf"\$\{{(?:containerEnv:[^{{}}]*+|{'|'.join(PLACES)})\}}")
 
 NOWHERE: Mapping[str, str] = {}
 

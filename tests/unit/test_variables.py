@@ -12,7 +12,7 @@ import pytest
 from autoforward.model import ForwardKey
 from autoforward.session_config import configure, read_sources
 from autoforward.settings import ConfigSources, SessionRecord
-from autoforward.variables import names_in, places_of, substituted
+from autoforward.variables import names_in, places_of, substituted, why_left
 from tests.unit.test_session_config import EMPTY
 
 
@@ -97,6 +97,12 @@ def test_the_id_is_the_one_of_the_official_cli() -> None:
     """Taken from a container that it made."""
     places = places_of({}, "/tmp/config-ws2", "/tmp/config-ws2/.devcontainer/devcontainer.json")
     assert places["devcontainerId"] == "0h6aaqq31uc4ckcutr1ulkn3b0u2v9mesaes68s95ucmsm99cmp8"
+
+
+@pytest.mark.parametrize("text", ["${env:a:" + "b" * 500_000, "${env:a:" * 60_000, "${containerEnv:" * 40_000])
+def test_variables_that_never_end_cost_no_more_than_their_length(text: str) -> None:
+    """Quadratic, each of these took minutes: a container may write the file."""
+    assert (names_in(text), substituted(text, {}, {}), why_left(text)) == (frozenset(), text, None)
 
 
 def test_a_value_is_not_looked_through_for_variables() -> None:
