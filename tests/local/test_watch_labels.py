@@ -27,6 +27,7 @@ from autoforward.settings import SessionRecord
 from autoforward.supervisor.siblings import Claim, Siblings
 from autoforward.supervisor.watch import Watch
 from autoforward.trust.approvals import Approvals
+from autoforward.trust.writers import NO_WRITERS
 from tests.local.harness import in_loop
 
 ENDPOINT = EngineEndpoint("unix:///e.sock", "a test")
@@ -49,7 +50,9 @@ def askers(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
 async def adopt(home: Path, label: str) -> None:
     pool = ThreadPoolExecutor(1)
     host = SimpleNamespace(
-        engines=SimpleNamespace(get=lambda _endpoint: SimpleNamespace(pool=pool)), approvals=Approvals(StatePaths(home))
+        engines=SimpleNamespace(get=lambda _endpoint: SimpleNamespace(pool=pool)),
+        approvals=Approvals(StatePaths(home)),
+        writers=lambda: NO_WRITERS,
     )
     watch = Watch(cast(Any, host), lambda _session: None, ENDPOINT, Selection(), Caller(links={}))
     info = ContainerInfo("c", "web", "running", {"devcontainer.metadata": label})
