@@ -42,6 +42,9 @@ MAX_PASSWD_BYTES = 256 * 1024
 """What is read of the container's `/etc/passwd`, to know the number of the user that the container was made with."""
 
 
+NOT_BUILT = "the agent was not built for"
+
+
 class NoAgentError(AutoforwardError):
     """The agent cannot be had in this container; the message is the reason, for `status`."""
 
@@ -53,7 +56,7 @@ def agent_binary(architecture: str) -> bytes:
     try:
         return file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise NoAgentError(f"the agent was not built for {architecture} containers") from None
+        raise NoAgentError(f"{NOT_BUILT} {architecture} containers") from None
 
 
 class AgentDoesNotRunError(NoAgentError):

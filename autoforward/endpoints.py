@@ -6,6 +6,7 @@ the first of the well-known ones that takes a connection. Speaks to no engine; i
 
 from __future__ import annotations
 
+import grp
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -102,6 +103,19 @@ def _at_a_socket(environ: Mapping[str, str]) -> EngineEndpoint:
             if _answers(path):
                 return EngineEndpoint(f"unix://{path}", f"{FOUND_SOURCE}{whose}")
     return default
+
+
+def way_to_socket(path: str) -> str:
+    """The way out for who may not use an engine's socket."""
+    try:
+        group = grp.getgrgid(os.stat(path).st_gid).gr_name  # noqa: PTH116  # text in, as everywhere here
+    except (OSError, KeyError):
+        group = "docker"
+    group = group if group != "root" else "docker"
+    return (
+        f"join its group, `sudo usermod -aG {group} $USER`, and log in again (a supervisor that runs then: "
+        "`autoforward restart`); or use a rootless engine"
+    )
 
 
 def _answers(path: Path) -> bool:

@@ -22,6 +22,7 @@ from docker.tls import TLSConfig
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
+from autoforward.endpoints import way_to_socket
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.identity.containers import container_info, platform_of, texts
 from autoforward.identity.labels import bounded, carries
@@ -172,6 +173,12 @@ class Engine:
         except APIError as error:
             raise AutoforwardError(f"the engine says: {error.explanation or error}") from error
         except (DockerException, requests.RequestException, ValueError) as error:
+            path = self.endpoint.socket_path
+            if path is not None and _is_denied(error):
+                raise EngineUnreachableError(
+                    f"you may not use the engine's socket {path} (from {self.endpoint.source})",
+                    hint=way_to_socket(path),
+                ) from error
             # ValueError: what the SDK says of `tcp://host:99999`, and of an answer that is not JSON.
             words = self._link.words() or ("" if self.endpoint.socket_path is not None else _first_cause(error))
             raise EngineUnreachableError(
@@ -448,6 +455,15 @@ def lines_of(chunks: Iterable[bytes | str]) -> Iterator[bytes | None]:
             line, is_long = bytearray(), False
         is_long = is_long or len(line) + len(rest) > MAX_EVENT_BYTES
         line = bytearray() if is_long else line + rest
+
+
+def _is_denied(error: BaseException | None) -> bool:
+    """Whether the system has refused the socket to this user, under whatever it was wrapped in."""
+    while error is not None:
+        if isinstance(error, PermissionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _first_cause(error: BaseException) -> str:

@@ -156,6 +156,7 @@ def list_row(
     connections_refused: int,
     bytes_in: int,
     bytes_out: int,
+    last_refusal: str | None = None,
 ) -> dict[str, Any]:
     """A row of `list --json`: the event's object less `event`, `seq`, `time`, plus what only a list knows."""
     values = event.to_json()
@@ -169,6 +170,7 @@ def list_row(
         ageSeconds=round(age_s, 1),
         connections={"active": connections_active, "total": connections_total, "refused": connections_refused},
         bytes={"in": bytes_in, "out": bytes_out},
+        lastRefusal=last_refusal,
     )
     return values
 

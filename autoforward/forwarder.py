@@ -452,6 +452,7 @@ class Forwarder:
                 connections_refused=count.refused,
                 bytes_in=count.bytes_in,
                 bytes_out=count.bytes_out,
+                last_refusal=row.last_refusal if row.status == "active" else None,
             )
         others = [(self._notice_event("ignored", notice), notice.source) for notice in self._notices.values()]
         if self._summary is not None:

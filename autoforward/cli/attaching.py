@@ -13,6 +13,7 @@ from autoforward.callers import Caller, record_for
 from autoforward.cli import client, output
 from autoforward.cli.progress import working
 from autoforward.config import layered, settings_from_environment
+from autoforward.deploy import NOT_BUILT
 from autoforward.endpoints import resolve_endpoint
 from autoforward.engine import Engine
 from autoforward.environment import SessionEnvironment
@@ -144,6 +145,8 @@ def attach(
     for text in result.get("taken", ()):  # a supervisor of another version knows neither
         output.say(text)
     warnings += result.get("refused", ())
+    if (note := result.get("lane_note") or "") and NOT_BUILT in note:
+        warnings.append(f"connections of {info.name} go over the slower lane {result['lane']}: {note}")
     problem = _problem_in(result)
     if problem:
         warnings.append(f"nothing can be forwarded from {info.name}: {problem}")

@@ -109,6 +109,11 @@ def size(count: float) -> str:
     return f"{count:.0f} TB"
 
 
+def status_of(row: Row) -> str:
+    """`refusing` for a port that is forwarded and whose last connection could not be served: the reason says why."""
+    return "refusing" if row.get("lastRefusal") and row["status"] == "active" else row["status"] or "-"
+
+
 CELLS: Mapping[str, Callable[[Row], str]] = {
     "ID": lambda row: row["id"] or "-",
     "LOCAL": local_of,
@@ -117,7 +122,7 @@ CELLS: Mapping[str, Callable[[Row], str]] = {
     "PORT": port_of,
     "PROCESS": lambda row: cut_to(row["process"] or "", MAX_PROCESS),
     "LABEL": lambda row: row["label"] or "",
-    "STATUS": lambda row: row["status"] or "-",
+    "STATUS": status_of,
     "AGE": lambda row: age(row["ageSeconds"]) if row["id"] else "",
     "CONNECTIONS": connections_of,
     "TRAFFIC": traffic_of,

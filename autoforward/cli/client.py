@@ -132,8 +132,13 @@ class Call:
         return line
 
 
-def call(request: Mapping[str, Any], paths: StatePaths | None = None, *, start: bool) -> Call | None:
-    """Send one request; None when there is no supervisor and `start` is False. Raises AutoforwardError."""
+def call(
+    request: Mapping[str, Any], paths: StatePaths | None = None, *, start: bool, any_version: bool = False
+) -> Call | None:
+    """Send one request; None when there is no supervisor and `start` is False. Raises AutoforwardError.
+
+    `any_version`: nothing is said of a supervisor of another version.
+    """
     paths = paths or StatePaths.locate()
 
     def connect() -> socket.socket | None:
@@ -142,7 +147,8 @@ def call(request: Mapping[str, Any], paths: StatePaths | None = None, *, start: 
     sock = connect()
     if sock is None:
         return None
-    _tell_of_another_version(paths)
+    if not any_version:
+        _tell_of_another_version(paths)
     return Call(sock, request, connect, paths)
 
 
@@ -170,9 +176,9 @@ def _warn(text: str) -> None:
     warn(text)
 
 
-def ask(request: Mapping[str, Any], *, start: bool) -> Message | None:
+def ask(request: Mapping[str, Any], *, start: bool, any_version: bool = False) -> Message | None:
     """The result of a request that needs no messages on the way; None when there is no supervisor to ask."""
-    open_call = call(request, start=start)
+    open_call = call(request, start=start, any_version=any_version)
     if open_call is None:
         return None
     with open_call:
@@ -193,10 +199,10 @@ def has_stored_sessions(paths: StatePaths) -> bool:
         return True
 
 
-def list_rows(target: str | None = None) -> list[Message]:
+def list_rows(target: str | None = None, *, any_version: bool = False) -> list[Message]:
     """The forwards as `list --json` shows them. Restores a supervisor that died with sessions; starts none for nothing."""
     paths = StatePaths.locate()
-    result = ask({"op": "list", "target": target}, start=has_stored_sessions(paths))
+    result = ask({"op": "list", "target": target}, start=has_stored_sessions(paths), any_version=any_version)
     return [] if result is None else list(result["rows"])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from autoforward.cli import client
 from autoforward.cli.printing import draw, show_json, tell
 from autoforward.cli.printing import show as print_line
-from autoforward.cli.table import PLAIN, Look, format_rows
+from autoforward.cli.table import PLAIN, Look, format_rows, summed_up
 
 VOLATILE = ("ageSeconds", "connections", "bytes")
 """What is different at every look: no reason to print the list again."""
@@ -19,12 +19,16 @@ VOLATILE = ("ageSeconds", "connections", "bytes")
 _COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The table on stdout, with the reasons under the rows that have one."""
+def print_rows(rows: Sequence[Mapping[str, Any]], *, everything: bool = False) -> None:
+    """The table on stdout, with the reasons under the rows that have one; unless `everything`, many ignored ports in a line."""
     if not rows:
         tell("nothing is forwarded")
         return
-    draw(format_rows(rows, look_of_terminal()))
+    shown, lines = (rows, []) if everything else summed_up(rows)
+    if shown:
+        draw(format_rows(shown, look_of_terminal()))
+    for line in lines:
+        print_line(line)
 
 
 def look_of_terminal() -> Look:

@@ -148,7 +148,8 @@ def detach(target: str | None, everything: bool, as_json: bool) -> int:
     if as_json:
         show_json(result["rows"])
     elif result["sessions"]:
-        output.say(f"Ended {len(result['sessions'])} session(s), {len(result['rows'])} port(s).")
+        ended = sum(row["id"] is not None for row in result["rows"])  # others were never forwarded
+        output.say(f"Ended {len(result['sessions'])} session(s), {ended} port(s).")
     else:
         say_unknown(target, name, "Nothing to end")
     return 0
@@ -181,8 +182,9 @@ def stop(target: str | None, everything: bool) -> int:
 )
 @click.argument("target", required=False, shell_complete=output.completing("targets"))
 @json_option
+@click.option("--all", "everything", is_flag=True, help="A row for each ignored port, however many are alike.")
 @click.option("--watch", is_flag=True, help="Stay: live, with rates and keys; without a terminal again at each change.")
-def list_(target: str | None, as_json: bool, watch: bool) -> int:
+def list_(target: str | None, as_json: bool, everything: bool, watch: bool) -> int:
     """What is forwarded, and what is not and why."""
     from autoforward.cli.listing import print_rows, watch_rows
 
@@ -195,7 +197,7 @@ def list_(target: str | None, as_json: bool, watch: bool) -> int:
     if as_json:
         show_json(rows)
     else:
-        print_rows(rows)
+        print_rows(rows, everything=everything)
     return 0
 
 

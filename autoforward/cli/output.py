@@ -267,9 +267,10 @@ def warn_of_bind(options: SessionOptions) -> None:
 
 
 def describe_mapping(row: Mapping[str, Any]) -> str:
-    """`Forwarding 127.0.0.1:3001 -> web:3000`: where a forward listens and what it leads to."""
+    """`127.0.0.1:3001 -> web:3000`: where a forward listens and what it leads to; on a terminal its URL, where it has one."""
     host = row["hostIp"]
-    local = f"[{host}]:{row['localPort']}" if host and ":" in host else f"{host}:{row['localPort']}"
+    url = row.get("url") if sys.stderr is not None and sys.stderr.isatty() else None  # to be clicked
+    local = url or (f"[{host}]:{row['localPort']}" if host and ":" in host else f"{host}:{row['localPort']}")
     own = row["containerHost"] in (None, "127.0.0.1", "::1", "0.0.0.0", "::")
     remote = f"{row['containerName']}:{row['port']}" if own else f"{row['containerHost']}:{row['port']}"
     via = "" if own else f" (through {row['containerName']})"

@@ -26,7 +26,7 @@ def restart_supervisor() -> int:
     if sock is not None:
         with sock:
             _check_nothing_is_lost()
-            before = client.list_rows()
+            before = client.list_rows(any_version=True)
             pid = _listener_of(sock)
             output.say(f"Ending the supervisor (pid {pid}); open connections have 5 s …")
             os.kill(pid, signal.SIGTERM)
@@ -39,7 +39,7 @@ def restart_supervisor() -> int:
 
 def _check_nothing_is_lost() -> None:
     """What is not written yet only the supervisor knows that is about to end. Raises AutoforwardError."""
-    status = client.ask({"op": "status"}, start=False) or {}
+    status = client.ask({"op": "status"}, start=False, any_version=True) or {}
     if problem := status.get("registry_problem"):
         raise AutoforwardError(f"not restarted, what has changed would be forgotten: {problem}")
 

@@ -14,12 +14,17 @@ from typing import Any
 import click
 
 from autoforward.actions import safe_url
-from autoforward.cli.cells import CELLS, Row, columns_of, cut_to, in_ascii, is_exposed, printable
+from autoforward.cli.cells import CELLS, Row, columns_of, cut_to, in_ascii, is_exposed, printable, status_of
 from autoforward.cli.printing import Drawn
 
 GAP = "  "
 INDENT = "    "
 """Before a reason."""
+
+MAX_ALIKE = 5
+"""Ignored ports of a container that have a row each, of those with one reason."""
+
+MAX_SPANS = 8
 
 COMFORTABLE: Mapping[str, int] = {"PROCESS": 20, "LABEL": 12, "TARGET": 16}
 """Columns that are cut, in this order, and to how many characters at least while there are others that may go."""
@@ -39,6 +44,7 @@ _COLOURS: Mapping[str, Mapping[str, Any]] = {
     "waiting": {"fg": "yellow"},
     "reconnecting": {"fg": "yellow"},
     "failed": {"fg": "red", "bold": True},
+    "refusing": {"fg": "red"},
     "published": {"dim": True},
     "ignored": {"dim": True},
 }
@@ -79,6 +85,34 @@ def format_rows(rows: Sequence[Row], look: Look = PLAIN) -> Drawn:
             what = "" if "PORT" in widths else f"port {one['PORT']}: "
             lines += reason_lines(what + printable(row["reason"]), look, loud=is_exposed(row))
     return Drawn("\n".join(lines))
+
+
+def summed_up(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """The rows without those ignored ports of which a container has more than MAX_ALIKE for one reason, and a line a lot."""
+    lots: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["status"] == "ignored" and row["port"] is not None and row["id"] is None:
+            lots.setdefault((str(row["containerName"]), str(row["reason"])), []).append(row)
+    many = {key: lot for key, lot in lots.items() if len(lot) > MAX_ALIKE}
+    lines = [
+        printable(
+            f"{len(lot)} ports of {name} are ignored: {reason} ({_spans(lot)}). `autoforward list --all` shows them."
+        )
+        for (name, reason), lot in many.items()
+    ]
+    return [row for row in rows if not any(row is one for lot in many.values() for one in lot)], lines
+
+
+def _spans(rows: Sequence[Row]) -> str:
+    """`3000-3059, 8080`."""
+    spans: list[list[int]] = []
+    for port in sorted({int(row["port"]) for row in rows}):
+        if spans and port == spans[-1][1] + 1:
+            spans[-1][1] = port
+        else:
+            spans.append([port, port])
+    texts = [str(low) if low == high else f"{low}-{high}" for low, high in spans]
+    return ", ".join([*texts[:MAX_SPANS], *(["…"] if len(texts) > MAX_SPANS else [])])
 
 
 def choose_widths(natural: Mapping[str, int], short_local: int, width: int) -> tuple[dict[str, int], bool]:
@@ -145,7 +179,7 @@ def _decorated(look: Look, row: Row, name: str, text: str) -> str:
     if name == "LOCAL" and look.links and (url := safe_url(row["url"])):
         return f"\x1b]8;;{url}\x1b\\{text}\x1b]8;;\x1b\\"
     if name == "STATUS":
-        return style(look, text, **_COLOURS.get(row["status"], {}))
+        return style(look, text, **_COLOURS.get(status_of(row), {}))
     if name == "TREND":
         return style(look, text, fg="cyan")
     return text

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autoforward.doctor.findings import Finding, fail, ok, warn
+from autoforward.endpoints import way_to_socket
 from autoforward.environment import SessionEnvironment
 from autoforward.model import EngineEndpoint
 from autoforward.paths import HOME_VARIABLE
@@ -144,7 +145,7 @@ def check_engine_access(look: EngineLook) -> Finding:
             return fail(
                 "engine-access",
                 "you may not use the engine's socket",
-                "join its group, `sudo usermod -aG docker $USER`, and log in again; or use a rootless engine",
+                way_to_socket((look.endpoint and look.endpoint.socket_path) or ""),
             )
         case "usable":
             return ok("engine-access", "you may use the engine's socket")

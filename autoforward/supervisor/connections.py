@@ -234,7 +234,7 @@ class Connections:
             plane.submit(StreamFailed(wanted.relay_id, str(error)))
             return None
         except AutoforwardError as error:
-            return str(error)
+            return str(error).replace(container_id, self._forwarder.place.container_name)
         plane.submit(StreamReady(wanted.relay_id, stream, plan))
         return None
 

@@ -84,6 +84,7 @@ class Handlers:
             "state": session.state,
             "problem": session.problem,
             "lane": session.tool.lane if session.tool else None,
+            "lane_note": session.tool.capabilities.note if session.tool else None,
             "rows": await self._rows([session, *others]),
             "events": events,
             "others": [describe(other) for other in others],

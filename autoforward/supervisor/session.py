@@ -487,6 +487,7 @@ class Session:
             pass
 
     async def _become(self, state: State, problem: str) -> None:
+        problem = problem.replace(self.record.container_id, self.record.container_name)  # the engine's words
         self.state, self.problem = state, problem
         self._recheck_at_s = None  # nothing is decided until it is back
         self.connections.close_gate()

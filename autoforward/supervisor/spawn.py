@@ -103,11 +103,7 @@ def _start(paths: StatePaths) -> None:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                env={
-                    **{key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ},
-                    # Last: a caller may have been given another home than the environment names.
-                    "AUTOFORWARD_HOME": str(paths.home),
-                },
+                env=_environment_for(paths),
                 pass_fds=[ready_write],
                 start_new_session=True,
             ) as process,
@@ -120,12 +116,42 @@ def _start(paths: StatePaths) -> None:
     finally:
         if ready_write >= 0:
             os.close(ready_write)
+    if not words and (problem := _import_problem(paths)):
+        raise AutoforwardError(
+            f"the supervisor could not start: {problem}",
+            hint=f"install autoforward where {sys.executable} finds it by itself: nothing of PYTHONPATH reaches the supervisor",
+        )
     if words != "ready":
         words, _, hint = words.partition("\n")
         raise AutoforwardError(
             f"the supervisor could not start: {words or f'it ended without a word{log_end(paths)}'}",
             hint=hint or way_out(paths),
         )
+
+
+def _import_problem(paths: StatePaths) -> str | None:
+    """Why the program itself is not found where the supervisor starts; None where it is."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "import autoforward.supervisor.__main__"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        cwd="/",
+        env=_environment_for(paths),
+        timeout=READY_TIMEOUT_S,
+    )
+    lines = done.stderr.strip().splitlines()
+    return only_printable(lines[-1])[:300] if done.returncode and lines else None
+
+
+def _environment_for(paths: StatePaths) -> dict[str, str]:
+    # Last: a caller may have been given another home than the environment names.
+    return {
+        **{key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ},
+        "AUTOFORWARD_HOME": str(paths.home),
+    }
 
 
 def _read_until_end(fileno: int) -> str:
@@ -152,4 +178,5 @@ def log_end(paths: StatePaths) -> str:
 
 def way_out(paths: StatePaths) -> str:
     """The hint where one supervisor after the other ends: what each of them takes up first are the stored sessions."""
-    return f"see {paths.supervisor_log}; `autoforward detach --all` forgets the sessions that it begins with"
+    log = f"see {paths.supervisor_log}; " if paths.supervisor_log.exists() else ""
+    return f"{log}`autoforward detach --all` forgets the sessions that it begins with"

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from autoforward.cli import client
+from autoforward.cli.restarting import restart_supervisor
 from autoforward.errors import AutoforwardError
 from autoforward.model import EngineEndpoint, Identity
 from autoforward.paths import StateFolderError, StatePaths
@@ -384,3 +385,31 @@ def test_whoever_hangs_up_in_mid_request_harms_nobody(paths: StatePaths) -> None
         with connected(paths) as sock:
             sock.sendall(part)
     assert [answer["type"] for answer in ask(paths, b'{"op":"ping"}\n')] == ["result"]
+
+
+def test_python_that_does_not_find_the_program_by_itself(
+    paths: StatePaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is there through PYTHONPATH only, say: no log is named that is not there."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'autoforward'\" >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(AutoforwardError) as caught:
+        ensure_supervisor(paths)
+    assert str(caught.value) == "the supervisor could not start: ModuleNotFoundError: No module named 'autoforward'"
+    assert "PYTHONPATH" in (caught.value.hint or "")
+    assert str(paths.supervisor_log) not in (caught.value.hint or "")
+
+
+def test_restart_does_not_advise_to_restart(
+    paths: StatePaths, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start(paths)
+    info = json.loads(paths.supervisor_info.read_text())
+    paths.supervisor_info.write_text(json.dumps({**info, "version": "0.0.1"}))
+    monkeypatch.setenv("AUTOFORWARD_HOME", str(paths.home))
+    client.list_rows()
+    assert "`autoforward restart`" in capfd.readouterr().err
+    assert restart_supervisor() == 0
+    assert "`autoforward restart`" not in capfd.readouterr().err

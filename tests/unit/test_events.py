@@ -167,7 +167,7 @@ def test_a_row_of_the_list() -> None:
         bytes_out=5,
     )
     expected = [key for key in EVENT.to_json() if key not in ("event", "seq", "time")]
-    assert list(row) == [*expected, "target", "source", "lane", "ageSeconds", "connections", "bytes"]
+    assert list(row) == [*expected, "target", "source", "lane", "ageSeconds", "connections", "bytes", "lastRefusal"]
     assert row["ageSeconds"] == 1.3
     assert row["connections"] == {"active": 1, "total": 2, "refused": 3}
     assert row["bytes"] == {"in": 4, "out": 5}

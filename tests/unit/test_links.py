@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import socket
 import threading
@@ -10,8 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
+from docker.errors import DockerException
 
 from autoforward.child_socket import ChildSocket
+from autoforward.endpoints import way_to_socket
+from autoforward.engine import Engine
 from autoforward.errors import EngineUnreachableError
 from autoforward.links import DirectLink, TlsLink, connect, link_to
 from autoforward.model import EngineEndpoint, TlsFiles
@@ -262,3 +267,30 @@ def test_tcp_is_kept_alive() -> None:
     ):
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_socket_that_is_not_this_users_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the SDK wraps it; anything else is an engine that does not answer."""
+    path = tmp_path / "docker.sock"
+    path.touch()
+    engine = Engine(EngineEndpoint(f"unix://{path}", "a test"))
+    for cause, said in ((PermissionError(13, "Permission denied"), True), (ConnectionRefusedError(), False)):
+
+        def fail(*_args: object, cause: OSError = cause, **_how: object) -> None:
+            try:
+                raise requests.ConnectionError("Connection aborted.") from cause
+            except requests.ConnectionError as error:
+                raise DockerException("Error while fetching server API version") from error
+
+        monkeypatch.setattr("docker.DockerClient", fail)
+        with pytest.raises(EngineUnreachableError) as caught:
+            engine.version()
+        assert ("you may not use the engine's socket" in str(caught.value), str(path) in str(caught.value)) == (
+            said,
+            True,
+        )
+        assert ("usermod -aG" in (caught.value.hint or "")) == said
+        assert caught.value.exit_code == 3
+    group = grp.getgrgid(path.stat().st_gid).gr_name
+    assert f"-aG {'docker' if group == 'root' else group} " in way_to_socket(str(path))
+    assert "-aG docker " in way_to_socket("/nonexistent")

@@ -261,3 +261,29 @@ def test_a_forward_that_others_can_reach_is_loud(host: str, has_id: bool, loud: 
     changes = {"hostIp": host, "reason": "why", **({} if has_id else {"id": None})}
     shown = format_rows([row(**changes)], Look(width=80, coloured=True)).splitlines()[-1]
     assert ("\x1b[31m\x1b[1m" in shown) is loud
+
+
+def test_many_ignored_ports_of_one_reason_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def ignored(port: int, reason: str) -> dict[str, Any]:
+        return row(port=port, id=None, localPort=None, status="ignored", reason=reason)
+
+    many = [ignored(port, "onAutoForward is ignore") for port in (*range(3000, 3060), 8080)]
+    few = [ignored(port, "excluded") for port in range(4000, 4005)]
+    print_rows([row(), *many, *few])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("ignored" in line for line in lines) == 6
+    assert lines[-1] == (
+        "61 ports of web are ignored: onAutoForward is ignore (3000-3059, 8080). `autoforward list --all` shows them."
+    )
+    print_rows(many)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    print_rows([row(), *many, *few], everything=True)
+    assert sum("ignored" in line for line in capsys.readouterr().out.splitlines()) >= 66
+
+
+def test_port_whose_last_connection_was_refused_is_not_plainly_active() -> None:
+    refused = row(lastRefusal="no such host", reason="no such host")
+    table = str(format_rows([refused, row()]))
+    assert cells(table.splitlines()[1])[-2:] == ["refusing", "5s"]
+    assert "active" in table.splitlines()[3]
+    assert str(format_rows([row(lastRefusal="no such host", status="reconnecting")])).count("reconnecting") == 1

@@ -235,3 +235,19 @@ def test_binding_elsewhere_than_on_loopback_is_said_loudly(
     lines = said(capsys)
     assert len(lines) == loud
     assert all(bind is not None and bind in line and line.startswith("autoforward: warning: ") for line in lines)
+
+
+def test_on_a_terminal_there_is_a_url_to_click(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert output.describe_mapping(row(url="http://localhost:3000")) == "http://localhost:3000 -> web:3000"
+    assert output.describe_mapping(row(url=None)) == "127.0.0.1:3000 -> web:3000"
+
+
+def test_detach_counts_what_was_forwarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from autoforward.cli.main import main
+
+    rows = [row(), row(id=None, status="ignored", localPort=None)]
+    monkeypatch.setattr(
+        "autoforward.cli.client.end_sessions", lambda *_args, **_how: {"rows": rows, "sessions": ["ses-1"]}
+    )
+    assert CliRunner().invoke(main, ["detach", "web"]).output == "Ended 1 session(s), 1 port(s).\n"
