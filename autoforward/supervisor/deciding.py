@@ -76,7 +76,7 @@ class Beside:
         if network is not None:
             self._network = network
         engine = record.endpoint.host
-        project = f"{engine}|{record.project}" if record.project else None
+        project = f"{engine}|{record.project}|{info.project_folder}" if record.project else None
         namespace = f"{engine}|{info.namespace}|{self._network.decode('ascii', 'replace')}"
         self._neighbours.join(self._part, info.name, namespace, project, record.service, record.declared_here)
 

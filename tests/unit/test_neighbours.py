@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import pytest
 
-from autoforward.model import ForwardKey, PortSpec
+from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Identity, PortSpec
 from autoforward.neighbours import Elsewhere, Neighbour, Neighbours
+from autoforward.settings import SessionRecord
+from autoforward.supervisor.deciding import Beside
 
 
 def key(port: int) -> ForwardKey:
@@ -209,3 +212,19 @@ def test_leaving_is_idempotent_and_coming_back_is_possible(table: Neighbours) ->
     app.plan(3000)
     settle(app, sidecar)
     assert (app.forwarded, sidecar.forwarded) == ({3000}, set()), "it was there first"
+
+
+@pytest.mark.parametrize("folder", ["/a", "/b"])
+def test_services_are_told_apart_by_the_folders_of_their_projects(folder: str) -> None:
+    """`db:5432` of one project's app is not that of another project of its name."""
+    endpoint, table = EngineEndpoint("unix:///engine", "a test"), Neighbours()
+    found: Mapping[ForwardKey, Elsewhere] = {}
+    for name, where, declared in (("app", "/a", (spec(5432, "db"),)), ("db", folder, ())):
+        record = SessionRecord("ses-1", Identity("", f"name:{name}"), endpoint, name, name, name, project="shop")
+        record = replace(record, service=name, declared=declared)
+        labels = {"com.docker.compose.project": "shop", "com.docker.compose.project.working_dir": where}
+        part = Beside(table, lambda: None)
+        part.join(record, ContainerInfo(name, name, "running", labels))
+        found = part.consult(record, (), [key(5432)] if name == "db" else [], can_relay=True)
+        part.settle(record, [key(5432)] if name == "db" else [])
+    assert (key(5432) in found) == (folder == "/a")
