@@ -43,6 +43,7 @@ MAX_PASSWD_BYTES = 256 * 1024
 
 
 NOT_BUILT = "the agent was not built for"
+"""So begins the reason where the installation has no agent for a container's processor."""
 
 
 class NoAgentError(AutoforwardError):
@@ -56,7 +57,7 @@ def agent_binary(architecture: str) -> bytes:
     try:
         return file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise NoAgentError(f"{NOT_BUILT} {architecture} containers") from None
+        raise NoAgentError(f"the agent was not built for {architecture} containers") from None
 
 
 class AgentDoesNotRunError(NoAgentError):
