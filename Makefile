@@ -50,7 +50,7 @@ venv-with-apt:
 demo: ## a loopback server in a container, answered on this machine's localhost
 	@PYTHON="$(PYTHON)" scripts/demo.sh
 
-test: lint types engine images ## everything; ends 0 only if the tests with an engine ran too
+test: lint types engine images ## every promise once; ends 0 only if the tests with an engine ran too
 	@$(BIN)/python -m scripts.engine compose
 	@$(BIN)/python -m scripts.engine devcontainers-cli >/dev/null
 	@$(BIN)/python -m scripts.neovim >/dev/null || echo "tests: no Neovim: what needs one says so"
@@ -58,9 +58,9 @@ test: lint types engine images ## everything; ends 0 only if the tests with an e
 	@$(BIN)/python -m scripts.other_engines >/dev/null || echo "tests: not every other engine: what needs one says so"
 	@$(BIN)/python -m scripts.chromium >/dev/null || echo "tests: no Chromium: what needs one says so"
 	@$(MAKE) --silent --no-print-directory $(CROSS) || echo "tests: no cross compiler: what needs one says so"
-	@echo "tests: all of them"
+	@echo "tests: $(if $(AUTOFORWARD_NIGHTLY),all cases,without those of tests/nightly.py)"
 	@# exec: a signal to make has to reach pytest, which then cleans up.
-	@exec env AUTOFORWARD_REQUIRE_ENGINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@exec env AUTOFORWARD_REQUIRE_ENGINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(if $(AUTOFORWARD_NIGHTLY),,-m 'not nightly') $(PYTEST_ARGS)
 
 unit: $(STAMP) ## the tests that need no engine
 	@$(BIN)/python -m pytest -m 'not docker and not compose' $(PYTEST_ARGS)
@@ -71,7 +71,7 @@ fuzz: $(STAMP) $(FUZZER) ## throws bytes at what reads a container's, the agent 
 soak: engine images ## faults without end, every byte compared: SOAK_MINUTES=20
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.faults.soak --minutes $(SOAK_MINUTES) $(SOAK_ARGS)
 
-nightly: fuzz ## everything, long: a minute of fuzzing for each target, all combinations, 20 minutes of soak
+nightly: fuzz ## everything, long: a minute of fuzzing for each target, all cases (tests/nightly.py), 20 minutes of soak
 	@$(MAKE) --silent --no-print-directory test AUTOFORWARD_NIGHTLY=1 AUTOFORWARD_SOAK_MINUTES=$(SOAK_MINUTES)
 
 lint: $(STAMP) ## ruff

@@ -34,6 +34,7 @@ from tests.containers import LABEL, ComposeProject, Container, event_lines, run_
 from tests.emulation import CannotEmulateError, emulation
 from tests.images.build import CACHE_DIR, ensure_images, reference
 from tests.images.recipes import ARM64
+from tests.nightly import is_nightly
 
 REPOSITORY_DIR = Path(__file__).resolve().parents[1]
 SETTING_VARIABLES = {key.variable for key in KEYS.values()}
@@ -62,8 +63,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever lives in tests/docker is marked `docker`."""
+    """Whatever lives in tests/docker is marked `docker`; what tests/nightly.py names, `nightly`."""
     for item in items:
+        if is_nightly(item.nodeid):
+            item.add_marker(pytest.mark.nightly)
         if "docker" in item.path.relative_to(REPOSITORY_DIR).parts:
             item.add_marker(pytest.mark.docker)
 
