@@ -25,7 +25,7 @@ from urllib3.connection import HTTPConnection
 from autoforward.endpoints import way_to_socket
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.identity.containers import container_info, platform_of, texts
-from autoforward.identity.labels import bounded, carries
+from autoforward.identity.labels import bounded, carries, own_labels
 from autoforward.keepalive import keepalive_options
 from autoforward.leases import parse_time
 from autoforward.links import link_to
@@ -255,10 +255,16 @@ class Engine:
         return [str(row["Id"]) for row in sorted(rows, key=lambda row: row.get("Created", 0))]
 
     def running(self, *, all: bool = False) -> list[tuple[str, dict[str, str]]]:
-        """Name and labels of what runs (or of all), in one request: labels of images too, good for proposals only."""
+        """Name and own labels of what runs (or of all), in one request and one for each image."""
         with self._translated():
             rows = self.client.api.containers(all=all)
-        return [(row["Names"][0].lstrip("/"), row.get("Labels") or {}) for row in rows if row.get("Names")]
+        found = []
+        for row in rows:
+            if row.get("Names"):
+                image_id = str(row.get("ImageID", ""))
+                own = own_labels(texts(row.get("Labels")), self._labels_of_image(image_id, platform_of(row)), image_id)
+                found.append((row["Names"][0].lstrip("/"), own))
+        return found
 
     def running_networks(self) -> list[Running]:
         """What runs, and on which networks, in one request."""

@@ -67,7 +67,8 @@ class SessionRules:
     `elsewhere` are the container's own ports that the session of another one has. `default_exclude`: what is known to be
     no server of the user's is not forwarded by itself. `firm` is what the user excludes; it and `include_known` are about
     what `include` brings back, by whether that is the user's (`include_is_own`). Host
-    numbers from `lowest_port` to 1023 are for command lines and for `low_ports`; `way_out` is how the user grants others.
+    numbers from `lowest_port` to 1023 are for command lines and for `low_ports`; `way_out` is how the user grants others, which
+    the keys of `attributes` in `asked_low` ask for.
     """
 
     auto: bool = True
@@ -81,6 +82,7 @@ class SessionRules:
     include_is_own: bool = True
     local_ports: tuple[LocalPorts, ...] = ()
     low_ports: tuple[LocalPorts, ...] = ()
+    asked_low: frozenset[str] = frozenset()
     lowest_port: int = FIRST_UNPRIVILEGED
     way_out: str = ""
     published: tuple[PublishedPort, ...] = ()
@@ -235,7 +237,7 @@ def plan(
             overflow += 1
         else:
             pin = _pin(rules, key, spec)
-            refused = _refused_pin(rules, key, source, spec)
+            refused = _refused_pin(rules, key, source, spec) or _refused_elevation(rules, key, process, pin)
             wish = _wish(key, source, None if refused else pin, None if is_open else here, attributes)
             notes = (refused, _note(rules, key, here))
             wishes[key] = replace(wish, note="; ".join(note for note in notes if note) or None)
@@ -411,6 +413,18 @@ def _refused_pin(rules: SessionRules, key: ForwardKey, source: Source, spec: Por
         if one.low <= key.container_port <= one.high and one.host_low + key.container_port - one.low == pin:
             return None
     return f"host port {pin} is not granted to it: {rules.way_out}"
+
+
+def _refused_elevation(
+    rules: SessionRules, key: ForwardKey, process: ServerProcess | None, pin: int | None
+) -> str | None:
+    """Why a port has not its own number below 1024 though its attributes ask for that; None where they do not."""
+    if pin is not None or not rules.asked_low or not rules.lowest_port <= key.container_port < FIRST_UNPRIVILEGED:
+        return None
+    command_line = process.command_line if process else None
+    if any(rule.key in rules.asked_low and rule.matches(key, command_line) for rule in rules.attributes.rules):
+        return f"host port {key.container_port} is not granted to it: {rules.way_out}"
+    return None
 
 
 def _wish(

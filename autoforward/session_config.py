@@ -53,6 +53,10 @@ _MERGED_KEYS = (*PORT_KEYS, CUSTOMIZATIONS[0])
 
 MOVED = "nothing that you have allowed counts: it is not the folder of your last attach, or a link that the container can turn"
 
+NOT_SHOWN = (
+    "of its ports or attributes left out or cut; which, is not shown, for the file lies outside of the workspace"
+)
+
 NOT_ONLY_YOURS = "what it narrows stays so, what it widens needs your approval as in a file of the workspace"
 
 IMAGE = "the image's metadata"
@@ -273,6 +277,8 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
     place = sources.config_file or "the container's metadata"
     own = () if record.is_sibling else sources.own_names
     ports = ports_from_configuration(merge_configurations([base, *files]), place, own)
+    if ports.warnings and sources.config_file in contents.links:
+        ports = replace(ports, warnings=(f"{place}: {len(ports.warnings)} {NOT_SHOWN}",))
     origin = Origin.of(Path(place).name, base, files)
     rules, openings = granted_rules(ports.rules, origin, asking)
     if word.openings is None:

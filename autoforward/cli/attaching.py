@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class AttachResult:
     """What was asked of the supervisor, and what is forwarded now.
 
-    `events` are the PORT_EVENT lines of the start; `problem` is set when nothing can be relayed.
+    `events` are the PORT_EVENT lines of the start; `problem` is set when nothing can be relayed; `state` is the session's.
     """
 
     record: SessionRecord
@@ -44,6 +44,7 @@ class AttachResult:
     events: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problem: str | None = None
+    state: str = "watching"
 
 
 def find_target(target: str, docker_host: str | None, context: str | None) -> tuple[EngineEndpoint, ContainerInfo]:
@@ -153,7 +154,7 @@ def attach(
     for other in result["others"]:
         if its := _problem_in(other):
             warnings.append(f"nothing can be forwarded from {other['container_name']}: {its}")
-    return AttachResult(record, result["rows"], result["events"], warnings, problem)
+    return AttachResult(record, result["rows"], result["events"], warnings, problem, result["state"])
 
 
 def attach_project(

@@ -119,9 +119,7 @@ def _examine_ports(
     yield container.check_direct(*inside.look_at_direct(engine, info, record.options.direct, session))
     if not record.declared:
         yield container.check_no_ports()
-    for look in inside.look_at_ports(
-        record.declared, record.rules, record.options.bind, info.container_id, supervisor.forwards
-    ):
+    for look in inside.look_at_ports(record, supervisor.forwards):
         yield container.check_port(look)
 
 

@@ -106,7 +106,7 @@ def attach(
     if result.problem:
         raise AutoforwardError(
             f"nothing can be forwarded from {name}: {result.problem}",
-            hint=NO_LANE_HINT,
+            hint=NO_LANE_HINT if result.state == "watching" else None,
         )
     if not as_json:
         output.say_watching(target if project else name, result.rows, auto=result.record.options.auto)

@@ -11,10 +11,11 @@ import io
 import logging
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from click.exceptions import NoArgsIsHelpError
@@ -75,6 +76,20 @@ def _log_to_stderr(level: str | None) -> None:
     logging.basicConfig(handlers=[line_handler(logging.StreamHandler(), form)], level=number)
 
 
+FAULT_HINT = "AUTOFORWARD_LOG_LEVEL=DEBUG shows where; please report it"
+
+
+def _fault_text(error: BaseException | None) -> str:
+    return f"a fault in autoforward: {type(error).__name__}: {error}"
+
+
+def _tell_fault(fault: threading.ExceptHookArgs) -> None:
+    """A thread of a command has ended with an exception; the command goes on."""
+    error = fault.exc_value
+    log.debug("a fault of ours", exc_info=error)
+    warn(_fault_text(error), hint=FAULT_HINT)
+
+
 class _OurErrors(click.Command):
     """Errors of ours and of click's parser, said in the one form, with the documented exit codes."""
 
@@ -88,6 +103,13 @@ class _OurErrors(click.Command):
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
         _log_to_stderr(os.environ.get("AUTOFORWARD_LOG_LEVEL"))
+        before, threading.excepthook = threading.excepthook, _tell_fault
+        try:
+            self._main(args, prog_name, **extra)
+        finally:
+            threading.excepthook = before
+
+    def _main(self, args: Sequence[str] | None, prog_name: str | None, **extra: Any) -> NoReturn:
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             # A label that the locale has no characters for is no reason to fail.
             sys.stdout.reconfigure(errors="replace")
@@ -108,8 +130,7 @@ class _OurErrors(click.Command):
             sys.exit(fail(AutoforwardError("interrupted")))
         except Exception as error:
             log.debug("a fault of ours", exc_info=True)
-            hint = "AUTOFORWARD_LOG_LEVEL=DEBUG shows where; please report it"
-            sys.exit(fail(AutoforwardError(f"a fault in autoforward: {type(error).__name__}: {error}", hint=hint)))
+            sys.exit(fail(AutoforwardError(_fault_text(error), hint=FAULT_HINT)))
         sys.exit(status if isinstance(status, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:

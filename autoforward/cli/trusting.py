@@ -54,16 +54,16 @@ def trust_workspace(
                 raise
         return _revoke([one for one in meant if one is not None], approvals)
     records = records_of(target or os.curdir, docker_host, context, paths)
-    asked = requests_of(records, approvals)
+    asked, unread = requests_of(records, approvals)
     if as_json:
         shown = [
             {**asdict(workspace), "requests": [request.to_json() for request in requests]}
             for workspace, requests in asked.items()
         ]
         show_json(shown[0] if len(shown) == 1 else shown)
-    return max(
-        (_settle(workspace, requests, approvals, yes, as_json) for workspace, requests in asked.items()), default=0
-    )
+    known = ((one, requests) for one, requests in asked.items() if requests or one not in unread)
+    statuses = [_settle(workspace, requests, approvals, yes, as_json) for workspace, requests in known]
+    return max([*statuses, UsageError.exit_code if unread else 0])
 
 
 def ask_once(record: SessionRecord) -> None:
@@ -95,9 +95,14 @@ def records_of(target: str, docker_host: str | None, context: str | None, paths:
     return [bare_record(info, endpoint, caller_of(output.SessionFlags()), target=folder, workspace_folder=folder)]
 
 
-def requests_of(records: Iterable[SessionRecord], approvals: Approvals) -> dict[Workspace, list[Request]]:
-    """What they ask for now and is not granted, by workspace; of files that are not valid what they asked for last."""
+def requests_of(
+    records: Iterable[SessionRecord], approvals: Approvals
+) -> tuple[dict[Workspace, list[Request]], set[Workspace]]:
+    """What they ask for now and is not granted, by workspace; of files that are not valid, which is said, what they asked
+    for last. Which workspaces these are.
+    """
     found: dict[Workspace, list[Request]] = {}
+    unread: set[Workspace] = set()
     writers = stored_writers()
     for record in records:
         workspace = Workspace.of(record)
@@ -109,10 +114,11 @@ def requests_of(records: Iterable[SessionRecord], approvals: Approvals) -> dict[
             contents = read_sources(record.sources, os.environ, accept_links=is_new, word=word, writers=writers)
         except UsageError as error:
             output.warn(str(error), hint=error.hint)
+            unread.add(workspace)
         else:
             requests = configure(record, contents)[0].requests
         known += [request for request in requests if request.digest not in {one.digest for one in known}]
-    return found
+    return found, unread
 
 
 def _stored(paths: StatePaths) -> Iterable[SessionRecord]:

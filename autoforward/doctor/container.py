@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from autoforward.doctor.findings import Finding, fail, ok, warn
@@ -64,16 +64,21 @@ class LanesLook:
 
 @dataclass(frozen=True, slots=True)
 class PortLook:
-    """A declared port and the host port it wants. `must`: this number and no other. `holder`: who has it, as far as known."""
+    """A declared port and the host port it wants. `must`: this number and no other. `holder`: who has it, as far as known.
+
+    `problem` says why it is unusable, or not forwarded (`left`: as the user has it, `refused`: what it asks for is not granted);
+    `note` what of that is not granted that it can do without.
+    """
 
     text: str
     container_port: int
     transport: Transport
     host_port: int
     must: bool
-    state: Literal["free", "ours", "taken", "denied", "unusable"]
+    state: Literal["free", "ours", "taken", "denied", "unusable", "left", "refused"]
     holder: str | None = None
     problem: str = ""
+    note: str | None = None
 
 
 def check_target(info: ContainerInfo | None, problem: str = "", hint: str | None = None) -> Finding:
@@ -195,10 +200,27 @@ def check_configuration(warnings: Sequence[str], problem: str | None = None, hin
 
 def check_port(look: PortLook) -> Finding:
     """One declared port. The id is `port-` and the container's number, with `-udp` for UDP."""
+    finding = _check_number(look)
+    if look.note is None:
+        return finding
+    hint = finding.hint or "approve it, or pin 1024 or higher"
+    return replace(
+        finding,
+        status="warn" if finding.status == "ok" else finding.status,
+        text=f"{finding.text}; {look.note}",
+        hint=hint,
+    )
+
+
+def _check_number(look: PortLook) -> Finding:
     name = f"port-{look.container_port}" + ("-udp" if look.transport == "udp" else "")
     what = f"declared port {look.text}: host port {look.host_port}"
     holder = look.holder or "somebody (the system does not tell who)"
     match look.state:
+        case "left":
+            return ok(name, f"declared port {look.text} is not forwarded: {look.problem}")
+        case "refused":
+            return fail(name, f"declared port {look.text}: {look.problem}", "approve it, or pin 1024 or higher")
         case "free":
             return ok(name, f"{what} is free")
         case "ours":

@@ -5,21 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from autoforward.attributes import AttributeRules
 from autoforward.candidates import not_taken
 from autoforward.deploy import FOLDER, NoAgentError, PlaceLook, agent_binary, agent_name, look_at, places
 from autoforward.doctor.container import AgentLook, LanesLook, OwnersLook, PortLook
 from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError
 from autoforward.lanes.probe import Probe
-from autoforward.model import FIRST_UNPRIVILEGED, ContainerInfo, PortSpec
+from autoforward.model import FIRST_UNPRIVILEGED, ContainerInfo
 from autoforward.networks.look import NetworkLook
 from autoforward.networks.rule import rule_for
 from autoforward.networks.sharing import DirectPath
+from autoforward.policy import plan
 from autoforward.probing import probe_container, run_in_container
 from autoforward.procnet import parse_proc_net_tcp
+from autoforward.settings import SessionRecord
 from autoforward.sockets import (
     HostPortDeniedError,
     HostPortError,
@@ -28,6 +29,7 @@ from autoforward.sockets import (
     lowest_bindable_port,
     owners_of_ports,
 )
+from autoforward.supervisor.deciding import rules_of
 
 # `cat` is no builtin, and may be missing: what it says then is no part of either file.
 _ASK = (
@@ -144,30 +146,37 @@ def _look_at_agent(engine: Engine, info: ContainerInfo, inside: Inside) -> Agent
     return AgentLook(False, f"it cannot be put there ({'; '.join(problems)})")
 
 
-def look_at_ports(
-    declared: Sequence[PortSpec],
-    rules: AttributeRules,
-    bind: str | None,
-    container_id: str,
-    forwards: Sequence[Mapping[str, Any]],
-) -> list[PortLook]:
-    """Each declared port: its host port is bound for a moment, unless the supervisor holds it. `forwards`: its rows."""
+def look_at_ports(record: SessionRecord, forwards: Sequence[Mapping[str, Any]]) -> list[PortLook]:
+    """Each declared port, as its session would have it: its host port is bound for a moment, unless the supervisor holds it.
+
+    `forwards`: the supervisor's rows.
+    """
     held = {(row["transport"], row["localPort"]): row for row in forwards if row["localPort"] is not None}
+    rules = rules_of(record, None, (), frozenset(), None, None, {})
+    planned = plan(replace(rules, udp=True, max_forwards=len(record.declared)), (), {}, 0.0)
     looks = []
-    for spec in declared:
-        attributes = rules.resolve(spec.key)
-        wanted = spec.host_port or spec.container_port
-        must = spec.host_port is not None or bool(attributes.require_local_port)
+    for spec in record.declared:
+        attributes = record.rules.resolve(spec.key)
+        if (notice := planned.notices.get(spec.key)) is not None:
+            state: Literal["left", "refused"] = "refused" if notice.status == "failed" else "left"
+            number = spec.host_port or spec.container_port
+            looks.append(
+                PortLook(spec.text, spec.container_port, spec.transport, number, False, state, problem=notice.reason)
+            )
+            continue
+        wish = planned.wishes[spec.key]
+        wanted = wish.pinned_host_port or spec.container_port
+        must = wish.pinned_host_port is not None or bool(attributes.require_local_port)
         row = held.get((spec.transport, wanted))
-        look = PortLook(spec.text, spec.container_port, spec.transport, wanted, must, "free")
-        if row is not None and row["containerId"] == container_id and row["port"] == spec.container_port:
+        look = PortLook(spec.text, spec.container_port, spec.transport, wanted, must, "free", note=wish.note)
+        if row is not None and row["containerId"] == record.container_id and row["port"] == spec.container_port:
             looks.append(replace(look, state="ours"))
         elif row is not None:
             looks.append(replace(look, state="taken", holder=f"autoforward, for {row['containerName']}"))
-        elif wanted < FIRST_UNPRIVILEGED and spec.host_port is None and not attributes.elevate_if_needed:
+        elif wanted < FIRST_UNPRIVILEGED and wish.pinned_host_port is None and not attributes.elevate_if_needed:
             looks.append(replace(look, state="denied", problem=not_taken(wanted, lowest_bindable_port())))
         else:
-            looks.append(_tried(look, bind or "127.0.0.1"))
+            looks.append(_tried(look, record.options.bind or "127.0.0.1"))
     return looks
 
 

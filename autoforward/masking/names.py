@@ -74,14 +74,14 @@ HARMLESS_OPTIONS: Final = frozenset(
 
 _HARMLESS = """
     ADDRESS APP_ENV ARCH ASPNETCORE_ENVIRONMENT ASPNETCORE_URLS BABEL_ENV BASE_PATH BIND BROWSER BUNDLE_GEMFILE
-    CC CGO_ENABLED CI COLORTERM COLUMNS CUDA_VISIBLE_DEVICES CXX DATA_DIR DEBUG DISPLAY DJANGO_DEBUG
+    CC CFLAGS CGO_ENABLED CI COLORTERM COLUMNS CPPFLAGS CUDA_VISIBLE_DEVICES CXX CXXFLAGS DATA_DIR DEBUG DISPLAY DJANGO_DEBUG
     DJANGO_SETTINGS_MODULE DOTNET_ENVIRONMENT EDITOR FLASK_APP FLASK_DEBUG FLASK_ENV FLASK_RUN_HOST FLASK_RUN_PORT
     FORCE_COLOR GEM_HOME GIN_MODE GOARCH GOFLAGS GOGC GOMAXPROCS GOOS GOPATH GOROOT HMR_PORT HOME HOST HOSTNAME HTTPS
-    HTTPS_PORT HTTP_PORT IP JAVA_HOME LANG LANGUAGE LD_LIBRARY_PATH LEVEL LINES LISTEN LISTEN_ADDR LISTEN_ADDRESS
+    HTTPS_PORT HTTP_PORT IP JAVA_HOME LANG LANGUAGE LDFLAGS LD_LIBRARY_PATH LEVEL LINES LISTEN LISTEN_ADDR LISTEN_ADDRESS
     LOGLEVEL LOGNAME LOG_FORMAT LOG_LEVEL MALLOC_ARENA_MAX MIX_ENV MODE NODE_ENV NODE_NO_WARNINGS NODE_OPTIONS NODE_PATH
     NO_COLOR NUM_WORKERS OLDPWD OMP_NUM_THREADS PATH PORT PROTOCOL PUBLIC_URL PWD PYTHONDONTWRITEBYTECODE PYTHONFAULTHANDLER
     PYTHONHASHSEED PYTHONHOME PYTHONIOENCODING PYTHONPATH PYTHONUNBUFFERED PYTHONUTF8 RACK_ENV RAILS_ENV
-    RAILS_LOG_TO_STDOUT RAILS_MAX_THREADS RAILS_SERVE_STATIC_FILES RELOAD RUBYOPT RUST_BACKTRACE RUST_LOG SERVER_PORT
+    RAILS_LOG_TO_STDOUT RAILS_MAX_THREADS RAILS_SERVE_STATIC_FILES RELOAD RUBYOPT RUSTFLAGS RUST_BACKTRACE RUST_LOG SERVER_PORT
     SHELL SHLVL SSH_AUTH_SOCK SSL TERM THREADS TMPDIR TOKENIZERS_PARALLELISM TZ USER VERBOSE VIRTUAL_ENV VITE_PORT
     WATCHPACK_POLLING WEB_CONCURRENCY WORKERS
 """
@@ -93,6 +93,11 @@ HARMLESS_VALUES: Final = frozenset({"", "0", "1", "true", "false", "yes", "no", 
 
 NO_SECRETS: Final = frozenset({"none", "null", "true", "false"})
 """Of a name that says that it is a secret: nothing is hidden in these."""
+
+AUTH_METHODS: Final = frozenset(
+    {"basic", "bearer", "digest", "jwt", "ldap", "md5", "oauth", "oauth2", "oidc", "password", "peer", "token", "trust"}
+)
+"""Of a name that ends with `auth`: how, and not with what."""
 
 _KEY_FILE = re.compile(r"[\w./~+-]*+(?<=\.(?:pem|key|crt|cer|p12|pfx|jks|der|pub|asc|gpg))|[\w./~+-]*+(?<=\.keystore)")
 _OWN_PATH = re.compile(r"(?:~|\.{1,2}+)/[\w./+-]++")
@@ -119,9 +124,15 @@ def is_harmless_value(name: str, value: str) -> bool:
     if value.lower() in NO_SECRETS or _KEY_FILE.fullmatch(value) or _OWN_PATH.fullmatch(value):
         return True
     words = [word.lower() for word in _WORDS.findall(name)]
+    if words and words[-1] == "auth" and value.lower() in AUTH_METHODS:
+        return True
     if "tokens" in words and _COUNTS.intersection(words):
-        return value.isdecimal() and len(value) <= 7
+        return _is_count(value)
     return bool(words and words[-1] in ("file", "path", "dir") and _PATH.fullmatch(value))
+
+
+def _is_count(value: str) -> bool:
+    return value.isdecimal() and len(value) <= 7
 
 
 def is_harmless_variable(name: str, value: str) -> bool:
@@ -129,5 +140,7 @@ def is_harmless_variable(name: str, value: str) -> bool:
     if is_secret(name):
         return is_harmless_value(name, value)
     if name in HARMLESS_VARIABLES or _HARMLESS_KINDS.fullmatch(name) or value.lower() in HARMLESS_VALUES:
+        return True
+    if _COUNTS.intersection(word.lower() for word in _WORDS.findall(name)) and _is_count(value):
         return True
     return bool(_OPTION.fullmatch(value)) or (name.endswith("_PORT") and value.isdecimal() and len(value) <= 5)

@@ -44,6 +44,7 @@ _SQL = (
     r"|(?i:\bidentified (?:with [^ \0]++ )?(?:by|as) (?:password )?+)"
 )
 _ELEMENT = re.compile(r"<([\w:.-]++)(?: [^<>\0]*+)?>(?:<!\[CDATA\[)?+([^<\0]++)")
+_ATTRIBUTES = r"""<[\w:.-]++ (?:key|name)=["']([\w:.-]++)["'] value="""
 _NO_OPTION = r"(?!-(?:[A-Za-z]|[a-z][-a-z]*+|-[A-Za-z][-\w.]*+)(?:[ \0=]|$))"
 """What comes next is no option itself: `--auth --port 80`."""
 _OPTION = rf"(?<![-\w])(--?[A-Za-z][-\w.]*+)[ \0]{_NO_OPTION}"
@@ -265,6 +266,7 @@ SHAPES: Final[tuple[Shape, ...]] = (
     Shape("config set api_key X, setenv FOO X", values_after(_SET, _of_set)),
     Shape("PASSWORD 'X', IDENTIFIED BY 'X'", values_after(_SQL)),
     Shape("<password>X<", _elements),
+    Shape('<add key="password" value="X">', values_after(_ATTRIBUTES, _has_secret_name)),
     Shape("--from-literal=foo=X", values_after(r"(?<![^ \0])(--from-literal[ =\0][\w.-]++=)")),
     Shape("--api-key X", values_after(_OPTION, _has_secret_name, _is_no_secret)),
     Shape("authtoken X", values_after(r"(?<![^ \0])(add-authtoken|authtoken|requirepass|masterauth)[ \0]")),

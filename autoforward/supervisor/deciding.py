@@ -12,6 +12,7 @@ from autoforward.policy import ON_OUR_NETWORK, ON_THE_HOST, SessionRules
 from autoforward.setting_values import Selection
 from autoforward.settings import SessionRecord
 from autoforward.sockets import lowest_bindable_port
+from autoforward.trust.requests import spelled_out
 
 
 def rules_of(
@@ -26,6 +27,7 @@ def rules_of(
 ) -> SessionRules:
     """Everything but the snapshot and the time. `problem` is why there is no `tool`; `network`: the container's namespace."""
     options = record.options
+    asked = {request.value for request in record.requests if request.key == "elevateIfNeeded"}
     return SessionRules(
         auto=record.attached and options.auto,
         declared=record.declared if record.attached else (),
@@ -38,6 +40,7 @@ def rules_of(
         include_is_own=options.include_is_own,
         local_ports=options.local_ports,
         low_ports=options.low_ports,
+        asked_low=frozenset(rule.key for rule in record.rules.rules if spelled_out(rule.key) in asked),
         lowest_port=lowest_bindable_port() or 1,
         way_out=record.way_out,
         published=info.published if info else (),

@@ -136,7 +136,7 @@ class Handlers:
         if session.state != "watching" or session.tool is None:
             raise AutoforwardError(
                 f"nothing can be forwarded from {session.record.container_name}: {session.problem}",
-                hint=NO_LANE_HINT,
+                hint=NO_LANE_HINT if session.state == "watching" else None,
             )
         for forward in session.forwarder.forwards:
             if forward.status == "failed" and any(spec.key == forward.wish.key for spec in specs):

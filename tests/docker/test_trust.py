@@ -467,5 +467,9 @@ def test_trust_of_a_folder_without_a_container_is_about_its_files(run: Runner, f
     assert "allowed: bind: 0.0.0.0" in run("autoforward", "trust", "--list", check=0).stdout
     run("autoforward", "trust", str(folder), "--revoke", check=0)
     assert run("autoforward", "trust", "--list", check=0).stdout == ""
+    (folder / ".devcontainer" / "devcontainer.json").write_text("{")
+    unread = run("autoforward", "trust", str(folder), check=2)
+    assert "devcontainer.json:1:2: " in unread.stderr
+    assert "asks for nothing" not in unread.stderr
     run("autoforward", "trust", "no-such-thing", check=4)
     run("autoforward", "trust", "--yes", "--list", check=2)

@@ -56,6 +56,18 @@ def card(container_port: int) -> str:
     return f"([...document.querySelectorAll('.forward')].find(e => e.innerText.includes('{container_port}')) ?? null)"
 
 
+LOUD = """(() => {
+  const row = allRows().find((one) => one.values.port === %d), kept = row.values;
+  const found = ["0.0.0.0", "192.168.1.5", "::", "127.0.0.1", "127.8.8.8", "::1"].map((hostIp) => {
+    row.show({ ...kept, hostIp, reason: "x" });
+    return getComputedStyle($(".reason", row.element)).fontWeight === "600";
+  });
+  row.show(kept);
+  return found;
+})()"""
+"""By address: whether the reason of a row that listens there stands out."""
+
+
 def test_a_forward_comes_is_used_and_is_stopped(
     browser: Browser, container: ContainerFactory, run: Runner, home: Path
 ) -> None:
@@ -85,6 +97,7 @@ def test_a_forward_comes_is_used_and_is_stopped(
         assert tab.run(f"{card(port)}.querySelector('.label').textContent") == HOSTILE
         assert tab.run("document.querySelectorAll('.forward img, .forward b').length") == 0
         assert tab.run("document.title") == "(1) autoforward"
+        assert tab.run(LOUD % port) == [True, True, True, False, False, False], "loud where it is not on loopback"
 
         fetch(url)
         tab.wait(f"{card(port)}.querySelector('.connections').textContent", lambda text: text.startswith("0 of 1"))

@@ -189,6 +189,18 @@ def ports(sources: ConfigSources) -> object:
     return config and config.get("forwardPorts")
 
 
+def test_warnings_quote_nothing_of_a_configuration_that_lies_outside(workspace: Path) -> None:
+    outside = workspace.parent / "home" / "mine.json"
+    outside.write_text('{"forwardPorts": ["hunter2 x", 3000], "portsAttributes": {"3000": {"protocol": "hunter2"}}}')
+    config_of(workspace).symlink_to(outside)
+    info = ContainerInfo("0" * 64, "box", "running", {"devcontainer.local_folder": str(workspace)})
+    record, warnings = record_for(info, ENDPOINT, Caller(), target="box")
+    assert [spec.container_port for spec in record.declared] == [3000]
+    [warning] = warnings
+    assert warning.startswith(f"{config_of(workspace)}: 2 of its ports or attributes left out or cut")
+    assert "hunter2" not in warning
+
+
 def test_link_out_of_the_workspace_leads_where_it_led_at_the_last_attach(workspace: Path, anywhere: str) -> None:
     config = config_of(workspace)
     config.symlink_to(workspace.parent / "home" / "mine.json")

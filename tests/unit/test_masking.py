@@ -131,6 +131,9 @@ SECRETS: list[tuple[list[str], str, tuple[str, ...]]] = [
     (["mysql", "-e", f"IDENTIFIED BY PASSWORD '{S}'"], "mysql -e IDENTIFIED BY PASSWORD ***", (S,)),
     (["psql", "-c", f"ALTER USER u PASSWORD E'{S}'"], "psql -c ALTER USER u PASSWORD ***", (S,)),
     (["x", f"<password><![CDATA[{S}]]></password>"], "x <password><![CDATA[***</password>", (S,)),
+    (["x", f'<add key="password" value="{S}"/>'], "x <add key=*** value=***", (S,)),
+    (["x", f"<add name='dbPassword' value='{S}'/>"], "x <add name='dbPassword' value=***", (S,)),
+    (["sh", "-c", f"CFLAGS='-O2 -DAPI_KEY={S}' make"], "sh -c CFLAGS='-O2 -DAPI_KEY=***' make", (S,)),
     (["openssl", "dgst", "-hmac", S], "openssl dgst -hmac ***", (S,)),
     (["vault", "login", "-no-print", S], "vault login -no-print ***", (S,)),
     (["make", f"password?={S}", f"password:={S}"], "make password?=*** password:=***", (S,)),
@@ -189,6 +192,8 @@ HARMLESS = [
     "mongod --keyFile /etc/mongo/key --bind_ip_all",
     "POSTGRES_PASSWORD_FILE=/run/secrets/db postgres",
     "openssl req -newkey rsa:2048 -keyout k.pem",
+    "code-server --auth password --bind-addr 127.0.0.1:8080",
+    "sh -c MAX_TOKENS=4096 CFLAGS=-O2 DB_POOL_MAX=20 make serve",
 ]
 
 

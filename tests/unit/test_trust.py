@@ -12,6 +12,8 @@ import pytest
 
 from autoforward.callers import Caller, record_for
 from autoforward.config import KEYS, Settings, parse_settings
+from autoforward.doctor import inside
+from autoforward.doctor.container import check_port
 from autoforward.errors import UsageError
 from autoforward.foreign import reader
 from autoforward.foreign.reader import Document
@@ -22,6 +24,7 @@ from autoforward.policy import plan
 from autoforward.session_config import configure, metadata_of_merged, read_sources
 from autoforward.setting_values import LocalPorts, Selection
 from autoforward.settings import SessionRecord, mounts_of
+from autoforward.supervisor import deciding
 from autoforward.supervisor.deciding import rules_of
 from autoforward.trust.approvals import Approvals, Workspace
 from autoforward.trust.folders import is_trusted, lies_in, place_of
@@ -341,6 +344,43 @@ def test_a_folder_that_is_put_where_another_was_gets_nothing_of_that(tmp_path: P
     assert approvals.word_of(again).approved == frozenset()
     with pytest.raises(UsageError, match="is not known"):
         Workspace.of(again)
+
+
+def test_doctor_judges_what_is_granted_and_binds_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[int] = []
+
+    class Pair:
+        def close(self) -> None: ...
+
+    def bind_pair(_host_ip: str, host_port: int, _transport: str) -> Pair:
+        bound.append(host_port)
+        return Pair()
+
+    monkeypatch.setattr(inside, "bind_pair", bind_pair)
+    monkeypatch.setattr(deciding, "lowest_bindable_port", lambda: 1)
+    scene = Scene(tmp_path)
+    attributes = {"8081": {"requireLocalPort": True}, "80-90": {"elevateIfNeeded": True}}
+    declared = ["991:8080", "992:8081", 80, 70, "15432:5432", 9229]
+    scene.say("devcontainer.json", {"forwardPorts": declared, "portsAttributes": attributes})
+    record = scene.attach(ROOT, given=parse_settings({"exclude": [9229]}))
+    found = {finding.id: finding for finding in map(check_port, inside.look_at_ports(record, ()))}
+    assert bound == [8080, 15432]
+    assert {name: finding.status for name, finding in found.items()} == {
+        "port-8080": "warn",
+        "port-8081": "fail",
+        "port-80": "warn",
+        "port-70": "warn",
+        "port-5432": "ok",
+        "port-9229": "ok",
+    }
+    refused = f"is not granted to it: `autoforward trust {tmp_path}`"
+    for port, host_port in ((8080, 991), (8081, 992), (80, 80)):
+        assert f"host port {host_port} {refused}" in found[f"port-{port}"].text
+    assert "granted" not in found["port-70"].text
+    assert found["port-9229"].text.endswith("is not forwarded: excluded by you")
+    approved = frozenset(one.digest for one in record.requests)
+    inside.look_at_ports(scene.attach(replace(ROOT, approved=approved)), ())
+    assert bound[2:] == [991, 992, 80, 15432, 9229]
 
 
 # -- what the user's file narrows ------------------------------------------------------------------
