@@ -17,6 +17,7 @@ from tests.containers import Container, eventually
 from tests.docker.observing import Command, dev_container_labels, free_port, logged, row_of, rows
 from tests.faults.neighbour import Neighbour, watched
 from tests.faults.report import Fault
+from tests.faults.test_hostile import in_background
 from tests.hanging_mount import hanging_mount
 from tests.hostile_files import BOTH, JSON, SECRET, TOML, put, remove
 
@@ -150,6 +151,35 @@ def test_expressions_that_take_a_gigabyte_to_compile_are_refused(
             put(config_of(folder), lambda path, large=large: path.write_text(json.dumps({"portsAttributes": large})))  # type: ignore[misc]
             harm.last(20)
     harm.check(fault("image with 64 expressions of a gigabyte each"))
+    put(config_of(folder), lambda path: path.write_text(metadata[1:-1]))
+    neighbour.ends_in_time()
+
+
+RENAMES = """
+import itertools, os
+os.chdir('/ws')
+open('a0', 'w').close()
+for n in itertools.count():
+    os.rename(f'a{n}', f'a{n + 1}')
+"""
+
+
+def test_names_in_its_workspace_and_labels_of_megabytes(
+    container: ContainerFactory, run: Runner, neighbour: Neighbour, fault: NewFault, folder: Path
+) -> None:
+    labels = {"devcontainer.local_folder": str(folder)}
+    bad = container(labels=labels, volumes={str(folder): {"bind": "/ws", "mode": "rw"}})
+    run("autoforward", "attach", bad.name, check=0)
+    large = container(labels={"x": "x" * 1_000_000, "devcontainer.metadata": "[" * 1_000_000})
+    with watched(neighbour) as harm:
+        in_background(bad, ["python3", "-c", RENAMES])
+        for _ in range(3):  # the engine's events have its labels in them
+            large.raw.restart(timeout=0)
+        run("autoforward", "attach", large.name)
+        harm.last(200)
+    assert not (folder / "a0").exists()
+    harm.check(fault("container renames a file without end, another one has labels of megabytes"))
+    neighbour.ends_in_time()
 
 
 def test_file_on_a_mount_that_hangs(

@@ -187,17 +187,25 @@ def test_a_window_of_data_in_pieces_of_two_bytes(
     harm.check(row)
 
 
-@pytest.mark.parametrize("flood", ["EOFs of streams that are not open", "snapshots of the shell watcher"])
-def test_the_supervisor_ends_in_time_meanwhile(
-    container: ContainerFactory, run: Runner, neighbour: Neighbour, flood: str
-) -> None:
-    said, pause_s = FLOODS[flood]
-    bad = container(**PTRACE)
-    attach(run, bad, said)
-    speak(bad, said, pause_s=pause_s)
-    with Traffic(neighbour.host_port) as traffic:
-        traffic.wait_attempts(100)
-    neighbour.ends_in_time()
+def test_the_supervisor_ends_in_time_meanwhile(container: ContainerFactory, run: Runner, neighbour: Neighbour) -> None:
+    """All of these at once."""
+    hostile = {flood: container(**PTRACE) for flood in FLOODS}
+    for flood, bad in hostile.items():
+        attach(run, bad, FLOODS[flood][0])
+    pieces = container(**PTRACE)
+    server = pieces.start_server(port=free_port())
+    run("autoforward", "attach", pieces.name, "--lane", "agent", "--no-direct", check=0)
+    host_port = row_of(run, server.port, status="active")["localPort"]
+    with socket.create_connection(("127.0.0.1", host_port), timeout=20) as client:
+        client.sendall(b"GET ")
+        for flood, bad in hostile.items():
+            said, pause_s = FLOODS[flood]
+            speak(bad, said, pause_s=pause_s)
+        speak(pieces, wire.encode_data(1, b"xx") * 400, pause_s=0.02)
+        with Traffic(neighbour.host_port) as traffic:
+            traffic.wait_attempts(100)
+        assert client.recv(6) == b"xxxxxx"
+    neighbour.ends_in_time()  # a connection that is open would have five seconds to end by itself
 
 
 def test_a_command_does_not_hang_beside_it(container: ContainerFactory, run: Runner, neighbour: Neighbour) -> None:
