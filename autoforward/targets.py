@@ -20,6 +20,7 @@ from autoforward.model import ContainerInfo
 from autoforward.places.folders import as_typed, same_folders, spellings, upwards
 from autoforward.places.names import did_you_mean, project_names
 from autoforward.settings import SessionRecord, all_services
+from autoforward.trust.folders import place_of
 
 NOT_ITS_OWN = "has that label from its image, which does not count"
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -112,11 +113,18 @@ def container_after(engine: Engine, record: SessionRecord) -> ContainerInfo | No
 def find_workspace_claims(engine: Engine, folder: str) -> tuple[list[ContainerInfo], list[ContainerInfo]]:
     """What says that it is a dev container of a folder, running or not, oldest first: by labels of its own, and by its image's.
 
-    The label holds the path as some CLIs were given it, and the real path with others, so any path to the folder counts.
+    The label holds the path as some CLIs were given it, and the real path with others, so any path to the folder counts; but
+    for a link that the container can have made itself.
     """
     labels = same_folders(folder, (one[LABEL_LOCAL_FOLDER] for _, one in engine.running(all=True) if _has_folder(one)))
     found = {info.container_id: info for label in labels for info in engine.find_claims({LABEL_LOCAL_FOLDER: label})}
-    own = [info for info in found.values() if info.workspace_folder in labels]
+    named = spellings(folder)
+    own = [
+        info
+        for info in found.values()
+        if (label := info.workspace_folder) in labels
+        and (label in named or place_of(str(label), info.bind_sources) is not None)
+    ]
     return own, [info for info in found.values() if info not in own]
 
 

@@ -32,13 +32,17 @@ def session_name(target: str | None, say: Callable[[str], None] = output.say) ->
 
 
 def folders_with_session(folder: str) -> tuple[str, list[str]] | None:
-    """This folder, or the nearest above, that stored sessions are of, and how they spell it."""
+    """This folder, or the nearest above, that stored sessions are of, and how they spell it; none above a configuration."""
+    from autoforward.devcontainer import config_files_of
+
     rows = list(stored("sessions"))
     named = [row.get("workspace") for row in rows] + [_table(row, "sources").get("project_folder") for row in rows]
     known = [path for path in named if isinstance(path, str) and path.startswith("/")]
     for level in upwards(folder) if known else ():
         if same := same_folders(level, known):
             return level, same
+        if config_files_of(level):
+            break
     return None
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autoforward.attributes import parse_attributes
+from autoforward.cli.places import session_name
 from autoforward.environment import SessionEnvironment
 from autoforward.model import ContainerInfo, EngineEndpoint, Identity
 from autoforward.portspec import parse_port_spec
@@ -190,6 +192,24 @@ def test_direct_of_an_older_version_is_nobodys_word() -> None:
     assert SessionOptions.from_json({**row, "direct": False}).direct is False
     del row["direct"]
     assert SessionOptions.from_json(row).direct is None
+
+
+def test_session_of_a_folder_above_is_not_that_of_a_workspace_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, below = tmp_path / "home", tmp_path / "shop" / "sub"
+    below.mkdir(parents=True)
+    home.mkdir()
+    (tmp_path / "shop" / ".git").mkdir()
+    monkeypatch.setenv("AUTOFORWARD_HOME", str(home))
+    rows = [{"id": "ses-1", "workspace": str(tmp_path / "shop")}]
+    (home / "registry.json").write_text(json.dumps({"version": 1, "sessions": rows}))
+    said: list[str] = []
+    assert session_name(str(below), said.append) == str(tmp_path / "shop")
+    assert said == [f"{tmp_path / 'shop'} is taken: {below} is in it"]
+    (below / ".devcontainer.json").write_text("{}")
+    assert session_name(str(below), said.append) == str(below)
+    assert session_name("web", said.append) == "web"
 
 
 def test_sessions_by_name_and_by_what_their_folder_is_called() -> None:

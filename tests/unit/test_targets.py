@@ -108,6 +108,16 @@ def test_a_folder_by_another_path_than_its_label(folder: Path, tmp_path: Path) -
     assert "has no devcontainer.json" in str(refused(str(folder), other))
 
 
+def test_a_link_that_a_container_can_have_made_leads_to_no_other_workspace(folder: Path, tmp_path: Path) -> None:
+    mounted = tmp_path / "evil"
+    mounted.mkdir()
+    (mounted / "sub").symlink_to(folder)
+    evil = replace(info("evil", **{LOCAL_FOLDER: str(mounted / "sub")}), bind_sources=(str(mounted),))
+    assert resolve(".", evil, info("web", **{LOCAL_FOLDER: str(folder)})) == "web"
+    assert "has no devcontainer.json" in str(refused(str(folder), evil))
+    assert resolve(str(mounted / "sub"), evil) == "evil", "as it is called"
+
+
 def test_a_folder_in_the_workspace(folder: Path, tmp_path: Path) -> None:
     below = folder / "src" / "api"
     below.mkdir(parents=True)
