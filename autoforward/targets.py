@@ -116,9 +116,11 @@ def find_workspace_claims(engine: Engine, folder: str) -> tuple[list[ContainerIn
     The label holds the path as some CLIs were given it, and the real path with others, so any path to the folder counts; but
     for a link that the container can have made itself.
     """
-    labels = same_folders(folder, (one[LABEL_LOCAL_FOLDER] for _, one in engine.running(all=True) if _has_folder(one)))
-    found = {info.container_id: info for label in labels for info in engine.find_claims({LABEL_LOCAL_FOLDER: label})}
     named = spellings(folder)
+    # By filter too: some engines list no labels of images.
+    listed = (one[LABEL_LOCAL_FOLDER] for _, one in engine.running(all=True) if _has_folder(one))
+    labels = list(dict.fromkeys((*named, *same_folders(folder, listed))))
+    found = {info.container_id: info for label in labels for info in engine.find_claims({LABEL_LOCAL_FOLDER: label})}
     own = [
         info
         for info in found.values()
@@ -223,7 +225,7 @@ def _projects_called(engine: Engine, wanted: str) -> Iterator[Mapping[Project, l
     others = [labels for labels in rows if labels[LABEL_PROJECT] != wanted and is_called_so(labels)]
     for labelled, by_folder in ((exact, False), (others, True)):
         found: dict[Project, list[ContainerInfo]] = {}
-        for name in dict.fromkeys(labels[LABEL_PROJECT] for labels in labelled):
+        for name in dict.fromkeys((*(() if by_folder else (wanted,)), *(labels[LABEL_PROJECT] for labels in labelled))):
             for info in engine.find_containers({LABEL_PROJECT: name}):
                 found.setdefault((name, info.project_folder), []).append(info)
         yield {
