@@ -100,7 +100,6 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
     "tests/faults/test_hostile_frames.py": {
         "test_valid_frames_without_end": "EOFs.*|credit.*",
         "test_the_same_once_more_keeps_no_more_memory": ALL,
-        "test_the_supervisor_ends_in_time_meanwhile": "EOFs.*",
     },
     "tests/faults/test_container_life.py": {"test_container_goes_and_comes_under_traffic": "stop"},
     "tests/faults/test_disk.py": {"test_every_command_while_nothing_can_be_written": "read-only"},
