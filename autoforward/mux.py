@@ -230,7 +230,7 @@ class Mux(Carrier[EngineStream]):
 
     def _lose(self, reason: str) -> None:
         if self._stream.fileno() >= 0:
-            self._on_lost(self._last_words or reason)  # before its connections: what starts over is for another agent
+            self._on_lost(reason)  # before its connections: what starts over is for another agent
             self.close()
 
     # The stream.
@@ -242,7 +242,7 @@ class Mux(Carrier[EngineStream]):
                 return
             chunks = self._stream.recv()
             if chunks is None:
-                self._lose("the agent's stream ended")
+                self._lose(self._last_words or "the agent's stream ended")
                 return
             # The engine's frames cut ours anywhere: put together again, fewer pieces go further.
             said = [payload for stream, payload in chunks if stream == STDOUT]
@@ -260,10 +260,11 @@ class Mux(Carrier[EngineStream]):
             return
         except OverBudgetError as error:
             self.is_over_budget = True
-            self._last_words = ""
             self._lose(f"the agent costs too much: {error}")
-        except (OSError, ProtocolError) as error:
+        except ProtocolError as error:
             self._lose(str(error))
+        except OSError as error:
+            self._lose(self._last_words or str(error))
 
     def _take_words(self, lines: Sequence[bytes]) -> None:
         for line in lines[: MAX_LOGGED_LINES - self._logged_lines]:

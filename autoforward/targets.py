@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -38,7 +37,7 @@ def resolve_target(engine: Engine, target: str, say: Say = lambda _text: None) -
 
     `say` is told what was taken where that is not what the target says.
     """
-    is_folder = os.path.isdir(target)  # noqa: PTH112  # text in, as everywhere here
+    is_folder = reader.is_folder(target)
     levels = upwards(target) if is_folder else []
     info = _of_folder(engine, levels[0], target) if is_folder else None
     info = info or _by_name(engine, target) or _by_service(engine, target, say)
@@ -215,7 +214,7 @@ def _projects_called(engine: Engine, wanted: str) -> Iterator[Mapping[Project, l
     """
     rows = [labels for _name, labels in engine.running(all=True) if LABEL_PROJECT in labels]
     folders = {folder for labels in rows for folder in _folders_of(labels)}
-    named = set(same_folders(wanted, folders)) if os.path.isdir(wanted) else set()  # noqa: PTH112
+    named = set(same_folders(wanted, folders)) if reader.is_folder(wanted) else set()
 
     def is_called_so(labels: Mapping[str, str]) -> bool:
         its = _folders_of(labels)

@@ -41,8 +41,10 @@ from autoforward.devcontainer_cli import (
 from autoforward.endpoints import resolve_endpoint
 from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError, UsageError
+from autoforward.foreign.reader import real_path
 from autoforward.identity.labels import LABEL_METADATA
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
+from autoforward.places.folders import same_folders
 from autoforward.portspec import parse_port_spec
 from autoforward.session_config import Metadata, metadata_of, metadata_of_merged, read_sources
 from autoforward.targets import find_workspace_claims
@@ -116,12 +118,12 @@ def _attach(request: DevupRequest, container_id: str) -> attaching.AttachResult:
     finally:
         engine.close()
     path = request.up.config_file()
-    folder = info.workspace_folder or (request.up.folder and os.path.realpath(request.up.folder))
+    folder = info.workspace_folder or (request.up.folder and real_path(request.up.folder))
     return attaching.attach(
         info.container_id,
         endpoint=request.endpoint,
         workspace_folder=folder or None,
-        config_file=info.config_file or (str(path.resolve()) if path is not None else None),
+        config_file=info.config_file or (real_path(str(path)) if path is not None else None),
         override_config=str(path) if path is not None else None,
         metadata=_metadata(request, info, image_label),
         specs=request.specs,
@@ -176,8 +178,8 @@ def _containers_of(engine: Engine, up: UpArguments) -> list[ContainerInfo]:
     if config_file is None:
         return found
     # One folder may hold several configurations, each with its container.
-    mine = str(config_file.resolve())
-    return [info for info in found if not info.config_file or os.path.realpath(info.config_file) == mine]
+    meant = same_folders(str(config_file), (info.config_file for info in found if info.config_file))
+    return [info for info in found if not info.config_file or info.config_file in meant]
 
 
 def _follow(request: DevupRequest, outcome: UpOutcome, events: Sequence[str]) -> None:
@@ -191,7 +193,7 @@ def _follow(request: DevupRequest, outcome: UpOutcome, events: Sequence[str]) ->
 def _followed(request: DevupRequest, outcome: UpOutcome) -> str | None:
     """The container; with all of its services, its folder, which they have in common."""
     folder = request.up.folder if request.all_services else None
-    return os.path.realpath(folder) if folder is not None else outcome.container_id()
+    return real_path(folder) if folder is not None else outcome.container_id()
 
 
 def _last_seq(events: Sequence[str]) -> int | None:

@@ -14,6 +14,7 @@ from autoforward.cli import client
 from autoforward.cli.places import check_known, session_name, warn_unknown
 from autoforward.cli.printing import show
 from autoforward.events import LINE_PREFIX, encode_object, matches_target, read_events
+from autoforward.foreign.reader import is_folder
 from autoforward.paths import StatePaths
 from autoforward.places.folders import spellings
 from autoforward.supervisor.spawn import connect_to_supervisor
@@ -37,7 +38,7 @@ def _accepts(target: str | None, name: str | None) -> Callable[[Mapping[str, Any
     """A workspace that has no session any more is in the log by the path that it was labelled with."""
     if target is None or name is None:
         return None
-    return matches_target(name, *(spellings(target) if os.path.isdir(target) else ()))  # noqa: PTH112
+    return matches_target(name, *(spellings(target) if is_folder(target) else ()))
 
 
 def follow_for_ever(since: int | None, target: str | None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +13,7 @@ from autoforward.cli.places import check_known, say_unknown, session_name
 from autoforward.cli.printing import show, show_json
 from autoforward.cli.service import service
 from autoforward.errors import AutoforwardError, UsageError
+from autoforward.foreign.reader import is_folder
 from autoforward.model import LaneName
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def attach(
         )
     else:
         endpoint, info = find_target(target, docker_host, context)
-        folder = info.workspace_folder if Path(target).is_dir() else None
+        folder = info.workspace_folder if is_folder(target) else None
         result = attach_to(
             info.container_id,
             endpoint=endpoint,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from autoforward.cli import client, output
 from autoforward.errors import TargetError
+from autoforward.foreign.reader import is_folder
 from autoforward.paths import StatePaths
 from autoforward.places.folders import as_typed, same_folders, spellings, upwards
 from autoforward.settings import SessionRecord, meant, nearest_session
@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 def session_name(target: str | None, say: Callable[[str], None] = output.say) -> str | None:
     """What to ask a supervisor for. A folder above is taken, and said, where only that has a session; else it is as it is."""
-    if target is None or not os.path.isdir(target):  # noqa: PTH112  # text in, as everywhere here
+    if target is None or not is_folder(target):
         return target
     found = folders_with_session(target)
     if found is None:
@@ -87,7 +87,7 @@ def is_known(name: str) -> bool:
 
     if meant(_records(), name):
         return True
-    if not os.path.isdir(name):  # noqa: PTH112
+    if not is_folder(name):
         return False
     remembered = (str(row.get("workspace") or "/") for row in stored("entries"))
     return any(same_folders(name, remembered)) or any(config_files_of(level) for level in upwards(name))

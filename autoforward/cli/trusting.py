@@ -14,7 +14,7 @@ from autoforward.cli.places import session_name
 from autoforward.cli.printing import ask, is_answered, show, show_json, tell
 from autoforward.endpoints import resolve_endpoint
 from autoforward.errors import AutoforwardError, TargetError, UsageError
-from autoforward.foreign.reader import real_path
+from autoforward.foreign.reader import is_folder, real_path
 from autoforward.model import ContainerInfo
 from autoforward.paths import StatePaths
 from autoforward.registry import Registry
@@ -82,7 +82,7 @@ def ask_once(record: SessionRecord) -> None:
 def records_of(target: str, docker_host: str | None, context: str | None, paths: StatePaths) -> list[SessionRecord]:
     """The sessions that are meant, else one that would be the folder's. Raises TargetError."""
     name = session_name(target) or target
-    folder = os.path.realpath(name) if Path(target).is_dir() else None
+    folder = real_path(name) if is_folder(target) else None
     stored = _stored(paths)
     records = [record for record in stored if _is_in(record, folder)] if folder else meant(stored, target)
     if records:

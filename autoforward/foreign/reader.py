@@ -131,6 +131,16 @@ def real_path(path: str) -> str:
     return look((path,))[path].real
 
 
+def is_folder(path: str) -> bool:
+    """Whether a path that a person typed is a folder. Raises UsageError for one that does not answer, but for a mere name."""
+    try:
+        return look((path,))[path].kind == "directory"
+    except SilentFileError:
+        if "/" in path:
+            raise
+        return False
+
+
 def survey(paths: Iterable[str]) -> dict[str, Look | None]:
     """The same; None for what does not answer."""
     absolute = {path: os.path.abspath(path) for path in paths}  # noqa: PTH100  # keeps symbolic links

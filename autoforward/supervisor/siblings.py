@@ -209,6 +209,7 @@ class Siblings:
 
     def on_session_ended(self, session: Session) -> None:
         """What waited for it may have its turn: another container with the identity of one that is removed."""
+        self._forget_others()
         if self._waiting:
             self._waiting = False
             self._look_for_missed(session.record.endpoint)
@@ -218,6 +219,11 @@ class Siblings:
         for one in sessions:
             if one.info is not None:
                 self._note(one.record, [one.info])
+
+    def _forget_others(self) -> None:
+        """What was thought of in projects that have no session any more."""
+        known = {(one.record.endpoint.key, one.record.project) for one in self._host.sessions.values()}
+        self._seen = {key: seen for key, seen in self._seen.items() if key in known}
 
     def _note(self, record: SessionRecord, found: list[ContainerInfo]) -> None:
         if record.project is not None:

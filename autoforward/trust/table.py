@@ -58,8 +58,6 @@ TABLE: tuple[Row, ...] = (
     Row("trust", "always left out"),
 )
 
-ROWS = {row.key: row for row in TABLE}
-
 
 def is_loopback(address: str | None) -> bool:
     """Whether a bind address (None: the default) can be reached from this machine only."""

@@ -26,6 +26,7 @@ from autoforward.session_config import read_sources
 from autoforward.settings import ConfigSources, SessionRecord
 from autoforward.trust.approvals import Workspace, workspaces_of
 from autoforward.trust.folders import has_moved, is_trusted, lies_in, place_of
+from tests.conftest import Runner
 from tests.hanging_mount import hanging_mount
 from tests.hostile_files import listening
 
@@ -409,6 +410,22 @@ def test_file_on_a_mount_that_hangs_is_an_error_within_the_deadline(
         child._process.wait(20)
     looks = reader.survey([str(config_of(workspace))])
     assert looks[str(config_of(workspace))] is not None
+
+
+def test_no_command_waits_for_a_folder_that_hangs(tmp_path: Path, run: Runner, home: Path) -> None:
+    env = {"DOCKER_HOST": f"unix://{home}/none.sock"}
+    with hanging_mount(tmp_path / "hangs") as hangs:
+        folder = str(hangs / "ws")
+        for argv in (
+            ("autoforward", "attach", folder),
+            ("autoforward", "trust", folder),
+            ("autoforward", "stop", folder),
+            ("autoforward", "list", folder),
+            ("devdown", "--workspace-folder", folder),
+        ):
+            done = run(*argv, env=env, check=None, timeout_s=60.0)
+            assert "does not answer" in done.stderr, argv
+            assert done.returncode in (2, 3), argv
 
 
 def test_workspace_on_a_mount_that_hangs_is_not_waited_for(
