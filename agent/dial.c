@@ -24,7 +24,7 @@ static bool ask(struct stream *s) {
 	const u8 *name = d->payload + d->at - d->name_size;
 	struct address next;
 	for (; d->server < MAX_NAMESERVERS; d->server++) {
-		sys_getrandom(&d->id, sizeof d->id);
+		sys_random(&d->id, sizeof d->id);
 		d->answered = 0;
 		s->fd = dns_send(d->server, name, d->name_size, d->id);
 		if (s->fd == -ENOENT) break;

@@ -74,9 +74,13 @@ static void close_pump(struct pump *p) {
 	sys_close(p->to);
 }
 
+static bool no_splice; /* forbidden here, or not known: bytes are copied */
+
 static bool open_pump(struct pump *p) {
-	int ends[2];
-	if (sys_pipe(ends) < 0) return false;
+	int ends[2] = {-1, -1};
+	*p = (struct pump){-1, -1, 0, false};
+	long error = no_splice ? -ENOSYS : sys_pipe(ends);
+	if (error < 0) return is_missing(error);
 	*p = (struct pump){ends[0], ends[1], 0, false};
 	long size = sys_fcntl(ends[1], F_SETPIPE_SZ, PUMP_PIPE);
 	if (size < 0) size = sys_fcntl(ends[1], F_GETPIPE_SZ, 0);
@@ -106,11 +110,10 @@ static void bad_greeting(struct direct *d) {
 static int open_listener(const struct address *address, u32 *port) {
 	struct sockaddr_in6 own;
 	u32 size = socket_address(&own, address, 0);
-	long error = sys_splice(-1, -1, 0);
-	if (error != -EBADF && error != 0) return (int)-error; /* forbidden here, or not known */
+	no_splice = is_missing(sys_splice(-1, -1, 0));
 	listener = sys_socket(own.sin6_family, SOCK_STREAM, 0);
 	if (listener < 0) return -listener;
-	error = sys_bind(listener, &own, size);
+	long error = sys_bind(listener, &own, size);
 	if (!error) error = sys_listen(listener, CONNECTIONS);
 	if (!error) error = sys_getsockname(listener, &own, &size);
 	struct stat about;

@@ -157,6 +157,59 @@ void chunk_give(void *chunk) {
 
 #endif
 
+static long with_flags(long fd) {
+	if (fd < 0) return fd;
+	sys_fcntl(fd, F_SETFD, FD_CLOEXEC);
+	sys_fcntl(fd, F_SETFL, sys_fcntl(fd, F_GETFL, 0) | O_NONBLOCK);
+	return fd;
+}
+
+int sys_accept(int fd) {
+	long got = SYS(accept4, fd, 0, 0, SOCK_FLAGS, 0, 0);
+	return (int)(is_missing(got) ? with_flags(SYS(accept, fd, 0, 0, 0, 0, 0)) : got);
+}
+
+int sys_pipe(int fds[2]) {
+	long error = SYS(pipe2, fds, SOCK_FLAGS, 0, 0, 0, 0);
+#ifdef __NR_pipe
+	if (is_missing(error) && (error = SYS(pipe, fds, 0, 0, 0, 0, 0)) == 0) with_flags(fds[0]), with_flags(fds[1]);
+#endif
+	return (int)error;
+}
+
+int sys_epoll_create(void) {
+	long fd = SYS(epoll_create1, O_CLOEXEC, 0, 0, 0, 0, 0);
+#ifdef __NR_epoll_create
+	if (is_missing(fd) && (fd = SYS(epoll_create, 64, 0, 0, 0, 0, 0)) >= 0) sys_fcntl(fd, F_SETFD, FD_CLOEXEC);
+#endif
+	return (int)fd;
+}
+
+long sys_epoll_wait(int epoll, struct epoll_event *events, long count, int timeout_ms) {
+	long got = SYS(epoll_pwait, epoll, events, count, timeout_ms, 0, 8);
+#ifdef __NR_epoll_wait
+	if (is_missing(got)) got = SYS(epoll_wait, epoll, events, count, timeout_ms, 0, 0);
+#endif
+	return got;
+}
+
+long sys_ppoll(struct pollfd *fds, long count, const struct __kernel_timespec *timeout) {
+	long got = SYS(ppoll, fds, count, timeout, 0, 8, 0);
+#ifdef __NR_poll
+	if (is_missing(got)) got = SYS(poll, fds, count, timeout->tv_sec * 1000 + timeout->tv_nsec / 1000000, 0, 0, 0);
+#endif
+	return got;
+}
+
+/* For what must not be guessed; not for keys. */
+void sys_random(void *to, size_t size) {
+	if (SYS(getrandom, to, size, 0, 0, 0, 0) == (long)size) return;
+	int fd = sys_open("/dev/urandom", O_RDONLY);
+	if (fd < 0) return;
+	sys_read(fd, to, size);
+	sys_close(fd);
+}
+
 static u64 clock_us(int clock) {
 	struct __kernel_timespec t;
 	SYS(clock_gettime, clock, &t, 0, 0, 0, 0);

@@ -105,6 +105,21 @@ class _Tls(TLSConfig):
         client.mount("https://", _KeptAlive(pool_maxsize=20))
 
 
+class _Api(docker.APIClient):
+    """That of the SDK, straight to the engine: proxies and passwords (`.netrc`) of the environment are about the web."""
+
+    def _retrieve_server_version(self) -> str:  # its first request, which its constructor makes
+        self.trust_env = False
+        if str(self.base_url).startswith("http://"):
+            self.mount("http://", _KeptAlive(pool_maxsize=20))
+        return str(cast(Any, super())._retrieve_server_version())
+
+
+class _Client(docker.DockerClient):
+    def __init__(self, **options: Any) -> None:
+        self.api = _Api(**options)
+
+
 class Engine:
     """One engine. Thread-safe; opens its first connection on first use."""
 
@@ -130,15 +145,9 @@ class Engine:
         with self._lock:
             if self._client is None:
                 with self._translated():
-                    self._client = docker.DockerClient(
-                        base_url=url,
-                        version="auto",
-                        timeout=REQUEST_TIMEOUT_S,  # type: ignore[arg-type]  # the stubs know ints only
-                        max_pool_size=20,
-                        tls=self._tls(),
+                    self._client = _Client(
+                        base_url=url, version="auto", timeout=REQUEST_TIMEOUT_S, max_pool_size=20, tls=self._tls()
                     )
-                if self.endpoint.tls is None:
-                    self._client.api.mount("http://", _KeptAlive(pool_maxsize=20))
             return self._client
 
     def renew(self, endpoint: EngineEndpoint) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import socket
+import threading
 from collections.abc import Callable
 from itertools import count
 
@@ -85,3 +88,44 @@ def test_the_containers_network_goes_and_comes_back(
     assert answers(host_port, b"last")
     row = row_of(run, server.port, status="active")
     assert row["localPort"] == host_port
+
+
+NEWER = (
+    "accept4",
+    "close_range",
+    "dup3",
+    "epoll_create1",
+    "epoll_pwait",
+    "epoll_pwait2",
+    "getrandom",
+    "pipe2",
+    "ppoll",
+    "splice",
+)
+"""What an older kernel, gVisor or a seccomp profile may not have, as far as the engine starts containers without."""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_where_newer_system_calls_are_forbidden_older_ones_do(
+    container: ContainerFactory, network: Callable[[], str], run: Runner, number: int
+) -> None:
+    forbidden = {"names": NEWER, "action": "SCMP_ACT_ERRNO", "errnoRet": number}
+    profile = json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [forbidden]})
+    app = container(network=network(), security_opt=[f"seccomp={profile}"])
+    port = free_port()
+    app.shell(f"socat TCP-LISTEN:{port},bind=127.0.0.1,fork EXEC:cat </dev/null >/dev/null 2>&1 &")
+    run("autoforward", "attach", app.name, "--lane", "agent", check=0)
+    host_port = row_of(run, port, status="active")["localPort"]
+    assert answers(host_port, b"first")
+    eventually(lambda: direct_connections(app) == 1, what="the trunk")
+    bulk = bytes(range(256)) * (4 << 12)
+    with dial(host_port) as client:
+        sender = threading.Thread(target=client.sendall, args=(bulk,))
+        sender.start()
+        got = b""
+        while len(got) < len(bulk) and (piece := client.recv(1 << 20)):
+            got += piece
+        sender.join()
+        assert got == bulk
+        assert direct_connections(app) == 2, "bulk has a connection of its own, without splice too"
