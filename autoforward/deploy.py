@@ -64,12 +64,44 @@ class AgentDoesNotRunError(NoAgentError):
     """The agent is in the container, and its process ended before it said a word: another place may do."""
 
 
-def deploy_agent(engine: Engine, info: ContainerInfo, unusable: Collection[str] = ()) -> str:
-    """The path of the agent in the container, at no place of an `unusable` one.
+ELF_MACHINES = {3: "386", 40: "arm", 62: "amd64", 183: "arm64", 243: "riscv64"}
+"""`e_machine` of an ELF file, in the engine's words."""
+
+
+def architectures(engine: Engine, info: ContainerInfo) -> tuple[str, ...]:
+    """Which agents may run in the container, the likeliest first. Raises what the engine raises.
+
+    What its image says is asked about only where it is not what the engine's machine is: labels of images are wrong at
+    times, and a kernel runs its own kind of static program in any container.
+    """
+    labelled, machine = engine.architecture(info), engine.machine
+    if labelled == machine:
+        return (labelled,)
+    number = engine.program_machine(info)
+    own = ELF_MACHINES.get(number, labelled) if number is not None else labelled
+    return tuple(dict.fromkeys((own, machine)))
+
+
+def built_for(candidates: Sequence[str]) -> tuple[str, ...]:
+    """Those of them that this installation has an agent for. Raises NoAgentError where that is none."""
+    built, reason = [], None
+    for architecture in candidates:
+        try:
+            agent_binary(architecture)
+            built.append(architecture)
+        except NoAgentError as error:
+            reason = reason or error
+    if not built:
+        raise reason or NoAgentError("it is not known what programs the container runs")
+    return tuple(built)
+
+
+def deploy_agent(engine: Engine, info: ContainerInfo, architecture: str, unusable: Collection[str] = ()) -> str:
+    """The path of that agent in the container, at no place of an `unusable` one.
 
     Raises NoAgentError, and what the engine raises.
     """
-    binary = agent_binary(engine.architecture(info))
+    binary = agent_binary(architecture)
     name = agent_name(binary)
     tried = {place_of(path) for path in unusable}
     reasons = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import posixpath
 import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
 from docker.tls import TLSConfig
+from docker.utils import version_gte
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
@@ -37,6 +39,11 @@ REQUEST_TIMEOUT_S = 30.0
 
 NETWORK_OF = "container:"
 """How the network mode begins of a container that uses another one's; compose writes that for `service:x` too."""
+
+_NO_SUCH_USER = ("unable to find user", "no matching entries in passwd", "unable to find group")
+"""What engines say of a process whose user is missing; Docker on its stdout."""
+
+MAX_LINKS = 8
 
 MAX_NETWORK_HOPS = 4
 """Containers that use the network of one that uses the network of one …; engines allow few of them, or none."""
@@ -131,6 +138,9 @@ class Engine:
         self._lock = threading.Lock()
         self._client: docker.DockerClient | None = None
         self._tells_owners: bool | None = None
+        self._machine: str | None = None
+        self._users: dict[str, str] = {}
+        """By container, where its user's name leads nowhere: the numbers."""
         self._cached_characters = 0
         self._image_labels: dict[tuple[str, str], dict[str, str] | None] = {}
         """By the image's id, which is a hash of what is in it, and the platform of it that runs: they never change."""
@@ -308,13 +318,63 @@ class Engine:
         """
         with self._translated(container_id):
             api = self.client.api
+            # Its own working directory may have been removed, and its user's name: `/` is there, and a number always is.
+            place: dict[str, Any] = {"workdir": "/"} if version_gte(str(api.api_version), "1.35") else {}
             created = api.exec_create(
-                container_id, list(argv), stdin=True, stdout=True, stderr=True, environment=dict(environment)
+                container_id,
+                list(argv),
+                stdin=True,
+                stdout=True,
+                stderr=True,
+                environment=dict(environment),
+                user=self._users.get(container_id, ""),
+                **place,
             )
         return start_exec(self._link.connect(), self.endpoint.host, str(api.api_version), created["Id"])
 
+    def goes_by_number(self, container_id: str, words: str) -> bool:
+        """Whether a process that failed with these words is worth another try: its user is not in /etc/passwd any more.
+
+        Then processes that are started from now on get the numbers that the container's first one has.
+        """
+        if not any(sign in words for sign in _NO_SUCH_USER) or container_id in self._users:
+            return False
+        with self._translated(container_id):
+            api = cast(Any, self.client.api)
+            first = str((api.inspect_container(container_id).get("State") or {}).get("Pid", ""))
+            rows = [row for row in api.top(container_id, ps_args="-eo pid,uid,gid")["Processes"] if len(row) == 3]
+        numbers = [row[1:] for row in sorted(rows, key=lambda row: row[0] not in (first, "1"))]
+        if not numbers or not all(number.isdecimal() for number in numbers[0]):
+            return False
+        if len(self._users) >= MAX_CACHED_IMAGES:
+            self._users.clear()
+        self._users[container_id] = ":".join(numbers[0])
+        return True
+
+    @property
+    def machine(self) -> str:
+        """What the engine's kernel runs, in the engine's words: `amd64`; static programs for it run in every container there."""
+        if self._machine is None:
+            with self._translated():
+                self._machine = str(self.client.version().get("Arch", "unknown"))
+        return self._machine
+
+    def program_machine(self, info: ContainerInfo) -> int | None:
+        """The ELF number (`e_machine`) of what the container's own programs are built for; None where that cannot be seen."""
+        path = "/bin/sh"
+        for _ in range(MAX_LINKS):
+            member = self.read_member(info.container_id, path, 20)
+            if member is None:
+                return None
+            if not (member[0].issym() or member[0].islnk()):
+                head = member[1]
+                is_little = head[:4] == b"\x7fELF" and head[5:6] == b"\x01"
+                return int.from_bytes(head[18:20], "little") if is_little and len(head) == 20 else None
+            path = posixpath.join(posixpath.dirname(path), member[0].linkname)
+        return None
+
     def architecture(self, info: ContainerInfo) -> str:
-        """What the container's programs are built for, in the engine's words: `amd64`; `unknown` if its image is gone."""
+        """What the container's image says it is built for, in the engine's words: `amd64`; `unknown` if its image is gone."""
         image = self._image(info.image_id or info.image, info.image_platform)
         return "unknown" if image is None else str(image.get("Architecture", "unknown"))
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError, ProtocolError
-from autoforward.lanes.probe import MAX_REPORT, Probe, explain_exec_failure, parse_probe
+from autoforward.lanes.probe import MAX_REPORT, NOTHING_RUNS, Probe, explain_exec_failure, parse_probe
 from autoforward.lanes.scripts import probe_argv
+from autoforward.lanes.watcher import printable
 from autoforward.streams import STDERR, STDOUT
 
 PROBE_TIMEOUT_S = 15.0
@@ -17,18 +18,28 @@ PROBE_TIMEOUT_S = 15.0
 
 
 class NoShellError(AutoforwardError):
-    """Nothing of ours can run in this container: it has no shell that works."""
+    """Nothing of ours can run in this container: it has no shell that works.
+
+    `nothing_runs`: nor has it anything else that the engine could start.
+    """
+
+    def __init__(self, message: str, *, nothing_runs: bool = False) -> None:
+        super().__init__(message)
+        self.nothing_runs = nothing_runs
 
 
 def probe_container(engine: Engine, container_id: str) -> Probe:
     """What is there. Raises NoShellError, or what `Engine.open_exec` raises."""
     stdout, stderr, exec_id = run_in_container(engine, container_id, probe_argv())
+    if engine.goes_by_number(container_id, printable(stdout or stderr)):
+        stdout, stderr, exec_id = run_in_container(engine, container_id, probe_argv())
     try:
         return parse_probe(stdout)
     except ProtocolError as error:
         exit_code = engine.exit_code(exec_id)
         if exit_code in (126, 127):
-            raise NoShellError(explain_exec_failure(exit_code, stdout, stderr)) from error
+            reason = explain_exec_failure(exit_code, stdout, stderr)
+            raise NoShellError(reason, nothing_runs=reason.startswith(NOTHING_RUNS)) from error
         raise AutoforwardError(str(error)) from error
 
 

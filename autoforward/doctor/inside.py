@@ -8,17 +8,28 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from autoforward.candidates import not_taken
-from autoforward.deploy import FOLDER, NoAgentError, PlaceLook, agent_binary, agent_name, look_at, places
+from autoforward.deploy import (
+    FOLDER,
+    NoAgentError,
+    PlaceLook,
+    agent_binary,
+    agent_name,
+    architectures,
+    built_for,
+    look_at,
+    places,
+)
 from autoforward.doctor.container import AgentLook, LanesLook, OwnersLook, PortLook
 from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError
 from autoforward.lanes.probe import Probe
+from autoforward.lanes.watcher import printable
 from autoforward.model import FIRST_UNPRIVILEGED, ContainerInfo
 from autoforward.networks.look import NetworkLook
 from autoforward.networks.rule import rule_for
 from autoforward.networks.sharing import DirectPath
 from autoforward.policy import plan
-from autoforward.probing import probe_container, run_in_container
+from autoforward.probing import NoShellError, probe_container, run_in_container
 from autoforward.procnet import parse_proc_net_tcp
 from autoforward.settings import SessionRecord
 from autoforward.sockets import (
@@ -37,6 +48,8 @@ _ASK = (
     "cat /proc/self/status 2>/dev/null; echo AF sockets; cat /proc/net/tcp /proc/net/tcp6 2>/dev/null; echo AF done"
 )
 
+VERSION = b"autoforward-agent protocol 1\n"
+
 _LOOPBACK_ROW = b"00000000000000000000000000000001 "
 
 
@@ -46,6 +59,8 @@ class Inside:
     def __init__(self, engine: Engine, info: ContainerInfo) -> None:
         self.probe: Probe | None = None
         self.problem = ""
+        self.nothing_runs = False
+        """Whether the engine starts no process there at all, be it a shell or not."""
         self.mounts: tuple[tuple[str, frozenset[str]], ...] = ()
         self.has_ipv6: bool | None = None
         self.owners: OwnersLook | None = None
@@ -55,6 +70,8 @@ class Inside:
                 report = run_in_container(engine, info.container_id, ["sh", "-c", _ASK])[0]
                 self.mounts, self.has_ipv6 = parse_report(report)
                 self.owners = parse_owners(report)
+        except NoShellError as error:
+            self.problem, self.nothing_runs = str(error), error.nothing_runs
         except AutoforwardError as error:
             self.problem = self.problem or str(error)
 
@@ -124,9 +141,11 @@ def look_at_direct(
 
 def _look_at_agent(engine: Engine, info: ContainerInfo, inside: Inside) -> AgentLook:
     try:
-        binary = agent_binary(engine.architecture(info))
+        binary = agent_binary(built_for(architectures(engine, info))[0])
     except NoAgentError as error:
         return AgentLook(False, str(error))
+    if inside.nothing_runs:
+        return AgentLook(False, inside.problem)
     found = [place for place in places(info) if not info.read_only or place in info.writable_volumes]
     if not found:
         return AgentLook(False, "it cannot be put there: the file system is read-only, and there is no volume")
@@ -140,8 +159,13 @@ def _look_at_agent(engine: Engine, info: ContainerInfo, inside: Inside) -> Agent
             look = look_at(engine, info, place, path, binary)
         except AutoforwardError as error:
             look = PlaceLook(str(error), is_there=False)
-        if look.problem is None:
-            return AgentLook(True, f"it is there, {path}" if look.is_there else f"it can be put into {place}")
+        if look.problem is None and look.is_there:
+            said = run_in_container(engine, info.container_id, [path, "--version"])[0]
+            if said.startswith(VERSION):
+                return AgentLook(True, f"it is there, and runs: {path}")
+            look = PlaceLook(f"it does not run: {printable(said) or 'it says nothing'}", is_there=True)
+        elif look.problem is None:
+            return AgentLook(True, f"it can be put into {place}")
         problems.append(f"{place}: {look.problem}")
     return AgentLook(False, f"it cannot be put there ({'; '.join(problems)})")
 

@@ -106,9 +106,16 @@ def choose_lane(probe: Probe, choice: LaneChoice) -> RelayTool | NoLane:
 _NAMES = {"socat": "socat", "nc": "nc of a known kind", "devtcp": "bash with /dev/tcp, or no cat"}
 
 
+NOTHING_RUNS = "nothing can be run in the container"
+_NOT_OF_THE_SHELL = ("unable to find user", "unable to find group", "no matching entries", "chdir", "cwd")
+"""Its user is not there any more, or its working directory."""
+
+
 def explain_exec_failure(exit_code: int, stdout: bytes, stderr: bytes) -> str:
     """Why a probe or a watcher never ran, for people. Docker: exit 126 or 127 and its words on stdout."""
     words = printable(stdout or stderr)
+    if exit_code in (126, 127) and any(sign in words for sign in _NOT_OF_THE_SHELL):
+        return f"{NOTHING_RUNS}: {words}"
     if exit_code in (126, 127) and ("not found" in words or "no such file" in words.lower()):
         return "the container has no shell (`sh`), so nothing can be run in it"
     if exit_code in (126, 127):

@@ -11,9 +11,10 @@ import secrets
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
-from autoforward.deploy import AgentDoesNotRunError, NoAgentError, deploy_agent
+from autoforward.deploy import AgentDoesNotRunError, NoAgentError, architectures, built_for, deploy_agent
 from autoforward.detector import PONG_TIMEOUT_S, Detector
 from autoforward.engine import ContainerEvent, Engine
 from autoforward.forwarder import Forwarder
@@ -35,6 +36,9 @@ from autoforward.supervisor.quick_ends import QuickEnds
 from autoforward.supervisor.services import SessionServices
 
 log = logging.getLogger(__name__)
+
+WRONG_KIND = "exec format error"
+"""What an engine says of a program for another kind of machine."""
 
 CUT_STATUSES = (None, 0, 126)
 """Of an agent that did not end by itself: it lives, or saw the end of its stdin; the last is what Docker says of a process
@@ -247,15 +251,26 @@ class Watching:
         if why_not is not None:
             return None, why_not
         unusable: dict[str, str] = {}
+        tried: list[str] = []
         link: AgentLink | None = None
-        while link is None:
-            try:
-                path = await self._in_pool(lambda: deploy_agent(self._engine, info, tuple(unusable)))
-                link = await self._start_agent(info, path, options)
-            except AgentDoesNotRunError as error:
-                unusable[path] = f"{path}: {error}"
-            except NoAgentError as error:
-                return None, "; ".join((*unusable.values(), str(error)))
+        path = ""
+        try:
+            kinds = list(await self._in_pool(lambda: built_for(architectures(self._engine, info))))
+            while link is None:
+                try:
+                    path = await self._in_pool(lambda: deploy_agent(self._engine, info, kinds[0], tuple(unusable)))
+                    link = await self._start_agent(info, path, options)
+                except AgentDoesNotRunError as error:
+                    words = str(error)
+                    if await self._in_pool(partial(self._engine.goes_by_number, info.container_id, words)):
+                        continue
+                    unusable[path] = f"{path}: {words}"
+                    if WRONG_KIND in words.lower() and len(kinds) > 1:  # no place would make a difference
+                        tried.extend(unusable.values())
+                        unusable.clear()
+                        kinds.pop(0)
+        except NoAgentError as error:
+            return None, "; ".join((*tried, *unusable.values(), str(error)))
         self._connections.tool, self._connections.problem = agent_tool(), None
         self._connections.watched_by(None, "")
         self._forwarder.route_over(self._session_id)

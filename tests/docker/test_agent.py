@@ -204,24 +204,43 @@ def test_read_only_root_without_any_tool_fails_with_every_reason(container: Cont
         assert "read-only" in said
 
 
-def test_container_for_a_machine_that_no_agent_is_built_for(container: ContainerFactory, run: Runner) -> None:
-    app = container("riscv64")
-    lane = attach(run, app)
-    assert (lane["name"], lane["dialect"]) == ("nc", "busybox")
-    assert "the agent was not built for riscv64 containers" in lane["note"]
-    done = run("autoforward", "attach", app.name, "--lane", "agent")
-    assert done.returncode == 1
-    assert "the agent was not built for riscv64 containers" in done.stderr
+@pytest.mark.parametrize("labelled", ["riscv64", "arm64" if os.uname().machine == "x86_64" else "amd64"])
+def test_image_that_says_it_is_for_another_machine_is_not_believed(
+    container: ContainerFactory, run: Runner, labelled: str
+) -> None:
+    app = container(labelled)
+    assert attach(run, app)["name"] == "agent"
+    [path] = app.shell(AGENT_FILES).split()
+    assert app.shell(f"{path} --version") == "autoforward-agent protocol 1\n"
 
 
-def test_container_for_another_machine_of_ours(container: ContainerFactory, run: Runner) -> None:
-    """Whether its agent is in the package, and whether the engine's machine runs such programs, is not for us to say."""
-    architecture = "arm64" if os.uname().machine == "x86_64" else "amd64"
-    lane = attach(run, container(architecture))
-    if lane["name"] != "agent":
-        assert lane["name"] == "nc"
-        reasons = (f"the agent was not built for {architecture} containers", "exec format error")
-        assert any(reason in lane["note"] for reason in reasons), lane["note"]
+def test_container_whose_working_directory_and_user_are_gone(container: ContainerFactory, run: Runner) -> None:
+    """As an entrypoint leaves it: processes are started in `/`, by the number that its first one has."""
+    port = free_port()
+    app = container(
+        "full",
+        ["sh", "-c", f"exec python3 {HELPER_DIR}/server.py http --port {port}"],
+        user="dev",
+        working_dir="/gone/here",
+    )
+    app.exec(["sh", "-c", "cd /; rm -rf /gone; sed -i /^dev:/d /etc/passwd"], user="root")
+    code, _said = app.exec(["true"])
+    assert code != 0, "nothing of this kind is left that an exec could go by"
+    doctor = json.loads(run("autoforward", "doctor", app.name, "--json").stdout)
+    probed = {finding["id"]: finding for finding in doctor}
+    assert "lacks" in probed["lane-socat"]["text"], "its tools were found"
+    assert attach(run, app)["name"] == "agent"
+    assert fetch(row_of(run, port, status="active")["url"]) == "hello\n"
+    after = {finding["id"]: finding for finding in json.loads(run("autoforward", "doctor", app.name, "--json").stdout)}
+    assert after["lane-agent"]["status"] == "ok"
+    table = app.raw.top(ps_args="-eo pid,uid,args")["Processes"]
+    assert [uid for _pid, uid, command in table if "/.autoforward/agent-" in command] == ["1000"]
+    run("autoforward", "detach", app.name, check=0)
+    assert attach(run, app, "--lane", "socat")["name"] == "socat"
+    assert fetch(row_of(run, port, status="active")["url"]) == "hello\n"
+    run("autoforward", "detach", app.name, check=0)
+    said_after = {row["id"]: row for row in json.loads(run("autoforward", "doctor", app.name, "--json").stdout)}
+    assert "it is there, and runs" in said_after["lane-agent"]["text"]
 
 
 # -- put there once ------------------------------------------------------------------------------

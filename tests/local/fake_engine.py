@@ -127,6 +127,11 @@ class FakeEngine:
         self.streams.append(stream)
         return stream
 
+    machine = "pdp11"
+
+    def goes_by_number(self, _container_id: str, _words: str) -> bool:
+        return False
+
     def exit_code(self, exec_id: str) -> int | None:
         return self.exit_status
 

@@ -53,8 +53,8 @@ class FakeEngine:
         self.uploads: list[str] = []
         self._swallowing, self._refusing = swallowing, refusing
 
-    def architecture(self, _info: ContainerInfo) -> str:
-        return "amd64"
+    def goes_by_number(self, _container_id: str, _words: str) -> bool:
+        return False
 
     def read_member(self, _container_id: str, path: str, max_bytes: int = 0) -> tuple[tarfile.TarInfo, bytes] | None:
         found = self.members.get(path)
@@ -127,26 +127,28 @@ def info(*mounts: str, tmpfs: tuple[str, ...] = ()) -> ContainerInfo:
 @pytest.mark.usefixtures("binary")
 def test_what_is_there_is_not_put_there_again() -> None:
     engine = FakeEngine({})
-    path = deploy.deploy_agent(cast(Engine, engine), info())
+    path = deploy.deploy_agent(cast(Engine, engine), info(), "amd64")
     assert path.startswith("/tmp/.autoforward/agent-")
-    assert deploy.deploy_agent(cast(Engine, engine), info()) == path
+    assert deploy.deploy_agent(cast(Engine, engine), info(), "amd64") == path
     assert engine.uploads == ["/tmp"]  # in the container
 
 
 @pytest.mark.usefixtures("binary")
 def test_places_are_tried_in_order_and_every_reason_is_told() -> None:
     engine = FakeEngine({}, swallowing=("/tmp",), refusing=("/",))
-    assert deploy.deploy_agent(cast(Engine, engine), info("/data")).startswith("/data/.autoforward/agent-")
+    assert deploy.deploy_agent(cast(Engine, engine), info("/data"), "amd64").startswith("/data/.autoforward/agent-")
     with pytest.raises(deploy.NoAgentError, match=r"/tmp: what is uploaded .*; /: read-only"):
-        deploy.deploy_agent(cast(Engine, FakeEngine({}, swallowing=("/tmp",), refusing=("/",))), info())
+        deploy.deploy_agent(cast(Engine, FakeEngine({}, swallowing=("/tmp",), refusing=("/",))), info(), "amd64")
 
 
 @pytest.mark.usefixtures("binary")
 def test_a_tmpfs_and_a_place_where_it_did_not_run_are_passed_over() -> None:
     engine = FakeEngine({})
-    first = deploy.deploy_agent(cast(Engine, engine), info("/data", tmpfs=("/tmp",)))
+    first = deploy.deploy_agent(cast(Engine, engine), info("/data", tmpfs=("/tmp",)), "amd64")
     assert first.startswith("/.autoforward/")
-    assert deploy.deploy_agent(cast(Engine, engine), info("/data", tmpfs=("/tmp",)), [first]).startswith("/data/")
+    assert deploy.deploy_agent(cast(Engine, engine), info("/data", tmpfs=("/tmp",)), "amd64", [first]).startswith(
+        "/data/"
+    )
     assert engine.uploads == ["/", "/data"]
 
 
@@ -155,19 +157,21 @@ def test_an_engine_that_hides_whose_a_file_is_gets_a_folder_that_nobody_could_na
     """Podman says of every file that it is the container's user's: with `user: dev` there was never an agent on it."""
     planted: Members = {FOLDER: (member(tarfile.DIRTYPE, uid=2000), b"")}
     engine = FakeEngine(planted, says_owner=1000)
-    paths = [deploy.deploy_agent(cast(Engine, engine), info()) for _ in range(2)]
+    paths = [deploy.deploy_agent(cast(Engine, engine), info(), "amd64") for _ in range(2)]
     for path in paths:
         assert re.fullmatch(r"/tmp/\.autoforward-[0-9a-f]{32}/\.autoforward/agent-[0-9a-f]{16}", path)
         assert engine.members[path][1] == BINARY
     assert paths[0] != paths[1]
-    assert deploy.deploy_agent(cast(Engine, engine), info(), paths[:1]).startswith("/.autoforward-"), "the next place"
+    assert deploy.deploy_agent(cast(Engine, engine), info(), "amd64", paths[:1]).startswith("/.autoforward-"), (
+        "the next place"
+    )
 
 
 @pytest.mark.usefixtures("binary")
 def test_a_volume_of_who_knows_whom_is_no_place() -> None:
     engine = FakeEngine({}, refusing=("/tmp", "/"), says_owner=0)
     with pytest.raises(deploy.NoAgentError, match="/data: the engine does not say who owns it"):
-        deploy.deploy_agent(cast(Engine, engine), info("/data"))
+        deploy.deploy_agent(cast(Engine, engine), info("/data"), "amd64")
 
 
 # The folders on the way.
@@ -209,11 +213,11 @@ def test_a_folder_in_which_others_can_exchange_what_is_there(
 def test_a_place_in_which_others_can_exchange_it_is_passed_over_and_says_why() -> None:
     """They swapped the agent's folder between our look and its start, and ran as the container's root."""
     engine = FakeEngine({"/tmp": folder(mode=0o777)})  # in the container
-    assert deploy.deploy_agent(cast(Engine, engine), info()).startswith("/.autoforward/agent-")
+    assert deploy.deploy_agent(cast(Engine, engine), info(), "amd64").startswith("/.autoforward/agent-")
     assert engine.uploads == ["/"]
     engine = FakeEngine({**there(), "/tmp": folder(mode=0o777), "/": folder(uid=7)})  # in the container
     with pytest.raises(deploy.NoAgentError) as caught:
-        deploy.deploy_agent(cast(Engine, engine), info("/data"))
+        deploy.deploy_agent(cast(Engine, engine), info("/data"), "amd64")
     reasons = "/tmp: / belongs to user id 7; /: belongs to user id 7; /data: / belongs to user id 7"
     assert str(caught.value) == f"the agent cannot be put into the container ({reasons})"
     assert engine.uploads == []
@@ -225,9 +229,9 @@ def test_each_folder_that_leads_to_a_volume_counts() -> None:
     for place in members:
         engine = FakeEngine({**members, place: folder(mode=0o777)}, refusing=("/tmp", "/"))
         with pytest.raises(deploy.NoAgentError, match=r"/a/b/vol: (/a |/a/b |)can be written by others"):
-            deploy.deploy_agent(cast(Engine, engine), info("/a/b/vol"))
+            deploy.deploy_agent(cast(Engine, engine), info("/a/b/vol"), "amd64")
     engine = FakeEngine(members, refusing=("/tmp", "/"))
-    assert deploy.deploy_agent(cast(Engine, engine), info("/a/b/vol")).startswith("/a/b/vol/.autoforward/")
+    assert deploy.deploy_agent(cast(Engine, engine), info("/a/b/vol"), "amd64").startswith("/a/b/vol/.autoforward/")
     assert deploy.places(info("/a/b/vol", tmpfs=("/a",))) == ("/tmp", "/"), "below what the engine does not show"
 
 
@@ -258,10 +262,10 @@ def test_a_volume_of_the_user_as_whom_it_runs_will_do(user: str, fits: bool) -> 
     engine = FakeEngine(members, refusing=("/tmp", "/"))
     of_user = replace(info("/data"), user=user)
     if fits:
-        assert deploy.deploy_agent(cast(Engine, engine), of_user).startswith("/data/.autoforward/")
+        assert deploy.deploy_agent(cast(Engine, engine), of_user, "amd64").startswith("/data/.autoforward/")
     else:
         with pytest.raises(deploy.NoAgentError, match="/data: belongs to user id 1000"):
-            deploy.deploy_agent(cast(Engine, engine), of_user)
+            deploy.deploy_agent(cast(Engine, engine), of_user, "amd64")
 
 
 @pytest.mark.usefixtures("binary")
@@ -276,8 +280,48 @@ def test_what_the_engine_does_not_show_is_a_reason_and_a_container_that_is_gone_
 
     engine.read_member = refuse(AutoforwardError("the engine says: too many links"))  # type: ignore[method-assign]
     with pytest.raises(deploy.NoAgentError, match="/tmp: the engine says: too many links; /: the engine says"):
-        deploy.deploy_agent(cast(Engine, engine), info())
+        deploy.deploy_agent(cast(Engine, engine), info(), "amd64")
     for error in (TargetError("gone"), EngineUnreachableError("away")):
         engine.read_member = refuse(error)  # type: ignore[method-assign]
         with pytest.raises(type(error)):
-            deploy.deploy_agent(cast(Engine, engine), info())
+            deploy.deploy_agent(cast(Engine, engine), info(), "amd64")
+
+
+@pytest.mark.parametrize(
+    ("labelled", "machine", "elf", "tried"),
+    [
+        ("amd64", "amd64", None, ("amd64",)),  # nothing is asked of the container
+        ("386", "amd64", 62, ("amd64",)),
+        ("arm64", "amd64", 62, ("amd64",)),
+        ("386", "amd64", 3, ("amd64",)),  # its kernel runs ours all the same
+        ("arm64", "amd64", 183, ("arm64", "amd64")),  # under an emulator, as its image says
+        ("arm64", "amd64", None, ("arm64", "amd64")),  # no shell to look at
+        ("unknown", "arm64", None, ("arm64",)),
+        ("unknown", "unknown", None, ()),
+    ],
+)
+def test_which_agents_may_run(
+    monkeypatch: pytest.MonkeyPatch, labelled: str, machine: str, elf: int | None, tried: tuple[str, ...]
+) -> None:
+    class Labelled:
+        def architecture(self, _info: ContainerInfo) -> str:
+            return labelled
+
+        def program_machine(self, _info: ContainerInfo) -> int | None:
+            assert labelled != machine, "costs a question"
+            return elf
+
+    def built(architecture: str) -> bytes:
+        if architecture not in ("amd64", "arm64"):
+            raise deploy.NoAgentError(f"the agent was not built for {architecture} containers")
+        return BINARY
+
+    monkeypatch.setattr(deploy, "agent_binary", built)
+    engine = Labelled()
+    engine.machine = machine  # type: ignore[attr-defined]
+    candidates = deploy.architectures(cast(Engine, engine), info())
+    if tried:
+        assert deploy.built_for(candidates) == tried
+    else:
+        with pytest.raises(deploy.NoAgentError, match="not built for unknown"):
+            deploy.built_for(candidates)
