@@ -66,7 +66,7 @@ Member = tuple[tarfile.TarInfo, bytes]
 HEAD_BYTES = 4096
 """The head of a tar's first member, with long names; more of it the engine need not read."""
 
-CONTAINER_ACTIONS = ("start", "die", "died", "destroy", "remove", "pause", "unpause", "rename")
+CONTAINER_ACTIONS = ("start", "die", "died", "destroy", "remove", "pause", "unpause", "rename", "create")
 """What of an engine's events concerns a session. Podman has `remove` for `destroy`, and says `die` to whom asked for `died`."""
 
 NETWORK_ACTIONS = ("connect", "disconnect")
@@ -252,6 +252,21 @@ class Engine:
             addresses=owner.addresses,
             published=owner.published,
             names=tuple(dict.fromkeys((*info.names, *owner.own_names))),
+        )
+
+    def asks_for(self, container_id: str) -> frozenset[tuple[str, int]]:
+        """The host ports that a container publishes once it starts, as (transport, number); none if it is gone."""
+        try:
+            with self._translated(container_id):
+                raw = cast(Mapping[str, Any], self.client.api.inspect_container(container_id))
+        except TargetError:
+            return frozenset()
+        bindings = (raw.get("HostConfig") or {}).get("PortBindings") or {}
+        return frozenset(
+            (port.partition("/")[2] or "tcp", int(binding["HostPort"]))
+            for port, asked in bindings.items()
+            for binding in asked or ()
+            if str(binding.get("HostPort", "")).isdecimal()
         )
 
     def find_containers(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:

@@ -302,6 +302,15 @@ class Forwarder:
             await self._publish_notice("unforwarded", replace(notice, reason=reason))
         await self._summarise(None)
 
+    async def give_up(self, numbers: Set[tuple[str, int]]) -> None:
+        """Let go of those of these (transport, host port) that no server is behind now: another container asks for them."""
+        rows = [
+            row
+            for key, row in self._forwards.items()
+            if row.status in ("reconnecting", "waiting") and (key.transport, row.host_port) in numbers
+        ]
+        await self._close(rows, "a container that publishes this host port was created", reset=True)
+
     async def close_one(self, key: ForwardKey, reason: str) -> None:
         if key in self._forwards:
             await self._close([self._forwards[key]], reason, reset=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import logging
 import logging.handlers
@@ -15,6 +16,7 @@ import os
 import queue
 import resource
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from autoforward.errors import AutoforwardError
@@ -42,9 +44,16 @@ def main() -> NoReturn:
     if os.fork():
         os._exit(0)  # no clean-up: everything belongs to the child now
     os.umask(0o077)
+    _take_a_name()
     status = _supervise(ready_fd)
     # Not by way of the interpreter's own end: that would wait for threads that wait for an engine which hangs.
     os._exit(status)
+
+
+def _take_a_name() -> None:
+    """What `ss`, `ps` and `lsof` call us: our listeners are no nameless python's. Linux only."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text("autoforward")
 
 
 def _supervise(ready_fd: int) -> int:

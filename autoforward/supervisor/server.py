@@ -381,6 +381,9 @@ class Supervisor:
         self.spawn(self.store_session(session), "store what was opened")
 
     def _on_engine_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
+        if event is not None and event.action == "create":
+            self._make_room(endpoint, event.container_id)
+            return
         self.networks.on_event(endpoint, event)
         if event is not None and event.network_id is not None:
             return
@@ -398,6 +401,21 @@ class Supervisor:
                 session.notice_network()
             elif event.action == "start" and record.outlives_container and carries(event.labels, record.next_labels):
                 session.look_again()
+
+    def _make_room(self, endpoint: EngineEndpoint, container_id: str) -> None:
+        """A container was created: what it publishes is its own once it starts, and not a stopped container's."""
+        if endpoint.socket_path is None or not any(session.is_away for session in self.sessions.values()):
+            return
+
+        async def look() -> None:
+            used = self.engines.get(endpoint)
+            loop = asyncio.get_running_loop()
+            numbers = await loop.run_in_executor(used.pool, used.engine.asks_for, container_id)
+            for session in self.sessions.values():
+                if numbers and session.is_away:
+                    session.numbers_asked(numbers)
+
+        self.spawn(look(), "host ports that a new container asks for")
 
     def _on_clock_jump(self, _seconds: float) -> None:
         """The machine was asleep. What does not answer now is replaced."""

@@ -45,6 +45,7 @@ from autoforward.supervisor.watching import (
     Lost,
     NeighboursChanged,
     NetworkChanged,
+    NumbersAsked,
     PauseUnclear,
     ProcessesKnown,
     Watch,
@@ -211,6 +212,15 @@ class Session:
     def look_again(self) -> None:
         """Something may have become of its container, or another one may have come after it."""
         self.notice_event(ContainerEvent("recheck", self.record.container_id, self.record.container_name, {}))
+
+    @property
+    def is_away(self) -> bool:
+        """Whether its container does not run, and its host ports are held."""
+        return self.state == "stopped"
+
+    def numbers_asked(self, numbers: frozenset[tuple[str, int]]) -> None:
+        """Another container publishes them as soon as it starts."""
+        self._actor.tell(NumbersAsked(numbers))
 
     def check_streams(self, timeout_s: float) -> None:
         """The machine was asleep: is the watcher still there? (The agent is asked by the data plane.)"""
@@ -472,6 +482,9 @@ class Session:
             item = await self._actor.next_item(remaining_s)
             if item is None and self.state == "dormant":
                 return
+            if isinstance(item, NumbersAsked):
+                await self.forwarder.give_up(item.numbers)
+                continue
             if item is None:
                 await self.forwarder.close_all(f"{has_been} for a long time")
                 self._beside.leave()

@@ -81,8 +81,16 @@ class PauseUnclear:
     """The watch is silent, or speaks although the container is paused."""
 
 
+@dataclass(frozen=True, slots=True)
+class NumbersAsked:
+    """A container was created that publishes these (transport, host port)."""
+
+    numbers: frozenset[tuple[str, int]]
+
+
 Item = (
-    Frame
+    NumbersAsked
+    | Frame
     | Lost
     | PauseUnclear
     | ContainerEvent
@@ -99,7 +107,7 @@ def place_of(item: Item) -> Hashable:
     match item:
         case ContainerEvent(action):
             return "pause" if action in ("pause", "unpause") else "rename" if action == "rename" else "life"
-        case Lost():
+        case Lost() | NumbersAsked():
             return item
         case _:
             return type(item).__name__

@@ -323,3 +323,25 @@ def test_container_that_went_away_with_the_supervisor(container: ContainerFactor
     assert rows(run) == []
     eventually(lambda: registry(home)["sessions"] == [])
     assert [entry["state"] for entry in registry(home)["entries"]] == ["reserved"]
+
+
+def test_number_of_a_stopped_container_is_let_go_when_another_is_created_that_publishes_it(
+    container: ContainerFactory, run: Runner, home: Path
+) -> None:
+    """Until then it is held, by a process whose name says whose."""
+    port = free_port()
+    app = container()
+    app.start_server(port=port)
+    other = app.start_server(port=free_port())
+    run("autoforward", "attach", app.name, check=0)
+    assert row_of(run, port, status="active")["localPort"] == port
+    supervisor = supervisor_of(home)
+    assert supervisor is not None
+    assert Path(f"/proc/{supervisor.pid}/comm").read_text() == "autoforward\n"
+    app.stop()
+    wait_event(home, "reconnecting", port)
+    since = logged(home)[-1]["seq"]
+    container(ports={"80/tcp": ("127.0.0.1", port)})
+    event = wait_event(home, "unforwarded", port, since=since)
+    assert event["reason"] == "a container that publishes this host port was created"
+    assert row_of(run, other.port)["status"] == "reconnecting", "what it does not ask for stays"
