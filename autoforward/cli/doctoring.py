@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -20,6 +21,7 @@ from autoforward.doctor.findings import Finding, FindingStatus, in_the_way, warn
 from autoforward.engine import Engine
 from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError, TargetError
+from autoforward.forwarder import LOOPBACK
 from autoforward.identity.labels import LABEL_METADATA
 from autoforward.model import ContainerInfo
 from autoforward.paths import StatePaths
@@ -68,13 +70,21 @@ def examine(target: str | None, docker_host: str | None, context: str | None) ->
         yield host.check_privileged_ports(lowest_bindable_port())
         yield host.check_descriptors(looking.descriptor_limit())
         yield host.check_desktop(SessionEnvironment.capture(os.environ), sys.platform)
-        if target is not None and engine is None:
+        if target is not None and (number := host_port_of(target)) is not None:
+            look = inside.tried(container.PortLook(target, number, "tcp", number, True, "free"), LOOPBACK)
+            yield host.check_host_port(number, supervisor, look.holder, is_free=look.state != "taken")
+        elif target is not None and engine is None:
             yield warn("target", f"{target} was not looked at: the engine does not answer")
         elif target is not None and engine is not None:
             yield from _examine_target(engine, target, supervisor)
     finally:
         if engine is not None:
             engine.close()
+
+
+def host_port_of(target: str) -> int | None:
+    """A TARGET that is a number up to 65535 is a port of this machine."""
+    return int(target) if re.fullmatch(r"[1-9][0-9]{0,4}", target) and int(target) <= 65535 else None
 
 
 def _examine_target(engine: Engine, target: str, supervisor: host.SupervisorLook) -> Iterator[Finding]:

@@ -271,7 +271,7 @@ def status(as_json: bool) -> int:
     return 0
 
 
-@main.command(epilog="\b\nExamples:\n  autoforward doctor\n  autoforward doctor .\n  autoforward doctor web --json")
+@main.command(epilog="\b\nExamples:\n  autoforward doctor\n  autoforward doctor web --json\n  autoforward doctor 5173")
 @click.argument("target", required=False, shell_complete=output.completing("containers"))
 @output.engine_options
 @json_option

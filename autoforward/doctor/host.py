@@ -86,6 +86,26 @@ class SupervisorLook:
     forwards: tuple[Mapping[str, object], ...] = ()
 
 
+def check_host_port(number: int, supervisor: SupervisorLook, holder: str | None, *, is_free: bool) -> Finding:
+    """Who has a host port. `holder`: the process that listens there, as far as the system tells."""
+    rows = [row for row in supervisor.forwards if row.get("localPort") == number and row.get("id") is not None]
+    if rows:
+        row = rows[0]
+        why = {
+            "active": "which forwards it",
+            "waiting": "whose server is not up: it is held, and nothing listens on it",
+        }
+        what = why.get(str(row["status"]), f"which is out of reach: {row['reason']}")
+        text = f"host port {number} is that of port {row['port']} of {row['containerName']}, {what}"
+        if row["status"] == "active":
+            return ok("host-port", text)
+        return warn("host-port", text, f"`autoforward stop {row['id']}` frees it")
+    if is_free:
+        return ok("host-port", f"host port {number} is free")
+    by = holder or "a program that the system does not name"
+    return warn("host-port", f"host port {number} is in use by {by}", "end that, or choose another number")
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceLook:
     """The service that was installed. `program`: what it starts; `state`, `detail`: in its manager's words."""

@@ -200,11 +200,11 @@ def look_at_ports(record: SessionRecord, forwards: Sequence[Mapping[str, Any]]) 
         elif wanted < FIRST_UNPRIVILEGED and wish.pinned_host_port is None and not attributes.elevate_if_needed:
             looks.append(replace(look, state="denied", problem=not_taken(wanted, lowest_bindable_port())))
         else:
-            looks.append(_tried(look, record.options.bind or "127.0.0.1"))
+            looks.append(tried(look, record.options.bind or "127.0.0.1"))
     return looks
 
 
-def _tried(look: PortLook, host_ip: str) -> PortLook:
+def tried(look: PortLook, host_ip: str) -> PortLook:
     try:
         bind_pair(host_ip, look.host_port, look.transport).close()
     except HostPortTakenError:

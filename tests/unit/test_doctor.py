@@ -360,3 +360,31 @@ def test_declared_ports(changes: dict[str, Any], status: str, words: list[str]) 
 
 def test_the_id_of_a_udp_port() -> None:
     assert container.check_port(replace(PORT, transport="udp")).id == "port-3000-udp"
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "words"),
+    [
+        (5173, "ok", "port 5174 of web, which forwards it"),
+        (5432, "warn", "port 5432 of web, whose server is not up: it is held, and nothing listens on it"),
+        (6000, "warn", "port 6000 of shop, which is out of reach: the container is exited"),
+        (7000, "warn", "in use by python3 (pid 7)"),
+        (7001, "ok", "host port 7001 is free"),
+    ],
+)
+def test_who_has_a_host_port(number: int, status: str, words: str) -> None:
+    def row(local: int, port: int, name: str, state: str, reason: str | None = None) -> dict[str, object]:
+        return {
+            "localPort": local, "port": port, "containerName": name, "status": state, "reason": reason, "id": "fwd-1"
+        }  # fmt: skip
+
+    rows = (
+        row(5173, 5174, "web", "active"),
+        row(5432, 5432, "web", "waiting"),
+        row(6000, 6000, "shop", "reconnecting", "the container is exited"),
+    )
+    supervisor = host.SupervisorLook("running", forwards=rows)
+    holder = "python3 (pid 7)" if number == 7000 else None
+    finding = host.check_host_port(number, supervisor, holder, is_free=number == 7001)
+    assert (finding.status, words in finding.text) == (status, True), finding.text
+    assert ("autoforward stop fwd-1" in (finding.hint or "")) == (number in (5432, 6000))
