@@ -39,6 +39,12 @@ RETRY_FAILED_S = 5.0
 """How often a host port that could not be had is tried again."""
 
 
+def _moved_by(wish: Wish | None) -> str | None:
+    """Why a forward is closed that is to be on another number; None where it is not wanted any more, or for another reason."""
+    pin = wish.pinned_host_port if wish is not None else None
+    return f"it moves to host port {pin}, which was asked for" if pin is not None else None
+
+
 class Publisher(Protocol):
     """Where events go; `publish` returns the event as it was written, numbered and dated."""
 
@@ -185,7 +191,8 @@ class Forwarder:
         moving = await self._moving(plan, host_ip)
         await self._resume(plan, moving)
         steps = reconcile(self._existing(), self._notices, plan, host_ip, moving)
-        await self._close([self._forwards[key] for key in steps.close if key not in moving], None, reset=False)
+        for key in (key for key in steps.close if key not in moving):
+            await self._close([self._forwards[key]], _moved_by(plan.wishes.get(key)), reset=False)
         own_number = "it gets its own number, which is free again"
         await self._close([self._forwards[key] for key in steps.close if key in moving], own_number, reset=False)
         # Before what takes their place: who follows the events would take a new forward for ended otherwise.

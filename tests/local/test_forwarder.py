@@ -456,3 +456,25 @@ async def test_a_port_that_is_not_forwarded_is_said_once_and_what_changes_about_
     await table.apply(replace(rules, attributes=labelled(port, "web")), port)
     assert [(event.event, event.label) for event in table.publisher.events] == [("ignored", None), ("updated", "web")]
     assert {event.status for event in table.publisher.events} == {"ignored"}
+
+
+@in_loop
+async def test_a_pin_that_moves_a_forward_is_said_to_be_the_reason(table: Table, port: int) -> None:
+    await table.apply(SessionRules(), port)
+    pin = free_port()
+    await table.apply(manual(f"{pin}:{port}"), port)
+    first, moved, last = table.publisher.events
+    assert (first.host_port, last.host_port) == (port, pin)
+    assert (moved.event, moved.reason) == ("unforwarded", f"it moves to host port {pin}, which was asked for")
+
+
+@in_loop
+async def test_numbers_that_another_container_asks_for_are_let_go_where_no_server_is_behind_them(table: Table) -> None:
+    busy, away, kept = (free_port() for _ in range(3))
+    await table.apply(declared(str(away), str(kept)), busy)
+    asked = frozenset({("tcp", table.host_port(busy)), ("tcp", table.host_port(away)), ("udp", table.host_port(kept))})
+    await table.forwarder.give_up(asked)
+    assert {row.host_port for row in table.forwarder.forwards} == {busy, kept}
+    assert table.publisher.events[-1].reason == "a container that publishes this host port was created"
+    with socket.socket() as other:
+        other.bind((LOOPBACK, away))
