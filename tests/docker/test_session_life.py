@@ -7,10 +7,11 @@ import signal
 import socket
 from pathlib import Path
 
+import docker
 import pytest
 
 from tests.conftest import ContainerFactory, Runner, supervisor_of
-from tests.containers import HELPER_DIR, eventually, fetch, is_refused
+from tests.containers import HELPER_DIR, LABEL, eventually, fetch, is_refused, run_id
 from tests.docker.observing import (
     Command,
     ask,
@@ -326,7 +327,7 @@ def test_container_that_went_away_with_the_supervisor(container: ContainerFactor
 
 
 def test_number_of_a_stopped_container_is_let_go_when_another_is_created_that_publishes_it(
-    container: ContainerFactory, run: Runner, home: Path
+    container: ContainerFactory, run: Runner, home: Path, engine: docker.DockerClient
 ) -> None:
     """Until then it is held, by a process whose name says whose."""
     port = free_port()
@@ -341,7 +342,10 @@ def test_number_of_a_stopped_container_is_let_go_when_another_is_created_that_pu
     app.stop()
     wait_event(home, "reconnecting", port)
     since = logged(home)[-1]["seq"]
-    container(ports={"80/tcp": ("127.0.0.1", port)})
+    asked = engine.containers.create(
+        app.raw.image, ["sleep", "60"], ports={"80/tcp": ("127.0.0.1", port)}, labels={LABEL: run_id()}
+    )
     event = wait_event(home, "unforwarded", port, since=since)
     assert event["reason"] == "a container that publishes this host port was created"
     assert row_of(run, other.port)["status"] == "reconnecting", "what it does not ask for stays"
+    asked.start()
