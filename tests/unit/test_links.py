@@ -282,7 +282,7 @@ def test_a_socket_that_is_not_this_users_is_said(monkeypatch: pytest.MonkeyPatch
             except requests.ConnectionError as error:
                 raise DockerException("Error while fetching server API version") from error
 
-        monkeypatch.setattr("docker.DockerClient", fail)
+        monkeypatch.setattr("autoforward.engine._Client", fail)
         with pytest.raises(EngineUnreachableError) as caught:
             engine.version()
         assert ("you may not use the engine's socket" in str(caught.value), str(path) in str(caught.value)) == (
