@@ -201,7 +201,9 @@ static void look_as(u32 user, u32 group) {
 
 static void look_as_owner(const char *pid) {
 	struct stat about;
-	if (may_look_as_others && SYS(newfstatat, proc_fd, pid, &about, 0, 0, 0) == 0) look_as(about.st_uid, about.st_gid);
+	if (!may_look_as_others) return;
+	bool found = SYS(newfstatat, proc_fd, pid, &about, 0, 0, 0) == 0;
+	look_as(found ? about.st_uid : own[0], found ? about.st_gid : own[1]);
 }
 
 static u64 inode_of(const u8 *entry) { return (u64)get_u32(entry + 8) << 32 | get_u32(entry + 12); }

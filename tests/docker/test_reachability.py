@@ -48,11 +48,3 @@ def test_server_in_a_container_without_network(container: ContainerFactory, run:
     server = app.start_server(bind="127.0.0.1", port=free_port(), text="no network")
     run("autoforward", "attach", app.name, check=0)
     _answers_everywhere(run, server.port, "no network")
-
-
-def test_two_servers_on_one_number_are_one_forward(container: ContainerFactory, run: Runner) -> None:
-    app = container(sysctls=WITH_IPV6)
-    four = app.start_server(bind="127.0.0.1", port=free_port(), text="four")
-    app.start_server(bind="::1", port=four.port, text="six")
-    run("autoforward", "attach", app.name, check=0)
-    _answers_everywhere(run, four.port, "four")
