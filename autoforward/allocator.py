@@ -14,6 +14,7 @@ from typing import Any
 
 from autoforward.candidates import AllocationFailure, plan_candidates
 from autoforward.leases import (
+    ADDITIONAL_KEY,
     HELD_KEY,
     SETTLED_S,
     SINCE_KEY,
@@ -291,6 +292,8 @@ class Allocator:
         extra.update({HELD_KEY: held_s or 0.0, SINCE_KEY: format_time(now)})
         if request.pinned_host_port is not None:
             extra[PIN_KEY] = True
+        if request.key.pin is not None:
+            extra[ADDITIONAL_KEY] = True
         reason = None
         if pair.host_port != same and request.pinned_host_port is None:
             reason = attempt.why

@@ -132,6 +132,13 @@ class Forwarder:
         return [row.lease for row in tuple(self._forwards.values()) if row.lease is not None]
 
     @property
+    def numbers(self) -> dict[ForwardKey, int]:
+        """The host port of each forward; of one that failed, the one that it asks for."""
+        return {
+            key: row.host_port or row.wish.pinned_host_port or key.container_port for key, row in self._forwards.items()
+        }
+
+    @property
     def has_failures(self) -> bool:
         return any(forward.status == "failed" for forward in self._forwards.values())
 
@@ -258,7 +265,7 @@ class Forwarder:
     async def _resume(self, plan: Plan, moving: Set[ForwardKey]) -> None:
         returning = plan.returning
         for key, row in self._forwards.items():
-            if key in returning:
+            if key.ordinary in returning:
                 await self._hold(row, "its server is not back yet")
             elif key in moving:
                 continue  # it is closed and opened on its own number

@@ -135,7 +135,8 @@ class Lease:
 
     @property
     def key(self) -> ForwardKey:
-        return ForwardKey(self.transport, self.container_host, self.container_port)
+        pin = self.host_port if self.extra.get(ADDITIONAL_KEY) is True else None
+        return ForwardKey(self.transport, self.container_host, self.container_port, pin)
 
     def to_json(self) -> dict[str, Any]:
         row = {name: getattr(self, name) for name in _LEASE_KEYS}
@@ -153,6 +154,8 @@ class Lease:
 
 HELD_KEY = "held_s"
 SINCE_KEY = "bound_since"
+# Marks a lease of a forward in addition to the ordinary one of its port.
+ADDITIONAL_KEY = "additional"
 
 _MISSING = object()
 _LEASE_KEYS = tuple(item.name for item in fields(Lease) if item.name != "extra")

@@ -58,12 +58,19 @@ ON_AUTO_FORWARD: tuple[OnAutoForward, ...] = (
 class ForwardKey(NamedTuple):
     """What a forward is about, within one session.
 
-    `container_host` is None for the container itself, else a name or address as seen from the container.
+    `container_host` is None for the container itself, else a name or address as seen from the container. `pin` is None for
+    the ordinary forward of a port, and the host port of one that was asked for in addition to it.
     """
 
     transport: Transport
     container_host: str | None
     container_port: int
+    pin: int | None = None
+
+    @property
+    def ordinary(self) -> ForwardKey:
+        """The key of the ordinary forward of the same port: what is known of the port is known by this one."""
+        return self._replace(pin=None)
 
 
 class ServerProcess(NamedTuple):
@@ -95,6 +102,7 @@ class PortSpec:
     """One port that is named. `text` is the SPEC as written; `host_port` is set when it is pinned.
 
     `is_own`: the user says so outside of the workspace, so that what else the user excludes does not bind it.
+    `is_additional`: the port has a forward on another number, which stays; see `settings.told_apart`.
     """
 
     text: str
@@ -103,10 +111,17 @@ class PortSpec:
     container_port: int
     host_port: int | None = None
     is_own: bool = False
+    is_additional: bool = False
 
     @property
     def key(self) -> ForwardKey:
-        return ForwardKey(self.transport, self.container_host, self.container_port)
+        pin = self.host_port if self.is_additional else None
+        return ForwardKey(self.transport, self.container_host, self.container_port, pin)
+
+    @property
+    def number(self) -> int:
+        """The host port that it is on, if it can be."""
+        return self.host_port or self.container_port
 
 
 @dataclass(frozen=True, slots=True)

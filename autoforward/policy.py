@@ -215,7 +215,7 @@ def plan(
                 candidates.setdefault(key, ("detected", None))
 
     for key, (source, spec) in candidates.items():
-        here = seen.get(key)
+        here = seen.get(key.ordinary)
         is_open = here is not None and here.decide_at_s is not None
         if key in rules.stopped:
             continue

@@ -99,6 +99,7 @@ def encode_port_spec(spec: PortSpec) -> dict[str, Any]:
         "container_port": spec.container_port,
         "host_port": spec.host_port,
         "own": spec.is_own,
+        **({"additional": True} if spec.is_additional else {}),
     }
 
 
@@ -113,7 +114,8 @@ def decode_port_spec(data: Mapping[str, Any]) -> PortSpec:
     if host_port is not None and not is_port(host_port):
         raise ValueError("not a stored port SPEC: host_port is no port")
     host = parse_host(container_host) if container_host is not None else None
-    return PortSpec(text, transport, host, container_port, host_port, data.get("own") is True)
+    is_additional = host_port is not None and data.get("additional") is True
+    return PortSpec(text, transport, host, container_port, host_port, data.get("own") is True, is_additional)
 
 
 def is_port(value: object) -> TypeGuard[int]:

@@ -22,6 +22,7 @@ from autoforward.model import (
     WORKSPACE_ANCHOR,
     ContainerInfo,
     EngineEndpoint,
+    ForwardKey,
     Identity,
     LaneChoice,
     PortSpec,
@@ -464,9 +465,28 @@ def held_by(record: SessionRecord) -> str:
 
 
 def merge_specs(first: Sequence[PortSpec], then: Sequence[PortSpec]) -> tuple[PortSpec, ...]:
-    """Both, in order; of several with one key the last wins (it may carry another local port)."""
-    by_key = {spec.key: spec for spec in (*first, *then)}
+    """Both, in order; of several with one key the last that names a host port wins, else the last."""
+    by_key: dict[ForwardKey, PortSpec] = {}
+    for spec in (*first, *then):
+        if spec.host_port is not None or by_key.get(spec.key, spec).host_port is None:
+            by_key[spec.key] = spec
     return tuple(by_key.values())
+
+
+def told_apart(specs: Sequence[PortSpec], numbers: Mapping[ForwardKey, int]) -> tuple[PortSpec, ...]:
+    """Of SPECs of a command line, those are additional whose port has a forward on another host port already.
+
+    `numbers`: the host ports of the forwards that there are, or are to be.
+    """
+    numbers = {**{spec.key: spec.number for spec in specs if spec.host_port is None}, **numbers}
+    apart = []
+    for spec in specs:
+        additional = replace(spec, is_additional=spec.host_port is not None)
+        if additional.key in numbers or numbers.get(spec.key, spec.number) != spec.number:
+            spec = additional
+        numbers.setdefault(spec.key, spec.number)
+        apart.append(spec)
+    return tuple(apart)
 
 
 def all_services(project: str) -> str:

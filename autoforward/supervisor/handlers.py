@@ -108,7 +108,7 @@ class Handlers:
         try:
             try:
                 await self._wait_settled(session, connection)
-                await session.claim(claim_id, specs)
+                specs = await session.claim(claim_id, specs)
             finally:
                 session.awaited -= 1
             self._check_bound(session, specs)

@@ -31,7 +31,7 @@ from autoforward.policy import WITHDRAWAL_GRACE_S, Seen, plan
 from autoforward.probing import NoShellError
 from autoforward.procnet import snapshot_from_rows
 from autoforward.session_config import metadata_of, moved
-from autoforward.settings import SessionRecord, merge_specs
+from autoforward.settings import SessionRecord, merge_specs, told_apart
 from autoforward.supervisor.actor import FAULT, Actor, Ending, Restart
 from autoforward.supervisor.connections import Connections
 from autoforward.supervisor.deciding import Beside, rules_of
@@ -271,15 +271,21 @@ class Session:
         else:
             self._actor.tell(ConfigurationChanged())
 
-    async def claim(self, claim_id: int, specs: tuple[PortSpec, ...]) -> None:
-        """Forward these for as long as the claim is held."""
+    def told_apart(self, specs: tuple[PortSpec, ...]) -> tuple[PortSpec, ...]:
+        """These as they are beside what there is: a port that has a forward on another number gets a further one."""
+        numbers = {spec.key: spec.number for spec in self.manual_specs}
+        return told_apart(specs, {**numbers, **self.forwarder.numbers})
 
-        async def change() -> None:
-            self._claims[claim_id] = specs
+    async def claim(self, claim_id: int, asked: tuple[PortSpec, ...]) -> tuple[PortSpec, ...]:
+        """Forward these for as long as the claim is held; returns them told apart from what there was."""
+
+        async def change() -> tuple[PortSpec, ...]:
+            self._claims[claim_id] = specs = self.told_apart(asked)
             self._stopped_keys.difference_update(spec.key for spec in specs)
             await self._replan()
+            return specs
 
-        await self._actor.execute(change)
+        return await self._actor.execute(change)
 
     async def release_claim(self, claim_id: int) -> None:
         async def change() -> None:

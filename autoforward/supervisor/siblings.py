@@ -15,7 +15,7 @@ from autoforward.identity.claims import Holder, holder_of, takes_over
 from autoforward.identity.labels import LABEL_PROJECT, LABEL_PROJECT_FOLDER
 from autoforward.model import ContainerInfo, EngineEndpoint
 from autoforward.session_config import configure, read_sources, sibling_of
-from autoforward.settings import SessionRecord, held_by, merge_specs
+from autoforward.settings import SessionRecord, held_by, merge_specs, told_apart
 from autoforward.supervisor.engines import Engines
 from autoforward.supervisor.session import Session
 from autoforward.targets import services_of
@@ -84,8 +84,10 @@ class Siblings:
         Raises HeldError while another container has the session, as far as `claim` does not say otherwise.
         """
         while (session := await self._holder_for(record, claim or Claim())) is not None:
+            if record.manual:
+                await session.settled()  # what it forwards decides about what these are
             before = session.record
-            manual = merge_specs(before.manual, record.manual)
+            manual = merge_specs(before.manual, session.told_apart(record.manual))
             identity = before.identity if before.container_id == record.container_id else record.identity
             # The same container by another way (a context, an address) goes on by the way that it began on.
             endpoint = before.endpoint
@@ -100,7 +102,7 @@ class Siblings:
                 await session.wait_ended()
         else:
             self._host.engines.renew(record.endpoint)
-            session = self._host.add_session(record)
+            session = self._host.add_session(replace(record, manual=told_apart(record.manual, {})))
         await self._host.store_session(session)
         return session
 

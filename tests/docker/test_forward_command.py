@@ -220,20 +220,31 @@ def test_without_a_pin_the_number_may_differ_and_it_says_why(container: Containe
 
 
 def test_beside_an_attached_session(container: ContainerFactory, run: Runner, home: Path) -> None:
-    """A pinned number of an attached container lives with its command; afterwards what was detected is back."""
+    """A pinned number of an attached container lives with its command, or until it is stopped; what was detected stays."""
     server = container().start_server(port=free_port())
     run("autoforward", "attach", server.container.name, check=0)
     detected = row_of(run, server.port, status="active")
     host_port = free_port()
     with _forward(home, server, host_port) as command:
         command.wait_line(_said(server, host_port).__eq__)
-        assert fetch(f"http://127.0.0.1:{host_port}/") == "hello\n"
+        assert fetch(f"http://127.0.0.1:{host_port}/") == fetch(detected["url"]) == "hello\n"
+        assert {row["localPort"]: row["source"] for row in rows(run)} == {server.port: "detected", host_port: "manual"}
+        ambiguous = run("autoforward", "open", str(server.port), check=2)
+        assert f"port {server.port} is that of 2 forwards" in ambiguous.stderr
         command.signal(signal.SIGINT)
         assert command.wait() == 0
     row = row_of(run, server.port, status="active")
-    assert row["localPort"] == detected["localPort"]
+    assert (row["id"], row["localPort"]) == (detected["id"], detected["localPort"])
     assert fetch(row["url"]) == "hello\n"
     assert is_refused("127.0.0.1", host_port)
+    run("autoforward", "forward", "-d", server.container.name, f"{host_port}:{server.port}", check=0)
+    run("autoforward", "restart", check=0)
+    assert fetch(f"http://127.0.0.1:{host_port}/") == fetch(detected["url"]) == "hello\n"
+    by_number = {row["localPort"]: row["id"] for row in rows(run)}
+    assert by_number[server.port] == detected["id"]
+    run("autoforward", "stop", by_number[host_port], check=0)
+    assert is_refused("127.0.0.1", host_port)
+    assert {row["localPort"]: row["id"] for row in rows(run)} == {server.port: detected["id"]}
 
 
 def test_stopped_from_elsewhere(container: ContainerFactory, run: Runner, home: Path) -> None:

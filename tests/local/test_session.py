@@ -239,6 +239,38 @@ async def test_a_claim_lives_as_long_as_it_is_held(world: Any, port: int) -> Non
 
 
 @closing
+async def test_a_pin_of_a_port_that_is_forwarded_is_a_forward_of_its_own(world: Any, port: int) -> None:
+    """Seen: `forward . 25140:5173` took the number away from who used 5173, and with `-d` for good."""
+    one = world()
+    await one.begin(port)
+    [row] = one.session.forwarder.forwards
+    first, second, third = (free_port() for _ in range(3))
+
+    def numbers() -> list[int | None]:
+        assert row in one.session.forwarder.forwards, "it stays as it was"
+        return [each.host_port for each in one.session.forwarder.forwards if each is not row]
+
+    asked = parse_port_spec(f"{first}:{port}")
+    told = await one.session.claim(1, asked)
+    assert await one.session.claim(2, asked) == told != asked
+    await one.session.claim(3, parse_port_spec(f"{second}:{port}"))
+    assert numbers() == [first, second]
+    await one.session.release_claim(1)
+    assert numbers() == [first, second], "another command asked for the same"
+    await one.session.release_claim(2)
+    assert numbers() == [second]
+    [forward_id] = one.session.forwarder.ids_of({spec.key for spec in one.session.manual_specs})
+    assert await one.session.stop_forward(forward_id)
+    assert numbers() == []
+    stored = one.session.told_apart(parse_port_spec(f"{third}:{port}"))
+    await one.session.update(replace(one.session.record, manual=stored))
+    assert set(numbers()) == {second, third}, "an update undoes the stop of what a command still holds"
+    ids = one.session.forwarder.forward_ids
+    assert len(ids) == 3
+    assert one.publisher.names.count("unforwarded") == 2
+
+
+@closing
 async def test_a_stopped_forward_stays_away_until_the_next_attach(world: Any, port: int) -> None:
     one = world()
     watcher = await one.begin(port)

@@ -307,6 +307,18 @@ def test_a_pin_is_no_habit(home: Home, port: int) -> None:
     assert home.get(wants(port)).pair.host_port == port
 
 
+def test_a_forward_in_addition_to_another_has_a_lease_of_its_own(home: Home, port: int) -> None:
+    ordinary, pin = home.get(wants(port)), port + 5
+    more = wants(port, pinned_host_port=pin)
+    more = replace(more, key=more.key._replace(pin=pin))
+    additional = home.get(more)
+    home.give_back(additional)
+    home.give_back(ordinary)
+    written = {lease.id: lease.key for row in home.rows() if (lease := Lease.from_json(row)) is not None}
+    assert written == {ordinary.lease.id: ordinary.lease.key, additional.lease.id: more.key}
+    assert (home.get(wants(port)).lease.id, home.get(more).lease.id) == (ordinary.lease.id, additional.lease.id)
+
+
 def test_a_reserved_number_does_not_keep_others_out(home: Home, port: int) -> None:
     home.give_back(home.get(wants(port, "web")))
     assert home.get(wants(port, "other")).pair.host_port == port

@@ -29,6 +29,7 @@ from autoforward.policy import (
 from autoforward.portspec import parse_port_spec
 from autoforward.reconciling import Existing, Steps, reconcile
 from autoforward.setting_values import LocalPorts, Selection
+from autoforward.settings import told_apart
 
 NOW_S = 1000.0
 
@@ -111,6 +112,20 @@ def test_another_host_is_always_served() -> None:
     wish = planned(SessionRules(declared=specs("db:5432"))).wishes[key(5432, container_host="db")]
     assert wish.serving
     assert wish.dials == (DialAddress("db", 5432),)
+
+
+def test_a_pin_in_addition_to_a_forward_leaves_that_where_it_is_and_knows_the_same_of_the_port() -> None:
+    before = planned(SessionRules(attributes=attributes(_3000={"label": "web"})), listening(3000))
+    additional = told_apart(specs("8080:3000", "8081:3000"), {key(3000): 3000})
+    result = planned(SessionRules(manual=additional, attributes=attributes(_3000={"label": "web"})), listening(3000))
+    assert result.wishes[key(3000)] == before.wishes[key(3000)]
+    added = [wish for one, wish in result.wishes.items() if one != key(3000)]
+    assert [(wish.source, wish.pinned_host_port) for wish in added] == [("manual", 8080), ("manual", 8081)]
+    assert all(wish.serving and wish.dials == result.wishes[key(3000)].dials for wish in added)
+    assert {wish.attributes.label for wish in added} == {"web"}
+    assert {one.ordinary for one in result.wishes} == {key(3000)} == set(result.seen)
+    stopped = SessionRules(manual=additional, stopped=frozenset({additional[0].key}))
+    assert set(planned(stopped, listening(3000)).wishes) == {key(3000), additional[1].key}
 
 
 def test_another_host_and_the_containers_own_port_are_two_forwards() -> None:

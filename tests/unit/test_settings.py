@@ -12,8 +12,8 @@ import pytest
 from autoforward.attributes import parse_attributes
 from autoforward.cli.places import session_name
 from autoforward.environment import SessionEnvironment
-from autoforward.model import ContainerInfo, EngineEndpoint, Identity
-from autoforward.portspec import parse_port_spec
+from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Identity
+from autoforward.portspec import decode_port_spec, encode_port_spec, parse_port_spec
 from autoforward.settings import (
     MAX_OPENED,
     ConfigSources,
@@ -24,6 +24,7 @@ from autoforward.settings import (
     merge_specs,
     nearest_session,
     new_session_id,
+    told_apart,
 )
 
 ENDPOINT = EngineEndpoint("unix:///engine", "--docker-host")
@@ -171,6 +172,36 @@ def test_of_specs_for_one_port_the_last_counts() -> None:
         ("db", 5432, None),
         (None, 5432, None),
     ]
+
+
+def test_a_spec_without_a_host_port_does_not_move_one_with_it() -> None:
+    assert merge_specs(parse_port_spec("8080:3000"), parse_port_spec("3000")) == parse_port_spec("8080:3000")
+
+
+@pytest.mark.parametrize(
+    ("texts", "there", "pins"),
+    [
+        (["8080:3000"], {}, [None]),
+        (["8080:3000"], {None: 3000}, [8080]),
+        (["8080:3000"], {None: 8080}, [None]),
+        (["8080:3000"], {None: 3000, 8080: 8080}, [8080]),
+        (["8080:3000"], {8080: 8080}, [8080]),
+        (["3000"], {None: 8080}, [None]),
+        (["8080:3000", "8081:3000", "8080:3000"], {}, [None, 8081, None]),
+        (["3000", "8080:3000"], {}, [None, 8080]),
+        (["8080:3000", "3000"], {}, [8080, None]),
+        (["8080:3000", "8080:db:3000"], {None: 3000}, [8080, None]),
+    ],
+)
+def test_a_spec_is_additional_whose_port_has_a_forward_on_another_number(
+    texts: list[str], there: dict[int | None, int], pins: list[int | None]
+) -> None:
+    """`there`: the host ports of the forwards of 3000, by the pins of their keys."""
+    numbers = {ForwardKey("tcp", None, 3000, pin): number for pin, number in there.items()}
+    apart = told_apart([spec for text in texts for spec in parse_port_spec(text)], numbers)
+    assert [spec.key.pin for spec in apart] == pins
+    assert told_apart(apart, numbers) == apart
+    assert tuple(decode_port_spec(json.loads(json.dumps(encode_port_spec(spec)))) for spec in apart) == apart
 
 
 def test_session_ids_are_their_own() -> None:

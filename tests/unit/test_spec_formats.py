@@ -28,7 +28,7 @@ from autoforward.lanes.commands import (
 )
 from autoforward.lanes.probe import Probe, choose_lane
 from autoforward.lanes.watcher import Owner, WatcherStream, encode_kill, encode_ping, encode_sockets, parse_answer
-from autoforward.leases import HELD_KEY, SINCE_KEY, Lease, encode_document, parse_document
+from autoforward.leases import ADDITIONAL_KEY, HELD_KEY, SINCE_KEY, Lease, encode_document, parse_document
 from autoforward.model import LANE_CHOICES, EngineEndpoint, EventName, Identity, Status
 from autoforward.paths import StatePaths
 from autoforward.portspec import parse_port_spec
@@ -76,7 +76,7 @@ def test_the_registry_example_is_one_that_we_write() -> None:
 def test_keys_of_an_entry() -> None:
     row = parse_document(fenced("json registry").encode()).entries[0].to_json()
     assert names("registry.json", "key of an entry") == [key for key in row if key != REMAP_KEY]
-    assert {f"`{name}`" for name in (REMAP_KEY, PIN_KEY, HELD_KEY, SINCE_KEY)} <= set(
+    assert {f"`{name}`" for name in (REMAP_KEY, PIN_KEY, ADDITIONAL_KEY, HELD_KEY, SINCE_KEY)} <= set(
         re.findall(r"`\w+`", section("registry.json"))
     )
     for key in ("transport", "source", "state"):
