@@ -183,7 +183,7 @@ def look_at_ports(record: SessionRecord, forwards: Sequence[Mapping[str, Any]]) 
         attributes = record.rules.resolve(spec.key)
         if (notice := planned.notices.get(spec.key)) is not None:
             state: Literal["left", "refused"] = "refused" if notice.status == "failed" else "left"
-            number = spec.host_port or spec.container_port
+            number = spec.number
             looks.append(
                 PortLook(spec.text, spec.container_port, spec.transport, number, False, state, problem=notice.reason)
             )

@@ -242,6 +242,8 @@ def test_beside_an_attached_session(container: ContainerFactory, run: Runner, ho
     assert fetch(f"http://127.0.0.1:{host_port}/") == fetch(detected["url"]) == "hello\n"
     by_number = {row["localPort"]: row["id"] for row in rows(run)}
     assert by_number[server.port] == detected["id"]
+    run("autoforward", "attach", server.container.name, f"{host_port}:{server.port}", check=0)
+    assert {row["localPort"]: row["id"] for row in rows(run)} == by_number, "the same SPEC is the same forward"
     run("autoforward", "stop", by_number[host_port], check=0)
     assert is_refused("127.0.0.1", host_port)
     assert {row["localPort"]: row["id"] for row in rows(run)} == {server.port: detected["id"]}

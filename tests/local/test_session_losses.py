@@ -102,6 +102,23 @@ async def test_the_servers_of_a_restarted_container_have_a_time_to_come_back(
     assert one.publisher.names == ["attached", "forwarded", "reconnecting", "unforwarded"]
 
 
+@closing
+async def test_all_forwards_of_a_port_wait_for_its_server_to_come_back(world: Any, port: int) -> None:
+    one = world()
+    watcher = await one.begin(port)
+    await one.session.claim(1, parse_port_spec(f"{free_port()}:{port}"))
+    watcher.end()
+    watcher = await one.engine.watcher(2)
+    watcher.listen()
+    await one.publisher.wait_for("reconnecting")
+    rows = one.session.forwarder.forwards
+    await asyncio.to_thread(eventually, lambda: [row.status for row in rows] == ["reconnecting"] * 2)
+    assert {row.reason for row in rows} == {"its server is not back yet"}
+    watcher.listen(port)
+    await asyncio.to_thread(eventually, lambda: [row.status for row in rows] == ["active"] * 2)
+    assert len(one.session.forwarder.forwards) == 2
+
+
 @pytest.mark.parametrize("stopped_first", [False, True])
 @closing
 async def test_a_container_that_is_removed_ends_its_session(world: Any, port: int, stopped_first: bool) -> None:
