@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
+from autoforward.messages import ForwardCounters
 from autoforward.portspec import parse_port_spec
+from autoforward.settings import SessionRecord
 from autoforward.supervisor import session as session_module
 from autoforward.supervisor.describing import describe
+from autoforward.supervisor.handlers import Handlers
+from autoforward.supervisor.siblings import Siblings
 from tests.containers import eventually
 from tests.local.fake_engine import NO_TOOLS, OPENED, FakeEngine
 from tests.local.harness import TIMEOUT_S, accepts, free_port
@@ -268,6 +274,44 @@ async def test_a_pin_of_a_port_that_is_forwarded_is_a_forward_of_its_own(world: 
     ids = one.session.forwarder.forward_ids
     assert len(ids) == 3
     assert one.publisher.names.count("unforwarded") == 2
+
+
+@closing
+async def test_a_pin_that_is_handed_over_is_stored_as_the_forward_of_its_own_that_it_is(world: Any, port: int) -> None:
+    one = world()
+    await one.begin(port)
+    first, second = free_port(), free_port()
+
+    async def store(_session: Any) -> None:
+        pass
+
+    async def counters() -> dict[str, ForwardCounters]:
+        return {}
+
+    supervisor = SimpleNamespace(
+        engines=SimpleNamespace(renew=lambda _endpoint: None),
+        session_for=lambda _record: one.session,
+        store_session=store,
+        counters=counters,
+        claim_ids=itertools.count(),
+        foreground=0,
+        check_idle=lambda: None,
+    )
+    supervisor.siblings = Siblings(cast(Any, supervisor))
+
+    async def forward(host_port: int) -> Any:
+        record = replace(RECORD, attached=False, manual=parse_port_spec(f"{host_port}:{port}"))
+        request = {"record": record.to_json(), "detached": True}
+        answer = await Handlers(cast(Any, supervisor)).forward(request, cast(Any, None))
+        return [row["localPort"] for row in answer["rows"]]
+
+    assert await forward(first) == [first]
+    await supervisor.siblings.take_up(replace(RECORD, manual=parse_port_spec(f"{second}:{port}")))
+    assert await forward(second) == [second]
+    numbers = {row.host_port: row.wish.source for row in one.session.forwarder.forwards}
+    assert numbers == {port: "detected", first: "manual", second: "manual"}
+    assert [spec.key.pin for spec in SessionRecord.from_json(one.session.record.to_json()).manual] == [first, second]
+    assert "unforwarded" not in one.publisher.names
 
 
 @closing
