@@ -69,8 +69,8 @@ def test_the_plan_is_a_function_and_says_each_port_once(
 ) -> None:
     first = plan(rules, snapshot, before, NOW_S, processes)
     again = plan(rules, snapshot, dict(reversed(before.items())), NOW_S, processes)
-    # Who came first has a place below the limit; below it the order does not matter.
-    assert first == again or first.overflow
+    # Who came first has a place below the limit, also while it is undecided; with places for all the order does not matter.
+    assert first == again or first.overflow or again.overflow
     assert first == plan(rules, snapshot, before, NOW_S, processes)
     assert not first.wishes.keys() & first.notices.keys()
     assert not (first.wishes.keys() | first.notices.keys()) & rules.stopped
