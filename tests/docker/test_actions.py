@@ -43,10 +43,10 @@ def url(port: int) -> str:
     return f"http://localhost:{port}"
 
 
-def start(home: Path, app: Container, port: int) -> Server:
-    """Start a server and wait until it is forwarded, on the number that it has."""
+def start(home: Path, app: Container, port: int, text: str = "hello") -> Server:
+    """Start a server and wait until it is forwarded, on the number that it has. With another text it is another server."""
     since = logged(home)[-1]["seq"]
-    server = app.start_server(port=port)
+    server = app.start_server(port=port, text=text)
     assert wait_event(home, "forwarded", port, since=since)["localPort"] == port
     return server
 
@@ -100,18 +100,17 @@ def test_open_browser_once_over_restarts_of_the_server_and_of_the_supervisor(
     assert sorted(map(str, browser.wait(4))) == sorted([url(once), url(marker)] * 2)
 
 
-def test_open_browser_opens_each_time_but_not_for_a_new_supervisor(
+def test_open_browser_opens_for_each_server_but_not_for_a_restart_or_a_new_supervisor(
     app: Callable[..., Container], run: Runner, home: Path, browser: FakeBrowser
 ) -> None:
     each, marker, preview, silent = (free_port() for _ in range(4))
     one = app(openBrowser=[each, marker], openPreview=[preview], silent=[silent])
     run("autoforward", "attach", one.name, env={"AUTOFORWARD_BROWSER": str(browser.path)}, check=0)
-    server = start(home, one, each)
-    for count in range(1, 3):
-        assert browser.wait(count) == [url(each)] * count
+    server = start(home, one, each, "first")
+    for count, text in enumerate(("first", "second", "third"), start=1):  # the first is a restart
         stop(home, server)
-        server = start(home, one, each)
-    assert browser.wait(3) == [url(each)] * 3
+        server = start(home, one, each, text)
+        assert browser.wait(count) == [url(each)] * count
     start(home, one, preview)
     start(home, one, silent)
     for kill in (True, False):

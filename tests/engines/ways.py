@@ -87,7 +87,7 @@ def tls(_client: docker.DockerClient, images: Mapping[str, str]) -> Iterator[Rea
         host = f"tcp://127.0.0.1:{relay.port}"
         env = {"DOCKER_HOST": host, "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(second.folder)}
         client = docker.DockerClient(base_url=second.host, timeout=60)
-        options = {"network_mode": "none", "extra_hosts": {"afbox": "127.0.0.1"}}
+        options = {"network_mode": "none"}
         try:
             yield Reached("tls", host, {**NO_ENGINE_NAMED, **env}, client, images, options, second.host, second)
         finally:
