@@ -122,7 +122,7 @@ def test_life_of_a_container_is_told(box: Callable[..., Container], podman: Podm
     streams[0].close()
     engine.close()
     mine = [event for event in heard if event.container_id == app.id]
-    assert [event.action for event in mine] == ["start", "die", "remove"]
+    assert [event.action for event in mine] == ["create", "start", "die", "remove"]
     assert {(event.name, event.labels["color"]) for event in mine} == {(app.name, "blue")}
 
 
