@@ -98,7 +98,6 @@ NEWER = (
     "epoll_pwait",
     "epoll_pwait2",
     "getrandom",
-    "pipe2",
     "ppoll",
     "splice",
 )
