@@ -26,6 +26,7 @@ from autoforward.setting_values import (
     parse_max_ports,
     parse_selection,
     parse_trust,
+    parse_wait_for_server,
     shown,
 )
 
@@ -47,6 +48,7 @@ class Settings:
     default_exclude: bool | None = None
     trust: tuple[str, ...] | None = None
     auto: bool | None = None
+    wait_for_server_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The table that says this; `parse_settings` is the inverse."""
@@ -120,6 +122,7 @@ KEYS: Mapping[str, Key] = {
     "defaultExclude": Key("default_exclude", parse_flag, "AUTOFORWARD_DEFAULT_EXCLUDE"),
     "trust": Key("trust", parse_trust),
     "auto": Key("auto", parse_flag, "AUTOFORWARD_AUTO"),
+    "waitForServer": Key("wait_for_server_s", parse_wait_for_server, "AUTOFORWARD_WAIT_FOR_SERVER"),
 }
 """By the name in files."""
 
@@ -130,7 +133,7 @@ def _from_text(text: str, parse: Callable[[object], object]) -> object:
     """A variable's text as the value that a file would hold, or as it is: the parser then says what is wrong with it."""
     if parse is parse_flag:
         return _WORDS.get(text.lower(), text)
-    if parse in (parse_max_ports, parse_interval) and len(text) <= 20:
+    if parse in (parse_max_ports, parse_interval, parse_wait_for_server) and len(text) <= 20:
         try:
             return int(text) if parse is parse_max_ports else float(text)
         except ValueError:

@@ -7,8 +7,10 @@ under the registry's lock, files) runs in a worker thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -37,6 +39,12 @@ def exposure(host_ip: str | None) -> str | None:
 
 RETRY_FAILED_S = 5.0
 """How often a host port that could not be had is tried again."""
+
+MAX_HELD = 64
+"""Connections to one port that wait for its server."""
+
+MAX_HELD_OF_ALL = 256
+"""Those to all ports of a session."""
 
 
 def _moved_by(wish: Wish | None) -> str | None:
@@ -112,6 +120,7 @@ class Forwarder:
         """Until a first plan with nothing undecided is applied: another supervisor had these forwards, and servers that are up
         keep their numbers."""
         self._changed = asyncio.Event()
+        self._held: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"<Forwarder {self.place.container_name}: {len(self._forwards)} forwards, {len(self._notices)} notices>"
@@ -183,7 +192,7 @@ class Forwarder:
     def _route(self, row: Forward) -> None:
         if row.forward_id is not None and row.status != "failed":
             wish = row.wish
-            mux = self._mux if row.status != "reconnecting" else None
+            mux = self._mux if row.status not in ("reconnecting", "waiting") else None
             route = Route(row.forward_id, mux or "", wish.key.transport, wish.dials, wish.dials_from_ipv6)
             self._services.plane.submit(route)
 
@@ -230,7 +239,9 @@ class Forwarder:
         requests = [
             self._request(plan.wishes[key], host_ip)
             for key, have in self._existing().items()
-            if key in plan.wishes and may_move(have, plan.wishes[key], came_back=key in plan.came_back)
+            if key in plan.wishes
+            and may_move(have, plan.wishes[key], came_back=key in plan.came_back)
+            and not self._held[self._forwards[key].forward_id or ""]
         ]
         return await self._on_disk(lambda: self._services.allocator.better_numbers(requests)) if requests else set()
 
@@ -252,9 +263,10 @@ class Forwarder:
     async def suspend(self, reason: str) -> None:
         """The container is out of reach: sockets stay bound, forwards say so."""
         for row in self._forwards.values():
-            await self._hold(row, reason)
+            await self._suspend(row, reason)
+        self._tell_waiting()
 
-    async def _hold(self, row: Forward, reason: str) -> None:
+    async def _suspend(self, row: Forward, reason: str) -> None:
         if row.status == "reconnecting":
             row.reason = reason
         elif row.status in ("active", "waiting"):
@@ -266,14 +278,14 @@ class Forwarder:
         returning = plan.returning
         for key, row in self._forwards.items():
             if key.ordinary in returning:
-                await self._hold(row, "its server is not back yet")
+                await self._suspend(row, "its server is not back yet")
             elif key in moving:
                 continue  # it is closed and opened on its own number
             elif row.status == "reconnecting" and row.pair is not None and (wish := plan.wishes.get(key)) is not None:
-                listening = row.pair.listening
-                row.status, row.reason = ("active" if listening else "waiting"), None
+                was_active = row.pair.listening and row.wish.serving
+                row.status, row.reason = ("active" if was_active else "waiting"), None
                 self._route(row)
-                if wish.serving or not listening:  # else it is withdrawn next, which has an event of its own
+                if wish.serving or not was_active:  # else it is withdrawn next, which has an event of its own
                     await self._publish("reconnected", row)
         self._tell_waiting()
 
@@ -282,8 +294,27 @@ class Forwarder:
         row = self._by_id.get(forward_id)
         return row is None or row.status != "reconnecting"
 
+    def holds_s(self, forward_id: str) -> float:
+        """How long a new connection waits for the server of this forward; 0: it does not."""
+        row = self._by_id.get(forward_id)
+        return row.wish.holds_s if row is not None and row.status == "waiting" else 0.0
+
+    @contextlib.contextmanager
+    def held(self, forward_id: str) -> Iterator[str | None]:
+        """Meanwhile a connection waits for the server, and the forward keeps its number. Gives why it may not."""
+        if self._held[forward_id] >= MAX_HELD or self._held.total() >= MAX_HELD_OF_ALL:
+            limit = MAX_HELD if self._held[forward_id] >= MAX_HELD else MAX_HELD_OF_ALL
+            yield f"{limit} connections wait for a server already"
+            return
+        self._held[forward_id] += 1
+        try:
+            yield None
+        finally:
+            self._held[forward_id] -= 1
+            self._held += Counter()  # those without any go
+
     async def wait_changed(self) -> None:
-        """Wait until `is_reachable` may say something else."""
+        """Wait until `is_reachable` or `holds_s` may say something else."""
         await self._changed.wait()
 
     def _tell_waiting(self) -> None:
@@ -354,7 +385,7 @@ class Forwarder:
             row = Forward(wish, status, host_ip, result.pair, result.lease, remap)
             self._forwards[wish.key] = self._by_id[result.lease.id] = row
             self._route(row)
-            if wish.serving:
+            if wish.accepts:
                 self._services.plane.submit(Serve(result.lease.id, result.pair.sockets))
             await self._publish("forwarded" if wish.serving else "waiting", row)
 
@@ -375,11 +406,12 @@ class Forwarder:
             require_same=bool(wish.attributes.require_local_port),
             wanted=self._wanted_numbers,
             stays=self.takes_up,
-            listen=wish.serving,
+            listen=wish.accepts,
         )
 
     async def _serve(self, row: Forward, wish: Wish) -> bool:
-        """The server is up: accept. False when the number was lost meanwhile; it has to be opened anew."""
+        """Accept: the server is up, or connections wait for it. False when the number was lost meanwhile; it has to be
+        opened anew."""
         if row.pair is None or row.forward_id is None:
             return False
         try:
@@ -387,10 +419,12 @@ class Forwarder:
         except HostPortError:
             await self._close([row], "the reserved host port was taken", reset=True)
             return False
-        row.wish, row.status, row.reason, row.last_refusal = wish, "active", None, None
+        row.wish, row.status, row.reason = wish, ("active" if wish.serving else "waiting"), None
+        row.last_refusal = None
         self._route(row)
         self._services.plane.submit(Serve(row.forward_id, row.pair.sockets))
-        await self._publish("forwarded", row)
+        self._tell_waiting()
+        await self._publish("forwarded" if wish.serving else "waiting", row)
         return True
 
     async def _withdraw(self, row: Forward, wish: Wish) -> None:
@@ -400,6 +434,7 @@ class Forwarder:
         await self._stop_accepting(row.forward_id, reset=False)
         stop_listening(row.pair)
         row.wish, row.status = wish, "waiting"
+        self._tell_waiting()
         await self._publish("waiting", row)
 
     async def _update(self, row: Forward, wish: Wish) -> None:

@@ -68,7 +68,8 @@ class SessionRules:
     no server of the user's is not forwarded by itself. `firm` is what the user excludes; it and `include_known` are about
     what `include` brings back, by whether that is the user's (`include_is_own`). Host
     numbers from `lowest_port` to 1023 are for command lines and for `low_ports`; `way_out` is how the user grants others, which
-    the keys of `attributes` in `asked_low` ask for.
+    the keys of `attributes` in `asked_low` ask for. `wait_for_server_s`: how long new connections to a port that waits for its
+    server wait too; 0: they are refused.
     """
 
     auto: bool = True
@@ -94,6 +95,7 @@ class SessionRules:
     max_forwards: int = MAX_FORWARDS
     default_exclude: bool = False
     elsewhere: Mapping[ForwardKey, Elsewhere] = field(default_factory=lambda: NOWHERE_ELSE)
+    wait_for_server_s: float = 0.0
 
     @property
     def look_at_processes(self) -> bool:
@@ -121,7 +123,7 @@ class Seen:
 class Wish:
     """One forward that should be. `serving` False: hold the host port, but refuse connections (`waiting`).
 
-    `note` is what is particular about it, for people.
+    With `holds_s` they wait for so long instead. `note` is what is particular about it, for people.
     """
 
     key: ForwardKey
@@ -134,6 +136,12 @@ class Wish:
     note: str | None = None
     dials_from_ipv6: tuple[DialAddress, ...] = ()
     """For clients of the host's IPv6 address, where these are others than `dials`."""
+    holds_s: float = 0.0
+
+    @property
+    def accepts(self) -> bool:
+        """Whether the host port listens."""
+        return self.serving or self.holds_s > 0
 
     def dials_of(self, *, ipv6: bool) -> tuple[DialAddress, ...]:
         """For a client of the host's IPv6 address, or of its IPv4 address."""
@@ -239,8 +247,10 @@ def plan(
             pin = _pin(rules, key, spec)
             refused = _refused_pin(rules, key, source, spec) or _refused_elevation(rules, key, process, pin)
             wish = _wish(key, source, None if refused else pin, None if is_open else here, attributes)
-            notes = (refused, _note(rules, key, here))
-            wishes[key] = replace(wish, note="; ".join(note for note in notes if note) or None)
+            holds_s = 0.0 if wish.serving else rules.wait_for_server_s
+            held = f"new connections wait up to {holds_s:g} s for its server first" if holds_s else None
+            notes = (refused, _note(rules, key, here), held)
+            wishes[key] = replace(wish, note="; ".join(note for note in notes if note) or None, holds_s=holds_s)
     came_back = frozenset(
         key
         for key, last in before.items()

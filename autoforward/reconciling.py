@@ -56,6 +56,11 @@ def _needs_another_number(have: Existing, wish: Wish) -> bool:
     return have.host_port != same < FIRST_UNPRIVILEGED or have.host_port < FIRST_UNPRIVILEGED
 
 
+def _starts_or_stops_holding(have: Existing, wish: Wish) -> bool:
+    """Whether the host port of a server that is not up has to listen from now on, or not any more."""
+    return have.status == "waiting" and wish.accepts != have.wish.accepts
+
+
 def may_move(have: Existing, wish: Wish, *, came_back: bool) -> bool:
     """Whether this is a moment at which a forward on another number than its own may get its own: its server comes (back)."""
     if have.host_port in (None, wish.key.container_port) or not wish.serving:
@@ -76,7 +81,10 @@ def reconcile(
 
     `moving`: forwards that would get their own number now, at a moment at which they may (`may_move`).
     """
-    close, withdraw, serve, update = [], [], [], []
+    close: list[ForwardKey] = []
+    withdraw: list[Wish] = []
+    serve: list[Wish] = []
+    update: list[Wish] = []
     anew: set[ForwardKey] = set()
     for key, have in existing.items():
         wish = wanted.wishes.get(key)
@@ -90,8 +98,8 @@ def reconcile(
             anew.add(key)
         elif wish.serving and have.status == "waiting":
             serve.append(wish)
-        elif not wish.serving and have.status == "active":
-            withdraw.append(wish)
+        elif not wish.serving and (have.status == "active" or _starts_or_stops_holding(have, wish)):
+            (serve if wish.accepts else withdraw).append(wish)
         elif wish != have.wish:
             update.append(wish)
     opens = [wish for key, wish in wanted.wishes.items() if key not in existing or key in anew]

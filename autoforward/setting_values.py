@@ -20,6 +20,8 @@ DEFAULT_POLL_INTERVAL_S = 0.5
 MIN_POLL_INTERVAL_S = 0.1
 MAX_POLL_INTERVAL_S = 60.0
 
+MAX_WAIT_FOR_SERVER_S = 5.0
+
 DEFAULT_MAX_PORTS = 128
 HIGHEST_MAX_PORTS = 1000
 """Forwards of one session, and ports that it shows without forwarding them: a container must not be able to take every
@@ -195,10 +197,18 @@ def parse_max_ports(value: object) -> int:
 
 
 def parse_interval(value: object) -> float:
+    return _parse_seconds(value, MIN_POLL_INTERVAL_S, MAX_POLL_INTERVAL_S)
+
+
+def parse_wait_for_server(value: object) -> float:
+    return _parse_seconds(value, 0.0, MAX_WAIT_FOR_SERVER_S)
+
+
+def _parse_seconds(value: object, least_s: float, most_s: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise SettingError((), f"{shown(value)} is no number of seconds")
-    if not MIN_POLL_INTERVAL_S <= value <= MAX_POLL_INTERVAL_S:
-        raise SettingError((), f"{value} s is not from {MIN_POLL_INTERVAL_S:g} to {MAX_POLL_INTERVAL_S:g} s")
+    if not least_s <= value <= most_s:
+        raise SettingError((), f"{value} s is not from {least_s:g} to {most_s:g} s")
     return float(value)
 
 

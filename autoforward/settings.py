@@ -37,12 +37,19 @@ from autoforward.setting_values import (
     Selection,
     parse_interval,
     parse_max_ports,
+    parse_wait_for_server,
 )
 from autoforward.trust.requests import Request
 from autoforward.trust.writers import Writers
 
 ALWAYS = "always"
 """What is stored of `direct` = true. A record with true was written when that was the default, and was nobody's word."""
+
+_AS_THEY_ARE = (
+    *("auto", "lane", "bind", "poll_interval_s", "direct", "notify", "max_ports", "default_exclude"),
+    "wait_for_server_s",
+)
+"""Settings that are options as they are."""
 
 MAX_OPENED = 1000
 """Forwards that a session remembers to have opened."""
@@ -58,7 +65,8 @@ class SessionOptions:
     are regular expressions for command lines; `include` brings back what is excluded, and what is excluded by default only
     with `include_known`. `firm` is what the user excludes: no port that the workspace declares is bound there, and of
     `include` only one with `include_is_own` brings it back. `local_ports` are pins; of all pins of a configuration below
-    1024 those of `low_ports` count.
+    1024 those of `low_ports` count. `wait_for_server_s`: how long new connections to a named port wait for its server; 0:
+    they are refused.
     """
 
     lane: LaneChoice = "auto"
@@ -80,6 +88,7 @@ class SessionOptions:
     include_known: bool = True
     include_is_own: bool = True
     low_ports: tuple[LocalPorts, ...] = ()
+    wait_for_server_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Expressions are compiled where options are made, in a thread, and not on the control loop at the first port."""
@@ -99,11 +108,7 @@ class SessionOptions:
     def of(cls, settings: Settings, *, auto_udp: bool = False) -> SessionOptions:
         """What settings, put together from all layers, come to; the defaults are here."""
         exclude, include = settings.exclude or Selection(), settings.include or Selection()
-        given = {
-            name: value
-            for name in ("auto", "lane", "bind", "poll_interval_s", "direct", "notify", "max_ports", "default_exclude")
-            if (value := getattr(settings, name)) is not None
-        }
+        given = {name: value for name in _AS_THEY_ARE if (value := getattr(settings, name)) is not None}
         return cls(
             auto_udp=auto_udp,
             exclude=exclude.ranges,
@@ -143,6 +148,7 @@ class SessionOptions:
             include_known=bool(row.get("include_known", True)),
             include_is_own=bool(row.get("include_is_own", True)),
             low_ports=_local_ports(row.get("low_ports", ())),
+            wait_for_server_s=parse_wait_for_server(row.get("wait_for_server_s", 0)),
         )
 
 

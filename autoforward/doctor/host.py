@@ -93,7 +93,7 @@ def check_host_port(number: int, supervisor: SupervisorLook, holder: str | None,
         row = rows[0]
         why = {
             "active": "which forwards it",
-            "waiting": "whose server is not up: it is held, and nothing listens on it",
+            "waiting": "whose server is not up: it is held, and nothing answers on it",
         }
         what = why.get(str(row["status"]), f"which is out of reach: {row['reason']}")
         text = f"host port {number} is that of port {row['port']} of {row['containerName']}, {what}"

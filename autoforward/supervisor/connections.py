@@ -71,6 +71,7 @@ class Connections:
         self._detector: Detector | None = None
         self._session_token = ""
         self._opening: set[asyncio.Task[None]] = set()
+        self._held: dict[int, asyncio.Task[None]] = {}
         self._starting: set[asyncio.Future[SocketStream]] = set()
         self._closed = False
         self._tracker = CloseWaitTracker()
@@ -145,6 +146,8 @@ class Connections:
 
     def on_relay_ended(self, notice: RelayEnded) -> None:
         """Of any session: the forward may have ended before its last relay, and then nobody knows whose it was."""
+        if (task := self._held.pop(notice.relay_id, None)) is not None:
+            task.cancel()  # its client has gone
         self._dialled.pop(notice.relay_id, None)
         self._watch_of.pop(notice.relay_id, None)
         self._close_retired()
@@ -174,6 +177,7 @@ class Connections:
     async def _open_stream(self, wanted: StreamWanted) -> None:
         """Where the way turns out to have been lost before anything was sent there, the next one is waited for."""
         until_s = wanted.until_s or asyncio.get_running_loop().time() + HOLD_S
+        held_until_s = None
         while True:
             try:
                 async with asyncio.timeout_at(until_s):
@@ -185,6 +189,12 @@ class Connections:
                 reason = f"{what} was out of reach for {HOLD_S:.0f} s"
                 self._services.plane.submit(StreamFailed(wanted.relay_id, reason))
                 return
+            if (holds_s := self._forwarder.holds_s(wanted.forward_id)) > 0:
+                held_until_s = held_until_s or min(until_s, asyncio.get_running_loop().time() + holds_s)
+                if (why_not := await self._wait_for_server(wanted, held_until_s)) is not None:
+                    self._services.plane.submit(StreamFailed(wanted.relay_id, why_not))
+                    return
+                continue
             if (why_not := await self._start_stream(wanted, until_s)) is None:
                 return
             try:
@@ -193,6 +203,23 @@ class Connections:
             except TimeoutError:
                 self._services.plane.submit(StreamFailed(wanted.relay_id, why_not))
                 return
+
+    async def _wait_for_server(self, wanted: StreamWanted, until_s: float) -> str | None:
+        """Wait, as its client does, until the server is seen to listen; why it is over where that does not come."""
+        with self._forwarder.held(wanted.forward_id) as why_not:
+            task = asyncio.current_task()
+            if why_not is not None or task is None:
+                return why_not
+            self._held[wanted.relay_id] = task
+            try:
+                async with asyncio.timeout_at(until_s):
+                    while self._forwarder.holds_s(wanted.forward_id) > 0:
+                        await self._forwarder.wait_changed()
+            except TimeoutError:
+                return "its server did not come in time"
+            finally:
+                self._held.pop(wanted.relay_id, None)
+        return None
 
     async def _start_stream(self, wanted: StreamWanted, until_s: float) -> str | None:
         """Have it carried by what carries connections now; why the engine could start no process for it."""

@@ -52,6 +52,7 @@ def rules_of(
         max_forwards=options.max_ports,
         default_exclude=options.default_exclude,
         elsewhere=elsewhere,
+        wait_for_server_s=options.wait_for_server_s,
     )
 
 

@@ -56,6 +56,7 @@ TABLE: tuple[Row, ...] = (
     Row("direct", kept="false stays false; true is for you alone to say"),
     Row("defaultExclude", "false", "true stays true"),
     Row("trust", "always left out"),
+    Row("waitForServer"),
 )
 
 

@@ -63,6 +63,43 @@ def test_number_of_a_waiting_port_is_nobody_elses(container: ContainerFactory, r
             other.bind((host, port))
 
 
+ANNOUNCES = """
+import socket, sys
+control, *ports = map(int, sys.argv[1:])
+client, _ = socket.create_server(("127.0.0.1", control)).accept()
+for port in ports:
+    client.recv(1)
+    with socket.create_server(("127.0.0.1", port)) as data:
+        client.sendall(b"%d\\n" % port)
+        served, _ = data.accept()
+        with served:
+            served.sendall(b"data of %d" % port)
+"""
+"""As FTP's EPSV: it opens a port, says its number, and the client dials that at once."""
+
+
+def test_port_that_is_announced_and_dialled_at_once_is_reached(
+    container: ContainerFactory, run: Runner, home: Path
+) -> None:
+    """Seen: refused 10 of 10 first times, and to be had after 7 to 109 ms."""
+    control, *ports = (free_port() for _ in range(11))
+    settings = {"autoforward": {"waitForServer": 5}}
+    labels = dev_container_labels(new_folder(), forwardPorts=[control, *ports], customizations=settings)
+    app = container(labels=labels)
+    run("autoforward", "attach", app.name, check=0)
+    app.raw.exec_run(["python3", "-c", ANNOUNCES, *map(str, (control, *ports))], detach=True)
+    with socket.create_connection(("127.0.0.1", control), timeout=20) as session, session.makefile("rb") as said:
+        for port in ports:
+            session.sendall(b"E")
+            announced = int(said.readline())
+            with socket.create_connection(("127.0.0.1", announced), timeout=20) as data, data.makefile("rb") as answer:
+                assert answer.read() == b"data of %d" % port
+    assert {row["connections"]["refused"] for row in rows(run)} == {0}
+    names_of = {port: names(logged(home, port)) for port in ports}
+    assert {tuple(found[:2]) for found in names_of.values()} == {("waiting", "forwarded")}
+    assert not is_refused("127.0.0.1", ports[0]), "it waits again"
+
+
 # -- two workspaces with the same port -----------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ EVERYTHING: dict[str, Any] = {
     "defaultExclude": False,
     "trust": ["~/src/mine/**", "/srv/shop"],
     "auto": False,
+    "waitForServer": 2,
 }
 PARSED = Settings(
     local_ports=(LocalPorts(3000, 3000, 8000), LocalPorts(5000, 5002, 6000)),
@@ -44,6 +45,7 @@ PARSED = Settings(
     default_exclude=False,
     trust=("~/src/mine/**", "/srv/shop"),
     auto=False,
+    wait_for_server_s=2.0,
 )
 
 
@@ -90,6 +92,9 @@ def test_settings_survive_the_registry() -> None:
         ({"pollInterval": 0.05}, ("pollInterval",), "0.1 to 60"),
         ({"pollInterval": float("nan")}, ("pollInterval",), "no number of seconds"),
         ({"pollInterval": "1"}, ("pollInterval",), "no number of seconds"),
+        ({"waitForServer": 5.5}, ("waitForServer",), "0 to 5"),
+        ({"waitForServer": -1}, ("waitForServer",), "0 to 5"),
+        ({"waitForServer": True}, ("waitForServer",), "no number of seconds"),
         ({"lane": "pigeon"}, ("lane",), "no lane: auto, agent"),
         ({"lane": []}, ("lane",), "no lane"),
         ({"notify": "yes"}, ("notify",), "neither true nor false"),
@@ -159,6 +164,7 @@ def test_what_is_switched_off_above_is_not_switched_on_below() -> None:
         ("AUTOFORWARD_NOTIFY", "off", Settings(notify=False)),
         ("AUTOFORWARD_DIRECT", "False", Settings(direct=False)),
         ("AUTOFORWARD_DEFAULT_EXCLUDE", "1", Settings(default_exclude=True)),
+        ("AUTOFORWARD_WAIT_FOR_SERVER", "0.5", Settings(wait_for_server_s=0.5)),
         ("AUTOFORWARD_LANE", "", NO_SETTINGS),
     ],
 )
@@ -192,6 +198,7 @@ def test_options_of_settings() -> None:
         exclude_processes=(r"node .*--inspect",),
         include_processes=("vite",),
         local_ports=PARSED.local_ports or (),
+        wait_for_server_s=2.0,
     )
     assert SessionOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
 

@@ -366,7 +366,7 @@ def test_the_id_of_a_udp_port() -> None:
     ("number", "status", "words"),
     [
         (5173, "ok", "port 5174 of web, which forwards it"),
-        (5432, "warn", "port 5432 of web, whose server is not up: it is held, and nothing listens on it"),
+        (5432, "warn", "port 5432 of web, whose server is not up: it is held, and nothing answers on it"),
         (6000, "warn", "port 6000 of shop, which is out of reach: the container is exited"),
         (7000, "warn", "in use by python3 (pid 7)"),
         (7001, "ok", "host port 7001 is free"),

@@ -105,6 +105,17 @@ def test_a_named_port_without_a_server_waits(source: str) -> None:
     wish = planned(SessionRules(**{source: specs("3000")})).wishes[key(3000)]  # type: ignore[arg-type]
     assert not wish.serving
     assert wish.dials == (DialAddress("127.0.0.1", 3000), DialAddress("::1", 3000))
+    assert not wish.accepts
+
+
+@pytest.mark.parametrize("source", ["declared", "manual"])
+def test_connections_to_a_named_port_without_a_server_wait_where_the_setting_says_so(source: str) -> None:
+    rules = SessionRules(**{source: specs("3000", "db:5432")}, wait_for_server_s=2.0)  # type: ignore[arg-type]
+    wish = planned(rules).wishes[key(3000)]
+    assert (wish.serving, wish.accepts, wish.holds_s) == (False, True, 2.0)
+    assert wish.note == "new connections wait up to 2 s for its server first"
+    up = planned(rules, listening(3000)).wishes
+    assert {(one.serving, one.holds_s, one.note) for one in up.values()} == {(True, 0.0, None)}
 
 
 def test_another_host_is_always_served() -> None:

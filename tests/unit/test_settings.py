@@ -108,6 +108,7 @@ def test_a_record_that_lacks_something_is_refused(key: str) -> None:
         {"exclude": [[1]]},
         {"max_ports": 0},
         {"max_ports": 1001},
+        {"wait_for_server_s": 6},
         {"exclude": [["a", "b"]]},
     ],
 )

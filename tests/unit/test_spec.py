@@ -25,7 +25,7 @@ from autoforward.known_servers import DEFAULT_EXCLUDED, INSPECTOR_PORTS, OUR_AGE
 from autoforward.model import LANE_CHOICES, ON_AUTO_FORWARD, ForwardKey
 from autoforward.portspec import MAX_RANGE_SIZE, parse_port_spec
 from autoforward.procnet import MAX_DIALS
-from autoforward.setting_values import HIGHEST_MAX_PORTS
+from autoforward.setting_values import HIGHEST_MAX_PORTS, MAX_WAIT_FOR_SERVER_S
 from autoforward.settings import SessionOptions
 from autoforward.supervisor.spawn import KEPT_ENVIRONMENT
 from tests.unit.spec_text import SPEC, names, section, sources, table, ticked
@@ -165,9 +165,11 @@ def test_settings() -> None:
         ("lane", f"`{defaults.lane}`"),
         ("notify", str(defaults.notify).lower()),
         ("defaultExclude", str(defaults.default_exclude).lower()),
+        ("waitForServer", f"{defaults.wait_for_server_s:g}"),
     ):
         assert rows[name][2] == str(value)
     assert f"1 to {HIGHEST_MAX_PORTS}" in rows["maxPorts"][1]
+    assert f"0 to {MAX_WAIT_FOR_SERVER_S:g}:" in rows["waitForServer"][1]
     assert (rows["direct"][2], defaults.direct) == ("as the networks are", None)
 
 
@@ -233,6 +235,8 @@ def test_numbers_in_the_text_are_those_of_the_table() -> None:
         ("Relays", f"after {value['HARD_KILL_AFTER_S']} s SIGKILL"),
         ("Relays", f"within {value['OPEN_TIMEOUT_S']} s"),
         ("Relays", f"wait up to {value['HOLD_S']} s"),
+        ("Relays", f"At most {value['MAX_HELD']} wait on one port, and {value['MAX_HELD_OF_ALL']} of a session"),
+        ("Relays", f"on the agent within {value['AGENT_POLL_INTERVAL_S']} s"),
         ("Relays", f"send for {value['outbox.LINGER_S']} s"),
         ("Relays", f"{int(value['WINDOW_BYTES']) >> 20} MiB that the client has not taken"),
         ("Relays", f"at most {int(value['relay.HIGH_WATER_BYTES']) >> 10} KiB"),

@@ -780,6 +780,7 @@ def test_the_first_attach_of_a_file_with_everything_asks_for_nothing(tmp_path: P
                     "lane": "agent",
                     "direct": False,
                     "pollInterval": 1,
+                    "waitForServer": 1,
                 }
             },
         },
