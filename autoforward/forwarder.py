@@ -410,8 +410,7 @@ class Forwarder:
         )
 
     async def _serve(self, row: Forward, wish: Wish) -> bool:
-        """Accept: the server is up, or connections wait for it. False when the number was lost meanwhile; it has to be
-        opened anew."""
+        """Accept: the server is up, or connections wait for it. False when the number was lost: it has to be opened again."""
         if row.pair is None or row.forward_id is None:
             return False
         try:

@@ -191,7 +191,7 @@ class Connections:
                 return
             if (holds_s := self._forwarder.holds_s(wanted.forward_id)) > 0:
                 held_until_s = held_until_s or min(until_s, asyncio.get_running_loop().time() + holds_s)
-                if (why_not := await self._wait_for_server(wanted, held_until_s)) is not None:
+                if (why_not := await self._wait_for_server(wanted, holds_s, held_until_s)) is not None:
                     self._services.plane.submit(StreamFailed(wanted.relay_id, why_not))
                     return
                 continue
@@ -204,8 +204,8 @@ class Connections:
                 self._services.plane.submit(StreamFailed(wanted.relay_id, why_not))
                 return
 
-    async def _wait_for_server(self, wanted: StreamWanted, until_s: float) -> str | None:
-        """Wait, as its client does, until the server is seen to listen; why it is over where that does not come."""
+    async def _wait_for_server(self, wanted: StreamWanted, holds_s: float, until_s: float) -> str | None:
+        """Wait until the server is seen to listen, or the forward changes otherwise; why the client has to be reset."""
         with self._forwarder.held(wanted.forward_id) as why_not:
             task = asyncio.current_task()
             if why_not is not None or task is None:
@@ -216,7 +216,7 @@ class Connections:
                     while self._forwarder.holds_s(wanted.forward_id) > 0:
                         await self._forwarder.wait_changed()
             except TimeoutError:
-                return "its server did not come in time"
+                return f"its server did not come within {holds_s:g} s"
             finally:
                 self._held.pop(wanted.relay_id, None)
         return None

@@ -100,7 +100,7 @@ async def test_after_the_time_it_is_reset(world: Any, port: int) -> None:
         await received(client)
     assert one.engine.relays == []
     [row] = one.session.rows({})
-    assert (row["status"], row["reason"]) == ("waiting", "its server did not come in time")
+    assert (row["status"], row["reason"]) == ("waiting", "its server did not come within 0.2 s")
 
 
 @pytest.mark.parametrize("limit", ["MAX_HELD", "MAX_HELD_OF_ALL"])
