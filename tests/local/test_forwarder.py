@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from autoforward.attributes import AttributeRules, parse_attributes
-from autoforward.messages import ForwardCounters
+from autoforward.messages import Command, ForwardCounters, Route
 from autoforward.model import ForwardKey, PublishedPort
 from autoforward.policy import SessionRules
 from autoforward.portspec import parse_port_spec
@@ -478,3 +478,29 @@ async def test_numbers_that_another_container_asks_for_are_let_go_where_no_serve
     assert table.publisher.events[-1].reason == "a container that publishes this host port was created"
     with socket.socket() as other:
         other.bind((LOOPBACK, away))
+
+
+@in_loop
+async def test_connections_go_over_the_agent_unasked_only_while_the_server_is_up(
+    table: Table, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one to a port that listens without a server would be dialled, and reset, at once."""
+    ways: list[str] = []
+    submit = table.plane.submit
+
+    def note(command: Command) -> None:
+        if isinstance(command, Route):
+            ways.append(command.session_id)
+        submit(command)
+
+    monkeypatch.setattr(table.plane, "submit", note)
+    table.publisher.connects = False
+    rules = declared(str(port), wait_for_server_s=5.0)
+    table.forwarder.route_over("ses")
+    last = []
+    for container_ports in ((), (port,), (), (port,)):
+        await table.apply(rules, *container_ports)
+        table.forwarder.route_over("ses")
+        assert accepts(table.host_port(port))
+        last.append(ways[-1])
+    assert last == ["", "ses", "", "ses"]
