@@ -100,8 +100,9 @@ class Attached:
 
     def row(self, container_port: int) -> dict[str, Any]:
         rows = json.loads(self._run("autoforward", "list", "--json", check=0).stdout)
-        [row] = [row for row in rows if row["port"] == container_port]
-        return dict(row)
+        found = [row for row in rows if row["port"] == container_port]
+        assert len(found) == 1, "one forward of it"
+        return dict(found[0])
 
     def host_port(self, server: Server) -> int:
         """Where `server` is reachable on this host, once it is."""

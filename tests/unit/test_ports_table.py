@@ -164,7 +164,7 @@ def decided(case: Case) -> dict[Port, dict[str, Any]]:
     found = plan(rules, snapshot, {}, 0.0, processes)
     result: dict[Port, dict[str, Any]] = {}
     for key, wish in found.wishes.items():
-        result[key[1:]] = {
+        result[key.container_host, key.container_port] = {
             "status": "forwarded",
             "source": wish.source,
             "pin": wish.pinned_host_port,
@@ -175,7 +175,7 @@ def decided(case: Case) -> dict[Port, dict[str, Any]]:
         }
     for key, notice in found.notices.items():
         at = {"at": (notice.host_ip, notice.host_port)} if notice.status == "published" else {}
-        result[key[1:]] = {"status": notice.status, **at}
+        result[key.container_host, key.container_port] = {"status": notice.status, **at}
     return result
 
 
