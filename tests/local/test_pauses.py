@@ -40,6 +40,7 @@ def test_while_the_engine_says_paused_silence_is_no_loss(agent: PlayedAgent) -> 
 
 def test_an_agent_that_answers_is_not_paused_whatever_was_heard(agent: PlayedAgent) -> None:
     agent.rig.plane.submit(MuxPause(SESSION, True))
+    agent.rig.counters()  # it has been taken: what comes next comes after it
     agent.sock.sendall(wire.encode_pong(bytes(8)) * 3)
     agent.rig.expect(PauseUnsure)
     agent.rig.counters()
