@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -402,6 +402,15 @@ class SessionRecord:
         identity = replace(identity_of(self.endpoint, info), engine=self.identity.engine)
         is_same = identity == self.identity and info.project_folder == self.sources.project_folder
         return info.running and is_same and info.container_id != self.container_id
+
+
+def restorable(rows: Iterable[Mapping[str, Any]]) -> Iterator[SessionRecord]:
+    """Sessions as they are stored, without those that no supervisor could restore."""
+    for row in rows:
+        try:
+            yield SessionRecord.from_json(row)
+        except (KeyError, TypeError, ValueError):
+            continue
 
 
 def writers_of(records: Iterable[SessionRecord]) -> Writers:

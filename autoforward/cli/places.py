@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from autoforward.errors import TargetError
 from autoforward.foreign.reader import is_folder
 from autoforward.paths import StatePaths
 from autoforward.places.folders import as_typed, same_folders, spellings, upwards
-from autoforward.settings import SessionRecord, meant, nearest_session
+from autoforward.settings import SessionRecord, meant, nearest_session, restorable
 
 Row = Mapping[str, Any]
 
@@ -102,11 +101,7 @@ def _unknown(target: str) -> tuple[str, str]:
 
 
 def _records() -> list[SessionRecord]:
-    records = []
-    for row in stored("sessions"):
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            records.append(SessionRecord.from_json(dict(row)))
-    return records
+    return list(restorable(stored("sessions")))
 
 
 def _table(row: Row, key: str) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from autoforward.model import ContainerInfo
 from autoforward.paths import StatePaths
 from autoforward.registry import Registry
 from autoforward.session_config import configure, read_sources
-from autoforward.settings import SessionRecord, meant, nearest_session
+from autoforward.settings import SessionRecord, meant, nearest_session, restorable
 from autoforward.trust.approvals import Answers, Approvals, Workspace, workspaces_of
 from autoforward.trust.folders import place_of
 from autoforward.trust.requests import Request
@@ -121,12 +121,8 @@ def requests_of(
     return found, unread
 
 
-def _stored(paths: StatePaths) -> Iterable[SessionRecord]:
-    for row in Registry(paths, output.warn).read().sessions:
-        try:
-            yield _placed(SessionRecord.from_json(row))
-        except (KeyError, TypeError, ValueError):  # nobody could restore it either
-            continue
+def _stored(paths: StatePaths) -> list[SessionRecord]:
+    return [_placed(record) for record in restorable(Registry(paths, output.warn).read().sessions)]
 
 
 def _placed(record: SessionRecord) -> SessionRecord:

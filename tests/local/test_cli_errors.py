@@ -16,7 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from autoforward.paths import StatePaths
+from autoforward.registry import Registry
 from tests.conftest import Runner, command_env, script
+from tests.local.world import RECORD
 
 NOWHERE = "unix:///nonexistent/engine.sock"
 GRAMMAR = "N | LOCAL:REMOTE | HOST:PORT | LOCAL:HOST:REMOTE | A-B | A-B:C-D"
@@ -335,6 +338,13 @@ def test_list_answers_within_300_ms(home: Path) -> None:
     bare_s = median_s(sys.executable, "-c", "pass")
     list_s = median_s(script("autoforward"), "list")
     assert list_s < 0.3 * max(1.0, bare_s / 0.03), f"list {list_s * 1000:.0f} ms, bare Python {bare_s * 1000:.0f} ms"
+
+
+def test_trust_names_the_nearest_session(run: Runner, home: Path) -> None:
+    with Registry(StatePaths(home), pytest.fail).transaction() as document:
+        document.upsert_session(RECORD.to_json())
+    done = run("autoforward", "trust", f"{RECORD.container_name}x", check=4)
+    assert f"did you mean {RECORD.container_name}?" in done.stderr
 
 
 def test_a_target_that_is_not_there(run: Runner, tmp_path: Path) -> None:
