@@ -22,6 +22,7 @@ from autoforward.core.budget import (
     OverBudgetError,
     name_cost,
 )
+from autoforward.core.pause import ENGINE_WORD_S, PauseQuestion
 from autoforward.errors import ProtocolError
 from autoforward.lanes.watcher import (
     Answer,
@@ -41,9 +42,6 @@ log = logging.getLogger(__name__)
 
 PING_INTERVAL_S = 20.0
 PONG_TIMEOUT_S = 10.0
-ENGINE_WORD_S = 5.0
-"""After that the engine is asked whether the container is paused, and has so long to say so."""
-
 MAX_OUTBOX_BYTES = 256 * 1024
 """Kill lines that wait for the engine to take them: thousands of relays. More means that nothing moves any more."""
 
@@ -71,8 +69,7 @@ class Detector:
         self._on_frame = on_frame
         self._on_answer = on_answer
         self._on_lost = on_lost
-        self._on_unsure = on_unsure
-        self._paused = self._is_unsure = False
+        self._pause = PauseQuestion(on_unsure)
         self._outbox = bytearray()
         self._last_words = ""
         self._pings = itertools.count(1)
@@ -115,25 +112,18 @@ class Detector:
         """The engine says whether the container is paused. One ping waits there, for which the watcher has a word at last."""
         if self._stream.fileno() < 0:
             return
-        if not paused and not self._paused:
-            if self._is_unsure:
-                self._no_answer()
-        else:
-            self._paused, self._is_unsure = paused, False
+        if self._pause.answer(paused):
             self._ping()
-
-    def _ask_for_pause(self) -> None:
-        if not self._is_unsure:
-            self._is_unsure = True
-            self._on_unsure()
+        elif self._pause.is_asked:
+            self._no_answer()
 
     def _no_answer(self) -> None:
-        if self._paused:
+        if self._pause.is_paused:
             return
-        if self._is_unsure:
+        if self._pause.is_asked:
             self._lose("the watcher does not answer")
         else:
-            self._ask_for_pause()
+            self._pause.ask()
             self._schedule(ENGINE_WORD_S, self._no_answer)
 
     def retire(self) -> None:
@@ -217,11 +207,11 @@ class Detector:
     def _take_answer(self, line: bytes) -> None:
         match parse_answer(line):
             case Pong(number):
-                if self._paused:
-                    self._ask_for_pause()
+                if self._pause.is_paused:
+                    self._pause.ask()
                 elif number == self._awaited_pong:
                     self._awaited_pong = None
-                    self._is_unsure = False
+                    self._pause.is_asked = False
                     self._schedule(PING_INTERVAL_S, self._ping)
             case Fatal(reason):
                 self._last_words = reason

@@ -27,7 +27,7 @@ from urllib3.connection import HTTPConnection
 from autoforward.endpoints import way_to_socket
 from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.identity.containers import container_info, platform_of, texts
-from autoforward.identity.labels import bounded, carries, own_labels
+from autoforward.identity.labels import KNOWN, bounded, carries, own_labels
 from autoforward.keepalive import keepalive_options
 from autoforward.leases import parse_time
 from autoforward.links import link_to
@@ -289,15 +289,17 @@ class Engine:
         return [str(row["Id"]) for row in sorted(rows, key=lambda row: row.get("Created", 0))]
 
     def running(self, *, all: bool = False) -> list[tuple[str, dict[str, str]]]:
-        """Name and own labels of what runs (or of all), in one request and one for each image."""
+        """Name and own labels of what runs (or of all). Images are asked about only where a label that we know may be theirs."""
         with self._translated():
             rows = self.client.api.containers(all=all)
         found = []
         for row in rows:
             if row.get("Names"):
-                image_id = str(row.get("ImageID", ""))
-                own = own_labels(texts(row.get("Labels")), self._labels_of_image(image_id, platform_of(row)), image_id)
-                found.append((row["Names"][0].lstrip("/"), own))
+                labels, image_id = texts(row.get("Labels")), str(row.get("ImageID", ""))
+                labels = {key: text for key, text in labels.items() if key in KNOWN}
+                if labels:
+                    labels = own_labels(labels, self._labels_of_image(image_id, platform_of(row)), image_id)
+                found.append((row["Names"][0].lstrip("/"), labels))
         return found
 
     def running_networks(self) -> list[Running]:

@@ -21,7 +21,7 @@ from autoforward.dataplane import DataPlane
 from autoforward.events import PortEvent, list_row
 from autoforward.leases import Lease
 from autoforward.messages import ForwardCounters, Route, Serve, Withdraw
-from autoforward.model import DialAddress, EventName, ForwardKey, LaneName, PortAttributes, Status, Transport
+from autoforward.model import DialAddress, EventName, ForwardKey, LaneName, PortAttributes, Status, Transport, dials_for
 from autoforward.policy import Notice, Plan, Summary, Wish
 from autoforward.reconciling import Existing, may_move, reconcile
 from autoforward.sockets import BoundPair, HostPortError, start_listening, stop_listening
@@ -167,7 +167,7 @@ class Forwarder:
     def dials_of(self, forward_id: str, *, ipv6: bool = False) -> tuple[DialAddress, ...] | None:
         """Where a relay of this forward connects to; None when it is no longer there. `ipv6`: for a client of that family."""
         forward = self._by_id.get(forward_id)
-        return forward.wish.dials_of(ipv6=ipv6) if forward else None
+        return dials_for(forward.wish.dials, forward.wish.dials_from_ipv6, ipv6=ipv6) if forward else None
 
     def transport_of(self, forward_id: str) -> Transport:
         forward = self._by_id.get(forward_id)
@@ -302,10 +302,10 @@ class Forwarder:
     @contextlib.contextmanager
     def held(self, forward_id: str) -> Iterator[str | None]:
         """Meanwhile a connection waits for the server, and the forward keeps its number. Gives why it may not."""
-        if self._held[forward_id] >= MAX_HELD or self._held.total() >= MAX_HELD_OF_ALL:
-            limit = MAX_HELD if self._held[forward_id] >= MAX_HELD else MAX_HELD_OF_ALL
-            yield f"{limit} connections wait for a server already"
-            return
+        for held, limit in ((self._held[forward_id], MAX_HELD), (self._held.total(), MAX_HELD_OF_ALL)):
+            if held >= limit:
+                yield f"{limit} connections wait for a server already"
+                return
         self._held[forward_id] += 1
         try:
             yield None

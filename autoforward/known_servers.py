@@ -36,9 +36,10 @@ class KnownServer:
             return False
         if command_line is None:
             return self.by_port
-        if self.but_named is not None and re.search(rf"\s{self.but_named}[ =]{container_port}(?:\s|$)", command_line):
+        if self.command_line.search(command_line) is None:
             return False
-        return self.command_line.search(command_line) is not None
+        named = rf"\s{self.but_named}[ =]{container_port}(?:\s|$)"
+        return self.but_named is None or re.search(named, command_line) is None
 
 
 # The program itself is in the editor's folder, or what its own Node runs: a user's program that a debugger of the editor

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from autoforward.frames import MuxEvent
 from autoforward.lanes.commands import RelayTool
-from autoforward.model import DialAddress, Transport
+from autoforward.model import DialAddress, Transport, dials_for
 from autoforward.streams import EngineStream
 
 
@@ -65,8 +65,7 @@ class Route:
     """For clients of the host's IPv6 address; empty: the same."""
 
     def dials_of(self, *, ipv6: bool) -> tuple[DialAddress, ...]:
-        """For a client of the host's IPv6 address, or of its IPv4 address."""
-        return self.dials_from_ipv6 if ipv6 and self.dials_from_ipv6 else self.dials
+        return dials_for(self.dials, self.dials_from_ipv6, ipv6=ipv6)
 
 
 @dataclass(frozen=True, slots=True)

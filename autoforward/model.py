@@ -149,6 +149,13 @@ class DialAddress:
         return ":" in self.host
 
 
+def dials_for(
+    dials: tuple[DialAddress, ...], from_ipv6: tuple[DialAddress, ...], *, ipv6: bool
+) -> tuple[DialAddress, ...]:
+    """What a client of the host's IPv6 address (`ipv6`), or of its IPv4 address, is led to. `from_ipv6` empty: the same."""
+    return from_ipv6 if ipv6 and from_ipv6 else dials
+
+
 @dataclass(frozen=True, slots=True)
 class LaneCapabilities:
     """What a lane can do; shown in `status` and `doctor`."""

@@ -26,6 +26,7 @@ from autoforward.core.budget import (
     OverBudgetError,
     name_cost,
 )
+from autoforward.core.pause import ENGINE_WORD_S, PauseQuestion
 from autoforward.direct import DirectGate
 from autoforward.errors import ProtocolError
 from autoforward.lanes.watcher import LineSplitter, printable
@@ -57,9 +58,6 @@ SILENCE_LIMIT_S = 13.0
 """The agent answers a ping at once; three unanswered ones, and a fourth that is due, mean that it is gone."""
 
 
-ENGINE_WORD_S = 5.0
-"""Before that the engine is asked whether the container is paused, and has so long to say so."""
-
 AT_THE_PAUSE = b"paused??"
 
 
@@ -82,8 +80,7 @@ class Mux(Carrier[EngineStream]):
         super().__init__(loop, stream, wire.Decoder(), None)
         self._on_event = on_event
         self._on_lost = on_lost
-        self._on_unsure = on_unsure
-        self._paused = self._is_unsure = False
+        self._pause = PauseQuestion(on_unsure)
         self._stderr = LineSplitter()
         self._last_number = 0
         self._window = 0
@@ -183,11 +180,10 @@ class Mux(Carrier[EngineStream]):
         """The engine says whether the container is paused. One ping waits there, for which its agent has a word at last."""
         if self.is_closed:
             return
-        if not paused and not self._paused:
-            if self._is_unsure:
+        if not self._pause.answer(paused):
+            if self._pause.is_asked:
                 self._judge_silence()
             return
-        self._paused, self._is_unsure = paused, False
         self._heard_s = time.monotonic()
         self.send(wire.encode_ping(AT_THE_PAUSE))
 
@@ -196,16 +192,11 @@ class Mux(Carrier[EngineStream]):
         silent_s = time.monotonic() - self._heard_s
         if self._timer is not None:
             self._timer.cancel()
-        if not self._paused and silent_s > SILENCE_LIMIT_S:
+        if not self._pause.is_paused and silent_s > SILENCE_LIMIT_S:
             self._lose(f"the agent has been silent for {silent_s:.0f} s")
             return
-        self._is_unsure = False
+        self._pause.is_asked = False
         self._ping()
-
-    def _ask_for_pause(self) -> None:
-        if not self._is_unsure:
-            self._is_unsure = True
-            self._on_unsure()
 
     def retire(self) -> None:
         """Say nothing more, and end once the last channel has: looked for with each ping."""
@@ -285,8 +276,8 @@ class Mux(Carrier[EngineStream]):
         self._empty += 1
         if event.payload == self._doubt:
             self._let_join()
-        if self._paused:
-            self._ask_for_pause()
+        if self._pause.is_paused:
+            self._pause.ask()
         self._gate.pong(event.payload)
         self._trunks.pong(event.payload)
 
@@ -350,7 +341,7 @@ class Mux(Carrier[EngineStream]):
         asked_s = time.monotonic()
 
         def look() -> None:
-            if self._heard_s < asked_s and not self.is_closed and not self._paused:
+            if self._heard_s < asked_s and not self.is_closed and not self._pause.is_paused:
                 self._lose(f"the agent did not answer within {timeout_s:.0f} s")
 
         self.send(wire.encode_ping(bytes(8)))
@@ -358,11 +349,11 @@ class Mux(Carrier[EngineStream]):
 
     def _ping(self) -> None:
         silent_s = time.monotonic() - self._heard_s
-        if self._paused:
+        if self._pause.is_paused:
             self._timer = self._loop.call_later(PING_INTERVAL_S, self._ping)
             return
         if silent_s > SILENCE_LIMIT_S:
-            self._ask_for_pause()
+            self._pause.ask()
             self._timer = self._loop.call_later(ENGINE_WORD_S, self._judge_silence)
             return
         if self._is_retired and self.is_idle and self._trunks.is_idle:

@@ -143,10 +143,6 @@ class Wish:
         """Whether the host port listens."""
         return self.serving or self.holds_s > 0
 
-    def dials_of(self, *, ipv6: bool) -> tuple[DialAddress, ...]:
-        """For a client of the host's IPv6 address, or of its IPv4 address."""
-        return self.dials_from_ipv6 if ipv6 and self.dials_from_ipv6 else self.dials
-
 
 @dataclass(frozen=True, slots=True)
 class Notice:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from autoforward.callers import Caller, record_for
 from autoforward.cli import client, output
+from autoforward.cli.places import stored
 from autoforward.cli.progress import working
 from autoforward.config import layered, settings_from_environment
 from autoforward.deploy import NOT_BUILT
@@ -20,16 +20,13 @@ from autoforward.environment import SessionEnvironment
 from autoforward.identity.labels import LABEL_METADATA
 from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.paths import StatePaths
-from autoforward.registry import Registry, RegistryError
 from autoforward.session_config import Metadata, metadata_of
 from autoforward.settings import SessionRecord, all_services
 from autoforward.settings_files import user_settings_path
 from autoforward.targets import resolve_project, resolve_target
 from autoforward.trust.approvals import Approvals, Workspace
 from autoforward.trust.requests import Word
-from autoforward.trust.writers import NO_WRITERS, Writers, writers_of_rows
-
-log = logging.getLogger(__name__)
+from autoforward.trust.writers import Writers, writers_of_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +76,8 @@ def words_of(*, attaching: bool) -> Callable[[SessionRecord], Word]:
 
 
 def stored_writers() -> Writers:
-    """What containers can write that have sessions, from the state folder."""
-    try:
-        return writers_of_rows(Registry(StatePaths.locate(), log.info).read().sessions)
-    except RegistryError as error:  # the supervisor has it in its memory, and looks in a moment
-        log.info("%s", error)
-        return NO_WRITERS
+    """What containers can write that have sessions, from the state folder. The supervisor looks again in a moment."""
+    return writers_of_rows(stored("sessions"))
 
 
 def attach(

@@ -342,9 +342,11 @@ def say_watching(where: str, rows: Sequence[Mapping[str, Any]], *, auto: bool) -
     silent = len(ports) - kept.total()
     parts = [f"{silent} without a line of their own (onAutoForward)"] if silent else []
     if kept:
-        most = [f"{count} {reason}" for reason, count in kept.most_common(MAX_REASONS)]
-        rest = kept.total() - sum(count for _, count in kept.most_common(MAX_REASONS))
-        parts.append(f"{kept.total()} ignored ({'; '.join(most)}{f'; {rest} for other reasons' if rest else ''})")
+        most = kept.most_common(MAX_REASONS)
+        reasons = [f"{count} {reason}" for reason, count in most]
+        if rest := kept.total() - sum(count for _, count in most):
+            reasons.append(f"{rest} for other reasons")
+        parts.append(f"{kept.total()} ignored ({'; '.join(reasons)})")
     now = f" Ports there now: {', '.join(parts)}." if parts else " Nothing listens there yet." if auto else ""
     what = "what starts to listen there is forwarded" if auto else "only declared ports are forwarded"
     say(f"Watching {where}: {what}.{now} `autoforward list` shows it.")

@@ -89,18 +89,24 @@ def format_rows(rows: Sequence[Row], look: Look = PLAIN) -> Drawn:
 
 def summed_up(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     """The rows without those ignored ports of which a container has more than MAX_ALIKE for one reason, and a line a lot."""
-    lots: dict[tuple[str, str], list[Row]] = {}
+    lots: dict[tuple[str, str] | None, list[Row]] = {}
     for row in rows:
-        if row["status"] == "ignored" and row["port"] is not None and row["id"] is None:
-            lots.setdefault((str(row["containerName"]), str(row["reason"])), []).append(row)
-    many = {key: lot for key, lot in lots.items() if len(lot) > MAX_ALIKE}
+        lots.setdefault(_lot_of(row), []).append(row)
+    many = {key: lot for key, lot in lots.items() if key is not None and len(lot) > MAX_ALIKE}
     lines = [
         printable(
             f"{len(lot)} ports of {name} are ignored: {reason} ({_spans(lot)}). `autoforward list --all` shows them."
         )
         for (name, reason), lot in many.items()
     ]
-    return [row for row in rows if not any(row is one for lot in many.values() for one in lot)], lines
+    return [row for row in rows if _lot_of(row) not in many], lines
+
+
+def _lot_of(row: Row) -> tuple[str, str] | None:
+    """What ignored ports have in common that are summed up: container and reason; None for what keeps its row."""
+    if row["status"] == "ignored" and row["port"] is not None and row["id"] is None:
+        return str(row["containerName"]), str(row["reason"])
+    return None
 
 
 def _spans(rows: Sequence[Row]) -> str:

@@ -271,9 +271,7 @@ class Connections:
         """What this stream dials: the address that answered last time, or all."""
         if wanted.retry:
             self._answered.pop(wanted.forward_id, None)
-        if self._forwarder.dials_of(wanted.forward_id, ipv6=not wanted.ipv6) != self._forwarder.dials_of(
-            wanted.forward_id, ipv6=wanted.ipv6
-        ):
+        if self._forwarder.dials_of(wanted.forward_id, ipv6=True) != self._forwarder.dials_of(wanted.forward_id):
             return usable  # these may be two servers, each with clients of its own
         answered = self._answered.get(wanted.forward_id)
         # A tool that does not say when it is connected has eaten the client's first bytes when it fails.

@@ -1,4 +1,4 @@
-"""Fixtures for the agent as a local child, built here. Twice: plain, and with the sanitizers."""
+"""Fixtures for the agent as a local child, built here (plain, and with the sanitizers), and for sessions of a fake engine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,21 @@ from autoforward import wire
 from tests.agent_build import build
 from tests.local.agent_client import AgentClient
 from tests.local.direct_far import LOOPBACK, Far, NewFar
+from tests.local.harness import free_port
+from tests.local.world import Worlds
 
 StartAgent = Callable[..., AgentClient]
 Handler = Callable[[socket.socket], None]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Worlds:
+    return Worlds(tmp_path / "home")
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
 
 
 @pytest.fixture(scope="module", params=["agent", "agent-asan"])

@@ -55,16 +55,22 @@ def carried_by_the_next(one: Rig, binary: Path, client: socket.socket, said: byt
             assert exactly(client, 6) == b"answer"
 
 
-def test_between_the_end_of_the_trunk_and_that_of_the_exec_stream_a_connection_waits(
-    one: Rig,
-    binary: Path,
-    between: Between,  # noqa: F811
-) -> None:
+def stopped_without_trunk(one: Rig, binary: Path, between: Between) -> Direct:  # noqa: F811
+    """An agent that does nothing, whose trunk has ended and whose exec stream stands."""
     direct = Direct(one, binary)
     bring_up(direct)
     stop(direct)
     between.cut("FIN")
     eventually(lambda: trunk_of(direct) is None, "the end of the trunk")
+    return direct
+
+
+def test_between_the_end_of_the_trunk_and_that_of_the_exec_stream_a_connection_waits(
+    one: Rig,
+    binary: Path,
+    between: Between,  # noqa: F811
+) -> None:
+    direct = stopped_without_trunk(one, binary, between)
     client = one.connect()
     client.sendall(SAID)
     eventually(lambda: one.counters().active == 2, "the connection")
@@ -78,11 +84,7 @@ def test_a_trunk_that_ends_alone_holds_new_connections_up_until_the_agent_has_sa
     binary: Path,
     between: Between,  # noqa: F811
 ) -> None:
-    direct = Direct(one, binary)
-    bring_up(direct)
-    stop(direct)
-    between.cut("FIN")
-    eventually(lambda: trunk_of(direct) is None, "the end of the trunk")
+    direct = stopped_without_trunk(one, binary, between)
     client, gone = one.connect(), one.connect()
     client.sendall(SAID)
     gone.sendall(SAID)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from tests.containers import eventually
 from tests.local.fake_engine import OPENED
 from tests.local.harness import free_port
 from tests.local.plane_rig import read_all, rig
-from tests.local.world import Worlds, client_of, closing, received
+from tests.local.world import client_of, closing, received
 
 
 def test_a_forward_has_a_limit_of_open_connections(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,11 +46,6 @@ def test_the_last_descriptors_are_not_for_connections(monkeypatch: pytest.Monkey
     assert at.why_not(191, 63) is None
     assert at.why_not(192, 63) == "of 256 descriptors the last 64 are not for connections"
     assert at.why_not(20, 64) == "64 connections are open, and one forward may have no more"
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Worlds:
-    return Worlds(tmp_path / "home")
 
 
 @closing

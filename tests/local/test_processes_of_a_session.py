@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -20,17 +19,7 @@ from autoforward.supervisor.agent_link import AgentLink
 from tests.containers import eventually
 from tests.local.fake_engine import Process as FakeProcess
 from tests.local.harness import free_port, in_loop
-from tests.local.world import RECORD, Worlds, closing
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Worlds:
-    return Worlds(tmp_path / "home")
-
-
-@pytest.fixture
-def port() -> int:
-    return free_port()
+from tests.local.world import RECORD, closing
 
 
 def rules(**ports: Any) -> AttributeRules:

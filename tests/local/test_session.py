@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import threading
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,17 +22,7 @@ from autoforward.supervisor.siblings import Siblings
 from tests.containers import eventually
 from tests.local.fake_engine import NO_TOOLS, OPENED, FakeEngine
 from tests.local.harness import TIMEOUT_S, accepts, free_port
-from tests.local.world import RECORD, Worlds, client_of, closing, received
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Worlds:
-    return Worlds(tmp_path / "home")
-
-
-@pytest.fixture
-def port() -> int:
-    return free_port()
+from tests.local.world import RECORD, client_of, closing, received
 
 
 @pytest.fixture(autouse=True)

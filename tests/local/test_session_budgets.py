@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -28,19 +27,9 @@ from autoforward.supervisor.watching import Item, Lost, NeighboursChanged, Proce
 from tests.containers import eventually
 from tests.local.fake_engine import Process
 from tests.local.harness import free_port, in_loop
-from tests.local.world import RECORD, Worlds, closing
+from tests.local.world import RECORD, closing
 
 HELLO = b"AF hello 1 pid=7 filter=grep interval=0.5\n"
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Worlds:
-    return Worlds(tmp_path / "home")
-
-
-@pytest.fixture
-def port() -> int:
-    return free_port()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,22 +25,20 @@ from autoforward.supervisor import session as session_module
 from tests.containers import eventually
 from tests.local.fake_engine import NO_TOOLS, OPENED
 from tests.local.harness import TIMEOUT_S, accepts, free_port
-from tests.local.world import RECORD, Worlds, client_of, closing, received
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Worlds:
-    return Worlds(tmp_path / "home")
-
-
-@pytest.fixture
-def port() -> int:
-    return free_port()
+from tests.local.world import RECORD, World, client_of, closing, received
 
 
 @pytest.fixture(autouse=True)
 def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "delay_s", lambda _failures, **_how: 0.01)
+
+
+async def carried_by_the_next_watch(one: World, port: int) -> None:
+    """What the client has said meanwhile arrives."""
+    (await one.engine.watcher(2)).listen(port)
+    relay = await one.engine.relay()
+    relay.say(OPENED, stream=2)
+    assert await asyncio.to_thread(relay.read) == b"early"
 
 
 @pytest.mark.parametrize("how", ["end", "nonsense"])
@@ -302,10 +299,7 @@ async def test_a_connection_that_was_held_is_carried_once_the_container_is_back(
         client.sendall(b"early")
         one.engine.change(state="running")
         one.event("start")
-        (await one.engine.watcher(2)).listen(port)
-        relay = await one.engine.relay()
-        relay.say(OPENED, stream=2)
-        assert await asyncio.to_thread(relay.read) == b"early"
+        await carried_by_the_next_watch(one, port)
 
 
 @pytest.mark.parametrize("answers", [True, False])
@@ -393,10 +387,7 @@ async def test_between_a_loss_and_the_sessions_turn_no_connection_is_opened_over
         assert one.engine.relays == []
         busy.set()
         await turn
-        (await one.engine.watcher(2)).listen(port)
-        relay = await one.engine.relay()
-        relay.say(OPENED, stream=2)
-        assert await asyncio.to_thread(relay.read) == b"early"
+        await carried_by_the_next_watch(one, port)
 
 
 @pytest.mark.parametrize("goes", [True, False])
@@ -420,10 +411,7 @@ async def test_an_engine_that_goes_refuses_processes_before_it_is_known_to_go(
         watcher.end()
         await one.publisher.wait_for("reconnecting")
         one.engine.broken = None
-        (await one.engine.watcher(2)).listen(port)
-        relay = await one.engine.relay()
-        relay.say(OPENED, stream=2)
-        assert await asyncio.to_thread(relay.read) == b"early"
+        await carried_by_the_next_watch(one, port)
 
 
 @closing

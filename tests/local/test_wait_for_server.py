@@ -8,7 +8,6 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,20 +18,10 @@ from autoforward.portspec import parse_port_spec
 from autoforward.settings import SessionRecord
 from tests.local.fake_engine import OPENED
 from tests.local.harness import LOOPBACK, TIMEOUT_S, accepts, free_port
-from tests.local.world import RECORD, World, Worlds, client_of, closing, received
+from tests.local.world import RECORD, World, client_of, closing, received
 
 LONG_S = 60.0
 """Longer than a test may take: what it waits for is the server."""
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Worlds:
-    return Worlds(tmp_path / "home")
-
-
-@pytest.fixture
-def port() -> int:
-    return free_port()
 
 
 def declaring(ports: Sequence[int], wait_s: float) -> SessionRecord:
