@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 from autoforward.expressions import MAX_EXPRESSIONS, Budget, Expression
 from autoforward.model import ON_AUTO_FORWARD, AppProtocol, ForwardKey, OnAutoForward, PortAttributes
 from autoforward.portspec import MAX_PORT, is_own_name, is_port, parse_host
-from autoforward.texts import only_printable
+from autoforward.core.text import only_printable
 
 HTTPS_PORTS = frozenset({443, 8443})
 APP_PROTOCOLS: tuple[AppProtocol, ...] = ("http", "https")

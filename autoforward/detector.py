@@ -35,7 +35,7 @@ from autoforward.lanes.watcher import (
     parse_answer,
     printable,
 )
-from autoforward.masking import mask_command_line
+from autoforward.masking.command_line import mask_command_line
 from autoforward.streams import STDERR, STDOUT, EngineStream
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from typing import Any
 
 from autoforward.known_servers import not_http
 from autoforward.leases import format_time
-from autoforward.masking import mask_command_line
+from autoforward.masking.command_line import mask_command_line
 from autoforward.model import AppProtocol, EventName, LaneName, OnAutoForward, Source, Status, Transport
 from autoforward.paths import StatePaths
 from autoforward.state.event_shares import kept

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from autoforward.errors import ProtocolError
 from autoforward.lanes.signals import AttemptFailed, Broken, Opened, RelayPid, RelaySignal, ServerEof, classify_line
-from autoforward.lanes.watcher import LineSplitter, printable
+from autoforward.core.text import LineSplitter, printable
 from autoforward.loop import Loop, Timer
 from autoforward.messages import AddressAnswered, KillWanted, Notice, RelayPlan, RelayStarted
 from autoforward.outbox import Outbox

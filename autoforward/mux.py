@@ -29,7 +29,7 @@ from autoforward.core.budget import (
 from autoforward.core.pause import ENGINE_WORD_S, PauseQuestion
 from autoforward.direct import DirectGate
 from autoforward.errors import ProtocolError
-from autoforward.lanes.watcher import LineSplitter, printable
+from autoforward.core.text import LineSplitter, printable
 from autoforward.loop import Loop, Timer
 from autoforward.model import DialAddress, Transport
 from autoforward.mux_channel import WINDOW_BYTES, FarEnd, MuxChannel, PatientEnd

@@ -10,7 +10,7 @@ from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError, ProtocolError
 from autoforward.lanes.probe import MAX_REPORT, NOTHING_RUNS, Probe, explain_exec_failure, parse_probe
 from autoforward.lanes.scripts import probe_argv
-from autoforward.lanes.watcher import printable
+from autoforward.core.text import printable
 from autoforward.streams import STDERR, STDOUT
 
 PROBE_TIMEOUT_S = 15.0

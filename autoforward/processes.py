@@ -12,16 +12,18 @@ from itertools import islice
 
 from autoforward.expressions import MAX_SUBJECT_LENGTH
 from autoforward.frames import MAX_COMMAND
-from autoforward.lanes.watcher import MAX_COMMAND_BYTES
-from autoforward.masking import mask_command_line
+from autoforward.masking.command_line import mask_command_line
 from autoforward.model import ForwardKey, ServerProcess
 from autoforward.procnet import SocketRow
-from autoforward.texts import only_printable
+from autoforward.core.text import only_printable
 
 MAX_EARLY = 256
 """Names kept for sockets that no snapshot has shown yet."""
 
-CUT_LENGTHS = frozenset({MAX_COMMAND, MAX_COMMAND_BYTES})
+MAX_SHELL_COMMAND = 768
+"""Bytes of a command line that the shell watcher reads (lanes/watcher.sh)."""
+
+CUT_LENGTHS = frozenset({MAX_COMMAND, MAX_SHELL_COMMAND})
 """Bytes of a command line of which the agent, or the watcher, has left out the end."""
 
 

@@ -19,7 +19,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from autoforward.errors import AutoforwardError
-from autoforward.masking import mask_command_line
+from autoforward.masking.command_line import mask_command_line
 from autoforward.model import Transport
 
 # Connections that wait for accept(); the kernel lowers it to its own limit (4096 on Linux, 128 on macOS).

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from autoforward.texts import only_printable
+from autoforward.core.text import only_printable
 
 Row = Mapping[str, Any]
 

@@ -28,7 +28,7 @@ from autoforward.paths import StatePaths
 from autoforward.session_config import metadata_of
 from autoforward.sockets import lowest_bindable_port
 from autoforward.targets import resolve_target
-from autoforward.texts import one_line
+from autoforward.core.text import one_line
 from autoforward.trust.approvals import Approvals
 from autoforward.trust.requests import not_granted
 

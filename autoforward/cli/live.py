@@ -22,7 +22,7 @@ from autoforward.cli.clipboard import copy
 from autoforward.cli.feed import Feed
 from autoforward.cli.keys import KeyReader
 from autoforward.cli.live_view import View, draw, page_size
-from autoforward.cli.opening import Opening, begin_opening, url_of
+from autoforward.cli.browser import Opening, begin_opening, url_of
 from autoforward.cli.rates import key_of
 from autoforward.cli.screen import Screen
 from autoforward.cli.table import Look

@@ -14,7 +14,7 @@ from typing import Any, NewType
 
 import click
 
-from autoforward.texts import one_line
+from autoforward.core.text import one_line
 
 Drawn = NewType("Drawn", str)
 """Lines whose texts are printable, between escape sequences of the program's own. Made where tables are drawn only."""

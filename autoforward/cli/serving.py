@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from autoforward.cli import client, output
-from autoforward.cli.opening import open_and_wait
+from autoforward.cli.browser import open_and_wait
 from autoforward.cli.printing import show
 from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError, PortUnavailableError

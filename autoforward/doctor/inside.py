@@ -23,7 +23,7 @@ from autoforward.doctor.container import AgentLook, LanesLook, OwnersLook, PortL
 from autoforward.engine import Engine
 from autoforward.errors import AutoforwardError
 from autoforward.lanes.probe import Probe
-from autoforward.lanes.watcher import printable
+from autoforward.core.text import printable
 from autoforward.model import FIRST_UNPRIVILEGED, ContainerInfo
 from autoforward.networks.look import NetworkLook
 from autoforward.networks.rule import rule_for

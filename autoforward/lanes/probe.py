@@ -8,7 +8,7 @@ from typing import cast, get_args
 from ..errors import ProtocolError
 from ..model import LaneChoice
 from .commands import Netcat, NetcatFlavour, RelayTool, devtcp_tool, netcat_tool, socat_tool
-from .watcher import printable
+from ..core.text import printable
 
 MAX_REPORT = 64 * 1024
 """Bytes of a probe's stdout that are looked at."""

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from .commands import Dialect
-from .watcher import printable
+from ..core.text import printable
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,17 +13,11 @@ from dataclasses import dataclass, field
 
 from ..errors import ProtocolError
 from ..procnet import SocketTable, parse_proc_net_tcp
-from ..texts import only_printable
+from ..core.text import MAX_LINE_BYTES
 from .scripts import check_token
 
 MAX_FRAME = 1024 * 1024
 """Bytes of one frame. The script sends at most 2,048 rows of at most 120 bytes."""
-
-MAX_LINE = 1024
-"""Bytes of a line outside a frame, and of a line on stderr."""
-
-MAX_COMMAND_BYTES = 768
-"""Of a command line: what the script reads of it."""
 
 MAX_SOCKETS = 64
 """Sockets taken from one `socks` answer; a relay has one."""
@@ -80,9 +74,9 @@ class WatcherStream:
         return done
 
     def _next(self) -> Hello | Frame | None:
-        newline = self._buffer.find(b"\n", 0, MAX_LINE + 1)
+        newline = self._buffer.find(b"\n", 0, MAX_LINE_BYTES + 1)
         if newline < 0:
-            if len(self._buffer) > MAX_LINE:
+            if len(self._buffer) > MAX_LINE_BYTES:
                 raise ProtocolError("the watcher sent a line that is too long")
             return None
         first = bytes(self._buffer[:newline])
@@ -160,9 +154,9 @@ def parse_answer(line: bytes) -> Answer | None:
     """One line of the watcher's stderr, without its newline; None for anything else (a shell's complaint)."""
     if line.startswith(b"AF fatal "):
         return Fatal(printable(line[9:]))
-    if owner := _OWNER.fullmatch(line, 0, MAX_LINE):
+    if owner := _OWNER.fullmatch(line, 0, MAX_LINE_BYTES):
         return Owner(int(owner[1]), int(owner[2]), (owner[3] or b"").replace(b"\1", b"\0").rstrip(b"\0"))
-    words = line[:MAX_LINE].split()
+    words = line[:MAX_LINE_BYTES].split()
     if len(words) < 2 or not all(word.isdigit() and len(word) <= 20 for word in words[1:]):
         return None
     number = int(words[1])
@@ -191,28 +185,3 @@ def encode_kill(pid: int, relay_token: str, *, hard: bool = False) -> bytes:
 def encode_sockets(pid: int, relay_token: str) -> bytes:
     """Asks which sockets a relay holds; answered by Sockets."""
     return b"socks %d %s\n" % (pid, check_token(relay_token).encode())
-
-
-class LineSplitter:
-    """Bytes in, lines out, bounded: what exceeds MAX_LINE in a line is dropped, the line's start is kept."""
-
-    def __init__(self) -> None:
-        self._partial = b""
-
-    def __repr__(self) -> str:
-        return f"<LineSplitter partial={len(self._partial)}>"
-
-    def feed(self, data: bytes) -> list[bytes]:
-        *complete, rest = data.split(b"\n")
-        lines: list[bytes] = []
-        for piece in complete:
-            lines.append((self._partial + piece[:MAX_LINE])[:MAX_LINE])
-            self._partial = b""
-        self._partial = (self._partial + rest[:MAX_LINE])[:MAX_LINE]
-        return lines
-
-
-def printable(text: bytes, limit: int = 200) -> str:
-    """Text from a container for people: one line, at most `limit` characters, control characters as spaces."""
-    decoded = text[: limit * 4].decode("utf-8", "replace")
-    return only_printable(decoded).strip()[:limit]

@@ -24,7 +24,7 @@ from autoforward.foreign.reader import isolate
 from autoforward.paths import StatePaths
 from autoforward.supervisor.handlers import Handlers
 from autoforward.supervisor.server import DEFAULT_IDLE_EXIT_S, Supervisor
-from autoforward.texts import one_line
+from autoforward.core.text import one_line
 from autoforward.texts.records import line_handler
 
 MAX_LOG_BYTES = 2 * 1024 * 1024

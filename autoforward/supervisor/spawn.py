@@ -16,7 +16,7 @@ from autoforward.errors import AutoforwardError
 from autoforward.locking import acquire, lock_file
 from autoforward.paths import HOME_VARIABLE, StateFolderError, StatePaths
 from autoforward.peercred import peer_of
-from autoforward.texts import only_printable
+from autoforward.core.text import only_printable
 
 READY_TIMEOUT_S = 20.0
 CONNECT_TIMEOUT_S = 5.0

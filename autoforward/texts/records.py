@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from types import TracebackType
 
-from autoforward.texts import one_line
+from autoforward.core.text import one_line
 
 MAX_TRACEBACK_LINES = 60
 """The first and the last of them; a message may hold any number of line ends."""

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from autoforward.model import FIRST_UNPRIVILEGED
-from autoforward.texts import only_printable
+from autoforward.core.text import only_printable
 from autoforward.trust.table import Source
 
 MAX_REQUESTS = 64

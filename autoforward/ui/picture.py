@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoforward.actions import safe_url
-from autoforward.texts import only_printable
+from autoforward.core.text import only_printable
 
 Json = Mapping[str, Any]
 

@@ -32,8 +32,9 @@ from autoforward.frames import Event
 from autoforward.lanes.commands import Dialect
 from autoforward.lanes.probe import choose_lane, explain_exec_failure, parse_probe
 from autoforward.lanes.signals import classify_line
-from autoforward.lanes.watcher import MAX_LINE, LineSplitter, WatcherStream, parse_answer, printable
-from autoforward.masking import MAX_COMMAND_LINE, mask_command_line
+from autoforward.core.text import MAX_LINE_BYTES, LineSplitter, printable
+from autoforward.lanes.watcher import WatcherStream, parse_answer
+from autoforward.masking.command_line import MAX_COMMAND_LINE, mask_command_line
 from autoforward.model import ContainerInfo, ForwardKey, LaneChoice
 from autoforward.portspec import decode_port_spec, encode_port_spec, parse_port_set, parse_port_spec
 from autoforward.procnet import MAX_DIALS, MAX_ROWS, dial_addresses, parse_proc_net_tcp, snapshot_from_rows
@@ -183,7 +184,7 @@ def watcher_lines(data: bytes) -> None:
     splitter = LineSplitter()
     _must(lines == [line for piece in _bytes_of(data) for line in splitter.feed(piece)], "the same however it is cut")
     for line in lines:
-        _must(len(line) <= MAX_LINE and b"\n" not in line, "bounded lines", line)
+        _must(len(line) <= MAX_LINE_BYTES and b"\n" not in line, "bounded lines", line)
         parse_answer(line)
 
 

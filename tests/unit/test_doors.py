@@ -21,7 +21,7 @@ from autoforward.doctor.findings import fail
 from autoforward.errors import AutoforwardError
 from autoforward.events import MAX_EVENT_TEXT, MAX_FOLDER_TEXT, PortEvent, encode_line
 from autoforward.supervisor.hub import in_words
-from autoforward.texts import MAX_LINE, one_line
+from autoforward.core.text import MAX_LINE, one_line
 from autoforward.texts.records import MAX_TRACEBACK_LINES, line_handler
 from tests.unit.test_layers import MODULES
 from tests.unit.test_listing import row

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.cli.opening import begin_opening
+from autoforward.cli.browser import begin_opening
 from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError
 from autoforward.ui import doorway

@@ -27,7 +27,7 @@ from autoforward.events import (
     read_events,
     url_of,
 )
-from autoforward.masking import MAX_COMMAND_LINE, mask_command_line
+from autoforward.masking.command_line import MAX_COMMAND_LINE, mask_command_line
 from autoforward.model import EventName, OnAutoForward, Status
 from autoforward.paths import StatePaths
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoforward.frames import Process
-from autoforward.lanes.watcher import MAX_COMMAND_BYTES, Owner
-from autoforward.masking import MAX_COMMAND_LINE, mask_command_line
+from autoforward.lanes.watcher import Owner
+from autoforward.processes import MAX_SHELL_COMMAND
+from autoforward.masking.command_line import MAX_COMMAND_LINE, mask_command_line
 from autoforward.processes import parse_process
 from autoforward.sockets import owners_of_ports
 
@@ -243,7 +244,7 @@ def test_no_part_of_a_secret_shows_wherever_the_command_line_is_cut(
         assert len(seen) <= MAX_COMMAND_LINE
 
 
-@pytest.mark.parametrize("length", [MAX_COMMAND_BYTES, 1024])
+@pytest.mark.parametrize("length", [MAX_SHELL_COMMAND, 1024])
 def test_a_command_line_that_the_lane_has_cut_ends_with_a_whole_word(length: int) -> None:
     raw = b"psql\0" + b"x" * (length - 60) + b"\0postgres://u:" + b"hunter2" * 20
     process = parse_process(raw[:length])

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from autoforward.cli import opening
-from autoforward.cli.opening import choose, nobody_looks, open_forward
+from autoforward.cli import browser, opening
+from autoforward.cli.browser import nobody_looks
+from autoforward.cli.opening import choose, open_forward
 from autoforward.environment import SessionEnvironment
 from autoforward.errors import AutoforwardError, TargetError, UsageError
 from tests.desktops import FakeBrowser
@@ -103,7 +104,7 @@ def test_a_program_that_fails_or_is_none(
     failing.write_text(f"#!{sys.executable} -IS\nraise SystemExit(7)\n")
     failing.chmod(0o755)
     monkeypatch.setenv("AUTOFORWARD_BROWSER", str(failing))
-    monkeypatch.setattr(opening, "OPENER_PATIENCE_S", 60.0)
+    monkeypatch.setattr(browser, "OPENER_PATIENCE_S", 60.0)
     with pytest.raises(AutoforwardError, match="status 7"):
         open_forward("3000")
     assert capsys.readouterr().out.count("http://localhost:3000\n") == 2

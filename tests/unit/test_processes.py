@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.masking import MAX_COMMAND_LINE
+from autoforward.masking.command_line import MAX_COMMAND_LINE
 from autoforward.model import ForwardKey, ServerProcess
 from autoforward.processes import MAX_EARLY, ProcessBook, parse_process
 from autoforward.procnet import SocketRow

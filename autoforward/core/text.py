@@ -7,6 +7,9 @@ import unicodedata
 MAX_LINE = 2000
 """Characters of a line of the log, and of a line for people."""
 
+MAX_LINE_BYTES = 1024
+"""Bytes of a line that a program in the container writes outside a frame, and of a line on its stderr."""
+
 
 def only_printable(text: str, instead: str = " ") -> str:
     """On one line: each control character (also one that changes the direction of writing) becomes `instead`."""
@@ -28,3 +31,28 @@ def _visible(char: str) -> str:
     if char.isprintable():
         return char
     return " " if unicodedata.category(char) == "Zs" else char.encode("unicode_escape").decode("ascii")
+
+
+class LineSplitter:
+    """Bytes in, lines out, bounded: what exceeds MAX_LINE_BYTES in a line is dropped, the line's start is kept."""
+
+    def __init__(self) -> None:
+        self._partial = b""
+
+    def __repr__(self) -> str:
+        return f"<LineSplitter partial={len(self._partial)}>"
+
+    def feed(self, data: bytes) -> list[bytes]:
+        *complete, rest = data.split(b"\n")
+        lines: list[bytes] = []
+        for piece in complete:
+            lines.append((self._partial + piece[:MAX_LINE_BYTES])[:MAX_LINE_BYTES])
+            self._partial = b""
+        self._partial = (self._partial + rest[:MAX_LINE_BYTES])[:MAX_LINE_BYTES]
+        return lines
+
+
+def printable(text: bytes, limit: int = 200) -> str:
+    """Text from a container for people: one line, at most `limit` characters, control characters as spaces."""
+    decoded = text[: limit * 4].decode("utf-8", "replace")
+    return only_printable(decoded).strip()[:limit]
