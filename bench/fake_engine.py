@@ -20,9 +20,9 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from autoforward.deploy import FOLDER, agent_binary, agent_name
-from autoforward.frames import Ping, SocketEntry, Watch
-from autoforward.wire import Decoder, encode_hello, encode_pong, encode_process, encode_snapshot
+from autoforward.agent_protocol.decoder import Decoder, encode_hello, encode_pong, encode_process, encode_snapshot
+from autoforward.agent_protocol.frames import Ping, SocketEntry, Watch
+from autoforward.lanes.agent_install import FOLDER, agent_binary, agent_name
 
 CONTAINER_PORT = 3000
 """Where the one server of every container listens: all projects are alike."""

@@ -27,10 +27,10 @@ from typing import Any
 import docker
 import psutil
 
-from autoforward.cli.client import call
-from autoforward.model import EngineEndpoint, Identity
-from autoforward.paths import StatePaths
-from autoforward.settings import SessionRecord
+from autoforward.cli.console.supervisor_client import call
+from autoforward.config.session_record import SessionRecord
+from autoforward.core.model import EngineEndpoint, Identity
+from autoforward.state.folder import StatePaths
 from bench.cost import cpu_ns
 from bench.fake_engine import CONTAINER_PORT, container_id
 from scripts.say import say

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
-from autoforward.cli.rates import MAX_SAMPLES
-from autoforward.events import PortEvent, list_row
+from autoforward.cli.terminal.rates import MAX_SAMPLES
+from autoforward.state.event_log import PortEvent, list_row
 from scripts.say import say
 from tests.fake_supervisor import FakeSupervisor
 from tests.terminal import Terminal

@@ -26,7 +26,7 @@ import jsonschema
 import psutil
 import pytest
 
-from autoforward.config import KEYS
+from autoforward.core.settings import KEYS
 from scripts.engine import engine_answers
 from scripts.private_apt import AptError
 from tests.agent_build import build

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from autoforward.events import PortEvent
-from autoforward.model import EventName
+from autoforward.core.model import EventName
+from autoforward.state.event_log import PortEvent
 from tests.conftest import REPOSITORY_DIR
 
 

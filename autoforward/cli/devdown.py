@@ -16,30 +16,22 @@ from typing import Any
 import click
 
 from autoforward import __version__
-from autoforward.cli import client, output
-from autoforward.cli.places import stored
-from autoforward.cli.printing import ask, is_answered
-from autoforward.cli.progress import working
-from autoforward.devcontainer import config_files_of, merged_for_container, shutdown_action
-from autoforward.endpoints import resolve_endpoint
-from autoforward.engine import Engine
-from autoforward.errors import EngineUnreachableError, TargetError, UsageError
+from autoforward.cli.console import output, supervisor_client
+from autoforward.cli.console.places import stored
+from autoforward.cli.console.printing import ask, is_answered
+from autoforward.cli.console.progress import working
+from autoforward.config.session_record import parse_endpoint
+from autoforward.core.errors import EngineUnreachableError, TargetError, UsageError
+from autoforward.core.identity.labels import LABEL_LOCAL_FOLDER, LABEL_METADATA
+from autoforward.core.model import ContainerInfo, EngineEndpoint
+from autoforward.devcontainers.configuration import config_files_of, merged_for_container, shutdown_action
+from autoforward.engine.client import Engine
+from autoforward.engine.endpoint import resolve_endpoint
+from autoforward.engine.targets import NOT_ITS_OWN, find_workspace_claims
+from autoforward.engine.teardown import Unit, group_units, is_up, parts_of, plan_removal, remove_unit, stop_unit
+from autoforward.foreign.folders import as_typed, same_folders, upwards
 from autoforward.foreign.reader import real_path
-from autoforward.identity.labels import LABEL_LOCAL_FOLDER, LABEL_METADATA
-from autoforward.model import ContainerInfo, EngineEndpoint
-from autoforward.paths import StatePaths
-from autoforward.places.folders import as_typed, same_folders, upwards
-from autoforward.settings import parse_endpoint
-from autoforward.targets import NOT_ITS_OWN, find_workspace_claims
-from autoforward.teardown import (
-    Unit,
-    group_units,
-    is_up,
-    parts_of,
-    plan_removal,
-    remove_unit,
-    stop_unit,
-)
+from autoforward.state.folder import StatePaths
 
 DEFAULT_TIMEOUT_S = 10.0
 
@@ -241,7 +233,7 @@ def _detach(folder: str | None, container_ids: Sequence[str], timeout_s: float) 
     """End the sessions of these, wait until their listeners are closed, say so; return the forwards that ended."""
     try:
         with working("Ending the forwards"):
-            rows = client.detach(folder, container_ids=container_ids, timeout_s=timeout_s)
+            rows = supervisor_client.detach(folder, container_ids=container_ids, timeout_s=timeout_s)
     except TargetError:
         return []  # no session there: that is how it should be
     for row in rows:

@@ -20,12 +20,18 @@ import click
 from click.core import ParameterSource
 
 from autoforward import __version__
-from autoforward.callers import sources_for
-from autoforward.cli import attaching, client, output, trusting
-from autoforward.cli.printing import pass_on
-from autoforward.cli.progress import working
-from autoforward.devcontainer import read_config_file
-from autoforward.devcontainer_cli import (
+from autoforward.cli.commands import attach as attaching
+from autoforward.cli.commands import trust
+from autoforward.cli.console import output, supervisor_client
+from autoforward.cli.console.printing import pass_on
+from autoforward.cli.console.progress import working
+from autoforward.config.caller import sources_for
+from autoforward.config.resolve import Metadata, metadata_of, metadata_of_merged, read_sources
+from autoforward.core.errors import AutoforwardError, UsageError
+from autoforward.core.identity.labels import LABEL_METADATA
+from autoforward.core.model import ContainerInfo, EngineEndpoint, PortSpec
+from autoforward.core.port_spec import parse_port_spec
+from autoforward.devcontainers.cli import (
     DevcontainerCli,
     UpArguments,
     UpOutcome,
@@ -38,16 +44,12 @@ from autoforward.devcontainer_cli import (
     run_up,
     without_app_port,
 )
-from autoforward.endpoints import resolve_endpoint
-from autoforward.engine import Engine
-from autoforward.errors import AutoforwardError, UsageError
+from autoforward.devcontainers.configuration import read_config_file
+from autoforward.engine.client import Engine
+from autoforward.engine.endpoint import resolve_endpoint
+from autoforward.engine.targets import find_workspace_claims
+from autoforward.foreign.folders import same_folders
 from autoforward.foreign.reader import real_path
-from autoforward.identity.labels import LABEL_METADATA
-from autoforward.model import ContainerInfo, EngineEndpoint, PortSpec
-from autoforward.places.folders import same_folders
-from autoforward.portspec import parse_port_spec
-from autoforward.session_config import Metadata, metadata_of, metadata_of_merged, read_sources
-from autoforward.targets import find_workspace_claims
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ def run_with_forwarding(request: DevupRequest) -> int:
     pass_on(outcome.last_line)
     if attached is not None:
         record = attached.record
-        _tolerating_failure(lambda: trusting.ask_once(record), "nothing is asked")
+        _tolerating_failure(lambda: trust.ask_once(record), "nothing is asked")
     if attached is not None and request.follow:
         _follow(request, outcome, events)
     return outcome.exit_code
@@ -164,7 +166,7 @@ def _end_old_forwards(request: DevupRequest) -> None:
         engine.close()
     if ids:
         with working("Ending the old container's forwards"):
-            client.detach(None, container_ids=ids, timeout_s=None)
+            supervisor_client.detach(None, container_ids=ids, timeout_s=None)
 
 
 def _containers_of(engine: Engine, up: UpArguments) -> list[ContainerInfo]:
@@ -186,7 +188,7 @@ def _follow(request: DevupRequest, outcome: UpOutcome, events: Sequence[str]) ->
     """Stream events until Ctrl-C; those already written with --ports-events are not written again."""
     since = _last_seq(events) if request.ports_events else None
     with contextlib.suppress(KeyboardInterrupt):
-        for line in client.follow_events(since, _followed(request, outcome), since is None):
+        for line in supervisor_client.follow_events(since, _followed(request, outcome), since is None):
             pass_on(line.rstrip("\n").encode() + b"\n")
 
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoforward import __version__
-from autoforward.cli import client, output
-from autoforward.cli.places import check_known, say_unknown, session_name
-from autoforward.cli.printing import show, show_json
-from autoforward.cli.service import service
-from autoforward.errors import AutoforwardError, UsageError
+from autoforward.cli.commands.service_texts import service
+from autoforward.cli.console import output, supervisor_client
+from autoforward.cli.console.places import check_known, say_unknown, session_name
+from autoforward.cli.console.printing import show, show_json
+from autoforward.core.errors import AutoforwardError, UsageError
+from autoforward.core.model import LaneName
 from autoforward.foreign.reader import is_folder
-from autoforward.model import LaneName
 
 if TYPE_CHECKING:
-    from autoforward.cli.output import SessionFlags
+    from autoforward.cli.console.output import SessionFlags
 
 LANES: tuple[LaneName, ...] = ("agent", "socat", "nc", "devtcp")
 
@@ -61,12 +61,12 @@ def attach(
     trust_workspace: bool,
 ) -> int:
     """Detect and forward, detached. TARGET is a folder, a container, PROJECT/SERVICE[#N], or PROJECT/*: every service."""
-    from autoforward.cli.attaching import attach as attach_to
-    from autoforward.cli.attaching import attach_project, find_target
-    from autoforward.cli.trusting import ask_once
+    from autoforward.cli.commands.attach import attach as attach_to
+    from autoforward.cli.commands.attach import attach_project, find_target
+    from autoforward.cli.commands.trust import ask_once
+    from autoforward.core.port_spec import parse_port_spec
+    from autoforward.engine.targets import project_of
     from autoforward.lanes.probe import NO_LANE_HINT
-    from autoforward.portspec import parse_port_spec
-    from autoforward.targets import project_of
 
     wanted = [spec for text in specs for spec in parse_port_spec(text)]
     if project := project_of(target):
@@ -131,7 +131,7 @@ def forward(
     as_json: bool,
 ) -> int:
     """Forward only these ports; in the foreground until Ctrl-C, which lets open connections finish."""
-    from autoforward.cli.foreground import forward_ports
+    from autoforward.cli.commands.forward import forward_ports
 
     return forward_ports(target, specs, detach, flags, docker_host, context, as_json)
 
@@ -144,7 +144,7 @@ def detach(target: str | None, everything: bool, as_json: bool) -> int:
     """End a session and its forwards."""
     _require_one(target, everything)
     name = session_name(target)
-    result = client.end_sessions(name, everything=everything)
+    result = supervisor_client.end_sessions(name, everything=everything)
     if as_json:
         show_json(result["rows"])
     elif result["sessions"]:
@@ -164,7 +164,7 @@ def stop(target: str | None, everything: bool) -> int:
     """End one forward, or all of a target. New servers of an attached container are still forwarded."""
     _require_one(target, everything)
     name = session_name(target)
-    result = client.ask({"op": "stop", "target": name, "all": everything}, start=False)
+    result = supervisor_client.ask({"op": "stop", "target": name, "all": everything}, start=False)
     if result is None:
         say_unknown(target, name, "Nothing to stop, nothing is forwarded")
         return 0
@@ -186,12 +186,12 @@ def stop(target: str | None, everything: bool) -> int:
 @click.option("--watch", is_flag=True, help="Stay: live, with rates and keys; without a terminal again at each change.")
 def list_(target: str | None, as_json: bool, everything: bool, watch: bool) -> int:
     """What is forwarded, and what is not and why."""
-    from autoforward.cli.listing import print_rows, watch_rows
+    from autoforward.cli.commands.list_ import print_rows, watch_rows
 
     if watch:
         return watch_rows(session_name(target), as_json)
     name = session_name(target)
-    rows = client.list_rows(name)
+    rows = supervisor_client.list_rows(name)
     if target is not None and name is not None and not rows:
         check_known(target, name)
     if as_json:
@@ -205,7 +205,7 @@ def list_(target: str | None, as_json: bool, everything: bool, watch: bool) -> i
 @click.argument("wanted", metavar="ID | PORT", shell_complete=output.completing("forwards"))
 def open_(wanted: str) -> int:
     """Open a forward in the browser, and print its URL. PORT is the host's or the container's."""
-    from autoforward.cli.opening import open_forward
+    from autoforward.cli.commands.open_ import open_forward
 
     return open_forward(wanted)
 
@@ -215,7 +215,7 @@ def open_(wanted: str) -> int:
 @click.option("--no-open", is_flag=True, help="Only print the address.")
 def ui(port: int | None, no_open: bool) -> int:
     """A page of your forwards for the browser, on this machine and for you alone; until Ctrl-C."""
-    from autoforward.cli.serving import serve_page
+    from autoforward.cli.commands.ui import serve_page
 
     return serve_page(port, not no_open)
 
@@ -231,7 +231,7 @@ def ui(port: int | None, no_open: bool) -> int:
 )
 def events(follow: bool, since: int | None, target: str | None) -> int:
     """PORT_EVENT lines: those of the log, or with --follow as they happen."""
-    from autoforward.cli.following import follow_for_ever, print_logged
+    from autoforward.cli.commands.events import follow_for_ever, print_logged
 
     if follow:
         return follow_for_ever(since, target)
@@ -246,7 +246,7 @@ def events(follow: bool, since: int | None, target: str | None) -> int:
 @click.option("--lines", type=click.IntRange(min=0), default=100, show_default=True, help="How many of the last lines.")
 def logs(target: str | None, follow: bool, lines: int) -> int:
     """The supervisor's log: forwards, lanes, refused connections, each with its time and reason; of ID or TARGET, or all."""
-    from autoforward.cli.logs import print_log
+    from autoforward.cli.commands.logs import print_log
 
     return print_log(target, follow, lines)
 
@@ -255,9 +255,9 @@ def logs(target: str | None, follow: bool, lines: int) -> int:
 @json_option
 def status(as_json: bool) -> int:
     """The supervisor: pid, version, sessions, engines, lanes and what they can do."""
-    from autoforward.paths import StatePaths
+    from autoforward.state.folder import StatePaths
 
-    result = client.ask({"op": "status"}, start=client.has_stored_sessions(StatePaths.locate()))
+    result = supervisor_client.ask({"op": "status"}, start=supervisor_client.has_stored_sessions(StatePaths.locate()))
     if as_json:
         shown = {key: value for key, value in (result or NO_STATUS).items() if key not in ("type", "warning")}
         show_json({"running": "pid" in shown, **shown})
@@ -265,7 +265,7 @@ def status(as_json: bool) -> int:
     if result is None:
         show("no supervisor is running; nothing is forwarded")
         return 0
-    from autoforward.cli.reporting import print_status
+    from autoforward.cli.commands.status import print_status
 
     print_status(result)
     return 0
@@ -277,7 +277,7 @@ def status(as_json: bool) -> int:
 @json_option
 def doctor(target: str | None, docker_host: str | None, context: str | None, as_json: bool) -> int:
     """What would stop it from working here, or in TARGET, and the way out. Changes nothing."""
-    from autoforward.cli.doctoring import examine, print_findings
+    from autoforward.cli.commands.doctor import examine, print_findings
 
     return print_findings(examine(target, docker_host, context), as_json)
 
@@ -304,7 +304,7 @@ def trust(
 
     For example an address other than loopback, or a host port below 1024. FOLDER is the current folder by default.
     """
-    from autoforward.cli.trusting import trust_workspace
+    from autoforward.cli.commands.trust import trust_workspace
 
     return trust_workspace(folder, docker_host, context, yes=yes, listing=listing, revoke=revoke, as_json=as_json)
 
@@ -328,7 +328,7 @@ def watch(
     Then what only the watch has attached to ends; containers that somebody else has attached to stay so. They also keep
     their own options. What is detached by hand is left alone until it is restarted.
     """
-    from autoforward.cli.watching import watch_containers
+    from autoforward.cli.commands.watch import watch_containers
 
     return watch_containers(labels, services is not None, flags, docker_host, context)
 
@@ -336,7 +336,7 @@ def watch(
 @main.command(epilog="\b\nExamples:\n  autoforward restart")
 def restart() -> int:
     """End the supervisor and start it anew, of the version of this command: same sessions, same host ports."""
-    from autoforward.cli.restarting import restart_supervisor
+    from autoforward.cli.commands.restart import restart_supervisor
 
     return restart_supervisor()
 

@@ -1,1 +1,1 @@
-"""Values that every other package uses: nothing here imports another part of autoforward but its errors."""
+"""Values, errors, settings, safe text and work budgets. Imports nothing else of the product; no I/O."""

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from autoforward.errors import ProtocolError
+from autoforward.core.errors import ProtocolError
 
 
 class OverBudgetError(ProtocolError):

@@ -1,1 +1,1 @@
-"""What devcontainer.json says beside the specification's own keys."""
+"""The Dev Container specification: configuration, variables, port attributes, editor settings, the CLI."""

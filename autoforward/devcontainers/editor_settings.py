@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from autoforward.config import Settings
+from autoforward.core.settings import Settings
 
 ATTRIBUTES = "remote.portsAttributes"
 OTHERS = "remote.otherPortsAttributes"

@@ -1,1 +1,1 @@
-"""What decides whether forwarding works here: `look*` modules look, `host` and `container` judge, `findings` is the verdict."""
+"""What `autoforward doctor` looks at, on the host and in the container, and what it concludes."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from autoforward.errors import UsageError
+from autoforward.core.errors import UsageError
 from autoforward.foreign.children import SILENT, Children, NoAnswerError
 from autoforward.foreign.limits import TextError, decoded
 from autoforward.foreign.mounts import may_hang

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast, get_args
 
-from ..errors import ProtocolError
-from ..model import LaneChoice
-from .commands import Netcat, NetcatFlavour, RelayTool, devtcp_tool, netcat_tool, socat_tool
-from ..core.text import printable
+from autoforward.core.errors import ProtocolError
+from autoforward.core.model import LaneChoice
+from autoforward.core.text import printable
+from autoforward.lanes.relay_tools import Netcat, NetcatFlavour, RelayTool, devtcp_tool, netcat_tool, socat_tool
 
 MAX_REPORT = 64 * 1024
 """Bytes of a probe's stdout that are looked at."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from autoforward.service.launchd import Launchd
-from autoforward.service.managers import Manager, NoManagerError
+from autoforward.service.manager import Manager, NoManagerError
 from autoforward.service.systemd import Systemd
 
 

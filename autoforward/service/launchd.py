@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from autoforward.errors import AutoforwardError
-from autoforward.service.definition import LABEL, Definition, launchd_plist, program_of_plist
-from autoforward.service.managers import Health, NoManagerError, Run, read_definition, run_quietly, write_definition
+from autoforward.core.errors import AutoforwardError
+from autoforward.service.manager import Health, NoManagerError, Run, read_definition, run_quietly, write_definition
+from autoforward.service.units import LABEL, Definition, launchd_plist, program_of_plist
 
 
 class Launchd:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from autoforward.errors import AutoforwardError
-from autoforward.service.definition import LABEL, Definition, program_of_unit, systemd_unit
-from autoforward.service.managers import (
+from autoforward.core.errors import AutoforwardError
+from autoforward.service.manager import (
     Done,
     Health,
     NoManagerError,
@@ -17,6 +16,7 @@ from autoforward.service.managers import (
     run_quietly,
     write_definition,
 )
+from autoforward.service.units import LABEL, Definition, program_of_unit, systemd_unit
 
 
 class Systemd:

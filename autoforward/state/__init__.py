@@ -1,1 +1,1 @@
-"""The state folder: what the supervisor keeps on disk."""
+"""The state folder: locks, the registry and its document, the buffered registry, the event log."""

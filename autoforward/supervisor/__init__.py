@@ -1,0 +1,1 @@
+"""The daemon: start and end, requests, persistence, the event hub."""

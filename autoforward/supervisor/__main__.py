@@ -19,13 +19,13 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from autoforward.errors import AutoforwardError
-from autoforward.foreign.reader import isolate
-from autoforward.paths import StatePaths
-from autoforward.supervisor.handlers import Handlers
-from autoforward.supervisor.server import DEFAULT_IDLE_EXIT_S, Supervisor
+from autoforward.core.errors import AutoforwardError
+from autoforward.core.log_records import line_handler
 from autoforward.core.text import one_line
-from autoforward.texts.records import line_handler
+from autoforward.foreign.reader import isolate
+from autoforward.state.folder import StatePaths
+from autoforward.supervisor.requests import Handlers
+from autoforward.supervisor.supervisor import DEFAULT_IDLE_EXIT_S, Supervisor
 
 MAX_LOG_BYTES = 2 * 1024 * 1024
 MAX_WAITING_LINES = 10_000

@@ -16,14 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from autoforward.backoff import delay_s
-from autoforward.engine import ContainerEvent
-from autoforward.errors import AutoforwardError
-from autoforward.model import EngineEndpoint
-from autoforward.networks.look import NetworkLook
-from autoforward.networks.sharing import DirectPath
-from autoforward.supervisor.engines import Engines
-from autoforward.supervisor.session import Session
+from autoforward.core.backoff import delay_s
+from autoforward.core.errors import AutoforwardError
+from autoforward.core.identity.network_sharing import DirectPath
+from autoforward.core.model import EngineEndpoint
+from autoforward.engine.client import ContainerEvent
+from autoforward.engine.network_look import NetworkLook
+from autoforward.engine.pool import Engines
+from autoforward.supervisor.session.session import Session
 
 log = logging.getLogger(__name__)
 

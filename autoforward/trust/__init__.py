@@ -1,1 +1,1 @@
-"""Who may say what: what files of the workspace and labels may say at once, and what needs the user's approval."""
+"""Who may say what: what files and labels may say at once, what needs the user's approval, and the approvals."""

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autoforward.config import NO_SETTINGS, Settings, layered
-from autoforward.model import FIRST_UNPRIVILEGED, PortSpec
-from autoforward.setting_values import DEFAULT_MAX_PORTS, NOTHING, LocalPorts, Selection
-from autoforward.trust.requests import Asking
-from autoforward.trust.table import Source, goes_beyond, is_loopback, is_low
+from autoforward.core.model import FIRST_UNPRIVILEGED, PortSpec
+from autoforward.core.setting_values import DEFAULT_MAX_PORTS, NOTHING, LocalPorts, Selection
+from autoforward.core.settings import NO_SETTINGS, Settings, layered
+from autoforward.trust.permissions import Source, goes_beyond, is_loopback, is_low
+from autoforward.trust.widening import Asking
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from autoforward.attributes import AttributeRule, AttributeRules, AttributeValues
-from autoforward.model import FIRST_UNPRIVILEGED, PortSpec
-from autoforward.setting_values import LocalPorts
+from autoforward.core.model import FIRST_UNPRIVILEGED, PortSpec
+from autoforward.core.setting_values import LocalPorts
+from autoforward.devcontainers.port_attributes import AttributeRule, AttributeRules, AttributeValues
 from autoforward.trust.layers import ask_for_pins, low_pins
-from autoforward.trust.requests import Asking, digest_of
-from autoforward.trust.table import OPENINGS, Source, is_low
+from autoforward.trust.permissions import OPENINGS, Source, is_low
+from autoforward.trust.widening import Asking, digest_of
 
 OTHERS = "otherPortsAttributes"
 

@@ -17,8 +17,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from autoforward.environment import SessionEnvironment
-from autoforward.files.ownership import parent_problem
+from autoforward.config.environment import SessionEnvironment
+from autoforward.state.ownership import parent_problem
 
 PREFIX = "autoforward-ui-"
 

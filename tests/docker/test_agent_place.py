@@ -9,9 +9,9 @@ from typing import Any
 import docker
 import pytest
 
-from autoforward.deploy import archive
-from autoforward.endpoints import resolve_endpoint
-from autoforward.engine import Engine
+from autoforward.engine.client import Engine
+from autoforward.engine.endpoint import resolve_endpoint
+from autoforward.lanes.agent_install import archive
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import LABEL, Container, eventually, run_id
 

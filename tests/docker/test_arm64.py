@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoforward.deploy import agent_binary
+from autoforward.lanes.agent_install import agent_binary
 from tests.conformance import dial, is_watcher, read_all
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import Container, Process, Server, eventually, fetch

@@ -72,11 +72,11 @@ def is_refused_soon(host_port: int) -> bool:
 
 def wait_for_bytes(home: Path, host_port: int, count: int) -> None:
     """Until so many bytes of a client have gone on towards the server."""
-    from autoforward.cli import client
-    from autoforward.paths import StatePaths
+    from autoforward.cli.console import supervisor_client
+    from autoforward.state.folder import StatePaths
 
     def arrived() -> bool:
-        with client.call({"op": "list", "target": None}, StatePaths(home), start=False) as call:  # type: ignore[union-attr]
+        with supervisor_client.call({"op": "list", "target": None}, StatePaths(home), start=False) as call:  # type: ignore[union-attr]
             list(call)
             assert call.result is not None
             return any(row["localPort"] == host_port and row["bytes"]["in"] >= count for row in call.result["rows"])

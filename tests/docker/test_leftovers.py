@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from autoforward.engine.pool import ENGINE_THREADS
 from autoforward.lanes.scripts import relay_environment, watcher_argv
-from autoforward.supervisor.engines import ENGINE_THREADS
 from tests.conformance import dial, direct_sockets, is_watcher, read_all, relays_in
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import PTRACE, Container, Process, Server, eventually

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from autoforward.events import LINE_PREFIX, PortEvent, encode_line, encode_object
+from autoforward.state.event_log import LINE_PREFIX, PortEvent, encode_line, encode_object
 from scripts.neovim import KINDS, program
 from tests.conftest import ContainerFactory, Runner, missing, supervisor_of
 from tests.consumers import a_life_of_ports, consumer

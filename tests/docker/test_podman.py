@@ -14,8 +14,8 @@ from typing import Any
 import docker
 import pytest
 
-from autoforward.engine import ContainerEvent, Engine
-from autoforward.model import EngineEndpoint
+from autoforward.core.model import EngineEndpoint
+from autoforward.engine.client import ContainerEvent, Engine
 from tests.conftest import Runner
 from tests.containers import Container, eventually, fetch
 from tests.docker.observing import free_port, row_of

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.candidates import not_taken
-from autoforward.sockets import lowest_bindable_port
+from autoforward.forwards.candidates import not_taken
+from autoforward.net.bound_pair import lowest_bindable_port
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import LABEL, Container, eventually, fetch, run_id
 from tests.docker.conftest import RecordedCli, WorkspaceFactory

@@ -10,7 +10,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from autoforward.supervisor.engines import ENGINE_THREADS
+from autoforward.engine.pool import ENGINE_THREADS
 from tests.conformance import dial
 from tests.conftest import ContainerFactory, Runner, missing
 from tests.containers import HELPER_DIR, eventually, fetch

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from autoforward.lanes import watcher as w
-from autoforward.lanes.commands import RelayTool, relay_argv
+from autoforward.core.model import DialAddress, LaneChoice, Listener
+from autoforward.core.text import LineSplitter
+from autoforward.detection.proc_net import snapshot_from_rows
+from autoforward.lanes import watcher_protocol as w
 from autoforward.lanes.probe import NoLane, Probe, choose_lane, explain_exec_failure, parse_probe
+from autoforward.lanes.relay_tools import RelayTool, relay_argv
 from autoforward.lanes.scripts import probe_argv, relay_environment, watcher_argv
-from autoforward.lanes.signals import AttemptFailed, Opened, RelayPid, RelaySignal, ServerEof, classify_line
-from autoforward.model import DialAddress, LaneChoice, Listener
-from autoforward.procnet import snapshot_from_rows
+from autoforward.lanes.tool_output import AttemptFailed, Opened, RelayPid, RelaySignal, ServerEof, classify_line
 from tests.conftest import ContainerFactory
 from tests.containers import Container, Server, eventually
 
@@ -67,7 +68,7 @@ class ExecStream:
                 self.changed.notify_all()
 
     def _read_stderr(self) -> None:
-        splitter = w.LineSplitter()
+        splitter = LineSplitter()
         while data := os.read(self.process.stderr.fileno(), 65536):  # type: ignore[union-attr]
             with self.changed:
                 self.lines += splitter.feed(data)

@@ -13,8 +13,8 @@ from typing import Any
 import docker
 import pytest
 
-from autoforward.model import EngineEndpoint
-from autoforward.ssh_link import SshLink
+from autoforward.core.model import EngineEndpoint
+from autoforward.engine.ssh import SshLink
 from tests.conformance import IPV6_ON, dial
 from tests.conftest import Runner, runner, supervisor_of
 from tests.containers import Container, Server, eventually

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from autoforward.sockets import lowest_bindable_port
+from autoforward.net.bound_pair import lowest_bindable_port
 from tests.conftest import ContainerFactory, Runner, command_env, script, supervisor_of
 from tests.containers import Container, eventually, fetch
 from tests.desktops import FakeBrowser

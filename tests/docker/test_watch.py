@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from autoforward.endpoints import resolve_endpoint
-from autoforward.engine import Engine
-from autoforward.selection import Selection
+from autoforward.config.container_filter import Selection
+from autoforward.engine.client import Engine
+from autoforward.engine.endpoint import resolve_endpoint
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import Container, eventually, fetch, is_refused
 from tests.docker.observing import (

@@ -26,9 +26,9 @@ from pathlib import Path
 
 import psutil
 
-from autoforward.cli.client import Call
-from autoforward.paths import StatePaths
-from autoforward.supervisor.spawn import connect_to_supervisor
+from autoforward.cli.console.supervisor_client import Call
+from autoforward.control.start import connect_to_supervisor
+from autoforward.state.folder import StatePaths
 from tests.containers import eventually
 from tests.faults.report import Fault
 from tests.faults.traffic import Traffic, ask_once

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from autoforward.supervisor.engines import ENGINE_THREADS
+from autoforward.engine.pool import ENGINE_THREADS
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import Container, eventually
 from tests.docker.observing import free_port, logged, row_of, rows, wait_event

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from autoforward import wire
+from autoforward.agent_protocol import decoder
+from autoforward.agent_protocol.frames import SocketEntry
 from autoforward.core.budget import EVENTS, PATIENCE_S
-from autoforward.frames import SocketEntry
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import PTRACE, Container, eventually
 from tests.docker.observing import free_port, logged, row_of, rows
@@ -86,17 +86,17 @@ def snapshot(seed: int, sockets: int) -> bytes:
     """As many sockets as there may be, each with another inode whenever the seed is another."""
     entries = [SocketEntry("tcp", 10_000 + n, "127.0.0.1", 0, seed * 10_000 + n + 1) for n in range(sockets)]
     pieces = [entries[at : at + 1024] for at in range(0, sockets, 1024)]
-    return b"".join(wire.encode_snapshot(piece, more=piece is not pieces[-1]) for piece in pieces)
+    return b"".join(decoder.encode_snapshot(piece, more=piece is not pieces[-1]) for piece in pieces)
 
 
 def names(seed: int) -> bytes:
-    return b"".join(wire.encode_process(n + 1, 1, b"server-%d" % (seed * 1000 + n)) for n in range(128))
+    return b"".join(decoder.encode_process(n + 1, 1, b"server-%d" % (seed * 1000 + n)) for n in range(128))
 
 
 FLOODS: dict[str, tuple[bytes, float]] = {
-    "PINGs whose PONGs are not read": (wire.encode_ping(b"whatever") * 256, 0.0),
-    "EOFs of streams that are not open": (wire.encode_eof(77) * 512, 0.0),
-    "credit for streams that are not open": (wire.encode_credit(77, 65_536) * 300, 0.0),
+    "PINGs whose PONGs are not read": (decoder.encode_ping(b"whatever") * 256, 0.0),
+    "EOFs of streams that are not open": (decoder.encode_eof(77) * 512, 0.0),
+    "credit for streams that are not open": (decoder.encode_credit(77, 65_536) * 300, 0.0),
     # 20 a second: fewer than are a violation.
     "snapshots of 4,096 sockets": (snapshot(1, 4096) + snapshot(2, 4096), 0.1),
     # 1,300 a second: fewer than are a violation.
@@ -179,7 +179,7 @@ def test_a_window_of_data_in_pieces_of_two_bytes(
     host_port = row_of(run, server.port, status="active")["localPort"]
     with watched(neighbour) as harm, socket.create_connection(("127.0.0.1", host_port), timeout=20) as client:
         client.sendall(b"GET ")  # half a request: the server says nothing
-        speak(bad, wire.encode_data(1, b"xx") * 400, times=(1 << 20) // 2 // 400)
+        speak(bad, decoder.encode_data(1, b"xx") * 400, times=(1 << 20) // 2 // 400)
         harm.last(2 * ATTEMPTS)
         assert client.recv(6) == b"xxxxxx"
     row = fault("container sends a megabyte in pieces of two bytes")
@@ -201,7 +201,7 @@ def test_the_supervisor_ends_in_time_meanwhile(container: ContainerFactory, run:
         for flood, bad in hostile.items():
             said, pause_s = FLOODS[flood]
             speak(bad, said, pause_s=pause_s)
-        speak(pieces, wire.encode_data(1, b"xx") * 400, pause_s=0.02)
+        speak(pieces, decoder.encode_data(1, b"xx") * 400, pause_s=0.02)
         with Traffic(neighbour.host_port) as traffic:
             traffic.wait_attempts(100)
         assert client.recv(6) == b"xxxxxx"

@@ -12,8 +12,9 @@ import socket
 from dataclasses import dataclass, field
 from typing import Final
 
-from autoforward import frames, wire
-from autoforward.direct import AGENT_WORDS, HOST_WORDS, TRUNK_WORDS, proof
+from autoforward.agent_protocol import decoder as wire
+from autoforward.agent_protocol import frames
+from autoforward.dataplane.mux.handshake import AGENT_WORDS, HOST_WORDS, TRUNK_WORDS, proof
 from tests.fuzz.client_model import pattern
 from tests.fuzz.laws import must
 

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from autoforward.outbox import RESET_ON_CLOSE
+from autoforward.net.write_buffer import RESET_ON_CLOSE
 from tests.fuzz.laws import must
 
 SMALL_BYTES: Final = 32 * 1024

@@ -19,10 +19,9 @@ from types import SimpleNamespace
 from typing import Any, Final
 from unittest import mock
 
-from autoforward import carrier as carrier_module
-from autoforward import frames, loop, wire
-from autoforward.dataplane import DataPlane
-from autoforward.messages import (
+from autoforward.agent_protocol import decoder, frames
+from autoforward.core.model import DialAddress
+from autoforward.dataplane.messages import (
     MuxDirect,
     MuxEnd,
     MuxLost,
@@ -35,11 +34,13 @@ from autoforward.messages import (
     StreamFailed,
     StreamWanted,
 )
-from autoforward.model import DialAddress
-from autoforward.mux import PING_INTERVAL_S, SILENCE_LIMIT_S
-from autoforward.mux_channel import WINDOW_BYTES
-from autoforward.poller import default_poller
-from autoforward.streams import SocketStream
+from autoforward.dataplane.mux import multiplexer as carrier_module
+from autoforward.dataplane.mux.exec_mux import PING_INTERVAL_S, SILENCE_LIMIT_S
+from autoforward.dataplane.mux.stream import WINDOW_BYTES
+from autoforward.dataplane.plane import DataPlane
+from autoforward.engine.exec_stream import SocketStream
+from autoforward.net import loop
+from autoforward.net.poller import default_poller
 from tests.fuzz.agent_model import WINDOW, AgentStream, ModelAgent, Path
 from tests.fuzz.client_model import SMALL_BYTES, Client
 from tests.fuzz.laws import cost_of, must, must_be_cheap
@@ -55,7 +56,15 @@ CREDIT_STEP: Final = 32 * 1024
 FLOOD: Final = 16_384
 FLOODS: Final = 3
 SETTLE_TURNS: Final = 300
-_CLOCKED = ("loop", "mux", "carrier", "trunk", "udp", "heap")
+_MUX = [f"dataplane.mux.{name}" for name in ("exec_mux", "multiplexer", "trunk")]
+_CLOCKED = ("net.loop", *_MUX, "dataplane.udp", "dataplane.heap")
+    "net.loop",
+    "dataplane.mux.exec_mux",
+    "dataplane.mux.multiplexer",
+    "dataplane.mux.trunk",
+    "dataplane.udp",
+    "dataplane.heap",
+)
 
 
 class World:
@@ -80,7 +89,7 @@ class World:
         host_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BYTES)
         agent_end.setblocking(False)
         self.agent = ModelAgent(Path(agent_end, "agent", framed=True), direct)
-        self.agent.exec_path.say(wire.encode_hello(WINDOW))
+        self.agent.exec_path.say(decoder.encode_hello(WINDOW))
         self.plane = DataPlane(self._notice)
         self.plane._loop._poller.close()
         self._poller = default_poller()
@@ -217,7 +226,7 @@ class World:
             case 17 if agent.listens:
                 port = (self._direct_port, self._direct_port, 1, 0)[self._next() % 4]
                 agent.listens = bool(port)
-                agent.exec_path.say(wire.encode_listening(port, 0 if port else 98))
+                agent.exec_path.say(decoder.encode_listening(port, 0 if port else 98))
             case 18 | 19:
                 agent.greet(right=what < 200)
             case 20:
@@ -233,7 +242,7 @@ class World:
             case 24:
                 self._snapshot(self._next())
             case 25:
-                agent.exec_path.say(wire.encode_process(self._next(), 7, b"node\0x"))
+                agent.exec_path.say(decoder.encode_process(self._next(), 7, b"node\0x"))
             case 26:
                 self._flood(self._next())
             case 27:
@@ -250,7 +259,7 @@ class World:
 
     def _snapshot(self, how: int) -> None:
         entries = [frames.SocketEntry("tcp", 1 + port, "127.0.0.1", 0, 100 + port) for port in range(how % 40)]
-        self.agent.exec_path.say(wire.encode_snapshot(entries, cut=how > 200))
+        self.agent.exec_path.say(decoder.encode_snapshot(entries, cut=how > 200))
 
     def _command(self, how: int) -> None:
         match how % 8:
@@ -271,17 +280,17 @@ class World:
         stream = self._stream()
         if how % 4 == 0:
             self._out_of_budget()
-            stream.path.say(wire.encode_ping(bytes(8)) * FLOOD if stream.path is self.agent.exec_path else b"")
+            stream.path.say(decoder.encode_ping(bytes(8)) * FLOOD if stream.path is self.agent.exec_path else b"")
         elif how % 4 == 1:
             self._out_of_budget()
-            stream.path.say(wire.encode_eof(0xFFFF_FFF0) * FLOOD)
+            stream.path.say(decoder.encode_eof(0xFFFF_FFF0) * FLOOD)
         elif how % 4 == 2:
             count = min(FLOOD, stream.may_say // 2)
             for _ in range(count):
                 self.agent.say_data(stream, 2)
         else:
             self._out_of_budget()
-            self.agent.exec_path.say(wire.encode_snapshot([]) * 90)
+            self.agent.exec_path.say(decoder.encode_snapshot([]) * 90)
 
     def _out_of_budget(self) -> None:
         """It is allowed frame by frame; to give that agent up is allowed as well."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection
 from typing import Final
 
-from autoforward.outbox import RECEIVE_BYTES
+from autoforward.net.write_buffer import RECEIVE_BYTES
 
 SPREAD: Final = 4
 SPARE_BYTES: Final = RECEIVE_BYTES + 32 * 1024

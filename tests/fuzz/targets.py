@@ -13,10 +13,19 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
-from autoforward import frames, session_config, wire
-from autoforward.attributes import AttributeRules, clean_text, parse_attributes
-from autoforward.config import parse_settings
-from autoforward.devcontainer import (
+from autoforward.agent_protocol import decoder, frames
+from autoforward.agent_protocol.frames import Event
+from autoforward.config import resolve as session_config
+from autoforward.config.files import parse_toml
+from autoforward.core.errors import ProtocolError, UsageError
+from autoforward.core.js_regex import Expression, ExpressionError
+from autoforward.core.masking.command_line import MAX_COMMAND_LINE, mask_command_line
+from autoforward.core.model import ContainerInfo, ForwardKey, LaneChoice
+from autoforward.core.port_spec import decode_port_spec, encode_port_spec, parse_port_set, parse_port_spec
+from autoforward.core.settings import parse_settings
+from autoforward.core.text import MAX_LINE_BYTES, LineSplitter, printable
+from autoforward.detection.proc_net import MAX_DIALS, MAX_ROWS, dial_addresses, parse_proc_net_tcp, snapshot_from_rows
+from autoforward.devcontainers.configuration import (
     LABEL_LOCAL_FOLDER,
     LABEL_METADATA,
     PortConfiguration,
@@ -25,21 +34,13 @@ from autoforward.devcontainer import (
     parse_metadata_label,
     ports_from_configuration,
 )
-from autoforward.errors import ProtocolError, UsageError
-from autoforward.expressions import Expression, ExpressionError
+from autoforward.devcontainers.port_attributes import AttributeRules, clean_text, parse_attributes
+from autoforward.engine.exec_stream import FrameDecoder
 from autoforward.foreign import work
-from autoforward.frames import Event
-from autoforward.lanes.commands import Dialect
 from autoforward.lanes.probe import choose_lane, explain_exec_failure, parse_probe
-from autoforward.lanes.signals import classify_line
-from autoforward.core.text import MAX_LINE_BYTES, LineSplitter, printable
-from autoforward.lanes.watcher import WatcherStream, parse_answer
-from autoforward.masking.command_line import MAX_COMMAND_LINE, mask_command_line
-from autoforward.model import ContainerInfo, ForwardKey, LaneChoice
-from autoforward.portspec import decode_port_spec, encode_port_spec, parse_port_set, parse_port_spec
-from autoforward.procnet import MAX_DIALS, MAX_ROWS, dial_addresses, parse_proc_net_tcp, snapshot_from_rows
-from autoforward.settings_files import parse_toml
-from autoforward.streams import FrameDecoder
+from autoforward.lanes.relay_tools import Dialect
+from autoforward.lanes.tool_output import classify_line
+from autoforward.lanes.watcher_protocol import WatcherStream, parse_answer
 from tests.fuzz.data_plane import carrier
 from tests.fuzz.laws import must as _must
 
@@ -77,34 +78,34 @@ def _joined(events: Sequence[Event]) -> list[Event]:
 
 
 _SIMPLE: dict[type, Callable[[Any], bytes]] = {
-    frames.Hello: lambda e: wire.encode_hello(e.window),
-    frames.Opened: lambda e: wire.encode_opened(e.stream, e.address_index),
-    frames.Refused: lambda e: wire.encode_refused(e.stream, e.errno),
-    frames.Data: lambda e: wire.encode_data(e.stream, e.payload),
-    frames.Eof: lambda e: wire.encode_eof(e.stream),
-    frames.Reset: lambda e: wire.encode_reset(e.stream, e.errno),
-    frames.Credit: lambda e: wire.encode_credit(e.stream, e.size),
-    frames.Ping: lambda e: wire.encode_ping(e.payload),
-    frames.Pong: lambda e: wire.encode_pong(e.payload),
-    frames.Watch: lambda e: wire.encode_watch(e.interval_ms, udp=e.udp),
-    frames.Process: lambda e: wire.encode_process(e.inode, e.pid, e.command_line),
-    frames.Listen: lambda e: wire.encode_listen(e.secret, e.address),
-    frames.Network: lambda e: wire.encode_network(e.namespace),
-    frames.Listening: lambda e: wire.encode_listening(e.port, e.errno),
-    frames.Direct: lambda e: wire.encode_direct(e.stream, e.token),
-    frames.Move: lambda e: wire.encode_move(e.stream),
-    frames.Trunk: lambda e: wire.encode_trunk(e.token),
+    frames.Hello: lambda e: decoder.encode_hello(e.window),
+    frames.Opened: lambda e: decoder.encode_opened(e.stream, e.address_index),
+    frames.Refused: lambda e: decoder.encode_refused(e.stream, e.errno),
+    frames.Data: lambda e: decoder.encode_data(e.stream, e.payload),
+    frames.Eof: lambda e: decoder.encode_eof(e.stream),
+    frames.Reset: lambda e: decoder.encode_reset(e.stream, e.errno),
+    frames.Credit: lambda e: decoder.encode_credit(e.stream, e.size),
+    frames.Ping: lambda e: decoder.encode_ping(e.payload),
+    frames.Pong: lambda e: decoder.encode_pong(e.payload),
+    frames.Watch: lambda e: decoder.encode_watch(e.interval_ms, udp=e.udp),
+    frames.Process: lambda e: decoder.encode_process(e.inode, e.pid, e.command_line),
+    frames.Listen: lambda e: decoder.encode_listen(e.secret, e.address),
+    frames.Network: lambda e: decoder.encode_network(e.namespace),
+    frames.Listening: lambda e: decoder.encode_listening(e.port, e.errno),
+    frames.Direct: lambda e: decoder.encode_direct(e.stream, e.token),
+    frames.Move: lambda e: decoder.encode_move(e.stream),
+    frames.Trunk: lambda e: decoder.encode_trunk(e.token),
 }
 """Of these there is one way to write them."""
 
 _FREE: dict[type, Callable[[Any], bytes]] = {
-    frames.Open: lambda e: wire.encode_open(e.stream, e.transport, e.port, e.addresses),
-    frames.SignedOpen: lambda e: wire.encode_signed_open(
-        e.stream, e.tag, wire.open_payload(e.transport, e.port, e.addresses)
+    frames.Open: lambda e: decoder.encode_open(e.stream, e.transport, e.port, e.addresses),
+    frames.SignedOpen: lambda e: decoder.encode_signed_open(
+        e.stream, e.tag, decoder.open_payload(e.transport, e.port, e.addresses)
     ),
-    frames.Bye: lambda e: wire.encode_bye(e.reason, e.text),
+    frames.Bye: lambda e: decoder.encode_bye(e.reason, e.text),
     frames.SnapshotEvent: lambda e: b"".join(
-        wire.encode_snapshot(e.entries[at : at + 1024], more=at + 1024 < len(e.entries), cut=e.cut)
+        decoder.encode_snapshot(e.entries[at : at + 1024], more=at + 1024 < len(e.entries), cut=e.cut)
         for at in range(0, len(e.entries) or 1, 1024)
     ),
 }
@@ -112,7 +113,7 @@ _FREE: dict[type, Callable[[Any], bytes]] = {
 
 
 def _wire(role: frames.Role, data: bytes) -> None:
-    whole, by_byte = wire.Decoder(role), wire.Decoder(role)
+    whole, by_byte = decoder.Decoder(role), decoder.Decoder(role)
     events, error = _fed(whole.feed, [data])
     in_bytes, error_in_bytes = _fed(by_byte.feed, _bytes_of(data))
     # The error's own piece gives no events: one piece that ends in an error gives none at all.
@@ -129,7 +130,7 @@ def _wire(role: frames.Role, data: bytes) -> None:
         _must(again == data, "encode(decode(x)) == x", again)
     elif not any("\ufffd" in text for event in events for text in _texts(event)):
         again = b"".join((_SIMPLE.get(type(event)) or _FREE[type(event)])(event) for event in events)
-        _must(wire.Decoder(role).feed(again) == events, "decode(encode(decode(x))) == decode(x)", events)
+        _must(decoder.Decoder(role).feed(again) == events, "decode(encode(decode(x))) == decode(x)", events)
 
 
 def _texts(event: Event) -> Sequence[str]:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoforward import wire
-from autoforward.frames import (
+from autoforward.agent_protocol import decoder as wire
+from autoforward.agent_protocol.frames import (
     MAX_PAYLOAD,
     Bye,
     Credit,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autoforward import wire
+from autoforward.agent_protocol import decoder
 from tests.agent_build import build
 from tests.local.agent_client import AgentClient
 from tests.local.direct_far import LOOPBACK, Far, NewFar
@@ -89,7 +89,7 @@ def far(start: StartAgent) -> Iterator[NewFar]:
 
     def begin(address: str = LOOPBACK, *arguments: str) -> Far:
         agent, secret = start(*arguments), os.urandom(16)
-        agent.send(wire.encode_listen(secret, address))
+        agent.send(decoder.encode_listen(secret, address))
         agent.wait(lambda: bool(agent.listening), "LISTENING")
         assert agent.listening[0].errno == 0 and agent.listening[0].port
         made.append(Far(agent, address, agent.listening[0].port, secret))

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from autoforward import wire
+from autoforward.agent_protocol import decoder
 from tests.local.agent_client import TIMEOUT_S, AgentClient, Stream, cpu_s
 
 LOOPBACK = "127.0.0.1"
@@ -41,7 +41,7 @@ class Far:
     def expect(self, stream: Stream) -> bytes:
         """Announces a connection for the stream; its token."""
         token = os.urandom(16)
-        self.agent.send(wire.encode_direct(stream.number, token))
+        self.agent.send(decoder.encode_direct(stream.number, token))
         self.agent.settle()
         return token
 
@@ -62,7 +62,7 @@ class Far:
         """The stream goes over a connection of its own from now on, both ways."""
         connection = self.connect(stream)
         self.agent.wait(lambda: not stream.outgoing, "all that goes before")
-        self.agent.send(wire.encode_move(stream.number))
+        self.agent.send(decoder.encode_move(stream.number))
         self.agent.wait(lambda: stream.moved, "MOVE")
         return connection
 

@@ -18,11 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from autoforward import frames, wire
-from autoforward.frames import Hello
-from autoforward.messages import MuxEnd, MuxSaid, MuxStart, Route
-from autoforward.model import DialAddress
-from autoforward.streams import STDOUT
+from autoforward.agent_protocol import decoder as wire
+from autoforward.agent_protocol import frames
+from autoforward.agent_protocol.frames import Hello
+from autoforward.core.model import DialAddress
+from autoforward.dataplane.messages import MuxEnd, MuxSaid, MuxStart, Route
+from autoforward.engine.exec_stream import STDOUT
 from tests.local.agent_client import LOOKED_INTO
 from tests.local.plane_rig import FORWARD, TIMEOUT_S, Rig
 

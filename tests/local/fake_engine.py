@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from autoforward.errors import AutoforwardError, TargetError
-from autoforward.identity.labels import carries
-from autoforward.model import ContainerInfo, EngineEndpoint
-from autoforward.streams import SocketStream
+from autoforward.core.errors import AutoforwardError, TargetError
+from autoforward.core.identity.labels import carries
+from autoforward.core.model import ContainerInfo, EngineEndpoint
+from autoforward.engine.exec_stream import SocketStream
 from tests.local.harness import TIMEOUT_S, frame
 
 SOCAT = b"AF probe 1\nAF shell dash\nAF tool cat\nAF socat 1.7.4.4\nAF probe end\n"

@@ -16,19 +16,19 @@ from typing import Any, ParamSpec
 
 import jsonschema
 
-from autoforward.allocator import Allocator
-from autoforward.dataplane import DataPlane
-from autoforward.events import EventLog, PortEvent
-from autoforward.forwarder import Forwarder, Place, Services
-from autoforward.lanes.commands import Netcat, netcat_tool
-from autoforward.leases import current_process
-from autoforward.ledger import Ledger
-from autoforward.messages import Notice, RelayPlan, StreamFailed, StreamReady, StreamWanted
-from autoforward.model import ForwardKey, Listener
-from autoforward.paths import StatePaths
-from autoforward.policy import Plan, Seen, SessionRules, plan
-from autoforward.registry import Registry
-from autoforward.streams import STDERR, SocketStream
+from autoforward.core.model import ForwardKey, Listener
+from autoforward.dataplane.messages import Notice, RelayPlan, StreamFailed, StreamReady, StreamWanted
+from autoforward.dataplane.plane import DataPlane
+from autoforward.engine.exec_stream import STDERR, SocketStream
+from autoforward.forwards.allocator import Allocator
+from autoforward.forwards.forwarder import Forwarder, Place, Services
+from autoforward.forwards.plan import Plan, Seen, SessionRules, plan
+from autoforward.lanes.relay_tools import Netcat, netcat_tool
+from autoforward.state.buffered_registry import Ledger
+from autoforward.state.document import current_process
+from autoforward.state.event_log import EventLog, PortEvent
+from autoforward.state.folder import StatePaths
+from autoforward.state.registry import Registry
 from tests.conftest import SCHEMA
 from tests.containers import eventually
 

@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from autoforward.errors import TargetError
-from autoforward.paths import StatePaths
-from autoforward.sockets import bind_pair
-from autoforward.supervisor.control import Connection, ControlServer
-from autoforward.ui.feed import Feed
-from autoforward.ui.keys import Keys
-from autoforward.ui.server import PageServer
+from autoforward.control.server import Connection, ControlServer
+from autoforward.core.errors import TargetError
+from autoforward.net.bound_pair import bind_pair
+from autoforward.state.folder import StatePaths
+from autoforward.ui.access_token import Keys
+from autoforward.ui.http_server import PageServer
+from autoforward.ui.supervisor_feed import Feed
 from tests.containers import eventually
 from tests.local.harness import free_port
 from tests.page_client import Answer, Stream, ask, head

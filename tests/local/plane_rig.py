@@ -14,9 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import TypeVar
 
-from autoforward.dataplane import DataPlane
-from autoforward.lanes.commands import Netcat, RelayTool, netcat_tool, socat_tool
-from autoforward.messages import (
+from autoforward.dataplane.messages import (
     Drain,
     ForwardCounters,
     Notice,
@@ -26,7 +24,9 @@ from autoforward.messages import (
     StreamReady,
     StreamWanted,
 )
-from autoforward.streams import SocketStream
+from autoforward.dataplane.plane import DataPlane
+from autoforward.engine.exec_stream import SocketStream
+from autoforward.lanes.relay_tools import Netcat, RelayTool, netcat_tool, socat_tool
 
 TIMEOUT_S = 20.0
 FORWARD = "fwd-1"

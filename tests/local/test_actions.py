@@ -18,14 +18,14 @@ from typing import Any
 import psutil
 import pytest
 
-from autoforward.actions import MAX_OPENS
-from autoforward.environment import NO_ENVIRONMENT, SessionEnvironment
-from autoforward.events import PortEvent
-from autoforward.settings import SessionRecord
-from autoforward.supervisor import actions as module
-from autoforward.supervisor import desktop as desktop_module
-from autoforward.supervisor.actions import ActingSession, Actions
-from autoforward.supervisor.desktop import Desktop, opener
+from autoforward.config.environment import NO_ENVIRONMENT, SessionEnvironment
+from autoforward.config.session_record import SessionRecord
+from autoforward.desktop import actions as module
+from autoforward.desktop import launcher as desktop_module
+from autoforward.desktop.actions import ActingSession, Actions
+from autoforward.desktop.decide import MAX_OPENS
+from autoforward.desktop.launcher import Desktop, opener
+from autoforward.state.event_log import PortEvent
 from tests.containers import eventually
 from tests.desktops import FakeBrowser, notification_server, why_no_notifications
 from tests.local.harness import in_loop

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from autoforward import wire
+from autoforward.agent_protocol import decoder
 from tests.local.agent_client import WINDOW, AgentClient, cpu_s, descriptors, echo, wait_until
 
 LOOPBACK = "127.0.0.1"
@@ -43,7 +43,9 @@ def test_hello_both_ways(start: StartAgent) -> None:
 
 
 @pytest.mark.parametrize(
-    "first", [b"GET / HTTP/1.1\r\n\r\n", b"\x01", wire.MAGIC + b"\0\x02\0\0\0\x04\0\0"], ids=["http", "byte", "version"]
+    "first",
+    [b"GET / HTTP/1.1\r\n\r\n", b"\x01", decoder.MAGIC + b"\0\x02\0\0\0\x04\0\0"],
+    ids=["http", "byte", "version"],
 )
 def test_wrong_hello_ends_it_without_a_word_on_stdout(start: StartAgent, first: bytes) -> None:
     agent = start(greet=False)
@@ -119,7 +121,7 @@ def test_silence_ends_it(start: StartAgent) -> None:
     agent = start("--silence-ms", "300")
     began = time.monotonic()
     while time.monotonic() - began < 1.0:
-        agent.send(wire.encode_ping(b"not yet!"))
+        agent.send(decoder.encode_ping(b"not yet!"))
         count = len(agent.pongs)
         agent.wait(lambda count=count: len(agent.pongs) > count, "pong")  # type: ignore[misc]
     assert agent.until_end() == 4
@@ -130,7 +132,7 @@ def test_a_pause_is_not_silence(start: StartAgent) -> None:
     """A paused container's clock goes on; what the host said meanwhile waits in the pipe."""
     agent = start("--silence-ms", "500")
     agent.process.send_signal(signal.SIGSTOP)
-    agent.send(wire.encode_ping(b"anybody?"))
+    agent.send(decoder.encode_ping(b"anybody?"))
     agent.write_out()
     threading.Event().wait(0.8)
     agent.process.send_signal(signal.SIGCONT)
@@ -147,9 +149,9 @@ def test_closed_stdout_ends_it(start: StartAgent) -> None:
 @pytest.mark.parametrize(
     ("frame", "word"),
     [
-        (wire.encode_opened(1, 0), "frame type"),
-        (wire.encode_data_header(0, 1) + b"x", "stream number"),
-        (wire.encode_credit(1, 0), "credit"),
+        (decoder.encode_opened(1, 0), "frame type"),
+        (decoder.encode_data_header(0, 1) + b"x", "stream number"),
+        (decoder.encode_credit(1, 0), "credit"),
     ],
 )
 def test_what_is_not_the_protocol_ends_it(start: StartAgent, frame: bytes, word: str) -> None:
@@ -161,7 +163,7 @@ def test_what_is_not_the_protocol_ends_it(start: StartAgent, frame: bytes, word:
 
 def test_ping(start: StartAgent) -> None:
     agent = start()
-    agent.send(wire.encode_ping(b"12345678") + wire.encode_ping(b"abcdefgh"))
+    agent.send(decoder.encode_ping(b"12345678") + decoder.encode_ping(b"abcdefgh"))
     agent.wait(lambda: agent.pongs == [b"12345678", b"abcdefgh"], "pongs")
 
 
@@ -200,7 +202,7 @@ def test_late_answer_after_half_close(start: StartAgent, serve: Callable[..., in
     payload = random.randbytes(MEBIBYTE)
     agent.upload(stream, payload)
     agent.wait(lambda: not stream.outgoing, "upload")
-    agent.send(wire.encode_eof(1))
+    agent.send(decoder.encode_eof(1))
     agent.wait(lambda: stream.eof, "end")
     assert stream.received == hashlib.sha256(payload).digest()
 
@@ -211,7 +213,7 @@ def test_server_that_closes_first(start: StartAgent, serve: Callable[..., int]) 
     stream = agent.open(1, serve(lambda connection: connection.sendall(b"bye")))
     agent.wait(lambda: stream.eof, "end")
     assert stream.received == b"bye"
-    agent.send(wire.encode_eof(1) + wire.encode_ping(b"crossing"))
+    agent.send(decoder.encode_eof(1) + decoder.encode_ping(b"crossing"))
     agent.wait(lambda: bool(agent.pongs), "pong")
     assert descriptors(agent) == before
 
@@ -263,7 +265,7 @@ def test_reset_by_the_host_reaches_the_server(start: StartAgent, serve: Callable
     before = descriptors(agent)
     stream = agent.open(1, serve(expect_reset))
     agent.wait(lambda: stream.received == b"ready", "greeting")
-    agent.send(wire.encode_reset(1) + wire.encode_data(1, b"crossing") + wire.encode_ping(b"01234567"))
+    agent.send(decoder.encode_reset(1) + decoder.encode_data(1, b"crossing") + decoder.encode_ping(b"01234567"))
     agent.wait(lambda: bool(agent.pongs), "pong")
     assert done.wait(10) and seen == ["reset"]
     assert descriptors(agent) == before
@@ -285,7 +287,7 @@ def test_bulk(start: StartAgent, serve: Callable[..., int], one_way: bool) -> No
     stream = agent.open(1, serve(hash_then_send if one_way else echo))
     agent.upload(stream, payload)
     agent.wait(lambda: not stream.outgoing, "upload", 90)
-    agent.send(wire.encode_eof(1))
+    agent.send(decoder.encode_eof(1))
     agent.wait(lambda: stream.eof, "end", 90)
     if one_way:
         assert stream.received[:32] == hashlib.sha256(payload).digest()
@@ -300,7 +302,7 @@ def test_a_thousand_streams_echo(start: StartAgent, serve: Callable[..., int]) -
     streams = [agent.open(number, port) for number in range(1, 1001)]
     for stream in streams:
         agent.upload(stream, f"stream {stream.number}".encode() * 100)
-        agent.send(wire.encode_eof(stream.number))
+        agent.send(decoder.encode_eof(stream.number))
     agent.wait(lambda: all(stream.eof for stream in streams), "echoes", 60)
     for stream in streams:
         assert stream.received == f"stream {stream.number}".encode() * 100
@@ -356,12 +358,12 @@ def test_a_server_that_does_not_read_gives_no_credit(start: StartAgent, serve: C
     payload = random.randbytes(16 * MEBIBYTE)
     agent.upload(stream, payload)
     agent.wait(lambda: stream.opened is not None and not agent.pending and stream.credit == 0, "a stall")
-    agent.send(wire.encode_ping(b"still up"))
+    agent.send(decoder.encode_ping(b"still up"))
     agent.wait(lambda: bool(agent.pongs), "pong")
     assert stream.outgoing
     let_go.set()
     agent.wait(lambda: not stream.outgoing, "upload")
-    agent.send(wire.encode_eof(1))
+    agent.send(decoder.encode_eof(1))
     agent.wait(lambda: not agent.pending, "the last bytes")
     assert done.wait(30) and digest.digest() == hashlib.sha256(payload).digest()
 
@@ -370,7 +372,7 @@ def test_data_beyond_the_credit_ends_it(start: StartAgent, serve: Callable[..., 
     agent = start()
     agent.open(1, serve(lambda connection: threading.Event().wait(20) and None))
     for _ in range(WINDOW // 32_768 * 400):
-        agent.send(wire.encode_data(1, bytes(32_768)))
+        agent.send(decoder.encode_data(1, bytes(32_768)))
         if len(agent.pending) > 128 * MEBIBYTE:
             break
     assert agent.until_end() == 3
@@ -386,7 +388,7 @@ def test_nothing_is_dropped_while_nobody_reads(start: StartAgent, serve: Callabl
 
     port = serve(send_all)
     streams = [agent.open(number, port) for number in range(1, 31)]
-    agent.send(wire.encode_watch(50) + wire.encode_ping(b"in there"))
+    agent.send(decoder.encode_watch(50) + decoder.encode_ping(b"in there"))
     agent.write_out()
     wait_until(lambda: stuck(agent), "a full stdout")
     threading.Event().wait(0.5)  # several polls of the watch
@@ -405,7 +407,7 @@ def test_hang_up_without_credit_loses_no_byte_and_burns_no_cpu(start: StartAgent
     agent = start()
     stream = agent.open(1, serve(send_and_close))
     stream.frozen = True
-    agent.send(wire.encode_eof(1))
+    agent.send(decoder.encode_eof(1))
     agent.wait(lambda: len(stream.received) == WINDOW, "a window")
     before = cpu_s(agent)
     threading.Event().wait(0.5)
@@ -425,7 +427,9 @@ def test_streams_beyond_the_limit_are_refused(start: StartAgent) -> None:
         streams = [agent.open(number, port) for number in range(1, 4200)]
         agent.wait(lambda: streams[-1].refused is not None, "refusal")
         assert streams[-1].refused == 24
-        agent.send(b"".join(wire.encode_reset(stream.number) for stream in streams) + wire.encode_ping(b"all gone"))
+        agent.send(
+            b"".join(decoder.encode_reset(stream.number) for stream in streams) + decoder.encode_ping(b"all gone")
+        )
         agent.wait(lambda: bool(agent.pongs), "pong")
         assert descriptors(agent) < 10
 
@@ -433,10 +437,12 @@ def test_streams_beyond_the_limit_are_refused(start: StartAgent) -> None:
 def test_the_host_may_go_at_any_byte(binary: Path, serve: Callable[..., int]) -> None:
     """Whatever the host had got to say when it went: the agent ends, by itself and in order."""
     port = serve(echo)
-    script = wire.encode_hello(WINDOW) + wire.encode_watch(100, udp=True)
-    script += wire.encode_open(1, "tcp", port, [LOOPBACK]) + wire.encode_data(1, b"hello") + wire.encode_eof(1)
-    script += wire.encode_open(2, "udp", port, [LOOPBACK]) + wire.encode_data(2, b"hello")
-    script += wire.encode_credit(1, 5) + wire.encode_open(3, "tcp", port, ["::1", LOOPBACK]) + wire.encode_reset(3)
+    script = decoder.encode_hello(WINDOW) + decoder.encode_watch(100, udp=True)
+    script += decoder.encode_open(1, "tcp", port, [LOOPBACK]) + decoder.encode_data(1, b"hello") + decoder.encode_eof(1)
+    script += decoder.encode_open(2, "udp", port, [LOOPBACK]) + decoder.encode_data(2, b"hello")
+    script += (
+        decoder.encode_credit(1, 5) + decoder.encode_open(3, "tcp", port, ["::1", LOOPBACK]) + decoder.encode_reset(3)
+    )
     for size in range(len(script) + 1):
         done = subprocess.run([binary], input=script[:size], capture_output=True, timeout=30, check=False)
         assert (done.returncode, done.stderr) == (0, b""), f"after {size} bytes"
@@ -474,20 +480,20 @@ def test_random_streams(start: StartAgent, serve: Callable[..., int], seed: int)
             if choice < 0.5:
                 agent.upload(stream, bytes(rng.randrange(1, 1 << 18)))
             elif choice < 0.7 and not stream.outgoing:
-                agent.send(wire.encode_eof(other))
+                agent.send(decoder.encode_eof(other))
                 ended.add(other)
             elif choice < 0.8:
                 stream.outgoing.clear()
-                agent.send(wire.encode_reset(other))
+                agent.send(decoder.encode_reset(other))
                 ended.add(other)
             else:
                 agent.thaw(stream) if stream.owed else None
         count = len(agent.pongs)
-        agent.send(wire.encode_ping(b"and then"))
+        agent.send(decoder.encode_ping(b"and then"))
         agent.wait(lambda count=count: len(agent.pongs) > count, "pong")  # type: ignore[misc]
     for stream in agent.streams.values():
         stream.outgoing.clear()
-        agent.send(wire.encode_reset(stream.number))
-    agent.send(wire.encode_ping(b"the end."))
+        agent.send(decoder.encode_reset(stream.number))
+    agent.send(decoder.encode_ping(b"the end."))
     agent.wait(lambda: agent.pongs[-1] == b"the end.", "pong")
     assert descriptors(agent) == before

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from autoforward import wire
-from autoforward.frames import SocketEntry
-from autoforward.networks.namespace import own_namespace
+from autoforward.agent_protocol import decoder
+from autoforward.agent_protocol.frames import SocketEntry
+from autoforward.core.identity.network_namespace import own_namespace
 from tests.agent_build import build
 from tests.local.agent_client import AgentClient
 from tests.local.harness import free_port
@@ -68,7 +68,7 @@ def shown(agent: AgentClient, entry: SocketEntry) -> bool:
 @pytest.mark.parametrize("address", [LOOPBACK, "::1", "0.0.0.0", "::", "::ffff:127.0.0.1"])
 def test_a_listener_comes_and_goes(start: StartAgent, source: str, address: str) -> None:
     agent = start(*(["--no-netlink"] if source == "proc" else []))
-    agent.send(wire.encode_watch(POLL_MS))
+    agent.send(decoder.encode_watch(POLL_MS))
     agent.wait(lambda: len(agent.snapshots) == 1, "the first snapshot")
     with listen(address) as sock:
         entry = entry_of(sock)
@@ -82,26 +82,26 @@ def test_a_listener_comes_and_goes(start: StartAgent, source: str, address: str)
 
 def test_snapshots_are_sorted_and_sent_when_something_changed(start: StartAgent) -> None:
     agent = start()
-    agent.send(wire.encode_watch(10))
+    agent.send(decoder.encode_watch(10))
     agent.wait(lambda: len(agent.snapshots) == 1, "the first snapshot")
     with listen(LOOPBACK) as first, listen("::1") as second:
         entries = [entry_of(first), entry_of(second)]
         agent.wait(lambda: all(shown(agent, entry) for entry in entries), "both")
         for _ in range(20):  # pings that take a turn each: many polls' time
             count = len(agent.pongs)
-            agent.send(wire.encode_ping(b"any news"))
+            agent.send(decoder.encode_ping(b"any news"))
             agent.wait(lambda count=count: len(agent.pongs) > count, "pong")  # type: ignore[misc]
             threading.Event().wait(0.01)
     for before, after in itertools.pairwise(agent.snapshots):
         assert before != after
-    raw = [wire.encode_snapshot([entry])[8:] for entry in agent.snapshots[-1].entries]
+    raw = [decoder.encode_snapshot([entry])[8:] for entry in agent.snapshots[-1].entries]
     assert raw == sorted(raw)
 
 
 def test_it_names_its_network_namespace_as_this_process_does(start: StartAgent) -> None:
     agent = start()
     for count in (1, 2):
-        agent.send(wire.encode_watch(10))
+        agent.send(decoder.encode_watch(10))
         agent.wait(lambda count=count: len(agent.snapshots) >= count, "a snapshot")  # type: ignore[misc]
     assert own_namespace()
     assert agent.networks == [own_namespace()] * 2
@@ -112,15 +112,15 @@ def test_watching_anew_tells_all_anew_and_0_stops(start: StartAgent) -> None:
     with listen(LOOPBACK) as sock:
         for count in (1, 2):
             agent.processes.clear()
-            agent.send(wire.encode_watch(10))
+            agent.send(decoder.encode_watch(10))
             agent.wait(lambda count=count: len(agent.snapshots) >= count, "snapshot")  # type: ignore[misc]
             agent.wait(lambda: entry_of(sock).inode in agent.processes, "process")
-    agent.send(wire.encode_watch(0) + wire.encode_ping(b"stopped?"))
+    agent.send(decoder.encode_watch(0) + decoder.encode_ping(b"stopped?"))
     agent.wait(lambda: bool(agent.pongs), "pong")
     count = len(agent.snapshots)
     with listen(LOOPBACK) as sock:
         threading.Event().wait(0.2)
-        agent.send(wire.encode_ping(b"stopped!"))
+        agent.send(decoder.encode_ping(b"stopped!"))
         agent.wait(lambda: len(agent.pongs) == 2, "pong")
     assert len(agent.snapshots) == count
 
@@ -131,7 +131,7 @@ def test_more_listeners_than_one_frame_holds(start: StartAgent, source: str) -> 
     socks = [listen(f"127.0.{i // 200}.{i % 200 + 1}") for i in range(1500)]
     try:
         entries = {entry_of(sock) for sock in socks}
-        agent.send(wire.encode_watch(POLL_MS))
+        agent.send(decoder.encode_watch(POLL_MS))
         agent.wait(lambda: bool(agent.snapshots) and entries <= set(agent.snapshots[-1].entries), "all")
         agent.wait(lambda: all(entry.inode in agent.processes for entry in entries), "processes")
         assert all(agent.processes[entry.inode].pid == os.getpid() for entry in entries)
@@ -146,10 +146,10 @@ def test_udp_sockets_are_shown_when_asked_for(start: StartAgent, source: str, ad
     agent = start(*(["--no-netlink"] if source == "proc" else []))
     with listen(address, socket.SOCK_DGRAM) as sock, listen(address, socket.SOCK_DGRAM) as client:
         client.connect(sock.getsockname()[:2])
-        agent.send(wire.encode_watch(POLL_MS))
+        agent.send(decoder.encode_watch(POLL_MS))
         agent.wait(lambda: len(agent.snapshots) == 1, "the first snapshot")
         assert not any(entry.transport == "udp" for entry in agent.snapshots[0].entries)
-        agent.send(wire.encode_watch(POLL_MS, udp=True))
+        agent.send(decoder.encode_watch(POLL_MS, udp=True))
         agent.wait(lambda: shown(agent, entry_of(sock)), "the socket")
         assert not shown(agent, entry_of(client)), "a client's socket is connected"
 
@@ -185,7 +185,7 @@ def test_datagrams_keep_their_boundaries(start: StartAgent, address: str) -> Non
         for size in (0, 1, 2, 512, 1472, 1473, 4096, 8999, 9000, 65_507):
             for client in clients:
                 payload = bytes([client.number]) * size
-                agent.send(wire.encode_data(client.number, payload))
+                agent.send(decoder.encode_data(client.number, payload))
                 agent.wait(lambda client=client: bool(client.datagrams), f"{size} bytes back")  # type: ignore[misc]
                 assert client.datagrams == [payload]
                 client.datagrams.clear()
@@ -201,7 +201,7 @@ def test_many_datagrams_over_much_more_than_a_window(start: StartAgent) -> None:
         agent.wait(lambda: client.opened == 0, "opening")
         sizes = [random.randint(1, 9000) for _ in range(400)]
         for size in sizes:
-            agent.send(wire.encode_data(1, bytes(size)))
+            agent.send(decoder.encode_data(1, bytes(size)))
             client.credit -= size
             agent.wait(lambda: bool(client.datagrams) and client.credit > 65_507, "the answer")
             assert len(client.datagrams.pop()) == size
@@ -214,12 +214,12 @@ def test_nobody_there_yet(start: StartAgent) -> None:
     port = free_port()  # none that the agent's own socket could be given meanwhile
     agent = start()
     client = agent.open(1, port, udp=True)
-    agent.send(wire.encode_data(1, b"too early") * 3 + wire.encode_ping(b"01234567"))
+    agent.send(decoder.encode_data(1, b"too early") * 3 + decoder.encode_ping(b"01234567"))
     agent.wait(lambda: bool(agent.pongs), "pong")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((LOOPBACK, port))
         server.settimeout(10)
-        agent.send(wire.encode_data(1, b"now"))
+        agent.send(decoder.encode_data(1, b"now"))
         agent.wait(lambda: not agent.pending, "sending")
         data, peer = server.recvfrom(100)
         assert data == b"now"
@@ -232,7 +232,7 @@ def test_eof_of_a_udp_stream_is_answered(start: StartAgent) -> None:
     agent = start()
     with listen(LOOPBACK, socket.SOCK_DGRAM) as server:
         client = agent.open(1, server.getsockname()[1], udp=True)
-        agent.send(wire.encode_eof(1))
+        agent.send(decoder.encode_eof(1))
         agent.wait(lambda: client.eof, "end")
         assert client.opened == 0
 
@@ -374,6 +374,6 @@ def test_datagrams_wait_for_the_name(named: tuple[AgentClient, NameServer], name
         client = agent.open(1, server.getsockname()[1], name, udp=True)
         datagrams = [b"first", b"", bytes(9000), b"last"]
         for datagram in datagrams:
-            agent.send(wire.encode_data(1, datagram))
+            agent.send(decoder.encode_data(1, datagram))
         agent.wait(lambda: client.opened == 0, "opening")
         assert [server.recv(1 << 16) for _ in datagrams] == datagrams

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from autoforward import wire
-from autoforward.frames import Listening
+from autoforward.agent_protocol import decoder
+from autoforward.agent_protocol.frames import Listening
 from tests.local.agent_client import TIMEOUT_S, WINDOW, descriptors, echo
 from tests.local.conftest import StartAgent
 from tests.local.direct_far import (
@@ -46,7 +46,7 @@ EADDRNOTAVAIL = 99
 @pytest.mark.parametrize("address", [LOOPBACK, "::1"])
 def test_it_listens_there_and_nobody_takes_that_for_a_servers_port(far: NewFar, address: str) -> None:
     direct = far(address)
-    direct.agent.send(wire.encode_watch(100))
+    direct.agent.send(decoder.encode_watch(100))
     direct.agent.wait(lambda: bool(direct.agent.snapshots), "a snapshot")
     assert direct.port not in {entry.port for entry in direct.agent.snapshots[0].entries}
     socket.create_connection((address, direct.port), TIMEOUT_S).close()
@@ -55,7 +55,7 @@ def test_it_listens_there_and_nobody_takes_that_for_a_servers_port(far: NewFar, 
 def test_no_address_of_its_own(start: StartAgent) -> None:
     agent = start()
     before = descriptors(agent)
-    agent.send(wire.encode_listen(bytes(16), "192.0.2.1"))
+    agent.send(decoder.encode_listen(bytes(16), "192.0.2.1"))
     agent.wait(lambda: bool(agent.listening), "LISTENING")
     assert agent.listening == [Listening(0, EADDRNOTAVAIL)]
     assert descriptors(agent) == before
@@ -65,7 +65,7 @@ def test_nothing_listens_before_listen(start: StartAgent, serve: Serve) -> None:
     agent = start()
     stream = agent.open(1, serve(echo))
     agent.wait(lambda: stream.opened == 0, "opening")
-    agent.send(wire.encode_direct(1, bytes(16)))
+    agent.send(decoder.encode_direct(1, bytes(16)))
     assert agent.until_end() == 3
     assert agent.bye and "direct before listen" in agent.bye.text
 
@@ -78,7 +78,7 @@ def test_listener_is_closed_and_opened_again_under_what_is_proven(far: NewFar, s
     line = connect(direct)
     unproven = direct.dial(b"half a greet")
     agent.settle()
-    agent.send(wire.encode_listen(b"", ""))
+    agent.send(decoder.encode_listen(b"", ""))
     agent.settle()
     assert closed_silently(unproven)
     with pytest.raises(ConnectionRefusedError):
@@ -86,9 +86,9 @@ def test_listener_is_closed_and_opened_again_under_what_is_proven(far: NewFar, s
     assert len(agent.listening) == 1, "what the host wanted is not reported"
     moved.sendall(b"hello")
     assert moved.recv(100) == b"hello"
-    agent.send(wire.encode_listen(b"", ""))  # once more is nothing
+    agent.send(decoder.encode_listen(b"", ""))  # once more is nothing
     secret = os.urandom(16)
-    agent.send(wire.encode_listen(secret, LOOPBACK))
+    agent.send(decoder.encode_listen(secret, LOOPBACK))
     agent.wait(lambda: len(agent.listening) == 2, "the second listener")
     stream = agent.open(2, serve(echo))
     token = direct.expect(stream)
@@ -213,7 +213,7 @@ def test_a_greeting_may_come_in_pieces_and_a_token_is_good_once(far: NewFar, ser
     assert first.recv(100) == proof(direct.secret, b"agent", greeting[:32])
     for _ in range(10):
         assert closed_silently(direct.dial(greeting))
-    agent.send(wire.encode_move(1))
+    agent.send(decoder.encode_move(1))
     agent.wait(lambda: stream.moved, "MOVE")
     for _ in range(10):
         assert closed_silently(direct.dial(greeting))
@@ -248,16 +248,16 @@ def test_64_at_once(far: NewFar, serve: Serve) -> None:
         assert closed_silently(direct.dial(greeting))
     agent.settle()
     assert len(agent.listening) == 1
-    agent.send(wire.encode_reset(1))
+    agent.send(decoder.encode_reset(1))
     agent.settle()
     connections[0] = direct.dial(greeting)
     assert connections[0].recv(100) == proof(direct.secret, b"agent", greeting[:32])
-    agent.send(wire.encode_move(65))
+    agent.send(decoder.encode_move(65))
     agent.wait(lambda: streams[64].moved, "MOVE")
     for number, connection in enumerate(connections):
         connection.sendall(b"%d" % number)
         assert connection.recv(100) == b"%d" % number
-    agent.send(b"".join(wire.encode_reset(stream.number) for stream in streams))
+    agent.send(b"".join(decoder.encode_reset(stream.number) for stream in streams))
     agent.settle()
     assert descriptors(agent) == before
 
@@ -268,14 +268,14 @@ def test_64_at_once(far: NewFar, serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("frame", "word"),
     [
-        (wire.encode_listen(bytes(16), LOOPBACK), "listen twice"),
-        (wire.encode_move(2), "move without a connection"),
-        (wire.encode_move(3), "move without a connection"),
-        (wire.encode_direct(3, bytes(16)), "direct for udp"),
-        (wire.encode_move(1), "move twice"),
-        (wire.encode_data(1, b"x"), "data after move"),
-        (wire.encode_eof(1) + wire.encode_data(1, b"x"), "data after eof"),
-        (wire.encode_eof(1) + wire.encode_eof(1), "eof twice"),
+        (decoder.encode_listen(bytes(16), LOOPBACK), "listen twice"),
+        (decoder.encode_move(2), "move without a connection"),
+        (decoder.encode_move(3), "move without a connection"),
+        (decoder.encode_direct(3, bytes(16)), "direct for udp"),
+        (decoder.encode_move(1), "move twice"),
+        (decoder.encode_data(1, b"x"), "data after move"),
+        (decoder.encode_eof(1) + decoder.encode_data(1, b"x"), "data after eof"),
+        (decoder.encode_eof(1) + decoder.encode_eof(1), "eof twice"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -298,8 +298,8 @@ def test_what_crosses_the_end_or_the_move_is_passed_over(far: NewFar, serve: Ser
     agent = direct.agent
     stream = agent.open(1, serve(echo))
     connection = direct.move(stream)
-    agent.send(wire.encode_credit(1, 1 << 30) * 4 + wire.encode_direct(1, bytes(16)))
-    agent.send(wire.encode_move(99) + wire.encode_direct(99, bytes(16)))
+    agent.send(decoder.encode_credit(1, 1 << 30) * 4 + decoder.encode_direct(1, bytes(16)))
+    agent.send(decoder.encode_move(99) + decoder.encode_direct(99, bytes(16)))
     agent.settle()
     connection.sendall(b"hello")
     assert connection.recv(100) == b"hello"
@@ -327,7 +327,7 @@ def test_both_ways_at_once_with_the_switch_in_mid_stream(far: NewFar, serve: Ser
 
     reader = in_thread(lambda: rest.append(read_all(connection)))
     in_thread(send)
-    agent.send(wire.encode_eof(1))
+    agent.send(decoder.encode_eof(1))
     agent.wait(lambda: stream.eof, "end", 90)
     reader.join(TIMEOUT_S)
     assert len(stream.received) < len(payload) / 2 < len(rest[0])
@@ -375,7 +375,7 @@ def test_what_the_agent_keeps_for_a_slow_server_goes_first(far: NewFar, serve: S
     sender.join(TIMEOUT_S)
     connection.shutdown(socket.SHUT_WR)
     assert not done.wait(0.2)
-    agent.send(wire.encode_eof(1))
+    agent.send(decoder.encode_eof(1))
     agent.settle()
     assert done.wait(TIMEOUT_S) and digest.digest() == hashlib.sha256(payload).digest()
 
@@ -398,7 +398,7 @@ def test_moved_while_the_dial_takes_its_time(far: NewFar, serve: Serve, tmp_path
         assert stream.opened is None
         connection.sendall(b"directly")
         connection.shutdown(socket.SHUT_WR)
-        agent.send(wire.encode_eof(1))
+        agent.send(decoder.encode_eof(1))
         agent.settle()
         if up:
             assert read_all(connection) == b"over the mux, directly"
@@ -442,7 +442,7 @@ def test_random_lives(far: NewFar, serve: Serve) -> None:
             living[number] = connection
             connection.settimeout(0)
             if rng.random() < 0.8 and not stream.outgoing:
-                agent.send(wire.encode_move(number))
+                agent.send(decoder.encode_move(number))
         for other in rng.sample(sorted(living), min(len(living), 4)):
             stream, connection, choice = agent.streams[other], living[other], rng.random()
             with contextlib.suppress(OSError):
@@ -456,13 +456,13 @@ def test_random_lives(far: NewFar, serve: Serve) -> None:
                     reset(living.pop(other))
             if choice > 0.6 and other not in over and not stream.outgoing:
                 over.add(other)
-                agent.send(wire.encode_eof(other) if rng.random() < 0.5 else wire.encode_reset(other))
+                agent.send(decoder.encode_eof(other) if rng.random() < 0.5 else decoder.encode_reset(other))
         agent.settle()
         if len(living) > 40:
             living.pop(min(living)).close()
     for stream in agent.streams.values():
         stream.outgoing.clear()
-        agent.send(wire.encode_reset(stream.number))
+        agent.send(decoder.encode_reset(stream.number))
     for connection in direct.sockets:
         connection.close()
     agent.settle()

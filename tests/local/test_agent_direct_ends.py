@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from autoforward import wire
+from autoforward.agent_protocol import decoder
 from tests.local.agent_client import TIMEOUT_S, descriptors, echo
 from tests.local.direct_far import (
     LINGER_0,
@@ -42,7 +42,7 @@ def test_the_hosts_end_takes_both_words_and_the_answer_may_come_late(far: NewFar
     connection = direct.move(stream)
     connection.sendall(b"directly")
     if first == "EOF":
-        agent.send(wire.encode_eof(1))
+        agent.send(decoder.encode_eof(1))
     else:
         connection.shutdown(socket.SHUT_WR)
     assert idle_cpu_s(agent) < 0.2
@@ -51,7 +51,7 @@ def test_the_hosts_end_takes_both_words_and_the_answer_may_come_late(far: NewFar
         connection.sendall(b", and more")
         connection.shutdown(socket.SHUT_WR)
     else:
-        agent.send(wire.encode_eof(1))
+        agent.send(decoder.encode_eof(1))
         agent.settle()
     assert server.ended.wait(TIMEOUT_S) and server.saw == "end"
     assert server.received == b"over the mux, directly" + (b", and more" if first == "EOF" else b"")
@@ -82,7 +82,7 @@ def test_the_servers_end_leaves_the_other_way_open(far: NewFar, serve: Serve) ->
     payload = random.randbytes(5 * MEBIBYTE)
     connection.sendall(payload)
     connection.shutdown(socket.SHUT_WR)
-    agent.send(wire.encode_eof(1))
+    agent.send(decoder.encode_eof(1))
     agent.settle()
     assert server.ended.wait(TIMEOUT_S) and server.saw == "end" and server.received == payload
     server.go.set()
@@ -97,7 +97,7 @@ def test_ends_before_the_move_count(far: NewFar, serve: Serve) -> None:
     before = descriptors(agent)
     stream = agent.open(1, serve(server))
     agent.upload(stream, b"request")
-    agent.send(wire.encode_eof(1))
+    agent.send(decoder.encode_eof(1))
     agent.settle()
     assert server.ended.wait(TIMEOUT_S)
     connection = direct.move(stream)
@@ -114,7 +114,7 @@ def test_ends_before_the_move_count(far: NewFar, serve: Serve) -> None:
     assert connection.recv(1) == b""
     connection.sendall(b"and this")
     connection.shutdown(socket.SHUT_WR)
-    agent.send(wire.encode_eof(2))
+    agent.send(decoder.encode_eof(2))
     agent.settle()
     assert closing.ended.wait(TIMEOUT_S) and closing.received == b"and this"
     closing.go.set()
@@ -164,7 +164,7 @@ def test_the_hosts_reset_is_one_for_both(far: NewFar, serve: Serve) -> None:
     stream = agent.open(1, serve(server))
     connection = direct.move(stream)
     connection.sendall(b"half of it")
-    agent.send(wire.encode_reset(1))
+    agent.send(decoder.encode_reset(1))
     agent.settle()
     assert server.ended.wait(TIMEOUT_S) and server.saw == "reset"
     assert is_reset(connection)
@@ -218,7 +218,7 @@ def test_given_up_before_the_move(far: NewFar, serve: Serve) -> None:
     while descriptors(agent) != before + 3:
         assert time.monotonic() < deadline, "descriptors are left"
         agent.settle()
-    agent.send(wire.encode_move(2))
+    agent.send(decoder.encode_move(2))
     agent.wait(lambda: crossing.over, "RESET")
     assert crossing.reset == ECONNRESET and not crossing.moved
     agent.upload(stays, b"here")
@@ -238,7 +238,7 @@ def test_all_said_before_the_move_comes(far: NewFar, serve: Serve) -> None:
     connection.sendall(b"early")
     connection.shutdown(socket.SHUT_WR)
     assert idle_cpu_s(agent) < 0.2
-    agent.send(wire.encode_data(1, b"first, ") + wire.encode_move(1) + wire.encode_eof(1))
+    agent.send(decoder.encode_data(1, b"first, ") + decoder.encode_move(1) + decoder.encode_eof(1))
     agent.wait(lambda: stream.eof, "end")
     assert stream.received + read_all(connection) == b"first, early"
     agent.settle()
@@ -275,7 +275,7 @@ def test_a_hang_up_while_the_host_reads_nothing_costs_nothing(far: NewFar, serve
     if how == "FIN":
         agent.wait(lambda: stream.eof, "end")
         assert got == said[0]
-        agent.send(wire.encode_eof(1))
+        agent.send(decoder.encode_eof(1))
     else:
         agent.wait(lambda: stream.over, "end")
         assert stream.reset == ECONNRESET and 0 < got < said[0]
@@ -349,7 +349,7 @@ def test_who_does_not_read_holds_up_the_other_and_costs_nothing(far: NewFar, ser
     reader = in_thread(lambda: rest.append(len(read_all(connection))))
     sender.join(TIMEOUT_S)
     connection.shutdown(socket.SHUT_WR)
-    agent.send(wire.encode_eof(1))
+    agent.send(decoder.encode_eof(1))
     agent.wait(lambda: stream.eof, "end")
     reader.join(TIMEOUT_S)
     assert got == [total if who != "host" else 0]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autoforward import wire
+from autoforward.agent_protocol import decoder
 from tests.agent_build import SOURCES, build
 from tests.local.agent_client import TIMEOUT_S, WINDOW
 from tests.local.test_supervisor_process import as_nobody, as_root, become_nobody
@@ -90,7 +90,7 @@ def process(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=demote) as agent:
         assert agent.stdin and agent.stdout
         try:
-            agent.stdin.write(wire.encode_hello(WINDOW))
+            agent.stdin.write(decoder.encode_hello(WINDOW))
             agent.stdin.flush()
             assert agent.stdout.read(1), "its hello"
             yield agent
@@ -148,7 +148,7 @@ def test_it_lies_at_another_address_each_time() -> None:
     for _ in range(3):
         with subprocess.Popen([build("agent"), "--dumpable"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as agent:
             assert agent.stdin and agent.stdout
-            agent.stdin.write(wire.encode_hello(WINDOW))
+            agent.stdin.write(decoder.encode_hello(WINDOW))
             agent.stdin.flush()
             assert agent.stdout.read(1)
             places.add(Path(f"/proc/{agent.pid}/maps").read_text().partition("-")[0])

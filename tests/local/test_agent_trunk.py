@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from autoforward import wire
-from autoforward.frames import Listening
+from autoforward.agent_protocol import decoder
+from autoforward.agent_protocol.frames import Listening
 from tests.local.agent_client import TIMEOUT_S, WINDOW, Stream, descriptors, echo, wait_until
 from tests.local.conftest import StartAgent
 from tests.local.direct_far import (
@@ -84,7 +84,7 @@ def test_both_ends_of_a_stream(far: NewFar, serve: Serve) -> None:
     before = descriptors(direct.agent)
     stream = trunk.open(1, serve(server))
     trunk.upload(stream, b"request")
-    trunk.send(wire.encode_eof(1))
+    trunk.send(decoder.encode_eof(1))
     trunk.settle()
     assert server.ended.wait(TIMEOUT_S) and (server.saw, server.received) == ("end", b"request")
     assert not stream.over
@@ -103,7 +103,7 @@ def test_both_ends_of_a_stream(far: NewFar, serve: Serve) -> None:
     payload = random.randbytes(MEBIBYTE)
     trunk.upload(stream, payload)
     trunk.wait(lambda: not stream.outgoing, "all of it to be sent")
-    trunk.send(wire.encode_eof(2))
+    trunk.send(decoder.encode_eof(2))
     trunk.settle()
     assert closing.ended.wait(TIMEOUT_S) and closing.saw == "end" and closing.received == payload
     closing.go.set()
@@ -146,7 +146,7 @@ def test_datagrams_keep_their_edges(far: NewFar) -> None:
     with udp_server() as server:
         stream = trunk.open(1, server.getsockname()[1], udp=True)
         for size in sizes:
-            trunk.send(wire.encode_data(1, bytes(size)))
+            trunk.send(decoder.encode_data(1, bytes(size)))
             trunk.settle()
             got, address = server.recvfrom(70_000)
             assert len(got) == size
@@ -163,13 +163,13 @@ def test_datagrams_that_come_in_parts_on_both_paths_do_not_mix(far: NewFar) -> N
     with udp_server() as first, udp_server() as second:
         agent.open(1, first.getsockname()[1], udp=True)
         trunk.open(2, second.getsockname()[1], udp=True)
-        agent.send(wire.encode_data(1, over_exec)[:60_000])
+        agent.send(decoder.encode_data(1, over_exec)[:60_000])
         wait_stdin_taken(direct)
-        trunk.send(wire.encode_data(2, over_trunk)[:1000])
+        trunk.send(decoder.encode_data(2, over_trunk)[:1000])
         trunk.wait_taken()
-        agent.send(wire.encode_data(1, over_exec)[60_000:])
+        agent.send(decoder.encode_data(1, over_exec)[60_000:])
         agent.settle()
-        trunk.send(wire.encode_data(2, over_trunk)[1000:])
+        trunk.send(decoder.encode_data(2, over_trunk)[1000:])
         trunk.settle()
         assert first.recv(70_000) == over_exec
         assert second.recv(70_000) == over_trunk
@@ -184,7 +184,7 @@ def test_bulk_moves_to_a_connection_of_its_own_and_is_whole(far: NewFar, serve: 
     trunk.upload(stream, payload[:MEBIBYTE])
     connection = trunk.move(stream)
     sender = in_thread(lambda: (connection.sendall(payload[MEBIBYTE:]), connection.shutdown(socket.SHUT_WR)))  # type: ignore[func-returns-value]
-    trunk.send(wire.encode_eof(1))
+    trunk.send(decoder.encode_eof(1))
     trunk.settle()
     rest = read_all(connection)
     sender.join(TIMEOUT_S)
@@ -200,8 +200,8 @@ def test_what_is_said_of_a_stream_of_the_other_path_is_passed_over(far: NewFar, 
     agent.wait(lambda: mine.opened == 0, "opening")
     trunk.wait(lambda: other.opened == 0, "opening")
     for path, number in ((trunk, 1), (agent, 2)):
-        path.send(wire.encode_data(number, b"nobody's") + wire.encode_credit(number, 0x7FFF_FFFF))
-        path.send(wire.encode_move(number) + wire.encode_eof(number) + wire.encode_reset(number))
+        path.send(decoder.encode_data(number, b"nobody's") + decoder.encode_credit(number, 0x7FFF_FFFF))
+        path.send(decoder.encode_move(number) + decoder.encode_eof(number) + decoder.encode_reset(number))
         path.settle()
     is_echoed(direct, mine)
     trunk.upload(other, b"here too")
@@ -213,7 +213,7 @@ def test_what_is_said_of_a_stream_of_the_other_path_is_passed_over(far: NewFar, 
 
 def test_trunk_before_listen(start: StartAgent) -> None:
     agent = start()
-    agent.send(wire.encode_trunk(bytes(16)))
+    agent.send(decoder.encode_trunk(bytes(16)))
     assert agent.until_end() == 3
     assert agent.bye and "trunk before listen" in agent.bye.text
 
@@ -237,7 +237,7 @@ def test_who_cannot_prove_it_hears_nothing_and_a_token_is_good_once(far: NewFar,
 def test_a_token_that_was_taken_back_is_nobodys(far: NewFar) -> None:
     direct = far()
     token = announce(direct)
-    direct.agent.send(wire.encode_trunk(b""))
+    direct.agent.send(decoder.encode_trunk(b""))
     direct.agent.settle()
     assert closed_silently(direct.dial(direct.greeting(token)))
 
@@ -258,11 +258,11 @@ def test_the_host_has_no_use_for_it_any_more(far: NewFar, serve: Serve, how: str
         other = second.open(2, serve(echo))  # numbers begin anew
         second.upload(other, b"on the second")
         second.wait(lambda: other.received == b"on the second", "echo")
-        second.send(wire.encode_reset(2))
+        second.send(decoder.encode_reset(2))
         second.settle()
         settles_at(direct, before + 1)
     else:
-        agent.send(wire.encode_trunk(b""))
+        agent.send(decoder.encode_trunk(b""))
         settles_at(direct, before)
     trunk.until_over()
     assert server.ended.wait(TIMEOUT_S) and server.saw == "reset"
@@ -272,24 +272,24 @@ def test_the_host_has_no_use_for_it_any_more(far: NewFar, serve: Serve, how: str
 # What ends it.
 
 BAD = {
-    "a wrong tag": lambda trunk, payload: wire.encode_signed_open(8, bytes(16), payload),
-    "signed with the secret itself": lambda trunk, payload: wire.encode_signed_open(
+    "a wrong tag": lambda trunk, payload: decoder.encode_signed_open(8, bytes(16), payload),
+    "signed with the secret itself": lambda trunk, payload: decoder.encode_signed_open(
         8, proof(trunk.far.secret, b"", (8).to_bytes(4, "big") + payload)[:16], payload
     ),
-    "another port than the one signed": lambda trunk, payload: wire.encode_signed_open(
+    "another port than the one signed": lambda trunk, payload: decoder.encode_signed_open(
         8, trunk.tag(8, payload[:1] + b"\0\1" + payload[3:]), payload
     ),
-    "another number than the one signed": lambda trunk, payload: wire.encode_signed_open(
+    "another number than the one signed": lambda trunk, payload: decoder.encode_signed_open(
         8, trunk.tag(9, payload), payload
     ),
     "the same once more": lambda trunk, payload: trunk.opening(7, payload),
     "a number that is not larger": lambda trunk, payload: trunk.opening(6, payload),
-    "OPEN": lambda trunk, payload: wire.encode_open_payload(8, payload),
-    "what is the exec stream's": lambda trunk, payload: wire.encode_watch(100),
-    "a hello": lambda trunk, payload: wire.encode_hello(WINDOW),
+    "OPEN": lambda trunk, payload: decoder.encode_open_payload(8, payload),
+    "what is the exec stream's": lambda trunk, payload: decoder.encode_watch(100),
+    "a hello": lambda trunk, payload: decoder.encode_hello(WINDOW),
     "other words": lambda trunk, payload: b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "more credit than there can be": lambda trunk, payload: wire.encode_credit(7, 0x7FFF_FFFF),
-    "MOVE without a connection": lambda trunk, payload: wire.encode_move(7),
+    "more credit than there can be": lambda trunk, payload: decoder.encode_credit(7, 0x7FFF_FFFF),
+    "MOVE without a connection": lambda trunk, payload: decoder.encode_move(7),
 }
 
 
@@ -305,7 +305,7 @@ def test_a_violation_ends_it_and_its_streams_alone(far: NewFar, serve: Serve, wh
     trunk.wait(lambda: stream.opened == 0, "opening")
     with socket.create_server((LOOPBACK, 0)) as victim:
         victim.setblocking(False)
-        trunk.send(BAD[what](trunk, wire.open_payload("tcp", victim.getsockname()[1], [LOOPBACK])))
+        trunk.send(BAD[what](trunk, decoder.open_payload("tcp", victim.getsockname()[1], [LOOPBACK])))
         trunk.until_over()
         assert server.ended.wait(TIMEOUT_S) and server.saw == "reset"
         settles_at(direct, before)
@@ -359,23 +359,23 @@ def test_cut_at_each_edge_of_a_conversation_and_between(far: NewFar, serve: Serv
     is_echoed(direct, stays)
     before = descriptors(agent)
     with udp_server() as udp:
-        tcp_payload = wire.open_payload("tcp", port, [LOOPBACK])
-        udp_payload = wire.open_payload("udp", udp.getsockname()[1], [LOOPBACK])
+        tcp_payload = decoder.open_payload("tcp", port, [LOOPBACK])
+        udp_payload = decoder.open_payload("udp", udp.getsockname()[1], [LOOPBACK])
         count = cut = 0
         while cut <= count:
             for partly in (False, True):
                 trunk = connect(direct)
                 said = [
                     trunk.opening(2, tcp_payload),
-                    wire.encode_data(2, MARK),
+                    decoder.encode_data(2, MARK),
                     trunk.opening(3, udp_payload),
-                    wire.encode_data(3, MARK),
-                    wire.encode_ping(b"12345678"),
-                    trunk.opening(4, wire.open_payload("tcp", port, ["localhost"])),
-                    wire.encode_credit(2, 1000),
-                    wire.encode_eof(3),
-                    wire.encode_reset(4),
-                    wire.encode_eof(2),
+                    decoder.encode_data(3, MARK),
+                    decoder.encode_ping(b"12345678"),
+                    trunk.opening(4, decoder.open_payload("tcp", port, ["localhost"])),
+                    decoder.encode_credit(2, 1000),
+                    decoder.encode_eof(3),
+                    decoder.encode_reset(4),
+                    decoder.encode_eof(2),
                 ]
                 count = len(said)
                 trunk.sock.sendall(b"".join(said[:cut]) + (said[cut][:11] if partly and cut < count else b""))
@@ -422,7 +422,7 @@ def test_one_that_is_not_read_can_be_given_up(far: NewFar, serve: Serve) -> None
     agent = direct.agent
     before = descriptors(agent)
     fill(direct, serve)
-    agent.send(wire.encode_trunk(b""))
+    agent.send(decoder.encode_trunk(b""))
     settles_at(direct, before)
     is_echoed(direct, agent.open(100, serve(echo)))
 
@@ -433,7 +433,7 @@ def test_one_that_breaks_while_it_is_full_of_answers(far: NewFar, serve: Serve) 
     before = descriptors(direct.agent)
     trunk = connect(direct, receive_bytes=16 * 1024)
     trunk.writer.settimeout(1)
-    pings = wire.encode_ping(b"question") * 4096
+    pings = decoder.encode_ping(b"question") * 4096
     with pytest.raises(TimeoutError):
         while True:
             trunk.writer.sendall(pings)

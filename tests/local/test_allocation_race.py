@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from autoforward.allocator import Allocation, AllocationRequest, Allocator, LeaseRow
-from autoforward.ledger import Ledger
-from autoforward.model import ForwardKey
-from autoforward.paths import StatePaths
-from autoforward.registry import Registry, current_process
+from autoforward.core.model import ForwardKey
+from autoforward.forwards.allocator import Allocation, AllocationRequest, Allocator, LeaseRow
+from autoforward.state.buffered_registry import Ledger
+from autoforward.state.folder import StatePaths
+from autoforward.state.registry import Registry, current_process
 
 PROCESSES = 100
 WANTED_PORT = 23000

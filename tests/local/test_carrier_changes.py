@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.messages import MuxLost, OpenOnMux, StreamWanted
-from autoforward.model import DialAddress
+from autoforward.core.model import DialAddress
+from autoforward.dataplane.messages import MuxLost, OpenOnMux, StreamWanted
 from tests.agent_build import build
 from tests.local.direct_rig import SESSION, Direct, eventually, exactly
 from tests.local.plane_rig import Rig, read_all, rig

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.paths import StatePaths
-from autoforward.registry import Registry
+from autoforward.state.folder import StatePaths
+from autoforward.state.registry import Registry
 from tests.conftest import Runner, command_env, script
 from tests.local.world import RECORD
 

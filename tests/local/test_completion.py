@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 from click.shell_completion import CompletionItem
 
-from autoforward.cli import completing
+from autoforward.cli.console import completion
 from autoforward.cli.main import main
 from tests.conftest import Runner, command_env, script
 from tests.terminal import Terminal
@@ -122,5 +122,5 @@ def test_nothing_is_offered_and_nothing_said_where_there_is_nothing(
 
 def test_names_that_need_quotes_are_left_out() -> None:
     names = ("web", "web$(reboot)", "web 1", "web\x1b[2J", "web;", "web@1.2/api#3")
-    found = completing._beginning("web", [CompletionItem(name, help="a\nb") for name in names])
+    found = completion._beginning("web", [CompletionItem(name, help="a\nb") for name in names])
     assert [(item.value, item.help) for item in found] == [("web", "a�b"), ("web@1.2/api#3", "a�b")]

@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
-from autoforward.cli.client import Call, SupervisorGoneError
-from autoforward.errors import (
+from autoforward.cli.console.supervisor_client import Call, SupervisorGoneError
+from autoforward.control.server import Connection, ControlServer
+from autoforward.core.errors import (
     AutoforwardError,
     EngineUnreachableError,
     PortUnavailableError,
     TargetError,
     UsageError,
 )
-from autoforward.events import EventLog, PortEvent
-from autoforward.paths import StatePaths
-from autoforward.supervisor import hub as hub_module
-from autoforward.supervisor.control import Connection, ControlServer
-from autoforward.supervisor.hub import EventHub
+from autoforward.state.event_log import EventLog, PortEvent
+from autoforward.state.folder import StatePaths
+from autoforward.supervisor import event_hub as hub_module
+from autoforward.supervisor.event_hub import EventHub
 from tests.local.harness import TIMEOUT_S, in_loop
 
 ERRORS = (AutoforwardError, UsageError, EngineUnreachableError, TargetError, PortUnavailableError)

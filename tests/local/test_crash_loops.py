@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.cli import client
-from autoforward.errors import AutoforwardError
-from autoforward.paths import StatePaths
+from autoforward.cli.console import supervisor_client
+from autoforward.core.errors import AutoforwardError
+from autoforward.state.folder import StatePaths
 
 DYING = """#!{python}
 import os, socket, sys
@@ -52,7 +52,7 @@ def test_one_that_dies_each_time_is_told_of_and_not_started_for_ever(
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(AutoforwardError) as caught:
-        call = client.call({"op": "ping"}, paths, start=True)
+        call = supervisor_client.call({"op": "ping"}, paths, start=True)
         assert call is not None
         with call:
             list(call)

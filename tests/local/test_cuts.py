@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.frames import HEADER_SIZE, HELLO_SIZE, Hello
-from autoforward.messages import MuxLost, MuxSaid, MuxStart, Route, StreamFailed, StreamWanted
-from autoforward.model import DialAddress
+from autoforward.agent_protocol.frames import HEADER_SIZE, HELLO_SIZE, Hello
+from autoforward.core.model import DialAddress
+from autoforward.dataplane.messages import MuxLost, MuxSaid, MuxStart, Route, StreamFailed, StreamWanted
 from tests.agent_build import build
 from tests.local.agent_client import LOOKED_INTO
 from tests.local.direct_rig import AgentStream, descriptors, eventually, exactly

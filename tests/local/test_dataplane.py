@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from autoforward import dataplane, outbox, peers, relay
-from autoforward.messages import (
+from autoforward.dataplane import client_state, relay
+from autoforward.dataplane import plane as dataplane
+from autoforward.dataplane.messages import (
     AcceptPaused,
     KillWanted,
     ReadCounters,
@@ -28,8 +29,9 @@ from autoforward.messages import (
     StreamWanted,
     Withdraw,
 )
-from autoforward.outbox import RECEIVE_BYTES
-from autoforward.relay import HIGH_WATER_BYTES
+from autoforward.dataplane.relay import HIGH_WATER_BYTES
+from autoforward.net import write_buffer
+from autoforward.net.write_buffer import RECEIVE_BYTES
 from tests.containers import eventually
 from tests.local.plane_rig import FORWARD, TIMEOUT_S, Rig, fill, read_all, reset, rig
 
@@ -452,8 +454,8 @@ def _descriptors() -> int:
 def test_three_hundred_connections_leave_no_descriptor(here: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every end that a connection can come to closes its client, its stream, and takes both off the selector."""
     monkeypatch.setattr(relay, "GONE_GRACE_S", 0.05)
-    monkeypatch.setattr(outbox, "LINGER_S", 0.2)
-    monkeypatch.setattr(peers, "PEER_CHECK_INTERVAL_S", 0.05)
+    monkeypatch.setattr(write_buffer, "LINGER_S", 0.2)
+    monkeypatch.setattr(client_state, "PEER_CHECK_INTERVAL_S", 0.05)
     before = _descriptors()
     assert here.counters().total == 0  # the listener is being watched by now
     watched = len(here.plane._loop._watched)

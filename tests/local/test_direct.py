@@ -20,10 +20,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoforward import direct as direct_module
-from autoforward import frames, splicer, wire
-from autoforward.direct import PROOF_BYTES
-from autoforward.messages import MuxCheck, MuxLost
+from autoforward.agent_protocol import decoder as wire
+from autoforward.agent_protocol import frames
+from autoforward.dataplane import splice
+from autoforward.dataplane.messages import MuxCheck, MuxLost
+from autoforward.dataplane.mux import handshake as direct_module
+from autoforward.dataplane.mux.handshake import PROOF_BYTES
 from tests.agent_build import build
 from tests.local.direct_rig import (
     SESSION,
@@ -55,7 +57,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def direct(binary: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Direct]:
     if "copies" in binary.name:
-        monkeypatch.setattr(splicer, "LEAST_PIPE_BYTES", 1 << 30)
+        monkeypatch.setattr(splice, "LEAST_PIPE_BYTES", 1 << 30)
     with rig() as one:
         path = Direct(one, binary)
         yield path
@@ -311,7 +313,7 @@ def test_a_way_that_was_not_there_is_found_when_it_is(
     """The network was away for a moment, or somebody flooded the agent: that was for good once."""
     passed_s = 0.0
     monkeypatch.setattr(direct_module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed_s))
-    caplog.set_level("INFO", "autoforward.direct")
+    caplog.set_level("INFO", "autoforward.dataplane.mux.handshake")
     with rig() as one:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             address = listener.getsockname()

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from autoforward import frames, mux, trunk, wire
-from autoforward.messages import MuxDirect
-from autoforward.trunk import Trunk
+from autoforward.agent_protocol import decoder, frames
+from autoforward.dataplane.messages import MuxDirect
+from autoforward.dataplane.mux import exec_mux, trunk
+from autoforward.dataplane.mux.trunk import Trunk
 from tests.agent_build import build
 from tests.local.direct_rig import (
     SESSION,
@@ -36,7 +37,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mux, "PING_INTERVAL_S", 0.2)
+    monkeypatch.setattr(exec_mux, "PING_INTERVAL_S", 0.2)
     monkeypatch.setattr(trunk, "SEEK_AGAIN_S", 0.2)
 
 
@@ -178,11 +179,11 @@ def test_answer_of_the_listener_before_is_passed_over() -> None:
         stop = agent.expect(frames.Listen)
         assert (stop.secret, stop.address) == (b"", "")
         with socket.create_server((ADDRESS, 0)) as old, socket.create_server((ADDRESS, 0)) as new:
-            agent.sock.sendall(wire.encode_listening(old.getsockname()[1]))
+            agent.sock.sendall(decoder.encode_listening(old.getsockname()[1]))
             one.connect()
             second = agent.expect(frames.Listen)  # after the ping behind the stop was answered
             assert second.secret != first.secret
-            agent.sock.sendall(wire.encode_listening(new.getsockname()[1]))
+            agent.sock.sendall(decoder.encode_listening(new.getsockname()[1]))
             agent.announced(frames.Trunk)
             new.settimeout(10)
             new.accept()[0].close()

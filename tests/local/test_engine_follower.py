@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from autoforward.engine import ContainerEvent, Engine
-from autoforward.errors import EngineUnreachableError
-from autoforward.model import EngineEndpoint
-from autoforward.supervisor import engines
-from autoforward.supervisor.engines import EngineFollower
+from autoforward.core.errors import EngineUnreachableError
+from autoforward.core.model import EngineEndpoint
+from autoforward.engine import pool
+from autoforward.engine.client import ContainerEvent, Engine
+from autoforward.engine.pool import EngineFollower
 from tests.local.harness import TIMEOUT_S, in_loop
 
 
@@ -44,7 +44,7 @@ class EventfulEngine:
 @pytest.fixture
 def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EventfulEngine:
     """One whose backoff would not end within a test."""
-    monkeypatch.setattr(engines, "delay_s", lambda _failures, **_how: 3600.0)
+    monkeypatch.setattr(pool, "delay_s", lambda _failures, **_how: 3600.0)
     return EventfulEngine(tmp_path)
 
 

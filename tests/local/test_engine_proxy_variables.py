@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.engine import Engine
-from autoforward.model import EngineEndpoint
+from autoforward.core.model import EngineEndpoint
+from autoforward.engine.client import Engine
 from tests.local.harness import free_port
 
 

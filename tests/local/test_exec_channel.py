@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from autoforward import exec_channel
-from autoforward.messages import AddressAnswered, KillWanted, RelayEnded, RelayStarted, StreamWanted
+from autoforward.dataplane import exec_far_end
+from autoforward.dataplane.messages import AddressAnswered, KillWanted, RelayEnded, RelayStarted, StreamWanted
 from tests.local.plane_rig import BUSYBOX, FORWARD, TOKEN, Rig, read_all, reset, rig
 
 
@@ -83,7 +83,7 @@ def test_frame_that_is_none_ends_this_relay_only(here: Rig) -> None:
 
 
 def test_tool_that_never_connects_is_not_waited_for(here: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exec_channel, "OPEN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(exec_far_end, "OPEN_TIMEOUT_S", 0.1)
     client = here.connect()
     far = here.stream()
     far.stderr("AF pid 41")
@@ -211,8 +211,8 @@ def test_silent_tool_that_fails_is_a_refusal(here: Rig) -> None:
 def test_abort_ends_stdin_then_kills_then_kills_for_good_then_lets_go(
     here: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exec_channel, "HARD_KILL_AFTER_S", 0.1)
-    monkeypatch.setattr(exec_channel, "ABANDON_AFTER_S", 0.1)
+    monkeypatch.setattr(exec_far_end, "HARD_KILL_AFTER_S", 0.1)
+    monkeypatch.setattr(exec_far_end, "ABANDON_AFTER_S", 0.1)
     client, far = here.relay()
     reset(client)
     assert here.expect(KillWanted) == KillWanted("session", 41, TOKEN, False)
@@ -222,7 +222,7 @@ def test_abort_ends_stdin_then_kills_then_kills_for_good_then_lets_go(
 
 
 def test_process_that_obeys_is_not_killed_for_good(here: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exec_channel, "HARD_KILL_AFTER_S", 0.2)
+    monkeypatch.setattr(exec_far_end, "HARD_KILL_AFTER_S", 0.2)
     client, far = here.relay()
     reset(client)
     here.expect(KillWanted)
@@ -246,7 +246,7 @@ def test_pid_that_comes_late_is_killed_all_the_same(here: Rig) -> None:
 
 
 def test_process_without_a_pid_is_let_go_of(here: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exec_channel, "ABANDON_AFTER_S", 0.1)
+    monkeypatch.setattr(exec_far_end, "ABANDON_AFTER_S", 0.1)
     client = here.connect()
     far = here.stream()
     reset(client)

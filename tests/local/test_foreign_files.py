@@ -16,16 +16,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoforward.callers import Caller, record_for
-from autoforward.errors import UsageError
+from autoforward.config.approvals import Workspace, workspaces_of
+from autoforward.config.caller import Caller, record_for
+from autoforward.config.resolve import read_sources
+from autoforward.config.session_record import ConfigSources, SessionRecord
+from autoforward.core.errors import UsageError
+from autoforward.core.model import ContainerInfo, EngineEndpoint, Identity
 from autoforward.foreign import children, mounts, reader
 from autoforward.foreign.children import Children, NoAnswerError
 from autoforward.foreign.limits import MAX_CONFIG_BYTES, SMALL_BYTES
-from autoforward.model import ContainerInfo, EngineEndpoint, Identity
-from autoforward.session_config import read_sources
-from autoforward.settings import ConfigSources, SessionRecord
-from autoforward.trust.approvals import Workspace, workspaces_of
-from autoforward.trust.folders import has_moved, is_trusted, lies_in, place_of
+from autoforward.trust.workspace_folders import has_moved, is_trusted, lies_in, place_of
 from tests.conftest import Runner
 from tests.hanging_mount import hanging_mount
 from tests.hostile_files import listening

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from autoforward.attributes import AttributeRules, parse_attributes
-from autoforward.messages import Command, ForwardCounters, Route
-from autoforward.model import ForwardKey, PublishedPort
-from autoforward.policy import SessionRules
-from autoforward.portspec import parse_port_spec
-from autoforward.setting_values import Selection
+from autoforward.core.model import ForwardKey, PublishedPort
+from autoforward.core.port_spec import parse_port_spec
+from autoforward.core.setting_values import Selection
+from autoforward.dataplane.messages import Command, ForwardCounters, Route
+from autoforward.devcontainers.port_attributes import AttributeRules, parse_attributes
+from autoforward.forwards.plan import SessionRules
 from tests.containers import eventually
 from tests.local.harness import LOOPBACK, PLACE, Table, accepts, frame, free_port, in_loop
 

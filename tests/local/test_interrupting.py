@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from autoforward.cli.client import Call
-from autoforward.cli.interrupting import Interrupted, interruptible, wait_readable
+from autoforward.cli.console.interrupt import Interrupted, interruptible, wait_readable
+from autoforward.cli.console.supervisor_client import Call
 
 pytestmark = pytest.mark.timeout(60)
 

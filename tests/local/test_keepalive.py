@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from autoforward.engine import Engine
-from autoforward.errors import AutoforwardError
-from autoforward.keepalive import keepalive_options
-from autoforward.links import connect
-from autoforward.model import EngineEndpoint
-from autoforward.outbox import prepare_listener
+from autoforward.core.errors import AutoforwardError
+from autoforward.core.model import EngineEndpoint
+from autoforward.engine.client import Engine
+from autoforward.engine.transport import connect
+from autoforward.net.keepalive import keepalive_options
+from autoforward.net.write_buffer import prepare_listener
 from tests.local.harness import TIMEOUT_S
 
 

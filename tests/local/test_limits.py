@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from autoforward import limits
-from autoforward.limits import ConnectionLimits
-from autoforward.messages import AcceptPaused, RelayEnded
-from autoforward.supervisor import connections as connections_module
+from autoforward.dataplane import connection_limits
+from autoforward.dataplane.connection_limits import ConnectionLimits
+from autoforward.dataplane.messages import AcceptPaused, RelayEnded
+from autoforward.supervisor.session import openings as connections_module
 from tests.containers import eventually
 from tests.local.fake_engine import OPENED
 from tests.local.harness import free_port
@@ -19,7 +19,7 @@ from tests.local.world import client_of, closing, received
 
 
 def test_a_forward_has_a_limit_of_open_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(connection_limits, "MAX_CONNECTIONS", 3)
     with rig() as here:
         pairs = [here.relay() for _ in range(3)]
         for _ in range(2):

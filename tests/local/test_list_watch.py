@@ -335,7 +335,7 @@ def test_a_dumb_terminal_gets_tables(watch: Open, supervisor: FakeSupervisor) ->
 def test_nothing_heavy_is_imported(home: Path) -> None:
     """What takes long to import is not for `list`, nor for its screen."""
     code = (
-        "import sys, autoforward.cli.main, autoforward.cli.listing, autoforward.cli.live;"
+        "import sys, autoforward.cli.main, autoforward.cli.commands.list_, autoforward.cli.terminal.live;"
         "print({'docker', 'rich', 'asyncio', 'requests', 'watchfiles', 'psutil'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,14 +21,14 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from autoforward.errors import AutoforwardError
-from autoforward.events import PortEvent
-from autoforward.files.changes import HAS_INOTIFY, Changes
-from autoforward.model import EngineEndpoint, Identity
-from autoforward.session_config import configure, read_sources
-from autoforward.settings import ConfigSources, SessionRecord
-from autoforward.supervisor import live as live_module
-from autoforward.supervisor.live import LiveConfiguration, Survey, look_at_all
+from autoforward.config.resolve import configure, read_sources
+from autoforward.config.session_record import ConfigSources, SessionRecord
+from autoforward.core.errors import AutoforwardError
+from autoforward.core.model import EngineEndpoint, Identity
+from autoforward.net.file_changes import HAS_INOTIFY, Changes
+from autoforward.state.event_log import PortEvent
+from autoforward.supervisor.session import config_reload as live_module
+from autoforward.supervisor.session.config_reload import LiveConfiguration, Survey, look_at_all
 from autoforward.trust.writers import Writers
 
 

@@ -12,14 +12,14 @@ from typing import Any, cast
 
 import pytest
 
-from autoforward.engine import ContainerEvent, Running
-from autoforward.errors import EngineUnreachableError
-from autoforward.messages import MuxDirect
-from autoforward.model import ContainerInfo, EngineEndpoint
-from autoforward.networks.sharing import Network
+from autoforward.core.errors import EngineUnreachableError
+from autoforward.core.identity.network_sharing import Network
+from autoforward.core.model import ContainerInfo, EngineEndpoint
+from autoforward.dataplane.messages import MuxDirect
+from autoforward.engine.client import ContainerEvent, Running
 from autoforward.supervisor import network_watch
-from autoforward.supervisor.direct_switch import DirectSwitch
 from autoforward.supervisor.network_watch import NetworkWatch
+from autoforward.supervisor.session.direct_switch import DirectSwitch
 from tests.local.harness import in_loop
 
 ENDPOINT = EngineEndpoint("unix:///engine", "a test")

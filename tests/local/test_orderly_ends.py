@@ -7,15 +7,17 @@ import random
 
 import pytest
 
-from autoforward import dataplane, heap, outbox
-from autoforward.messages import RelayEnded
+from autoforward.dataplane import heap
+from autoforward.dataplane import plane as dataplane
+from autoforward.dataplane.messages import RelayEnded
+from autoforward.net import write_buffer
 from tests.containers import eventually
 from tests.local.plane_rig import TIMEOUT_S, read_all, rig
 
 
 def test_what_the_kernel_still_holds_survives_an_orderly_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client's socket resets when it is closed, until the server has ended in order: then nothing may be thrown away."""
-    monkeypatch.setattr(outbox, "LINGER_S", 0.05)
+    monkeypatch.setattr(write_buffer, "LINGER_S", 0.05)
     with rig() as here:
         client, far = here.relay()
         answer = random.Random(8).randbytes(600_000)

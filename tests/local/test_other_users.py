@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.events import EventLog, PortEvent
-from autoforward.leases import current_process
-from autoforward.paths import StateFolderError, StatePaths
-from autoforward.peercred import peer_of
-from autoforward.registry import Registry
-from autoforward.supervisor.spawn import connect_to_supervisor
+from autoforward.control.start import connect_to_supervisor
+from autoforward.net.peercred import peer_of
+from autoforward.state.document import current_process
+from autoforward.state.event_log import EventLog, PortEvent
+from autoforward.state.folder import StateFolderError, StatePaths
+from autoforward.state.registry import Registry
 from tests.conftest import Runner, supervisor_of
 from tests.local.test_supervisor_process import as_nobody, as_root, become_nobody, start
 from tests.unit.test_registry import LEASE

@@ -9,13 +9,13 @@ from typing import Any, cast
 
 import pytest
 
-from autoforward import policy
-from autoforward.attributes import AttributeRules, parse_attributes
-from autoforward.frames import Process, SnapshotEvent, SocketEntry
-from autoforward.lanes.watcher import Frame, Owner
-from autoforward.messages import MuxSaid
-from autoforward.supervisor import session as session_module
-from autoforward.supervisor.agent_link import AgentLink
+from autoforward.agent_protocol.frames import Process, SnapshotEvent, SocketEntry
+from autoforward.dataplane.messages import MuxSaid
+from autoforward.devcontainers.port_attributes import AttributeRules, parse_attributes
+from autoforward.forwards import plan
+from autoforward.lanes.watcher_protocol import Frame, Owner
+from autoforward.supervisor.session import session as session_module
+from autoforward.supervisor.session.agent_link import AgentLink
 from tests.containers import eventually
 from tests.local.fake_engine import Process as FakeProcess
 from tests.local.harness import free_port, in_loop
@@ -84,7 +84,7 @@ async def test_a_process_that_does_not_come_holds_a_port_up_for_a_moment_only(wo
 async def test_one_that_is_not_to_be_found_is_null_at_once(
     world: Any, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy, "PROCESS_WAIT_S", 3600.0)
+    monkeypatch.setattr(plan, "PROCESS_WAIT_S", 3600.0)
     one = world(replace(RECORD, rules=rules(node={"label": "web"})))
     watcher = await one.begin()
     watcher.listen(port)

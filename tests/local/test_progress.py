@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.cli import progress
-from autoforward.cli.progress import working
+from autoforward.cli.console import progress
+from autoforward.cli.console.progress import working
 from tests.conftest import Runner, command_env, script
 from tests.terminal import Terminal
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.deploy import NoAgentError, agent_binary
+from autoforward.lanes.agent_install import NoAgentError, agent_binary
 from bench.fake_engine import container_id
 from bench.scale import Home, fakes, measure
 from tests.containers import event_lines

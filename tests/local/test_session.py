@@ -11,14 +11,14 @@ from typing import Any, cast
 
 import pytest
 
-from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
-from autoforward.messages import ForwardCounters
-from autoforward.portspec import parse_port_spec
-from autoforward.settings import SessionRecord
-from autoforward.supervisor import session as session_module
-from autoforward.supervisor.describing import describe
-from autoforward.supervisor.handlers import Handlers
-from autoforward.supervisor.siblings import Siblings
+from autoforward.config.session_record import SessionRecord
+from autoforward.core.errors import AutoforwardError, EngineUnreachableError, TargetError
+from autoforward.core.port_spec import parse_port_spec
+from autoforward.dataplane.messages import ForwardCounters
+from autoforward.supervisor.autoattach.compose_services import Siblings
+from autoforward.supervisor.requests import Handlers
+from autoforward.supervisor.session import session as session_module
+from autoforward.supervisor.session.status_rows import describe
 from tests.containers import eventually
 from tests.local.fake_engine import NO_TOOLS, OPENED, FakeEngine
 from tests.local.harness import TIMEOUT_S, accepts, free_port
@@ -51,7 +51,7 @@ async def test_it_has_settled_once_the_first_snapshot_is_applied(world: Any, por
 
 @closing
 async def test_servers_come_and_go_with_the_snapshots(world: Any, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoforward.policy.WITHDRAWAL_GRACE_S", 0.05)
+    monkeypatch.setattr("autoforward.forwards.plan.WITHDRAWAL_GRACE_S", 0.05)
     one = world()
     watcher = await one.begin()
     watcher.listen(port)

@@ -11,19 +11,19 @@ from typing import Any, cast
 
 import pytest
 
-from autoforward import detector as detector_module
 from autoforward.core.budget import ATTEMPTS, EVENTS, LOG_LINES, PLANS, WATCHER_FRAMES, WATCHER_LINES, Limit
-from autoforward.detector import TURN_FRAMES, TURN_LINES, Detector
-from autoforward.engine import ContainerEvent
-from autoforward.lanes.watcher import Frame
-from autoforward.messages import RelayEnded
-from autoforward.procnet import SocketTable
-from autoforward.streams import STDERR, STDOUT
-from autoforward.supervisor import session as session_module
-from autoforward.supervisor import telling
-from autoforward.supervisor.actor import Actor
-from autoforward.supervisor.telling import SparingLog
-from autoforward.supervisor.watching import Item, Lost, NeighboursChanged, ProcessesKnown, place_of
+from autoforward.dataplane.messages import RelayEnded
+from autoforward.detection.proc_net import SocketTable
+from autoforward.engine.client import ContainerEvent
+from autoforward.engine.exec_stream import STDERR, STDOUT
+from autoforward.lanes import shell_watcher as detector_module
+from autoforward.lanes.shell_watcher import TURN_FRAMES, TURN_LINES, Detector
+from autoforward.lanes.watcher_protocol import Frame
+from autoforward.supervisor.session import session as session_module
+from autoforward.supervisor.session import telling
+from autoforward.supervisor.session.actor import Actor
+from autoforward.supervisor.session.lane_choice import Item, Lost, NeighboursChanged, ProcessesKnown, place_of
+from autoforward.supervisor.session.telling import SparingLog
 from tests.containers import eventually
 from tests.local.fake_engine import Process
 from tests.local.harness import free_port, in_loop

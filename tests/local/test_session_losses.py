@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from autoforward import detector as detector_module
-from autoforward.detector import PONG_TIMEOUT_S
-from autoforward.errors import EngineUnreachableError
-from autoforward.identity.labels import LABEL_PROJECT_FOLDER as FOLDER
-from autoforward.leases import format_time
-from autoforward.model import Identity
-from autoforward.portspec import parse_port_spec
-from autoforward.settings import SessionRecord
-from autoforward.supervisor import actor as actor_module
-from autoforward.supervisor import connections as connections_module
-from autoforward.supervisor import session as session_module
+from autoforward.config.session_record import SessionRecord
+from autoforward.core.errors import EngineUnreachableError
+from autoforward.core.identity.labels import LABEL_PROJECT_FOLDER as FOLDER
+from autoforward.core.model import Identity
+from autoforward.core.port_spec import parse_port_spec
+from autoforward.lanes import shell_watcher as detector_module
+from autoforward.lanes.shell_watcher import PONG_TIMEOUT_S
+from autoforward.state.document import format_time
+from autoforward.supervisor.session import actor as actor_module
+from autoforward.supervisor.session import openings as connections_module
+from autoforward.supervisor.session import session as session_module
 from tests.containers import eventually
 from tests.local.fake_engine import NO_TOOLS, OPENED
 from tests.local.harness import TIMEOUT_S, accepts, free_port
@@ -88,7 +88,7 @@ async def test_the_servers_of_a_restarted_container_have_a_time_to_come_back(
 ) -> None:
     monkeypatch.setattr(session_module, "RESTART_GRACE_S", 0.3)
     monkeypatch.setattr(session_module, "WITHDRAWAL_GRACE_S", 0.05)
-    monkeypatch.setattr("autoforward.policy.WITHDRAWAL_GRACE_S", 0.05)
+    monkeypatch.setattr("autoforward.forwards.plan.WITHDRAWAL_GRACE_S", 0.05)
     one = world()
     watcher = await one.begin(port)
     watcher.end()
@@ -251,7 +251,7 @@ async def test_a_pause_within_the_grace_is_not_a_busy_loop(
     world: Any, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The grace ran out while nothing could be decided, and the session asked the clock over and over."""
-    monkeypatch.setattr("autoforward.policy.WITHDRAWAL_GRACE_S", 0.1)
+    monkeypatch.setattr("autoforward.forwards.plan.WITHDRAWAL_GRACE_S", 0.1)
     one = world()
     watcher = await one.begin(port)
     watcher.listen()

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.events import EventLog, PortEvent, read_events
-from autoforward.leases import format_time
-from autoforward.paths import StatePaths
-from autoforward.registry import Registry
-from autoforward.supervisor import books as books_module
-from autoforward.supervisor.books import Books
-from autoforward.supervisor.hub import EventHub
-from autoforward.supervisor.spawn import ensure_supervisor
+from autoforward.control.start import ensure_supervisor
+from autoforward.state.document import format_time
+from autoforward.state.event_log import EventLog, PortEvent, read_events
+from autoforward.state.folder import StatePaths
+from autoforward.state.registry import Registry
+from autoforward.supervisor import persistence as books_module
+from autoforward.supervisor.event_hub import EventHub
+from autoforward.supervisor.persistence import Books
 from tests.conftest import command_env
 from tests.containers import eventually
 from tests.docker.observing import Command
@@ -32,7 +32,7 @@ LINES = 2000
 
 WRITE_LINES = f"""
 import logging, sys
-from autoforward.paths import StatePaths
+from autoforward.state.folder import StatePaths
 from autoforward.supervisor import __main__ as supervisor
 supervisor.MAX_LOG_BYTES = {MAX_BYTES}
 lines = supervisor._start_logging(StatePaths.locate())

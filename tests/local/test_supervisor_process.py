@@ -18,14 +18,14 @@ from typing import Any
 import psutil
 import pytest
 
-from autoforward.cli import client
-from autoforward.cli.restarting import restart_supervisor
-from autoforward.errors import AutoforwardError
-from autoforward.model import EngineEndpoint, Identity
-from autoforward.paths import StateFolderError, StatePaths
-from autoforward.registry import Registry
-from autoforward.settings import SessionRecord
-from autoforward.supervisor.spawn import connect_to_supervisor, ensure_supervisor
+from autoforward.cli.commands.restart import restart_supervisor
+from autoforward.cli.console import supervisor_client
+from autoforward.config.session_record import SessionRecord
+from autoforward.control.start import connect_to_supervisor, ensure_supervisor
+from autoforward.core.errors import AutoforwardError
+from autoforward.core.model import EngineEndpoint, Identity
+from autoforward.state.folder import StateFolderError, StatePaths
+from autoforward.state.registry import Registry
 from tests.conftest import Runner, command_env, supervisor_of
 from tests.containers import eventually
 
@@ -232,7 +232,7 @@ def test_a_signal_ends_it_and_leaves_no_socket(paths: StatePaths, number: int) -
     eventually(lambda: is_gone(process), timeout_s=TIMEOUT_S)
     assert not paths.supervisor_socket.exists()
     assert not paths.supervisor_info.exists()
-    assert client.call({"op": "ping"}, paths, start=False) is None
+    assert supervisor_client.call({"op": "ping"}, paths, start=False) is None
 
 
 def test_sessions_are_taken_up_by_the_next_one(paths: StatePaths, run: Runner) -> None:
@@ -409,7 +409,7 @@ def test_restart_does_not_advise_to_restart(
     info = json.loads(paths.supervisor_info.read_text())
     paths.supervisor_info.write_text(json.dumps({**info, "version": "0.0.1"}))
     monkeypatch.setenv("AUTOFORWARD_HOME", str(paths.home))
-    client.list_rows()
+    supervisor_client.list_rows()
     assert "`autoforward restart`" in capfd.readouterr().err
     assert restart_supervisor() == 0
     assert "`autoforward restart`" not in capfd.readouterr().err

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from autoforward import frames, mux, trunk, wire
-from autoforward.direct import DirectGate
-from autoforward.frames import Listening
-from autoforward.messages import MuxLost, MuxRetire, Route
-from autoforward.model import DialAddress
-from autoforward.mux import Mux
-from autoforward.trunk import Trunk
+from autoforward.agent_protocol import decoder, frames
+from autoforward.agent_protocol.frames import Listening
+from autoforward.core.model import DialAddress
+from autoforward.dataplane.messages import MuxLost, MuxRetire, Route
+from autoforward.dataplane.mux import exec_mux, trunk
+from autoforward.dataplane.mux.exec_mux import Mux
+from autoforward.dataplane.mux.handshake import DirectGate
+from autoforward.dataplane.mux.trunk import Trunk
 from tests.agent_build import build
 from tests.local.direct_rig import (
     SESSION,
@@ -96,7 +97,7 @@ def binary(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new trunk is sought soon after the last one was lost."""
-    monkeypatch.setattr(mux, "PING_INTERVAL_S", 0.2)
+    monkeypatch.setattr(exec_mux, "PING_INTERVAL_S", 0.2)
     monkeypatch.setattr(trunk, "SEEK_AGAIN_S", 0.2)
 
 
@@ -358,11 +359,11 @@ def test_an_agent_that_stands_still_keeps_it(direct: Direct, monkeypatch: pytest
     "lie",
     [
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
-        wire.encode_hello(65_535),
-        wire.encode_ping(b"question"),
-        wire.encode_snapshot([]),
-        wire.encode_eof(2) * 2,
-        wire.encode_move(2),
+        decoder.encode_hello(65_535),
+        decoder.encode_ping(b"question"),
+        decoder.encode_snapshot([]),
+        decoder.encode_eof(2) * 2,
+        decoder.encode_move(2),
     ],
     ids=["HTTP", "hello", "ping", "snapshot", "two ends", "move"],
 )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.ui import server as server_module
-from autoforward.ui.keys import Keys
-from autoforward.ui.server import METHODS
+from autoforward.ui import http_server as server_module
+from autoforward.ui.access_token import Keys
+from autoforward.ui.http_server import METHODS
 from tests.local.harness import in_loop
 from tests.local.page_rig import MANY_ROWS, a_page_that_takes_nothing, serving, supervised, until
 from tests.page_client import ask, head, post

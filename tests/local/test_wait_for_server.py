@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from autoforward import forwarder as forwarder_module
-from autoforward import policy
-from autoforward.portspec import parse_port_spec
-from autoforward.settings import SessionRecord
+from autoforward.config.session_record import SessionRecord
+from autoforward.core.port_spec import parse_port_spec
+from autoforward.forwards import forwarder as forwarder_module
+from autoforward.forwards import plan
 from tests.local.fake_engine import OPENED
 from tests.local.harness import LOOPBACK, TIMEOUT_S, accepts, free_port
 from tests.local.world import RECORD, World, client_of, closing, received
@@ -115,7 +115,7 @@ async def test_no_more_wait_than_the_limit_and_those_that_break_off_make_room(
 
 @closing
 async def test_a_server_that_stops_is_waited_for_again(world: Any, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy, "WITHDRAWAL_GRACE_S", 0.05)
+    monkeypatch.setattr(plan, "WITHDRAWAL_GRACE_S", 0.05)
     one = world(declaring([port], LONG_S))
     watcher = await one.begin(port)
     for number in (1, 2):

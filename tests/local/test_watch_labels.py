@@ -12,21 +12,21 @@ from typing import Any, cast
 
 import pytest
 
-from autoforward.callers import Caller
-from autoforward.engine import ContainerEvent
+from autoforward.config.approvals import Approvals
+from autoforward.config.caller import Caller
+from autoforward.config.container_filter import Selection
+from autoforward.config.session_record import SessionRecord
+from autoforward.core.identity.labels import LABEL_PROJECT as PROJECT
+from autoforward.core.identity.labels import LABEL_PROJECT_FOLDER as FOLDER
+from autoforward.core.identity.labels import LABEL_SERVICE as SERVICE
+from autoforward.core.model import ContainerInfo, EngineEndpoint, Identity
+from autoforward.engine.client import ContainerEvent
 from autoforward.foreign import reader
 from autoforward.foreign.limits import SMALL_BYTES
 from autoforward.foreign.work import perform
-from autoforward.identity.labels import LABEL_PROJECT as PROJECT
-from autoforward.identity.labels import LABEL_PROJECT_FOLDER as FOLDER
-from autoforward.identity.labels import LABEL_SERVICE as SERVICE
-from autoforward.model import ContainerInfo, EngineEndpoint, Identity
-from autoforward.paths import StatePaths
-from autoforward.selection import Selection
-from autoforward.settings import SessionRecord
-from autoforward.supervisor.siblings import Claim, Siblings
-from autoforward.supervisor.watch import Watch
-from autoforward.trust.approvals import Approvals
+from autoforward.state.folder import StatePaths
+from autoforward.supervisor.autoattach.auto_attach import Watch
+from autoforward.supervisor.autoattach.compose_services import Claim, Siblings
 from autoforward.trust.writers import NO_WRITERS
 from tests.local.harness import in_loop
 

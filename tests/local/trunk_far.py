@@ -10,7 +10,7 @@ import struct
 import termios
 from pathlib import Path
 
-from autoforward import wire
+from autoforward.agent_protocol import decoder
 from tests.local.agent_client import WINDOW, Conversation, Stream, wait_until
 from tests.local.direct_far import Far, proof
 
@@ -21,7 +21,7 @@ class Trunk(Conversation):
     def __init__(self, far: Far, sock: socket.socket, token: bytes) -> None:
         writer = sock.dup()  # a selector takes a descriptor once
         far.sockets.append(writer)
-        super().__init__(writer.fileno(), sock.fileno(), wire.Decoder("host-trunk"))
+        super().__init__(writer.fileno(), sock.fileno(), decoder.Decoder("host-trunk"))
         self.far = far
         self.sock, self.writer = sock, writer
         self.window = WINDOW  # the agent's, of its hello: as large as ours
@@ -31,7 +31,7 @@ class Trunk(Conversation):
         return hmac.digest(self.key, number.to_bytes(4, "big") + payload, "sha256")[:16]
 
     def opening(self, number: int, payload: bytes) -> bytes:
-        return wire.encode_signed_open(number, self.tag(number, payload), payload)
+        return decoder.encode_signed_open(number, self.tag(number, payload), payload)
 
     def until_over(self) -> None:
         """Until the agent has ended it, in whatever way."""
@@ -63,7 +63,7 @@ class Trunk(Conversation):
         self.wait(lambda: stream.opened is not None, "opening")  # what the agent knows on one path, DIRECT may name
         connection = self.far.connect(stream)
         self.wait(lambda: not stream.outgoing, "all that goes before")
-        self.send(wire.encode_move(stream.number))
+        self.send(decoder.encode_move(stream.number))
         self.wait(lambda: stream.moved, "MOVE")
         return connection
 
@@ -97,7 +97,7 @@ def wait_stdin_taken(far: Far) -> None:
 def announce(far: Far) -> bytes:
     """Tells the agent that a trunk comes; its token."""
     token = os.urandom(16)
-    far.agent.send(wire.encode_trunk(token))
+    far.agent.send(decoder.encode_trunk(token))
     far.agent.settle()
     return token
 

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from autoforward.engine import ContainerEvent, Engine
-from autoforward.messages import Notice
-from autoforward.model import Identity
-from autoforward.settings import SessionOptions, SessionRecord
-from autoforward.supervisor.services import SessionServices
-from autoforward.supervisor.session import Session
+from autoforward.config.session_record import SessionOptions, SessionRecord
+from autoforward.core.model import Identity
+from autoforward.dataplane.messages import Notice
+from autoforward.engine.client import ContainerEvent, Engine
+from autoforward.supervisor.session.session import Session
+from autoforward.supervisor.session.shared import SessionServices
 from tests.containers import eventually
 from tests.local.fake_engine import FakeEngine, Process
 from tests.local.harness import LOOPBACK, TIMEOUT_S, Bench, in_loop

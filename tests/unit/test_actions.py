@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from autoforward.actions import (
+from autoforward.config.environment import NO_ENVIRONMENT, SessionEnvironment
+from autoforward.core.model import ON_AUTO_FORWARD
+from autoforward.desktop.decide import (
     BACK_S,
     MAX_BODY_LENGTH,
     MAX_NAMED_PORTS,
@@ -22,10 +24,8 @@ from autoforward.actions import (
     may_open,
     notification,
 )
-from autoforward.environment import NO_ENVIRONMENT, SessionEnvironment
-from autoforward.events import PortEvent
-from autoforward.known_servers import INSPECTOR_PORTS
-from autoforward.model import ON_AUTO_FORWARD
+from autoforward.detection.known_servers import INSPECTOR_PORTS
+from autoforward.state.event_log import PortEvent
 
 DESKTOP = SessionEnvironment.of({"DISPLAY": ":0", "DBUS_SESSION_BUS_ADDRESS": "unix:path=/run/user/1000/bus"})
 IN_CI = SessionEnvironment.of({**DESKTOP.to_json(), "CI": "true", "AUTOFORWARD_BROWSER": "/bin/browse"})

@@ -19,15 +19,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward import allocator as allocator_module
-from autoforward.allocator import Allocation, AllocationRequest, Allocator, LeaseRow, _Attempt
-from autoforward.candidates import AllocationFailure, plan_candidates
-from autoforward.leases import Lease, RegistryDocument
-from autoforward.ledger import Ledger
-from autoforward.model import ForwardKey, Identity
-from autoforward.paths import StatePaths
-from autoforward.registry import ProcessIdentity, Registry, current_process
-from autoforward.sockets import BoundPair, HostPortDeniedError, HostPortTakenError, bind_pair, start_listening
+from autoforward.core.model import ForwardKey, Identity
+from autoforward.forwards import allocator as allocator_module
+from autoforward.forwards.allocator import Allocation, AllocationRequest, Allocator, LeaseRow, _Attempt
+from autoforward.forwards.candidates import AllocationFailure, plan_candidates
+from autoforward.net.bound_pair import BoundPair, HostPortDeniedError, HostPortTakenError, bind_pair, start_listening
+from autoforward.state.buffered_registry import Ledger
+from autoforward.state.document import Lease, RegistryDocument
+from autoforward.state.folder import StatePaths
+from autoforward.state.registry import ProcessIdentity, Registry, current_process
 
 ROW = LeaseRow("c0ffee00c0ffee00", "/home/me/web", None, None, "detected")
 PORTS = itertools.count(26000, 10)

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.callers import Caller, bare_record
-from autoforward.cli import trusting
-from autoforward.errors import AutoforwardError, TargetError, UsageError
-from autoforward.model import ContainerInfo
-from autoforward.paths import StatePaths
-from autoforward.settings import SessionRecord
-from autoforward.trust import approvals as module
-from autoforward.trust.approvals import Approvals, Workspace
-from autoforward.trust.requests import Request, digest_of
+from autoforward.cli.commands import trust as trusting
+from autoforward.config import approvals as module
+from autoforward.config.approvals import Approvals, Workspace
+from autoforward.config.caller import Caller, bare_record
+from autoforward.config.session_record import SessionRecord
+from autoforward.core.errors import AutoforwardError, TargetError, UsageError
+from autoforward.core.model import ContainerInfo
+from autoforward.state.folder import StatePaths
+from autoforward.trust.widening import Request, digest_of
 from tests.unit.test_session_config import EMPTY
 
 SHOP = Workspace("unix:///engine", "/src/shop")

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from autoforward.attributes import AttributeRules, parse_attributes
-from autoforward.model import ON_AUTO_FORWARD, ForwardKey, PortAttributes
+from autoforward.core.model import ON_AUTO_FORWARD, ForwardKey, PortAttributes
+from autoforward.devcontainers.port_attributes import AttributeRules, parse_attributes
 
 PYTHON = "python3 /home/me/shop/app.py --port 3000"
 NODE = "node ./server.js"

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.attributes import (
+from autoforward.core.model import ForwardKey, PortAttributes
+from autoforward.devcontainers.port_attributes import (
     MAX_EXPRESSIONS,
     MAX_RULES,
     MAX_TEXT_LENGTH,
@@ -17,7 +18,6 @@ from autoforward.attributes import (
     clean_text,
     parse_attributes,
 )
-from autoforward.model import ForwardKey, PortAttributes
 
 
 def own(port: int) -> ForwardKey:

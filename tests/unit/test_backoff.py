@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.backoff import JITTER, LOCAL_LIMIT_S, REMOTE_LIMIT_S, delay_s
+from autoforward.core.backoff import JITTER, LOCAL_LIMIT_S, REMOTE_LIMIT_S, delay_s
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ from typing import Any, cast
 
 import pytest
 
-from autoforward import carrier as carrier_module
-from autoforward import frames, mux, trunk, wire
-from autoforward.carrier import MAX_OUT_BYTES, TURN_FRAMES, Carrier
+from autoforward.agent_protocol import decoder, frames
+from autoforward.agent_protocol.frames import SocketEntry
 from autoforward.core.budget import (
     EMPTY_FRAMES,
     FRAMES,
@@ -26,12 +25,14 @@ from autoforward.core.budget import (
     SNAPSHOT_COST,
     SNAPSHOTS,
 )
-from autoforward.frames import SocketEntry
-from autoforward.mux import MAX_NAMES, Mux
-from autoforward.mux_channel import WINDOW_BYTES, MuxChannel
-from autoforward.outbox import Outbox
-from autoforward.streams import STDERR, STDOUT
-from autoforward.trunk import Trunk
+from autoforward.dataplane.mux import exec_mux, trunk
+from autoforward.dataplane.mux import multiplexer as carrier_module
+from autoforward.dataplane.mux.exec_mux import MAX_NAMES, Mux
+from autoforward.dataplane.mux.multiplexer import MAX_OUT_BYTES, TURN_FRAMES, Carrier
+from autoforward.dataplane.mux.stream import WINDOW_BYTES, MuxChannel
+from autoforward.dataplane.mux.trunk import Trunk
+from autoforward.engine.exec_stream import STDERR, STDOUT
+from autoforward.net.write_buffer import Outbox
 
 READ = carrier_module.selectors.EVENT_READ
 KNOWN, UNKNOWN = 1, 77
@@ -180,25 +181,25 @@ class Rig:
 @pytest.fixture
 def plane(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plane]:
     one = Plane()
-    for module in (carrier_module, mux, trunk):
+    for module in (carrier_module, exec_mux, trunk):
         monkeypatch.setattr(module, "time", one)
     yield one
 
 
 EMPTY = {
-    "EOF of no stream": wire.encode_eof(UNKNOWN),
-    "RESET of no stream": wire.encode_reset(UNKNOWN, 104),
-    "REFUSED of no stream": wire.encode_refused(UNKNOWN, 111),
-    "OPENED again": wire.encode_opened(KNOWN, 0),
-    "CREDIT of no stream": wire.encode_credit(UNKNOWN, 65536),
-    "CREDIT of a byte": wire.encode_credit(KNOWN, 1),
-    "DATA of no stream": wire.encode_data(UNKNOWN, b"x"),
-    "MOVE of no stream": wire.encode_move(UNKNOWN),
-    "PONG": wire.encode_pong(PING),
+    "EOF of no stream": decoder.encode_eof(UNKNOWN),
+    "RESET of no stream": decoder.encode_reset(UNKNOWN, 104),
+    "REFUSED of no stream": decoder.encode_refused(UNKNOWN, 111),
+    "OPENED again": decoder.encode_opened(KNOWN, 0),
+    "CREDIT of no stream": decoder.encode_credit(UNKNOWN, 65536),
+    "CREDIT of a byte": decoder.encode_credit(KNOWN, 1),
+    "DATA of no stream": decoder.encode_data(UNKNOWN, b"x"),
+    "MOVE of no stream": decoder.encode_move(UNKNOWN),
+    "PONG": decoder.encode_pong(PING),
 }
 ON_THE_EXEC_STREAM = {
-    "PING": wire.encode_ping(PING),
-    "BYE": wire.encode_bye("silence", "again"),
+    "PING": decoder.encode_ping(PING),
+    "BYE": decoder.encode_bye("silence", "again"),
 }
 FLOODS = [
     *((name, one, False) for name, one in (EMPTY | ON_THE_EXEC_STREAM).items()),
@@ -233,7 +234,7 @@ def test_words_on_its_stderr_are_no_less_empty(plane: Plane) -> None:
 
 @pytest.mark.parametrize("on_trunk", [False, True], ids=["exec stream", "trunk"])
 def test_small_data_is_slowed_and_never_fails(plane: Plane, on_trunk: bool) -> None:
-    rig = Rig(plane, Flood(wire.encode_data(KNOWN, b"xx"), trunk=on_trunk), on_trunk=on_trunk)
+    rig = Rig(plane, Flood(decoder.encode_data(KNOWN, b"xx"), trunk=on_trunk), on_trunk=on_trunk)
     rig.run(1)
     assert not rig.lost
     assert FRAMES.rate < rig.taken < FRAMES.burst + FRAMES.rate * 1.1
@@ -242,7 +243,7 @@ def test_small_data_is_slowed_and_never_fails(plane: Plane, on_trunk: bool) -> N
 @pytest.mark.parametrize("on_trunk", [False, True], ids=["exec stream", "trunk"])
 def test_large_data_is_not_slowed_at_all(plane: Plane, on_trunk: bool) -> None:
     """As fast as the loop turns: 256 KiB each time."""
-    rig = Rig(plane, Flood(wire.encode_data(KNOWN, bytes(32 * 1024)), trunk=on_trunk), on_trunk=on_trunk)
+    rig = Rig(plane, Flood(decoder.encode_data(KNOWN, bytes(32 * 1024)), trunk=on_trunk), on_trunk=on_trunk)
     turns = 5000
     for _ in range(turns):
         assert plane.mask & READ, "it is read in each turn"
@@ -259,7 +260,9 @@ def test_a_thousand_connections_at_once_again_and_again_are_not_slowed(plane: Pl
         for _ in range(1000):
             number += 1
             rig.carrier._add(number, cast(Any, End()), 65536, datagrams=False).abort()
-            said += wire.encode_opened(number, 0) + wire.encode_data(number, b"x" * 100) + wire.encode_eof(number)
+            said += (
+                decoder.encode_opened(number, 0) + decoder.encode_data(number, b"x" * 100) + decoder.encode_eof(number)
+            )
         rig.carrier._take_turn(said)
         began_s = plane.now_s
         while not plane.mask & READ:
@@ -272,7 +275,7 @@ def test_a_thousand_connections_at_once_again_and_again_are_not_slowed(plane: Pl
 
 def test_a_turn_counts_the_sockets_of_a_snapshot(plane: Plane) -> None:
     entries = [SocketEntry("tcp", 1000 + n, "127.0.0.1", 0, n) for n in range(1024)]
-    rig = Rig(plane, Flood(wire.encode_snapshot(entries), trunk=False), on_trunk=False)
+    rig = Rig(plane, Flood(decoder.encode_snapshot(entries), trunk=False), on_trunk=False)
     for expected in range(1, 5):
         plane.turn()
         assert rig.taken == expected, "one of 1,024 is all of a turn"
@@ -280,7 +283,7 @@ def test_a_turn_counts_the_sockets_of_a_snapshot(plane: Plane) -> None:
 
 def snapshots(count: int, sockets: int) -> list[bytes]:
     return [
-        wire.encode_snapshot([SocketEntry("tcp", 1000 + n, "127.0.0.1", 0, seed + n) for n in range(sockets)])
+        decoder.encode_snapshot([SocketEntry("tcp", 1000 + n, "127.0.0.1", 0, seed + n) for n in range(sockets)])
         for seed in range(count)
     ]
 
@@ -340,7 +343,7 @@ def held_bytes(chunks: Any) -> int:
 
 def test_a_window_of_small_pieces_is_held_in_little_more_than_its_bytes(plane: Plane) -> None:
     """1 MiB of credit in frames of 2 bytes, for a client that reads nothing, took 33 MB."""
-    rig = Rig(plane, Flood(wire.encode_data(KNOWN, b"xx"), trunk=False), on_trunk=False)
+    rig = Rig(plane, Flood(decoder.encode_data(KNOWN, b"xx"), trunk=False), on_trunk=False)
     rig.end.reads = False
     rig.run(60)
     assert "more than it had credit for" in rig.lost[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.cli.clipboard import clipboard_tools, copy, osc52
+from autoforward.cli.terminal.clipboard import clipboard_tools, copy, osc52
 
 URL = "http://localhost:3000"
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from autoforward.supervisor.clock import ClockWatch
+from autoforward.supervisor.sleep_detector import ClockWatch
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_a_jump_is_told_once(slept_s: float, told: bool) -> None:
 
 
 def test_it_looks_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoforward.supervisor.clock.LOOK_INTERVAL_S", 0.01)
+    monkeypatch.setattr("autoforward.supervisor.sleep_detector.LOOK_INTERVAL_S", 0.01)
     offsets = iter([0.0, 0.0, 60.0])
     seen: list[float] = []
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autoforward.close_wait import CloseWaitTracker
-from autoforward.procnet import SocketRow
+from autoforward.detection.proc_net import SocketRow
+from autoforward.lanes.close_wait import CloseWaitTracker
 
 TOKEN = "0123456789abcdef" * 2
 PORTS = frozenset({3000})

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.config import KEYS, NO_SETTINGS, Settings, layered, parse_settings, settings_from_environment
-from autoforward.errors import UsageError
-from autoforward.portspec import parse_port_spec
-from autoforward.setting_values import LocalPorts, Selection, SettingError, host_port_for
-from autoforward.settings import SessionOptions
+from autoforward.config.session_record import SessionOptions
+from autoforward.core.errors import UsageError
+from autoforward.core.port_spec import parse_port_spec
+from autoforward.core.setting_values import LocalPorts, Selection, SettingError, host_port_for
+from autoforward.core.settings import KEYS, NO_SETTINGS, Settings, layered, parse_settings, settings_from_environment
 
 EVERYTHING: dict[str, Any] = {
     "localPorts": {"3000": 8000, "5000-5002": "6000-6002"},

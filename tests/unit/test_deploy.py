@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import pytest
 
-from autoforward import deploy
-from autoforward.engine import Engine
-from autoforward.errors import AutoforwardError, EngineUnreachableError, TargetError
-from autoforward.model import ContainerInfo
+from autoforward.core.errors import AutoforwardError, EngineUnreachableError, TargetError
+from autoforward.core.model import ContainerInfo
+from autoforward.engine.client import Engine
+from autoforward.lanes import agent_install
 
 BINARY = b"\x7fELF the agent"
 FOLDER, FILE = "/tmp/.autoforward", "/tmp/.autoforward/agent-" + "0" * 16  # in the container
@@ -81,7 +81,9 @@ class FakeEngine:
 
 
 def is_ours(members: Members) -> bool:
-    return deploy.look_at(cast(Engine, FakeEngine(members)), info(), "/tmp", FILE, BINARY).is_there  # in the container
+    return agent_install.look_at(
+        cast(Engine, FakeEngine(members)), info(), "/tmp", FILE, BINARY
+    ).is_there  # in the container
 
 
 def there(**changes: Any) -> Members:
@@ -117,7 +119,7 @@ def test_what_somebody_else_could_have_put_there_is_not(changes: dict[str, Any])
 
 @pytest.fixture
 def binary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deploy, "agent_binary", lambda _architecture: BINARY)
+    monkeypatch.setattr(agent_install, "agent_binary", lambda _architecture: BINARY)
 
 
 def info(*mounts: str, tmpfs: tuple[str, ...] = ()) -> ContainerInfo:
@@ -127,28 +129,30 @@ def info(*mounts: str, tmpfs: tuple[str, ...] = ()) -> ContainerInfo:
 @pytest.mark.usefixtures("binary")
 def test_what_is_there_is_not_put_there_again() -> None:
     engine = FakeEngine({})
-    path = deploy.deploy_agent(cast(Engine, engine), info(), "amd64")
+    path = agent_install.deploy_agent(cast(Engine, engine), info(), "amd64")
     assert path.startswith("/tmp/.autoforward/agent-")
-    assert deploy.deploy_agent(cast(Engine, engine), info(), "amd64") == path
+    assert agent_install.deploy_agent(cast(Engine, engine), info(), "amd64") == path
     assert engine.uploads == ["/tmp"]  # in the container
 
 
 @pytest.mark.usefixtures("binary")
 def test_places_are_tried_in_order_and_every_reason_is_told() -> None:
     engine = FakeEngine({}, swallowing=("/tmp",), refusing=("/",))
-    assert deploy.deploy_agent(cast(Engine, engine), info("/data"), "amd64").startswith("/data/.autoforward/agent-")
-    with pytest.raises(deploy.NoAgentError, match=r"/tmp: what is uploaded .*; /: read-only"):
-        deploy.deploy_agent(cast(Engine, FakeEngine({}, swallowing=("/tmp",), refusing=("/",))), info(), "amd64")
+    assert agent_install.deploy_agent(cast(Engine, engine), info("/data"), "amd64").startswith(
+        "/data/.autoforward/agent-"
+    )
+    with pytest.raises(agent_install.NoAgentError, match=r"/tmp: what is uploaded .*; /: read-only"):
+        agent_install.deploy_agent(cast(Engine, FakeEngine({}, swallowing=("/tmp",), refusing=("/",))), info(), "amd64")
 
 
 @pytest.mark.usefixtures("binary")
 def test_a_tmpfs_and_a_place_where_it_did_not_run_are_passed_over() -> None:
     engine = FakeEngine({})
-    first = deploy.deploy_agent(cast(Engine, engine), info("/data", tmpfs=("/tmp",)), "amd64")
+    first = agent_install.deploy_agent(cast(Engine, engine), info("/data", tmpfs=("/tmp",)), "amd64")
     assert first.startswith("/.autoforward/")
-    assert deploy.deploy_agent(cast(Engine, engine), info("/data", tmpfs=("/tmp",)), "amd64", [first]).startswith(
-        "/data/"
-    )
+    assert agent_install.deploy_agent(
+        cast(Engine, engine), info("/data", tmpfs=("/tmp",)), "amd64", [first]
+    ).startswith("/data/")
     assert engine.uploads == ["/", "/data"]
 
 
@@ -157,12 +161,12 @@ def test_an_engine_that_hides_whose_a_file_is_gets_a_folder_that_nobody_could_na
     """Podman says of every file that it is the container's user's: with `user: dev` there was never an agent on it."""
     planted: Members = {FOLDER: (member(tarfile.DIRTYPE, uid=2000), b"")}
     engine = FakeEngine(planted, says_owner=1000)
-    paths = [deploy.deploy_agent(cast(Engine, engine), info(), "amd64") for _ in range(2)]
+    paths = [agent_install.deploy_agent(cast(Engine, engine), info(), "amd64") for _ in range(2)]
     for path in paths:
         assert re.fullmatch(r"/tmp/\.autoforward-[0-9a-f]{32}/\.autoforward/agent-[0-9a-f]{16}", path)
         assert engine.members[path][1] == BINARY
     assert paths[0] != paths[1]
-    assert deploy.deploy_agent(cast(Engine, engine), info(), "amd64", paths[:1]).startswith("/.autoforward-"), (
+    assert agent_install.deploy_agent(cast(Engine, engine), info(), "amd64", paths[:1]).startswith("/.autoforward-"), (
         "the next place"
     )
 
@@ -170,8 +174,8 @@ def test_an_engine_that_hides_whose_a_file_is_gets_a_folder_that_nobody_could_na
 @pytest.mark.usefixtures("binary")
 def test_a_volume_of_who_knows_whom_is_no_place() -> None:
     engine = FakeEngine({}, refusing=("/tmp", "/"), says_owner=0)
-    with pytest.raises(deploy.NoAgentError, match="/data: the engine does not say who owns it"):
-        deploy.deploy_agent(cast(Engine, engine), info("/data"), "amd64")
+    with pytest.raises(agent_install.NoAgentError, match="/data: the engine does not say who owns it"):
+        agent_install.deploy_agent(cast(Engine, engine), info("/data"), "amd64")
 
 
 # The folders on the way.
@@ -206,18 +210,18 @@ def test_a_folder_in_which_others_can_exchange_what_is_there(
     found: tuple[tarfile.TarInfo, bytes] | None, problem: str | None
 ) -> None:
     """The agent runs as user 1000."""
-    assert deploy.folder_problem(found, lambda uid: uid in (0, 1000)) == problem
+    assert agent_install.folder_problem(found, lambda uid: uid in (0, 1000)) == problem
 
 
 @pytest.mark.usefixtures("binary")
 def test_a_place_in_which_others_can_exchange_it_is_passed_over_and_says_why() -> None:
     """They swapped the agent's folder between our look and its start, and ran as the container's root."""
     engine = FakeEngine({"/tmp": folder(mode=0o777)})  # in the container
-    assert deploy.deploy_agent(cast(Engine, engine), info(), "amd64").startswith("/.autoforward/agent-")
+    assert agent_install.deploy_agent(cast(Engine, engine), info(), "amd64").startswith("/.autoforward/agent-")
     assert engine.uploads == ["/"]
     engine = FakeEngine({**there(), "/tmp": folder(mode=0o777), "/": folder(uid=7)})  # in the container
-    with pytest.raises(deploy.NoAgentError) as caught:
-        deploy.deploy_agent(cast(Engine, engine), info("/data"), "amd64")
+    with pytest.raises(agent_install.NoAgentError) as caught:
+        agent_install.deploy_agent(cast(Engine, engine), info("/data"), "amd64")
     reasons = "/tmp: / belongs to user id 7; /: belongs to user id 7; /data: / belongs to user id 7"
     assert str(caught.value) == f"the agent cannot be put into the container ({reasons})"
     assert engine.uploads == []
@@ -228,11 +232,13 @@ def test_each_folder_that_leads_to_a_volume_counts() -> None:
     members = {"/a": folder(), "/a/b": folder(), "/a/b/vol": folder()}
     for place in members:
         engine = FakeEngine({**members, place: folder(mode=0o777)}, refusing=("/tmp", "/"))
-        with pytest.raises(deploy.NoAgentError, match=r"/a/b/vol: (/a |/a/b |)can be written by others"):
-            deploy.deploy_agent(cast(Engine, engine), info("/a/b/vol"), "amd64")
+        with pytest.raises(agent_install.NoAgentError, match=r"/a/b/vol: (/a |/a/b |)can be written by others"):
+            agent_install.deploy_agent(cast(Engine, engine), info("/a/b/vol"), "amd64")
     engine = FakeEngine(members, refusing=("/tmp", "/"))
-    assert deploy.deploy_agent(cast(Engine, engine), info("/a/b/vol"), "amd64").startswith("/a/b/vol/.autoforward/")
-    assert deploy.places(info("/a/b/vol", tmpfs=("/a",))) == ("/tmp", "/"), "below what the engine does not show"
+    assert agent_install.deploy_agent(cast(Engine, engine), info("/a/b/vol"), "amd64").startswith(
+        "/a/b/vol/.autoforward/"
+    )
+    assert agent_install.places(info("/a/b/vol", tmpfs=("/a",))) == ("/tmp", "/"), "below what the engine does not show"
 
 
 PASSWD = b"root:x:0:0::/:/bin/sh\nde:x:7:7::/:\ndev:x:1000:1000::/home/dev:/bin/sh\nbroken\nbad:x:y:0:::\n"
@@ -262,10 +268,10 @@ def test_a_volume_of_the_user_as_whom_it_runs_will_do(user: str, fits: bool) -> 
     engine = FakeEngine(members, refusing=("/tmp", "/"))
     of_user = replace(info("/data"), user=user)
     if fits:
-        assert deploy.deploy_agent(cast(Engine, engine), of_user, "amd64").startswith("/data/.autoforward/")
+        assert agent_install.deploy_agent(cast(Engine, engine), of_user, "amd64").startswith("/data/.autoforward/")
     else:
-        with pytest.raises(deploy.NoAgentError, match="/data: belongs to user id 1000"):
-            deploy.deploy_agent(cast(Engine, engine), of_user, "amd64")
+        with pytest.raises(agent_install.NoAgentError, match="/data: belongs to user id 1000"):
+            agent_install.deploy_agent(cast(Engine, engine), of_user, "amd64")
 
 
 @pytest.mark.usefixtures("binary")
@@ -279,12 +285,12 @@ def test_what_the_engine_does_not_show_is_a_reason_and_a_container_that_is_gone_
         return read
 
     engine.read_member = refuse(AutoforwardError("the engine says: too many links"))  # type: ignore[method-assign]
-    with pytest.raises(deploy.NoAgentError, match="/tmp: the engine says: too many links; /: the engine says"):
-        deploy.deploy_agent(cast(Engine, engine), info(), "amd64")
+    with pytest.raises(agent_install.NoAgentError, match="/tmp: the engine says: too many links; /: the engine says"):
+        agent_install.deploy_agent(cast(Engine, engine), info(), "amd64")
     for error in (TargetError("gone"), EngineUnreachableError("away")):
         engine.read_member = refuse(error)  # type: ignore[method-assign]
         with pytest.raises(type(error)):
-            deploy.deploy_agent(cast(Engine, engine), info(), "amd64")
+            agent_install.deploy_agent(cast(Engine, engine), info(), "amd64")
 
 
 @pytest.mark.parametrize(
@@ -313,15 +319,15 @@ def test_which_agents_may_run(
 
     def built(architecture: str) -> bytes:
         if architecture not in ("amd64", "arm64"):
-            raise deploy.NoAgentError(f"the agent was not built for {architecture} containers")
+            raise agent_install.NoAgentError(f"the agent was not built for {architecture} containers")
         return BINARY
 
-    monkeypatch.setattr(deploy, "agent_binary", built)
+    monkeypatch.setattr(agent_install, "agent_binary", built)
     engine = Labelled()
     engine.machine = machine  # type: ignore[attr-defined]
-    candidates = deploy.architectures(cast(Engine, engine), info())
+    candidates = agent_install.architectures(cast(Engine, engine), info())
     if tried:
-        assert deploy.built_for(candidates) == tried
+        assert agent_install.built_for(candidates) == tried
     else:
-        with pytest.raises(deploy.NoAgentError, match="not built for unknown"):
-            deploy.built_for(candidates)
+        with pytest.raises(agent_install.NoAgentError, match="not built for unknown"):
+            agent_install.built_for(candidates)

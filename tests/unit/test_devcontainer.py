@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from autoforward.attributes import MAX_WARNINGS, parse_attributes
-from autoforward.devcontainer import (
+from autoforward.core.errors import UsageError
+from autoforward.core.model import ForwardKey
+from autoforward.devcontainers.configuration import (
     MAX_CONFIG_BYTES,
     MAX_DECLARED,
     PortConfiguration,
@@ -25,9 +26,8 @@ from autoforward.devcontainer import (
     read_local_features,
     shutdown_action,
 )
-from autoforward.errors import UsageError
+from autoforward.devcontainers.port_attributes import MAX_WARNINGS, parse_attributes
 from autoforward.foreign.limits import MAX_FILE_VALUES
-from autoforward.model import ForwardKey
 
 
 def test_comments_and_trailing_commas() -> None:

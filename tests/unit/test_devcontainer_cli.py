@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.devcontainer_cli import (
+from autoforward.core.errors import AutoforwardError, UsageError
+from autoforward.devcontainers.cli import (
     ENVIRONMENT_VARIABLE,
     DevcontainerCli,
     UpArguments,
@@ -27,7 +28,6 @@ from autoforward.devcontainer_cli import (
     run_up,
     without_app_port,
 )
-from autoforward.errors import AutoforwardError, UsageError
 
 MakeCli = Callable[[str], DevcontainerCli]
 
@@ -270,7 +270,7 @@ def test_sigterm_and_an_untyped_sigint_reach_the_cli(make_cli: MakeCli, tmp_path
     """)
     program = f"""
 import os, signal, sys
-from autoforward.devcontainer_cli import DevcontainerCli, run_up
+from autoforward.devcontainers.cli import DevcontainerCli, run_up
 def write(line):
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))
 sys.exit(run_up(DevcontainerCli({cli.path!r}, "a test"), sys.argv[1:], os.environ, write).exit_code)

@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 from docker.errors import NotFound
 
-from autoforward.cli import client, devdown
+from autoforward.cli import devdown
+from autoforward.cli.console import supervisor_client
 from autoforward.cli.devdown import DevdownRequest, take_down_all, take_down_workspace
-from autoforward.errors import EngineUnreachableError, TargetError, UsageError
-from autoforward.model import ContainerInfo, EngineEndpoint
+from autoforward.core.errors import EngineUnreachableError, TargetError, UsageError
+from autoforward.core.model import ContainerInfo, EngineEndpoint
 
 CONFIG_FILE = "devcontainer.config_file"
 LOCAL_FOLDER = "devcontainer.local_folder"
@@ -127,7 +128,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
             return [{"containerName": "name-a", "port": 3000, "localPort": 3000}]
 
         monkeypatch.setattr(devdown, "Engine", lambda endpoint: engine)
-        monkeypatch.setattr(client, "detach", detach)
+        monkeypatch.setattr(supervisor_client, "detach", detach)
         monkeypatch.setenv("AUTOFORWARD_HOME", str(tmp_path / "home"))
         if sessions:
             (tmp_path / "home").mkdir()

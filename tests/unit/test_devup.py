@@ -15,14 +15,16 @@ from typing import Any
 
 import pytest
 
-from autoforward.cli import attaching, client, devup
+from autoforward.cli import devup
+from autoforward.cli.commands import attach as attaching
+from autoforward.cli.console import supervisor_client
+from autoforward.cli.console.output import SessionFlags
 from autoforward.cli.devup import DevupRequest, run_with_forwarding
-from autoforward.cli.output import SessionFlags
-from autoforward.devcontainer_cli import DevcontainerCli, parse_up_arguments, without_app_port
-from autoforward.errors import AutoforwardError, EngineUnreachableError
-from autoforward.model import ContainerInfo, EngineEndpoint
-from autoforward.portspec import parse_port_spec
-from autoforward.settings import SessionRecord
+from autoforward.config.session_record import SessionRecord
+from autoforward.core.errors import AutoforwardError, EngineUnreachableError
+from autoforward.core.model import ContainerInfo, EngineEndpoint
+from autoforward.core.port_spec import parse_port_spec
+from autoforward.devcontainers.cli import DevcontainerCli, parse_up_arguments, without_app_port
 from tests.unit.test_session_config import EMPTY
 
 FULL_ID = "abc" + "0" * 61
@@ -119,7 +121,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
 
     monkeypatch.setattr(devup, "Engine", FakeEngine)
     monkeypatch.setattr(attaching, "attach", attach)
-    monkeypatch.setattr(client, "detach", detach)
+    monkeypatch.setattr(supervisor_client, "detach", detach)
     return made
 
 
@@ -223,14 +225,14 @@ def test_the_old_container_s_forwards_end_before_it_is_removed(
     monkeypatch.setattr(FakeEngine, "folder", str(tmp_path / "ws"))
     scene.write_cli(UP + f'\n    open({str(tmp_path / "ran")!r}, "w")')
     ended_first: list[bool] = []
-    detach = client.detach
+    detach = supervisor_client.detach
 
     def watched(target: str | None, **given: Any) -> list[dict[str, Any]]:
         ended_first.append(not (tmp_path / "ran").exists())
         return detach(target, **given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "detach", watched)
+        patch.setattr(supervisor_client, "detach", watched)
         run_with_forwarding(replace(scene.request, up=up))
     assert ended_first == [True]
     assert scene.calls == [f"detach ['{FULL_ID}']", f"attach {FULL_ID}"]
@@ -251,7 +253,7 @@ def test_follow_goes_on_after_the_events_already_written(
         yield "PORT_EVENT: {}"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(client, "follow_events", follow_events)
+    monkeypatch.setattr(supervisor_client, "follow_events", follow_events)
     assert run_with_forwarding(replace(scene.request, follow=True, ports_events=ports_events)) == 0
     assert calls == [asked]
     assert capfdbinary.readouterr().out.endswith(RESULT + b"PORT_EVENT: {}\n")

@@ -8,14 +8,14 @@ from typing import Any, cast
 
 import pytest
 
-from autoforward import direct
-from autoforward.direct import MAX_REST_S, DirectGate
+from autoforward.dataplane.mux import handshake
+from autoforward.dataplane.mux.handshake import MAX_REST_S, DirectGate
 
 
 def test_address_that_is_never_reached_is_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """A day of it, a try a minute: doubled each time, the rest would be too large a number."""
     clock = itertools.count(0.0, MAX_REST_S + 1)
-    monkeypatch.setattr(direct, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(handshake, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     sent: list[bytes] = []
     gate = DirectGate(cast(Any, None), cast(Any, SimpleNamespace(send=sent.append)), "10.0.0.1")
     for _ in range(1440):

@@ -15,7 +15,7 @@ import click
 import pytest
 
 from autoforward.cli import devdown, devup, main
-from autoforward.portspec import parse_port_spec
+from autoforward.core.port_spec import parse_port_spec
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(

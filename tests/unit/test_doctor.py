@@ -7,21 +7,14 @@ from typing import Any
 
 import pytest
 
-from autoforward.doctor import container, host
-from autoforward.doctor.container import AgentLook, LanesLook, PortLook
+from autoforward.config.environment import SessionEnvironment
+from autoforward.core.model import ContainerInfo, EngineEndpoint, PublishedPort
+from autoforward.doctor import container_checks, host_checks
+from autoforward.doctor.container_checks import AgentLook, LanesLook, PortLook
 from autoforward.doctor.findings import Finding
-from autoforward.doctor.host import (
-    CliLook,
-    EngineAbout,
-    EngineLook,
-    FolderLook,
-    LoopbackLook,
-    SupervisorLook,
-)
-from autoforward.environment import SessionEnvironment
-from autoforward.lanes.commands import Netcat
+from autoforward.doctor.host_checks import CliLook, EngineAbout, EngineLook, FolderLook, LoopbackLook, SupervisorLook
 from autoforward.lanes.probe import Probe
-from autoforward.model import ContainerInfo, EngineEndpoint, PublishedPort
+from autoforward.lanes.relay_tools import Netcat
 
 ENDPOINT = EngineEndpoint("unix:///run/x.sock", "DOCKER_HOST")
 ABOUT = EngineAbout("Docker Engine", "28.0", "1.48", "linux", "amd64", 0.1)
@@ -53,7 +46,7 @@ def judged(finding: Finding, status: str, *words: str) -> None:
     ],
 )
 def test_engine(look: EngineLook, status: str, words: list[str]) -> None:
-    judged(host.check_engine(look), status, *words)
+    judged(host_checks.check_engine(look), status, *words)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +60,7 @@ def test_engine(look: EngineLook, status: str, words: list[str]) -> None:
     ],
 )
 def test_engine_access(look: EngineLook, status: str) -> None:
-    judged(host.check_engine_access(look), status)
+    judged(host_checks.check_engine_access(look), status)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +76,7 @@ def test_engine_access(look: EngineLook, status: str) -> None:
     ],
 )
 def test_engine_version(changes: dict[str, str], status: str, word: str) -> None:
-    judged(host.check_engine_version(replace(ABOUT, **changes)), status, word)  # type: ignore[arg-type]
+    judged(host_checks.check_engine_version(replace(ABOUT, **changes)), status, word)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +90,7 @@ def test_engine_version(changes: dict[str, str], status: str, word: str) -> None
     ],
 )
 def test_clock(offset_s: float | None, status: str, word: str) -> None:
-    judged(host.check_clock(replace(ABOUT, clock_offset_s=offset_s)), status, word)
+    judged(host_checks.check_clock(replace(ABOUT, clock_offset_s=offset_s)), status, word)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +108,7 @@ def test_clock(offset_s: float | None, status: str, word: str) -> None:
     ],
 )
 def test_state_folder(changes: dict[str, Any], status: str, word: str) -> None:
-    judged(host.check_state_folder(replace(FOLDER, **changes)), status, word)
+    judged(host_checks.check_state_folder(replace(FOLDER, **changes)), status, word)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +122,7 @@ def test_state_folder(changes: dict[str, Any], status: str, word: str) -> None:
     ],
 )
 def test_disk(changes: dict[str, Any], status: str) -> None:
-    judged(host.check_disk(replace(FOLDER, **changes)), status)
+    judged(host_checks.check_disk(replace(FOLDER, **changes)), status)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +136,7 @@ def test_disk(changes: dict[str, Any], status: str) -> None:
     ],
 )
 def test_supervisor(look: SupervisorLook, status: str, word: str) -> None:
-    judged(host.check_supervisor(look, "1.0"), status, word)
+    judged(host_checks.check_supervisor(look, "1.0"), status, word)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +149,7 @@ def test_supervisor(look: SupervisorLook, status: str, word: str) -> None:
     ],
 )
 def test_devcontainer_cli(look: CliLook, status: str, word: str) -> None:
-    judged(host.check_devcontainer_cli(look), status, word)
+    judged(host_checks.check_devcontainer_cli(look), status, word)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +164,7 @@ def test_devcontainer_cli(look: CliLook, status: str, word: str) -> None:
 )
 def test_agent_of_the_installation(built: str, architecture: str | None, status: str, word: str) -> None:
     there = {name: name in built.split() for name in ("amd64", "arm64")}
-    judged(host.check_agent_package(there, architecture), status, word)
+    judged(host_checks.check_agent_package(there, architecture), status, word)
 
 
 @pytest.mark.parametrize(
@@ -183,21 +176,21 @@ def test_agent_of_the_installation(built: str, architecture: str | None, status:
     ],
 )
 def test_loopback(look: LoopbackLook, status: str, word: str) -> None:
-    judged(host.check_loopback(look), status, word)
+    judged(host_checks.check_loopback(look), status, word)
 
 
 @pytest.mark.parametrize(
     ("lowest", "status", "word"), [(1, "ok", "every"), (1024, "ok", "1024"), (None, "warn", "tell")]
 )
 def test_privileged_ports(lowest: int | None, status: str, word: str) -> None:
-    judged(host.check_privileged_ports(lowest), status, word)
+    judged(host_checks.check_privileged_ports(lowest), status, word)
 
 
 @pytest.mark.parametrize(
     ("limit", "status"), [(None, "ok"), (4096, "ok"), (4095, "warn"), (256, "warn"), (255, "fail")]
 )
 def test_descriptors(limit: int | None, status: str) -> None:
-    judged(host.check_descriptors(limit), status)
+    judged(host_checks.check_descriptors(limit), status)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +204,7 @@ def test_descriptors(limit: int | None, status: str) -> None:
     ],
 )
 def test_desktop(variables: dict[str, str], status: str, word: str) -> None:
-    judged(host.check_desktop(SessionEnvironment.of(variables), "linux"), status, word)
+    judged(host_checks.check_desktop(SessionEnvironment.of(variables), "linux"), status, word)
 
 
 # -- the container -------------------------------------------------------------------------------
@@ -222,9 +215,14 @@ def info(**changes: Any) -> ContainerInfo:
 
 
 def test_target() -> None:
-    judged(container.check_target(info()), "ok", "web", "0123456789ab")
-    judged(container.check_target(None, "no container is called x", "did you mean y?"), "fail", "x", "did you mean y?")
-    judged(container.check_target(None, "container x is paused"), "fail", "docker ps")
+    judged(container_checks.check_target(info()), "ok", "web", "0123456789ab")
+    judged(
+        container_checks.check_target(None, "no container is called x", "did you mean y?"),
+        "fail",
+        "x",
+        "did you mean y?",
+    )
+    judged(container_checks.check_target(None, "container x is paused"), "fail", "docker ps")
 
 
 @pytest.mark.parametrize(
@@ -238,13 +236,13 @@ def test_target() -> None:
     ],
 )
 def test_network(mode: str, status: str, word: str) -> None:
-    judged(container.check_network(info(network_mode=mode)), status, word)
+    judged(container_checks.check_network(info(network_mode=mode)), status, word)
 
 
 def test_published() -> None:
-    judged(container.check_published(()), "ok", "no port")
+    judged(container_checks.check_published(()), "ok", "no port")
     two = (PublishedPort("tcp", 80, "0.0.0.0", 8080), PublishedPort("udp", 53, "::", 53))
-    judged(container.check_published(two), "ok", "80 on 0.0.0.0:8080", "53/udp on :::53")
+    judged(container_checks.check_published(two), "ok", "80 on 0.0.0.0:8080", "53/udp on :::53")
 
 
 FULL = Probe(
@@ -255,7 +253,7 @@ AGENT = AgentLook(True, "it can be put into /tmp")
 
 
 def statuses(look: LanesLook) -> dict[str, str]:
-    findings = container.check_lanes(look)
+    findings = container_checks.check_lanes(look)
     assert all(finding.hint for finding in findings if finding.status == "fail")
     return {finding.id.removeprefix("lane-"): finding.status for finding in findings}
 
@@ -281,26 +279,27 @@ def test_lanes(look: LanesLook, expected: str) -> None:
 
 def test_lanes_say_what_they_lack_and_which_one_is_taken() -> None:
     said = {
-        finding.id: f"{finding.text} {finding.hint}" for finding in container.check_lanes(LanesLook(NO_AGENT, FULL))
+        finding.id: f"{finding.text} {finding.hint}"
+        for finding in container_checks.check_lanes(LanesLook(NO_AGENT, FULL))
     }
     assert "socat lane would carry" in said["lanes"]
     assert "riscv64" in said["lane-agent"]
     assert "socat 1.7: lacks UDP;" in said["lane-socat"]
     assert "without -N" in said["lane-nc"]
     assert "lacks half-close, UDP" in said["lane-devtcp"]
-    in_use = container.check_lanes(LanesLook(AGENT, FULL, in_use="nc"))[0]
+    in_use = container_checks.check_lanes(LanesLook(AGENT, FULL, in_use="nc"))[0]
     assert "nc lane carries its connections now" in in_use.text
-    nothing = container.check_lanes(LanesLook(NO_AGENT, None, "the container has no shell"))
+    nothing = container_checks.check_lanes(LanesLook(NO_AGENT, None, "the container has no shell"))
     assert "install socat" in (nothing[0].hint or "")
     assert "has no shell" in nothing[2].text
 
 
 @pytest.mark.parametrize(("has", "status"), [(True, "ok"), (False, "ok"), (None, "warn")])
 def test_ipv6_of_the_container(has: bool | None, status: str) -> None:
-    judged(container.check_container_ipv6(has), status)
+    judged(container_checks.check_container_ipv6(has), status)
 
 
-BECOMES_ANYBODY = container.SETUID | container.SETGID
+BECOMES_ANYBODY = container_checks.SETUID | container_checks.SETGID
 
 
 @pytest.mark.parametrize(
@@ -308,8 +307,8 @@ BECOMES_ANYBODY = container.SETUID | container.SETGID
     [
         (0, BECOMES_ANYBODY, True, {1000}, "ok"),
         (0, BECOMES_ANYBODY, False, {1000}, "warn"),
-        (0, container.SYS_PTRACE, False, {1000}, "ok"),
-        (0, container.SETUID, True, {1000}, "warn"),
+        (0, container_checks.SYS_PTRACE, False, {1000}, "ok"),
+        (0, container_checks.SETUID, True, {1000}, "warn"),
         (1000, 0, True, {0, 33}, "warn"),
         (1000, BECOMES_ANYBODY, True, {0}, "warn"),
         (1000, 0, False, set(), "ok"),
@@ -318,19 +317,19 @@ BECOMES_ANYBODY = container.SETUID | container.SETGID
 def test_whether_it_can_be_seen_whose_a_port_is(
     user: int, capabilities: int, with_agent: bool, others: set[int], status: str
 ) -> None:
-    look = container.OwnersLook(user, capabilities, frozenset(others))
-    finding = container.check_owners(look, with_agent=with_agent)
+    look = container_checks.OwnersLook(user, capabilities, frozenset(others))
+    finding = container_checks.check_owners(look, with_agent=with_agent)
     judged(finding, status, ", ".join(map(str, sorted(others))) if status == "warn" else "")
 
 
 def test_owners_that_could_not_be_looked_at() -> None:
-    judged(container.check_owners(None, with_agent=True), "warn")
+    judged(container_checks.check_owners(None, with_agent=True), "warn")
 
 
 def test_configuration() -> None:
-    judged(container.check_configuration(()), "ok")
-    judged(container.check_configuration(["a", "b", "c"]), "warn", "a (and 2 more)")
-    judged(container.check_configuration((), "x.json:1:2: no value"), "fail", "x.json:1:2")
+    judged(container_checks.check_configuration(()), "ok")
+    judged(container_checks.check_configuration(["a", "b", "c"]), "warn", "a (and 2 more)")
+    judged(container_checks.check_configuration((), "x.json:1:2: no value"), "fail", "x.json:1:2")
 
 
 @pytest.mark.parametrize(
@@ -353,13 +352,13 @@ def test_configuration() -> None:
     ],
 )
 def test_declared_ports(changes: dict[str, Any], status: str, words: list[str]) -> None:
-    finding = container.check_port(replace(PORT, **changes))
+    finding = container_checks.check_port(replace(PORT, **changes))
     assert finding.id == "port-3000"
     judged(finding, status, *words)
 
 
 def test_the_id_of_a_udp_port() -> None:
-    assert container.check_port(replace(PORT, transport="udp")).id == "port-3000-udp"
+    assert container_checks.check_port(replace(PORT, transport="udp")).id == "port-3000-udp"
 
 
 @pytest.mark.parametrize(
@@ -383,8 +382,8 @@ def test_who_has_a_host_port(number: int, status: str, words: str) -> None:
         row(5432, 5432, "web", "waiting"),
         row(6000, 6000, "shop", "reconnecting", "the container is exited"),
     )
-    supervisor = host.SupervisorLook("running", forwards=rows)
+    supervisor = host_checks.SupervisorLook("running", forwards=rows)
     holder = "python3 (pid 7)" if number == 7000 else None
-    finding = host.check_host_port(number, supervisor, holder, is_free=number == 7001)
+    finding = host_checks.check_host_port(number, supervisor, holder, is_free=number == 7001)
     assert (finding.status, words in finding.text) == (status, True), finding.text
     assert ("autoforward stop fwd-1" in (finding.hint or "")) == (number in (5432, 6000))

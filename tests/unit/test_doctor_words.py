@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from autoforward.cli.doctoring import can_print, format_finding, print_findings, summary
-from autoforward.doctor.container import OwnersLook
+from autoforward.cli.commands.doctor import can_print, format_finding, print_findings, summary
+from autoforward.doctor.container_checks import OwnersLook
+from autoforward.doctor.container_probe import is_noexec, parse_owners, parse_report
 from autoforward.doctor.findings import fail, ok, warn
-from autoforward.doctor.inside import is_noexec, parse_owners, parse_report
 from tests.unit.spec_text import names, sources
 
 MOUNTS = b"""overlay / overlay rw,relatime 0 0
@@ -47,7 +47,9 @@ def test_a_report_that_is_short_or_none(report: bytes, has_ipv6: bool | None) ->
 
 
 def test_ids_are_those_of_the_specification() -> None:
-    text = "".join(content for name, content in sources().items() if name.startswith(("doctor/", "cli/doctoring")))
+    text = "".join(
+        content for name, content in sources().items() if name.startswith(("doctor/", "cli/commands/doctor"))
+    )
     ids = set(re.findall(r'\b(?:ok|warn|fail|found)\(\s*"([a-z0-9-]+)"', text))
     ids |= {f"lane-{lane}" for lane in ("socat", "nc", "devtcp")} | {"port-N", "port-N-udp"}
     assert set(names("doctor --json", "id")) == ids

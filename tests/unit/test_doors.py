@@ -13,16 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.cli import output, printing, reporting
-from autoforward.cli.doctoring import format_finding
-from autoforward.cli.live_view import View, draw
-from autoforward.cli.table import Look, format_rows
-from autoforward.doctor.findings import fail
-from autoforward.errors import AutoforwardError
-from autoforward.events import MAX_EVENT_TEXT, MAX_FOLDER_TEXT, PortEvent, encode_line
-from autoforward.supervisor.hub import in_words
+from autoforward.cli.commands import status as reporting
+from autoforward.cli.commands.doctor import format_finding
+from autoforward.cli.console import output, printing
+from autoforward.cli.terminal.live_view import View, draw
+from autoforward.cli.terminal.table import Look, format_rows
+from autoforward.core.errors import AutoforwardError
+from autoforward.core.log_records import MAX_TRACEBACK_LINES, line_handler
 from autoforward.core.text import MAX_LINE, one_line
-from autoforward.texts.records import MAX_TRACEBACK_LINES, line_handler
+from autoforward.doctor.findings import fail
+from autoforward.state.event_log import MAX_EVENT_TEXT, MAX_FOLDER_TEXT, PortEvent, encode_line
+from autoforward.supervisor.event_hub import in_words
 from tests.unit.test_layers import MODULES
 from tests.unit.test_listing import row
 from tests.unit.test_reporting import session
@@ -38,16 +39,16 @@ def controls(text: str) -> set[str]:
 
 # -- nothing else writes -------------------------------------------------------------------------
 
-PRINTS = "cli.printing"
-DRAWS = {"cli.table", "cli.doctoring"}
+PRINTS = "cli.console.printing"
+DRAWS = {"cli.terminal.table", "cli.commands.doctor"}
 """Who makes lines with escape sequences, out of texts that have been filtered."""
-SCREEN = "cli.screen"
+SCREEN = "cli.terminal.screen"
 """Writes to the terminal's descriptor what `live_view` has drawn."""
 PIPES = {"foreign.child"}
 """A process whose standard output is a pipe of ours."""
-LOGS = {"cli.output", "supervisor.__main__"}
-"""Who says where records go: to handlers of `texts.records`."""
-DROPS = {"supervisor.notifier"}
+LOGS = {"cli.console.output", "supervisor.__main__"}
+"""Who says where records go: to handlers of `core.log_records`."""
+DROPS = {"desktop.notifier"}
 """Who keeps none."""
 ASKED_OF_A_STREAM = {"isatty", "fileno", "encoding", "errors", "reconfigure"}
 
@@ -133,7 +134,7 @@ def test_there_is_one_door_for_what_is_printed() -> None:
 
 def test_there_is_one_door_for_what_is_logged() -> None:
     found = {module: printing_in(path.read_text()) for module, path in MODULES.items()}
-    assert found.pop("texts.records") == {"log handlers"}
+    assert found.pop("core.log_records") == {"log handlers"}
     assert {module for module, ways in found.items() if "log handlers" in ways} == LOGS | DROPS
     for module in LOGS:
         assert "line_handler(" in MODULES[module].read_text()

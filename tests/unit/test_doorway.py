@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.cli.browser import begin_opening
-from autoforward.environment import SessionEnvironment
-from autoforward.errors import AutoforwardError
+from autoforward.cli.console.browser import begin_opening
+from autoforward.config.environment import SessionEnvironment
+from autoforward.core.errors import AutoforwardError
 from autoforward.ui import doorway
 
 URL = "http://127.0.0.1:4000/#abc"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from autoforward.config import NO_SETTINGS, Settings
+from autoforward.core.model import ForwardKey
+from autoforward.core.settings import NO_SETTINGS, Settings
 from autoforward.devcontainers.editor_settings import switches_of, with_attributes
-from autoforward.model import ForwardKey
 from tests.unit.test_trust import ROOT, Scene
 
 KEY = ForwardKey("tcp", None, 3000)

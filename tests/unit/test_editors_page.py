@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import jsonschema
 
-from autoforward.events import encode_object
-from autoforward.model import EventName, OnAutoForward, Status
+from autoforward.core.model import EventName, OnAutoForward, Status
+from autoforward.state.event_log import encode_object
 from tests.consumers import a_life_of_ports, consumer
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.endings import REASON, left_open, tell_endings
-from autoforward.events import EventLog, PortEvent, read_events
-from autoforward.paths import StatePaths
+from autoforward.state.event_log import EventLog, PortEvent, read_events
+from autoforward.state.folder import StatePaths
+from autoforward.state.missing_ends import REASON, left_open, tell_endings
 
 SESSION = PortEvent(event="attached", container_id="c0ffee", container_name="web", workspace_folder="/home/me/web")
 PORT = replace(

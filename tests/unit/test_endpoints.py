@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from autoforward import endpoints
-from autoforward.endpoints import resolve_endpoint, well_known_sockets
-from autoforward.errors import UsageError
-from autoforward.model import EngineEndpoint, TlsFiles
+from autoforward.core.errors import UsageError
+from autoforward.core.model import EngineEndpoint, TlsFiles
+from autoforward.engine import endpoint
+from autoforward.engine.endpoint import resolve_endpoint, well_known_sockets
 
 Environ = dict[str, str]
 
@@ -29,7 +29,7 @@ def tmp_path() -> Iterator[Path]:
 @pytest.fixture
 def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environ:
     """Of a user without anything, on a machine without a default socket."""
-    monkeypatch.setattr(endpoints, "DEFAULT_HOST", f"unix://{tmp_path}/default.sock")
+    monkeypatch.setattr(endpoint, "DEFAULT_HOST", f"unix://{tmp_path}/default.sock")
     return {"HOME": str(tmp_path / "home"), "XDG_RUNTIME_DIR": str(tmp_path / "run")}
 
 

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.environment import MAX_VALUE_LENGTH, NO_ENVIRONMENT, SESSION_VARIABLES, SessionEnvironment
+from autoforward.config.environment import (
+    MAX_VALUE_LENGTH,
+    NO_ENVIRONMENT,
+    SESSION_VARIABLES,
+    SessionEnvironment,
+)
 
 DESKTOP = {"DISPLAY": ":0", "DBUS_SESSION_BUS_ADDRESS": "unix:path=/run/user/1000/bus"}
 

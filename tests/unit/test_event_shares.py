@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.events import EventLog, PortEvent, read_events
-from autoforward.paths import StatePaths
+from autoforward.state.event_log import EventLog, PortEvent, read_events
 from autoforward.state.event_shares import kept, share_of
+from autoforward.state.folder import StatePaths
 
 LOUD, QUIET, OTHER = "10d", "0111e7", "07e3"
 
@@ -113,7 +113,7 @@ def test_where_there_is_no_room_for_both_the_older_is_given_up(
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("autoforward.events.kept", full)
+    monkeypatch.setattr("autoforward.state.event_log.kept", full)
     log = log_of(paths)
     for port in range(200):
         log.append(event(LOUD, port))

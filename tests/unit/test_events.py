@@ -17,19 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward import events as events_module
-from autoforward.events import (
-    EventLog,
-    PortEvent,
-    encode_line,
-    list_row,
-    matches_target,
-    read_events,
-    url_of,
-)
-from autoforward.masking.command_line import MAX_COMMAND_LINE, mask_command_line
-from autoforward.model import EventName, OnAutoForward, Status
-from autoforward.paths import StatePaths
+from autoforward.core.masking.command_line import MAX_COMMAND_LINE, mask_command_line
+from autoforward.core.model import EventName, OnAutoForward, Status
+from autoforward.state import event_log as events_module
+from autoforward.state.event_log import EventLog, PortEvent, encode_line, list_row, matches_target, read_events, url_of
+from autoforward.state.folder import StatePaths
 
 SCHEMA = json.loads(resources.files("autoforward").joinpath("port_event.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

@@ -10,8 +10,9 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward import expressions
-from autoforward.expressions import (
+from autoforward.config.session_record import SessionOptions
+from autoforward.core import js_regex
+from autoforward.core.js_regex import (
     BUDGET_S,
     MAX_COMPILED,
     MAX_DEPTH,
@@ -24,8 +25,7 @@ from autoforward.expressions import (
     compiled,
     translate,
 )
-from autoforward.setting_values import Selection, SettingError, parse_selection
-from autoforward.settings import SessionOptions
+from autoforward.core.setting_values import Selection, SettingError, parse_selection
 
 LONG = "a" * (MAX_SUBJECT_LENGTH - 1) + "!"
 
@@ -181,7 +181,7 @@ def test_the_expressions_of_a_setting_are_bounded_in_number_and_together() -> No
 
 def test_options_that_are_made_have_their_expressions_compiled() -> None:
     SessionOptions(exclude_processes=("only here",))
-    assert r"only\x20here" in expressions._PATTERNS._kept
+    assert r"only\x20here" in js_regex._PATTERNS._kept
 
 
 def test_what_was_searched_goes_with_the_options() -> None:
@@ -212,10 +212,10 @@ def test_what_is_kept_compiled_is_bounded_and_compiled_again_when_it_is_used() -
     first = Expression("first")
     for number in range(60):
         Expression(f"(a?){{500}}{number}")
-    assert expressions._PATTERNS._length <= expressions.MAX_COMPILED_LENGTH
-    assert "first" not in expressions._PATTERNS._kept
+    assert js_regex._PATTERNS._length <= js_regex.MAX_COMPILED_LENGTH
+    assert "first" not in js_regex._PATTERNS._kept
     assert first.is_in("the first")
-    assert "first" in expressions._PATTERNS._kept
+    assert "first" in js_regex._PATTERNS._kept
 
 
 def test_the_library_keeps_nothing_of_its_own() -> None:
@@ -254,8 +254,8 @@ class _Busy:
 
 
 def compiled_as(pattern: _Busy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expressions, "_compile", lambda _translated: pattern)
-    monkeypatch.setattr(expressions, "_PATTERNS", expressions._Patterns())
+    monkeypatch.setattr(js_regex, "_compile", lambda _translated: pattern)
+    monkeypatch.setattr(js_regex, "_PATTERNS", js_regex._Patterns())
 
 
 def test_a_search_whose_time_passed_without_it_is_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +271,7 @@ def test_searches_that_never_come_to_pass_are_bounded(monkeypatch: pytest.Monkey
     compiled_as(busy, monkeypatch)
     expression = Expression("a")
     assert not expression.is_in("a")
-    assert busy.times == 1000 - expressions.MAX_SEARCHES
+    assert busy.times == 1000 - js_regex.MAX_SEARCHES
     assert expression.fault is not None
 
 
@@ -312,7 +312,7 @@ def test_a_text_is_searched_once_only() -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expressions, "MAX_REMEMBERED", 3)
+    monkeypatch.setattr(js_regex, "MAX_REMEMBERED", 3)
     expression = Expression("7")
     assert [expression.is_in(str(n)) for n in range(10)] == [n == 7 for n in range(10)]
     assert len(expression._remembered) <= 3

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.devcontainer import parse_metadata_label
-from autoforward.errors import UsageError
+from autoforward.core.errors import UsageError
+from autoforward.devcontainers.configuration import parse_metadata_label
 from autoforward.foreign import reader
 from autoforward.foreign.json_text import parse_json
 from autoforward.foreign.limits import (
@@ -240,7 +240,7 @@ def test_a_flood_is_one_plain_error(flood: str) -> None:
     with pytest.raises(UsageError, match=problem) as caught:
         found = reader.parse(text, kind, "f")
         if kind == "toml":
-            from autoforward.settings_files import settings_of
+            from autoforward.config.files import settings_of
 
             settings_of(found)
     assert len(str(caught.value)) < 200

@@ -10,9 +10,9 @@ from types import ModuleType
 
 import pytest
 
-from autoforward import carrier as carrier_module
-from autoforward import outbox
-from autoforward.errors import ProtocolError
+from autoforward.core.errors import ProtocolError
+from autoforward.dataplane.mux import multiplexer as carrier_module
+from autoforward.net import write_buffer
 from tests.agent_build import SOURCES, build
 from tests.fuzz import agent_model, one, targets
 from tests.fuzz.__main__ import C_DECODER, C_PROGRAMS, CORPUS, corpora, files_of
@@ -121,10 +121,10 @@ def test_a_decoder_that_depends_on_how_it_is_cut_is_found(monkeypatch: pytest.Mo
 
 
 def test_an_encoder_that_loses_something_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = targets.wire.encode_hello(65_535) + targets.wire.encode_reset(7, 104)
+    data = targets.decoder.encode_hello(65_535) + targets.decoder.encode_reset(7, 104)
     targets.wire_agent(data)
-    encode = targets.wire.encode_reset
-    monkeypatch.setattr(targets.wire, "encode_reset", lambda stream, errno: encode(stream, errno & 7))
+    encode = targets.decoder.encode_reset
+    monkeypatch.setattr(targets.decoder, "encode_reset", lambda stream, errno: encode(stream, errno & 7))
     with pytest.raises(BrokenLawError, match="encode"):
         targets.wire_agent(data)
 
@@ -133,7 +133,7 @@ def test_an_encoder_that_loses_something_is_found(monkeypatch: pytest.MonkeyPatc
     ("kept", "law", "place", "name", "value"),
     [
         ("floodeof", "a turn is bounded", carrier_module, "TURN_FRAMES", 1 << 20),
-        ("flooddata", "what is held costs what it is", outbox, "JOINED_BYTES", 0),
+        ("flooddata", "what is held costs what it is", write_buffer, "JOINED_BYTES", 0),
         ("trunk", "the host proves itself", agent_model, "HOST_WORDS", b"somebody"),
     ],
 )

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from autoforward.heap import trimmer
+from autoforward.dataplane.heap import trimmer
 
 # Blocks of every size up to where they would have pages of their own, each between two small ones that stay.
 _SCRIPT = """
 import random
-from autoforward.heap import trimmer
+from autoforward.dataplane.heap import trimmer
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -10,8 +10,19 @@ from typing import Any, cast
 import pytest
 from docker.errors import NotFound
 
-from autoforward.callers import Caller, bare_record
-from autoforward.engine import (
+from autoforward.config.caller import Caller, bare_record
+from autoforward.config.session_record import held_by, identity_of
+from autoforward.core.identity.claims import holder_of, takes_over
+from autoforward.core.identity.labels import (
+    FOLDERS,
+    MAX_LABEL_CHARACTERS,
+    MAX_METADATA_CHARACTERS,
+    MAX_OTHER_CHARACTERS,
+    carries,
+    own_labels,
+)
+from autoforward.core.model import ContainerInfo, EngineEndpoint
+from autoforward.engine.client import (
     MAX_CACHED_CHARACTERS,
     MAX_CACHED_IMAGES,
     MAX_EVENT_BYTES,
@@ -20,18 +31,7 @@ from autoforward.engine import (
     Engine,
     lines_of,
 )
-from autoforward.identity.claims import holder_of, takes_over
-from autoforward.identity.containers import container_info, platform_of
-from autoforward.identity.labels import (
-    FOLDERS,
-    MAX_LABEL_CHARACTERS,
-    MAX_METADATA_CHARACTERS,
-    MAX_OTHER_CHARACTERS,
-    carries,
-    own_labels,
-)
-from autoforward.model import ContainerInfo, EngineEndpoint
-from autoforward.settings import held_by, identity_of
+from autoforward.engine.own_labels import container_info, platform_of
 
 FOLDER, CONFIG, METADATA = (f"devcontainer.{name}" for name in ("local_folder", "config_file", "metadata"))
 PREFIX = "com.docker.compose."

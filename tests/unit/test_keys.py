@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.cli.keys import MAX_SEQUENCE, KeyReader
+from autoforward.cli.terminal.keyboard import MAX_SEQUENCE, KeyReader
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autoforward.deploy import FOLDER, archive
-from autoforward.known_servers import (
+from autoforward.core.model import ForwardKey
+from autoforward.detection.known_servers import (
     DEFAULT_EXCLUDED,
     INSPECTOR_PORTS,
     OUR_AGENT,
@@ -14,7 +14,7 @@ from autoforward.known_servers import (
     not_http,
     why_excluded,
 )
-from autoforward.model import ForwardKey
+from autoforward.lanes.agent_install import FOLDER, archive
 
 COMMIT = "848b80aeb52026648a8ff9f7c45a9b0a80641e2e"
 EDITOR = "an editor's own server"

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.errors import ProtocolError
-from autoforward.lanes import watcher as w
-from autoforward.lanes.commands import (
+from autoforward.core.errors import ProtocolError
+from autoforward.core.model import DialAddress, LaneChoice
+from autoforward.core.text import MAX_LINE_BYTES, LineSplitter, printable
+from autoforward.lanes import watcher_protocol as w
+from autoforward.lanes.probe import MAX_LINES, NoLane, Probe, choose_lane, explain_exec_failure, parse_probe
+from autoforward.lanes.relay_tools import (
     Dialect,
     Netcat,
     NetcatFlavour,
@@ -24,10 +27,8 @@ from autoforward.lanes.commands import (
     socat_tool,
     usable_addresses,
 )
-from autoforward.lanes.probe import MAX_LINES, NoLane, Probe, choose_lane, explain_exec_failure, parse_probe
 from autoforward.lanes.scripts import ScriptName, check_token, relay_environment, script, watcher_argv
-from autoforward.lanes.signals import AttemptFailed, Broken, Opened, RelayPid, RelaySignal, ServerEof, classify_line
-from autoforward.model import DialAddress, LaneChoice
+from autoforward.lanes.tool_output import AttemptFailed, Broken, Opened, RelayPid, RelaySignal, ServerEof, classify_line
 
 TOKEN = "0123456789abcdef" * 2
 ROW = b"0: 0100007F:0BB8 00000000:0000 0A 0:0 0:0 0 1000 0 31339\n"
@@ -120,7 +121,7 @@ def test_watcher_stream_byte_by_byte() -> None:
     [
         b"bash: warning: hello\n",
         b"AF hello 2 pid=7 filter=grep interval=0.5\n",
-        b"x" * (w.MAX_LINE + 1),
+        b"x" * (MAX_LINE_BYTES + 1),
         HELLO + frame(2),
         HELLO + frame(1) + frame(1),
         HELLO + frame(1) + b"noise\n",
@@ -187,22 +188,22 @@ def test_commands_to_the_watcher() -> None:
 
 @given(st.lists(st.binary(max_size=30), max_size=10))
 def test_lines_in_any_pieces(pieces: list[bytes]) -> None:
-    splitter = w.LineSplitter()
+    splitter = LineSplitter()
     assert [line for piece in pieces for line in splitter.feed(piece)] == b"".join(pieces).split(b"\n")[:-1]
 
 
 def test_a_line_without_end_is_bounded() -> None:
-    splitter = w.LineSplitter()
+    splitter = LineSplitter()
     for _ in range(100):
         assert splitter.feed(b"x" * 1000) == []
-    assert splitter.feed(b"\nnext\n") == [b"x" * w.MAX_LINE, b"next"]
+    assert splitter.feed(b"\nnext\n") == [b"x" * MAX_LINE_BYTES, b"next"]
 
 
 @pytest.mark.parametrize(
     ("text", "shown"), [(b"a\x1b[31mb\r\n\x00c", "a [31mb   c"), (b"\xff", "\ufffd"), (b"x" * 900, "x" * 200)]
 )
 def test_printable(text: bytes, shown: str) -> None:
-    assert w.printable(text) == shown
+    assert printable(text) == shown
 
 
 # -- relay commands --------------------------------------------------------------------------------

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from autoforward import ledger as ledger_module
-from autoforward.leases import RegistryDocument, RegistryError, current_process, format_time
-from autoforward.ledger import Change, Ledger
-from autoforward.locking import locked
-from autoforward.paths import StatePaths
-from autoforward.registry import Registry
+from autoforward.state import buffered_registry as ledger_module
+from autoforward.state.buffered_registry import Change, Ledger
+from autoforward.state.document import RegistryDocument, RegistryError, current_process, format_time
+from autoforward.state.folder import StatePaths
+from autoforward.state.locks import locked
+from autoforward.state.registry import Registry
 from tests.unit.test_registry import LEASE
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)

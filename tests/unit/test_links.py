@@ -14,13 +14,13 @@ import pytest
 import requests
 from docker.errors import DockerException
 
-from autoforward.child_socket import ChildSocket
-from autoforward.endpoints import way_to_socket
-from autoforward.engine import Engine
-from autoforward.errors import EngineUnreachableError
-from autoforward.links import DirectLink, TlsLink, connect, link_to
-from autoforward.model import EngineEndpoint, TlsFiles
-from autoforward.ssh_link import DEFAULT_SOCKET, SshLink
+from autoforward.core.errors import EngineUnreachableError
+from autoforward.core.model import EngineEndpoint, TlsFiles
+from autoforward.engine.client import Engine
+from autoforward.engine.endpoint import way_to_socket
+from autoforward.engine.ssh import DEFAULT_SOCKET, SshLink
+from autoforward.engine.transport import DirectLink, TlsLink, connect, link_to
+from autoforward.net.child_socket import ChildSocket
 from tests.containers import eventually
 
 TIMEOUT_S = 30.0
@@ -228,7 +228,7 @@ def test_a_process_that_does_not_end_with_its_connection_is_ended(
     program: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("GRACE_S", "KILL_AFTER_S"):
-        monkeypatch.setattr(f"autoforward.child_socket.{name}", 0.1)
+        monkeypatch.setattr(f"autoforward.net.child_socket.{name}", 0.1)
     stubborn = f"trap '' TERM; echo $$ >{tmp_path}/pid; echo up; while :; do sleep 0.1; done"
     sock = ChildSocket.start([program(stubborn)], os.environ)
     assert sock.recv(10) == b"up\n"
@@ -282,7 +282,7 @@ def test_a_socket_that_is_not_this_users_is_said(monkeypatch: pytest.MonkeyPatch
             except requests.ConnectionError as error:
                 raise DockerException("Error while fetching server API version") from error
 
-        monkeypatch.setattr("autoforward.engine._Client", fail)
+        monkeypatch.setattr("autoforward.engine.client._Client", fail)
         with pytest.raises(EngineUnreachableError) as caught:
             engine.version()
         assert ("you may not use the engine's socket" in str(caught.value), str(path) in str(caught.value)) == (

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from autoforward.cli import listing
-from autoforward.cli.cells import columns_of, cut_to, in_ascii
-from autoforward.cli.listing import print_rows
-from autoforward.cli.table import NEEDED, NICE_TO_HAVE, PLAIN, WANTED, Look, choose_widths, format_rows
-from autoforward.events import PortEvent, list_row
+from autoforward.cli.commands import list_
+from autoforward.cli.commands.list_ import print_rows
+from autoforward.cli.console.cells import columns_of, cut_to, in_ascii
+from autoforward.cli.terminal.table import NEEDED, NICE_TO_HAVE, PLAIN, WANTED, Look, choose_widths, format_rows
+from autoforward.state.event_log import PortEvent, list_row
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -238,9 +238,9 @@ def test_what_the_terminal_can_show(monkeypatch: pytest.MonkeyPatch, environment
         monkeypatch.delenv(name, raising=False)
     for name, value in {"COLUMNS": "72", **environment}.items():
         monkeypatch.setenv(name, value)
-    assert listing.look_of_terminal() == PLAIN
-    monkeypatch.setattr(listing.sys.stdout, "isatty", lambda: True)
-    assert listing.look_of_terminal() == look
+    assert list_.look_of_terminal() == PLAIN
+    monkeypatch.setattr(list_.sys.stdout, "isatty", lambda: True)
+    assert list_.look_of_terminal() == look
 
 
 def test_a_table_is_data_and_nothing_is_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from autoforward.cli.cells import columns_of
-from autoforward.cli.live_view import View, draw
-from autoforward.cli.table import Look
+from autoforward.cli.console.cells import columns_of
+from autoforward.cli.terminal.live_view import View, draw
+from autoforward.cli.terminal.table import Look
 from tests.unit.test_listing import FULL_ROW, row
 
 

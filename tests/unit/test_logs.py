@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.cli.logs import LineFilter, LogReader
+from autoforward.cli.commands.logs import LineFilter, LogReader
 
 AT = "2026-01-01 00:00:00,000 INFO autoforward.supervisor."
 STARTED = f"{AT}server: supervisor 0.1.0 started, pid 7, 1 sessions restored"

@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.frames import Process
-from autoforward.lanes.watcher import Owner
-from autoforward.processes import MAX_SHELL_COMMAND
-from autoforward.masking.command_line import MAX_COMMAND_LINE, mask_command_line
-from autoforward.processes import parse_process
-from autoforward.sockets import owners_of_ports
+from autoforward.agent_protocol.frames import Process
+from autoforward.core.masking.command_line import MAX_COMMAND_LINE, mask_command_line
+from autoforward.detection.owners import MAX_SHELL_COMMAND, parse_process
+from autoforward.lanes.watcher_protocol import Owner
+from autoforward.net.bound_pair import owners_of_ports
 
 S = "hunter2Xq9"
 """The secret of most rows."""

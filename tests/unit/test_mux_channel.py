@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from autoforward import frames
-from autoforward.errors import ProtocolError
-from autoforward.mux import MAX_LOGGED_LINES, MAX_PROCESSES, MAX_SNAPSHOTS, Mux
-from autoforward.mux_channel import CREDIT_STEP_BYTES, WINDOW_BYTES, MuxChannel
-from autoforward.trunk import Trunks
+from autoforward.agent_protocol import frames
+from autoforward.core.errors import ProtocolError
+from autoforward.dataplane.mux.exec_mux import MAX_LOGGED_LINES, MAX_PROCESSES, MAX_SNAPSHOTS, Mux
+from autoforward.dataplane.mux.stream import CREDIT_STEP_BYTES, WINDOW_BYTES, MuxChannel
+from autoforward.dataplane.mux.trunk import Trunks
 
 
 class FakeEnds:

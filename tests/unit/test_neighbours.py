@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Identity, PortSpec
-from autoforward.neighbours import Elsewhere, Neighbour, Neighbours
-from autoforward.settings import SessionRecord
-from autoforward.supervisor.deciding import Beside
+from autoforward.config.session_record import SessionRecord
+from autoforward.core.model import ContainerInfo, EngineEndpoint, ForwardKey, Identity, PortSpec
+from autoforward.forwards.port_claims import Elsewhere, Neighbour, Neighbours
+from autoforward.forwards.session_rules import Beside
 
 
 def key(port: int) -> ForwardKey:

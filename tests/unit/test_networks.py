@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import pytest
 
-from autoforward.engine import Engine, Running
-from autoforward.errors import TargetError
-from autoforward.model import ContainerInfo, EngineEndpoint
-from autoforward.networks.look import MAX_MEMBERS, NetworkLook
-from autoforward.networks.rule import NOT_LOOKED_AT, rule_for
-from autoforward.networks.sharing import DirectPath, Member, Network, may_forge, objection
+from autoforward.core.errors import TargetError
+from autoforward.core.identity.network_sharing import DirectPath, Member, Network, may_forge, objection
+from autoforward.core.model import ContainerInfo, EngineEndpoint
+from autoforward.engine.client import Engine, Running
+from autoforward.engine.network_look import MAX_MEMBERS, NetworkLook
+from autoforward.engine.network_rule import NOT_LOOKED_AT, rule_for
 
 LOCAL = EngineEndpoint("unix:///var/run/docker.sock", "a test")
 

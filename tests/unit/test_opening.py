@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from autoforward.cli import browser, opening
-from autoforward.cli.browser import nobody_looks
-from autoforward.cli.opening import choose, open_forward
-from autoforward.environment import SessionEnvironment
-from autoforward.errors import AutoforwardError, TargetError, UsageError
+from autoforward.cli.commands import open_
+from autoforward.cli.commands.open_ import choose, open_forward
+from autoforward.cli.console import browser
+from autoforward.cli.console.browser import nobody_looks
+from autoforward.config.environment import SessionEnvironment
+from autoforward.core.errors import AutoforwardError, TargetError, UsageError
 from tests.desktops import FakeBrowser
 from tests.unit.test_listing import row
 
@@ -68,7 +69,7 @@ def test_whether_anybody_looks(variables: dict[str, str], why: str | None) -> No
 def rows(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What is forwarded; no desktop."""
     listed = [WEB]
-    monkeypatch.setattr(opening.client, "list_rows", lambda: listed)
+    monkeypatch.setattr(open_.supervisor_client, "list_rows", lambda: listed)
     for name in ("CI", "DISPLAY", "WAYLAND_DISPLAY", "BROWSER", "AUTOFORWARD_BROWSER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SSH_CONNECTION", "the tests")

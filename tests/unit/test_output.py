@@ -9,12 +9,18 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from autoforward.cli import output
-from autoforward.config import Settings
-from autoforward.errors import AutoforwardError, EngineUnreachableError, PortUnavailableError, TargetError, UsageError
-from autoforward.policy import ON_THE_HOST
-from autoforward.setting_values import Selection
-from autoforward.settings import SessionOptions
+from autoforward.cli.console import output
+from autoforward.config.session_record import SessionOptions
+from autoforward.core.errors import (
+    AutoforwardError,
+    EngineUnreachableError,
+    PortUnavailableError,
+    TargetError,
+    UsageError,
+)
+from autoforward.core.setting_values import Selection
+from autoforward.core.settings import Settings
+from autoforward.forwards.plan import ON_THE_HOST
 from tests.unit.test_listing import row
 
 
@@ -248,6 +254,7 @@ def test_detach_counts_what_was_forwarded(monkeypatch: pytest.MonkeyPatch) -> No
 
     rows = [row(), row(id=None, status="ignored", localPort=None)]
     monkeypatch.setattr(
-        "autoforward.cli.client.end_sessions", lambda *_args, **_how: {"rows": rows, "sessions": ["ses-1"]}
+        "autoforward.cli.console.supervisor_client.end_sessions",
+        lambda *_args, **_how: {"rows": rows, "sessions": ["ses-1"]},
     )
     assert CliRunner().invoke(main, ["detach", "web"]).output == "Ended 1 session(s), 1 port(s).\n"

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from autoforward.callers import Caller, record_for
-from autoforward.devcontainer import ports_from_configuration
-from autoforward.identity.containers import container_info
-from autoforward.model import ContainerInfo, ForwardKey, Listener
-from autoforward.policy import plan
-from autoforward.portspec import parse_port_spec
-from autoforward.session_config import configure, read_sources
-from autoforward.settings import SessionRecord
-from autoforward.supervisor.deciding import rules_of
+from autoforward.config.caller import Caller, record_for
+from autoforward.config.resolve import configure, read_sources
+from autoforward.config.session_record import SessionRecord
+from autoforward.core.model import ContainerInfo, ForwardKey, Listener
+from autoforward.core.port_spec import parse_port_spec
+from autoforward.devcontainers.configuration import ports_from_configuration
+from autoforward.engine.own_labels import container_info
+from autoforward.forwards.plan import plan
+from autoforward.forwards.session_rules import rules_of
 from tests.unit.test_session_config import ENDPOINT
 
 COMPOSE = {

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.errors import UsageError
-from autoforward.files import ownership
-from autoforward.paths import StateFolderError, StatePaths
-from autoforward.settings_files import read_user_settings
+from autoforward.config.files import read_user_settings
+from autoforward.core.errors import UsageError
+from autoforward.state import ownership
+from autoforward.state.folder import StateFolderError, StatePaths
 
 ME = 1000
 DIRECTORY, LINK, FILE = stat.S_IFDIR, stat.S_IFLNK, stat.S_IFREG

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from autoforward.peers import closed_peers, reset_peers, row_token
+from autoforward.dataplane.client_state import closed_peers, reset_peers, row_token
 from tests.containers import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")

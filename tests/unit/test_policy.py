@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from autoforward import policy
-from autoforward.attributes import AttributeRules, parse_attributes
-from autoforward.model import DialAddress, ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
-from autoforward.neighbours import Elsewhere
-from autoforward.policy import (
+from autoforward.config.session_record import told_apart
+from autoforward.core.model import DialAddress, ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
+from autoforward.core.port_spec import parse_port_spec
+from autoforward.core.setting_values import LocalPorts, Selection
+from autoforward.devcontainers.port_attributes import AttributeRules, parse_attributes
+from autoforward.forwards import plan as policy
+from autoforward.forwards.plan import (
     BRIEF_S,
     EPHEMERAL_UDP,
     LOOKED_AT,
@@ -26,10 +28,8 @@ from autoforward.policy import (
     Wish,
     plan,
 )
-from autoforward.portspec import parse_port_spec
-from autoforward.reconciling import Existing, Steps, reconcile
-from autoforward.setting_values import LocalPorts, Selection
-from autoforward.settings import told_apart
+from autoforward.forwards.port_claims import Elsewhere
+from autoforward.forwards.reconcile import Existing, Steps, reconcile
 
 NOW_S = 1000.0
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.attributes import AttributeRules, parse_attributes
-from autoforward.model import ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
-from autoforward.policy import ON_THE_HOST, Notice, Plan, Seen, SessionRules, plan
-from autoforward.portspec import parse_port_spec
-from autoforward.reconciling import Existing, Steps, reconcile
-from autoforward.setting_values import Selection
+from autoforward.core.model import ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
+from autoforward.core.port_spec import parse_port_spec
+from autoforward.core.setting_values import Selection
+from autoforward.devcontainers.port_attributes import AttributeRules, parse_attributes
+from autoforward.forwards.plan import ON_THE_HOST, Notice, Plan, Seen, SessionRules, plan
+from autoforward.forwards.reconcile import Existing, Steps, reconcile
 
 NOW_S = 1000.0
 TOOL = ServerProcess("tool --x", "tool --x")

@@ -9,12 +9,12 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.config import parse_settings
-from autoforward.model import ContainerInfo, ForwardKey, Listener, PublishedPort
-from autoforward.policy import plan
-from autoforward.session_config import SourceContents, configure
-from autoforward.settings import ConfigSources
-from autoforward.supervisor.deciding import rules_of
+from autoforward.config.resolve import SourceContents, configure
+from autoforward.config.session_record import ConfigSources
+from autoforward.core.model import ContainerInfo, ForwardKey, Listener, PublishedPort
+from autoforward.core.settings import parse_settings
+from autoforward.forwards.plan import plan
+from autoforward.forwards.session_rules import rules_of
 from tests.unit.test_session_config import EMPTY
 
 Port = tuple[str | None, int]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.errors import UsageError
-from autoforward.model import PortSpec
-from autoforward.portspec import (
+from autoforward.core.errors import UsageError
+from autoforward.core.model import PortSpec
+from autoforward.core.port_spec import (
     GRAMMAR,
     MAX_RANGE_SIZE,
     decode_port_spec,

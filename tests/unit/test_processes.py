@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.masking.command_line import MAX_COMMAND_LINE
-from autoforward.model import ForwardKey, ServerProcess
-from autoforward.processes import MAX_EARLY, ProcessBook, parse_process
-from autoforward.procnet import SocketRow
+from autoforward.core.masking.command_line import MAX_COMMAND_LINE
+from autoforward.core.model import ForwardKey, ServerProcess
+from autoforward.detection.owners import MAX_EARLY, ProcessBook, parse_process
+from autoforward.detection.proc_net import SocketRow
 
 WEB = ForwardKey("tcp", None, 3000)
 

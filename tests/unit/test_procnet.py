@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.frames import MIN_WINDOW, Open
-from autoforward.model import DialAddress, Listener
-from autoforward.procnet import (
+from autoforward.agent_protocol.decoder import Decoder, encode_hello, encode_open
+from autoforward.agent_protocol.frames import MIN_WINDOW, Open
+from autoforward.core.model import DialAddress, Listener
+from autoforward.detection.proc_net import (
     MAX_LINE,
     MAX_ROWS,
     dial_addresses,
@@ -18,7 +19,6 @@ from autoforward.procnet import (
     parse_proc_net_tcp,
     snapshot_from_rows,
 )
-from autoforward.wire import Decoder, encode_hello, encode_open
 
 HEADER = (
     b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"

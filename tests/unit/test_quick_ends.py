@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autoforward.supervisor.quick_ends import AGENT_REST_S, MAX_QUICK_ENDS, WORKED_S, QuickEnds
+from autoforward.supervisor.session.crash_counter import AGENT_REST_S, MAX_QUICK_ENDS, WORKED_S, QuickEnds
 
 
 def ended(times: int, *, after_s: float) -> tuple[QuickEnds, float]:

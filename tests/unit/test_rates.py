@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoforward.cli.rates import ASCII_BLOCKS, MAX_SAMPLES, Rates, key_of, short_rate, sparkline
+from autoforward.cli.terminal.rates import ASCII_BLOCKS, MAX_SAMPLES, Rates, key_of, short_rate, sparkline
 from tests.unit.test_listing import row
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.candidates import plan_candidates
-from autoforward.model import ForwardKey, Listener, PortSpec
-from autoforward.policy import plan
-from autoforward.session_config import configure, read_sources
-from autoforward.settings import ConfigSources, SessionRecord
-from autoforward.supervisor.deciding import rules_of
+from autoforward.config.resolve import configure, read_sources
+from autoforward.config.session_record import ConfigSources, SessionRecord
+from autoforward.core.model import ForwardKey, Listener, PortSpec
+from autoforward.forwards.candidates import plan_candidates
+from autoforward.forwards.plan import plan
+from autoforward.forwards.session_rules import rules_of
 from tests.unit.real_files import REAL_FILES
 from tests.unit.test_session_config import EMPTY
 

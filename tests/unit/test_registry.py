@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward import paths as paths_module
-from autoforward.leases import MAX_RESERVED, encode_document, parse_document, parse_time
-from autoforward.model import ForwardKey
-from autoforward.paths import StateFolderError, StatePaths
-from autoforward.registry import (
+from autoforward.core.model import ForwardKey
+from autoforward.state import folder as paths_module
+from autoforward.state.document import MAX_RESERVED, encode_document, parse_document, parse_time
+from autoforward.state.folder import StateFolderError, StatePaths
+from autoforward.state.registry import (
     MAX_SET_ASIDE,
     Lease,
     ProcessIdentity,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from autoforward import registry as module
-from autoforward.paths import StatePaths
-from autoforward.registry import Registry, RegistryDocument
+from autoforward.state import registry as module
+from autoforward.state.folder import StatePaths
+from autoforward.state.registry import Registry, RegistryDocument
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from autoforward.cli import reporting
+from autoforward.cli.commands import status
 
 AGENT = {"name": "agent", "dialect": "", "half_close": True, "udp": True, "note": "one process for everything"}
 ON = {"on": True, "reason": None}
@@ -37,7 +37,7 @@ def lines_of(capsys: pytest.CaptureFixture[str], *sessions: dict[str, Any], **ch
         "watches": [],
         "sessions": list(sessions),
     }
-    reporting.print_status(usual | changes)
+    status.print_status(usual | changes)
     return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
 

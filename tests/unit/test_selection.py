@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.callers import Caller
-from autoforward.cli.attaching import caller_of
-from autoforward.cli.output import SessionFlags
-from autoforward.config import Settings
-from autoforward.errors import UsageError
-from autoforward.identity.labels import own_labels
-from autoforward.selection import Selection, parse_labels
+from autoforward.cli.commands.attach import caller_of
+from autoforward.cli.console.output import SessionFlags
+from autoforward.config.caller import Caller
+from autoforward.config.container_filter import Selection, parse_labels
+from autoforward.core.errors import UsageError
+from autoforward.core.identity.labels import own_labels
+from autoforward.core.settings import Settings
 
 METADATA = json.dumps([{"id": "a-feature"}])
 BY_CLI = json.dumps([{"id": "a-feature"}, {"forwardPorts": [3000]}])

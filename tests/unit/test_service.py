@@ -14,10 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from autoforward.cli.main import main
-from autoforward.doctor import host
-from autoforward.errors import UsageError
+from autoforward.core.errors import UsageError
+from autoforward.doctor import host_checks
 from autoforward.service import Launchd, NoManagerError, Systemd, manager_of
-from autoforward.service.definition import (
+from autoforward.service.manager import Done
+from autoforward.service.units import (
     Definition,
     launchd_plist,
     parse_variable,
@@ -25,7 +26,6 @@ from autoforward.service.definition import (
     program_of_unit,
     systemd_unit,
 )
-from autoforward.service.managers import Done
 
 PLAIN = Definition(("/usr/bin/autoforward", "watch"))
 AWKWARD = Definition(
@@ -313,20 +313,20 @@ def test_only_variables_that_were_named_are_written() -> None:
     assert 'Environment="DOCKER_HOST=tcp://it:1"' in printed("--env", "DOCKER_HOST", DOCKER_HOST="tcp://it:1")
 
 
-LOOK = host.ServiceLook("/u/autoforward.service", "/usr/bin/autoforward", True, "running")
+LOOK = host_checks.ServiceLook("/u/autoforward.service", "/usr/bin/autoforward", True, "running")
 
 
 @pytest.mark.parametrize(
     ("look", "status", "word"),
     [
         (LOOK, "ok", "runs"),
-        (host.ServiceLook("/u", "/gone/autoforward", False, "running"), "warn", "/gone/autoforward"),
-        (host.ServiceLook("/u", "/p", True, "failed", detail="result exit-code"), "warn", "result exit-code"),
-        (host.ServiceLook("/u", "/p", True, "unknown", detail="no bus"), "warn", "no bus"),
-        (host.ServiceLook("/u", "/p", True, "running", at_login=False), "warn", "not started at login"),
+        (host_checks.ServiceLook("/u", "/gone/autoforward", False, "running"), "warn", "/gone/autoforward"),
+        (host_checks.ServiceLook("/u", "/p", True, "failed", detail="result exit-code"), "warn", "result exit-code"),
+        (host_checks.ServiceLook("/u", "/p", True, "unknown", detail="no bus"), "warn", "no bus"),
+        (host_checks.ServiceLook("/u", "/p", True, "running", at_login=False), "warn", "not started at login"),
     ],
 )
-def test_what_doctor_says_of_it(look: host.ServiceLook, status: str, word: str) -> None:
-    finding = host.check_service(look)
+def test_what_doctor_says_of_it(look: host_checks.ServiceLook, status: str, word: str) -> None:
+    finding = host_checks.check_service(look)
     assert finding.status == status
     assert word in finding.text

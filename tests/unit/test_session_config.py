@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from autoforward.callers import record_for
-from autoforward.cli import attaching
-from autoforward.cli.output import SessionFlags
-from autoforward.config import NO_SETTINGS, Settings, parse_settings
-from autoforward.errors import UsageError
-from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Identity
-from autoforward.portspec import parse_port_spec
-from autoforward.session_config import SourceContents, configure, metadata_of, metadata_of_merged, read_sources
-from autoforward.settings import ConfigSources, SessionRecord
+from autoforward.cli.commands import attach
+from autoforward.cli.console.output import SessionFlags
+from autoforward.config.caller import record_for
+from autoforward.config.resolve import SourceContents, configure, metadata_of, metadata_of_merged, read_sources
+from autoforward.config.session_record import ConfigSources, SessionRecord
+from autoforward.core.errors import UsageError
+from autoforward.core.model import ContainerInfo, EngineEndpoint, ForwardKey, Identity
+from autoforward.core.port_spec import parse_port_spec
+from autoforward.core.settings import NO_SETTINGS, Settings, parse_settings
 
 ENDPOINT = EngineEndpoint("unix:///engine", "--docker-host")
 IMAGE = {"forwardPorts": [7001], "portsAttributes": {"7001": {"label": "image"}}}
@@ -35,7 +35,7 @@ def labelled(*entries: dict[str, Any], folder: str | None = "/ws") -> dict[str, 
 
 def record_of(labels: dict[str, str], flags: SessionFlags | None = None, **given: Any) -> SessionRecord:
     info = ContainerInfo("c0ffee", "web", "running", labels)
-    return record_for(info, ENDPOINT, attaching.caller_of(flags or SessionFlags()), target="web", **given)[0]
+    return record_for(info, ENDPOINT, attach.caller_of(flags or SessionFlags()), target="web", **given)[0]
 
 
 def ports(record: SessionRecord) -> list[tuple[int, int | None]]:

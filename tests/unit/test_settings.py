@@ -9,12 +9,9 @@ from typing import Any
 
 import pytest
 
-from autoforward.attributes import parse_attributes
-from autoforward.cli.places import session_name
-from autoforward.environment import SessionEnvironment
-from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Identity
-from autoforward.portspec import decode_port_spec, encode_port_spec, parse_port_spec
-from autoforward.settings import (
+from autoforward.cli.console.places import session_name
+from autoforward.config.environment import SessionEnvironment
+from autoforward.config.session_record import (
     MAX_OPENED,
     ConfigSources,
     SessionOptions,
@@ -26,6 +23,9 @@ from autoforward.settings import (
     new_session_id,
     told_apart,
 )
+from autoforward.core.model import ContainerInfo, EngineEndpoint, ForwardKey, Identity
+from autoforward.core.port_spec import decode_port_spec, encode_port_spec, parse_port_spec
+from autoforward.devcontainers.port_attributes import parse_attributes
 
 ENDPOINT = EngineEndpoint("unix:///engine", "--docker-host")
 RECORD = SessionRecord(

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.config import NO_SETTINGS, Settings
-from autoforward.devcontainer import read_config_file
-from autoforward.errors import UsageError
-from autoforward.foreign.reader import Document
-from autoforward.setting_values import LocalPorts
-from autoforward.settings_files import (
+from autoforward.config.files import (
     parse_toml,
     project_settings_path,
     read_customizations,
     read_settings_file,
     user_settings_path,
 )
+from autoforward.core.errors import UsageError
+from autoforward.core.setting_values import LocalPorts
+from autoforward.core.settings import NO_SETTINGS, Settings
+from autoforward.devcontainers.configuration import read_config_file
+from autoforward.foreign.reader import Document
 
 TOML = """# lane = "nowhere"
 notify = false  # not "bind = 1"

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from autoforward import sockets
-from autoforward.sockets import (
+from autoforward.net import bound_pair
+from autoforward.net.bound_pair import (
     BoundPair,
     HostAddressError,
     HostPortDeniedError,
@@ -207,14 +207,14 @@ def test_a_number_that_may_not_be_bound_is_privileged(monkeypatch: pytest.Monkey
 
 
 def refuse_v6(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    bind: Callable[..., socket.socket] = sockets._bind
+    bind: Callable[..., socket.socket] = bound_pair._bind
 
     def refusing(address: str, *rest: object) -> socket.socket:
         if ":" in address:
             raise OSError(number, os.strerror(number))
         return bind(address, *rest)
 
-    monkeypatch.setattr(sockets, "_bind", refusing)
+    monkeypatch.setattr(bound_pair, "_bind", refusing)
 
 
 def test_udp_is_a_pair_that_nobody_can_share() -> None:

@@ -14,20 +14,27 @@ from typing import Any, cast
 import click
 import pytest
 
-from autoforward.attributes import parse_attributes
-from autoforward.carrier import LEAST_CREDIT_BYTES
-from autoforward.cli import devdown, devup, main, output
-from autoforward.config import KEYS
+from autoforward.cli import devdown, devup, main
+from autoforward.cli.console import output
+from autoforward.config.environment import SESSION_VARIABLES
+from autoforward.config.session_record import SessionOptions
+from autoforward.control.start import KEPT_ENVIRONMENT
 from autoforward.core import budget
-from autoforward.environment import SESSION_VARIABLES
-from autoforward.errors import ERRORS_BY_EXIT_CODE
-from autoforward.known_servers import DEFAULT_EXCLUDED, INSPECTOR_PORTS, OUR_AGENT, OUR_SUPERVISOR, why_excluded
-from autoforward.model import LANE_CHOICES, ON_AUTO_FORWARD, ForwardKey
-from autoforward.portspec import MAX_RANGE_SIZE, parse_port_spec
-from autoforward.procnet import MAX_DIALS
-from autoforward.setting_values import HIGHEST_MAX_PORTS, MAX_WAIT_FOR_SERVER_S
-from autoforward.settings import SessionOptions
-from autoforward.supervisor.spawn import KEPT_ENVIRONMENT
+from autoforward.core.errors import ERRORS_BY_EXIT_CODE
+from autoforward.core.model import LANE_CHOICES, ON_AUTO_FORWARD, ForwardKey
+from autoforward.core.port_spec import MAX_RANGE_SIZE, parse_port_spec
+from autoforward.core.setting_values import HIGHEST_MAX_PORTS, MAX_WAIT_FOR_SERVER_S
+from autoforward.core.settings import KEYS
+from autoforward.dataplane.mux.multiplexer import LEAST_CREDIT_BYTES
+from autoforward.detection.known_servers import (
+    DEFAULT_EXCLUDED,
+    INSPECTOR_PORTS,
+    OUR_AGENT,
+    OUR_SUPERVISOR,
+    why_excluded,
+)
+from autoforward.detection.proc_net import MAX_DIALS
+from autoforward.devcontainers.port_attributes import parse_attributes
 from tests.unit.spec_text import SPEC, names, section, sources, table, ticked
 
 
@@ -148,7 +155,7 @@ def test_attributes() -> None:
 
 
 def test_configuration_keys_are_read() -> None:
-    text = sources()["devcontainer.py"]
+    text = sources()["devcontainers/configuration.py"]
     assert all(f'"{key}"' in text for key in names("Configuration", "key"))
 
 
@@ -220,14 +227,14 @@ def test_numbers_in_the_text_are_those_of_the_table() -> None:
         ("Detection", f"at least every {value['FULL_READ_INTERVAL_S']} s"),
         ("Detection", f"withdrawn {value['WITHDRAWAL_GRACE_S']} s later"),
         ("Detection", f"{value['RESTART_GRACE_S']} s after the container came back"),
-        ("Detection", f"pinged every {value['detector.PING_INTERVAL_S']} s"),
+        ("Detection", f"pinged every {value['shell_watcher.PING_INTERVAL_S']} s"),
         ("Detection", f"answer for {value['PONG_TIMEOUT_S']} s"),
         ("Detection", f"every {float(value['AGENT_POLL_INTERVAL_S']) * 1000:.0f} ms unless"),
         ("Detection", f"every {float(value['DEFAULT_POLL_INTERVAL_S']) * 1000:.0f} ms"),
         ("Flags of a session", f"default {value['DEFAULT_POLL_INTERVAL_S']}. At that value the agent"),
         ("Flags of a session", f"takes {value['AGENT_POLL_INTERVAL_S']} |"),
         ("Agent", f"nothing for {value['HELLO_TIMEOUT_S']} s"),
-        ("Agent", f"pings it every {value['mux.PING_INTERVAL_S']} s; after {value['SILENCE_LIMIT_S']} s"),
+        ("Agent", f"pings it every {value['exec_mux.PING_INTERVAL_S']} s; after {value['SILENCE_LIMIT_S']} s"),
         ("Trunk", f"at most once every {value['SEEK_AGAIN_S']} s"),
         ("Trunk", f"no word in return for {value['UNANSWERED_S']} s"),
         ("Trunk", f"and {value['trunk.GRACE_S']} s later no byte"),
@@ -237,7 +244,7 @@ def test_numbers_in_the_text_are_those_of_the_table() -> None:
         ("Relays", f"wait up to {value['HOLD_S']} s"),
         ("Relays", f"At most {value['MAX_HELD']} wait on one port, and {value['MAX_HELD_OF_ALL']} of a session"),
         ("Relays", f"on the agent within {value['AGENT_POLL_INTERVAL_S']} s"),
-        ("Relays", f"send for {value['outbox.LINGER_S']} s"),
+        ("Relays", f"send for {value['write_buffer.LINGER_S']} s"),
         ("Relays", f"{int(value['WINDOW_BYTES']) >> 20} MiB that the client has not taken"),
         ("Relays", f"at most {int(value['relay.HIGH_WATER_BYTES']) >> 10} KiB"),
         ("Relays", f"the first {MAX_DIALS} that were seen"),

@@ -13,11 +13,14 @@ from typing import Any, cast, get_args
 
 import jsonschema
 
-from autoforward.allocator import PIN_KEY, REMAP_KEY
-from autoforward.attributes import NO_RULES, AttributeRules
-from autoforward.backoff import delay_s
-from autoforward.events import LINE_PREFIX, PortEvent, list_row
-from autoforward.lanes.commands import (
+from autoforward.config.session_record import SessionRecord
+from autoforward.core.backoff import delay_s
+from autoforward.core.model import LANE_CHOICES, EngineEndpoint, EventName, Identity, Status
+from autoforward.core.port_spec import parse_port_spec
+from autoforward.devcontainers.port_attributes import NO_RULES, AttributeRules
+from autoforward.forwards.allocator import PIN_KEY, REMAP_KEY
+from autoforward.lanes.probe import Probe, choose_lane
+from autoforward.lanes.relay_tools import (
     Netcat,
     NetcatFlavour,
     RelayTool,
@@ -26,16 +29,20 @@ from autoforward.lanes.commands import (
     netcat_tool,
     socat_tool,
 )
-from autoforward.lanes.probe import Probe, choose_lane
-from autoforward.lanes.watcher import Owner, WatcherStream, encode_kill, encode_ping, encode_sockets, parse_answer
-from autoforward.leases import ADDITIONAL_KEY, HELD_KEY, SINCE_KEY, Lease, encode_document, parse_document
-from autoforward.model import LANE_CHOICES, EngineEndpoint, EventName, Identity, Status
-from autoforward.paths import StatePaths
-from autoforward.portspec import parse_port_spec
-from autoforward.settings import SessionRecord
-from autoforward.supervisor import session as session_module
-from autoforward.supervisor.describing import describe
-from autoforward.supervisor.handlers import Handlers
+from autoforward.lanes.watcher_protocol import (
+    Owner,
+    WatcherStream,
+    encode_kill,
+    encode_ping,
+    encode_sockets,
+    parse_answer,
+)
+from autoforward.state.document import ADDITIONAL_KEY, HELD_KEY, SINCE_KEY, Lease, encode_document, parse_document
+from autoforward.state.event_log import LINE_PREFIX, PortEvent, list_row
+from autoforward.state.folder import StatePaths
+from autoforward.supervisor.requests import Handlers
+from autoforward.supervisor.session import session as session_module
+from autoforward.supervisor.session.status_rows import describe
 from autoforward.ui import doorway
 from tests.unit.spec_text import PACKAGE, SPEC, fenced, names, section, sources, table, ticked
 
@@ -212,12 +219,12 @@ def test_operations() -> None:
     rows = table("Control socket", "op")
     assert [ticked(row[0])[0] for row in rows] == list(Handlers(cast(Any, None)).by_op())
     requested = {key for row in rows for key in ticked(row[1])}
-    text = sources()["supervisor/handlers.py"] + sources()["supervisor/watching_command.py"]
+    text = sources()["supervisor/requests.py"] + sources()["supervisor/watch_requests.py"]
     assert requested == set(re.findall(r"""\brequest(?:\.get\(|\[)"(\w+)\"""", text))
 
 
 def test_message_types() -> None:
-    written = "".join(text for name, text in sources().items() if name.startswith("supervisor/"))
+    written = "".join(text for name, text in sources().items() if name.startswith(("supervisor/", "control/")))
     assert set(names("Control socket", "type")) == set(re.findall(r'"type": "(\w+)"', written))
 
 

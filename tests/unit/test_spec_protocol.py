@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from autoforward import deploy, direct, frames
-from autoforward.mux_channel import WINDOW_BYTES
+from autoforward.agent_protocol import frames
+from autoforward.dataplane.mux import handshake
+from autoforward.dataplane.mux.stream import WINDOW_BYTES
+from autoforward.lanes import agent_install
 from tests.unit.spec_text import ROOT, section, table, ticked
 
 
@@ -210,9 +212,9 @@ def test_what_may_be_said_on_a_trunk() -> None:
 
 def test_what_is_signed_begins_with_the_same_words() -> None:
     for words, source in (
-        (direct.HOST_WORDS, "direct.c"),
-        (direct.AGENT_WORDS, "direct.c"),
-        (direct.TRUNK_WORDS, "trunk.c"),
+        (handshake.HOST_WORDS, "direct.c"),
+        (handshake.AGENT_WORDS, "direct.c"),
+        (handshake.TRUNK_WORDS, "trunk.c"),
     ):
         assert f'"{words.decode()}"' in (ROOT / "agent" / source).read_text()
         assert f'"{words.decode()}" + token' in prose()
@@ -235,5 +237,5 @@ def test_nothing_but_this_section_describes_it() -> None:
 
 def test_the_agents_place_and_name() -> None:
     text = prose("Agent")
-    assert f"`{deploy.FOLDER}/agent-HASH`" in text
-    assert f"mode {deploy.MODE:04o}" in text
+    assert f"`{agent_install.FOLDER}/agent-HASH`" in text
+    assert f"mode {agent_install.MODE:04o}" in text

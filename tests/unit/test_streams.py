@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.errors import AutoforwardError, EngineUnreachableError, ProtocolError
-from autoforward.links import connect
-from autoforward.streams import MAX_RESPONSE_HEAD_BYTES, FrameDecoder, SocketStream, start_exec
+from autoforward.core.errors import AutoforwardError, EngineUnreachableError, ProtocolError
+from autoforward.engine.exec_stream import MAX_RESPONSE_HEAD_BYTES, FrameDecoder, SocketStream, start_exec
+from autoforward.engine.transport import connect
 
 CHUNKS = st.lists(st.tuples(st.sampled_from([0, 1, 2, 3]), st.binary(max_size=40)), max_size=6)
 

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from autoforward.engine import Engine
-from autoforward.errors import TargetError, UsageError
-from autoforward.model import ContainerInfo
-from autoforward.targets import resolve_project, resolve_target
+from autoforward.core.errors import TargetError, UsageError
+from autoforward.core.model import ContainerInfo
+from autoforward.engine.client import Engine
+from autoforward.engine.targets import resolve_project, resolve_target
 
 LOCAL_FOLDER = "devcontainer.local_folder"
 

@@ -10,27 +10,27 @@ from typing import Any
 
 import pytest
 
-from autoforward.callers import Caller, record_for
-from autoforward.config import KEYS, Settings, parse_settings
-from autoforward.doctor import inside
-from autoforward.doctor.container import check_port
-from autoforward.errors import UsageError
+from autoforward.config.approvals import Approvals, Workspace
+from autoforward.config.caller import Caller, record_for
+from autoforward.config.resolve import configure, metadata_of_merged, read_sources
+from autoforward.config.session_record import SessionRecord, mounts_of
+from autoforward.core.errors import UsageError
+from autoforward.core.model import ContainerInfo, EngineEndpoint, ForwardKey, Listener, ServerProcess
+from autoforward.core.setting_values import LocalPorts, Selection
+from autoforward.core.settings import KEYS, Settings, parse_settings
+from autoforward.doctor import container_probe
+from autoforward.doctor.container_checks import check_port
+from autoforward.engine.own_labels import container_info
 from autoforward.foreign import reader
 from autoforward.foreign.reader import Document
-from autoforward.identity.containers import container_info
-from autoforward.model import ContainerInfo, EngineEndpoint, ForwardKey, Listener, ServerProcess
-from autoforward.paths import StatePaths
-from autoforward.policy import plan
-from autoforward.session_config import configure, metadata_of_merged, read_sources
-from autoforward.setting_values import LocalPorts, Selection
-from autoforward.settings import SessionRecord, mounts_of
-from autoforward.supervisor import deciding
-from autoforward.supervisor.deciding import rules_of
-from autoforward.trust.approvals import Approvals, Workspace
-from autoforward.trust.folders import is_trusted, lies_in, place_of
+from autoforward.forwards import session_rules
+from autoforward.forwards.plan import plan
+from autoforward.forwards.session_rules import rules_of
+from autoforward.state.folder import StatePaths
 from autoforward.trust.layers import Layer, settle
-from autoforward.trust.requests import MAX_REQUESTS, NO_WORD, Asking, Word, digest_of, not_granted
-from autoforward.trust.table import OPENINGS, TABLE, Source, is_loopback
+from autoforward.trust.permissions import OPENINGS, TABLE, Source, is_loopback
+from autoforward.trust.widening import MAX_REQUESTS, NO_WORD, Asking, Word, digest_of, not_granted
+from autoforward.trust.workspace_folders import is_trusted, lies_in, place_of
 from autoforward.trust.writers import NO_WRITERS, Writers, writers_of_rows
 from tests.unit.real_files import ASKS, REAL_FILES
 from tests.unit.spec_text import names, table, ticked
@@ -356,14 +356,14 @@ def test_doctor_judges_what_is_granted_and_binds_nothing_else(tmp_path: Path, mo
         bound.append(host_port)
         return Pair()
 
-    monkeypatch.setattr(inside, "bind_pair", bind_pair)
-    monkeypatch.setattr(deciding, "lowest_bindable_port", lambda: 1)
+    monkeypatch.setattr(container_probe, "bind_pair", bind_pair)
+    monkeypatch.setattr(session_rules, "lowest_bindable_port", lambda: 1)
     scene = Scene(tmp_path)
     attributes = {"8081": {"requireLocalPort": True}, "80-90": {"elevateIfNeeded": True}}
     declared = ["991:8080", "992:8081", 80, 70, "15432:5432", 9229]
     scene.say("devcontainer.json", {"forwardPorts": declared, "portsAttributes": attributes})
     record = scene.attach(ROOT, given=parse_settings({"exclude": [9229]}))
-    found = {finding.id: finding for finding in map(check_port, inside.look_at_ports(record, ()))}
+    found = {finding.id: finding for finding in map(check_port, container_probe.look_at_ports(record, ()))}
     assert bound == [8080, 15432]
     assert {name: finding.status for name, finding in found.items()} == {
         "port-8080": "warn",
@@ -379,7 +379,7 @@ def test_doctor_judges_what_is_granted_and_binds_nothing_else(tmp_path: Path, mo
     assert "granted" not in found["port-70"].text
     assert found["port-9229"].text.endswith("is not forwarded: excluded by you")
     approved = frozenset(one.digest for one in record.requests)
-    inside.look_at_ports(scene.attach(replace(ROOT, approved=approved)), ())
+    container_probe.look_at_ports(scene.attach(replace(ROOT, approved=approved)), ())
     assert bound[2:] == [991, 992, 80, 15432, 9229]
 
 

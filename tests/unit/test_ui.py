@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from autoforward.ui.document import COMMON_HEADERS, load_document
-from autoforward.ui.guard import Request, refusal
-from autoforward.ui.keys import CODE_LASTS_S, Keys
-from autoforward.ui.picture import MAX_TEXT, Picture, encode_event, frames, picture_of, text
-from autoforward.ui.server import METHODS
+from autoforward.ui.access_token import CODE_LASTS_S, Keys
+from autoforward.ui.http_server import METHODS
+from autoforward.ui.page import COMMON_HEADERS, load_document
+from autoforward.ui.page_state import MAX_TEXT, Picture, encode_event, frames, picture_of, text
+from autoforward.ui.request_guard import Request, refusal
 from tests.unit.spec_text import section, table, ticked
 from tests.unit.test_listing import row
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from autoforward.model import ForwardKey
-from autoforward.session_config import configure, read_sources
-from autoforward.settings import ConfigSources, SessionRecord
-from autoforward.variables import names_in, places_of, substituted, why_left
+from autoforward.config.resolve import configure, read_sources
+from autoforward.config.session_record import ConfigSources, SessionRecord
+from autoforward.core.model import ForwardKey
+from autoforward.devcontainers.variables import names_in, places_of, substituted, why_left
 from tests.unit.test_session_config import EMPTY
 
 

@@ -1,4 +1,4 @@
-"""The protocol's bytes, the same for both ends: every vector runs against autoforward.wire and against agent/wire.c.
+"""The protocol's bytes, the same for both ends: every vector runs against `decoder.py` and against agent/wire.c.
 
 Each message whole, byte by byte, and with a tail; each malformed one is an error in both.
 """
@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward import frames, wire
-from autoforward.errors import ProtocolError
-from autoforward.frames import Data, Event, Hello, Ping, SocketEntry
+from autoforward.agent_protocol import decoder as wire
+from autoforward.agent_protocol import frames
+from autoforward.agent_protocol.frames import Data, Event, Hello, Ping, SocketEntry
+from autoforward.core.errors import ProtocolError
 from tests.agent_build import build
 
 _VECTORS = json.loads((Path(__file__).parent / "wire_vectors.json").read_text())

@@ -1,0 +1,1 @@
+"""The agent's wire protocol (agent/PROTOCOL.md), without I/O: frames, encoder, decoder."""

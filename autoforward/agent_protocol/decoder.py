@@ -1,0 +1,365 @@
+"""The agent's protocol as bytes: events from what arrives, bytes for what is sent. Pure, no I/O.
+
+agent/PROTOCOL.md is the text that this follows; `agent/wire.c` is the other end, and both are held to the same vectors.
+What comes out of a container is hostile until parsed: every length, count and text has a named limit here, and what
+breaks one raises ProtocolError, which ends that session's use of the agent.
+
+Cost, CPython 3.11 on one core (best of five): DATA frames of 32 KiB decode at 11 to 16 GB/s (0.35 million frames/s) fed
+16 or 64 KiB at a time, those of 100 bytes at 2.3 million frames/s; 9 million headers/s are encoded.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import Final
+
+from autoforward.agent_protocol.frames import (
+    BYE,
+    BYE_REASONS,
+    CREDIT,
+    DATA,
+    DIRECT,
+    EOF,
+    HEADER_SIZE,
+    HELLO_SIZE,
+    LISTEN,
+    LISTENING,
+    MAGIC,
+    MAX_ADDRESSES,
+    MAX_BYE_TEXT,
+    MAX_ENTRIES,
+    MAX_NAME,
+    MAX_STREAM,
+    MAX_WINDOW,
+    MIN_WINDOW,
+    MOVE,
+    NETWORK,
+    OPEN,
+    OPENED,
+    PING,
+    PONG,
+    PROCESS,
+    REFUSED,
+    RESET,
+    RULES,
+    SECRET_SIZE,
+    SIGNED_OPEN,
+    SNAPSHOT,
+    SNAPSHOT_CUT,
+    SNAPSHOT_MORE,
+    TAG_SIZE,
+    TOKEN_SIZE,
+    TRUNK,
+    VERSION,
+    WATCH,
+    ByeReason,
+    Data,
+    Event,
+    Role,
+    SnapshotEvent,
+    SocketEntry,
+)
+from autoforward.agent_protocol.payloads import (
+    ENTRY,
+    HELLO,
+    PARSERS,
+    PROCESS_HEAD,
+    TRANSPORTS,
+    U32,
+    parse_entry,
+    parse_hello,
+)
+from autoforward.core.errors import ProtocolError
+from autoforward.core.model import Transport
+
+_TRANSPORT_NUMBERS: Final = {name: number for number, name in TRANSPORTS.items()}
+
+_HEADER = struct.Struct(">BBHI")
+_VALUE_FRAME = struct.Struct(">BBHII")
+
+
+class Decoder:
+    """Bytes in, events out, for one side: `role` is who reads ("host": what an agent sends) and where.
+
+    The first event is Hello, but on a trunk. DATA is passed on in the parts in which it arrives, since the engine's
+    frames and ours do not align. After a ProtocolError the decoder must not be used again.
+    """
+
+    def __init__(self, role: Role = "host") -> None:
+        self._rules = RULES[role]
+        # An incomplete hello, header or frame, and how much it takes until looking at it again is of use: a frame that
+        # comes byte by byte must not cost the square of its size.
+        self._rest = bytearray()
+        self._needed = 0
+        self.has_more = False
+        """Whether `feed` stopped at its limit: another call goes on with what is left, and needs no new bytes."""
+        self._greeted = role.endswith("-trunk")
+        self._data_stream = 0
+        self._data_left = 0
+        self._entries: list[SocketEntry] = []
+
+    def __repr__(self) -> str:
+        return f"<Decoder greeted={self._greeted} rest={len(self._rest)} data_left={self._data_left}>"
+
+    @property
+    def between_frames(self) -> bool:
+        """Whether the bytes so far end where a frame does: at EOF, whether something was cut off."""
+        return not self._rest and not self._data_left
+
+    def feed(self, data: bytes, most: int = sys.maxsize) -> list[Event]:
+        """The events that `data` completes; ProtocolError when it is not the protocol.
+
+        It stops after `most` frames, where each socket of a snapshot counts as one: what is left is kept (`has_more`).
+        """
+        events: list[Event] = []
+        append = events.append
+        self.has_more = False
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._needed:
+                return events
+            data = bytes(self._rest)
+            self._rest.clear()
+        at, end = 0, len(data)
+        if not self._greeted:
+            if MAGIC[:end] != data[: len(MAGIC)]:
+                said = data[:200].decode("utf-8", "replace")
+                raise ProtocolError(f"its first words are not the protocol: {said!r}")
+            if end < HELLO_SIZE:
+                self._keep(data, 0)
+                return events
+            append(parse_hello(data))
+            self._greeted = True
+            at = HELLO_SIZE
+        unpack_header = _HEADER.unpack_from
+        left = self._data_left
+        stream = self._data_stream
+        while at < end:
+            if most <= 0:
+                self._keep(data[at:], 0)
+                self.has_more = True
+                break
+            if left:
+                most -= 1
+                stop = at + left
+                if stop > end:
+                    left = stop - end
+                    append(Data(stream, data[at:], False))
+                    at = end
+                    break
+                append(Data(stream, data[at:stop], True))
+                at = stop
+                left = 0
+                continue
+            if end - at < HEADER_SIZE:
+                self._keep(data[at:], HEADER_SIZE)
+                break
+            kind, flags, size, stream = unpack_header(data, at)
+            if kind == DATA:
+                if flags or not stream:
+                    raise ProtocolError(f"DATA with flags {flags} for stream {stream}")
+                at += HEADER_SIZE
+                left = size
+                if not size:
+                    most -= 1
+                    append(Data(stream, b"", True))
+                continue
+            rule = self._rules.get(kind)
+            if rule is None:
+                raise ProtocolError(f"unknown frame type {kind}")
+            if not rule.min_size <= size <= rule.max_size or (stream != 0) != rule.of_stream or flags & ~rule.flags:
+                raise ProtocolError(f"frame of type {kind}: length {size}, flags {flags}, stream {stream}")
+            stop = at + HEADER_SIZE + size
+            if stop > end:
+                self._keep(data[at:], HEADER_SIZE + size)
+                break
+            payload = data[at + HEADER_SIZE : stop]
+            at = stop
+            if kind == SNAPSHOT:
+                self._take_entries(payload, flags, events)
+                most -= 1 + size // ENTRY.size
+            else:
+                most -= 1
+                append(PARSERS[kind](stream, payload))
+        self._data_left = left
+        self._data_stream = stream
+        return events
+
+    def _keep(self, data: bytes, needed: int) -> None:
+        self._rest += data
+        self._needed = needed
+
+    def _take_entries(self, payload: bytes, flags: int, events: list[Event]) -> None:
+        if len(payload) % ENTRY.size:
+            raise ProtocolError(f"a snapshot of {len(payload)} bytes")
+        self._entries.extend(parse_entry(*fields) for fields in ENTRY.iter_unpack(payload))
+        if len(self._entries) > MAX_ENTRIES or (flags & SNAPSHOT_MORE and not payload):
+            raise ProtocolError(f"a snapshot of more than {MAX_ENTRIES} sockets")
+        if not flags & SNAPSHOT_MORE:
+            events.append(SnapshotEvent(tuple(self._entries), bool(flags & SNAPSHOT_CUT)))
+            self._entries.clear()
+
+
+def _frame(kind: int, stream: int, payload: bytes = b"", flags: int = 0) -> bytes:
+    return _HEADER.pack(kind, flags, len(payload), stream) + payload
+
+
+def encode_hello(window: int) -> bytes:
+    """The first bytes of either side; `window` within MIN_WINDOW and MAX_WINDOW (ValueError)."""
+    if not MIN_WINDOW <= window <= MAX_WINDOW:
+        raise ValueError(f"window {window} is not within {MIN_WINDOW} and {MAX_WINDOW}")
+    return HELLO.pack(MAGIC, VERSION, 0, window)
+
+
+def open_payload(transport: Transport, port: int, addresses: Sequence[str]) -> bytes:
+    """`addresses`: 1 to MAX_ADDRESSES, IPv4, IPv6 or names of at most MAX_NAME ASCII characters (ValueError)."""
+    if not 1 <= len(addresses) <= MAX_ADDRESSES or not 0 < port <= 65_535:
+        raise ValueError(f"port {port} of {len(addresses)} addresses")
+    parts = [struct.pack(">BHB", _TRANSPORT_NUMBERS[transport], port, len(addresses))]
+    return b"".join(parts + [_encode_address(text) for text in addresses])
+
+
+def encode_open_payload(stream: int, payload: bytes) -> bytes:
+    """OPEN with a payload of `open_payload`; `stream` from 1 to MAX_STREAM (ValueError)."""
+    if not 0 < stream <= MAX_STREAM:
+        raise ValueError(f"stream {stream}")
+    return _frame(OPEN, stream, payload)
+
+
+def encode_open(stream: int, transport: Transport, port: int, addresses: Sequence[str]) -> bytes:
+    """See `open_payload` and `encode_open_payload`."""
+    return encode_open_payload(stream, open_payload(transport, port, addresses))
+
+
+def encode_signed_open(stream: int, tag: bytes, payload: bytes) -> bytes:
+    """On a trunk. `tag`: TAG_SIZE bytes of HMAC-SHA256 of number and `payload` (`open_payload`)."""
+    return _HEADER.pack(SIGNED_OPEN, 0, TAG_SIZE + len(payload), stream) + tag + payload
+
+
+def _encode_address(text: str) -> bytes:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        name = text.encode("ascii")  # UnicodeEncodeError is a ValueError
+        if not 1 <= len(name) <= MAX_NAME:
+            raise ValueError(f"a name of {len(name)} characters") from None
+        return bytes((0, len(name))) + name
+    return bytes((address.version, len(address.packed))) + address.packed
+
+
+def encode_data_header(stream: int, size: int) -> bytes:
+    """What goes before `size` bytes (at most MAX_PAYLOAD, else struct.error), for writes that gather."""
+    return _HEADER.pack(DATA, 0, size, stream)
+
+
+def encode_data(stream: int, payload: bytes) -> bytes:
+    """One DATA frame; at most MAX_PAYLOAD bytes (struct.error), for UDP one datagram."""
+    return _HEADER.pack(DATA, 0, len(payload), stream) + payload
+
+
+def encode_eof(stream: int) -> bytes:
+    """No more DATA from us."""
+    return _HEADER.pack(EOF, 0, 0, stream)
+
+
+def encode_reset(stream: int, errno: int = 0) -> bytes:
+    """The stream is over; the agent closes the server's connection with a reset."""
+    return _VALUE_FRAME.pack(RESET, 0, 4, stream, errno)
+
+
+def encode_credit(stream: int, size: int) -> bytes:
+    """`size` bytes more are accepted: as many as the far socket has taken."""
+    return _VALUE_FRAME.pack(CREDIT, 0, 4, stream, size)
+
+
+def encode_ping(payload: bytes) -> bytes:
+    """`payload`: 8 bytes that the PONG brings back."""
+    return _frame(PING, 0, payload)
+
+
+def encode_pong(payload: bytes) -> bytes:
+    """The answer to a PING."""
+    return _frame(PONG, 0, payload)
+
+
+def encode_watch(interval_ms: int, *, udp: bool = False) -> bytes:
+    """Ask for snapshots at that pace, 0 to stop; each WATCH is answered by a complete one."""
+    return _frame(WATCH, 0, U32.pack(interval_ms) + bytes((udp,)))
+
+
+def encode_listen(secret: bytes, address: str) -> bytes:
+    """`secret`: SECRET_SIZE bytes that prove a direct connection; `address`: IPv4 or IPv6 (ValueError).
+
+    Both empty: listen no more.
+    """
+    if not secret and not address:
+        return _frame(LISTEN, 0)
+    own = ip_address(address)
+    return _frame(LISTEN, 0, _sized(secret, SECRET_SIZE) + bytes((own.version,)) + own.packed)
+
+
+def encode_direct(stream: int, token: bytes) -> bytes:
+    """`token`: TOKEN_SIZE bytes (ValueError), random, of this stream alone, in the place of the one before."""
+    return _frame(DIRECT, stream, _sized(token, TOKEN_SIZE))
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    if len(value) != size:
+        raise ValueError(f"{len(value)} bytes, not {size}")
+    return value
+
+
+def encode_trunk(token: bytes) -> bytes:
+    """`token`: TOKEN_SIZE random bytes, for one trunk alone; none: there is no trunk any more (else ValueError)."""
+    return _frame(TRUNK, 0, _sized(token, TOKEN_SIZE) if token else b"")
+
+
+def encode_move(stream: int) -> bytes:
+    """What we say on this stream after this comes over the direct connection."""
+    return _HEADER.pack(MOVE, 0, 0, stream)
+
+
+# What an agent sends; the host needs these for its tests alone.
+
+
+def encode_opened(stream: int, index: int) -> bytes:
+    """The address with that index answered."""
+    return _frame(OPENED, stream, bytes((index,)))
+
+
+def encode_refused(stream: int, errno: int) -> bytes:
+    """None answered."""
+    return _VALUE_FRAME.pack(REFUSED, 0, 4, stream, errno)
+
+
+def encode_snapshot(entries: Sequence[SocketEntry], *, more: bool = False, cut: bool = False) -> bytes:
+    """One frame of a snapshot; `more` when others follow."""
+    rows = []
+    for entry in entries:
+        address = ip_address(entry.address)
+        number = _TRANSPORT_NUMBERS[entry.transport]
+        rows.append(ENTRY.pack(number, address.version, entry.port, entry.uid, entry.inode, address.packed))
+    return _frame(SNAPSHOT, 0, b"".join(rows), more * SNAPSHOT_MORE | cut * SNAPSHOT_CUT)
+
+
+def encode_process(inode: int, pid: int, command_line: bytes) -> bytes:
+    """Who holds the socket with that inode."""
+    return _frame(PROCESS, 0, PROCESS_HEAD.pack(inode, pid) + command_line)
+
+
+def encode_bye(reason: ByeReason, text: str = "") -> bytes:
+    """The last frame."""
+    return _frame(BYE, 0, bytes((BYE_REASONS.index(reason) + 1,)) + text.encode()[:MAX_BYE_TEXT])
+
+
+def encode_listening(port: int, errno: int = 0) -> bytes:
+    """Direct connections are taken at `port`; 0: nowhere."""
+    return _frame(LISTENING, 0, struct.pack(">HI", port, errno))
+
+
+def encode_network(namespace: bytes) -> bytes:
+    """The network namespace that the agent is in."""
+    return _frame(NETWORK, 0, namespace)

@@ -1,0 +1,183 @@
+"""From a TARGET to a running session: find the container, read its configuration, hand both to the supervisor."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoforward.cli.console import output, supervisor_client
+from autoforward.cli.console.places import stored
+from autoforward.cli.console.progress import working
+from autoforward.config.approvals import Approvals, Workspace
+from autoforward.config.caller import Caller, record_for
+from autoforward.config.environment import SessionEnvironment
+from autoforward.config.files import user_settings_path
+from autoforward.config.resolve import Metadata, metadata_of
+from autoforward.config.session_record import SessionRecord, all_services
+from autoforward.core.identity.labels import LABEL_METADATA
+from autoforward.core.model import ContainerInfo, EngineEndpoint, PortSpec
+from autoforward.core.settings import layered, settings_from_environment
+from autoforward.engine.client import Engine
+from autoforward.engine.endpoint import resolve_endpoint
+from autoforward.engine.targets import resolve_project, resolve_target
+from autoforward.lanes.agent_install import NOT_BUILT
+from autoforward.state.folder import StatePaths
+from autoforward.trust.widening import Word
+from autoforward.trust.writers import Writers, writers_of_rows
+
+
+@dataclass(frozen=True, slots=True)
+class AttachResult:
+    """What was asked of the supervisor, and what is forwarded now.
+
+    `events` are the PORT_EVENT lines of the start; `problem` is set when nothing can be relayed; `state` is the session's.
+    """
+
+    record: SessionRecord
+    rows: list[dict[str, Any]]
+    events: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    problem: str | None = None
+    state: str = "watching"
+
+
+def find_target(target: str, docker_host: str | None, context: str | None) -> tuple[EngineEndpoint, ContainerInfo]:
+    """The engine that the flags and the environment name, and the running container that is meant. Raises TargetError."""
+    endpoint = resolve_endpoint(docker_host, context)
+    engine = Engine(endpoint)
+    try:
+        return endpoint, resolve_target(engine, target, output.say)
+    finally:
+        engine.close()
+
+
+def caller_of(flags: output.SessionFlags) -> Caller:
+    """This very command, with its flags and its environment. Raises UsageError for bad variables."""
+    return Caller(
+        given=layered(flags.given, settings_from_environment(os.environ)),
+        settings_file=flags.settings_file,
+        user_file=str(user_settings_path()),
+        auto_udp=flags.auto_udp,
+        environment=SessionEnvironment.capture(os.environ),
+        variables=dict(os.environ),
+        folder=os.curdir,
+    )
+
+
+def words_of(*, attaching: bool) -> Callable[[SessionRecord], Word]:
+    """What the user has said of a record's workspace, from the state folder. Raises AutoforwardError for one not to be used."""
+    paths = StatePaths.locate()
+    paths.check()
+    approvals = Approvals(paths)
+    return lambda record: approvals.word_of(record, attaching=attaching)
+
+
+def stored_writers() -> Writers:
+    """What containers can write that have sessions, from the state folder. The supervisor looks again in a moment."""
+    return writers_of_rows(stored("sessions"))
+
+
+def attach(
+    container_ref: str,
+    *,
+    endpoint: EngineEndpoint,
+    flags: output.SessionFlags,
+    specs: Sequence[PortSpec] = (),
+    metadata: Metadata | None = None,
+    workspace_folder: str | None = None,
+    config_file: str | None = None,
+    override_config: str | None = None,
+    target: str | None = None,
+    siblings: bool = False,
+    trust_workspace: bool = False,
+    replace: bool = False,
+) -> AttachResult:
+    """Begin or change the session of a running container; returns when its first snapshot has been applied.
+
+    With `replace` it takes the session of its identity over from a container that runs. With `siblings` the other
+    services of its compose project have sessions too, also those that start later. The configuration is read as
+    `record_for` says; with `trust_workspace` what it asks for now is approved. Raises AutoforwardError.
+    """
+    engine = Engine(endpoint)
+    try:
+        info = engine.inspect_with_network(container_ref)
+        metadata = metadata or metadata_of(info, engine.image_labels(info).get(LABEL_METADATA, "[]"))
+    finally:
+        engine.close()
+    make_record = functools.partial(
+        record_for,
+        info,
+        endpoint,
+        caller_of(flags),
+        word_of=words_of(attaching=True),
+        writers=stored_writers(),
+        target=target or workspace_folder or info.workspace_folder or info.name,
+        specs=specs,
+        metadata=metadata,
+        workspace_folder=workspace_folder,
+        config_file=config_file,
+        override_config=override_config,
+        siblings=siblings,
+    )
+    record, found = make_record()
+    if trust_workspace and record.requests:
+        # What is approved is what was read, whatever the files say by now.
+        Approvals(StatePaths.locate()).answer(Workspace.of(record), record.requests, approved=True)
+        record, found = make_record()
+    warnings = list(found)
+    if siblings and not record.siblings:
+        warnings.append(f"{info.name} is of no compose project: there are no other services")
+    output.warn_of_bind(record.options)
+    request = {"op": "attach", "record": record.to_json(), "replace": replace}
+    with supervisor_client.begin(request) as open_call, working(f"Looking into {info.name}"):
+        for _message in open_call:
+            pass
+        result = open_call.result or {}
+    for text in result.get("taken", ()):  # a supervisor of another version knows neither
+        output.say(text)
+    warnings += result.get("refused", ())
+    if (note := result.get("lane_note") or "") and NOT_BUILT in note:
+        warnings.append(f"connections of {info.name} go over the slower lane {result['lane']}: {note}")
+    problem = _problem_in(result)
+    if problem:
+        warnings.append(f"nothing can be forwarded from {info.name}: {problem}")
+    for other in result["others"]:
+        if its := _problem_in(other):
+            warnings.append(f"nothing can be forwarded from {other['container_name']}: {its}")
+    return AttachResult(record, result["rows"], result["events"], warnings, problem, result["state"])
+
+
+def attach_project(
+    project: str,
+    *,
+    flags: output.SessionFlags,
+    docker_host: str | None,
+    context: str | None,
+    trust_workspace: bool,
+    replace: bool = False,
+) -> tuple[str, AttachResult]:
+    """Attach to every service of a compose project that runs; the name of the first, and what is forwarded."""
+    endpoint = resolve_endpoint(docker_host, context)
+    engine = Engine(endpoint)
+    try:
+        [first, *_] = resolve_project(engine, project, output.say)
+    finally:
+        engine.close()
+    result = attach(
+        first.container_id,
+        endpoint=endpoint,
+        flags=flags,
+        target=all_services(first.project or project),
+        siblings=True,
+        trust_workspace=trust_workspace,
+        replace=replace,
+    )
+    return first.name, result
+
+
+def _problem_in(answer: Mapping[str, Any]) -> str | None:
+    """Why nothing is forwarded, of a session as `attach` answers."""
+    return None if answer["lane"] is not None and answer["state"] == "watching" else answer["problem"]

@@ -1,0 +1,105 @@
+"""`autoforward list`: rows to look at, once or whenever they change. What the table looks like is in `table.py`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autoforward.cli.console import supervisor_client
+from autoforward.cli.console.printing import draw, show_json, tell
+from autoforward.cli.console.printing import show as print_line
+from autoforward.cli.terminal.table import PLAIN, Look, format_rows, summed_up
+
+VOLATILE = ("ageSeconds", "connections", "bytes")
+"""What is different at every look: no reason to print the list again."""
+
+_COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], *, everything: bool = False) -> None:
+    """The table on stdout, with the reasons under the rows that have one; unless `everything`, many ignored ports in a line."""
+    if not rows:
+        tell("nothing is forwarded")
+        return
+    shown, lines = (rows, []) if everything else summed_up(rows)
+    if shown:
+        draw(format_rows(shown, look_of_terminal()))
+    for line in lines:
+        print_line(line)
+
+
+def look_of_terminal() -> Look:
+    """What stdout can show. Where it is no terminal: everything, as long as it is, and plain."""
+    if not sys.stdout.isatty():
+        return PLAIN
+    term = os.environ.get("TERM")
+    return Look(
+        width=shutil.get_terminal_size((80, 24)).columns,
+        coloured=not os.environ.get("NO_COLOR") and term != "dumb",
+        links=term not in ("dumb", "linux"),
+        # The console of Linux is UTF-8, and its font has next to nothing of it.
+        ascii=term == "linux" or not _is_utf8(os.environ),
+    )
+
+
+def _is_utf8(environ: Mapping[str, str]) -> bool:
+    """What the locale says, as the C library reads it. Python takes UTF-8 for granted where it says nothing; so do we."""
+    ctype, lang = environ.get("LC_CTYPE"), environ.get("LANG")
+    if ctype in _COERCED and lang and "." in lang:
+        # Python has put that there itself (PEP 538), where LANG names a locale that is not installed.
+        ctype = None
+    named = environ.get("LC_ALL") or ctype or lang or "UTF-8"
+    return "utf8" in named.lower().replace("-", "") and sys.stdout.encoding.lower().replace("-", "") == "utf8"
+
+
+def watch_rows(target: str | None, as_json: bool) -> int:
+    """A screen with keys where there is a terminal to show it on, else the list again whenever it changes."""
+    rows = supervisor_client.list_rows(target)
+    if as_json or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        return _watch_in_lines(rows, target, as_json)
+    from autoforward.cli.terminal.live import watch_on_terminal
+
+    return watch_on_terminal(rows, target, look_of_terminal())
+
+
+def _watch_in_lines(rows: Sequence[Mapping[str, Any]], target: str | None, as_json: bool) -> int:
+    """Across supervisors that come and go, until Ctrl-C or until nobody reads any more."""
+    import selectors
+    import time
+
+    from autoforward.cli.commands.events import end_with_reader
+    from autoforward.cli.terminal.live_feed import Feed
+    from autoforward.state.folder import StatePaths
+
+    shown: list[dict[str, Any]] | None = None
+
+    def show(rows: Sequence[Mapping[str, Any]]) -> None:
+        nonlocal shown
+        now = [{name: value for name, value in row.items() if name not in VOLATILE} for row in rows]
+        if now == shown:
+            return
+        if as_json:
+            show_json(rows, indent=None)
+        else:
+            if shown is not None:
+                print_line("")
+            if rows:
+                draw(format_rows(rows, look_of_terminal()))
+            else:
+                print_line("nothing is forwarded")
+        shown = now
+
+    end_with_reader(sys.stdout.fileno())
+    try:
+        show(rows)
+        with selectors.DefaultSelector() as selector:
+            feed = Feed(selector, StatePaths.locate(), target, show, lambda: show([]) if feed.state == "gone" else None)
+            while True:
+                feed.step(time.monotonic())
+                for key, _ in selector.select(max(0.0, feed.due_s - time.monotonic())):
+                    key.data()
+    except KeyboardInterrupt:
+        return 0

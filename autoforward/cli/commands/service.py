@@ -1,0 +1,120 @@
+"""`autoforward service`: what was done to the user's service manager, and what undoes it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from autoforward.cli.console import output
+from autoforward.cli.console.printing import show, show_json
+from autoforward.core.errors import AutoforwardError
+from autoforward.service import manager_of
+from autoforward.service.manager import NoManagerError
+from autoforward.service.units import Definition, parse_variable
+
+WORTH_GIVING = ("AUTOFORWARD_HOME", "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG")
+"""Set here and not for the service, these make it another engine's, or another supervisor's."""
+
+NOT_INSTALLED = 4
+
+
+def flags_given(context: click.Context, command: click.Command) -> list[str]:
+    """The flags of `command` that were given to this one, as they would be typed; files by their full path."""
+    words: list[str] = []
+    for option in command.params:
+        if not isinstance(option, click.Option) or option.name is None or option.name not in context.params:
+            continue
+        if context.get_parameter_source(option.name) is not ParameterSource.COMMANDLINE:
+            continue
+        value, flag = context.params[option.name], option.opts[0]
+        if option.is_flag:
+            words.append(flag)
+            continue
+        for one in value if option.multiple else [value]:
+            words += [flag, os.path.abspath(one) if flag == "--settings" else str(one)]  # noqa: PTH100  # keeps links
+    return words
+
+
+def definition_of(flags: Sequence[str], variables: Sequence[str]) -> Definition:
+    """What is started at login. Raises UsageError for variables that cannot be had."""
+    environment = dict(parse_variable(text, dict(os.environ)) for text in variables)
+    return Definition((our_program(), "watch", *flags), tuple(sorted(environment.items())))
+
+
+def our_program() -> str:
+    """The console script that runs now; a link to it stays a link, for upgrades."""
+    called = Path(sys.argv[0])
+    if called.name == "autoforward" and (found := shutil.which(called)):
+        return os.path.abspath(found)  # noqa: PTH100  # keeps links
+    beside = Path(sys.executable).with_name("autoforward")
+    return str(beside) if beside.exists() else shutil.which("autoforward") or str(beside)
+
+
+def install(definition: Definition, *, print_only: bool) -> int:
+    """Exit status. With `print_only` nothing is changed, and nobody is asked."""
+    manager = manager_of()
+    if print_only:
+        for line in manager.text(definition).splitlines():
+            show(line)
+        return 0
+    given = {name for name, _ in definition.environment}
+    for name in WORTH_GIVING:
+        if os.environ.get(name) and name not in given:
+            output.warn(f"{name} is set here, and not for the service", hint=f"--env {name} hands it over")
+    try:
+        said = manager.install(definition)
+    except NoManagerError as error:
+        raise AutoforwardError(f"nothing was installed: {error}", hint=error.hint) from error
+    for line in said or ["Nothing to do: it is installed like that, and runs"]:
+        output.say(f"{line}.")
+    output.say("`autoforward service status` shows it, `autoforward service uninstall` takes all of it away.")
+    return 0
+
+
+def uninstall() -> int:
+    """Exit status. Nothing there is fine."""
+    for line in manager_of().uninstall() or ["Nothing to do: it is not installed"]:
+        output.say(f"{line}.")
+    return 0
+
+
+def status(as_json: bool) -> int:
+    """Exit status: 0 it runs, 1 it does not, 4 it is not installed."""
+    manager = manager_of()
+    program = manager.program()
+    if program is None:
+        if as_json:
+            show_json({"installed": False, "manager": manager.name, "path": str(manager.path)})
+        else:
+            show(f"not installed with {manager.name} ({manager.path} is not there)")
+        return NOT_INSTALLED
+    health = manager.health()
+    there = shutil.which(program) is not None
+    if as_json:
+        facts = {
+            "installed": True,
+            "manager": manager.name,
+            "path": str(manager.path),
+            "program": program,
+            "program_is_there": there,
+            "state": health.state,
+            "pid": health.pid,
+            "at_login": health.at_login,
+            "detail": health.detail,
+        }
+        show_json(facts)
+    else:
+        pid = f", pid {health.pid}" if health.pid else ""
+        login = "started at login" if health.at_login else "not started at login"
+        show(f"{health.state}{pid}, {login}: {manager.name}, {manager.path}")
+        if health.detail and health.state != "running":
+            show(health.detail)
+        if not there:
+            output.warn(f"{program}, which it starts, is not there any more", hint="`autoforward service install`")
+    return 0 if health.state == "running" else 1

@@ -1,0 +1,93 @@
+"""A forward's URL, and the program that opens it: the desktop's, or AUTOFORWARD_BROWSER."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoforward.cli.console import output
+from autoforward.cli.console.cells import local_of
+from autoforward.config.environment import SessionEnvironment
+from autoforward.core.errors import AutoforwardError
+from autoforward.desktop.decide import safe_url
+from autoforward.desktop.launcher import opener, start_opener
+from autoforward.detection.known_servers import not_http
+
+OPENER_PATIENCE_S = 3.0
+"""How long an opener is waited for. One that fails has ended by then; one that stays is the browser."""
+
+Row = Mapping[str, Any]
+
+
+def open_and_wait(what: str | Path) -> bool:
+    """Open it, or say why nobody would see it; whether it was opened.
+
+    Raises AutoforwardError where that fails within `OPENER_PATIENCE_S`.
+    """
+    opening = begin_opening(what)
+    if isinstance(opening, str):
+        output.say(f"Not opened: {opening}. AUTOFORWARD_BROWSER names a program that opens URLs.")
+        return False
+    try:
+        status = opening.process.wait(OPENER_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        return True
+    if status:
+        raise AutoforwardError(f"{opening.program} ended with status {status}", hint="open the URL by hand")
+    return True
+
+
+def url_of(row: Row) -> str:
+    """Its URL, if it is one of ours. Raises AutoforwardError: it has none, and why."""
+    url = safe_url(row["url"])
+    if url is None:
+        spoken = not_http(row["port"], row["process"], row["label"]) if row["localPort"] is not None else None
+        if row["transport"] == "tcp" and spoken is not None:
+            raise AutoforwardError(
+                f"port {row['port']} of {row['containerName']} has no URL: it speaks {spoken}, on {local_of(row)}",
+                hint='if it is a web server, "protocol": "http" in portsAttributes says so',
+            )
+        what = "it is UDP" if row["transport"] == "udp" else "no host port of it listens"
+        raise AutoforwardError(f"port {row['port']} of {row['containerName']} has no URL: {row['reason'] or what}")
+    return url
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A program that opens a URL; whoever began it reaps the process."""
+
+    program: str
+    process: subprocess.Popen[bytes]
+
+
+def begin_opening(what: str | Path) -> Opening | str:
+    """Start what opens it, or say why nothing is started: a URL of a forward, or a file that we have made.
+
+    Raises AutoforwardError.
+    """
+    url = what.as_uri() if isinstance(what, Path) else safe_url(what)
+    if url is None:
+        raise AutoforwardError("this is not the URL of a forward")
+    environment = SessionEnvironment.capture(os.environ)
+    why_not = nobody_looks(environment, sys.platform)
+    if why_not is not None:
+        return why_not
+    argv = [*opener(environment, sys.platform), url]
+    try:
+        return Opening(argv[0], start_opener(argv, environment))
+    except OSError as error:
+        raise AutoforwardError(f"cannot run {argv[0]}: {error.strerror}", hint="see AUTOFORWARD_BROWSER") from error
+
+
+def nobody_looks(environment: SessionEnvironment, platform: str) -> str | None:
+    """Why a URL is not opened from here, None where it is. `BROWSER` is what `xdg-open` takes without a display."""
+    if environment.in_ci:
+        return "CI is set"
+    if environment.browser or environment.get("BROWSER") or environment.has_display(platform):
+        return None
+    return "there is no display here"

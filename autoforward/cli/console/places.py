@@ -1,0 +1,109 @@
+"""A target as sessions know it: a folder by any of its paths or from below it, and what to say of one that no session has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from autoforward.cli.console import output, supervisor_client
+from autoforward.config.session_record import SessionRecord, meant, nearest_session, restorable
+from autoforward.core.errors import TargetError
+from autoforward.foreign.folders import as_typed, same_folders, spellings, upwards
+from autoforward.foreign.reader import is_folder
+from autoforward.state.folder import StatePaths
+
+Row = Mapping[str, Any]
+
+
+def session_name(target: str | None, say: Callable[[str], None] = output.say) -> str | None:
+    """What to ask a supervisor for. A folder above is taken, and said, where only that has a session; else it is as it is."""
+    if target is None or not is_folder(target):
+        return target
+    found = folders_with_session(target)
+    if found is None:
+        return spellings(target)[-1]
+    level, known = found
+    if level != as_typed(target):
+        say(f"{level} is taken: {as_typed(target)} is in it")
+    # Sessions that know it by several paths have the real one in common.
+    return known[0] if len(known) == 1 else spellings(level)[-1]
+
+
+def folders_with_session(folder: str) -> tuple[str, list[str]] | None:
+    """This folder, or the nearest above, that stored sessions are of, and how they spell it; none above a configuration."""
+    from autoforward.devcontainers.configuration import config_files_of
+
+    rows = list(stored("sessions"))
+    named = [row.get("workspace") for row in rows] + [_table(row, "sources").get("project_folder") for row in rows]
+    known = [path for path in named if isinstance(path, str) and path.startswith("/")]
+    for level in upwards(folder) if known else ():
+        if same := same_folders(level, known):
+            return level, same
+        if config_files_of(level):
+            break
+    return None
+
+
+def stored(what: str) -> Iterator[Row]:
+    """The rows of the registry under this key; none of what cannot be read, which is the supervisor's to report."""
+    try:
+        rows = json.loads(StatePaths.locate().registry.read_bytes())[what]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    yield from (row for row in rows if isinstance(row, dict))
+
+
+def check_known(target: str, name: str) -> None:
+    """Raises TargetError, with the nearest names, where a target that has no ports has no session, and is no place either."""
+    if not is_known(name):
+        text, hint = _unknown(target)
+        raise TargetError(text, hint=hint)
+
+
+def say_unknown(target: str | None, name: str | None, what: str) -> None:
+    """The same in words, where it is no error; `what` is what is not done for it."""
+    if target is None or name is None or is_known(name):
+        output.say(f"{what}.")
+        return
+    text, hint = _unknown(target)
+    output.say(f"{what}: {text}; {hint}")
+
+
+def warn_unknown(target: str, name: str) -> None:
+    """Of a command that goes on: it may come yet."""
+    if not is_known(name):
+        text, hint = _unknown(target)
+        output.warn(f"{text}, until now", hint=hint)
+
+
+def is_known(name: str) -> bool:
+    """Whether a session is called so, or it is a folder that is a workspace: configured, or remembered with its ports."""
+    answer = supervisor_client.ask({"op": "list", "target": name}, start=False)
+    if answer is not None and answer["rows"]:
+        return True
+    from autoforward.devcontainers.configuration import config_files_of
+
+    if meant(_records(), name):
+        return True
+    if not is_folder(name):
+        return False
+    remembered = (str(row.get("workspace") or "/") for row in stored("entries"))
+    return any(same_folders(name, remembered)) or any(config_files_of(level) for level in upwards(name))
+
+
+def _unknown(target: str) -> tuple[str, str]:
+    hint = nearest_session(_records(), target)
+    return (
+        f"no session is called {target}",
+        hint or f"`autoforward attach {target}` begins one, `autoforward status` lists them",
+    )
+
+
+def _records() -> list[SessionRecord]:
+    return list(restorable(stored("sessions")))
+
+
+def _table(row: Row, key: str) -> Mapping[str, Any]:
+    found = row.get(key)
+    return found if isinstance(found, Mapping) else {}

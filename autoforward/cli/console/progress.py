@@ -1,0 +1,45 @@
+"""What a person reads while something takes longer than a second: on a terminal only, a line now and then.
+
+Lines of their own, and no spinner: other programs write to the same terminal meanwhile (a devcontainer CLI that builds
+an image, or one that says nothing for minutes), and what they write must stay readable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from autoforward.cli.console.output import say
+
+FIRST_S = (1, 5, 10, 20, 30)
+"""Seconds after which something is said, and then every `THEN_EVERY_S`: most is over soon, and nobody counts minutes."""
+
+THEN_EVERY_S = 30
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Around what may take long: `what … 5 s`. Nothing where stderr is no terminal, and nothing after it has ended."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    over = threading.Event()
+
+    def tell() -> None:
+        began_s = time.monotonic()
+        for due_s in itertools.chain(FIRST_S, itertools.count(FIRST_S[-1] + THEN_EVERY_S, THEN_EVERY_S)):
+            if over.wait(max(0.0, began_s + due_s - time.monotonic())):
+                return
+            say(f"{what} … {due_s} s" if due_s > 1 else f"{what} …")
+
+    teller = threading.Thread(target=tell, daemon=True, name="progress")
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()

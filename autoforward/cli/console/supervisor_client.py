@@ -1,0 +1,256 @@
+"""The commands' end of the control socket: synchronous, light to import, plain errors.
+
+`autoforward list` has to answer in a blink: nothing here imports the engine's SDK, asyncio or rich.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from autoforward import __version__
+from autoforward.cli.console.interrupt import wait_readable
+from autoforward.control.start import connect_to_supervisor, ensure_supervisor, log_end, way_out
+from autoforward.core.errors import AutoforwardError, reported
+from autoforward.state.folder import StatePaths
+
+Message = dict[str, Any]
+
+RECEIVED_AT_ONCE = 262_144
+
+NO_ANSWER_S = 20.0
+"""A supervisor that is starting, or ending, does not answer; not for longer than this."""
+
+
+class SupervisorGoneError(AutoforwardError):
+    """The supervisor ended while a command was waiting for it."""
+
+
+class Call:
+    """One request on its connection: iterate for the messages before the result, then `result` is there.
+
+    A context manager; leaving it hangs up, which ends what a foreground request asked for. A supervisor that ends in the
+    moment in which it is asked (idle, killed) has heard nothing: with `again`, which gives a connection to the next one or
+    None, the request is sent once more: a supervisor that dies each time is not started for ever.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        request: Mapping[str, Any],
+        again: Callable[[], socket.socket | None] | None = None,
+        paths: StatePaths | None = None,
+    ) -> None:
+        self.result: Message | None = None
+        self._warned: str | None = None
+        self._request = request
+        self._again = again
+        self._paths = paths
+        self._heard = False
+        self._begin(sock)
+
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Raises SupervisorGoneError."""
+        try:
+            self._sock.sendall(json.dumps(message).encode() + b"\n")
+        except OSError as error:
+            raise SupervisorGoneError(f"the supervisor hung up: {error.strerror}") from error
+
+    def __iter__(self) -> Iterator[Message]:
+        """Messages of type `progress`, `event`, `row`, `bound`; ends with the result. Raises what the supervisor reports."""
+        while True:
+            line = self._read_line()
+            if not line and self._begin_again():
+                continue
+            if not line.endswith(b"\n"):
+                raise self._gone()
+            self._again, self._heard = None, True
+            message = json.loads(line)
+            if message.get("warning") not in (None, self._warned):
+                self._warned = message["warning"]
+                _warn(self._warned)
+            if message["type"] == "error":
+                raise reported(message)
+            if message["type"] == "result":
+                self.result = message
+                return
+            yield message
+
+    def _gone(self) -> SupervisorGoneError:
+        """One that has said nothing may die each time: then its last words are worth more than ours."""
+        what, paths = "the supervisor ended before it had answered", self._paths or StatePaths.locate()
+        if self._heard:
+            return SupervisorGoneError(what)
+        return SupervisorGoneError(f"{what}{log_end(paths)}", hint=way_out(paths))
+
+    def _begin(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._received = bytearray()
+        # Should the supervisor hang up on the request: why, or that it has gone, is there to be read.
+        with contextlib.suppress(SupervisorGoneError):
+            self.send(self._request)
+
+    def _begin_again(self) -> bool:
+        again, self._again = self._again, None
+        sock = again() if again is not None else None
+        if sock is None:
+            return False
+        self.close()
+        self._begin(sock)
+        return True
+
+    def _read_line(self) -> bytes:
+        """With its newline; without one at the end. What has come of a line stays when a signal interrupts the wait."""
+        searched = 0
+        while (end := self._received.find(b"\n", searched)) < 0:
+            searched = len(self._received)
+            wait_readable(self._sock)
+            try:
+                data = self._sock.recv(RECEIVED_AT_ONCE)
+            except ConnectionError:
+                data = b""
+            except OSError as error:
+                raise AutoforwardError(f"cannot hear the supervisor: {error.strerror}") from error
+            if not data:
+                return bytes(self._received)
+            self._received += data
+        line = bytes(self._received[: end + 1])
+        del self._received[: end + 1]
+        return line
+
+
+def call(
+    request: Mapping[str, Any], paths: StatePaths | None = None, *, start: bool, any_version: bool = False
+) -> Call | None:
+    """Send one request; None when there is no supervisor and `start` is False. Raises AutoforwardError.
+
+    `any_version`: nothing is said of a supervisor of another version.
+    """
+    paths = paths or StatePaths.locate()
+
+    def connect() -> socket.socket | None:
+        return ensure_supervisor(paths) if start else connect_to_supervisor(paths)
+
+    sock = connect()
+    if sock is None:
+        return None
+    if not any_version:
+        _tell_of_another_version(paths)
+    return Call(sock, request, connect, paths)
+
+
+def begin(request: Mapping[str, Any]) -> Call:
+    """Send one request, to a supervisor that is started for it if there is none. Raises AutoforwardError."""
+    open_call = call(request, start=True)
+    if open_call is None:
+        raise AutoforwardError("the supervisor could not be started")
+    return open_call
+
+
+def _tell_of_another_version(paths: StatePaths) -> None:
+    """An upgrade leaves the supervisor of before running: it may not know what this command asks for."""
+    try:
+        version = str(json.loads(paths.supervisor_info.read_bytes())["version"])
+    except (OSError, ValueError, KeyError, TypeError):  # it is just being written, or removed
+        return
+    if version != __version__:
+        _warn(f"the supervisor that runs is version {version[:40]}, this is {__version__}: `autoforward restart`")
+
+
+def _warn(text: str) -> None:
+    from autoforward.cli.console.output import warn
+
+    warn(text)
+
+
+def ask(request: Mapping[str, Any], *, start: bool, any_version: bool = False) -> Message | None:
+    """The result of a request that needs no messages on the way; None when there is no supervisor to ask."""
+    open_call = call(request, start=start, any_version=any_version)
+    if open_call is None:
+        return None
+    with open_call:
+        for _message in open_call:
+            pass
+        return open_call.result
+
+
+def has_stored_sessions(paths: StatePaths) -> bool:
+    """Whether a supervisor would have something to restore. A file that cannot be read is the supervisor's to report."""
+    paths.check()
+    try:
+        document = json.loads(paths.registry.read_bytes())
+        return bool(document["sessions"])
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def list_rows(target: str | None = None, *, any_version: bool = False) -> list[Message]:
+    """The forwards as `list --json` shows them. Restores a supervisor that died with sessions; starts none for nothing."""
+    paths = StatePaths.locate()
+    result = ask({"op": "list", "target": target}, start=has_stored_sessions(paths), any_version=any_version)
+    return [] if result is None else list(result["rows"])
+
+
+def detach(
+    target: str | None,
+    *,
+    container_ids: Sequence[str] = (),
+    all: bool = False,
+    timeout_s: float | None = None,
+) -> list[Message]:
+    """End sessions and wait until their listeners are closed; the rows of the forwards that ended."""
+    return list(end_sessions(target, container_ids=container_ids, everything=all, timeout_s=timeout_s)["rows"])
+
+
+def end_sessions(
+    target: str | None,
+    *,
+    container_ids: Sequence[str] = (),
+    everything: bool = False,
+    timeout_s: float | None = None,
+) -> Message:
+    """`rows` that ended and `sessions` by id. Those of a supervisor that was killed are ended on disk: nobody restores them."""
+    request = {"target": target, "container_ids": list(container_ids), "all": everything, "timeout_s": timeout_s}
+    paths = StatePaths.locate()
+    deadline_s = time.monotonic() + NO_ANSWER_S
+    while True:
+        result = ask({"op": "detach", **request}, start=False)
+        if result is None and has_stored_sessions(paths):
+            from autoforward.cli.console.offline import forget_sessions
+
+            result = forget_sessions(paths, target, container_ids, everything)
+            # One that is starting will answer in a moment, and one that is ending will have ended.
+            if result is None and time.monotonic() < deadline_s:
+                continue
+            if result is None:
+                raise AutoforwardError("a supervisor runs and does not answer", hint=f"see {paths.supervisor_log}")
+        return result or {"rows": [], "sessions": []}
+
+
+def follow_events(since: int | None = None, target: str | None = None, replay: bool = True) -> Iterator[str]:
+    """PORT_EVENT lines (without newline) as they happen, until the supervisor ends. Ends at once when there is none."""
+    open_call = call({"op": "events", "since": since, "target": target, "replay": replay}, start=False)
+    if open_call is None:
+        return
+    with open_call:
+        try:
+            for message in open_call:
+                if message["type"] == "event":
+                    yield message["line"]
+        except SupervisorGoneError:
+            return

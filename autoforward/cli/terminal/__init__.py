@@ -1,0 +1,1 @@
+"""The live table of `list --watch`: feed, rates, keys, screen."""

@@ -1,0 +1,217 @@
+"""What the supervisor says, for a loop that also listens to a person: nothing here waits for an answer.
+
+Rows are asked for when an event says that they have changed, and what moves in between at an even pace. A supervisor that
+goes is waited for; none is started, and none is kept alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from autoforward.cli.console.cells import Row
+from autoforward.control.start import connect_to_supervisor
+from autoforward.core.errors import AutoforwardError
+from autoforward.state.folder import StatePaths
+
+INTERVAL_S = 1.0
+"""Between looks: what a person can follow. `python -m bench.screen` measures what it takes."""
+
+LIST_EVERY_S = 10.0
+"""All rows, though no event says so: 20 ms of CPU for 200 of them, in both processes together."""
+
+MIN_INTERVAL_S = 0.2
+"""Events that come in a row (a container with many ports comes up) are one look."""
+
+SILENT_AFTER_S = 3.0
+"""A supervisor that has not answered for this long is said to be silent."""
+
+Message = Mapping[str, Any]
+
+
+class Asked:
+    """One request on its way: `on_message` gets every line of the answer, `on_end` is called once, at its end."""
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        sock: socket.socket,
+        request: Message,
+        on_message: Callable[[Message], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._selector, self._sock = selector, sock
+        self._on_message, self._on_end = on_message, on_end
+        self._received = bytearray()
+        self._closed = False
+        try:
+            sock.sendall(json.dumps(request).encode() + b"\n")
+        except OSError:
+            pass  # that it has gone is there to be read
+        sock.setblocking(False)
+        selector.register(sock, selectors.EVENT_READ, self._read)
+
+    def close(self) -> None:
+        """Hang up, without a word to anybody. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._selector.unregister(self._sock)
+            self._sock.close()
+
+    def _read(self) -> None:
+        try:
+            data = self._sock.recv(262_144)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._received += data
+        if b"\n" in data:
+            *lines, rest = bytes(self._received).split(b"\n")
+            self._received = bytearray(rest)
+            for line in lines:
+                self._on_message(json.loads(line))
+        if not data and not self._closed:
+            self.close()
+            self._on_end()
+
+
+class Feed:
+    """`rows` as they are known, and `state`: `up`, `gone`, or `silent` for one that is there and does not answer.
+
+    `on_rows` is called at every look: with another list when the rows may be others, with the same one when only ages,
+    connections and bytes in it have changed. `on_state` when `state` has. Call `step` when `due_s` is reached.
+    """
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        paths: StatePaths,
+        target: str | None,
+        on_rows: Callable[[Sequence[Row]], None],
+        on_state: Callable[[], None],
+    ) -> None:
+        self.state: Literal["up", "gone", "silent"] = "up"
+        self.due_s = 0.0
+        self._selector, self._paths, self._target = selector, paths, target
+        self._on_rows, self._on_state = on_rows, on_state
+        self._rows: list[dict[str, Any]] = []
+        self._ages_s: list[float] = []
+        """When they were listed."""
+        self._events: Asked | None = None
+        self._looking: Asked | None = None
+        self._asked: set[Asked] = set()
+        self._asked_at_s = 0.0
+        self._listed_at_s = 0.0
+        self._stale = True
+
+    def close(self) -> None:
+        for asked in (self._events, self._looking, *self._asked):
+            if asked is not None:
+                asked.close()
+
+    def step(self, now_s: float) -> None:
+        """Look, if it is time to."""
+        if now_s < self.due_s:
+            return
+        if self._looking is not None:
+            if now_s - self._asked_at_s > SILENT_AFTER_S:
+                self._become("silent")
+            self.due_s = now_s + INTERVAL_S
+            return
+        self._asked_at_s, self.due_s = now_s, now_s + INTERVAL_S
+        # The events first: what happens after the rows were made up is told.
+        if self._events is None:
+            request = {"op": "events", "since": None, "target": self._target, "replay": False}
+            self._events = self._begin(request, self._on_event, self._on_events_end)
+            self._stale = True
+        if self._stale or now_s - self._listed_at_s >= LIST_EVERY_S:
+            self._stale = False
+            self._looking = self._begin({"op": "list", "target": self._target}, self._on_list, self._on_look_end)
+        else:
+            request = {"op": "counters", "target": self._target}
+            self._looking = self._begin(request, self._on_counters, self._on_look_end)
+        if self._looking is None:
+            self._stale = True
+            self._become("gone")
+
+    def ask(self, request: Message, on_answer: Callable[[Message | None], None]) -> None:
+        """Another request; `on_answer` gets its result or error, None when there is nobody to answer."""
+        asked: Asked | None = None
+
+        def on_message(message: Message) -> None:
+            if message["type"] in ("result", "error"):
+                end()
+                on_answer(message)
+
+        def on_end() -> None:
+            self._asked.discard(asked)
+            on_answer(None)
+
+        def end() -> None:
+            if asked is not None:
+                asked.close()
+                self._asked.discard(asked)
+
+        asked = self._begin(request, on_message, on_end)
+        if asked is None:
+            on_answer(None)
+        else:
+            self._asked.add(asked)
+
+    def hurry(self) -> None:
+        """Something has changed: look soon."""
+        self._stale = True
+        self.due_s = min(self.due_s, self._asked_at_s + MIN_INTERVAL_S)
+
+    def _begin(
+        self, request: Message, on_message: Callable[[Message], None], on_end: Callable[[], None]
+    ) -> Asked | None:
+        sock = None
+        with contextlib.suppress(AutoforwardError):
+            sock = connect_to_supervisor(self._paths)
+        return None if sock is None else Asked(self._selector, sock, request, on_message, on_end)
+
+    def _on_event(self, message: Message) -> None:
+        if message["type"] == "event":
+            self.hurry()
+
+    def _on_events_end(self) -> None:
+        self._events = None
+        self.hurry()
+
+    def _on_list(self, message: Message) -> None:
+        if message["type"] == "result":
+            self._listed_at_s = self._asked_at_s
+            self._rows = list(message["rows"])
+            self._ages_s = [row["ageSeconds"] for row in self._rows]
+            self._become("up")
+            self._on_rows(self._rows)
+
+    def _on_counters(self, message: Message) -> None:
+        if message["type"] != "result":
+            self._stale = True  # an older supervisor, which knows lists only
+            return
+        passed_s = self._asked_at_s - self._listed_at_s
+        for row, age_s in zip(self._rows, self._ages_s, strict=True):
+            if row["id"] is not None:
+                active, total, refused, into, out = message["counters"].get(row["id"], (0, 0, 0, 0, 0))
+                row["connections"] = {"active": active, "total": total, "refused": refused}
+                row["bytes"] = {"in": into, "out": out}
+                row["ageSeconds"] = age_s + passed_s
+        self._become("up")
+        self._on_rows(self._rows)
+
+    def _on_look_end(self) -> None:
+        self._looking = None
+        if self._stale:
+            self.due_s = self._asked_at_s + MIN_INTERVAL_S
+
+    def _become(self, state: Literal["up", "gone", "silent"]) -> None:
+        if state != self.state:
+            self.state = state
+            self._on_state()

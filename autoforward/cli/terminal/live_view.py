@@ -1,0 +1,220 @@
+"""The screen of `list --watch`: what is known, and what is selected, to lines for a terminal of that size. Pure.
+
+    autoforward  3 ports: 2 active, 1 waiting  ↑ 1 kB/s  ↓ 34 MB/s
+      LOCAL           TARGET  PORT  STATUS   UP/s  DOWN/s  TREND
+    > localhost:3000  web     3000  active   1.2k     34M  ▁▃▇█▂
+    fwd-1a2b3c4d  http://localhost:3000 -> web:3000  node server.js
+    ↑↓ select  o open  c copy URL  s stop  q quit
+
+A reason stands under its row when there is room for those of all rows, else only that of the selected one is shown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from autoforward.cli.console.cells import (
+    CELLS,
+    Row,
+    columns_of,
+    cut_to,
+    in_ascii,
+    is_exposed,
+    local_of,
+    port_of,
+    printable,
+    size,
+)
+from autoforward.cli.terminal.rates import ASCII_BLOCKS, BLOCKS, Rates, key_of, short_rate, sparkline
+from autoforward.cli.terminal.table import COMFORTABLE, GAP, NARROW, Look, fit, line_of, reason_lines, style
+
+MARK = "> "
+"""Before the selected row; what other rows have two spaces for."""
+
+STILL = ("LOCAL", "TARGET", "SERVICE", "PORT", "PROCESS", "LABEL", "STATUS")
+MOVING = ("AGE", "CONNECTIONS")
+"""Columns of `list` that are here too. The id is in the line about the selected row, for there are keys."""
+
+GOES = ("SERVICE", "AGE", "CONNECTIONS", "LABEL", "PROCESS", "PORT", "TREND", "UP/s", "DOWN/s", "STATUS")
+"""Columns that go when cutting is not enough, in this order. `http://` goes before any of them."""
+
+NARROWER = {**NARROW, "TARGET": 8}
+
+MIN_TREND, MAX_TREND = 6, 40
+
+KEYS = (("↑↓", "select"), ("o", "open"), ("c", "copy URL"), ("s", "stop"), ("q", "quit"))
+
+
+class _Still:
+    """The cells of all rows that do not change with time, and how wide their columns are; `short` is LOCAL's, cut."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.cells = [{name: printable(CELLS[name](row)) for name in STILL} for row in rows]
+        used = [name for name in STILL if any(one[name] for one in self.cells)]
+        self.widths = {name: max(map(columns_of, (name, *(one[name] for one in self.cells)))) for name in used}
+        self.short = max(map(columns_of, ("LOCAL", *(_short_local(one["LOCAL"]) for one in self.cells))))
+
+
+@dataclass(slots=True)
+class View:
+    """What is shown. `note` is a line for the person in place of the keys; `absent` says why there are no rows."""
+
+    rows: Sequence[Row] = ()
+    rates: Rates = field(default_factory=Rates)
+    absent: str | None = None
+    note: str | None = None
+    selected: str | None = None
+    top: int = 0
+    """The first row that is on the screen."""
+    _still: _Still | None = None
+
+    def update(self, rows: Sequence[Row]) -> None:
+        """Other rows: what is selected stays, or else the one that takes its place.
+
+        The same sequence again means that nothing in it has changed but what moves: ages, connections, bytes.
+        """
+        at = self.index
+        if rows is not self.rows:
+            self.rows, self._still = rows, None
+        if rows and all(key_of(row) != self.selected for row in rows):
+            self.selected = key_of(rows[min(at, len(rows) - 1)])
+
+    @property
+    def index(self) -> int:
+        """The selected row's number; 0 where there is none."""
+        return next((number for number, row in enumerate(self.rows) if key_of(row) == self.selected), 0)
+
+    @property
+    def row(self) -> Row | None:
+        return self.rows[self.index] if self.rows else None
+
+    @property
+    def still(self) -> _Still:
+        """The cells that stay for as long as the rows do. There are rows."""
+        if self._still is None:
+            self._still = _Still(self.rows)
+        return self._still
+
+    def move(self, by: int) -> None:
+        if self.rows:
+            self.selected = key_of(self.rows[max(0, min(len(self.rows) - 1, self.index + by))])
+
+
+def draw(view: View, look: Look, height: int) -> list[str]:
+    """At most `height` lines, each at most `look.width` columns wide. Scrolls `view` to what is selected."""
+    title, foot = _title(view, look), _foot(view, look)
+    if view.absent is not None or not view.rows:
+        words = view.absent or "nothing is forwarded yet: what starts to listen in a container appears here"
+        header, shown = [], list(reason_lines(words, look))
+        room = height - 1 - len(foot)
+    else:
+        table = _Table(view, look)
+        header = [table.header]
+        room = max(height - 2 - len(foot), 1)
+        shown = table.with_reasons() if len(view.rows) <= room else []
+        if not 0 < len(shown) <= room:
+            foot.insert(1, _reason(view, look))
+            room = max(room - 1, 1)
+            view.top = max(min(view.top, view.index, len(view.rows) - room), view.index - room + 1, 0)
+            shown = [table.line(number) for number in range(len(view.rows))[view.top : view.top + room]]
+    lines = [title, *header, *shown, *[""] * (room - len(shown)), *foot]
+    # Where there is next to no room, the rows are worth more than words about them.
+    return lines if len(lines) <= height else shown[: max(height, 0)]
+
+
+def page_size(height: int) -> int:
+    """How many rows a page key moves by."""
+    return max(height - 5, 1)
+
+
+class _Table:
+    """As wide as the widest of all rows; lines are made of those that are asked for."""
+
+    def __init__(self, view: View, look: Look) -> None:
+        self._view, self._look, self._at = view, look, view.index
+        self._widths = _widths(view, look.width - len(MARK))
+        self.header = " " * len(MARK) + line_of({name: name for name in self._widths}, self._widths, look)
+
+    def line(self, number: int) -> str:
+        row, look = self._view.rows[number], self._look
+        texts = {**self._view.still.cells[number], **{name: CELLS[name](row) for name in MOVING}}
+        if self._widths["LOCAL"] < columns_of(texts["LOCAL"]):
+            texts["LOCAL"] = _short_local(texts["LOCAL"])
+        rate, is_forward = self._view.rates.of(row), row["id"] is not None
+        texts["UP/s"] = short_rate(rate.up).rjust(len("UP/s")) if is_forward else ""
+        texts["DOWN/s"] = short_rate(rate.down).rjust(len("DOWN/s")) if is_forward else ""
+        texts["TREND"] = sparkline(rate.samples, self._widths.get("TREND", 0), ASCII_BLOCKS if look.ascii else BLOCKS)
+        mark = style(look, MARK, fg="cyan", bold=True) if number == self._at else " " * len(MARK)
+        return mark + line_of(texts, self._widths, look, row)
+
+    def with_reasons(self) -> list[str]:
+        lines = []
+        for number, row in enumerate(self._view.rows):
+            lines.append(self.line(number))
+            if row["reason"]:
+                # Without the column nothing else says which port is ignored.
+                what = "" if "PORT" in self._widths else f"port {self._view.still.cells[number]['PORT']}: "
+                lines += reason_lines(what + printable(row["reason"]), self._look, loud=is_exposed(row))
+        return lines
+
+
+def _widths(view: View, width: int) -> dict[str, int]:
+    """Which columns there is room for, and how wide they are, in the table's order."""
+    used = dict(view.still.widths)
+    for name in MOVING:
+        if widest := max(len(CELLS[name](row)) for row in view.rows):
+            used[name] = max(widest, len(name))
+    used |= {"UP/s": len("UP/s"), "DOWN/s": len("DOWN/s"), "TREND": MIN_TREND}
+    brief = {**used, "LOCAL": view.still.short}
+    for dropped in range(len(GOES) + 1):
+        least = COMFORTABLE if dropped < GOES.index("LABEL") else NARROWER
+        for columns in (used, brief):
+            if (widths := fit(columns, GOES[:dropped], least, width)) is not None:
+                if "TREND" in widths:
+                    rest = width - sum(widths.values()) - len(GAP) * (len(widths) - 1)
+                    widths["TREND"] = min(MIN_TREND + rest, MAX_TREND)
+                return widths
+    return {name: min(size, max(width, 1)) for name, size in brief.items() if name == "LOCAL"}
+
+
+def _short_local(text: str) -> str:
+    return text.partition("://")[2] or text
+
+
+def _title(view: View, look: Look) -> str:
+    """As much of it as there is room for."""
+    words = "autoforward"
+    if view.absent is None and view.rows:
+        ports = f"  {len(view.rows)} port{'s' if len(view.rows) != 1 else ''}"
+        counts = Counter(str(row["status"]) for row in view.rows)
+        rates = [view.rates.of(row) for row in view.rows]
+        up, down = size(sum(rate.up for rate in rates)), size(sum(rate.down for rate in rates))
+        statuses = f": {', '.join(f'{count} {status}' for status, count in counts.items())}"
+        moving = f"  ↑ {up}/s  ↓ {down}/s"
+        choices = (ports + statuses + moving, ports + moving, ports, "")
+        words += next((more for more in choices if columns_of(words + more) <= look.width), "")
+    return style(look, _fitted(words, look), bold=True)
+
+
+def _foot(view: View, look: Look) -> list[str]:
+    """Two lines: about what is selected, and what can be done or what was."""
+    about = ""
+    if (row := view.row) is not None and view.absent is None:
+        parts = [row["id"], f"{local_of(row)} -> {row['containerName']}:{port_of(row)}", row["label"], row["process"]]
+        about = GAP.join(printable(str(part)) for part in parts if part)
+    if view.note:
+        return [_fitted(about, look), style(look, _fitted(printable(view.note), look), fg="yellow")]
+    keys = GAP.join(f"{key} {what}" for key, what in KEYS)
+    return [_fitted(about, look), style(look, _fitted(keys, look), dim=True)]
+
+
+def _reason(view: View, look: Look) -> str:
+    reason = view.row and view.row["reason"]
+    return style(look, _fitted(printable(reason or ""), look), dim=True)
+
+
+def _fitted(text: str, look: Look) -> str:
+    text = cut_to(text, look.width)
+    return in_ascii(text) if look.ascii else text

@@ -1,0 +1,218 @@
+"""What a session takes from the command that begins it, and the record that comes of that and of a container.
+
+`Caller` is all that a command knows and the supervisor does not: a watch hands it over once, for containers that start later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from autoforward.config.environment import NO_ENVIRONMENT, SessionEnvironment
+from autoforward.config.files import project_settings_path
+from autoforward.config.resolve import NO_METADATA, Metadata, configure, metadata_of, read_sources
+from autoforward.config.session_record import (
+    ConfigSources,
+    SessionOptions,
+    SessionRecord,
+    identity_of,
+    mounts_of,
+    new_session_id,
+)
+from autoforward.core.model import ContainerInfo, EngineEndpoint, PortSpec
+from autoforward.core.settings import NO_SETTINGS, Settings, parse_settings
+from autoforward.devcontainers.configuration import config_file_of, of_itself, usual_config_files
+from autoforward.trust.widening import NO_WORD, Word
+from autoforward.trust.workspace_folders import place_of
+from autoforward.trust.writers import NO_WRITERS, Writers
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`given`: what flags and variables set. `variables`: its environment, of which a session keeps what its files name.
+
+    `folder`: where a project's file is looked for when the container has no folder; None: nowhere. Other paths are
+    absolute. `links`: where files may lead out of the workspace; None: the user is here, and they may lead anywhere.
+    `withheld`: names of variables that the command had, and whose values are not known any more; `unset`: of those that it
+    had not, as in `ConfigSources`.
+    """
+
+    given: Settings = NO_SETTINGS
+    settings_file: str | None = None
+    user_file: str | None = None
+    auto_udp: bool = False
+    environment: SessionEnvironment = NO_ENVIRONMENT
+    variables: Mapping[str, str] = field(default_factory=dict)
+    folder: str | None = None
+    links: Mapping[str, str] | None = None
+    withheld: tuple[str, ...] = ()
+    unset: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, record: SessionRecord) -> Caller:
+        """As far as a session knows: who began it."""
+        sources, options = record.sources, record.options
+        return cls(
+            given=sources.given,
+            settings_file=sources.settings_file,
+            user_file=sources.user_file,
+            auto_udp=options.auto_udp,
+            environment=record.environment,
+            variables=sources.variables,
+            links=sources.links,
+            withheld=sources.withheld,
+            unset=sources.unset,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "given": self.given.to_json(),
+            "settings_file": self.settings_file,
+            "user_file": self.user_file,
+            "auto": self.given.auto is not False,
+            "auto_udp": self.auto_udp,
+            "environment": self.environment.to_json(),
+            "variables": dict(self.variables),
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Caller:
+        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        files = [row[name] for name in ("settings_file", "user_file")]
+        if not all(path is None or isinstance(path, str) for path in files):
+            raise ValueError("a file's name is neither text nor null")
+        given = parse_settings(row["given"])
+        if given.auto is None and not row["auto"]:  # of a command that says it nowhere else
+            given = replace(given, auto=False)
+        return cls(
+            given=given,
+            settings_file=files[0],
+            user_file=files[1],
+            auto_udp=bool(row["auto_udp"]),
+            environment=SessionEnvironment.of(dict(row["environment"])),
+            variables={str(name): str(value) for name, value in dict(row["variables"]).items()},
+            links={},
+        )
+
+
+def sources_for(
+    caller: Caller,
+    config_file: str | Path | None,
+    *folders: str | None,
+    metadata: Metadata = NO_METADATA,
+    mounts: Sequence[str] = (),
+    project_folder: str | None = None,
+    own_names: Sequence[str] = (),
+    look: bool = True,
+) -> ConfigSources:
+    """Where a session's configuration is read, and from now on watched. `folders`: where a project file may be."""
+    folder = os.path.abspath(folders[0]) if folders and folders[0] else None  # noqa: PTH100
+    project_file = project_settings_path(*(folders if any(folders) else (caller.folder,)), look=look)
+    belongs_to = folder or (str(project_file.parent) if project_file else None)
+    return ConfigSources(
+        config_file=os.path.abspath(config_file) if config_file else None,  # noqa: PTH100  # keeps symbolic links
+        project_file=str(project_file) if project_file else None,
+        settings_file=caller.settings_file,
+        user_file=caller.user_file,
+        given=caller.given,
+        base=metadata.base,
+        original=metadata.original,
+        folder=folder,
+        links=caller.links or {},
+        withheld=caller.withheld,
+        place=place_of(belongs_to, mounts) if look and belongs_to else None,
+        mounts=tuple(mounts),
+        project_folder=project_folder,
+        unset=caller.unset,
+        own_names=tuple(own_names),
+    )
+
+
+def bare_record(
+    info: ContainerInfo,
+    endpoint: EngineEndpoint,
+    caller: Caller,
+    *,
+    target: str,
+    specs: Sequence[PortSpec] = (),
+    metadata: Metadata = NO_METADATA,
+    workspace_folder: str | None = None,
+    config_file: str | None = None,
+    override_config: str | None = None,
+    attached: bool = True,
+    siblings: bool = False,
+    look: bool = True,
+) -> SessionRecord:
+    """A record whose configuration is still to be read. Labels of the container fill what the caller does not know.
+
+    `override_config` is the file that counts in place of `config_file`. Without `look` no file is looked for: each is where
+    it usually is.
+    """
+    workspace_folder = workspace_folder or info.workspace_folder
+    config_file = config_file or info.config_file
+    counts: str | Path | None = override_config
+    if counts is None and (workspace_folder or caller.links is None):  # else only a label says so
+        if look:
+            counts = config_file_of(info.labels, workspace_folder, config_file) or config_file
+        else:
+            counts = config_file or (usual_config_files(workspace_folder)[0] if workspace_folder else None)
+    return SessionRecord(
+        session_id=new_session_id(),
+        identity=identity_of(endpoint, info),
+        endpoint=endpoint,
+        container_id=info.container_id,
+        container_name=info.name,
+        target=target,
+        workspace_folder=workspace_folder,
+        config_file=config_file,
+        project=info.project,
+        service=info.service,
+        options=SessionOptions(auto_udp=caller.auto_udp),
+        attached=attached,
+        manual=tuple(of_itself(spec, info.own_names) for spec in specs),
+        siblings=siblings and info.project is not None,
+        environment=caller.environment,
+        sources=sources_for(
+            caller,
+            counts,
+            workspace_folder,
+            info.project_folder,
+            metadata=metadata,
+            mounts=mounts_of(endpoint, info),
+            project_folder=info.project_folder,
+            own_names=info.own_names,
+            look=look,
+        ),
+    )
+
+
+def record_for(
+    info: ContainerInfo,
+    endpoint: EngineEndpoint,
+    caller: Caller,
+    *,
+    metadata: Metadata | None = None,
+    word_of: Callable[[SessionRecord], Word] = lambda _record: NO_WORD,
+    writers: Writers = NO_WRITERS,
+    **how: Any,
+) -> tuple[SessionRecord, tuple[str, ...]]:
+    """What the supervisor is asked for, and warnings; `how` as of `bare_record`. Raises UsageError for bad files.
+
+    `metadata` is given where it is known better than from the container's label. `word_of` gives what the user has said of
+    the record's workspace, `writers` are those of other sessions.
+    """
+    metadata = metadata or metadata_of(info)
+    record = bare_record(info, endpoint, caller, metadata=metadata, **how)
+    contents = read_sources(
+        record.sources,
+        caller.variables,
+        accept_links=caller.links is None,
+        word=word_of(record),
+        writers=writers,
+    )
+    record = replace(record, sources=replace(record.sources, links=contents.links))
+    configured, warnings = configure(record, contents)
+    return configured, (*metadata.warnings, *warnings)

@@ -1,0 +1,65 @@
+"""Which containers a watch attaches to: dev containers, or those that carry the labels that were named. No engine here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autoforward.core.errors import UsageError
+from autoforward.core.identity.labels import LABEL_LOCAL_FOLDER, LABEL_METADATA, carries
+
+DEV_CONTAINERS = "dev containers"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """`labels`: pairs of which a container has to carry all (value None: whatever its value); without any, dev containers.
+
+    `services`: the other services of their compose projects too.
+    """
+
+    labels: tuple[tuple[str, str | None], ...] = ()
+    services: bool = False
+
+    def __str__(self) -> str:
+        """For people, and what a session keeps of the watch that began it: two that select the same are one watch."""
+        words = ", ".join(key if value is None else f"{key}={value}" for key, value in self.labels)
+        chosen = f"containers with {words}" if words else DEV_CONTAINERS
+        return f"{chosen}, all services" if self.services else chosen
+
+    @property
+    def queries(self) -> Sequence[Mapping[str, str | None]]:
+        """What to ask an engine for: containers that carry all labels of one of these."""
+        if self.labels:
+            return (dict(self.labels),)
+        return ({LABEL_LOCAL_FOLDER: None}, {LABEL_METADATA: None})
+
+    def covers(self, labels: Mapping[str, str]) -> bool:
+        """Whether a container is meant that has these labels of its own; with its image's among them, whether it may be.
+
+        An image makes no dev container: a build runs its steps in containers of images with metadata, and what is put
+        into one of those is in the next image. Nor does it choose that it is attached to.
+        """
+        return any(carries(labels, query) for query in self.queries)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"labels": [list(pair) for pair in self.labels], "services": self.services}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Selection:
+        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        pairs = tuple((str(key), None if value is None else str(value)) for key, value in row["labels"])
+        return cls(pairs, bool(row["services"]))
+
+
+def parse_labels(texts: Iterable[str]) -> tuple[tuple[str, str | None], ...]:
+    """`KEY=VALUE`, or `KEY` for any value, as `docker ps --filter label=` has them. Raises UsageError."""
+    pairs: dict[str, str | None] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key:
+            raise UsageError(f"--label {text}: there is no name before the =", hint="--label KEY=VALUE, or --label KEY")
+        if pairs.setdefault(key, value if equals else None) != (value if equals else None):
+            raise UsageError(f"--label {text}: no container has two values of {key}", hint="several are all to hold")
+    return tuple(sorted(pairs.items()))

@@ -1,0 +1,546 @@
+"""What one session was asked to do: options, ports, attributes; everything needed to take it up again later.
+
+A `SessionRecord` is stored as it is in the registry (`sessions`), and is what the commands hand to the supervisor.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from autoforward.config.environment import NO_ENVIRONMENT, SessionEnvironment
+from autoforward.core.identity.labels import LABEL_LOCAL_FOLDER, LABEL_PROJECT, LABEL_SERVICE
+from autoforward.core.identity.names import did_you_mean, project_names
+from autoforward.core.js_regex import compiled, forget_searches
+from autoforward.core.model import (
+    LANE_CHOICES,
+    NAME_ANCHOR,
+    WORKSPACE_ANCHOR,
+    ContainerInfo,
+    EngineEndpoint,
+    ForwardKey,
+    Identity,
+    LaneChoice,
+    PortSpec,
+    TlsFiles,
+)
+from autoforward.core.port_spec import decode_port_spec, encode_port_spec
+from autoforward.core.setting_values import (
+    DEFAULT_MAX_PORTS,
+    DEFAULT_POLL_INTERVAL_S,
+    LocalPorts,
+    Selection,
+    parse_interval,
+    parse_max_ports,
+    parse_wait_for_server,
+)
+from autoforward.core.settings import NO_SETTINGS, Settings, parse_settings
+from autoforward.devcontainers.port_attributes import NO_RULES, AttributeRules
+from autoforward.trust.widening import Request
+from autoforward.trust.writers import Writers
+
+ALWAYS = "always"
+"""What is stored of `direct` = true. A record with true was written when that was the default, and was nobody's word."""
+
+_AS_THEY_ARE = (
+    *("auto", "lane", "bind", "poll_interval_s", "direct", "notify", "max_ports", "default_exclude"),
+    "wait_for_server_s",
+)
+"""Settings that are options as they are."""
+
+MAX_OPENED = 1000
+"""Forwards that a session remembers to have opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How to watch and forward. `bind` None is loopback; `auto` False forwards declared ports only.
+
+    `direct`: connections may go past the engine; None: while none but its compose project shares the container's
+    networks. `notify`: desktop notifications. `default_exclude`: what is known to be no
+    server of the user's (editors' own, sshd) is not forwarded by itself. `exclude_processes` and `include_processes`
+    are regular expressions for command lines; `include` brings back what is excluded, and what is excluded by default only
+    with `include_known`. `firm` is what the user excludes: no port that the workspace declares is bound there, and of
+    `include` only one with `include_is_own` brings it back. `local_ports` are pins; of all pins of a configuration below
+    1024 those of `low_ports` count. `wait_for_server_s`: how long new connections to a named port wait for its server; 0:
+    they are refused.
+    """
+
+    lane: LaneChoice = "auto"
+    bind: str | None = None
+    exclude: tuple[tuple[int, int], ...] = ()
+    poll_interval_s: float = DEFAULT_POLL_INTERVAL_S
+    auto: bool = True
+    auto_udp: bool = False
+    direct: bool | None = None
+    notify: bool = True
+    max_ports: int = DEFAULT_MAX_PORTS
+    default_exclude: bool = True
+    exclude_processes: tuple[str, ...] = ()
+    include: tuple[tuple[int, int], ...] = ()
+    include_processes: tuple[str, ...] = ()
+    local_ports: tuple[LocalPorts, ...] = ()
+    firm: tuple[tuple[int, int], ...] = ()
+    firm_processes: tuple[str, ...] = ()
+    include_known: bool = True
+    include_is_own: bool = True
+    low_ports: tuple[LocalPorts, ...] = ()
+    wait_for_server_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Expressions are compiled where options are made, in a thread, and not on the control loop at the first port."""
+        for processes in self._expressions:
+            compiled(processes)
+
+    @property
+    def _expressions(self) -> tuple[tuple[str, ...], ...]:
+        return self.exclude_processes, self.include_processes, self.firm_processes
+
+    def forget_searches(self, kept: SessionOptions | None = None) -> None:
+        """These options are in force no more: what their expressions have found is dropped, but for those of `kept`."""
+        for processes in set(self._expressions) - set(kept._expressions if kept is not None else ()):
+            forget_searches(processes)
+
+    @classmethod
+    def of(cls, settings: Settings, *, auto_udp: bool = False) -> SessionOptions:
+        """What settings, put together from all layers, come to; the defaults are here."""
+        exclude, include = settings.exclude or Selection(), settings.include or Selection()
+        given = {name: value for name in _AS_THEY_ARE if (value := getattr(settings, name)) is not None}
+        return cls(
+            auto_udp=auto_udp,
+            exclude=exclude.ranges,
+            exclude_processes=exclude.processes,
+            include=include.ranges,
+            include_processes=include.processes,
+            local_ports=settings.local_ports or (),
+            **given,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "direct": ALWAYS if self.direct else self.direct}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> SessionOptions:
+        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        lane = row["lane"]
+        if lane not in LANE_CHOICES:
+            raise ValueError(f"no such lane: {lane!r}")
+        return cls(
+            lane=lane,
+            bind=None if row["bind"] is None else str(row["bind"]),
+            exclude=_ranges(row["exclude"]),
+            poll_interval_s=parse_interval(row["poll_interval_s"]),
+            auto=bool(row["auto"]),
+            auto_udp=bool(row.get("auto_udp", False)),
+            direct={ALWAYS: True, False: False}.get(row.get("direct")),
+            notify=bool(row.get("notify", True)),
+            max_ports=parse_max_ports(row.get("max_ports", DEFAULT_MAX_PORTS)),
+            default_exclude=bool(row.get("default_exclude", True)),
+            exclude_processes=tuple(str(text) for text in row.get("exclude_processes", ())),
+            include=_ranges(row.get("include", ())),
+            include_processes=tuple(str(text) for text in row.get("include_processes", ())),
+            local_ports=_local_ports(row.get("local_ports", ())),
+            firm=_ranges(row.get("firm", ())),
+            firm_processes=tuple(str(text) for text in row.get("firm_processes", ())),
+            include_known=bool(row.get("include_known", True)),
+            include_is_own=bool(row.get("include_is_own", True)),
+            low_ports=_local_ports(row.get("low_ports", ())),
+            wait_for_server_s=parse_wait_for_server(row.get("wait_for_server_s", 0)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigSources:
+    """Where a session's configuration comes from, so that it can be read again when a file changes (absolute paths).
+
+    `config_file` is the devcontainer.json that counts; `base` what image and features say beside it, raw; `original` what
+    the container was made with, where that file is not to be found; `given` what flags and environment said, which goes
+    on to win. `variables` are those of the environment that devcontainer.json names in what it says of ports, as far as it
+    may have them; `withheld` are the names of the others that the caller had. `openings` are digests of what was opened by
+    itself at the last attach, None in records of before. The files need not exist, but for `settings_file`. `folder` is the
+    workspace, in which they belong; `place` where that (without it the folder of `project_file`) really was when the user
+    attached, None where that is not known: it is not asked again, for a container may have turned a link since. `mounts` are
+    folders that the container can write, where its engine is on this machine; `links` where those of the files that lead
+    out of the workspace led when the user attached; `project_folder` the folder of the container's compose project.
+    `unset` are names of variables that the caller had not, None in records of before; `own_names` those of the container.
+    """
+
+    config_file: str | None = None
+    project_file: str | None = None
+    settings_file: str | None = None
+    user_file: str | None = None
+    given: Settings = NO_SETTINGS
+    base: Mapping[str, Any] = field(default_factory=dict)
+    original: Mapping[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    folder: str | None = None
+    links: Mapping[str, str] = field(default_factory=dict)
+    withheld: tuple[str, ...] = ()
+    openings: tuple[str, ...] | None = None
+    place: str | None = None
+    mounts: tuple[str, ...] = ()
+    project_folder: str | None = None
+    unset: tuple[str, ...] | None = None
+    own_names: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        named = (self.config_file, self.project_file, self.settings_file, self.user_file)
+        return tuple(path for path in named if path is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "config_file": self.config_file,
+            "project_file": self.project_file,
+            "settings_file": self.settings_file,
+            "user_file": self.user_file,
+            "given": self.given.to_json(),
+            "base": dict(self.base),
+            "original": dict(self.original),
+            "variables": dict(self.variables),
+            "folder": self.folder,
+            "links": dict(self.links),
+            "withheld": list(self.withheld),
+            "openings": None if self.openings is None else list(self.openings),
+            "place": self.place,
+            "mounts": list(self.mounts),
+            "project_folder": self.project_folder,
+            "unset": None if self.unset is None else list(self.unset),
+            "own_names": list(self.own_names),
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> ConfigSources:
+        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        if not all(isinstance(row[name], Mapping) for name in ("base", "original", "variables")):
+            raise ValueError("base, original or variables is no object")
+        return cls(
+            _text(row["config_file"]),
+            _text(row["project_file"]),
+            _text(row["settings_file"]),
+            _text(row["user_file"]),
+            parse_settings(row["given"]),
+            dict(row["base"]),
+            dict(row["original"]),
+            {str(name): str(value) for name, value in row["variables"].items()},
+            _text(row.get("folder")),
+            {str(path): str(real) for path, real in dict(row.get("links", {})).items()},
+            tuple(str(name) for name in row.get("withheld", ())),
+            None if row.get("openings") is None else tuple(str(digest) for digest in row["openings"]),
+            _text(row.get("place")),
+            tuple(str(path) for path in row.get("mounts", ())),
+            _text(row.get("project_folder")),
+            None if row.get("unset") is None else tuple(str(name) for name in row["unset"]),
+            tuple(str(name) for name in row.get("own_names", ())),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """One session. `attached`: detected and declared ports are its business, not only the `manual` ones.
+
+    `manual` are the SPECs of `forward --detach` and of `attach TARGET SPEC`; those of a foreground `forward` live only
+    as long as its connection and are never stored.
+    """
+
+    session_id: str
+    identity: Identity
+    endpoint: EngineEndpoint
+    container_id: str
+    container_name: str
+    target: str
+    workspace_folder: str | None = None
+    config_file: str | None = None
+    project: str | None = None
+    service: str | None = None
+    options: SessionOptions = field(default_factory=SessionOptions)
+    attached: bool = True
+    declared: tuple[PortSpec, ...] = ()
+    manual: tuple[PortSpec, ...] = ()
+    rules: AttributeRules = NO_RULES
+    environment: SessionEnvironment = NO_ENVIRONMENT
+    opened: tuple[str, ...] = ()
+    """Ids of the forwards that `openBrowserOnce` has opened, oldest first: once in the session's life, whoever serves it."""
+    sources: ConfigSources = field(default_factory=ConfigSources)
+    siblings: bool = False
+    """The other services of its compose project are watched too, those that start later included."""
+    is_sibling: bool = False
+    """It is watched because of that: the configuration is another service's, and speaks of this one by its name."""
+    watch: str | None = None
+    """The selection of the watch that began it, and with which it ends; None once somebody attached to it by himself."""
+    requests: tuple[Request, ...] = ()
+    """What its configuration asks for and the user has not granted."""
+    removed: str | None = None
+    """When its container was found to be removed (RFC 3339, UTC): since then it waits for the next one."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.session_id,
+            "identity": asdict(self.identity),
+            "engine": asdict(self.endpoint),
+            "container_id": self.container_id,
+            "container_name": self.container_name,
+            "target": self.target,
+            "workspace": self.workspace_folder,
+            "config_file": self.config_file,
+            "project": self.project,
+            "service": self.service,
+            "options": self.options.to_json(),
+            "attached": self.attached,
+            "declared": [encode_port_spec(spec) for spec in self.declared],
+            "manual": [encode_port_spec(spec) for spec in self.manual],
+            "rules": self.rules.to_json(),
+            "environment": self.environment.to_json(),
+            "opened": list(self.opened),
+            "sources": self.sources.to_json(),
+            "siblings": self.siblings,
+            "is_sibling": self.is_sibling,
+            "watch": self.watch,
+            "requests": [request.to_json() for request in self.requests],
+            "removed": self.removed,
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> SessionRecord:
+        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        identity, sources = row["identity"], ConfigSources.from_json({"folder": row["workspace"], **row["sources"]})
+        options = SessionOptions.from_json(row["options"])
+        if "requests" not in row:  # of before: a file may have said it, and it is read again in a moment
+            options = replace(options, bind=sources.given.bind)
+        if "own_names" not in row["sources"] and not options.auto:  # of before: no file could say so, a flag has
+            sources = replace(sources, given=replace(sources.given, auto=False))
+        return cls(
+            session_id=str(row["id"]),
+            identity=Identity(
+                str(identity["engine"]), str(identity["anchor"]), _text(identity["service"]), int(identity["instance"])
+            ),
+            endpoint=parse_endpoint(row["engine"]),
+            container_id=str(row["container_id"]),
+            container_name=str(row["container_name"]),
+            target=str(row["target"]),
+            workspace_folder=_text(row["workspace"]),
+            config_file=_text(row["config_file"]),
+            project=_text(row["project"]),
+            service=_text(row["service"]),
+            options=options,
+            attached=bool(row["attached"]),
+            declared=_specs(row["declared"]),
+            manual=_specs(row["manual"]),
+            rules=AttributeRules.from_json(row["rules"]),
+            environment=SessionEnvironment.of(dict(row["environment"])),
+            opened=tuple(str(forward_id) for forward_id in row["opened"])[-MAX_OPENED:],
+            sources=sources,
+            siblings=bool(row["siblings"]),
+            is_sibling=bool(row["is_sibling"]),
+            watch=_text(row["watch"]),
+            requests=tuple(Request.from_json(one) for one in row.get("requests", ())),
+            removed=_text(row.get("removed")),
+        )
+
+    @property
+    def declared_here(self) -> tuple[PortSpec, ...]:
+        """The declared ports that the user does not exclude by their numbers; none where only `manual` is its business."""
+        firm = Selection(self.options.firm)
+        brought_back = Selection(self.options.include if self.options.include_is_own else ())
+        return tuple(
+            spec
+            for spec in (self.declared if self.attached else ())
+            if spec.is_own or not firm.has(spec.container_port) or brought_back.has(spec.container_port)
+        )
+
+    @property
+    def way_out(self) -> str:
+        """The command that shows what it asks for and is not granted, and asks the user."""
+        return f"`autoforward trust {shlex.quote(self.workspace_folder or self.target)}`"
+
+    def with_opened(self, forward_id: str) -> SessionRecord:
+        """With one more in `opened`; the oldest of very many is forgotten."""
+        return replace(self, opened=(*self.opened, forward_id)[-MAX_OPENED:])
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it is for longer than a foreground command."""
+        return self.attached or bool(self.manual)
+
+    @property
+    def outlives_container(self) -> bool:
+        """Whether it waits for the next container once its own is removed: the user attached to a workspace or a service."""
+        return self.is_stored and self.watch is None and not self.identity.is_name
+
+    def in_container(self, info: ContainerInfo) -> SessionRecord:
+        mounts = tuple(dict.fromkeys((*self.sources.mounts, *mounts_of(self.endpoint, info))))
+        sources = replace(self.sources, mounts=mounts, project_folder=info.project_folder, own_names=info.own_names)
+        return replace(self.named(info.name), container_id=info.container_id, sources=sources, removed=None)
+
+    def named(self, name: str) -> SessionRecord:
+        """The same under another name of its container: what was known by the old name is known by the new one."""
+        identity = replace(self.identity, anchor=f"{NAME_ANCHOR}{name}") if self.identity.is_name else self.identity
+        target = name if self.target == self.container_name else self.target
+        return replace(self, container_name=name, identity=identity, target=target)
+
+    @property
+    def known_as(self) -> str:
+        """What the next container is known as, too, for people."""
+        if self.identity.service is not None:
+            return f"{self.project}/{self.identity.service}#{self.identity.instance}"
+        if self.workspace_folder is not None and not self.identity.is_name:
+            return f"the dev container of {self.workspace_folder}"
+        return f"known as {self.identity.anchor.partition(':')[2]}"
+
+    @property
+    def next_labels(self) -> dict[str, str | None]:
+        """What the next container of its workspace or service has, and others may have too: see `is_next`."""
+        if self.identity.anchor.startswith(WORKSPACE_ANCHOR):
+            return {LABEL_LOCAL_FOLDER: self.workspace_folder}
+        return {LABEL_PROJECT: self.project, LABEL_SERVICE: self.service}
+
+    def is_next(self, info: ContainerInfo) -> bool:
+        """Whether a container is what its own was, by labels of its own: it may go on with the session once that is removed."""
+        identity = replace(identity_of(self.endpoint, info), engine=self.identity.engine)
+        is_same = identity == self.identity and info.project_folder == self.sources.project_folder
+        return info.running and is_same and info.container_id != self.container_id
+
+
+def restorable(rows: Iterable[Mapping[str, Any]]) -> Iterator[SessionRecord]:
+    """Sessions as they are stored, without those that no supervisor could restore."""
+    for row in rows:
+        try:
+            yield SessionRecord.from_json(row)
+        except (KeyError, TypeError, ValueError):
+            continue
+
+
+def writers_of(records: Iterable[SessionRecord]) -> Writers:
+    """What the containers of these sessions can write."""
+    return {mount: record.container_name for record in records for mount in record.sources.mounts}
+
+
+def mounts_of(endpoint: EngineEndpoint, info: ContainerInfo) -> tuple[str, ...]:
+    """Folders and files of this machine that a container can write; none where the engine is on another one."""
+    return info.bind_sources if endpoint.socket_path is not None else ()
+
+
+def parse_endpoint(row: Mapping[str, Any]) -> EngineEndpoint:
+    """The `engine` of a stored session. Raises ValueError, KeyError or TypeError."""
+    if not isinstance(row, Mapping):
+        raise TypeError("engine is no object")
+    tls = row.get("tls")
+    files = (
+        None if tls is None else TlsFiles(_text(tls["ca"]), _text(tls["cert"]), _text(tls["key"]), bool(tls["verify"]))
+    )
+    return EngineEndpoint(str(row["host"]), str(row["source"]), files, _text(row.get("ssh_auth_sock")))
+
+
+def _text(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"neither text nor null: {value!r}")
+    return value
+
+
+def _local_ports(rows: Any) -> tuple[LocalPorts, ...]:
+    return tuple(LocalPorts(int(one["low"]), int(one["high"]), int(one["host_low"])) for one in rows)
+
+
+def _ranges(rows: Sequence[Sequence[Any]]) -> tuple[tuple[int, int], ...]:
+    return tuple((int(low), int(high)) for low, high in rows)
+
+
+def _specs(rows: object) -> tuple[PortSpec, ...]:
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("no list of SPECs")
+    return tuple(decode_port_spec(row) for row in rows)
+
+
+def new_session_id() -> str:
+    return f"ses-{secrets.token_hex(4)}"
+
+
+def identity_of(endpoint: EngineEndpoint, info: ContainerInfo) -> Identity:
+    """What stays when this container is rebuilt: workspace and config file, else compose project, else its name.
+
+    What `docker compose run` has started goes by its name: it is beside the service, under the same labels.
+    """
+    service = info.service if info.project else None
+    instance = info.instance if service else 1
+    if info.workspace_folder and not info.is_one_off:
+        anchor = f"{WORKSPACE_ANCHOR}{info.workspace_folder}:{info.config_file or ''}"
+    elif service:
+        anchor = f"compose:{info.project}"
+    else:
+        anchor = f"{NAME_ANCHOR}{info.name}"
+    return Identity(endpoint.host, anchor, service, instance)
+
+
+def held_by(record: SessionRecord) -> str:
+    """Which container has the session of an identity, and what makes it that one, for people."""
+    return f"{record.container_name} is {record.known_as} already"
+
+
+def merge_specs(first: Sequence[PortSpec], then: Sequence[PortSpec]) -> tuple[PortSpec, ...]:
+    """Both, in order; of several with one key the last that names a host port wins, else the last."""
+    by_key: dict[ForwardKey, PortSpec] = {}
+    for spec in (*first, *then):
+        if spec.host_port is not None or by_key.get(spec.key, spec).host_port is None:
+            by_key[spec.key] = spec
+    return tuple(by_key.values())
+
+
+def told_apart(specs: Sequence[PortSpec], numbers: Mapping[ForwardKey, int]) -> tuple[PortSpec, ...]:
+    """Of SPECs of a command line, those are additional whose port has a forward on another host port already.
+
+    `numbers`: the host ports of the forwards that there are, or are to be.
+    """
+    numbers = {**{spec.key: spec.number for spec in specs if spec.host_port is None}, **numbers}
+    apart = []
+    for spec in specs:
+        additional = replace(spec, is_additional=spec.host_port is not None)
+        if additional.key in numbers or numbers.get(spec.key, spec.number) != spec.number:
+            spec = additional
+        numbers.setdefault(spec.key, spec.number)
+        apart.append(spec)
+    return tuple(apart)
+
+
+def all_services(project: str) -> str:
+    """All services of a project, as a TARGET."""
+    return f"{project}/*"
+
+
+def nearest_session(records: Iterable[SessionRecord], target: str) -> str | None:
+    """A hint with names of sessions that are like `target`."""
+    names: set[str] = set()
+    for one in records:
+        names |= {one.container_name, one.target, *(_names_in(one, one.project)[1:3] if one.project else ())}
+    return did_you_mean(target, names)
+
+
+def meant(records: Iterable[SessionRecord], target: str) -> list[SessionRecord]:
+    """The sessions that a person means who says `target`; by what a project's folder is called only if none is called so."""
+    known = list(records)
+    return [one for one in known if matches(one, target)] or [one for one in known if _is_called_by_folder(one, target)]
+
+
+def matches(record: SessionRecord, target: str) -> bool:
+    """Whether this session is called `target`."""
+    if target in (record.session_id, record.container_name, record.target, record.workspace_folder):
+        return True
+    if record.workspace_folder is not None and target == record.sources.place:
+        return True
+    if record.project and target in (*_names_in(record, record.project), record.sources.project_folder):
+        return True
+    return len(target) >= 4 and record.container_id.startswith(target)
+
+
+def _is_called_by_folder(record: SessionRecord, target: str) -> bool:
+    if not record.project:
+        return False
+    names = project_names(record.project, record.sources.project_folder, record.workspace_folder)
+    return any(target in _names_in(record, name) for name in names)
+
+
+def _names_in(record: SessionRecord, project: str) -> tuple[str, ...]:
+    service = f"{project}/{record.service}"
+    return project, all_services(project), service, f"{service}#{record.identity.instance}"

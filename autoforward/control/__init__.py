@@ -1,0 +1,1 @@
+"""The control socket between commands and the supervisor, and starting the supervisor."""

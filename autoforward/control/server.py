@@ -1,0 +1,163 @@
+"""The control socket: how commands speak to the supervisor.
+
+One request a connection: a line of JSON with `op`. Answers are lines of JSON with `type`: any number of `progress`,
+`event` and `row`, then one `result` or `error` (with `exit_code`, `message`, `hint`), after which the supervisor closes.
+A foreground command keeps its connection open: its end is the end of what it asked for. Only processes of the same user
+are served: the socket lies in a folder of mode 0700, and the kernel is asked who is at the other end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from autoforward.core.errors import AutoforwardError, ProtocolError, UsageError
+from autoforward.net.peercred import Peer, peer_of
+
+log = logging.getLogger(__name__)
+
+MAX_LINE_BYTES = 1024 * 1024
+"""A request holds at most a configuration's ports; nobody needs a megabyte of them."""
+
+
+class Connection:
+    """One command at the other end. `send` never raises: a command that has gone is told nothing more."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        try:
+            self._writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+            await self._writer.drain()
+        except ConnectionError:
+            log.debug("a command went away before it had its answer")
+
+    async def progress(self, text: str) -> None:
+        await self.send({"type": "progress", "text": text})
+
+    async def event(self, line: str) -> None:
+        """A PORT_EVENT line, without its newline."""
+        await self.send({"type": "event", "line": line})
+
+    async def receive(self) -> dict[str, Any] | None:
+        """The next line that the command sends; None once it has gone. Raises ProtocolError."""
+        try:
+            line = await self._reader.readline()
+        except ConnectionError:
+            return None
+        except ValueError as error:
+            raise ProtocolError("the request is too long") from error
+        if not line.endswith(b"\n"):
+            return None
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError("the request is not JSON") from error
+        if not isinstance(message, dict):
+            raise ProtocolError("the request is not an object")
+        return message
+
+    async def aclose(self) -> None:
+        self._writer.close()
+        try:
+            await self._writer.wait_closed()
+        except ConnectionError:  # it was gone already
+            pass
+
+    def peer(self) -> Peer:
+        """Who it is."""
+        return peer_of(self._writer.get_extra_info("socket"))
+
+
+Handler = Callable[[dict[str, Any], Connection], Awaitable[Mapping[str, Any]]]
+
+
+class ControlServer:
+    """Serves `handlers` (by `op`) on a Unix socket of mode 0600. `aclose` lets running requests answer first."""
+
+    def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
+        self._path = path
+        self._handlers = handlers
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_found(self) -> bool:
+        """Whether there is a file by which commands find it; somebody may have removed that."""
+        return os.path.lexists(self._path)
+
+    async def start(self) -> None:
+        """Bind and listen. The instance lock is held: a socket file that is there belongs to nobody any more.
+
+        Once more where the file was removed; requests that run go on. Raises OSError.
+        """
+        if self._server is not None:
+            self._server.close()
+        self._path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._accept, str(self._path), limit=MAX_LINE_BYTES)
+        self._path.chmod(0o600)
+
+    def stop_accepting(self) -> None:
+        """No new requests; those that run go on. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._path.unlink(missing_ok=True)
+
+    async def aclose(self, timeout_s: float) -> None:
+        self.stop_accepting()
+        if self._tasks:
+            _done, late = await asyncio.wait(self._tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            task.set_name("control connection")
+            self._tasks.add(task)
+        connection = Connection(reader, writer)
+        try:
+            await self._serve(connection)
+        except asyncio.CancelledError:
+            log.debug("a control connection was cut at the end")
+        finally:
+            if task is not None:
+                self._tasks.discard(task)
+            await connection.aclose()
+
+    async def _serve(self, connection: Connection) -> None:
+        peer = connection.peer()
+        if not peer.is_trusted:
+            log.warning("refused a control connection of user %s", peer.uid)
+            return
+        try:
+            request = await connection.receive()
+            if request is None:
+                return
+            handler = self._handlers.get(str(request.get("op")))
+            if handler is None:
+                raise UsageError(
+                    f"the supervisor does not know the request {str(request.get('op'))[:40]!r}",
+                    hint="it may be of an older version: `autoforward status` tells",
+                )
+            result = await handler(request, connection)
+            await connection.send({"type": "result", **result})
+        except AutoforwardError as error:
+            await connection.send(
+                {"type": "error", "exit_code": error.exit_code, "message": str(error), "hint": error.hint}
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            log.exception("a request could not be understood")
+            await connection.send(
+                {"type": "error", "exit_code": 1, "message": f"the request is malformed: {error!r}", "hint": None}
+            )

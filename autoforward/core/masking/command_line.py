@@ -1,0 +1,74 @@
+"""Command lines as they may be shown: short, without control characters, without secrets. Pure.
+
+Masking errs on the side of hiding: a harmless value that stands after a key-like word is hidden too. What is hidden is in
+two tables: names (`names.py`) and shapes (`shapes.py`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from autoforward.core.masking.line import Line, Span
+from autoforward.core.masking.shapes import SHAPES
+
+MAX_COMMAND_LINE = 200
+MASK = "***"
+
+# What is looked at before masking; a container decides how long its command lines are.
+_MAX_INPUT = 4096
+
+# What is taken out leaves a space, and is no more than what surely belongs to it: an option that was glued to the word
+# before it, or lost its first letters, would not be known as one (`0--api-key x`, `OKEN=x`).
+_ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)?")
+_SCRIPT = re.compile(r"-[a-z]*c")
+"""The option of a shell (`-c`, `-lc`) after which an argument is a script: words as a shell reads them."""
+
+
+def mask_command_line(text: str, *, cut: bool = False) -> str:
+    """At most 200 characters on one line, each secret as `***`.
+
+    Arguments are apart by NUL, as in /proc/PID/cmdline, or by spaces. `cut`: the end is missing. Then the last word is left
+    out: what is left of a secret may not look like one.
+    """
+    cut = cut or len(text) > _MAX_INPUT
+    text = _ANSI.sub(" ", text[:_MAX_INPUT])
+    arguments = [" ".join(argument.split()) for argument in "".join(map(_printable, text)).split("\0")]
+    if cut:
+        arguments[-1] = arguments[-1].rpartition(" ")[0]
+    text = _joined([argument for argument in arguments if argument])
+    line = Line(text)
+    shown = _hide(text, [span for shape in SHAPES for span in shape.find(line)]).replace("\0", " ")
+    shown = f"{shown} …".lstrip() if cut else shown
+    return shown if len(shown) <= MAX_COMMAND_LINE else shown[: MAX_COMMAND_LINE - 1] + "…"
+
+
+def _joined(arguments: Iterable[str]) -> str:
+    """Apart by NUL; before a script by a space, so that it is no argument with a value that may hold spaces."""
+    text, before = "", ""
+    for argument in arguments:
+        text += argument if not text else (" " if _SCRIPT.fullmatch(before) else "\0") + argument
+        before = argument
+    return text
+
+
+def _hide(text: str, spans: Iterable[Span]) -> str:
+    parts, position = [], 0
+    for start, end in sorted(spans):
+        if start < position:
+            # One that goes on where another one has begun.
+            position = max(position, end)
+            continue
+        parts += [text[position:start], MASK]
+        position = end
+    return "".join([*parts, text[position:]])
+
+
+def _printable(character: str) -> str:
+    if character == "\0":
+        return character
+    if character in "\t\n\r\v\f\u2028\u2029":
+        return " "
+    # Cc control, Cf format (bidi overrides among them), Cs lone surrogates, Co and Cn without a meaning.
+    return "" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn") else character

@@ -1,0 +1,344 @@
+"""The values that the parts hand to each other: frozen, comparable, without behaviour of their own.
+
+Vocabulary is that of SPEC.md, "Words". The side is always in the name: `host_port` is on the user's machine,
+`container_port` in the container. Addresses are text in their usual form (`127.0.0.1`, `::1`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from autoforward.core.identity.labels import (
+    LABEL_CONFIG_FILE,
+    LABEL_LOCAL_FOLDER,
+    LABEL_METADATA,
+    LABEL_NUMBER,
+    LABEL_ONE_OFF,
+    LABEL_PROJECT,
+    LABEL_PROJECT_FOLDER,
+    LABEL_SERVICE,
+)
+
+Transport = Literal["tcp", "udp"]
+LaneName = Literal["agent", "socat", "nc", "devtcp"]
+LaneChoice = Literal["auto", "agent", "socat", "nc", "devtcp"]
+Source = Literal["declared", "detected", "manual"]
+LeaseState = Literal["bound", "reserved"]
+Status = Literal["active", "waiting", "reconnecting", "failed", "published", "ignored"]
+EventName = Literal[
+    "attached",
+    "detached",
+    "forwarded",
+    "updated",
+    "unforwarded",
+    "waiting",
+    "reconnecting",
+    "reconnected",
+    "failed",
+    "ignored",
+]
+OnAutoForward = Literal["notify", "openBrowser", "openBrowserOnce", "openPreview", "silent", "ignore"]
+AppProtocol = Literal["http", "https"]
+
+FIRST_UNPRIVILEGED = 1024
+"""The first host port that any user may bind, on a system that was not told otherwise."""
+
+LANE_CHOICES: tuple[LaneChoice, ...] = ("auto", "agent", "socat", "nc", "devtcp")
+ON_AUTO_FORWARD: tuple[OnAutoForward, ...] = (
+    "notify",
+    "openBrowser",
+    "openBrowserOnce",
+    "openPreview",
+    "silent",
+    "ignore",
+)
+
+
+class ForwardKey(NamedTuple):
+    """What a forward is about, within one session.
+
+    `container_host` is None for the container itself, else a name or address as seen from the container. `pin` is None for
+    the ordinary forward of a port, and the host port of one that was asked for in addition to it.
+    """
+
+    transport: Transport
+    container_host: str | None
+    container_port: int
+    pin: int | None = None
+
+    @property
+    def ordinary(self) -> ForwardKey:
+        """The key of the ordinary forward of the same port: what is known of the port is known by this one."""
+        return self._replace(pin=None)
+
+
+class ServerProcess(NamedTuple):
+    """Who listens: the arguments joined by spaces, at most 1,024 characters, and what of it may be shown or written."""
+
+    command_line: str
+    shown: str
+
+    def __repr__(self) -> str:
+        """Without what may not be written: it stands in the text of faults."""
+        return f"<ServerProcess {self.shown}>"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Listener:
+    """A listening socket in the container, as the kernel shows it (`address` may be a wildcard)."""
+
+    transport: Transport
+    container_port: int
+    address: str
+
+
+Snapshot = tuple[Listener, ...]
+"""Complete, sorted and without duplicates, so that "nothing changed" is one comparison."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortSpec:
+    """One port that is named. `text` is the SPEC as written; `host_port` is set when it is pinned.
+
+    `is_own`: the user says so outside of the workspace, so that what else the user excludes does not bind it.
+    `is_additional`: the port has a forward on another number, which stays; see `settings.told_apart`.
+    """
+
+    text: str
+    transport: Transport
+    container_host: str | None
+    container_port: int
+    host_port: int | None = None
+    is_own: bool = False
+    is_additional: bool = False
+
+    @property
+    def key(self) -> ForwardKey:
+        pin = self.host_port if self.is_additional else None
+        return ForwardKey(self.transport, self.container_host, self.container_port, pin)
+
+    @property
+    def number(self) -> int:
+        """The host port that it is on, if it can be."""
+        return self.host_port or self.container_port
+
+
+@dataclass(frozen=True, slots=True)
+class PortAttributes:
+    """Resolved attributes of one port (`portsAttributes` / `otherPortsAttributes`), None where nothing was said."""
+
+    label: str | None = None
+    protocol: AppProtocol | None = None
+    on_auto_forward: OnAutoForward = "notify"
+    require_local_port: bool | None = None
+    elevate_if_needed: bool | None = None
+    description: str | None = None
+    open_preview: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DialAddress:
+    """Where a relay connects to, from inside the container: an address (v4 or v6) or a host name, and a port."""
+
+    host: str
+    port: int
+
+    @property
+    def is_ipv6(self) -> bool:
+        return ":" in self.host
+
+
+def dials_for(
+    dials: tuple[DialAddress, ...], from_ipv6: tuple[DialAddress, ...], *, ipv6: bool
+) -> tuple[DialAddress, ...]:
+    """What a client of the host's IPv6 address (`ipv6`), or of its IPv4 address, is led to. `from_ipv6` empty: the same."""
+    return from_ipv6 if ipv6 and from_ipv6 else dials
+
+
+@dataclass(frozen=True, slots=True)
+class LaneCapabilities:
+    """What a lane can do; shown in `status` and `doctor`."""
+
+    half_close: bool
+    udp: bool
+    confirms_connect: bool
+    note: str = ""
+    ipv6: bool = True
+
+
+WORKSPACE_ANCHOR, NAME_ANCHOR = "workspace:", "name:"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What stays when a container is rebuilt; the key of sticky leases.
+
+    `engine` is the endpoint; `anchor` is `workspace:<folder>:<config file>`, `compose:<project>` or `name:<name>`;
+    `service` and `instance` tell compose services apart.
+    """
+
+    engine: str
+    anchor: str
+    service: str | None = None
+    instance: int = 1
+
+    def __str__(self) -> str:
+        suffix = f"/{self.service}#{self.instance}" if self.service else ""
+        return f"{self.engine}|{self.anchor}{suffix}"
+
+    @property
+    def is_name(self) -> bool:
+        """Whether it is nothing but the container's name: another container of that name need not have to do with it."""
+        return self.anchor.startswith(NAME_ANCHOR)
+
+
+FOUND_SOURCE = "the socket of "
+"""Whose, follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What proves who is who on TLS: PEM files, absolute paths. `verify` False: any certificate of the engine's will do.
+
+    `ca` None: the authorities that the system trusts. `cert` and `key` None: the engine asks for none of ours.
+    """
+
+    ca: str | None
+    cert: str | None
+    key: str | None
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEndpoint:
+    """Where the engine is and, in words, where that was read. Frozen for a session.
+
+    `host`: `unix:///path`, `tcp://host:port`, `ssh://[user@]host[:port][/path]`. `tls` is for TCP; `ssh_auth_sock` is the
+    socket of the ssh agent that the caller had.
+    """
+
+    host: str
+    source: str
+    tls: TlsFiles | None = None
+    ssh_auth_sock: str | None = None
+
+    @property
+    def socket_path(self) -> str | None:
+        """The file of an engine on a local socket; None for one elsewhere."""
+        return self.host.removeprefix("unix://") if self.host.startswith("unix://") else None
+
+    @property
+    def is_found(self) -> bool:
+        """Whether nothing names it: it was found at a well-known socket."""
+        return self.source.startswith(FOUND_SOURCE)
+
+    @property
+    def key(self) -> tuple[str, TlsFiles | None]:
+        """The same for all ways to name one engine that are reached with the same proofs."""
+        return self.host, self.tls
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPort:
+    """A port that the engine itself publishes (`docker run -p`)."""
+
+    transport: Transport
+    container_port: int
+    host_ip: str
+    host_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerInfo:
+    """What the engine says of one container, boiled down to what we act on.
+
+    `labels` are the container's own only (`identity.labels.own_labels`): an image cannot claim a folder or a project.
+    """
+
+    container_id: str
+    name: str
+    state: str
+    labels: dict[str, str] = field(hash=False)
+    image: str = ""
+    image_id: str = ""
+    network_mode: str = ""
+    addresses: tuple[str, ...] = ()
+    published: tuple[PublishedPort, ...] = ()
+    user: str = ""
+    writable_volumes: tuple[str, ...] = ()
+    other_mounts: tuple[str, ...] = ()
+    """Paths that the engine cannot put a file at."""
+    bind_sources: tuple[str, ...] = ()
+    """Paths of the engine's machine that it has mounted and may write."""
+    read_only: bool = False
+    """Whether its file system, but for mounts, cannot be written."""
+    started: str = ""
+    """When it was started last, in the engine's words: another text after a restart."""
+    network_of: str | None = None
+    """The id of the container whose network this one uses, None where it has its own (or the host's)."""
+    started_at: str = ""
+    """When it was last started, in the engine's words: another one after each restart."""
+    may_forge: bool = True
+    """Whether it may send what looks like another's on its networks (NET_RAW)."""
+    image_platform: str = ""
+    """Which platform of its image it is of, where one id stands for several; see `identity.containers.platform_of`."""
+    image_metadata: str | None = None
+    """The label `devcontainer.metadata` where it came with the image: the one label that images have by design."""
+    networks: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    """Ids of the networks that it is on, and names of the volumes that it mounts, anonymous ones included."""
+    names: tuple[str, ...] = ()
+    """Other names under which it finds itself, in lower case: hostname, aliases; also those of the one whose network it uses."""
+
+    @property
+    def namespace(self) -> str:
+        """What containers have in common that share a network namespace."""
+        return self.network_of or self.container_id
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """Hosts that are the container itself, in lower case: `app:5173` for the service `app`."""
+        named = (self.name, self.service if self.project else None)
+        return tuple(dict.fromkeys((*(name.lower() for name in named if name), *self.names)))
+
+    @property
+    def running(self) -> bool:
+        return self.state == "running"
+
+    @property
+    def workspace_folder(self) -> str | None:
+        return self.labels.get(LABEL_LOCAL_FOLDER)
+
+    @property
+    def config_file(self) -> str | None:
+        return self.labels.get(LABEL_CONFIG_FILE)
+
+    @property
+    def metadata(self) -> str | None:
+        """The label `devcontainer.metadata`, the container's own or its image's: what an image says of ports counts."""
+        return self.labels.get(LABEL_METADATA, self.image_metadata)
+
+    @property
+    def project(self) -> str | None:
+        return self.labels.get(LABEL_PROJECT)
+
+    @property
+    def project_folder(self) -> str | None:
+        """The folder of the compose project: two projects of one name are told apart by it."""
+        return self.labels.get(LABEL_PROJECT_FOLDER)
+
+    @property
+    def service(self) -> str | None:
+        """The compose service; a one-off is an instance of none."""
+        return None if self.is_one_off else self.labels.get(LABEL_SERVICE)
+
+    @property
+    def is_one_off(self) -> bool:
+        """Whether `docker compose run` has started it."""
+        return self.labels.get(LABEL_ONE_OFF, "False").lower() == "true"
+
+    @property
+    def instance(self) -> int:
+        number = self.labels.get(LABEL_NUMBER, "1")
+        return int(number) if number.isdecimal() and len(number) < 6 else 1

@@ -1,0 +1,1 @@
+"""One thread that carries every byte: listeners, relays, far ends, splicing, UDP."""

@@ -1,0 +1,1 @@
+"""Many streams on one carrier: the multiplexer, its streams, the exec stream, the trunk and its handshake."""

@@ -1,0 +1,441 @@
+"""One client connection, joined to the far end that a lane provides.
+
+The far end is a `Channel`; it looks the same whether it is a process of its own on an exec stream or a stream of a
+mux. Contracts: the relay owns the client socket, the channel owns the engine's side. After `abort` a channel calls its
+relay no more. Half-close is kept: the client's FIN becomes `write_eof`, and the other direction goes on. All calls are
+made in the data plane's thread and none of them blocks. A client's socket that is not being read tells nothing of a
+reset: the data plane looks at those (`watch_peer`) from time to time.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import sys
+from typing import Protocol
+
+from autoforward.dataplane.far_end import Channel
+from autoforward.dataplane.messages import ForwardCounters, StreamWanted
+from autoforward.dataplane.splice import Splicer
+from autoforward.net.loop import Loop
+from autoforward.net.write_buffer import CLOSE_IN_ORDER, RECEIVE_BYTES, RESET_ON_CLOSE, Linger, Outbox
+
+HIGH_WATER_BYTES = 512 * 1024
+"""What one direction of one relay may hold before its source is not read any more."""
+
+GONE_GRACE_S = 1.0
+"""After the client closed altogether, how long the server may take to notice, from the last byte that moved."""
+
+STALLED_S = 60.0
+"""After the client closed altogether, how long a server that reads nothing holds back what the client has sent."""
+
+
+class RelayOwner(Protocol):
+    """What a relay tells the data plane."""
+
+    def notify(self, notice: StreamWanted) -> None: ...
+
+    def watch_peer(self, relay: Relay) -> None:
+        """Look at this relay's client from time to time: it is not read, so neither a reset nor a close would show."""
+
+    def relay_ended(self, relay: Relay, *, refused: bool, reason: str | None) -> None:
+        """It is over; `reason` is None for an ordinary end."""
+
+
+class Relay:
+    """One client connection. Accepted sockets are read only once the far end is open, so a refusal loses no bytes."""
+
+    __slots__ = (
+        "_channel",
+        "_client_ended",
+        "_counters",
+        "_ended_on_mux",
+        "_far",
+        "_flush_due",
+        "_loop",
+        "_mask",
+        "_moved",
+        "_outbox",
+        "_over",
+        "_owner",
+        "_reading",
+        "_server_ended",
+        "_server_half_ended",
+        "_splicer",
+        "_told_end",
+        "client",
+        "forward_id",
+        "relay_id",
+        "routed",
+    )
+
+    def __init__(
+        self,
+        loop: Loop,
+        owner: RelayOwner,
+        forward_id: str,
+        relay_id: int,
+        client: socket.socket,
+        counters: ForwardCounters,
+    ) -> None:
+        client.setblocking(False)
+        if sys.platform != "linux":  # there it is inherited from the listener
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.client: socket.socket | None = client
+        self.forward_id = forward_id
+        self.relay_id = relay_id
+        self._loop = loop
+        self._owner = owner
+        self._counters = counters
+        self._channel: Channel | None = None
+        self._outbox = Outbox()
+        self._reading = False
+        self._client_ended = False
+        self._server_ended = False
+        self._server_half_ended = False
+        self._told_end = False
+        self._flush_due = False
+        self._mask = 0
+        self.routed = False
+        """Its far end was opened without asking control, which then need not hear of an ordinary end either."""
+        self._over = False
+        self._moved = 0
+        self._far: socket.socket | None = None
+        self._ended_on_mux = False
+        self._splicer: Splicer | None = None
+
+    def __repr__(self) -> str:
+        return f"<Relay {self.relay_id} of {self.forward_id}>"
+
+    @property
+    def is_over(self) -> bool:
+        return self._over
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether the client came by the host's IPv6 address."""
+        return self.client is not None and self.client.family == socket.AF_INET6
+
+    def attach(self, channel: Channel) -> None:
+        """Give the relay its far end, which will call `opened` or `refuse`."""
+        self._channel = channel
+
+    # What the channel calls.
+
+    def opened(self) -> None:
+        self._reading = True
+        self._watch()
+
+    def read_now(self) -> None:
+        """Once open: most clients speak first, and their first bytes are there before the loop would look."""
+        self._read_client()
+
+    def data(self, chunk: bytes) -> None:
+        self._counters.bytes_out += len(chunk)
+        self._moved += 1
+        self._outbox.append(chunk)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.at_turn_end(self._flush_client)
+
+    def drained(self) -> None:
+        """The channel has taken what was written."""
+        self._moved += 1
+        if not self._client_ended and not self._over:
+            self._reading = True
+            self._watch()
+
+    def server_eof(self) -> None:
+        """The server has said everything but still listens: the client sees its FIN and may go on."""
+        self._server_half_ended = True
+        if self._splicer is not None:
+            self._splicer.server_eof()
+        else:
+            self._flush_client()
+
+    def server_ended(self) -> None:
+        """Everything that the server had to say has been handed over, and the far end is closed both ways."""
+        self._channel = None
+        self._server_ended = True
+        if self._splicer is not None:
+            self._splicer.server_eof()
+            return
+        self._flush_client()
+        if self._over or self._far is not None or self._splicer is not None:
+            return
+        # Read on and discard: a client that sends before it reads would otherwise wait for us, and we for it.
+        self._reading = not self._client_ended
+        self._watch()
+
+    def refuse(self, reason: str) -> None:
+        """The server cannot be reached: the client is reset, never left with an empty success."""
+        self._end_with_reset(refused=True, reason=reason)
+
+    def start_over(self, *, retry: bool) -> None:
+        """That far end is gone before it began: another one, please. Nothing has been read of the client.
+
+        `retry`: there was no server, and there are other addresses to try.
+        """
+        if self._over:
+            return
+        self._channel = None
+        self.routed = False
+        self.hold_client()
+        self._owner.notify(StreamWanted(self.forward_id, self.relay_id, retry, ipv6=self.is_ipv6))
+
+    def broken(self, reason: str) -> None:
+        """The far end broke off in mid-stream."""
+        self._end_with_reset(refused=False, reason=reason)
+
+    def server_reset(self, reason: str) -> None:
+        """The server broke off: the client gets what came before, and then a reset of its own."""
+        if self._splicer is not None:
+            self._channel = None
+            self._splicer.finish_then(lambda: self.broken(reason))
+        else:
+            self.broken(reason)
+
+    # The direct path (`direct.py`): the bytes leave the channel, which stays for the ends.
+
+    def hold_client(self) -> None:
+        """Read nothing more of the client until `moved`."""
+        self._reading = False
+        self._watch()
+
+    def moved(self, far: socket.socket) -> None:
+        """All that came over the channel is here; what comes after it comes from `far`, which is ours now."""
+        self._far = far
+        self._ended_on_mux = self._server_half_ended
+        self._flush_client()
+
+    def _splice(self, client: socket.socket, far: socket.socket) -> None:
+        """The client has what came over the channel: from here on the kernel moves the bytes."""
+        self._far = None
+        self._loop.watch(client.fileno(), 0, self._on_client)
+        self._mask = 0
+        if self._ended_on_mux:
+            self._half_finish()
+        try:
+            self._splicer = Splicer(
+                self._loop, self, client, far, client_ended=self._client_ended, server_ended=self._ended_on_mux
+            )
+        except OSError as error:
+            far.close()
+            self.cut(f"the direct connection could not be used: {error.strerror}")
+            return
+        self._splicer.start()
+        if self._server_half_ended or self._server_ended:
+            self._splicer.server_eof()
+
+    # What the splicer calls.
+
+    def up_moved(self, size: int) -> None:
+        self._counters.bytes_in += size
+        self._moved += 1
+
+    def down_moved(self, size: int) -> None:
+        self._counters.bytes_out += size
+        self._moved += 1
+
+    def client_said_all(self) -> None:
+        self._client_ended = True
+        if self._channel is not None:
+            self._channel.write_eof()
+        if self._told_end and not self._over:
+            self._finish()
+
+    def server_said_all(self) -> None:
+        if self._client_ended:
+            self._finish()
+        else:
+            self._half_finish()
+
+    def stopped_reading(self) -> None:
+        self._owner.watch_peer(self)
+
+    def client_broke(self, reason: str) -> None:
+        self.cut(reason)
+
+    def far_broke(self, reason: str) -> None:
+        self.broken(reason)
+
+    # What the data plane calls.
+
+    def server_closed(self) -> None:
+        if self._channel is not None:
+            self._channel.server_closed()
+
+    def cut(self, reason: str) -> None:
+        self._end_with_reset(refused=False, reason=reason)
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the client's socket is watched, so that its end is noticed."""
+        return (self._reading if self._splicer is None else self._splicer.reads_client) and not self._over
+
+    @property
+    def client_ended(self) -> bool:
+        """Whether the client's FIN has been read: it half-closed, or closed altogether."""
+        return self._client_ended
+
+    def client_has_gone(self) -> None:
+        """The client holds its socket no more: let what it sent arrive, then end the far end, server or not."""
+        self._wait_for_the_rest(0.0)
+
+    def _wait_for_the_rest(self, stalled_s: float) -> None:
+        progress = self._progress()
+
+        def check() -> None:
+            if self._over:
+                return
+            if self._progress() != progress:
+                self._wait_for_the_rest(0.0)
+            elif progress[1] and stalled_s < STALLED_S:
+                self._wait_for_the_rest(stalled_s + GONE_GRACE_S)
+            else:
+                self.cut("the client has gone")
+
+        self._loop.call_later(GONE_GRACE_S, check)
+
+    def _progress(self) -> tuple[int, int]:
+        """Something that differs once bytes have moved, and how many still wait to go to the server."""
+        if self._splicer is not None:
+            return self._moved, self._splicer.pending
+        return self._moved, self._channel.pending if self._channel is not None else 0
+
+    # The client's socket.
+
+    def _watch(self) -> None:
+        if self.client is None:
+            return
+        events = 0
+        if self._reading:
+            events = selectors.EVENT_READ
+        else:
+            self._owner.watch_peer(self)
+        if self._outbox.size:
+            events |= selectors.EVENT_WRITE
+        if events != self._mask:
+            self._mask = events
+            self._loop.watch(self.client.fileno(), events, self._on_client)
+
+    def _on_client(self, events: int) -> None:
+        if events & selectors.EVENT_READ:
+            self._read_client()
+        if events & selectors.EVENT_WRITE and self.client is not None:
+            self._flush_client()
+
+    def _read_client(self) -> None:
+        if self.client is None:
+            return
+        try:
+            data = self.client.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.cut(f"the client broke off: {error.strerror}")
+            return
+        if not data:
+            self._client_ended = True
+            self._reading = False
+            self._watch()
+            if self._channel is not None:
+                self._channel.write_eof()
+            return
+        if self._channel is None:
+            return
+        self._counters.bytes_in += len(data)
+        self._moved += 1
+        self._channel.write(data)
+        if self._channel is not None and self._channel.pending > HIGH_WATER_BYTES:
+            self._reading = False
+            self._watch()
+
+    def _flush_client(self) -> None:
+        self._flush_due = False
+        if self.client is None or self._splicer is not None:  # it may have been due when the bytes moved
+            return
+        ended = self._server_half_ended or self._server_ended
+        try:
+            sent = self._outbox.flush_gathered(
+                self.client, fin_follows=ended and not self._told_end and self._far is None
+            )
+        except OSError as error:
+            self.cut(f"the client broke off: {error.strerror}")
+            return
+        self._moved += bool(sent)
+        if sent and self._channel is not None:
+            self._channel.consumed(sent)
+        if not self._outbox.size:
+            if self._channel is not None:
+                self._channel.resume()
+            if self._far is not None:
+                self._splice(self.client, self._far)
+                return
+            if self._server_half_ended:
+                self._half_finish()
+            if self._server_ended:
+                self._finish()
+                return
+        elif self._channel is not None and self._outbox.size > HIGH_WATER_BYTES:
+            self._channel.pause()
+        self._watch()
+
+    # Ends.
+
+    def _half_finish(self) -> None:
+        """The client has everything: tell it so, and read on."""
+        if self.client is None or self._server_ended:
+            return
+        if self._told_end:
+            return
+        self._told_end = True
+        try:
+            _say_end(self.client)
+        except OSError as error:
+            self.cut(f"the client broke off: {error.strerror}")
+
+    def _finish(self) -> None:
+        """The server closed and the client has everything: FIN to the client, and a moment for its last words."""
+        client = self._release(refused=False, reason=None)
+        if client is None:
+            return
+        try:
+            if not self._told_end:
+                _say_end(client)
+        except OSError:  # the client has gone meanwhile
+            client.close()
+            return
+        if self._client_ended:
+            client.close()
+        else:
+            Linger(self._loop, client)
+
+    def _end_with_reset(self, *, refused: bool, reason: str) -> None:
+        channel, self._channel = self._channel, None
+        client = self._release(refused=refused, reason=reason)
+        if client is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            client.close()
+        if channel is not None:
+            channel.abort()
+
+    def _release(self, *, refused: bool, reason: str | None) -> socket.socket | None:
+        """Take the client's socket out of the relay and tell the plane that it is over; None the second time."""
+        client, self.client = self.client, None
+        self._over = True
+        self._outbox.clear()
+        if self._splicer is not None:
+            self._splicer.close()
+        if self._far is not None:
+            self._far.close()
+        if client is not None:
+            self._loop.watch(client.fileno(), 0, self._on_client)
+            self._owner.relay_ended(self, refused=refused, reason=reason)
+        return client
+
+
+def _say_end(client: socket.socket) -> None:
+    """FIN to a client that has been given everything. From here on closing its socket is no reset any more."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_IN_ORDER)
+    client.shutdown(socket.SHUT_WR)

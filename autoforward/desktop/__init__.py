@@ -1,0 +1,1 @@
+"""onAutoForward: what to open or show, and doing it on the desktop."""

@@ -1,0 +1,178 @@
+"""What is done on the host when a port has been forwarded (`onAutoForward`), and the words of notifications.
+
+Decisions and text only; `supervisor/actions.py` carries them out. Names and labels may come out of a container: here
+they become plain, bounded text. URLs are of our own making, and looked at again before a program gets one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from typing import Literal
+
+from autoforward.config.environment import SessionEnvironment
+from autoforward.detection.known_servers import is_inspector
+from autoforward.devcontainers.port_attributes import clean_text
+from autoforward.state.event_log import PortEvent
+
+MAX_OPENS = 10
+"""Browser windows in `OPENS_WINDOW_S`, for one session: a container decides how many ports it opens, and how often."""
+
+OPENS_WINDOW_S = 60.0
+
+BACK_S = 60.0
+"""A server that is back within this, with the same command, is the one that was shown or opened: it was restarted."""
+
+MAX_NAMED_PORTS = 10
+MAX_NAME_LENGTH = 60
+MAX_BODY_LENGTH = 300
+MAX_URL_LENGTH = 120
+
+# What `events.url_of` makes, and nothing else: no user, path, query, or other scheme.
+_URL = re.compile(r"https?://(?:localhost|[0-9.]+|\[[0-9A-Fa-f:.]+(?:%25[\w.-]{1,32})?\]):[0-9]{1,5}", re.ASCII)
+
+# Servers on Linux may take the text for markup, or may not: entities would show on the latter, these show on both.
+_NO_MARKUP = str.maketrans({"<": "‹", ">": "›", "&": "+"})
+
+_OWN_HOSTS = frozenset({None, "127.0.0.1", "::1", "localhost"})
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A forward of which the user knows: its server's command, and when it went (None: it is there)."""
+
+    process: str | None
+    gone_at_s: float | None = None
+
+
+def is_back(shown: Shown | None, process: str | None, now_s: float) -> bool:
+    """Whether this is the server that was shown. A command that is not known, or not yet, is no other one."""
+    if shown is None or (shown.gone_at_s is not None and now_s - shown.gone_at_s > BACK_S):
+        return False
+    return process is None or shown.process is None or process == shown.process
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What counts besides the event. `opened`: ids of forwards that `openBrowserOnce` has opened in this session."""
+
+    environment: SessionEnvironment
+    platform: str
+    attached: bool = True
+    restored: bool = False
+    """The first snapshot of a session that a new supervisor has taken up: its forwards are not new to anybody."""
+    back: bool = False
+    """Its server was restarted: see `is_back`."""
+    notify: bool = True
+    opened: Set[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do, and where nothing is to be done, why not. `url` is set to `open`; `once`: remember that it was opened."""
+
+    action: Literal["nothing", "notify", "open"]
+    why: str = ""
+    url: str = ""
+    once: bool = False
+
+
+NOTIFY = Decision("notify")
+
+
+def decide(event: PortEvent, situation: Situation) -> Decision:
+    """The one action that follows this event. Only a `forwarded` that is no replay has any."""
+    if event.event != "forwarded" or event.replay or event.container_port is None:
+        return Decision("nothing", "no forward came up")
+    if situation.restored:
+        return Decision("nothing", "it was up before the supervisor was")
+    if situation.back:
+        return Decision("nothing", "its server was restarted")
+    match event.on_auto_forward:
+        case "openBrowser" | "openBrowserOnce":
+            return _decide_open(event, situation)
+        case "notify":
+            return _decide_notify(event, situation)
+        case other:
+            return Decision("nothing", f"onAutoForward is {other}")
+
+
+def _decide_open(event: PortEvent, situation: Situation) -> Decision:
+    once = event.on_auto_forward == "openBrowserOnce"
+    url = browser_url(event)
+    environment = situation.environment
+    if url is None:
+        return Decision("nothing", "it has no URL for a browser")
+    if once and event.id in situation.opened:
+        return Decision("nothing", "it has been opened in this session")
+    if environment.in_ci:
+        return Decision("nothing", "CI is set")
+    if environment.browser is None and not environment.has_display(situation.platform):
+        return Decision("nothing", "there is no display")
+    return Decision("open", url=url, once=once)
+
+
+def _decide_notify(event: PortEvent, situation: Situation) -> Decision:
+    if not situation.attached:
+        return Decision("nothing", "the command that asked for it has said so")
+    if not situation.notify:
+        return Decision("nothing", "notifications are switched off")
+    # With a label of its own somebody wants to know of it.
+    if event.label is None and is_inspector(event.container_port):
+        return Decision("nothing", "it is a debugger's")
+    if situation.environment.in_ci:
+        return Decision("nothing", "CI is set")
+    if not situation.environment.has_notifications(situation.platform):
+        return Decision("nothing", "there is no desktop to show notifications on")
+    return NOTIFY
+
+
+def may_open(opened_at_s: Sequence[float], now_s: float) -> bool:
+    """Whether one more window may be opened, after those at these times."""
+    return sum(now_s - at_s < OPENS_WINDOW_S for at_s in opened_at_s) < MAX_OPENS
+
+
+def browser_url(event: PortEvent) -> str | None:
+    """The event's URL if it is one that a browser may be given."""
+    return safe_url(event.url)
+
+
+def safe_url(url: str | None) -> str | None:
+    """A URL if it is one of ours and no other: http or https, a host and a port."""
+    return url if url and len(url) <= MAX_URL_LENGTH and _URL.fullmatch(url) else None
+
+
+def plain(text: str, limit: int = MAX_NAME_LENGTH) -> str:
+    """Text of anybody on one line, without control characters or markup, at most `limit` characters long."""
+    text = " ".join(clean_text(text).translate(_NO_MARKUP).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def notification(events: Sequence[PortEvent]) -> tuple[str, str]:
+    """Title and body of the one notification for these forwards of one session (at least one)."""
+    of = plain(events[0].container_name or "a container")
+    if len(events) > 1:
+        names = [_name(event) for event in events[:MAX_NAMED_PORTS]]
+        more = f" and {len(events) - MAX_NAMED_PORTS} more" if len(events) > MAX_NAMED_PORTS else ""
+        return f"{len(events)} ports of {of}", _cut(", ".join(names) + more)
+    [event] = events
+    where = browser_url(event) or f"localhost:{event.host_port}{'/udp' if event.transport == 'udp' else ''}"
+    label = f"{plain(event.label)}: " if event.label else ""
+    reason = f" ({plain(event.reason, 100)})" if event.remapped and event.reason else ""
+    return f"Port {_port(event)} of {of}", _cut(f"{label}{where}{reason}")
+
+
+def _port(event: PortEvent) -> str:
+    host = "" if event.container_host in _OWN_HOSTS else f"{plain(event.container_host or '')}:"
+    return f"{host}{event.container_port}"
+
+
+def _name(event: PortEvent) -> str:
+    """`3000`, or `3000 on 3001` where the host's number is another."""
+    on = f" on {event.host_port}" if event.host_port != event.container_port else ""
+    return f"{_port(event)}{on}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_BODY_LENGTH else text[: MAX_BODY_LENGTH - 1] + "…"

@@ -1,0 +1,202 @@
+"""Servers that are known for what they are: ports that are not forwarded by themselves, that are forwarded without a word, and
+that a browser has no use for.
+
+The one list of them all. By number and, where it is known, by command line: what the editors run in a container for
+themselves takes any number, and an editor that attaches to a debugger needs no notification. A port that was declared,
+named, or given a label is somebody's wish and is not looked up here. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from autoforward.core.model import ForwardKey
+
+INSPECTOR_PORTS = frozenset({2345, 5005, 5678, 9222, 9229, 9230})
+"""Where debuggers wait for an editor (delve, JDWP, debugpy, Chromium, Node): it connects by itself, nobody needs a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownServer:
+    """One kind of server. `command_line` is searched in its arguments, joined by spaces; `ports` None: on any number.
+
+    With `by_port` the number tells where the process is not known (an sshd is root's, we may be nobody). A port whose number
+    stands in the command line after `but_named` is not meant: somebody has chosen it.
+    """
+
+    name: str
+    command_line: re.Pattern[str]
+    ports: frozenset[int] | range | None = None
+    by_port: bool = False
+    but_named: str | None = None
+
+    def is_at(self, container_port: int, command_line: str | None) -> bool:
+        if self.ports is not None and container_port not in self.ports:
+            return False
+        if command_line is None:
+            return self.by_port
+        if self.command_line.search(command_line) is None:
+            return False
+        named = rf"\s{self.but_named}[ =]{container_port}(?:\s|$)"
+        return self.but_named is None or re.search(named, command_line) is None
+
+
+# The program itself is in the editor's folder, or what its own Node runs: a user's program that a debugger of the editor
+# started has such a folder among its arguments too, and is the user's.
+_EDITOR_FOLDERS = (
+    r"/(?:\.(?:vscode|vscodium|vscode-oss|cursor|windsurf|positron|trae)-(?:server|remote)(?:-[a-z]+)?"
+    r"|vscode/vscode-server)/"
+)
+
+EDITORS_OWN: tuple[KnownServer, ...] = (
+    KnownServer(
+        "an editor's own server (VS Code, Cursor, Windsurf)",
+        re.compile(rf"^\S*{_EDITOR_FOLDERS}|^\S*\s+\S*{_EDITOR_FOLDERS}\S*/server-main\.js\b", re.ASCII),
+    ),
+    KnownServer(
+        "an editor's own server (JetBrains)",
+        re.compile(r"^\S*/(?:\.jbdevcontainer|JetBrains/RemoteDev|\.cache/JetBrains|remote-dev-server)\S*/", re.ASCII),
+    ),
+    KnownServer("an editor's own server (Zed)", re.compile(r"^\S*/\.zed_server/", re.ASCII)),
+)
+
+SSHD = KnownServer(
+    "an SSH server",
+    re.compile(r"^(?:\S*/)?(?:sshd|dropbear)(?:[\s:]|$)", re.ASCII),
+    frozenset({22, 2222}),
+    by_port=True,
+)
+
+EPHEMERAL = range(32_768, 65_536)
+"""Numbers that the kernel gives to who asks for any: another one at each start, and nobody else's business as a rule."""
+
+# A program of the user's that one of these has started is the user's: it is the tool itself that is meant.
+PRIVATE: tuple[KnownServer, ...] = (
+    KnownServer(
+        "a debugger's own port (debugpy)",
+        re.compile(r"\s\S*debugpy/adapter(?:\s|$)|\s-m\s+debugpy\.adapter(?:\s|$)", re.ASCII),
+        EPHEMERAL,
+        but_named="--port",
+    ),
+    KnownServer(
+        "a debugger's own port (Delve)",
+        re.compile(r"^(?:\S*/)?dlv(?:-dap)?\s+dap\s(?:.*\s)?(?:--listen|-l)[ =](?:127\.0\.0\.1|localhost):", re.ASCII),
+        EPHEMERAL,
+    ),
+    KnownServer(
+        "a debugger's own port (JavaScript)",
+        re.compile(r"^\S+\s+(?:-\S+\s+)*\S*js-debug\S*/(?:dapDebugServer|vsDebugServer|watchdog)\S*", re.ASCII),
+        EPHEMERAL,
+    ),
+    KnownServer("a browser that a program drives", re.compile(r"\s--remote-debugging-port=0(?:\s|$)", re.ASCII)),
+    KnownServer(
+        "the driver of a browser",
+        re.compile(r"^(?:\S*/)?(?:chromedriver|msedgedriver|geckodriver)(?:\s|$)", re.ASCII),
+        EPHEMERAL,
+    ),
+    KnownServer(
+        "a language server (Java)",
+        re.compile(r"\s-Declipse\.application=org\.eclipse\.jdt\.ls\.", re.ASCII),
+        EPHEMERAL,
+    ),
+    KnownServer(
+        "a kernel of Jupyter",
+        re.compile(r"^\S*python\S*\s+(?:-\S+\s+)*(?:-m\s+|\S*/)ipykernel(?:_launcher)?(?:\.py)?(?:\s|$)", re.ASCII),
+        EPHEMERAL,
+    ),
+    KnownServer(
+        "a build tool's daemon (Gradle, Kotlin, Bazel)",
+        re.compile(
+            r"^\S*java\s.*(?:/gradle-(?:launcher|daemon-main)-[\w.-]+\.jar|\.KotlinCompileDaemon)(?:[\s:]|$)|^bazel\(",
+            re.ASCII,
+        ),
+        EPHEMERAL,
+    ),
+)
+"""What tools open for themselves, on any number."""
+
+DEFAULT_EXCLUDED: tuple[KnownServer, ...] = (*EDITORS_OWN, SSHD, *PRIVATE)
+"""Not forwarded by itself, unless the setting `defaultExclude` is false."""
+
+OUR_AGENT = KnownServer(
+    "an agent of ours, of another session", re.compile(r"^\S*/\.autoforward/agent-[0-9a-f]{16}(?:\s|$)", re.ASCII)
+)
+OUR_SUPERVISOR = KnownServer(
+    "a supervisor of autoforward, with what it forwards",
+    re.compile(r"^\S*python\S*\s+(?:-\S+\s+)*-m\s+autoforward\.supervisor(?:\s|$)", re.ASCII),
+)
+"""What these listen on is no server of the container: never forwarded by itself, or each forward would be another port."""
+
+
+def why_excluded(key: ForwardKey, command_line: str | None, *, by_default: bool = True) -> str | None:
+    """Why this detected port is not forwarded by itself, None when it is. `by_default` False: nothing but what is ours."""
+    if key.transport != "tcp" or key.container_host is not None:
+        return None
+    for server in (OUR_AGENT, OUR_SUPERVISOR, *(DEFAULT_EXCLUDED if by_default else ())):
+        if server.is_at(key.container_port, command_line):
+            return server.name
+    return None
+
+
+NOT_HTTP: dict[str, tuple[frozenset[int], str, str]] = {
+    "FTP": (frozenset({21}), r"vsftpd|proftpd|pure-ftpd", r"s?ftp"),
+    "SSH": (frozenset({22, 2222}), r"sshd|dropbear", r"ssh"),
+    "mail": (
+        frozenset({25, 110, 143, 465, 587, 993, 995, 1025}),
+        r"postfix|dovecot|exim4?",
+        r"smtps?|imaps?|pop3s?",
+    ),
+    "LDAP": (frozenset({389, 636}), r"slapd", r"(?:open)?ldaps?"),
+    "SQL Server": (frozenset({1433}), r"sqlservr", r"ms ?sql|sql ?server"),
+    "Oracle": (frozenset({1521}), r"tnslsnr", r"oracle"),
+    "MQTT": (frozenset({1883, 8883}), r"mosquitto", r"mqtt|mosquitto"),
+    "ZooKeeper": (frozenset({2181}), r"", r"zookeeper"),
+    "MySQL": (frozenset({3306, 33060}), r"mysqld|mariadbd", r"mysql|mariadb"),
+    "remote desktop": (frozenset({3389, 5900, 5901}), r"xrdp|Xtigervnc|Xvnc|x11vnc", r"rdp|vnc"),
+    "NATS": (frozenset({4222}), r"nats-server", r"nats"),
+    "PostgreSQL": (frozenset({5432, 6432}), r"postgres|postmaster|pgbouncer", r"postgres(?:ql)?|pgbouncer"),
+    "AMQP": (frozenset({5671, 5672}), r"", r"amqp"),
+    "Redis": (frozenset({6379, 26379}), r"(?:redis|valkey|keydb)-server", r"redis|valkey"),
+    "Cassandra": (frozenset({9042}), r"", r"cassandra"),
+    "Kafka": (frozenset({9092}), r"", r"kafka"),
+    "memcached": (frozenset({11211}), r"memcached", r"memcached?"),
+    "MongoDB": (frozenset({27017, 27018, 27019}), r"mongod|mongos", r"mongo(?:db)?"),
+}
+"""What is no web server: its usual numbers, the program of its server, and a label that says nothing but that."""
+
+_PROGRAMS = re.compile(
+    "|".join(rf"(?P<_{i}>{program})" for i, (_, program, _) in enumerate(NOT_HTTP.values()) if program)
+)
+_LABELS = re.compile(
+    "(?:"
+    + "|".join(rf"(?P<_{i}>{label})" for i, (_, _, label) in enumerate(NOT_HTTP.values()))
+    + r")(?:[ _-]?(?:db|database|server|service|port|cache|broker))*",
+    re.IGNORECASE,
+)
+_BY_NUMBER = {number: name for name, (numbers, _, _) in NOT_HTTP.items() for number in numbers}
+
+
+def not_http(container_port: int | None, process: str | None, label: str | None) -> str | None:
+    """What a server speaks that is not HTTP, by its program, its label or its number; None where it may be HTTP."""
+    program = (process or "").split(" ", 1)[0].rpartition("/")[2].rstrip(":")
+    for match in (_PROGRAMS.fullmatch(program), _LABELS.fullmatch((label or "").strip())):
+        if match is not None and match.lastgroup is not None:
+            return list(NOT_HTTP)[int(match.lastgroup[1:])]
+    return _BY_NUMBER.get(container_port or 0)
+
+
+_DEBUGGED = re.compile(r"\s(?:-m\s+debugpy|\S*/debugpy)(?:\s|$)", re.ASCII)
+
+
+def may_be_brief(key: ForwardKey, command_line: str) -> bool:
+    """Whether this may be a port that a debugger opens for a moment within the program that it debugs, to hear of its adapter.
+
+    The program's own servers cannot be told from it but by staying.
+    """
+    return key.transport == "tcp" and key.container_port in EPHEMERAL and _DEBUGGED.search(command_line) is not None
+
+
+def is_inspector(container_port: int | None) -> bool:
+    """Whether a debugger listens there, as far as the number tells."""
+    return container_port in INSPECTOR_PORTS

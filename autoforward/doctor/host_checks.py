@@ -1,0 +1,347 @@
+"""Conditions on the host: what was seen (the dataclasses) to a finding (one function each). Pure.
+
+`looking.py` fills the dataclasses in. Nothing here knows a clock, a file or an engine.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from autoforward.config.environment import SessionEnvironment
+from autoforward.core.model import EngineEndpoint
+from autoforward.doctor.findings import Finding, fail, ok, warn
+from autoforward.engine.endpoint import way_to_socket
+from autoforward.state.folder import HOME_VARIABLE
+
+MIN_API_VERSION = (1, 25)
+"""The first in which an exec takes environment variables."""
+
+CLOCK_TOLERANCE_S = 2.0
+
+LEAST_DISK_BYTES = 1_000_000
+"""Below this the next write of the registry or the log may fail."""
+
+LOW_DISK_BYTES = 50_000_000
+
+LEAST_DESCRIPTORS = 256
+LOW_DESCRIPTORS = 4096
+"""Each connection takes one or two, each forward two: a page with many parts opens dozens."""
+
+TESTED_ENGINES = ("docker", "podman")
+
+SocketAccess = Literal["usable", "missing", "denied", "refused", "no socket"]
+"""Of the engine's Unix socket; `no socket` is an endpoint of another kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAbout:
+    """What an engine says of itself. `clock_offset_s`: its clock less ours, None where it does not tell."""
+
+    name: str
+    version: str
+    api_version: str
+    os: str
+    architecture: str
+    clock_offset_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLook:
+    """`endpoint` None: none can be chosen. `about` None: it does not answer. `problem` and `hint` say why."""
+
+    endpoint: EngineEndpoint | None
+    access: SocketAccess = "no socket"
+    about: EngineAbout | None = None
+    problem: str = ""
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FolderLook:
+    """The state folder. `kind` None: it is not there, and `writable` is about the folder it would be made in."""
+
+    path: str
+    kind: Literal["folder", "link", "other"] | None
+    owner_uid: int
+    our_uid: int
+    mode: int
+    writable: bool
+    free_bytes: int
+    free_files: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorLook:
+    """`sessions` are rows of `status --json`, `forwards` those of `list --json`; `stored`: sessions in the registry."""
+
+    state: Literal["running", "none", "silent"]
+    version: str = ""
+    pid: int = 0
+    stored: int = 0
+    problem: str = ""
+    sessions: tuple[Mapping[str, object], ...] = ()
+    forwards: tuple[Mapping[str, object], ...] = ()
+
+
+def check_host_port(number: int, supervisor: SupervisorLook, holder: str | None, *, is_free: bool) -> Finding:
+    """Who has a host port. `holder`: the process that listens there, as far as the system tells."""
+    rows = [row for row in supervisor.forwards if row.get("localPort") == number and row.get("id") is not None]
+    if rows:
+        row = rows[0]
+        why = {
+            "active": "which forwards it",
+            "waiting": "whose server is not up: it is held, and nothing answers on it",
+        }
+        what = why.get(str(row["status"]), f"which is out of reach: {row['reason']}")
+        text = f"host port {number} is that of port {row['port']} of {row['containerName']}, {what}"
+        if row["status"] == "active":
+            return ok("host-port", text)
+        return warn("host-port", text, f"`autoforward stop {row['id']}` frees it")
+    if is_free:
+        return ok("host-port", f"host port {number} is free")
+    by = holder or "a program that the system does not name"
+    return warn("host-port", f"host port {number} is in use by {by}", "end that, or choose another number")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLook:
+    """The service that was installed. `program`: what it starts; `state`, `detail`: in its manager's words."""
+
+    path: str
+    program: str
+    program_is_there: bool
+    state: str
+    at_login: bool = True
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CliLook:
+    """The devcontainer CLI. `named`: a flag or variable names it, so that no other is looked for."""
+
+    path: str | None
+    source: str = ""
+    version: str | None = None
+    problem: str = ""
+    hint: str | None = None
+    named: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoopbackLook:
+    """Whether a socket can be bound on 127.0.0.1 and on ::1: None, or why not."""
+
+    ipv4_problem: str | None
+    ipv6_problem: str | None
+
+
+def check_engine(look: EngineLook) -> Finding:
+    if look.endpoint is None:
+        return fail("engine", look.problem, look.hint or "name one with --docker-host or --context")
+    where = f"{look.endpoint.host} (from {look.endpoint.source})"
+    if look.about is not None:
+        return ok("engine", f"the engine at {where} answers")
+    why = {
+        "missing": "its socket is not there",
+        "denied": "you may not use its socket",
+        "refused": "nobody listens on its socket",
+    }.get(look.access, look.problem)
+    hint = (
+        "start it (`sudo systemctl start docker`, or Docker Desktop), or name another with --docker-host or --context"
+    )
+    if look.access == "denied":
+        hint = "see engine-access"
+    if look.access == "no socket" and look.hint is not None:  # whoever tried to reach it knows better
+        hint = look.hint
+    return fail("engine", f"the engine at {where} does not answer: {why}", hint)
+
+
+def check_engine_access(look: EngineLook) -> Finding:
+    match look.access:
+        case "denied":
+            return fail(
+                "engine-access",
+                "you may not use the engine's socket",
+                way_to_socket((look.endpoint and look.endpoint.socket_path) or ""),
+            )
+        case "usable":
+            return ok("engine-access", "you may use the engine's socket")
+        case "no socket" if look.about is not None:
+            return ok("engine-access", "the engine takes requests over the network")
+    return warn("engine-access", "whether you may use the engine cannot be told: it does not answer")
+
+
+def check_engine_version(about: EngineAbout) -> Finding:
+    what = f"{about.name} {about.version}, API {about.api_version}, {about.os}/{about.architecture}"
+    numbers = about.api_version.split(".")
+    known = len(numbers) == 2 and all(number.isdecimal() for number in numbers)
+    if known and (int(numbers[0]), int(numbers[1])) < MIN_API_VERSION:
+        least = ".".join(map(str, MIN_API_VERSION))
+        return fail("engine-version", f"{what}: too old", f"API {least} is needed: Docker 1.13 or newer")
+    if about.os != "linux":
+        return fail("engine-version", f"{what}: it runs no Linux containers", "switch it to Linux containers")
+    if not any(name in about.name.lower() for name in TESTED_ENGINES):
+        return warn("engine-version", f"{what}: it is not tested", "please report what does not work")
+    return ok("engine-version", what)
+
+
+def check_clock(about: EngineAbout) -> Finding:
+    offset_s = about.clock_offset_s
+    if offset_s is None:
+        return warn("clock", "the engine does not tell its time")
+    if abs(offset_s) <= CLOCK_TOLERANCE_S:
+        return ok("clock", "the engine's clock is ours")
+    way = "ahead of" if offset_s > 0 else "behind"
+    return warn(
+        "clock",
+        f"the engine's clock is {abs(offset_s):.0f} s {way} this machine's: times of events and of its logs do not fit",
+        "set both by NTP; a virtual machine may have slept: restart it",
+    )
+
+
+def check_state_folder(look: FolderLook) -> Finding:
+    elsewhere = f"or set {HOME_VARIABLE} to another folder"
+    if look.kind is None:
+        if look.writable:
+            return ok("state-folder", f"{look.path} will be made when it is needed")
+        return fail(
+            "state-folder", f"{look.path} cannot be made", f"set {HOME_VARIABLE} to a folder that can be written"
+        )
+    if look.kind != "folder":
+        what = "a symbolic link" if look.kind == "link" else "not a folder"
+        return fail("state-folder", f"{look.path} is {what}", f"remove it, {elsewhere}")
+    if look.owner_uid != look.our_uid:
+        return fail(
+            "state-folder",
+            f"{look.path} belongs to user id {look.owner_uid}, not to {look.our_uid}",
+            f"give it back to yourself alone, {elsewhere}",
+        )
+    mode = f"{stat.S_IMODE(look.mode):04o}"
+    if look.mode & 0o022:
+        return fail(
+            "state-folder",
+            f"{look.path} can be written by others (mode {mode})",
+            f"check what is in it, then: chmod 700 {look.path}",
+        )
+    if not look.writable:
+        return fail("state-folder", f"{look.path} cannot be written", f"make it writable, {elsewhere}")
+    if look.mode & 0o077:
+        return warn("state-folder", f"{look.path} can be read by others (mode {mode})", "the next command closes it")
+    return ok("state-folder", f"{look.path}, yours alone")
+
+
+def check_disk(look: FolderLook) -> Finding:
+    free = f"{look.free_bytes / 1e6:,.0f} MB free for {look.path}"
+    hint = "remove something there; forwards go on, but leases and events are not written"
+    if look.free_files == 0:
+        return fail("disk", f"no file can be made any more (no inodes) for {look.path}", hint)
+    if look.free_bytes < LEAST_DISK_BYTES:
+        return fail("disk", free, hint)
+    return warn("disk", free, hint) if look.free_bytes < LOW_DISK_BYTES else ok("disk", free)
+
+
+def check_supervisor(look: SupervisorLook, our_version: str) -> Finding:
+    if look.state == "silent":
+        return fail("supervisor", f"the supervisor does not answer: {look.problem}", "`autoforward restart`")
+    if look.state == "none":
+        if look.stored:
+            text = f"no supervisor runs, and {look.stored} session(s) wait for one"
+            return warn("supervisor", text, "`autoforward list` brings them back")
+        return ok("supervisor", "none runs; the first `attach` or `forward` starts one")
+    if look.version != our_version:
+        text = f"the supervisor that runs is version {look.version}, this is {our_version}"
+        return warn("supervisor", text, "`autoforward restart`")
+    return ok("supervisor", f"runs, version {look.version}, pid {look.pid}, {len(look.sessions)} session(s)")
+
+
+def check_service(look: ServiceLook) -> Finding:
+    """It is in nobody's way: whatever it would do can be done by hand."""
+    if not look.program_is_there:
+        text = f"the service starts {look.program}, which is not there any more"
+        return warn(
+            "service", text, "`autoforward service install` puts it right, `autoforward service uninstall` ends it"
+        )
+    if look.state == "unknown":
+        return warn("service", f"installed ({look.path}), and nobody tells how it does: {look.detail}")
+    if look.state not in ("running", "starting"):
+        text = f"installed, and it does not run: {look.detail or look.state}"
+        return warn(
+            "service", text, "`autoforward service install` starts it; `journalctl --user -u autoforward` has its words"
+        )
+    if not look.at_login:
+        return warn("service", "it runs, and is not started at login", "`autoforward service install`")
+    return ok("service", f"`autoforward watch` is started at login, and runs ({look.path})")
+
+
+def check_devcontainer_cli(look: CliLook) -> Finding:
+    """Only `devup` needs one."""
+    if look.path is None:
+        found = fail if look.named else warn
+        return found("devcontainer-cli", look.problem, look.hint or "name another, or none")
+    if look.version is None:
+        hint = "run it yourself; `devup` needs it, nothing else does"
+        return warn("devcontainer-cli", f"{look.path} (from {look.source}): {look.problem}", hint)
+    return ok("devcontainer-cli", f"{look.path} (from {look.source}), version {look.version}")
+
+
+def check_agent_package(built: Mapping[str, bool], engine_architecture: str | None) -> Finding:
+    """`built`: by architecture. The engine's own is the one that counts; other containers are emulated."""
+    there = [name for name, is_built in built.items() if is_built]
+    missing = [name for name, is_built in built.items() if not is_built]
+    hint = "install a C compiler and make, then autoforward again; or a wheel that has it"
+    if not there:
+        return warn("agent", "no agent is in this installation: the slower shell lanes carry everything", hint)
+    if engine_architecture in missing:
+        text = f"the agent is built for {' and '.join(there)}, not for this engine's {engine_architecture}"
+        return warn("agent", text, hint)
+    rest = f"; not for {' or '.join(missing)} containers" if missing else ""
+    return ok("agent", f"built for {' and '.join(there)}{rest}")
+
+
+def check_loopback(look: LoopbackLook) -> Finding:
+    if look.ipv4_problem is not None:
+        return fail("loopback", f"127.0.0.1 cannot be bound: {look.ipv4_problem}", "bring it up: `ip link set lo up`")
+    if look.ipv6_problem is not None:
+        return warn(
+            "loopback",
+            f"no IPv6 on this machine (::1: {look.ipv6_problem}): forwards listen on 127.0.0.1 alone",
+            "`http://localhost` works all the same; `sysctl net.ipv6.conf.lo.disable_ipv6=0` brings it back",
+        )
+    return ok("loopback", "127.0.0.1 and ::1 can be bound")
+
+
+def check_privileged_ports(lowest_port: int | None) -> Finding:
+    """`lowest_port`: from where on everybody may bind; None where the system does not tell."""
+    if lowest_port is None:
+        return warn("privileged-ports", "the system does not tell which ports you may bind")
+    if lowest_port <= 1:
+        return ok("privileged-ports", "you may bind every port")
+    return ok("privileged-ports", f"ports below {lowest_port} are the system's: 80 is forwarded on 8080")
+
+
+def check_descriptors(limit: int | None) -> Finding:
+    """`limit`: the hard one, None for none; the supervisor raises its own up to it."""
+    hint = "raise it: `ulimit -Hn`, or LimitNOFILE of the service"
+    if limit is None or limit >= LOW_DESCRIPTORS:
+        return ok(
+            "descriptors", f"the supervisor may open {'any number of' if limit is None else limit} files and sockets"
+        )
+    text = f"the supervisor may open {limit} files and sockets: fewer connections at once"
+    return fail("descriptors", text, hint) if limit < LEAST_DESCRIPTORS else warn("descriptors", text, hint)
+
+
+def check_desktop(environment: SessionEnvironment, platform: str) -> Finding:
+    if environment.in_ci:
+        return ok("desktop", "CI is set: nothing is shown or opened")
+    shows = environment.has_notifications(platform)
+    if shows:
+        return ok("desktop", "notifications are shown, URLs are opened")
+    if environment.has_display(platform):
+        hint = "log in on the desktop, or set DBUS_SESSION_BUS_ADDRESS"
+        return warn("desktop", "URLs are opened, but there is no session bus for notifications", hint)
+    if environment.browser is not None:
+        return ok("desktop", f"no display: no notifications; URLs are given to {environment.browser}")
+    return ok("desktop", "no display: no notifications, and no browser is opened")

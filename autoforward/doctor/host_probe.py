@@ -1,0 +1,244 @@
+"""Looks at the host for `host.py`. Changes nothing: no folder is made or closed, no supervisor started."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import resource
+import shutil
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from autoforward.core.errors import AutoforwardError, UsageError
+from autoforward.devcontainers.cli import ENVIRONMENT_VARIABLE, find_cli
+from autoforward.doctor.host_checks import (
+    CliLook,
+    EngineAbout,
+    EngineLook,
+    FolderLook,
+    LoopbackLook,
+    ServiceLook,
+    SocketAccess,
+    SupervisorLook,
+)
+from autoforward.engine.client import Engine
+from autoforward.engine.endpoint import resolve_endpoint
+from autoforward.lanes.agent_install import NoAgentError, agent_binary
+from autoforward.service import manager_of
+from autoforward.state.document import CorruptDocumentError, parse_document, parse_time
+from autoforward.state.folder import StatePaths
+
+log = logging.getLogger(__name__)
+
+AGENT_ARCHITECTURES = ("amd64", "arm64")
+
+CLI_TIMEOUT_S = 20.0
+"""The official CLI starts Node: well under a second, more on a loaded machine."""
+
+SUPERVISOR_TIMEOUT_S = 10.0
+"""It waits up to 5 s for sessions that are being restored."""
+
+_MAX_ANSWER = 64 * 1024 * 1024
+
+
+def look_at_engine(docker_host: str | None, context: str | None) -> tuple[EngineLook, Engine | None]:
+    """What the flags and the environment name, and the engine if it answers; the caller closes it."""
+    try:
+        endpoint = resolve_endpoint(docker_host, context)
+    except UsageError as error:
+        return EngineLook(None, problem=str(error), hint=error.hint), None
+    access, why = _access(endpoint.host)
+    engine = Engine(endpoint)
+    try:
+        about = _about(engine)
+    except AutoforwardError as error:
+        engine.close()
+        cause = error.__cause__
+        return EngineLook(endpoint, access, problem=why or _last_words(cause or error), hint=error.hint), None
+    return EngineLook(endpoint, access, about), engine
+
+
+def _access(host: str) -> tuple[SocketAccess, str]:
+    """Of a Unix socket: connected to and left again, which an engine does not mind."""
+    scheme, _, path = host.partition("://")
+    if scheme != "unix":
+        return "no socket", ""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(5.0)
+        try:
+            sock.connect(path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return "missing", ""
+            if error.errno in (errno.EACCES, errno.EPERM):
+                return "denied", ""
+            return "refused", str(error.strerror or error)
+    return "usable", ""
+
+
+def _about(engine: Engine) -> EngineAbout:
+    before = time.time()
+    version, info = engine.about()
+    between = (before + time.time()) / 2
+    components = version.get("Components") or [{}]
+    component = str(components[0].get("Name", ""))
+    platform = str((version.get("Platform") or {}).get("Name") or "")
+    said = parse_time(str(info.get("SystemTime", "")))
+    return EngineAbout(
+        # Podman calls itself so in its component, and has its distribution for a platform.
+        name=(platform or "Docker") if component == "Engine" else component or platform,
+        version=str(version.get("Version", "unknown")),
+        api_version=str(version.get("ApiVersion", "unknown")),
+        os=str(version.get("Os", "unknown")),
+        architecture=str(version.get("Arch", "unknown")),
+        clock_offset_s=None if said is None else (said - datetime.fromtimestamp(between, UTC)).total_seconds(),
+    )
+
+
+def _last_words(error: BaseException) -> str:
+    words = " ".join(str(error).split())
+    return words if len(words) <= 200 else f"… {words[-200:]}"
+
+
+def look_at_state_folder(paths: StatePaths) -> FolderLook:
+    folder = paths.home
+    kind: Literal["folder", "link", "other"] | None = None
+    owner, mode = os.getuid(), 0o700
+    with contextlib.suppress(OSError):
+        status = folder.lstat()
+        owner, mode = status.st_uid, stat.S_IMODE(status.st_mode)
+        kind = "link" if stat.S_ISLNK(status.st_mode) else "folder" if stat.S_ISDIR(status.st_mode) else "other"
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    space = os.statvfs(there)
+    return FolderLook(
+        str(folder),
+        kind,
+        owner,
+        os.getuid(),
+        mode,
+        writable=os.access(there, os.W_OK | os.X_OK) and there.is_dir(),
+        free_bytes=space.f_bavail * space.f_frsize,
+        free_files=space.f_favail if space.f_files else None,
+    )
+
+
+def look_at_supervisor(paths: StatePaths) -> SupervisorLook:
+    """Ask the one that runs. Only in a folder that can be trusted: somebody else may be listening elsewhere."""
+    try:
+        result = _ask(paths, "status")
+        rows = _ask(paths, "list") if result is not None else None
+    except (OSError, ValueError, KeyError) as error:
+        return SupervisorLook("silent", problem=_last_words(error))
+    if result is None:
+        return SupervisorLook("none", stored=_stored_sessions(paths))
+    return SupervisorLook(
+        "running",
+        version=str(result["version"])[:40],
+        pid=int(result["pid"]),
+        sessions=tuple(result["sessions"]),
+        forwards=tuple((rows or {}).get("rows", ())),
+    )
+
+
+def _ask(paths: StatePaths, op: str) -> dict[str, Any] | None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(SUPERVISOR_TIMEOUT_S)
+        try:
+            sock.connect(str(paths.supervisor_socket))
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            return None
+        sock.sendall(json.dumps({"op": op}).encode() + b"\n")
+        with sock.makefile("rb") as file:
+            while line := file.readline(_MAX_ANSWER):
+                message: dict[str, Any] = json.loads(line)
+                if message["type"] == "result":
+                    return message
+                if message["type"] == "error":
+                    raise ValueError(message["message"])
+    raise ValueError("it hung up")
+
+
+def _stored_sessions(paths: StatePaths) -> int:
+    try:
+        return len(parse_document(paths.registry.read_bytes()).sessions)
+    except (OSError, CorruptDocumentError):
+        return 0
+
+
+def look_at_service() -> ServiceLook | None:
+    """None where none is installed."""
+    try:
+        manager = manager_of()
+        program = manager.program()
+        if program is None:
+            return None
+        health = manager.health()
+    except AutoforwardError as error:
+        log.debug("no service: %s", error)
+        return None
+    return ServiceLook(
+        str(manager.path), program, shutil.which(program) is not None, health.state, health.at_login, health.detail
+    )
+
+
+def look_at_devcontainer_cli(environ: Mapping[str, str]) -> CliLook:
+    try:
+        cli = find_cli(None, environ)
+    except AutoforwardError as error:
+        return CliLook(None, problem=str(error), hint=error.hint, named=bool(environ.get(ENVIRONMENT_VARIABLE)))
+    try:
+        done = subprocess.run(
+            [cli.path, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=CLI_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return CliLook(cli.path, cli.source, problem=_last_words(error))
+    version = done.stdout.strip().splitlines()
+    if done.returncode or not version:
+        return CliLook(cli.path, cli.source, problem=f"`--version` ended with status {done.returncode}")
+    return CliLook(cli.path, cli.source, version[-1][:60])
+
+
+def look_at_agents() -> dict[str, bool]:
+    return {architecture: _is_built(architecture) for architecture in AGENT_ARCHITECTURES}
+
+
+def _is_built(architecture: str) -> bool:
+    try:
+        agent_binary(architecture)
+    except NoAgentError:
+        return False
+    return True
+
+
+def look_at_loopback() -> LoopbackLook:
+    def problem(family: socket.AddressFamily, address: str) -> str | None:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as sock:
+                sock.bind((address, 0))
+        except OSError as error:
+            return str(error.strerror or error).lower()
+        return None
+
+    return LoopbackLook(problem(socket.AF_INET, "127.0.0.1"), problem(socket.AF_INET6, "::1"))
+
+
+def descriptor_limit() -> int | None:
+    """The hard one: the supervisor raises its own."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return None if hard == resource.RLIM_INFINITY else hard

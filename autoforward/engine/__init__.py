@@ -1,0 +1,1 @@
+"""The only package that knows Docker: endpoints, contexts, transports, client, exec streams, targets, teardown."""

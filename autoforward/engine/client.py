@@ -1,0 +1,565 @@
+"""The container engine: which endpoint, what it says of containers, processes started in them, its events.
+
+Everything here blocks and is called from worker threads. Exceptions of the SDK end here: callers see
+EngineUnreachableError (the endpoint does not answer), TargetError (no such container, not running) or AutoforwardError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import posixpath
+import tarfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, NotFound
+from docker.tls import TLSConfig
+from docker.utils import version_gte
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection
+
+from autoforward.core.errors import AutoforwardError, EngineUnreachableError, TargetError
+from autoforward.core.identity.labels import KNOWN, bounded, carries, own_labels
+from autoforward.core.identity.network_sharing import Network
+from autoforward.core.model import ContainerInfo, EngineEndpoint
+from autoforward.engine.endpoint import way_to_socket
+from autoforward.engine.exec_stream import SocketStream, start_exec
+from autoforward.engine.own_labels import container_info, platform_of, texts
+from autoforward.engine.transport import link_to
+from autoforward.net.keepalive import keepalive_options
+from autoforward.state.document import parse_time
+
+REQUEST_TIMEOUT_S = 30.0
+
+NETWORK_OF = "container:"
+"""How the network mode begins of a container that uses another one's; compose writes that for `service:x` too."""
+
+_NO_SUCH_USER = ("unable to find user", "no matching entries in passwd", "unable to find group")
+"""What engines say of a process whose user is missing; Docker on its stdout."""
+
+MAX_LINKS = 8
+
+MAX_NETWORK_HOPS = 4
+"""Containers that use the network of one that uses the network of one …; engines allow few of them, or none."""
+
+MAX_CACHED_IMAGES = 256
+MAX_IMAGE_CHARACTERS = 1024 * 1024
+"""Of the labels of one image, keys and values. Of an image with more none is known, so no label of its containers counts."""
+MAX_CACHED_CHARACTERS = 16 * 1024 * 1024
+"""Of all images together."""
+
+MAX_EVENT_BYTES = 256 * 1024
+"""One event has all labels of its container; of a longer one it is only known that something happened."""
+
+TAR_SLACK_BYTES = 64 * 1024
+"""Headers and padding around one file of a tar, generously."""
+
+Member = tuple[tarfile.TarInfo, bytes]
+"""A file or folder in a container, with the beginning of what is in it."""
+
+HEAD_BYTES = 4096
+"""The head of a tar's first member, with long names; more of it the engine need not read."""
+
+CONTAINER_ACTIONS = ("start", "die", "died", "destroy", "remove", "pause", "unpause", "rename", "create")
+"""What of an engine's events concerns a session. Podman has `remove` for `destroy`, and says `die` to whom asked for `died`."""
+
+NETWORK_ACTIONS = ("connect", "disconnect")
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerEvent:
+    """One thing that happened to a container, as the engine told it. `network_id`: where it was connected or disconnected.
+
+    `labels` are its own and its image's alike: they say where a look is worth it, and decide nothing.
+    """
+
+    action: str
+    container_id: str
+    name: str
+    labels: Mapping[str, str]
+    network_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A container that runs, or is paused, as the engine lists it."""
+
+    container_id: str
+    network_mode: str
+    network_ids: tuple[str, ...]
+
+
+class _KeptAlive(HTTPAdapter):
+    """Events may not come for days: that their engine is gone is to be noticed all the same."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        options["socket_options"] = [*HTTPConnection.default_socket_options, *keepalive_options()]
+        super().init_poolmanager(*args, **options)
+
+
+class _Tls(TLSConfig):
+    """That of the SDK, and nobody else's: a CA bundle that the environment names would win over the engine's own."""
+
+    def configure_client(self, client: Any) -> None:
+        super().configure_client(client)
+        client.trust_env = False
+        client.mount("https://", _KeptAlive(pool_maxsize=20))
+
+
+class _Api(docker.APIClient):
+    """That of the SDK, straight to the engine: proxies and passwords (`.netrc`) of the environment are about the web."""
+
+    def _retrieve_server_version(self) -> str:  # its first request, which its constructor makes
+        self.trust_env = False
+        if str(self.base_url).startswith("http://"):
+            self.mount("http://", _KeptAlive(pool_maxsize=20))
+        return str(cast(Any, super())._retrieve_server_version())
+
+
+class _Client(docker.DockerClient):
+    def __init__(self, **options: Any) -> None:
+        self.api = _Api(**options)
+
+
+class Engine:
+    """One engine. Thread-safe; opens its first connection on first use."""
+
+    def __init__(self, endpoint: EngineEndpoint) -> None:
+        self.endpoint = endpoint
+        self.on_up: Callable[[], None] = lambda: None
+        """Called, in whichever thread, when a way to the engine that was down is open again; not for all kinds of way."""
+        self._link = link_to(endpoint, lambda: self.on_up())
+        self._lock = threading.Lock()
+        self._client: docker.DockerClient | None = None
+        self._tells_owners: bool | None = None
+        self._machine: str | None = None
+        self._users: dict[str, str] = {}
+        """By container, where its user's name leads nowhere: the numbers."""
+        self._cached_characters = 0
+        self._image_labels: dict[tuple[str, str], dict[str, str] | None] = {}
+        """By the image's id, which is a hash of what is in it, and the platform of it that runs: they never change."""
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.endpoint.host}>"
+
+    @property
+    def client(self) -> docker.DockerClient:
+        """The SDK's client. Raises EngineUnreachableError."""
+        url = self._link.sdk_url()  # outside of the lock: it may take a login, and others' failures are shared there
+        with self._lock:
+            if self._client is None:
+                with self._translated():
+                    self._client = _Client(
+                        base_url=url, version="auto", timeout=REQUEST_TIMEOUT_S, max_pool_size=20, tls=self._tls()
+                    )
+            return self._client
+
+    def renew(self, endpoint: EngineEndpoint) -> None:
+        """The same engine, to be reached with another ssh agent from the next login on."""
+        self.endpoint = endpoint
+        self._link.endpoint = endpoint
+
+    def check_link(self, timeout_s: float) -> None:
+        """The machine was asleep: see `links.Link.check`."""
+        self._link.check(timeout_s)
+
+    def _tls(self) -> TLSConfig | bool:
+        tls = self.endpoint.tls
+        if tls is None:
+            return False
+        ours = (tls.cert, tls.key) if tls.cert is not None and tls.key is not None else None
+        return _Tls(client_cert=ours, ca_cert=tls.ca, verify=tls.verify)
+
+    def close(self) -> None:
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+        self._link.close()
+
+    @contextlib.contextmanager
+    def _translated(self, what: str = "") -> Iterator[None]:
+        try:
+            yield
+        except NotFound as error:
+            raise TargetError(f"no such container: {what}") from error
+        except APIError as error:
+            raise AutoforwardError(f"the engine says: {error.explanation or error}") from error
+        except (DockerException, requests.RequestException, ValueError) as error:
+            path = self.endpoint.socket_path
+            if path is not None and _is_denied(error):
+                raise EngineUnreachableError(
+                    f"you may not use the engine's socket {path} (from {self.endpoint.source})",
+                    hint=way_to_socket(path),
+                ) from error
+            # ValueError: what the SDK says of `tcp://host:99999`, and of an answer that is not JSON.
+            words = self._link.words() or ("" if self.endpoint.socket_path is not None else _first_cause(error))
+            raise EngineUnreachableError(
+                f"the engine at {self.endpoint.host} (from {self.endpoint.source}) does not answer"
+                + (f": {words}" if words else ""),
+                hint="is it running, and may you use its socket? `docker info` tells",
+            ) from error
+
+    def version(self) -> str:
+        with self._translated():
+            return str(self.client.version().get("Version", "unknown"))
+
+    def about(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The engine's own words on its version and on itself (`/version`, `/info`)."""
+        with self._translated():
+            return cast(Mapping[str, Any], self.client.version()), cast(Mapping[str, Any], self.client.info())
+
+    @property
+    def tells_owners(self) -> bool:
+        """Whether it is true whose files it says they are: Podman names the container's default user for all."""
+        if self._tells_owners is None:
+            with self._translated():
+                parts = self.client.version().get("Components") or ()
+            self._tells_owners = not any("podman" in str(part.get("Name")).lower() for part in parts)
+        return self._tells_owners
+
+    def inspect(self, container_ref: str) -> ContainerInfo:
+        """One container, by id, unique id prefix or name. Raises TargetError when there is none."""
+        with self._translated(container_ref):
+            raw = cast(Mapping[str, Any], self.client.api.inspect_container(container_ref))
+        return container_info(raw, self._labels_of_image(str(raw.get("Image", "")), platform_of(raw)))
+
+    def inspect_with_network(self, container_ref: str) -> ContainerInfo:
+        """The same; one that uses another container's network (`network_mode: service:x`) has its addresses and ports."""
+        info = self.inspect(container_ref)
+        owner = info
+        for _ in range(MAX_NETWORK_HOPS):
+            if not owner.network_mode.startswith(NETWORK_OF):
+                break
+            try:
+                owner = self.inspect(owner.network_mode.removeprefix(NETWORK_OF))
+            except TargetError:  # gone, while its network lives on with those who use it
+                break
+        if owner is info:
+            return info
+        if _has_left(owner, info):
+            owner = replace(owner, addresses=(), published=())
+        return replace(
+            info,
+            network_of=owner.container_id,
+            network_mode="host" if owner.network_mode == "host" else info.network_mode,
+            addresses=owner.addresses,
+            published=owner.published,
+            names=tuple(dict.fromkeys((*info.names, *owner.own_names))),
+        )
+
+    def asks_for(self, container_id: str) -> frozenset[tuple[str, int]]:
+        """The host ports that a container publishes once it starts, as (transport, number); none if it is gone."""
+        try:
+            with self._translated(container_id):
+                raw = cast(Mapping[str, Any], self.client.api.inspect_container(container_id))
+        except TargetError:
+            return frozenset()
+        bindings = (raw.get("HostConfig") or {}).get("PortBindings") or {}
+        return frozenset(
+            (port.partition("/")[2] or "tcp", int(binding["HostPort"]))
+            for port, asked in bindings.items()
+            for binding in asked or ()
+            if str(binding.get("HostPort", "")).isdecimal()
+        )
+
+    def find_containers(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
+        """Containers with all these labels of their own (value None: whatever its value), stopped ones too, oldest first."""
+        return [info for info in self.find_claims(labels, all=all) if carries(info.labels, labels)]
+
+    def find_claims(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
+        """The same, and those that have these labels, or some of them, from their image: to say why they do not count."""
+        found = []
+        for container_id in self.find_ids(labels, all=all):
+            with contextlib.suppress(TargetError):  # it went away between the two calls
+                found.append(self.inspect(container_id))
+        return found
+
+    def find_ids(self, labels: Mapping[str, str | None], *, all: bool = False) -> list[str]:
+        """Claims without a look into each: their ids; those that run (or are paused) only, unless `all`."""
+        wanted = [key if value is None else f"{key}={value}" for key, value in labels.items()]
+        with self._translated():
+            rows = self.client.api.containers(all=all, filters={"label": wanted} if wanted else {})
+        return [str(row["Id"]) for row in sorted(rows, key=lambda row: row.get("Created", 0))]
+
+    def running(self, *, all: bool = False) -> list[tuple[str, dict[str, str]]]:
+        """Name and own labels of what runs (or of all). Images are asked about only where a label that we know may be theirs."""
+        with self._translated():
+            rows = self.client.api.containers(all=all)
+        found = []
+        for row in rows:
+            if row.get("Names"):
+                labels, image_id = texts(row.get("Labels")), str(row.get("ImageID", ""))
+                labels = {key: text for key, text in labels.items() if key in KNOWN}
+                if labels:
+                    labels = own_labels(labels, self._labels_of_image(image_id, platform_of(row)), image_id)
+                found.append((row["Names"][0].lstrip("/"), labels))
+        return found
+
+    def running_networks(self) -> list[Running]:
+        """What runs, and on which networks, in one request."""
+        with self._translated():
+            rows = self.client.api.containers()
+        return [
+            Running(
+                str(row["Id"]),
+                str((row.get("HostConfig") or {}).get("NetworkMode", "")),
+                tuple(
+                    str((attached or {}).get("NetworkID") or name)
+                    for name, attached in ((row.get("NetworkSettings") or {}).get("Networks") or {}).items()
+                ),
+            )
+            for row in rows
+        ]
+
+    def network(self, network_id: str) -> Network:
+        """A network and who is on it, from the moment on in which he is connected: before he runs. Raises AutoforwardError."""
+        with self._translated(f"network {network_id}"):
+            raw = cast(Mapping[str, Any], cast(Any, self.client.api).inspect_network(network_id))
+        addresses = {}
+        for container_id, attached in (raw.get("Containers") or {}).items():
+            texts = (str((attached or {}).get(key) or "") for key in ("IPv4Address", "IPv6Address"))
+            addresses[str(container_id)] = tuple(text.partition("/")[0] for text in texts if text)
+        return Network(str(raw.get("Name", network_id)), str(raw.get("Driver", "unknown")), addresses)
+
+    def open_exec(self, container_id: str, argv: Sequence[str], environment: Mapping[str, str]) -> SocketStream:
+        """Start a process in the container, with its stdin, stdout and stderr on one stream.
+
+        `argv[0]` must exist in the container: old engines leak the exec of a missing binary.
+        """
+        with self._translated(container_id):
+            api = self.client.api
+            # Its own working directory may have been removed, and its user's name: `/` is there, and a number always is.
+            place: dict[str, Any] = {"workdir": "/"} if version_gte(str(api.api_version), "1.35") else {}
+            created = api.exec_create(
+                container_id,
+                list(argv),
+                stdin=True,
+                stdout=True,
+                stderr=True,
+                environment=dict(environment),
+                user=self._users.get(container_id, ""),
+                **place,
+            )
+        return start_exec(self._link.connect(), self.endpoint.host, str(api.api_version), created["Id"])
+
+    def goes_by_number(self, container_id: str, words: str) -> bool:
+        """Whether a process that failed with these words is worth another try: its user is not in /etc/passwd any more.
+
+        Then processes that are started from now on get the numbers that the container's first one has.
+        """
+        if not any(sign in words for sign in _NO_SUCH_USER) or container_id in self._users:
+            return False
+        with self._translated(container_id):
+            api = cast(Any, self.client.api)
+            first = str((api.inspect_container(container_id).get("State") or {}).get("Pid", ""))
+            rows = [row for row in api.top(container_id, ps_args="-eo pid,uid,gid")["Processes"] if len(row) == 3]
+        numbers = [row[1:] for row in sorted(rows, key=lambda row: row[0] not in (first, "1"))]
+        if not numbers or not all(number.isdecimal() for number in numbers[0]):
+            return False
+        if len(self._users) >= MAX_CACHED_IMAGES:
+            self._users.clear()
+        self._users[container_id] = ":".join(numbers[0])
+        return True
+
+    @property
+    def machine(self) -> str:
+        """What the engine's kernel runs, in the engine's words: `amd64`; static programs for it run in every container there."""
+        if self._machine is None:
+            with self._translated():
+                self._machine = str(self.client.version().get("Arch", "unknown"))
+        return self._machine
+
+    def program_machine(self, info: ContainerInfo) -> int | None:
+        """The ELF number (`e_machine`) of what the container's own programs are built for; None where that cannot be seen."""
+        path = "/bin/sh"
+        for _ in range(MAX_LINKS):
+            member = self.read_member(info.container_id, path, 20)
+            if member is None:
+                return None
+            if not (member[0].issym() or member[0].islnk()):
+                head = member[1]
+                is_little = head[:4] == b"\x7fELF" and head[5:6] == b"\x01"
+                return int.from_bytes(head[18:20], "little") if is_little and len(head) == 20 else None
+            path = posixpath.join(posixpath.dirname(path), member[0].linkname)
+        return None
+
+    def architecture(self, info: ContainerInfo) -> str:
+        """What the container's image says it is built for, in the engine's words: `amd64`; `unknown` if its image is gone."""
+        image = self._image(info.image_id or info.image, info.image_platform)
+        return "unknown" if image is None else str(image.get("Architecture", "unknown"))
+
+    def image_labels(self, info: ContainerInfo) -> dict[str, str]:
+        """The labels of the image that a container was made of; none where that is not to be found any more."""
+        return self._labels_of_image(info.image_id, info.image_platform) or {}
+
+    def _labels_of_image(self, image_id: str, platform: str) -> dict[str, str] | None:
+        """None: there is no such image any more. By its id alone: a name may lead to another one by now."""
+        if (image_id, platform) in self._image_labels:
+            return self._image_labels[image_id, platform]
+        image = self._image(image_id, platform) if image_id else None
+        if image is None:
+            return None
+        labels: dict[str, str] | None = texts((image.get("Config") or {}).get("Labels"))
+        size = sum(map(len, (*labels, *labels.values()))) if labels else 0
+        if size > MAX_IMAGE_CHARACTERS:
+            labels, size = None, 0
+        with self._lock:
+            if len(self._image_labels) >= MAX_CACHED_IMAGES or self._cached_characters + size > MAX_CACHED_CHARACTERS:
+                self._image_labels = {}
+                self._cached_characters = 0
+            self._image_labels[image_id, platform] = labels
+            self._cached_characters += size
+        return labels
+
+    def _image(self, image_ref: str, platform: str) -> Mapping[str, Any] | None:
+        """The engine's words on an image; None: there is no such image any more.
+
+        Where one id is an image of several platforms, each has labels of its own, and the engine shows those of its own
+        platform if it does not know better (before API 1.49): that one is none then.
+        """
+        api = cast(Any, self.client.api)
+        try:
+            with self._translated(image_ref):
+                if not platform:
+                    return cast(Mapping[str, Any], api.inspect_image(image_ref))
+                url = api._url("/images/{0}/json", image_ref)
+                image = cast(Mapping[str, Any], api._result(api._get(url, params={"platform": platform}), json=True))
+        except TargetError:
+            return None
+        return image if image.get("Architecture") == json.loads(platform)["architecture"] else None
+
+    def put_archive(self, container_id: str, folder: str, tar: bytes) -> None:
+        """Unpack a tar in the container. An engine may say yes and do nothing (into a tmpfs): look for what was put."""
+        with self._translated(container_id):
+            try:
+                taken = self.client.api.put_archive(container_id, folder, tar)
+            except NotFound:
+                raise AutoforwardError("there is no such folder") from None
+            if not taken:
+                raise AutoforwardError(f"the engine did not take files for {folder}")
+
+    def read_member(self, container_id: str, path: str, max_bytes: int = 0) -> Member | None:
+        """What is at a path in the container, links not followed, and up to `max_bytes` of a file. None: there is nothing.
+
+        Owner, mode and content are the container's word: a folder of any size and a file of any length are only begun.
+        """
+        return next(iter(self._members(container_id, path, max_bytes).values()), None)
+
+    def read_folder(
+        self, container_id: str, path: str, name: str, max_bytes: int
+    ) -> tuple[Member | None, Member | None]:
+        """The same of a folder, and of a file in it, with one question; the file is None also if too much lies before it."""
+        found = self._members(container_id, path, max_bytes)
+        folder = next(iter(found), "")
+        return found.get(folder), found.get(f"{folder}/{name}")
+
+    def _members(self, container_id: str, path: str, max_bytes: int) -> dict[str, Member]:
+        """The first members of the tar of a path, as far as `max_bytes` and something for their heads go."""
+        slack = TAR_SLACK_BYTES if max_bytes else HEAD_BYTES
+        with self._translated(container_id):
+            try:
+                chunks, _ = self.client.api.get_archive(container_id, path, chunk_size=slack)
+            except NotFound:
+                return {}
+            data = b""
+            for chunk in chunks:
+                data += chunk
+                if len(data) >= max_bytes + slack:
+                    break
+            chunks.close()
+        found: dict[str, Member] = {}
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as tar:
+                while (member := tar.next()) is not None and (max_bytes or not found):
+                    file = tar.extractfile(member) if member.isreg() and max_bytes else None
+                    found[member.name.rstrip("/")] = member, file.read(max_bytes) if file is not None else b""
+        except (tarfile.TarError, EOFError):  # longer than what was read of it, or no tar
+            pass
+        return found
+
+    def exit_code(self, exec_id: str) -> int | None:
+        """How a process that was started with `open_exec` ended; None while it runs or when the engine forgot it."""
+        try:
+            with self._translated(exec_id):
+                code = self.client.api.exec_inspect(exec_id).get("ExitCode")
+        except TargetError:  # Podman forgets it when the container restarts
+            return None
+        return code if isinstance(code, int) else None
+
+    def events(self, on_open: Callable[[Any], None], since: int | None = None) -> Iterator[ContainerEvent | None]:
+        """Events of containers, also on networks, from now on (or from `since`, unix seconds), for ever; blocks between them.
+
+        None: something happened, and the engine has told it at too great a length to be read.
+
+        `on_open` is handed the open stream: its `close()` from another thread ends the iteration. Raises
+        EngineUnreachableError when the engine goes away.
+        """
+        with self._translated():
+            stream = self.client.api.events(
+                since=since,
+                filters={"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *NETWORK_ACTIONS]},
+            )
+            on_open(stream)
+            for line in lines_of(stream):
+                row = None if line is None else json.loads(line)
+                if row is None:
+                    yield None
+                    continue
+                actor = row.get("Actor") or {}
+                attributes = actor.get("Attributes") or {}
+                if row.get("Type") == "network":
+                    if row.get("Action") in NETWORK_ACTIONS:
+                        container_id = str(attributes.get("container", ""))
+                        yield ContainerEvent(str(row["Action"]), container_id, "", {}, str(actor.get("ID", "")))
+                    continue
+                yield ContainerEvent(
+                    str(row.get("Action", "")),
+                    str(actor.get("ID", "")),
+                    str(attributes.get("name", "")),
+                    bounded(texts(attributes)),
+                )
+
+
+def _has_left(owner: ContainerInfo, user: ContainerInfo) -> bool:
+    """Whether the owner of a network was restarted since: who used it stays in the old one, which nothing leads to."""
+    owners, users = parse_time(owner.started_at), parse_time(user.started_at)
+    return owners is not None and users is not None and owners > users
+
+
+def lines_of(chunks: Iterable[bytes | str]) -> Iterator[bytes | None]:
+    """The lines that are not empty, however they are cut into chunks; None for one of more than MAX_EVENT_BYTES."""
+    line, is_long = bytearray(), False
+    for chunk in chunks:
+        data = chunk.encode() if isinstance(chunk, str) else chunk
+        *ends, rest = data.split(b"\n")
+        for piece in ends:
+            if is_long or len(line) + len(piece) > MAX_EVENT_BYTES:
+                yield None
+            elif text := bytes(line + piece).strip():
+                yield text
+            line, is_long = bytearray(), False
+        is_long = is_long or len(line) + len(rest) > MAX_EVENT_BYTES
+        line = bytearray() if is_long else line + rest
+
+
+def _is_denied(error: BaseException | None) -> bool:
+    """Whether the system has refused the socket to this user, under whatever it was wrapped in."""
+    while error is not None:
+        if isinstance(error, PermissionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _first_cause(error: BaseException) -> str:
+    """What everything else followed from, such as a certificate that is not valid."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return str(error)

@@ -1,0 +1,38 @@
+"""What is known of a container's direct path before its networks were looked at. Pure, but for which system this is."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from autoforward.core.identity.network_sharing import DirectPath
+from autoforward.core.model import ContainerInfo, EngineEndpoint
+
+NOT_LOOKED_AT = DirectPath(None, "its networks have not been looked at yet")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`is_automatic`: who shares the container's networks decides, looked at whenever that changes."""
+
+    path: DirectPath
+    is_automatic: bool = False
+
+
+def rule_for(endpoint: EngineEndpoint, info: ContainerInfo, wanted: bool | None) -> Rule:
+    """`wanted`: the setting `direct`; None: automatic.
+
+    Only a container whose engine is on a local socket of this Linux has addresses that lead there. Whether one can be
+    reached shows when it is tried.
+    """
+    if wanted is False:
+        return Rule(DirectPath(None, "the setting direct is false"))
+    if sys.platform != "linux" or endpoint.socket_path is None:
+        return Rule(DirectPath(None, "the engine is not on a local socket of a Linux machine"))
+    if not info.addresses:
+        return Rule(DirectPath(None, "the container has no address of its own"))
+    if wanted:
+        return Rule(
+            DirectPath(info.addresses[0], "the setting direct is true: who shares its networks does not matter")
+        )
+    return Rule(NOT_LOOKED_AT, is_automatic=True)

@@ -1,0 +1,137 @@
+"""How an engine's API is reached: a socket of its own, TLS, or a login over ssh. What speaks HTTP above it is the same.
+
+A `Link` hands out connections for streams, and says what the SDK has to be told to make its own. Blocking; thread-safe.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from autoforward.core.errors import EngineUnreachableError
+from autoforward.core.model import EngineEndpoint, TlsFiles
+from autoforward.engine.ssh import SshLink
+from autoforward.net.child_socket import ChildSocket
+from autoforward.net.keepalive import keep_alive
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+class Link(Protocol):
+    """The way to one engine. Everything raises EngineUnreachableError, with the reason in words."""
+
+    endpoint: EngineEndpoint
+
+    def sdk_url(self) -> str:
+        """What the SDK is to connect to; the way is open when it returns. The same for the link's whole life."""
+
+    def connect(self) -> socket.socket:
+        """A new connection to the engine's API, blocking, with a timeout; the caller's to close."""
+
+    def words(self) -> str:
+        """Why the last thing failed, as far as the link knows more than whoever saw it fail; may be empty."""
+
+    def check(self, timeout_s: float) -> None:
+        """The machine was asleep: what is kept open and does not answer by then is given up."""
+
+    def close(self) -> None:
+        """End it, and what it runs; connections that it gave end too where it carries them. Idempotent."""
+
+
+def link_to(endpoint: EngineEndpoint, on_up: Callable[[], None]) -> Link:
+    """`on_up` is called, in whichever thread, when a way that was not open has been opened."""
+    if urlsplit(endpoint.host).scheme == "ssh":
+        return SshLink(endpoint, on_up)
+    if endpoint.tls is not None:
+        return TlsLink(endpoint, endpoint.tls)
+    return DirectLink(endpoint)
+
+
+class DirectLink:
+    """An engine on a local socket, or on plain TCP."""
+
+    def __init__(self, endpoint: EngineEndpoint) -> None:
+        self.endpoint = endpoint
+
+    def sdk_url(self) -> str:
+        return self.endpoint.host
+
+    def connect(self) -> socket.socket:
+        return connect(self.endpoint.host)
+
+    def words(self) -> str:
+        return ""
+
+    def check(self, timeout_s: float) -> None:
+        """Nothing is kept open."""
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+class TlsLink:
+    """An engine on TCP with TLS. The SDK does it itself; a stream is carried by the docker command (`dial-stdio`).
+
+    Python's TLS cannot end one direction of a connection and go on reading the other, which is how a process in a
+    container is told that its input has ended.
+    """
+
+    def __init__(self, endpoint: EngineEndpoint, tls: TlsFiles) -> None:
+        self.endpoint = endpoint
+        self._tls = tls
+
+    def sdk_url(self) -> str:
+        return self.endpoint.host
+
+    def connect(self) -> socket.socket:
+        host, tls = self.endpoint.host, self._tls
+        argv = ["docker", "--host", host.replace("https://", "tcp://"), "--tlsverify" if tls.verify else "--tls"]
+        for flag, path in (("--tlscacert", tls.ca), ("--tlscert", tls.cert), ("--tlskey", tls.key)):
+            argv += [flag, path] if path is not None else []
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")}
+        # Files that are not named are not to come from anywhere else.
+        environ["DOCKER_CERT_PATH"] = os.devnull
+        try:
+            return ChildSocket.start([*argv, "system", "dial-stdio"], environ)
+        except FileNotFoundError as error:
+            raise EngineUnreachableError(
+                f"streams to {host} need the `docker` command, which is not on the PATH",
+                hint="install the docker command line, or restart the supervisor where it is on the PATH",
+            ) from error
+
+    def words(self) -> str:
+        return ""
+
+    def check(self, timeout_s: float) -> None:
+        """Nothing is kept open but streams, which are asked themselves."""
+
+    def close(self) -> None:
+        """Each connection has its own process, which ends with it."""
+
+
+def connect(host: str) -> socket.socket:
+    """A connection to `unix:///path` or `tcp://host:port`, blocking, with a timeout. Raises EngineUnreachableError."""
+    try:
+        parts = urlsplit(host)
+        if parts.scheme == "unix":
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                sock.settimeout(CONNECT_TIMEOUT_S)
+                sock.connect(parts.path)
+            except OSError:
+                sock.close()
+                raise
+            return sock
+        if parts.scheme in ("tcp", "http") and parts.hostname:
+            sock = socket.create_connection((parts.hostname, parts.port or 2375), timeout=CONNECT_TIMEOUT_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(sock)
+            return sock
+    except OSError as error:
+        raise EngineUnreachableError(f"the engine at {host} does not answer: {error}") from error
+    raise EngineUnreachableError(
+        f"streams to {host} are not supported", hint="an engine is at unix://, tcp:// or ssh:// something"
+    )

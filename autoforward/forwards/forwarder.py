@@ -1,0 +1,604 @@
+"""The table of one session's forwards: takes the steps that `reconcile` decided, and says each fact once it is one.
+
+Owns the bound sockets. All methods run on the control loop, one at a time (the session sees to it); what blocks (binding
+under the registry's lock, files) runs in a worker thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from autoforward.core.model import (
+    DialAddress,
+    EventName,
+    ForwardKey,
+    LaneName,
+    PortAttributes,
+    Status,
+    Transport,
+    dials_for,
+)
+from autoforward.dataplane.messages import ForwardCounters, Route, Serve, Withdraw
+from autoforward.dataplane.plane import DataPlane
+from autoforward.forwards.allocator import AllocationRequest, Allocator, LeaseRow
+from autoforward.forwards.candidates import AllocationFailure
+from autoforward.forwards.plan import Notice, Plan, Summary, Wish
+from autoforward.forwards.reconcile import Existing, may_move, reconcile
+from autoforward.net.bound_pair import BoundPair, HostPortError, start_listening, stop_listening
+from autoforward.state.document import Lease
+from autoforward.state.event_log import PortEvent, list_row
+from autoforward.trust.permissions import is_loopback
+
+LOOPBACK = "127.0.0.1"
+
+IN_USE, WAS_IN_USE = " is in use", " was in use"
+
+
+def exposure(host_ip: str | None) -> str | None:
+    """What everybody has to see of a forward on this address; None on loopback (None: the default)."""
+    return None if is_loopback(host_ip) else f"other machines can reach it: it listens on {host_ip}"
+
+
+RETRY_FAILED_S = 5.0
+"""How often a host port that could not be had is tried again."""
+
+MAX_HELD = 64
+"""Connections to one port that wait for its server."""
+
+MAX_HELD_OF_ALL = 256
+"""Those to all ports of a session."""
+
+
+def _moved_by(wish: Wish | None) -> str | None:
+    """Why a forward is closed that is to be on another number; None where it is not wanted any more, or for another reason."""
+    pin = wish.pinned_host_port if wish is not None else None
+    return f"it moves to host port {pin}, which was asked for" if pin is not None else None
+
+
+class Publisher(Protocol):
+    """Where events go; `publish` returns the event as it was written, numbered and dated."""
+
+    async def publish(self, event: PortEvent) -> PortEvent: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What all sessions share. `disk` serialises what takes the registry's lock."""
+
+    plane: DataPlane
+    allocator: Allocator
+    publisher: Publisher
+    disk: Executor
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Whose forwards these are, as events say it."""
+
+    identity: str
+    container_id: str
+    container_name: str
+    workspace_folder: str | None
+    service: str | None
+
+
+@dataclass(slots=True)
+class Forward:
+    """One row of the table. `pair` and `lease` are None while `failed`; `reason` says why it is not plainly active."""
+
+    wish: Wish
+    status: Status
+    host_ip: str
+    pair: BoundPair | None = None
+    lease: Lease | None = None
+    remap_reason: str | None = None
+    reason: str | None = None
+    hint: str | None = None
+    since_s: float = field(default_factory=time.monotonic)
+    last_refusal: str | None = None
+
+    @property
+    def forward_id(self) -> str | None:
+        return self.lease.id if self.lease else None
+
+    @property
+    def host_port(self) -> int | None:
+        return self.pair.host_port if self.pair else None
+
+
+class Forwarder:
+    """The forwards and notices of one session."""
+
+    def __init__(self, services: Services, place: Place) -> None:
+        self._services = services
+        self.place = place
+        self._forwards: dict[ForwardKey, Forward] = {}
+        self._notices: dict[ForwardKey, Notice] = {}
+        self._summary: Summary | None = None
+        self._by_id: dict[str, Forward] = {}
+        self._mux: str | None = None
+        self._wanted_numbers: frozenset[int] = frozenset()
+        self.takes_up = False
+        """Until a first plan with nothing undecided is applied: another supervisor had these forwards, and servers that are up
+        keep their numbers."""
+        self._changed = asyncio.Event()
+        self._held: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"<Forwarder {self.place.container_name}: {len(self._forwards)} forwards, {len(self._notices)} notices>"
+
+    # Looking.
+
+    @property
+    def forwards(self) -> Sequence[Forward]:
+        return tuple(self._forwards.values())
+
+    @property
+    def forward_ids(self) -> frozenset[str]:
+        return frozenset(self._by_id)
+
+    @property
+    def leases(self) -> list[Lease]:
+        """The leases that are bound now."""
+        return [row.lease for row in tuple(self._forwards.values()) if row.lease is not None]
+
+    @property
+    def numbers(self) -> dict[ForwardKey, int]:
+        """The host port of each forward; of one that failed, the one that it asks for."""
+        return {
+            key: row.host_port or row.wish.pinned_host_port or key.container_port for key, row in self._forwards.items()
+        }
+
+    @property
+    def has_failures(self) -> bool:
+        return any(forward.status == "failed" for forward in self._forwards.values())
+
+    def key_of(self, forward_id: str) -> ForwardKey | None:
+        forward = self._by_id.get(forward_id)
+        return forward.wish.key if forward else None
+
+    def ids_of(self, keys: Set[ForwardKey]) -> frozenset[str]:
+        rows = (self._forwards[key] for key in keys if key in self._forwards)
+        return frozenset(row.forward_id for row in rows if row.forward_id is not None)
+
+    def why_not(self, key: ForwardKey) -> str:
+        """Why this key has no forward, for people."""
+        notice = self._notices.get(key)
+        return notice.reason if notice else "the limit of forwards is reached"
+
+    def dials_of(self, forward_id: str, *, ipv6: bool = False) -> tuple[DialAddress, ...] | None:
+        """Where a relay of this forward connects to; None when it is no longer there. `ipv6`: for a client of that family."""
+        forward = self._by_id.get(forward_id)
+        return dials_for(forward.wish.dials, forward.wish.dials_from_ipv6, ipv6=ipv6) if forward else None
+
+    def transport_of(self, forward_id: str) -> Transport:
+        forward = self._by_id.get(forward_id)
+        return forward.wish.key.transport if forward else "tcp"
+
+    def note_refusal(self, forward_id: str, reason: str | None) -> bool:
+        """A connection was not served; the reason shows in `list` until one is. Whether that is another one than before."""
+        forward = self._by_id.get(forward_id)
+        if forward is None or forward.last_refusal == reason:
+            return False
+        forward.last_refusal = reason
+        return True
+
+    # Acting.
+
+    def route_over(self, session_id: str | None) -> None:
+        """Connections go over the mux of this session from now on; None: each gets a stream of its own."""
+        self._mux = session_id
+        for row in self._forwards.values():
+            self._route(row)
+
+    def _route(self, row: Forward) -> None:
+        if row.forward_id is not None and row.status != "failed":
+            wish = row.wish
+            mux = self._mux if row.status not in ("reconnecting", "waiting") else None
+            route = Route(row.forward_id, mux or "", wish.key.transport, wish.dials, wish.dials_from_ipv6)
+            self._services.plane.submit(route)
+
+    async def apply(self, plan: Plan, host_ip: str) -> None:
+        """Go from what there is to the plan. Events follow each step; a step that fails leaves a `failed` row.
+
+        The container is there: forwards that were `reconnecting` are what they were, but for those whose server is not.
+        """
+        self._wanted_numbers = frozenset(
+            wish.pinned_host_port or wish.key.container_port for wish in plan.wishes.values()
+        )
+        moving = await self._moving(plan, host_ip)
+        await self._resume(plan, moving)
+        steps = reconcile(self._existing(), self._notices, plan, host_ip, moving)
+        for key in (key for key in steps.close if key not in moving):
+            await self._close([self._forwards[key]], _moved_by(plan.wishes.get(key)), reset=False)
+        own_number = "it gets its own number, which is free again"
+        await self._close([self._forwards[key] for key in steps.close if key in moving], own_number, reset=False)
+        # Before what takes their place: who follows the events would take a new forward for ended otherwise.
+        for key in steps.dropped_notices:
+            await self._publish_notice("unforwarded", self._notices.pop(key))
+        for wish in steps.withdraw:
+            await self._withdraw(self._forwards[wish.key], wish)
+        reopen = [wish for wish in steps.serve if not await self._serve(self._forwards[wish.key], wish)]
+        for wish in steps.update:
+            await self._update(self._forwards[wish.key], wish)
+        await self._open([*reopen, *steps.open], host_ip)
+        self.takes_up = self.takes_up and plan.undecided > 0  # what is not decided on yet was up as well
+        for notice in steps.notices:
+            before, self._notices[notice.key] = self._notices.get(notice.key), notice
+            event: EventName = "failed" if notice.status == "failed" else "ignored"
+            if before is not None and (before.status, before.reason) == (notice.status, notice.reason):
+                event = "updated"  # its label, or the process that has come to be known
+            await self._publish_notice(event, notice)
+        if plan.undecided and self._summary is None:
+            return  # its number would be another in a moment
+        await self._summarise(plan.summary)
+
+    def _existing(self) -> dict[ForwardKey, Existing]:
+        return {key: Existing(row.wish, row.status, row.host_ip, row.host_port) for key, row in self._forwards.items()}
+
+    async def _moving(self, plan: Plan, host_ip: str) -> set[ForwardKey]:
+        """The forwards that get their own number now that their servers come back."""
+        requests = [
+            self._request(plan.wishes[key], host_ip)
+            for key, have in self._existing().items()
+            if key in plan.wishes
+            and may_move(have, plan.wishes[key], came_back=key in plan.came_back)
+            and not self._held[self._forwards[key].forward_id or ""]
+        ]
+        return await self._on_disk(lambda: self._services.allocator.better_numbers(requests)) if requests else set()
+
+    async def _summarise(self, summary: Summary | None) -> None:
+        """What is counted changes all the time in a container that wants it to: events tell the fact, rows the number."""
+        said, self._summary = self._summary, summary
+        if summary is None and said is not None:
+            await self._services.publisher.publish(self.session_event("unforwarded", said.fact))
+        elif summary is not None and (said is None or said.fact != summary.fact):
+            event: EventName = "ignored" if said is None else "updated"
+            await self._services.publisher.publish(self._summary_event(event, summary.fact))
+
+    async def retry_failed(self, host_ip: str) -> None:
+        """Try again for the host ports that could not be had."""
+        failed = [row for row in self._forwards.values() if row.status == "failed"]
+        if failed:
+            await self._open([row.wish for row in failed], host_ip)
+
+    async def suspend(self, reason: str) -> None:
+        """The container is out of reach: sockets stay bound, forwards say so."""
+        for row in self._forwards.values():
+            await self._suspend(row, reason)
+        self._tell_waiting()
+
+    async def _suspend(self, row: Forward, reason: str) -> None:
+        if row.status == "reconnecting":
+            row.reason = reason
+        elif row.status in ("active", "waiting"):
+            row.status, row.reason = "reconnecting", reason
+            self._route(row)
+            await self._publish("reconnecting", row)
+
+    async def _resume(self, plan: Plan, moving: Set[ForwardKey]) -> None:
+        returning = plan.returning
+        for key, row in self._forwards.items():
+            if key.ordinary in returning:
+                await self._suspend(row, "its server is not back yet")
+            elif key in moving:
+                continue  # it is closed and opened on its own number
+            elif row.status == "reconnecting" and row.pair is not None and (wish := plan.wishes.get(key)) is not None:
+                was_active = row.pair.listening and row.wish.serving
+                row.status, row.reason = ("active" if was_active else "waiting"), None
+                self._route(row)
+                if wish.serving or not was_active:  # else it is withdrawn next, which has an event of its own
+                    await self._publish("reconnected", row)
+        self._tell_waiting()
+
+    def is_reachable(self, forward_id: str) -> bool:
+        """Whether a connection of this forward need not wait; also when it is no more."""
+        row = self._by_id.get(forward_id)
+        return row is None or row.status != "reconnecting"
+
+    def holds_s(self, forward_id: str) -> float:
+        """How long a new connection waits for the server of this forward; 0: it does not."""
+        row = self._by_id.get(forward_id)
+        return row.wish.holds_s if row is not None and row.status == "waiting" else 0.0
+
+    @contextlib.contextmanager
+    def held(self, forward_id: str) -> Iterator[str | None]:
+        """Meanwhile a connection waits for the server, and the forward keeps its number. Gives why it may not."""
+        for held, limit in ((self._held[forward_id], MAX_HELD), (self._held.total(), MAX_HELD_OF_ALL)):
+            if held >= limit:
+                yield f"{limit} connections wait for a server already"
+                return
+        self._held[forward_id] += 1
+        try:
+            yield None
+        finally:
+            self._held[forward_id] -= 1
+            self._held += Counter()  # those without any go
+
+    async def wait_changed(self) -> None:
+        """Wait until `is_reachable` or `holds_s` may say something else."""
+        await self._changed.wait()
+
+    def _tell_waiting(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def move_to(self, place: Place) -> None:
+        """The same workspace in another container: what is bound stays bound, its rows name the new one."""
+        if place == self.place:
+            return
+        self.place = place
+        leases = []
+        for row in self._forwards.values():
+            if row.lease is not None:
+                row.lease = replace(
+                    row.lease,
+                    container_id=place.container_id,
+                    workspace=place.workspace_folder,
+                    identity=place.identity,
+                )
+                leases.append(row.lease)
+        if leases:
+            await self._on_disk(lambda: self._services.allocator.update_rows(leases))
+
+    async def close_all(self, reason: str) -> None:
+        """End every forward: listeners closed, connections cut, leases reserved, events written."""
+        await self._close(list(self._forwards.values()), reason, reset=True)
+        notices, self._notices = self._notices, {}
+        for notice in notices.values():
+            await self._publish_notice("unforwarded", replace(notice, reason=reason))
+        await self._summarise(None)
+
+    async def give_up(self, numbers: Set[tuple[str, int]]) -> None:
+        """Let go of those of these (transport, host port) that no server is behind now: another container asks for them."""
+        rows = [
+            row
+            for key, row in self._forwards.items()
+            if row.status in ("reconnecting", "waiting") and (key.transport, row.host_port) in numbers
+        ]
+        await self._close(rows, "a container that publishes this host port was created", reset=True)
+
+    async def close_one(self, key: ForwardKey, reason: str) -> None:
+        if key in self._forwards:
+            await self._close([self._forwards[key]], reason, reset=True)
+
+    # Steps.
+
+    async def _open(self, wishes: Sequence[Wish], host_ip: str) -> None:
+        """Bind what they wish for. One that failed before for the same reason has nothing new to tell."""
+        if not wishes:
+            return
+        requests = [self._request(wish, host_ip) for wish in wishes]
+        results = await self._on_disk(lambda: self._services.allocator.allocate_many(requests))
+        for wish, result in zip(wishes, results, strict=True):
+            before = self._forwards.get(wish.key)
+            if isinstance(result, AllocationFailure):
+                row = Forward(wish, "failed", host_ip, reason=result.reason, hint=result.hint)
+                self._forwards[wish.key] = row
+                if before is None or before.reason != result.reason:
+                    await self._publish("failed", row)
+                    continue
+                row.since_s = before.since_s
+                if self._event("updated", row) != self._event("updated", before):
+                    await self._publish("updated", row)
+                continue
+            status: Status = "active" if wish.serving else "waiting"
+            remap = result.remap_reason
+            row = Forward(wish, status, host_ip, result.pair, result.lease, remap)
+            self._forwards[wish.key] = self._by_id[result.lease.id] = row
+            self._route(row)
+            if wish.accepts:
+                self._services.plane.submit(Serve(result.lease.id, result.pair.sockets))
+            await self._publish("forwarded" if wish.serving else "waiting", row)
+
+    def _request(self, wish: Wish, host_ip: str) -> AllocationRequest:
+        return AllocationRequest(
+            identity=self.place.identity,
+            key=wish.key,
+            host_ip=host_ip,
+            row=LeaseRow(
+                container_id=self.place.container_id,
+                workspace=self.place.workspace_folder,
+                label=wish.attributes.label,
+                service=self.place.service,
+                source=wish.source,
+            ),
+            pinned_host_port=wish.pinned_host_port,
+            elevate=bool(wish.attributes.elevate_if_needed),
+            require_same=bool(wish.attributes.require_local_port),
+            wanted=self._wanted_numbers,
+            stays=self.takes_up,
+            listen=wish.accepts,
+        )
+
+    async def _serve(self, row: Forward, wish: Wish) -> bool:
+        """Accept: the server is up, or connections wait for it. False when the number was lost: it has to be opened again."""
+        if row.pair is None or row.forward_id is None:
+            return False
+        try:
+            start_listening(row.pair)
+        except HostPortError:
+            await self._close([row], "the reserved host port was taken", reset=True)
+            return False
+        row.wish, row.status, row.reason = wish, ("active" if wish.serving else "waiting"), None
+        row.last_refusal = None
+        self._route(row)
+        self._services.plane.submit(Serve(row.forward_id, row.pair.sockets))
+        self._tell_waiting()
+        await self._publish("forwarded" if wish.serving else "waiting", row)
+        return True
+
+    async def _withdraw(self, row: Forward, wish: Wish) -> None:
+        """The server is gone: refuse connections, keep the number."""
+        if row.pair is None or row.forward_id is None:
+            return
+        await self._stop_accepting(row.forward_id, reset=False)
+        stop_listening(row.pair)
+        row.wish, row.status = wish, "waiting"
+        self._tell_waiting()
+        await self._publish("waiting", row)
+
+    async def _update(self, row: Forward, wish: Wish) -> None:
+        before = self._event("updated", row)
+        row.wish = wish
+        self._route(row)
+        if row.lease is not None and (row.lease.label, row.lease.source) != (wish.attributes.label, wish.source):
+            row.lease = lease = replace(row.lease, label=wish.attributes.label, source=wish.source)
+            await self._on_disk(lambda: self._services.allocator.update_rows([lease]))
+        after = self._event("updated", row)
+        if after != before:
+            await self._services.publisher.publish(after)
+
+    async def _close(self, rows: Sequence[Forward], reason: str | None, *, reset: bool) -> None:
+        """End these. Without `reset` open connections live on: their server may still be answering them."""
+        ended = []
+        for row in rows:
+            del self._forwards[row.wish.key]
+            if row.pair is not None and row.forward_id is not None:
+                del self._by_id[row.forward_id]
+                await self._stop_accepting(row.forward_id, reset=reset)
+                row.pair.close()
+                ended.append(row.forward_id)
+        self._tell_waiting()
+        if ended:
+            await self._on_disk(lambda: self._services.allocator.release(ended))
+        for row in rows:
+            why = reason or ("the server stopped" if row.wish.source == "detected" else "no longer asked for")
+            event = replace(self._event("unforwarded", row), status=None, auto_forwarded=False, reason=why)
+            await self._services.publisher.publish(event)
+
+    async def _stop_accepting(self, forward_id: str, *, reset: bool) -> None:
+        done: Future[None] = Future()
+        self._services.plane.submit(Withdraw(forward_id, reset, done))
+        await asyncio.wrap_future(done)
+
+    async def _on_disk(self, job: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._services.disk, job)
+
+    # Telling.
+
+    def replay_events(self, last_seq: int, now: str) -> list[PortEvent]:
+        """One `forwarded` event per forward that is up, for a consumer that comes late."""
+        rows = (row for row in self._forwards.values() if row.status == "active")
+        return [replace(self._event("forwarded", row), replay=True, seq=last_seq, time=now) for row in rows]
+
+    def session_event(self, event: EventName, reason: str | None = None) -> PortEvent:
+        place = self.place
+        return PortEvent(
+            event=event,
+            container_id=place.container_id,
+            container_name=place.container_name,
+            workspace_folder=place.workspace_folder,
+            service=place.service,
+            reason=reason,
+        )
+
+    def rows(
+        self, target: str, lane: LaneName | None, counters: Mapping[str, ForwardCounters], remarks: Sequence[str] = ()
+    ) -> Iterable[dict[str, Any]]:
+        """`list --json` rows: forwards, then notices, then what is left in sum, then `remarks` of the session."""
+        now_s = time.monotonic()
+        for row in self._forwards.values():
+            count = counters.get(row.forward_id or "", ForwardCounters())
+            yield list_row(
+                self._event("updated", row, self._remap_reason_now(row)),
+                target=target,
+                source=row.wish.source,
+                lane=lane,
+                age_s=now_s - row.since_s,
+                connections_active=count.active,
+                connections_total=count.total,
+                connections_refused=count.refused,
+                bytes_in=count.bytes_in,
+                bytes_out=count.bytes_out,
+                last_refusal=row.last_refusal if row.status == "active" else None,
+            )
+        others = [(self._notice_event("ignored", notice), notice.source) for notice in self._notices.values()]
+        if self._summary is not None:
+            others.append((self._summary_event("ignored", self._summary.now), "detected"))
+        others += [(self._summary_event("ignored", remark), "declared") for remark in remarks]
+        for event, source in others:
+            yield list_row(
+                event,
+                target=target,
+                source=source,
+                lane=None,
+                age_s=0.0,
+                connections_active=0,
+                connections_total=0,
+                connections_refused=0,
+                bytes_in=0,
+                bytes_out=0,
+            )
+
+    def _summary_event(self, event: EventName, text: str) -> PortEvent:
+        return replace(self.session_event(event, text), status="ignored")
+
+    async def _publish(self, event: EventName, row: Forward) -> None:
+        await self._services.publisher.publish(self._event(event, row))
+
+    async def _publish_notice(self, event: EventName, notice: Notice) -> None:
+        facts = self._notice_event(event, notice)
+        await self._services.publisher.publish(replace(facts, status=None) if event == "unforwarded" else facts)
+
+    def _remap_reason_now(self, row: Forward) -> str | None:
+        """Why it is on another number, as far as that is still so."""
+        reason, own = row.remap_reason, row.wish.key.container_port
+        if reason is None or IN_USE not in reason:
+            return reason
+        if not self._services.allocator.is_free(row.host_ip, own, row.wish.key.transport):
+            return reason
+        was = reason.replace(IN_USE, WAS_IN_USE, 1)
+        return f"{was} and is free now: this port gets it when its server restarts"
+
+    def _event(self, event: EventName, row: Forward, remap_reason: str | None = None) -> PortEvent:
+        wish = row.wish
+        host_port = row.host_port
+        exposed = exposure(row.host_ip) if host_port is not None else None
+        particular = "; ".join(filter(None, (wish.note, remap_reason or row.remap_reason)))
+        pinned_or_same = wish.pinned_host_port or wish.key.container_port
+        return replace(
+            self._port_event(event, wish.key, wish.attributes),
+            process=wish.process,
+            auto_forwarded=row.status == "active",
+            host_port=host_port,
+            host_ip=row.host_ip if host_port is not None else None,
+            id=row.forward_id,
+            container_host=wish.dials[0].host,
+            remapped=host_port is not None and host_port != pinned_or_same,
+            status=row.status,
+            reason="; ".join(filter(None, (exposed, row.reason or row.last_refusal or particular))) or None,
+        )
+
+    def _notice_event(self, event: EventName, notice: Notice) -> PortEvent:
+        return replace(
+            self._port_event(event, notice.key, notice.attributes),
+            process=notice.process,
+            host_port=notice.host_port,
+            host_ip=notice.host_ip,
+            container_host=notice.key.container_host,
+            remapped=notice.host_port is not None and notice.host_port != notice.key.container_port,
+            status=notice.status,
+            reason=notice.reason,
+        )
+
+    def _port_event(self, event: EventName, key: ForwardKey, attributes: PortAttributes) -> PortEvent:
+        return replace(
+            self.session_event(event),
+            container_port=key.container_port,
+            protocol=attributes.protocol,
+            label=attributes.label,
+            on_auto_forward=attributes.on_auto_forward,
+            description=attributes.description,
+            open_preview=attributes.open_preview,
+            require_local_port=attributes.require_local_port,
+            elevate_if_needed=attributes.elevate_if_needed,
+            transport=key.transport,
+        )

@@ -1,0 +1,463 @@
+"""What should be forwarded now: a pure function of what the user asked for, what listens, and the time.
+
+Level-triggered: each call looks at a complete snapshot and says the whole wanted state; what was missed before is made
+good by the next call. `reconciling` then compares that with what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from autoforward.core.model import (
+    FIRST_UNPRIVILEGED,
+    DialAddress,
+    ForwardKey,
+    PortAttributes,
+    PortSpec,
+    PublishedPort,
+    ServerProcess,
+    Snapshot,
+    Source,
+)
+from autoforward.core.setting_values import NOTHING, LocalPorts, Selection, host_port_for
+from autoforward.detection.known_servers import may_be_brief, why_excluded
+from autoforward.detection.proc_net import dial_addresses
+from autoforward.devcontainers.port_attributes import NO_RULES, AttributeRules
+from autoforward.forwards.port_claims import NOWHERE_ELSE, Elsewhere
+
+WITHDRAWAL_GRACE_S = 1.5
+"""A server that restarts under a file watcher is back within this; its port stays."""
+
+PROCESS_WAIT_S = 0.2
+"""Where attributes depend on whose a port is, a new one is not forwarded before that is known, or this has passed: else one
+that is to be ignored would be forwarded for a moment. Usually it is known with the snapshot."""
+
+BRIEF_S = 2.0
+"""A port that a debugger may have opened for a moment (`may_be_brief`) is not forwarded before it has been there for so long:
+0.1 s is what one was seen for, on an idle machine."""
+
+MAX_FORWARDS = 128
+"""Forwards of one session, and ports that it shows without forwarding them: a container must not be able to take every
+port of the host, nor to fill the list and the log of events."""
+
+LOOKED_AT = 4
+"""Times the limit: of ports beyond it, how many are looked at for a reason of their own. All of 4,096 took 30 ms."""
+
+EPHEMERAL_UDP = 32_768
+"""From here on a bound UDP socket is most likely a client's (a resolver waiting for its answer), not a server's."""
+
+ON_THE_HOST = "the container is on the host's network: its ports are on the host already"
+ON_OUR_NETWORK = "the container is on the network that autoforward itself is on: its ports are here already"
+
+WILDCARDS = ("0.0.0.0", "::")
+
+NOBODY_KNOWN: Mapping[ForwardKey, ServerProcess | None] = {}
+
+NoticeStatus = Literal["published", "ignored", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRules:
+    """Everything but the snapshot and the time that decides about one session's ports.
+
+    `blocked` is why nothing can be relayed (no lane), None when it can. `udp` says whether the lane carries datagrams.
+    `ports_are_here` is why the container's own ports need no forward, None when they do.
+    `elsewhere` are the container's own ports that the session of another one has. `default_exclude`: what is known to be
+    no server of the user's is not forwarded by itself. `firm` is what the user excludes; it and `include_known` are about
+    what `include` brings back, by whether that is the user's (`include_is_own`). Host
+    numbers from `lowest_port` to 1023 are for command lines and for `low_ports`; `way_out` is how the user grants others, which
+    the keys of `attributes` in `asked_low` ask for. `wait_for_server_s`: how long new connections to a port that waits for its
+    server wait too; 0: they are refused.
+    """
+
+    auto: bool = True
+    declared: tuple[PortSpec, ...] = ()
+    manual: tuple[PortSpec, ...] = ()
+    attributes: AttributeRules = NO_RULES
+    exclude: Selection = NOTHING
+    include: Selection = NOTHING
+    firm: Selection = NOTHING
+    include_known: bool = True
+    include_is_own: bool = True
+    local_ports: tuple[LocalPorts, ...] = ()
+    low_ports: tuple[LocalPorts, ...] = ()
+    asked_low: frozenset[str] = frozenset()
+    lowest_port: int = FIRST_UNPRIVILEGED
+    way_out: str = ""
+    published: tuple[PublishedPort, ...] = ()
+    ports_are_here: str | None = None
+    stopped: frozenset[ForwardKey] = frozenset()
+    blocked: str | None = None
+    udp: bool = False
+    auto_udp: bool = False
+    max_forwards: int = MAX_FORWARDS
+    default_exclude: bool = False
+    elsewhere: Mapping[ForwardKey, Elsewhere] = field(default_factory=lambda: NOWHERE_ELSE)
+    wait_for_server_s: float = 0.0
+
+    @property
+    def look_at_processes(self) -> bool:
+        """Whether it can matter whose a port is."""
+        return self.default_exclude or self.attributes.look_at_processes or bool(self.exclude.processes)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A port that listens or did a moment ago: the addresses, and when (monotonic seconds) it was found to be gone.
+
+    None while it listens: snapshots come only when something has changed, so the last one may be hours old. `process` is
+    whose it is, as far as that is known. Until `decide_at_s` nothing is decided about it.
+    """
+
+    addresses: frozenset[str]
+    gone_at_s: float | None = None
+    returning: bool = False
+    """Its container was away, and it has not been seen since."""
+    process: ServerProcess | None = None
+    decide_at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One forward that should be. `serving` False: hold the host port, but refuse connections (`waiting`).
+
+    With `holds_s` they wait for so long instead. `note` is what is particular about it, for people.
+    """
+
+    key: ForwardKey
+    dials: tuple[DialAddress, ...]
+    source: Source
+    attributes: PortAttributes
+    pinned_host_port: int | None
+    serving: bool
+    process: str | None = None
+    note: str | None = None
+    dials_from_ipv6: tuple[DialAddress, ...] = ()
+    """For clients of the host's IPv6 address, where these are others than `dials`."""
+    holds_s: float = 0.0
+
+    @property
+    def accepts(self) -> bool:
+        """Whether the host port listens."""
+        return self.serving or self.holds_s > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A port that is not forwarded, and why. `host_ip`/`host_port` say where it is reachable all the same."""
+
+    key: ForwardKey
+    status: NoticeStatus
+    reason: str
+    source: Source
+    attributes: PortAttributes
+    host_ip: str | None = None
+    host_port: int | None = None
+    process: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What has neither forward nor notice of its own: `fact` is true for as long as it lasts, `now` has the number too."""
+
+    fact: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The wanted state, less `overflow` ports beyond the limit. `recheck_at_s`: when time alone changes the plan.
+
+    `summary` says in words what has neither forward nor notice of its own; None where there is nothing such. Of the
+    `undecided` ports it is not known yet whose they are.
+    """
+
+    wishes: Mapping[ForwardKey, Wish]
+    notices: Mapping[ForwardKey, Notice]
+    seen: Mapping[ForwardKey, Seen]
+    overflow: int = 0
+    recheck_at_s: float | None = None
+    summary: Summary | None = None
+    undecided: int = 0
+    came_back: frozenset[ForwardKey] = frozenset()
+    """Ports whose server was away, or whose container was, and is seen again."""
+
+    @property
+    def returning(self) -> frozenset[ForwardKey]:
+        """Ports whose servers may be on their way back: connections wait for them."""
+        return frozenset(key for key, seen in self.seen.items() if seen.returning)
+
+
+def plan(
+    rules: SessionRules,
+    snapshot: Snapshot,
+    before: Mapping[ForwardKey, Seen],
+    now_s: float,
+    processes: Mapping[ForwardKey, ServerProcess | None] = NOBODY_KNOWN,
+) -> Plan:
+    """The wanted state. `before` is the `seen` of the last plan (of this container: the grace comes from it).
+
+    `processes` has whose the ports are: None where that is not to be found, nothing where it may still come.
+    """
+    wait_s = PROCESS_WAIT_S if rules.look_at_processes else None
+    seen, recheck_at_s = _observe(snapshot, before, now_s, processes, wait_s)
+    wishes: dict[ForwardKey, Wish] = {}
+    notices: dict[ForwardKey, Notice] = {}
+    overflow = undecided = looked_at = 0
+
+    candidates: dict[ForwardKey, tuple[Source, PortSpec | None]] = {}
+    for declared in rules.manual:
+        candidates[declared.key] = ("manual", declared)
+    for declared in rules.declared:
+        candidates.setdefault(declared.key, ("declared", declared))
+    if rules.auto and rules.ports_are_here is None:
+        # In the order in which they came: who has a place below the limit keeps it when a lower number turns up.
+        for key in seen:
+            if key.transport == "tcp" or key.container_port < EPHEMERAL_UDP:
+                candidates.setdefault(key, ("detected", None))
+
+    for key, (source, spec) in candidates.items():
+        here = seen.get(key.ordinary)
+        is_open = here is not None and here.decide_at_s is not None
+        if key in rules.stopped:
+            continue
+        if is_open and source == "detected":
+            undecided += 1
+            continue
+        if source == "detected" and len(wishes) + undecided >= rules.max_forwards:
+            # It is not forwarded, whatever else is found out about it; of thousands not all are looked at for the reason.
+            looked_at += 1
+            if len(notices) >= rules.max_forwards or looked_at > LOOKED_AT * rules.max_forwards:
+                overflow += 1
+                continue
+        process = here.process if here else None
+        attributes = rules.attributes.resolve(key, process.command_line if process else None)
+        notice = _why_not(rules, key, source, spec, here, attributes)
+        if notice is not None and len(notices) < rules.max_forwards:
+            notices[key] = notice
+        elif notice is not None or len(wishes) + undecided >= rules.max_forwards:
+            overflow += 1
+        else:
+            pin = _pin(rules, key, spec)
+            refused = _refused_pin(rules, key, source, spec) or _refused_elevation(rules, key, process, pin)
+            wish = _wish(key, source, None if refused else pin, None if is_open else here, attributes)
+            holds_s = 0.0 if wish.serving else rules.wait_for_server_s
+            held = f"new connections wait up to {holds_s:g} s for its server first" if holds_s else None
+            notes = (refused, _note(rules, key, here), held)
+            wishes[key] = replace(wish, note="; ".join(note for note in notes if note) or None, holds_s=holds_s)
+    came_back = frozenset(
+        key
+        for key, last in before.items()
+        if (last.gone_at_s is not None or last.returning) and key in seen and seen[key].gone_at_s is None
+    )
+    return Plan(wishes, notices, seen, overflow, recheck_at_s, _summary(rules, overflow), undecided, came_back)
+
+
+def _summary(rules: SessionRules, overflow: int) -> Summary | None:
+    if overflow:
+        limit = rules.max_forwards
+        return Summary(
+            f"there are more ports than the limit of {limit}: the rest is not forwarded",
+            f"{overflow} more ports are not forwarded: the limit is {limit}",
+        )
+    return Summary(rules.ports_are_here, rules.ports_are_here) if rules.auto and rules.ports_are_here else None
+
+
+def _observe(
+    snapshot: Snapshot,
+    before: Mapping[ForwardKey, Seen],
+    now_s: float,
+    processes: Mapping[ForwardKey, ServerProcess | None],
+    wait_s: float | None,
+) -> tuple[dict[ForwardKey, Seen], float | None]:
+    """What listens now, and what vanished so recently that it still counts; when to look again without news.
+
+    `wait_s` is how long a new port's process is waited for. A server that took the place of another is taken for that one
+    until it is known: servers restart.
+    """
+    addresses: dict[ForwardKey, set[str]] = {}
+    for listener in snapshot:
+        key = ForwardKey(listener.transport, None, listener.container_port)
+        addresses.setdefault(key, set()).add(listener.address)
+    seen: dict[ForwardKey, Seen] = {}
+    times_s: list[float] = []
+    # Those of before in their order, then new ones by number (a snapshot is sorted).
+    for key in dict.fromkeys((*before, *addresses)):
+        last, found = before.get(key), addresses.get(key)
+        if last is not None and found is None:
+            gone_at_s = now_s if last.gone_at_s is None else last.gone_at_s
+            expires_at_s = gone_at_s + WITHDRAWAL_GRACE_S
+            # What went before anything was decided about it was never there.
+            if now_s < expires_at_s and last.decide_at_s is None:
+                seen[key] = Seen(last.addresses, gone_at_s, last.returning, last.process)
+                times_s.append(expires_at_s)
+            continue
+        process, decide_at_s = processes.get(key), None
+        if key not in processes and last is not None:
+            process, decide_at_s = last.process, last.decide_at_s
+        elif key not in processes and wait_s is not None:
+            decide_at_s = now_s + wait_s
+        elif wait_s is not None and process is not None and may_be_brief(key, process.command_line):
+            is_known = last is not None and last.process == process
+            decide_at_s = last.decide_at_s if last is not None and is_known else now_s + BRIEF_S
+        if decide_at_s is not None and decide_at_s <= now_s:
+            decide_at_s = None
+        seen[key] = Seen(frozenset(found or ()), process=process, decide_at_s=decide_at_s)
+        times_s += [] if decide_at_s is None else [decide_at_s]
+    return seen, min(times_s, default=None)
+
+
+def _why_not(
+    rules: SessionRules,
+    key: ForwardKey,
+    source: Source,
+    spec: PortSpec | None,
+    seen: Seen | None,
+    attributes: PortAttributes,
+) -> Notice | None:
+    """The reason for which this port is not forwarded; None when it is."""
+
+    def notice(
+        status: Literal["published", "ignored", "failed"], reason: str, at: PublishedPort | None = None
+    ) -> Notice:
+        host_ip, host_port = (at.host_ip, at.host_port) if at else (None, None)
+        return Notice(key, status, reason, source, attributes, host_ip, host_port, _shown(seen))
+
+    if key.container_host is None and rules.ports_are_here:
+        return notice("ignored", rules.ports_are_here)
+    command_line = seen.process.command_line if seen is not None and seen.process is not None else None
+    excluded, included, firm = (
+        chosen.has(key.container_port, command_line) for chosen in (rules.exclude, rules.include, rules.firm)
+    )
+    included = included and (rules.include_is_own or not firm)
+    if source == "detected" and excluded and not included:
+        return notice("ignored", "excluded")
+    if source == "declared" and firm and not included and not (spec is not None and spec.is_own):
+        return notice("ignored", "excluded by you")
+    if source == "detected" and not (included and rules.include_known) and not rules.attributes.names(key):
+        known = why_excluded(key, command_line, by_default=rules.default_exclude)
+        if known is not None:
+            return notice("ignored", f"{known}: not forwarded by itself")
+    if source == "detected" and key.transport == "udp" and not rules.auto_udp:
+        return notice("ignored", "UDP is forwarded when it is asked for, or with --auto-udp")
+    if source == "detected" and attributes.on_auto_forward == "ignore":
+        return notice("ignored", "onAutoForward is ignore")
+    if source != "manual" and (elsewhere := _elsewhere(rules, key, seen)) is not None:
+        return notice("ignored", elsewhere)
+    if source != "manual" and (published := _published(rules, key, source, spec, seen, attributes)) is not None:
+        return notice("published", f"published by the engine on {published.host_ip}:{published.host_port}", published)
+    if rules.blocked is not None:
+        return notice("failed", rules.blocked)
+    if key.transport == "udp" and not rules.udp:
+        return notice("failed", "UDP needs the agent lane, which is not available")
+    if attributes.require_local_port and (refused := _refused_pin(rules, key, source, spec)) is not None:
+        return notice("failed", refused)
+    return None
+
+
+def _published(
+    rules: SessionRules,
+    key: ForwardKey,
+    source: Source,
+    spec: PortSpec | None,
+    seen: Seen | None,
+    attributes: PortAttributes,
+) -> PublishedPort | None:
+    """Where the engine publishes this port, if that will do: its server is reached there, under the number that is asked for."""
+    there = () if _is_on_loopback(seen) else _publications(rules, key)
+    pin = None if _refused_pin(rules, key, source, spec) else _pin(rules, key, spec)
+    wanted = pin or (key.container_port if attributes.require_local_port else None)
+    return next((port for port in there if wanted is None or (port.host_port == wanted and _is_here(port))), None)
+
+
+def _publications(rules: SessionRules, key: ForwardKey) -> tuple[PublishedPort, ...]:
+    if key.container_host is not None:
+        return ()
+    asked = (key.transport, key.container_port)
+    return tuple(port for port in rules.published if (port.transport, port.container_port) == asked)
+
+
+def _is_here(port: PublishedPort) -> bool:
+    """Whether `localhost` reaches what the engine publishes on that address."""
+    return port.host_ip in WILDCARDS or port.host_ip == "::1" or port.host_ip.startswith("127.")
+
+
+def _is_on_loopback(seen: Seen | None) -> bool:
+    return seen is not None and all(address == "::1" or address.startswith("127.") for address in seen.addresses)
+
+
+def _elsewhere(rules: SessionRules, key: ForwardKey, seen: Seen | None) -> str | None:
+    """Why the session of another container forwards this port; None when that does not, or does not reach it."""
+    elsewhere = rules.elsewhere.get(key)
+    if elsewhere is None or (elsewhere.from_beside and _is_on_loopback(seen)):
+        return None
+    if elsewhere.from_beside:
+        return f"forwarded by the session of {elsewhere.container_name}, whose configuration names it"
+    return f"forwarded by the session of {elsewhere.container_name}, which is on the same network namespace"
+
+
+def _pin(rules: SessionRules, key: ForwardKey, spec: PortSpec | None) -> int | None:
+    """The host port that it must be: the SPEC's, else that of `localPorts` (of the container's own ports)."""
+    if spec is not None and spec.host_port is not None:
+        return spec.host_port
+    return host_port_for(rules.local_ports, key.container_port) if key.container_host is None else None
+
+
+def _refused_pin(rules: SessionRules, key: ForwardKey, source: Source, spec: PortSpec | None) -> str | None:
+    """Why the pin does not count: one of the system's numbers, which the user has not granted. None where it does.
+
+    A number that cannot be bound is left to the bind, which says so.
+    """
+    pin = _pin(rules, key, spec)
+    if pin is None or not rules.lowest_port <= pin < FIRST_UNPRIVILEGED:
+        return None
+    if source == "manual" and spec is not None and spec.host_port is not None:
+        return None
+    for one in rules.low_ports:
+        if one.low <= key.container_port <= one.high and one.host_low + key.container_port - one.low == pin:
+            return None
+    return f"host port {pin} is not granted to it: {rules.way_out}"
+
+
+def _refused_elevation(
+    rules: SessionRules, key: ForwardKey, process: ServerProcess | None, pin: int | None
+) -> str | None:
+    """Why a port has not its own number below 1024 though its attributes ask for that; None where they do not."""
+    if pin is not None or not rules.asked_low or not rules.lowest_port <= key.container_port < FIRST_UNPRIVILEGED:
+        return None
+    command_line = process.command_line if process else None
+    if any(rule.key in rules.asked_low and rule.matches(key, command_line) for rule in rules.attributes.rules):
+        return f"host port {key.container_port} is not granted to it: {rules.way_out}"
+    return None
+
+
+def _wish(
+    key: ForwardKey, source: Source, pinned_host_port: int | None, seen: Seen | None, attributes: PortAttributes
+) -> Wish:
+    from_ipv6: tuple[DialAddress, ...] = ()
+    if key.container_host is not None:
+        dials: tuple[DialAddress, ...] = (DialAddress(key.container_host, key.container_port),)
+        serving = True
+    else:
+        # Not seen yet: loopback of either family is where a server of a dev container will most likely be.
+        dials = dial_addresses(seen.addresses if seen else WILDCARDS, key.container_port)
+        if seen is not None:
+            from_ipv6 = dial_addresses(seen.addresses, key.container_port, from_ipv6=True)
+        # There is no refusing a datagram, so a UDP port is served whether or not somebody is there.
+        serving = seen is not None or key.transport == "udp"
+    others = from_ipv6 if from_ipv6 != dials else ()
+    return Wish(key, dials, source, attributes, pinned_host_port, serving, _shown(seen), dials_from_ipv6=others)
+
+
+def _note(rules: SessionRules, key: ForwardKey, seen: Seen | None) -> str | None:
+    published = next(iter(_publications(rules, key)), None)
+    if published is None or not _is_on_loopback(seen):
+        return None
+    where = f"{published.host_ip}:{published.host_port}"
+    return f"published by the engine on {where}, which does not reach a server on loopback"
+
+
+def _shown(seen: Seen | None) -> str | None:
+    return seen.process.shown if seen is not None and seen.process is not None else None

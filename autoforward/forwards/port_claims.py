@@ -1,0 +1,199 @@
+"""Containers that lead to the same servers: each server is forwarded once, by one session, and another's takes over.
+
+Two ways to be neighbours: a network namespace that several containers share (`network_mode: service:x`), and a service
+that one session forwards from beside it (`db:5432`) while it has a session of its own. A *spot* is a port of one
+namespace. Sessions say what they want; who has a spot keeps it until he has let it go, but lets go when another has
+declared it, or was there first. All on one thread, nothing here waits; `replan` makes a session ask again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field
+
+from autoforward.core.model import ForwardKey, PortSpec, Transport
+
+Spot = tuple[str, Transport, int]
+"""Namespace, transport, port."""
+
+Rank = tuple[bool, int]
+"""Whether it is merely detected, and the session's number: the least wins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Who forwards this port. `from_beside`: through the network, so that a server on loopback is not reached."""
+
+    container_name: str
+    from_beside: bool = False
+
+
+LAST = 1 << 62
+"""Behind every session: who does not want it at all."""
+
+NOWHERE_ELSE: Mapping[ForwardKey, Elsewhere] = {}
+
+
+@dataclass(slots=True, eq=False)
+class Neighbour:
+    """One session's part. `number` says who was there first; `beside`: the services that it forwards from beside them.
+
+    With `takes_all` it wants every port of its namespace, whether or not it has seen it yet.
+    """
+
+    number: int
+    replan: Callable[[], None]
+    name: str = ""
+    namespace: str = ""
+    project: str | None = None
+    service: str | None = None
+    takes_all: bool = False
+    wants: dict[Spot, Rank] = field(default_factory=dict)
+    beside: set[tuple[str, Transport, int]] = field(default_factory=set)
+
+    def rank_at(self, spot: Spot) -> Rank:
+        return self.wants.get(spot) or (True, self.number if self.takes_all else LAST)
+
+
+class Neighbours:
+    """All sessions that watch. `enter` gives a session its part; `join`, then for each plan `consult` and `settle`."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        self._members: list[Neighbour] = []
+        self._holders: dict[Spot, Neighbour] = {}
+
+    def enter(self, replan: Callable[[], None]) -> Neighbour:
+        """A part for a session, in the order in which sessions begin."""
+        return Neighbour(next(self._numbers), replan)
+
+    def join(
+        self,
+        one: Neighbour,
+        name: str,
+        namespace: str,
+        project: str | None,
+        service: str | None,
+        declared: Iterable[PortSpec] = (),
+    ) -> None:
+        """This is the container now. `namespace` and `project` are the engine's too: those of two engines differ.
+
+        What it has `declared` of services beside it counts from now on, also when it cannot forward it yet: their own
+        sessions would otherwise take these ports, and the numbers on the host, for the moment until it can.
+        """
+        if one.namespace != namespace:
+            self.leave(one)
+        one.name, one.namespace, one.project, one.service = name, namespace, project, service
+        if one not in self._members:
+            self._members.append(one)
+            one.beside = _beside(declared)
+            services = {name for name, _transport, _port in one.beside}
+            self._wake(self._of_services(project, services | {service}, but=one))
+
+    def leave(self, one: Neighbour) -> None:
+        """It forwards nothing any more. Idempotent."""
+        if one not in self._members:
+            return
+        self._members.remove(one)
+        one.wants, one.takes_all = {}, False
+        services = {service for service, _transport, _port in one.beside} | {one.service}
+        one.beside = set()
+        self._release(one, list(self._holders))
+        self._wake(self._of_services(one.project, services))
+
+    def consult(
+        self, one: Neighbour, own: Iterable[ForwardKey] | None, declared: Iterable[PortSpec]
+    ) -> Mapping[ForwardKey, Elsewhere]:
+        """Which of its own ports another session has; the others are its own from now on. `settle` must follow.
+
+        `own` are the ports that it sees; None: it takes declared ones only.
+        """
+        one.takes_all = own is not None
+        ranks: dict[ForwardKey, Rank] = dict.fromkeys(own or (), (True, one.number))
+        declared = tuple(declared)
+        ranks |= {spec.key: (False, one.number) for spec in declared if spec.container_host is None}
+        beside = _beside(declared)
+        if beside != one.beside:
+            changed = {service for service, _transport, _port in beside ^ one.beside}
+            one.beside = beside
+            self._wake(self._of_services(one.project, changed, but=one))
+        one.wants = {(one.namespace, key.transport, key.container_port): rank for key, rank in ranks.items()}
+        sharing = [other for other in self._members if other is not one and other.namespace == one.namespace]
+        if not sharing and not self._is_served_from_beside(one):
+            self._holders.update(dict.fromkeys(one.wants, one))
+            return NOWHERE_ELSE
+        found = {}
+        for key in ranks:
+            elsewhere = self._elsewhere(one, sharing, (one.namespace, key.transport, key.container_port))
+            if elsewhere is not None:
+                found[key] = elsewhere
+        return found
+
+    def settle(self, one: Neighbour, own: Iterable[ForwardKey], elsewhere: Mapping[ForwardKey, Elsewhere]) -> None:
+        """The plan has been carried out: of these ports it has all but those that are elsewhere."""
+        kept = {
+            (one.namespace, key.transport, key.container_port)
+            for key in own
+            if not elsewhere or key not in elsewhere or elsewhere[key].from_beside
+        }
+        self._release(one, [spot for spot, holder in self._holders.items() if holder is one and spot not in kept])
+
+    def _elsewhere(self, one: Neighbour, sharing: list[Neighbour], spot: Spot) -> Elsewhere | None:
+        wish = (one.service, spot[1], spot[2])
+        for other in self._who_forwards_beside(one.project):
+            if other is not one and wish in other.beside and self._is_alone(one):
+                return Elsewhere(other.name, from_beside=True)
+        best = min((*sharing, one), key=lambda member: member.rank_at(spot))
+        holder = self._holders.get(spot, best)
+        if holder is one and best is one:
+            self._holders[spot] = one
+            return None
+        if holder is not one and best is one:
+            holder.replan()
+        return Elsewhere((best if holder is one else holder).name)
+
+    def _release(self, one: Neighbour, spots: Iterable[Spot]) -> None:
+        waiting: dict[int, Neighbour] = {}
+        for spot in spots:
+            if self._holders.get(spot) is one:
+                del self._holders[spot]
+                waiting |= {other.number: other for other in self._members if other is not one and spot in other.wants}
+        self._wake(waiting.values())
+
+    def _is_served_from_beside(self, one: Neighbour) -> bool:
+        return any(
+            service == one.service
+            for other in self._who_forwards_beside(one.project)
+            if other is not one
+            for service, _transport, _port in other.beside
+        )
+
+    def _is_alone(self, one: Neighbour) -> bool:
+        """Of several instances of a service nobody knows which one its name leads to."""
+        return sum((other.project, other.service) == (one.project, one.service) for other in self._members) == 1
+
+    def _who_forwards_beside(self, project: str | None) -> list[Neighbour]:
+        return [other for other in self._members if project is not None and other.project == project and other.beside]
+
+    def _of_services(
+        self, project: str | None, services: Set[str | None], but: Neighbour | None = None
+    ) -> list[Neighbour]:
+        return [
+            other
+            for other in self._members
+            if other is not but and project is not None and other.project == project and other.service in services
+        ]
+
+    @staticmethod
+    def _wake(members: Iterable[Neighbour]) -> None:
+        for member in list(members):
+            member.replan()
+
+
+def _beside(declared: Iterable[PortSpec]) -> set[tuple[str, Transport, int]]:
+    return {
+        (spec.container_host, spec.transport, spec.container_port)
+        for spec in declared
+        if spec.container_host is not None
+    }

@@ -1,1 +1,0 @@
-"""Which container is which: the labels that count, and who may have whose session. Pure."""

@@ -1,0 +1,262 @@
+"""Put the agent into a container: by content, once, into a folder of its own, seen to be there, unchanged, before it is run.
+
+And where it stays so: it runs as the container's default user, who may be root, while others in the container may write in
+some folders. So each folder that leads to it is one in which they can exchange nothing.
+
+An upload can be refused (read-only root), or go where nobody in the container sees it (below a tmpfs: the engine says yes,
+and shows the file when asked), or the place can be mounted noexec. So each place is tried in turn, and the caller says at
+which of them the agent did not run. Blocks; runs in a worker thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import re
+import secrets
+import stat
+import tarfile
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import PurePosixPath
+
+from autoforward.core.errors import AutoforwardError, EngineUnreachableError, TargetError
+from autoforward.core.model import ContainerInfo
+from autoforward.engine.client import Engine, Member
+
+log = logging.getLogger(__name__)
+
+FOLDER = ".autoforward"
+MODE = 0o755
+"""Executable by the container's user, whoever that is; only root can change it."""
+
+MAX_ELF_BYTES = 256 * 1024
+"""No agent of ours is larger; also what is read of a file that should be one."""
+
+
+MAX_PASSWD_BYTES = 256 * 1024
+"""What is read of the container's `/etc/passwd`, to know the number of the user that the container was made with."""
+
+
+NOT_BUILT = "the agent was not built for"
+"""So begins the reason where the installation has no agent for a container's processor."""
+
+
+class NoAgentError(AutoforwardError):
+    """The agent cannot be had in this container; the message is the reason, for `status`."""
+
+
+@cache
+def agent_binary(architecture: str) -> bytes:
+    """The agent for a Linux container of this architecture (`amd64`, `arm64`). Raises NoAgentError."""
+    file = resources.files("autoforward").joinpath("agentbin", f"agent-linux-{architecture}")
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoAgentError(f"the agent was not built for {architecture} containers") from None
+
+
+class AgentDoesNotRunError(NoAgentError):
+    """The agent is in the container, and its process ended before it said a word: another place may do."""
+
+
+ELF_MACHINES = {3: "386", 40: "arm", 62: "amd64", 183: "arm64", 243: "riscv64"}
+"""`e_machine` of an ELF file, in the engine's words."""
+
+
+def architectures(engine: Engine, info: ContainerInfo) -> tuple[str, ...]:
+    """Which agents may run in the container, the likeliest first. Raises what the engine raises.
+
+    What its image says is asked about only where it is not what the engine's machine is: labels of images are wrong at
+    times, and a kernel runs its own kind of static program in any container.
+    """
+    labelled, machine = engine.architecture(info), engine.machine
+    if labelled == machine:
+        return (labelled,)
+    number = engine.program_machine(info)
+    own = ELF_MACHINES.get(number, labelled) if number is not None else labelled
+    return tuple(dict.fromkeys((own, machine)))
+
+
+def built_for(candidates: Sequence[str]) -> tuple[str, ...]:
+    """Those of them that this installation has an agent for. Raises NoAgentError where that is none."""
+    built, reason = [], None
+    for architecture in candidates:
+        try:
+            agent_binary(architecture)
+            built.append(architecture)
+        except NoAgentError as error:
+            reason = reason or error
+    if not built:
+        raise reason or NoAgentError("it is not known what programs the container runs")
+    return tuple(built)
+
+
+def deploy_agent(engine: Engine, info: ContainerInfo, architecture: str, unusable: Collection[str] = ()) -> str:
+    """The path of that agent in the container, at no place of an `unusable` one.
+
+    Raises NoAgentError, and what the engine raises.
+    """
+    binary = agent_binary(architecture)
+    name = agent_name(binary)
+    tried = {place_of(path) for path in unusable}
+    reasons = []
+    for place in places(info):
+        if place in tried:
+            continue
+        # Where nobody can tell whose a file is, only a folder whose name nobody could know is the engine's own work.
+        unheard = "" if engine.tells_owners else f"{FOLDER}-{secrets.token_hex(16)}"
+        path = _join(place, *filter(None, (unheard, FOLDER, name)))
+        look = look_at(engine, info, place, path, binary)
+        if look.is_there:
+            return path
+        problem = look.problem
+        if problem is None:
+            try:
+                engine.put_archive(info.container_id, place, archive(name, binary, below=unheard))
+                if _is_there(engine, info, path, binary):
+                    return path
+                problem = "what is uploaded there does not arrive as it was"
+            except AutoforwardError as error:
+                problem = str(error)
+        reasons.append(f"{place}: {problem}")
+    if not reasons:
+        raise NoAgentError("there is no other place for it")
+    raise NoAgentError(f"the agent cannot be put into the container ({'; '.join(reasons)})")
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceLook:
+    """Why others in the container could exchange what is put there, and whether our agent is there already."""
+
+    problem: str | None
+    is_there: bool
+
+
+def look_at(engine: Engine, info: ContainerInfo, place: str, path: str, binary: bytes) -> PlaceLook:
+    """What the engine says of a place, and of the agent at `path` in it. Raises what the engine raises."""
+    if not engine.tells_owners and place not in _OF_ROOT:
+        return PlaceLook("the engine does not say who owns it", is_there=False)
+    folders = way_to(place)
+    try:
+        with ThreadPoolExecutor(len(folders)) as pool:  # one takes the engine as long as all of them at once
+            reads = [pool.submit(engine.read_member, info.container_id, folder) for folder in folders]
+            is_there = _is_there(engine, info, path, binary)
+            way = [read.result() for read in reads]
+    except (TargetError, EngineUnreachableError):
+        raise
+    except AutoforwardError as error:
+        return PlaceLook(str(error), is_there=False)
+    trusted = _trusted(engine, info)
+    for folder, member in zip(folders, way, strict=True):
+        problem = folder_problem(member, trusted)
+        if problem is not None:
+            return PlaceLook(f"{folder} {problem}" if folder != place else problem, is_there=False)
+    return PlaceLook(None, is_there)
+
+
+_OF_ROOT = ("/tmp", "/")  # in the container
+"""Of these it may be taken for granted, where the engine does not tell."""
+
+
+def _trusted(engine: Engine, info: ContainerInfo) -> Callable[[int], bool]:
+    """Whether a folder of this owner will do: root's, or the user's as whom the agent will run."""
+    if not engine.tells_owners:
+        return lambda _uid: True
+    return lambda uid: uid == 0 or uid == _user_id(engine, info)
+
+
+def _user_id(engine: Engine, info: ContainerInfo) -> int | None:
+    """The number of the container's default user, for a name as the engine finds it; None when it is not to be had."""
+    user = info.user.partition(":")[0]
+    if not user or re.fullmatch(r"[0-9]{1,10}", user):
+        return int(user or 0)
+    passwd = engine.read_member(info.container_id, "/etc/passwd", MAX_PASSWD_BYTES)
+    for line in (passwd[1] if passwd is not None else b"").splitlines():
+        name, _, rest = line.partition(b":")
+        number = re.match(rb"[^:]*:([0-9]{1,10}):", rest)
+        if name == user.encode() and number:
+            return int(number[1])
+    return None
+
+
+def folder_problem(member: Member | None, trusted: Callable[[int], bool]) -> str | None:
+    """Why others can exchange what is in a folder, None if they cannot."""
+    if member is None:
+        return "is not there"
+    folder = member[0]
+    if not folder.isdir():
+        return "is a symbolic link" if folder.issym() else "is no folder"
+    if not trusted(folder.uid):
+        return f"belongs to user id {folder.uid}"
+    if folder.mode & 0o022 and not folder.mode & stat.S_ISVTX:
+        return f"can be written by others (mode {stat.S_IMODE(folder.mode):04o})"
+    return None
+
+
+def way_to(place: str) -> tuple[str, ...]:
+    """The folders from `/` down to this one."""
+    path = PurePosixPath(place)
+    return tuple(str(folder) for folder in (*reversed(path.parents), path))
+
+
+def _join(place: str, *parts: str) -> str:
+    return "/".join((place.rstrip("/"), *parts))
+
+
+def place_of(path: str) -> str:
+    """The one of `places` in which that agent lies."""
+    return path.partition(f"/{FOLDER}")[0] or "/"
+
+
+def agent_name(binary: bytes) -> str:
+    """What its file is called in a container: by content, so that another version is another file."""
+    return f"agent-{hashlib.sha256(binary).hexdigest()[:16]}"
+
+
+def _is_there(engine: Engine, info: ContainerInfo, path: str, binary: bytes) -> bool:
+    """Whether that very file is there, and it and its folder are root's alone to change (their owner's, should that not be told).
+
+    Anybody in the container may have made a folder of that name in `/tmp` first, with a program of his own in it; it
+    would run as the container's default user, who may be root.
+    """
+
+    def is_safe(member: tarfile.TarInfo) -> bool:
+        return (member.uid == 0 or not engine.tells_owners) and not member.mode & 0o022
+
+    parent, _, name = path.rpartition("/")
+    folder, file = engine.read_folder(info.container_id, parent, name, MAX_ELF_BYTES)
+    if folder is None or not folder[0].isdir() or not is_safe(folder[0]):
+        return False
+    if file is None:
+        file = engine.read_member(info.container_id, path, MAX_ELF_BYTES)
+    return file is not None and file[0].isreg() and is_safe(file[0]) and file[1] == binary
+
+
+def places(info: ContainerInfo) -> Sequence[str]:
+    """Where to try, in order. `/tmp` is often there to be emptied; `/` is there in an image of a single file too.
+
+    Of mounts only volumes: the engine cannot put files into a tmpfs, and what is bound is a folder of the user's, where
+    nothing of ours belongs. Nor below one: the engine does not show what a tmpfs is like.
+    """
+    found = dict.fromkeys((*_OF_ROOT, *info.writable_volumes))
+    return tuple(place for place in found if not set(way_to(place)) & set(info.other_mounts))
+
+
+def archive(name: str, binary: bytes, *, below: str = "") -> bytes:
+    """A tar of `.autoforward/` (0755, root) and the agent in it; all of it in another such folder, if one is named."""
+    folders = [below, f"{below}/{FOLDER}"] if below else [FOLDER]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for path in folders:
+            folder = tarfile.TarInfo(path)
+            folder.type, folder.mode = tarfile.DIRTYPE, MODE
+            tar.addfile(folder)
+        file = tarfile.TarInfo(f"{folders[-1]}/{name}")
+        file.size, file.mode = len(binary), MODE
+        tar.addfile(file, io.BytesIO(binary))
+    return buffer.getvalue()

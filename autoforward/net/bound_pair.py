@@ -1,0 +1,259 @@
+"""Host sockets: bound as a pair, reserved without listening, listening, and reserved again.
+
+Everything that differs between platforms is in this file. The sockets are non-blocking and close-on-exec.
+
+On Linux a bound socket that does not listen answers ECONNREFUSED, and keeps its number from everybody else as
+long as SO_REUSEADDR is off; listen() then checks for conflicts once more, and with SO_REUSEADDR on forgives
+connections of an earlier turn (established or TIME_WAIT). `shutdown(SHUT_RD)` takes a listening socket back to
+bound, with its number kept because bind() named it (a number chosen by the kernel would be given back).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import socket
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from autoforward.core.errors import AutoforwardError
+from autoforward.core.masking.command_line import mask_command_line
+from autoforward.core.model import Transport
+
+# Connections that wait for accept(); the kernel lowers it to its own limit (4096 on Linux, 128 on macOS).
+DEFAULT_BACKLOG = 1024
+
+_COMPANIONS = {"127.0.0.1": "::1", "0.0.0.0": "::", "::": "0.0.0.0"}
+_NO_IPV6_ERRNOS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+
+
+_CAP_NET_BIND_SERVICE = 10
+
+
+def lowest_bindable_port() -> int | None:
+    """From where on this process may bind; None where the system does not say. Not cached: a sysctl may change it."""
+    if sys.platform != "linux":  # macOS lets everybody bind on all addresses
+        return 1
+    try:
+        status = Path("/proc/self/status").read_text()
+        effective = int(status.partition("CapEff:")[2].split(None, 1)[0], 16)
+        if effective >> _CAP_NET_BIND_SERVICE & 1:
+            return 1
+        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+class HostPortError(AutoforwardError):
+    """A host socket cannot be had."""
+
+
+class HostPortTakenError(HostPortError):
+    """Someone holds the number, on one of the addresses at least."""
+
+
+class HostPortDeniedError(HostPortError):
+    """The system does not let this user bind the number."""
+
+
+class HostAddressError(HostPortError):
+    """The bind address is not one of this machine."""
+
+
+class BoundPair:
+    """The sockets of one host port; the owner closes it. `host_ip` is what was asked, `host_ips` what is bound.
+
+    `sockets` is in the order of `host_ips`. On macOS `stop_listening` replaces them by new ones.
+    """
+
+    def __init__(self, host_ip: str, host_port: int, transport: Transport, sockets: tuple[socket.socket, ...]) -> None:
+        self.host_ip = host_ip
+        self.host_port = host_port
+        self.transport = transport
+        self.sockets = sockets
+        self.host_ips: tuple[str, ...] = tuple(sock.getsockname()[0] for sock in sockets)
+        self.listening = False
+
+    def __repr__(self) -> str:
+        state = "listening" if self.listening else "bound"
+        return f"<BoundPair {self.transport} {'+'.join(self.host_ips)}:{self.host_port} {state}>"
+
+    def close(self) -> None:
+        """Give the number back. Idempotent."""
+        self.listening = False
+        _close_all(self.sockets)
+
+
+def bind_pair(host_ip: str, host_port: int, transport: Transport = "tcp") -> BoundPair:
+    """Bind and reserve, without listening. `127.0.0.1` brings `::1` along, and each wildcard the other one.
+
+    A number with either side taken is taken; a host without IPv6 gets the v4 side alone. Raises
+    HostPortTakenError, HostPortDeniedError, HostAddressError, HostPortError (descriptors, memory).
+    """
+    if not 1 <= host_port <= 65535:
+        raise ValueError(f"no port number: {host_port}")
+    try:
+        address = str(ipaddress.ip_address(host_ip))
+    except ValueError as error:
+        raise HostAddressError(
+            f"{host_ip!r} is not an IP address", hint="bind to an address of this machine, such as 127.0.0.1"
+        ) from error
+    companion = _COMPANIONS.get(address)
+    sockets: list[socket.socket] = []
+    try:
+        for wanted in (address,) if companion is None else (address, companion):
+            try:
+                sockets.append(_bind(wanted, host_port, transport))
+            except OSError as error:
+                if ":" in wanted and companion is not None and error.errno in _NO_IPV6_ERRNOS:
+                    continue
+                raise _translate(error, wanted, host_port) from error
+        if not sockets:
+            raise HostAddressError(f"address {host_ip} is not one of this machine")
+    except BaseException:
+        _close_all(sockets)
+        raise
+    return BoundPair(host_ip, host_port, transport, tuple(sockets))
+
+
+def start_listening(pair: BoundPair, backlog: int = DEFAULT_BACKLOG) -> None:
+    """Accept from now on. Idempotent; nothing to do for UDP.
+
+    Raises HostPortTakenError when another process got in between (it had bound the number with SO_REUSEADDR
+    before us); no side listens then, and the pair is still the caller's to close.
+    """
+    if pair.transport == "udp" or pair.listening:
+        pair.listening = True
+        return
+    pair.listening = True
+    for sock, host_ip in zip(pair.sockets, pair.host_ips, strict=True):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.listen(backlog)
+        except OSError as error:
+            with contextlib.suppress(HostPortError):
+                stop_listening(pair)
+            pair.listening = False
+            raise _translate(error, host_ip, pair.host_port) from error
+
+
+def stop_listening(pair: BoundPair) -> None:
+    """Refuse from now on, and keep the number. Idempotent; live connections are not touched.
+
+    Connections that nobody accepted yet are reset. Take the sockets out of every selector first: on Linux they
+    report a hang-up from here on, and on macOS they are replaced. Raises HostPortTakenError on macOS when
+    another process took the number in the moment between; the pair is closed then.
+    """
+    if not pair.listening:
+        return
+    pair.listening = False
+    if pair.transport == "udp":
+        return
+    if sys.platform == "darwin":
+        _rebind(pair)
+        return
+    for sock in pair.sockets:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        try:
+            sock.shutdown(socket.SHUT_RD)
+        except OSError as error:
+            # It did not listen yet (the other side of the pair failed first).
+            if error.errno != errno.ENOTCONN:
+                raise _translate(error, pair.host_ip, pair.host_port) from error
+
+
+def _rebind(pair: BoundPair) -> None:
+    """For macOS, where a listening socket cannot be taken back: close and bind anew. Not tested there yet."""
+    _close_all(pair.sockets)
+    fresh: list[socket.socket] = []
+    for host_ip in pair.host_ips:
+        try:
+            fresh.append(_bind(host_ip, pair.host_port, pair.transport))
+        except OSError as error:
+            _close_all(fresh)
+            raise _translate(error, host_ip, pair.host_port) from error
+    pair.sockets = tuple(fresh)
+
+
+def _bind(address: str, host_port: int, transport: Transport) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    # UDP never gets SO_REUSEADDR: there it lets two processes share (and steal) a number.
+    kind = socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM
+    sock = socket.socket(family, kind)
+    try:
+        sock.setblocking(False)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if transport == "tcp":
+            # For connections in TIME_WAIT from the last time. macOS would let it take a number that another
+            # process holds on the wildcard, so there the plain bind goes first (not tested there yet).
+            if sys.platform == "darwin" and _bind_plainly(sock, address, host_port):
+                return sock
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, host_port))
+        if transport == "tcp":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_plainly(sock: socket.socket, address: str, host_port: int) -> bool:
+    """For macOS: True when bound; False when only TIME_WAIT is in the way; OSError when a process is."""
+    try:
+        sock.bind((address, host_port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+    else:
+        return True
+    with socket.socket(sock.family, sock.type) as probe:
+        if sock.family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("::" if sock.family == socket.AF_INET6 else "0.0.0.0", host_port))
+    return False
+
+
+def _translate(error: OSError, host_ip: str, host_port: int) -> HostPortError:
+    if error.errno == errno.EADDRINUSE:
+        return HostPortTakenError(f"host port {host_port} is in use")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        hint = f"choose a host port of 1024 or higher, or: sudo sysctl net.ipv4.ip_unprivileged_port_start={host_port}"
+        return HostPortDeniedError(f"host port {host_port} is privileged", hint=hint)
+    if error.errno in _NO_IPV6_ERRNOS:
+        return HostAddressError(
+            f"address {host_ip} is not one of this machine", hint="bind to 127.0.0.1, or an address of this machine"
+        )
+    return HostPortError(f"cannot bind host port {host_port} on {host_ip}: {error.strerror or error}")
+
+
+def _close_all(sockets: Collection[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
+
+
+def owners_of_ports(host_ports: Collection[int], transport: Transport = "tcp") -> dict[int, str]:
+    """Who holds these numbers, as `nginx (pid 12)`, as far as the system tells; in one walk over the processes (some 10 ms)."""
+    import psutil
+
+    owners: dict[int, str] = {}
+    if not host_ports:
+        return owners
+    try:
+        for connection in psutil.net_connections(kind=transport):
+            if not connection.laddr or connection.laddr.port not in host_ports or connection.pid is None:
+                continue
+            if transport == "tcp" and connection.status not in (psutil.CONN_LISTEN, psutil.CONN_NONE):
+                continue
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # A process names itself: it may have the whole of its command line there.
+                name = mask_command_line(psutil.Process(connection.pid).name())
+                owners[connection.laddr.port] = f"{name} (pid {connection.pid})"
+    except (psutil.Error, OSError):
+        # macOS answers root alone.
+        return owners
+    return owners

@@ -1,0 +1,136 @@
+"""What a socket has not taken yet: bytes on their way out, and a connection on its way to its end."""
+
+from __future__ import annotations
+
+import itertools
+import selectors
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+
+from autoforward.net.keepalive import keep_alive, leaves_this_machine
+from autoforward.net.loop import Loop
+
+RECEIVE_BYTES = 256 * 1024
+
+JOINED_BYTES = 4096
+"""Pieces are put together up to this. A piece of 2 bytes costs 50 more, so that the half a million of them that a window
+lets pass took 33 MB."""
+
+MAX_GATHERED = 64
+"""Chunks in one `sendmsg`; the systems' own limit is 1,024."""
+
+_MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux
+
+LINGER_S = 2.0
+"""After the server's end, how long a client may still send before its connection is cut: closing a socket with unread
+bytes resets it, and the reset can overtake the answer."""
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
+"""SO_LINGER: what is not sent yet is thrown away and the other end told so, or it goes out and a FIN behind it."""
+
+
+def prepare_listener(listener: socket.socket) -> None:
+    """What accepted sockets inherit (on macOS all but the first); one system call for all instead of one for each."""
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Until its orderly end each of them is closed with a reset, by whomever: a kernel that closes the sockets of a
+    # supervisor that was killed would say FIN otherwise, and half an answer looked whole.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    if leaves_this_machine(listener):
+        keep_alive(listener)
+
+
+def append_joined(chunks: deque[bytes | memoryview], data: bytes) -> None:
+    """Put `data` behind the others: what they cost is what they hold, however small they are."""
+    if chunks and len(chunks[-1]) + len(data) <= JOINED_BYTES:
+        chunks[-1] = b"".join((chunks[-1], data))
+    else:
+        chunks.append(data)
+
+
+class Outbox:
+    """Bytes that wait for a socket to take them, in order."""
+
+    __slots__ = ("_chunks", "size")
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes | memoryview] = deque()
+        self.size = 0
+
+    def append(self, data: bytes) -> None:
+        append_joined(self._chunks, data)
+        self.size += len(data)
+
+    def clear(self) -> None:
+        self._chunks.clear()
+        self.size = 0
+
+    def flush_gathered(self, sock: socket.socket, *, fin_follows: bool = False) -> int:
+        """Like `flush`, with one system call for many chunks; the FIN that follows at once goes into the last segment."""
+        before = self.size
+        flags = _MSG_MORE if fin_follows else 0
+        while self._chunks:
+            batch = list(itertools.islice(self._chunks, MAX_GATHERED))
+            try:
+                left = sock.sendmsg(batch, (), flags)
+            except BlockingIOError:
+                break
+            self.size -= left
+            for chunk in batch:
+                if left < len(chunk):
+                    self._chunks[0] = memoryview(chunk)[left:]
+                    return before - self.size
+                left -= len(chunk)
+                self._chunks.popleft()
+        return before - self.size
+
+    def flush(self, send: Callable[[bytes | memoryview], int]) -> int:
+        """Send as much as is taken; how many bytes that was. Raises OSError of `send` except BlockingIOError."""
+        before = self.size
+        while self._chunks:
+            chunk = self._chunks[0]
+            try:
+                sent = send(chunk)
+            except BlockingIOError:
+                break
+            self.size -= sent
+            if sent < len(chunk):
+                self._chunks[0] = memoryview(chunk)[sent:]
+                break
+            self._chunks.popleft()
+        return before - self.size
+
+
+class Linger:
+    """A client whose server has closed: discard what it still sends, until it closes or its time is up."""
+
+    __slots__ = ("_client", "_loop", "_timer")
+
+    def __init__(self, loop: Loop, client: socket.socket) -> None:
+        self._loop = loop
+        self._client = client
+        self._timer = loop.call_later(LINGER_S, self.close)
+        loop.adopt(self)
+        loop.watch(client.fileno(), selectors.EVENT_READ, self._on_ready)
+
+    def __repr__(self) -> str:
+        return f"<Linger fd={self._client.fileno()}>"
+
+    def _on_ready(self, _events: int) -> None:
+        try:
+            if self._client.recv(RECEIVE_BYTES):
+                return
+        except BlockingIOError:
+            return
+        except OSError:  # reset: as good an end as any
+            pass
+        self.close()
+
+    def close(self) -> None:
+        self._timer.cancel()
+        if self._client.fileno() >= 0:
+            self._loop.disown(self)
+            self._loop.watch(self._client.fileno(), 0, self._on_ready)
+            self._client.close()

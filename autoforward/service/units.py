@@ -1,0 +1,154 @@
+"""What a service manager is given: a systemd unit, a launchd property list. Values in, text out.
+
+A value is one word of a line, or one element, whatever is in it: what cannot be that is refused before there is any text.
+
+Neither ends the supervisor with the command: it serves other commands too, keeps connections while the command is
+started anew, and ends by itself.
+"""
+
+from __future__ import annotations
+
+import plistlib
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from xml.parsers.expat import ExpatError
+
+from autoforward.core.errors import UsageError
+
+LABEL = "autoforward"
+"""The unit is `autoforward.service`, the property list `autoforward.plist`."""
+
+RESTART_S = 2
+"""After a crash. Well below the time for which the supervisor keeps what a lost watch wanted."""
+
+MAX_STARTS = 10
+STARTS_WINDOW_S = 120
+"""So many starts in so long are a crash loop, which systemd ends."""
+
+BAD_USAGE = 2
+"""The exit status of a flag or file that will be no better the next time."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ESCAPED = re.compile(r"\\(?:u([0-9a-f]{4})|U([0-9a-f]{8})|(.))")
+_BARE = re.compile(r"[A-Za-z0-9_./:=@,+-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """`argv`: an absolute path and its arguments. `environment`: only what was given, nothing of the caller's.
+
+    Raises UsageError for a value that neither file can hold.
+    """
+
+    argv: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for word in (*self.argv, *(value for _, value in self.environment)):
+            if why_not := _unfit(word):
+                raise UsageError(f"{word!r} cannot be a value of the service: it has {why_not}")
+
+
+def _unfit(value: str) -> str | None:
+    """What is in it that no unit can hold: line ends and other control characters, and bytes that are no UTF-8."""
+    for char in value:
+        if unicodedata.category(char) == "Cc":
+            return "control characters"
+        if unicodedata.category(char) == "Cs" or ord(char) & 0xFFFE == 0xFFFE:
+            return "bytes that are no text"
+    return None
+
+
+def parse_variable(text: str, environ: dict[str, str]) -> tuple[str, str]:
+    """`NAME=VALUE`, or `NAME` with the value that it has here. Raises UsageError."""
+    name, equals, value = text.partition("=")
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"--env {text}: {name!r} is no name of a variable")
+    if not equals and name not in environ:
+        raise UsageError(f"--env {name}: it is not set here", hint=f"give it a value: --env {name}=VALUE")
+    value = value if equals else environ[name]
+    if why_not := _unfit(value):
+        raise UsageError(f"--env {name}: its value has {why_not}, which no unit can hold")
+    return name, value
+
+
+def systemd_unit(definition: Definition) -> str:
+    """The text of a user unit (systemd 240 or later)."""
+    environment = "".join(
+        f"Environment={_quoted(f'{name}={value}', always=True)}\n" for name, value in definition.environment
+    )
+    program, *arguments = definition.argv
+    # Variables are put into arguments, not into the program's path.
+    command = " ".join([_quoted(program), *(_quoted(word).replace("$", "$$") for word in arguments)])
+    return f"""\
+# Written by `autoforward service install`; `autoforward service uninstall` takes it away.
+[Unit]
+Description=autoforward: ports of dev containers on localhost
+StartLimitIntervalSec={STARTS_WINDOW_S}
+StartLimitBurst={MAX_STARTS}
+
+[Service]
+Type=exec
+ExecStart={command}
+{environment}Restart=on-failure
+RestartSec={RESTART_S}
+RestartPreventExitStatus={BAD_USAGE}
+# The supervisor, which the command may have started, ends by itself.
+KillMode=process
+OOMPolicy=continue
+TimeoutStopSec=15
+
+[Install]
+WantedBy=default.target
+"""
+
+
+def _quoted(word: str, *, always: bool = False) -> str:
+    """As systemd reads it back: specifiers and quotes mean themselves; what cannot be seen is written by its number."""
+    word = word.replace("%", "%%")
+    if _BARE.fullmatch(word) and not always:
+        return word
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(char if char.isprintable() else _numbered(char) for char in escaped) + '"'
+
+
+def _numbered(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) <= 0xFFFF else f"\\U{ord(char):08x}"
+
+
+def launchd_plist(definition: Definition) -> str:
+    """The text of a property list for `~/Library/LaunchAgents`."""
+    values: dict[str, object] = {
+        "Label": LABEL,
+        "ProgramArguments": list(definition.argv),
+        "RunAtLoad": True,
+        # After a crash, and no other end; launchd waits for as long as that between two starts.
+        "KeepAlive": {"SuccessfulExit": False},
+        "ThrottleInterval": 10,
+        "AbandonProcessGroup": True,
+        "ExitTimeOut": 15,
+    }
+    if definition.environment:
+        values["EnvironmentVariables"] = dict(definition.environment)
+    text = plistlib.dumps(values, sort_keys=False).decode().replace("\t", "  ")
+    return "".join(char if char.isprintable() or char == "\n" else f"&#{ord(char)};" for char in text)
+
+
+def program_of_unit(text: str) -> str | None:
+    """The program that a unit of ours starts; None where it is none of ours."""
+    match = re.search(r'^ExecStart=(?:"((?:[^"\\]|\\.)*)"|(\S+))', text, re.MULTILINE)
+    if match is None:
+        return None
+    quoted, bare = match.groups()
+    word = bare if quoted is None else _ESCAPED.sub(lambda m: m[3] or chr(int(m[1] or m[2], 16)), quoted)
+    return str(word).replace("%%", "%")
+
+
+def program_of_plist(text: str) -> str | None:
+    """The same of a property list."""
+    try:
+        values = plistlib.loads(text.encode())
+        return str(values["ProgramArguments"][0])
+    except (plistlib.InvalidFileException, ExpatError, ValueError, KeyError, IndexError, TypeError):
+        return None

@@ -1,0 +1,345 @@
+"""PORT_EVENT: the event, its one encoder, and the log of events.
+
+An event states a fact: it is written after the fact. The schema is `port_event.schema.json` beside this file.
+`events.jsonl` holds the bare JSON objects, one a line; the literal `PORT_EVENT: ` is added on standard output.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from autoforward.core.masking.command_line import mask_command_line
+from autoforward.core.model import AppProtocol, EventName, LaneName, OnAutoForward, Source, Status, Transport
+from autoforward.detection.known_servers import not_http
+from autoforward.state.document import format_time
+from autoforward.state.event_shares import kept
+from autoforward.state.folder import StatePaths
+
+LINE_PREFIX = "PORT_EVENT: "
+DEFAULT_MAX_BYTES = 4 * 1024 * 1024
+
+MAX_UNWRITTEN = 1000
+"""Events that wait for room on the disk; 1 MB at the most that is usual."""
+
+MAX_EVENT_TEXT = 1000
+MAX_FOLDER_TEXT = 4096
+"""Characters of a text, and of a folder (no path is longer): a label may have megabytes, and the log has room for 4."""
+
+# The last line is looked for in this much of the end; a line has some 700 bytes.
+_TAIL_BYTES = 64 * 1024
+_LOCAL_ADDRESSES = frozenset({"127.0.0.1", "::1", "0.0.0.0", "::", "localhost"})
+_HTTPS_PORTS = frozenset({443, 8443})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortEvent:
+    """One event. Field order is key order; `seq` and `time` are given by the log.
+
+    `process` may be a raw command line: it is masked when the event is encoded. `url` is computed.
+    """
+
+    container_port: int | None = None
+    protocol: AppProtocol | None = None
+    label: str | None = None
+    on_auto_forward: OnAutoForward | None = None
+    auto_forwarded: bool = False
+    host_port: int | None = None
+    host_ip: str | None = None
+    description: str | None = None
+    open_preview: bool | None = None
+    require_local_port: bool | None = None
+    elevate_if_needed: bool | None = None
+    event: EventName
+    seq: int = 0
+    time: str = ""
+    id: str | None = None
+    transport: Transport | None = None
+    container_id: str | None = None
+    container_name: str | None = None
+    workspace_folder: str | None = None
+    service: str | None = None
+    container_host: str | None = None
+    process: str | None = None
+    remapped: bool = False
+    status: Status | None = None
+    reason: str | None = None
+    replay: bool = False
+
+    @property
+    def url(self) -> str | None:
+        if self.host_port is None or self.transport != "tcp":
+            return None
+        if self.protocol is None and not_http(self.container_port, self.process, self.label) is not None:
+            return None
+        return url_of(self.host_ip, self.host_port, self.protocol, self.container_port)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object with all keys in order; `replay` only when it is true."""
+        values: dict[str, Any] = {}
+        for item in fields(self):
+            if item.name == "remapped":
+                values["url"] = self.url
+            value = getattr(self, item.name)
+            limit = MAX_FOLDER_TEXT if item.name == "workspace_folder" else MAX_EVENT_TEXT
+            if isinstance(value, str) and len(value) > limit:
+                value = f"{value[: limit - 1]}…"
+            values[_key_of(item.name)] = value
+        if self.process is not None:
+            values["process"] = mask_command_line(self.process)
+        if not self.replay:
+            del values["replay"]
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PortEvent:
+        """The event of such an object; what it lacks is as by default."""
+        known = {item.name: _key_of(item.name) for item in fields(cls)}
+        return cls(**{name: values[key] for name, key in known.items() if key in values})
+
+
+_KEYS = {"container_port": "port", "host_port": "localPort"}
+
+
+def _key_of(name: str) -> str:
+    first, *rest = name.split("_")
+    return _KEYS.get(name) or first + "".join(word.capitalize() for word in rest)
+
+
+def is_own_address(host: str | None) -> bool:
+    """Whether this is the container itself, as events and rows say it: not a HOST:PORT target."""
+    return host is None or host in _LOCAL_ADDRESSES
+
+
+def url_of(host_ip: str | None, host_port: int, protocol: AppProtocol | None, container_port: int | None) -> str:
+    """The address for a browser. Without a protocol, 443 and 8443 (in the container) mean https."""
+    scheme = protocol or ("https" if container_port in _HTTPS_PORTS else "http")
+    if host_ip is None or is_own_address(host_ip):
+        host = "localhost"
+    else:
+        host = f"[{host_ip.replace('%', '%25')}]" if ":" in host_ip else host_ip
+    return f"{scheme}://{host}:{host_port}"
+
+
+def encode_object(values: Mapping[str, Any]) -> str:
+    """Compact JSON on one line, ASCII only: no control character, ANSI sequence or line separator survives."""
+    return json.dumps(values, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+
+
+def line_of(event: PortEvent) -> str:
+    """The whole line, without its newline: as messages of the control socket carry it."""
+    return f"{LINE_PREFIX}{encode_object(event.to_json())}"
+
+
+def encode_line(event: PortEvent) -> str:
+    """The whole line for standard output, newline included."""
+    return f"{line_of(event)}\n"
+
+
+def list_row(
+    event: PortEvent,
+    *,
+    target: str,
+    source: Source,
+    lane: LaneName | None,
+    age_s: float,
+    connections_active: int,
+    connections_total: int,
+    connections_refused: int,
+    bytes_in: int,
+    bytes_out: int,
+    last_refusal: str | None = None,
+) -> dict[str, Any]:
+    """A row of `list --json`: the event's object less `event`, `seq`, `time`, plus what only a list knows."""
+    values = event.to_json()
+    for key in ("event", "seq", "time"):
+        del values[key]
+    values.pop("replay", None)
+    values.update(
+        target=target,
+        source=source,
+        lane=lane,
+        ageSeconds=round(age_s, 1),
+        connections={"active": connections_active, "total": connections_total, "refused": connections_refused},
+        bytes={"in": bytes_in, "out": bytes_out},
+        lastRefusal=last_refusal,
+    )
+    return values
+
+
+class EventLog:
+    """Appends events to `events.jsonl`, numbers them, and rotates once to `events.jsonl.1`. Thread-safe.
+
+    What is rotated keeps a share for each container (`state.event_shares`).
+
+    `seq` goes on after a restart from the last one in the file. When a line cannot be written (disk full) `warn`
+    says so once until it works again, the numbers go on, and the last `MAX_UNWRITTEN` lines are written with the next one
+    that can be, or by `flush`. One writer per state folder: the supervisor.
+    """
+
+    def __init__(
+        self,
+        paths: StatePaths,
+        warn: Callable[[str], None],
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> None:
+        self._paths = paths
+        self._warn = warn
+        self._clock = clock
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._failing = False
+        self._unwritten: deque[bytes] = deque(maxlen=MAX_UNWRITTEN)
+        self._last_seq = max(_last_seq_in(paths.events), _last_seq_in(paths.rotated_events))
+
+    def __repr__(self) -> str:
+        return f"<EventLog {self._paths.events} seq {self._last_seq}>"
+
+    @property
+    def last_seq(self) -> int:
+        return self._last_seq
+
+    def append(self, event: PortEvent) -> PortEvent:
+        """Number, date and write the event; returns it as written. Does not raise when the disk is full."""
+        with self._lock:
+            self._last_seq += 1
+            event = replace(event, seq=self._last_seq, time=format_time(self._clock()))
+            self._unwritten.append(encode_object(event.to_json()).encode("ascii") + b"\n")
+            self._write_all()
+            return event
+
+    def flush(self) -> None:
+        """Write what could not be written before, if that works now."""
+        with self._lock:
+            self._write_all()
+
+    def _write_all(self) -> None:
+        try:
+            while self._unwritten:
+                self._write(self._unwritten[0])
+                self._unwritten.popleft()
+        except OSError as error:
+            if not self._failing:
+                self._warn(f"cannot write {self._paths.events}: {error.strerror}; events are written later")
+            self._failing = True
+        else:
+            self._failing = False
+
+    def _write(self, line: bytes) -> None:
+        # Opened anew each time: events are rare, and somebody may have moved the file away.
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self._paths.events, flags, 0o600)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and size + len(line) > self._max_bytes:
+                self._rotate()
+                os.close(descriptor)
+                descriptor = os.open(self._paths.events, flags, 0o600)
+                size = 0
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                # A writer was killed within a line: end it, so that it costs no more than itself.
+                line = b"\n" + line
+            if os.write(descriptor, line) != len(line):
+                os.ftruncate(descriptor, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)
+
+    def _rotate(self) -> None:
+        """One file of the two, in which each container has its share; without room for it the older one is given up."""
+        paths = self._paths
+        merged = paths.rotated_events.with_suffix(".new")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            with os.fdopen(os.open(merged, flags, 0o600), "wb") as file:
+                file.writelines(kept(lambda: _lines(paths), self._max_bytes))
+        except OSError:
+            merged.unlink(missing_ok=True)
+            paths.events.replace(paths.rotated_events)
+            return
+        merged.replace(paths.rotated_events)
+        paths.events.unlink()
+
+
+def read_events(
+    paths: StatePaths, since: int = 0, where: Callable[[Mapping[str, Any]], bool] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The logged events after number `since`, oldest first, that `where` accepts. Torn lines are passed over."""
+    last = since
+    for line in _lines(paths):
+        values = _parse(line)
+        # A rotation while we read can show a line twice.
+        if values is None or values["seq"] <= last:
+            continue
+        last = values["seq"]
+        if where is None or where(values):
+            yield values
+
+
+def matches_target(*targets: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Accepts events of this container (name, or id from 4 characters on), workspace folder or forward id; of several names."""
+
+    def accepts(values: Mapping[str, Any]) -> bool:
+        if any(values.get(key) in targets for key in ("containerName", "workspaceFolder", "id")):
+            return True
+        container_id = values.get("containerId")
+        return isinstance(container_id, str) and any(len(one) >= 4 and container_id.startswith(one) for one in targets)
+
+    return accepts
+
+
+def _lines(paths: StatePaths) -> Iterator[bytes]:
+    # The current file first: if it is rotated in between, the other name leads to the same file, read once.
+    current = _open(paths.events)
+    rotated = _open(paths.rotated_events)
+    if current is not None and rotated is not None and os.path.sameopenfile(current, rotated):
+        os.close(rotated)
+        rotated = None
+    files = [os.fdopen(descriptor, "rb") for descriptor in (rotated, current) if descriptor is not None]
+    try:
+        for file in files:
+            yield from file
+    finally:
+        for file in files:
+            file.close()
+
+
+def _open(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or not isinstance(values.get("seq"), int):
+        return None
+    return values
+
+
+def _last_seq_in(path: Path) -> int:
+    descriptor = _open(path)
+    if descriptor is None:
+        return 0
+    with os.fdopen(descriptor, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL_BYTES))
+        for line in reversed(file.read().splitlines()):
+            values = _parse(line)
+            if values is not None:
+                return int(values["seq"])
+    return 0

@@ -1,0 +1,1 @@
+"""`autoforward watch`: which containers are attached to, and a compose project's services."""

@@ -1,0 +1,199 @@
+"""All watches, and who wants them. A watch is a claim of commands (`watch.py` has what it does).
+
+It ends with the last of them; where that went without a word (it was killed, or the supervisor was), what only the watch
+wanted stays for `RETURN_S`, so that a service manager can start the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from autoforward.config.caller import Caller
+from autoforward.config.container_filter import Selection
+from autoforward.config.session_record import SessionRecord
+from autoforward.core.errors import TargetError
+from autoforward.core.model import EngineEndpoint
+from autoforward.devcontainers.port_attributes import NO_RULES
+from autoforward.engine.client import ContainerEvent
+from autoforward.supervisor.autoattach.auto_attach import Host as WatchHost
+from autoforward.supervisor.autoattach.auto_attach import Watch, WatchId
+from autoforward.supervisor.session.session import Session
+
+log = logging.getLogger(__name__)
+
+RETURN_S = 30.0
+"""A service manager takes seconds to start a command anew. Longer, and ports stay that nobody wants."""
+
+
+class Host(WatchHost, Protocol):
+    """The supervisor, as far as it is needed here."""
+
+    async def end_sessions(self, sessions: Iterable[Session], reason: str) -> None: ...
+    def leave_engines(self) -> None: ...
+    async def drain(self, forward_ids: frozenset[str], timeout_s: float) -> bool: ...
+    def spawn(self, work: object, name: str) -> None: ...
+
+
+class Watches:
+    """`join` and `leave` are of commands; `expect`, `on_…` and `decline` of the supervisor. Owns its tasks: `close`."""
+
+    def __init__(self, host: Host, quiet: Callable[[Session], None]) -> None:
+        """`quiet` is told of sessions whose servers are not news to anybody: they ran before the watch began."""
+        self._host = host
+        self._quiet = quiet
+        self._watches: dict[WatchId, Watch] = {}
+        self._returns: dict[WatchId, asyncio.TimerHandle] = {}
+
+    @property
+    def engines(self) -> set[object]:
+        """Those that are followed for them, by `EngineEndpoint.key`."""
+        return {watch.endpoint.key for watch in self._watches.values()}
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Their part of `status --json`."""
+        return [
+            {
+                "selection": str(watch.selection),
+                "engine": watch.endpoint.host,
+                "commands": len(watch.commands),
+                "sessions": len(self.sessions_of(watch.id)),
+                "problem": watch.problem,
+            }
+            for watch in self._watches.values()
+        ]
+
+    # Commands.
+
+    def join(
+        self, endpoint: EngineEndpoint, selection: Selection, caller: Caller, declined: Mapping[str, str]
+    ) -> Watch:
+        """The watch of this selection, which begins now unless there is one. The engine is followed from now on."""
+        new = Watch(self._host, self._quiet, endpoint, selection, caller)
+        if (timer := self._returns.pop(new.id, None)) is not None:
+            timer.cancel()
+        watch = self._watches.setdefault(new.id, new)
+        watch.caller = caller
+        watch.declined |= declined
+        self._host.engines.renew(endpoint)
+        self._host.engines.get(endpoint)
+        watch.start()
+        return watch
+
+    def wait_for_return(self, watch_id: WatchId) -> None:
+        """The last command has gone without a word: what only this watch wanted stays for a while."""
+        if watch_id not in self._returns:
+            loop = asyncio.get_running_loop()
+            self._returns[watch_id] = loop.call_later(
+                RETURN_S, lambda: self._host.spawn(self._nobody_came(watch_id), "end of a watch")
+            )
+
+    async def end(self, watch_id: WatchId, drain_s: float) -> list[Session]:
+        """End the watch and what only it wanted, after the open connections; the sessions that ended."""
+        self._forget(watch_id)
+        unwanted = [session for session in self.sessions_of(watch_id) if not await self._keep(session)]
+        await self._host.drain(_forwards_of(unwanted), drain_s)
+        await self._host.end_sessions(unwanted, "its watch ended")
+        self._host.leave_engines()
+        return unwanted
+
+    async def cut(self, watch_id: WatchId) -> None:
+        """Do not wait for connections any longer."""
+        await self._host.drain(_forwards_of(self.sessions_of(watch_id)), 0.0)
+
+    def sessions_of(self, watch_id: WatchId) -> list[Session]:
+        """What only this watch wants."""
+        return [one for one in self._host.sessions.values() if (one.record.endpoint.key, one.record.watch) == watch_id]
+
+    def wants(self, watch_id: WatchId, container_id: str | None) -> bool:
+        """Whether a container has a session that only this watch wants."""
+        return any(session.record.container_id == container_id for session in self.sessions_of(watch_id))
+
+    def is_there(self, watch: Watch) -> bool:
+        """Whether it has not ended."""
+        return self._watches.get(watch.id) is watch
+
+    def others_of(self, watch: Watch) -> list[Session]:
+        """What it would have attached to, had nobody else."""
+        return [
+            one
+            for one in self._host.sessions.values()
+            if one.record.endpoint.key == watch.endpoint.key
+            and one.record.attached
+            and one.record.watch != str(watch.selection)
+            and one.info is not None
+            and watch.selection.covers(one.info.labels)
+        ]
+
+    def close(self) -> None:
+        """The supervisor ends: nothing is attached to any more, and what there is stays for the next one."""
+        for watch_id in (*self._watches, *self._returns):
+            self._forget(watch_id)
+
+    # What happens.
+
+    def expect(self, record: SessionRecord) -> None:
+        """A session begins. Its watch may be gone: with the supervisor that was killed, or a moment ago."""
+        watch_id = (record.endpoint.key, record.watch)
+        if record.watch is not None and watch_id not in self._watches:
+            self.wait_for_return(watch_id)
+
+    def decline(self, sessions: list[Session]) -> None:
+        """Somebody detached these: they are left alone until they are restarted."""
+        for watch in self._watches.values():
+            watch.decline(sessions)
+
+    def on_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
+        """None: whatever may have happened."""
+        for watch in self._watches.values():
+            if watch.endpoint.key == endpoint.key:
+                watch.on_event(event)
+
+    def on_lost(self, endpoint: EngineEndpoint) -> None:
+        """Nothing more is heard of this engine: is it still there?"""
+        self.on_event(endpoint, None)
+
+    def on_session_ended(self, session: Session, reason: str) -> None:
+        for watch in self._watches.values():
+            watch.on_session_ended(session, reason)
+
+    # Ending.
+
+    async def _nobody_came(self, watch_id: WatchId) -> None:
+        log.info("nobody watches for %s any more", watch_id[1])
+        await self.end(watch_id, 0.0)
+
+    def _forget(self, watch_id: WatchId) -> None:
+        if (timer := self._returns.pop(watch_id, None)) is not None:
+            timer.cancel()
+        watch = self._watches.pop(watch_id, None)
+        if watch is not None:
+            watch.close()
+
+    async def _keep(self, session: Session) -> bool:
+        """Whether somebody else wants something of it: another watch all of it, or a `forward` its ports."""
+        labels = session.info.labels if session.info is not None else {}
+        heirs = [
+            watch
+            for watch in self._watches.values()
+            if watch.endpoint.key == session.record.endpoint.key and watch.selection.covers(labels)
+        ]
+        if heirs:
+            session.record = replace(session.record, watch=str(heirs[0].selection))
+        elif session.manual_specs or session.awaited:
+            with contextlib.suppress(TargetError):  # it has just ended by itself
+                await session.reconfigure(
+                    lambda record: replace(record, attached=False, watch=None, declared=(), rules=NO_RULES)
+                )
+        else:
+            return False
+        await self._host.store_session(session)
+        return True
+
+
+def _forwards_of(sessions: Sequence[Session]) -> frozenset[str]:
+    return frozenset(key for session in sessions for key in session.forwarder.forward_ids)

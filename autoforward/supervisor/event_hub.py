@@ -1,0 +1,101 @@
+"""Events on their way: numbered and written by the log in its own thread, then handed to whoever follows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from autoforward.state.event_log import EventLog, PortEvent
+
+log = logging.getLogger(__name__)
+
+MAX_BACKLOG = 10_000
+"""Events that a follower may be behind before it is cut off; it can come back with `--since`."""
+
+
+class Subscription:
+    """What one follower has not read yet; `get` returns None when it was cut off or the supervisor ends."""
+
+    def __init__(self, accepts: Callable[[PortEvent], bool]) -> None:
+        self._accepts = accepts
+        self._queue: asyncio.Queue[PortEvent | None] = asyncio.Queue()
+        self._ended = False
+
+    def offer(self, event: PortEvent) -> None:
+        if self._ended or not self._accepts(event):
+            return
+        if self._queue.qsize() >= MAX_BACKLOG:
+            self.end()
+        else:
+            self._queue.put_nowait(event)
+
+    def end(self) -> None:
+        self._ended = True
+        self._queue.put_nowait(None)
+
+    async def get(self) -> PortEvent | None:
+        return await self._queue.get()
+
+    def drain(self) -> list[PortEvent]:
+        """What is there now, without waiting."""
+        events = []
+        while not self._queue.empty():
+            event = self._queue.get_nowait()
+            if event is not None:
+                events.append(event)
+        return events
+
+
+def in_words(event: PortEvent) -> str:
+    """The event as a line of the log: `web fwd-1a2b3c4d forwarded 127.0.0.1:3001 -> 3000 (host port 3000 is in use)`."""
+    words = [event.container_name or "-", event.id or "-", event.event]
+    if event.container_port is not None:
+        remote = f"{event.container_host}:{event.container_port}" if event.container_host else f"{event.container_port}"
+        words.append(remote if event.host_port is None else f"{event.host_ip}:{event.host_port} -> {remote}")
+    if event.reason:
+        words.append(f"({event.reason})")
+    return " ".join(words)
+
+
+class EventHub:
+    """`publish` keeps the order of the calls: one thread writes, then followers, and `hear`, get what was written."""
+
+    def __init__(self, log: EventLog, hear: Callable[[PortEvent], None] = lambda _event: None) -> None:
+        self._log = log
+        self._hear = hear
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="autoforward-events")
+        self._subscriptions: set[Subscription] = set()
+
+    @property
+    def last_seq(self) -> int:
+        return self._log.last_seq
+
+    async def publish(self, event: PortEvent) -> PortEvent:
+        written = await asyncio.get_running_loop().run_in_executor(self._thread, self._log.append, event)
+        log.info("%s", in_words(written))
+        for subscription in self._subscriptions:
+            subscription.offer(written)
+        self._hear(written)
+        return written
+
+    async def flush(self) -> None:
+        """Write what could not be written before, if that works now."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._log.flush)
+
+    @contextlib.contextmanager
+    def subscribe(self, accepts: Callable[[PortEvent], bool]) -> Iterator[Subscription]:
+        subscription = Subscription(accepts)
+        self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+
+    def close(self) -> None:
+        """No more events: followers reach their end. Blocks for the last line to be written."""
+        for subscription in self._subscriptions:
+            subscription.end()
+        self._thread.shutdown()

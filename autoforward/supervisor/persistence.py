@@ -1,0 +1,112 @@
+"""What the supervisor keeps on disk: its sessions and leases, and the end of what a killed one before it left open.
+
+Everything that takes the registry's lock runs in one thread, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import TypeVar
+
+from autoforward.config.session_record import SessionRecord
+from autoforward.state.buffered_registry import Ledger
+from autoforward.state.document import RegistryDocument
+from autoforward.state.folder import StatePaths
+from autoforward.state.registry import Registry
+from autoforward.supervisor.session.session import Session
+
+log = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S = 2.0
+"""How soon a registry that somebody damaged is mended, and one that could not be written is written."""
+
+T = TypeVar("T")
+
+
+class Books:
+    """`sessions` is the supervisor's table, by id. Ended with `aclose`, which writes what it still can."""
+
+    def __init__(self, paths: StatePaths, sessions: Mapping[str, Session], warn: Callable[[str], None]) -> None:
+        self._sessions = sessions
+        self._warn = warn
+        registry = Registry(paths, warn, recover=self._what_is_live)
+        self.ledger = Ledger(registry, warn, live=self._what_is_live)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="autoforward-disk")
+        self._task: asyncio.Task[None] | None = None
+
+    def start_looking(self, beside: Callable[[], Awaitable[None]]) -> None:
+        """See to the registry from time to time, and to what else there is in the folder: `beside`."""
+        self._task = asyncio.create_task(self._look_for_ever(beside), name="books")
+
+    async def end_looking(self) -> None:
+        """Before what `beside` uses is closed. Idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def aclose(self) -> None:
+        await self.end_looking()
+        await self.run(self.ledger.look)
+        if self.ledger.has_unwritten:
+            log.warning("what has changed is lost: %s", self.ledger.problem)
+        self.thread.shutdown()
+
+    async def run(self, job: Callable[[], T]) -> T:
+        """Run `job` in the thread of the registry."""
+        return await asyncio.get_running_loop().run_in_executor(self.thread, job)
+
+    async def take_over(self) -> list[SessionRecord]:
+        """The sessions of a supervisor that ended; its leases are nobody's any more. Raises RegistryError."""
+        records: list[SessionRecord] = []
+
+        def change(document: RegistryDocument, now: datetime) -> None:
+            document.reserve_rows_of_the_dead(now)
+            for row in list(document.sessions):
+                try:
+                    records.append(SessionRecord.from_json(row))
+                except (KeyError, TypeError, ValueError) as error:
+                    self._warn(f"a stored session cannot be read and is dropped: {error!r}")
+                    document.remove_session(row["id"])
+
+        await self.run(lambda: self.ledger.transact(change, strict=True))
+        return records
+
+    async def store(self, record: SessionRecord) -> None:
+        """Write what the next supervisor needs; a session that lives on a foreground command only leaves nothing."""
+
+        def change(document: RegistryDocument, _now: datetime) -> None:
+            if record.is_stored:
+                document.upsert_session(record.to_json())
+            else:
+                document.remove_session(record.session_id)
+
+        await self.run(lambda: self.ledger.transact(change))
+
+    async def forget(self, session_ids: Iterable[str]) -> None:
+        ids = list(session_ids)
+
+        def change(document: RegistryDocument, _now: datetime) -> None:
+            for session_id in ids:
+                document.remove_session(session_id)
+
+        await self.run(lambda: self.ledger.transact(change))
+
+    async def _look_for_ever(self, beside: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            try:
+                await self.run(self.ledger.look)
+                await beside()
+            except Exception:
+                log.exception("a fault while the books were looked at")
+
+    def _what_is_live(self) -> RegistryDocument:
+        """What the registry has to say at least. Called in the disk's thread: only copies are looked at."""
+        sessions = list(self._sessions.values())
+        leases = {lease.id: lease for session in sessions for lease in session.forwarder.leases}
+        rows = [session.record.to_json() for session in sessions if session.record.is_stored]
+        return RegistryDocument(entries=list(leases.values()), sessions=rows)

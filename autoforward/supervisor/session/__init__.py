@@ -1,0 +1,1 @@
+"""One attached container: its actor, lane choice, openings, agent link, configuration reload."""

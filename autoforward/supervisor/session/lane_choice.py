@@ -1,0 +1,365 @@
+"""How one container is watched and its connections are carried: by the agent, else by a shell watcher and a tool.
+
+The lane is chosen anew whenever a watch begins: what could not run before may have been installed. `connections` and
+`forwarder` are told of the choice; frames and losses go to the session's actor.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from autoforward.config.session_record import SessionOptions
+from autoforward.core.model import ContainerInfo, ForwardKey, ServerProcess
+from autoforward.dataplane.messages import MuxLost, MuxSaid
+from autoforward.detection.owners import ProcessBook
+from autoforward.engine.client import ContainerEvent, Engine
+from autoforward.engine.exec_stream import SocketStream
+from autoforward.forwards.forwarder import Forwarder
+from autoforward.lanes.agent_install import AgentDoesNotRunError, NoAgentError, architectures, built_for, deploy_agent
+from autoforward.lanes.probe import NoLane, choose_lane
+from autoforward.lanes.probing import NoShellError, probe_container
+from autoforward.lanes.relay_tools import agent_tool
+from autoforward.lanes.scripts import watcher_argv
+from autoforward.lanes.shell_watcher import PONG_TIMEOUT_S, Detector
+from autoforward.lanes.watcher_protocol import Answer, Frame, Owner
+from autoforward.supervisor.session.actor import Actor
+from autoforward.supervisor.session.agent_link import AgentLink
+from autoforward.supervisor.session.crash_counter import QuickEnds
+from autoforward.supervisor.session.direct_switch import DirectSwitch
+from autoforward.supervisor.session.openings import Connections
+from autoforward.supervisor.session.shared import SessionServices
+
+log = logging.getLogger(__name__)
+
+WRONG_KIND = "exec format error"
+"""What an engine says of a program for another kind of machine."""
+
+CUT_STATUSES = (None, 0, 126)
+"""Of an agent that did not end by itself: it lives, or saw the end of its stdin; the last is what Docker says of a process
+whose stream was cut, however that ended."""
+
+T = TypeVar("T")
+Watch = Detector | AgentLink
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """This watch is over, and why."""
+
+    watch: Watch
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessesKnown:
+    """There is news of whose the sockets of the last frame are."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeighboursChanged:
+    """Another session that leads to the same servers has more or less than before."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChanged:
+    """The container whose network this one uses has started or ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationChanged:
+    """The session's record is another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PauseUnclear:
+    """The watch is silent, or speaks although the container is paused."""
+
+
+@dataclass(frozen=True, slots=True)
+class NumbersAsked:
+    """A container was created that publishes these (transport, host port)."""
+
+    numbers: frozenset[tuple[str, int]]
+
+
+Item = (
+    NumbersAsked
+    | Frame
+    | Lost
+    | PauseUnclear
+    | ContainerEvent
+    | ProcessesKnown
+    | NeighboursChanged
+    | NetworkChanged
+    | ConfigurationChanged
+)
+"""What a session's actor hears."""
+
+
+def place_of(item: Item) -> Hashable:
+    """In the actor's inbox: only the newest snapshot counts, and of a container's life what it is now."""
+    match item:
+        case ContainerEvent(action):
+            return "pause" if action in ("pause", "unpause") else "rename" if action == "rename" else "life"
+        case Lost() | NumbersAsked():
+            return item
+        case _:
+            return type(item).__name__
+
+
+class Watching:
+    """`begin`, then `drop` or `retire`; one watch at a time."""
+
+    def __init__(
+        self,
+        session_id: str,
+        engine: Engine,
+        services: SessionServices,
+        actor: Actor[Item],
+        connections: Connections,
+        forwarder: Forwarder,
+    ) -> None:
+        self.direct = DirectSwitch(session_id, services.plane)
+        self._session_id = session_id
+        self._engine = engine
+        self._services = services
+        self._actor = actor
+        self._connections = connections
+        self._forwarder = forwarder
+        self._watch: Watch | None = None
+        self._starting: AgentLink | None = None
+        self._agents = QuickEnds()
+        self._agent_exec = ""
+        self._agent_lost: tuple[str, float] | None = None
+        self._book = ProcessBook()
+        self._news_told = False
+        self._lane_told = ""
+
+    async def begin(self, info: ContainerInfo, options: SessionOptions) -> Watch:
+        """A watch that runs, and the lane that goes with it; `connections.problem` says why there is none.
+
+        Raises NoShellError where nothing can be run at all, and what the engine raises.
+        """
+        self._news_told = False
+        agent, why_not = await self._begin_with_agent(info, options)
+        if agent is not None:
+            self._watch = agent
+        else:
+            self._watch = detector = await self._begin_with_shell(info, options, why_not)
+            detector.start()
+        self._tell_lane(info.name)
+        return self._watch
+
+    def _tell_lane(self, container_name: str) -> None:
+        """A line in the log when it is another one than before."""
+        tool = self._connections.tool
+        lane = f"lane {tool.lane}: {tool.capabilities.note}" if tool is not None else self._connections.problem or ""
+        if lane != self._lane_told:
+            self._lane_told = lane
+            log.info("%s: %s", container_name, lane)
+
+    def retire(self) -> None:
+        """Another watch is to begin: this one says nothing more, and stays for as long as its connections are open."""
+        watch = self._watch
+        if isinstance(watch, AgentLink):
+            watch.retire()
+            self._watch = None
+        elif watch is not None and self._connections.retire_watch():
+            self._watch = None
+
+    def drop(self) -> None:
+        """End it. Idempotent."""
+        self.direct.end()
+        watch, self._watch = self._watch, None
+        starting, self._starting = self._starting, None
+        for ended in (watch, starting):
+            if ended is not None:
+                ended.close()
+
+    def forget(self) -> None:
+        """Whose the ports were is of no use any more."""
+        self._book = ProcessBook()
+
+    @property
+    def network(self) -> bytes:
+        """The network namespace that the container is in, as it says; known with the first frame, or not at all."""
+        return self._watch.network if self._watch is not None else b""
+
+    def ping_now(self, timeout_s: float = PONG_TIMEOUT_S) -> None:
+        if self._watch is not None:
+            self._watch.ping_now(timeout_s)
+
+    def set_pace(self, poll_interval_s: float) -> bool:
+        """Another poll interval, if the watch can change it without a new beginning."""
+        if isinstance(self._watch, AgentLink):
+            self._watch.set_pace(poll_interval_s)
+            return True
+        return False
+
+    def pause(self, paused: bool) -> None:
+        """What the engine says; also to watches that are kept for their connections."""
+        if self._watch is not None:
+            self._watch.pause(paused)
+        self._connections.pause_retired(paused)
+
+    def on_unsure(self) -> None:
+        self._actor.tell(PauseUnclear())
+
+    def on_mux_said(self, notice: MuxSaid) -> None:
+        if (link := self._link) is not None:
+            link.on_said(notice)
+
+    def on_mux_lost(self, notice: MuxLost) -> None:
+        if (link := self._link) is not None:
+            link.on_mux_lost(notice)
+
+    def processes(self) -> Mapping[ForwardKey, ServerProcess | None]:
+        """Whose the ports are, as far as it is known now; see `ProcessBook.by_port`."""
+        self._news_told = False
+        return self._book.by_port()
+
+    def _take_frame(self, frame: Frame) -> None:
+        self._book.see(frame.table.rows)
+        self._actor.tell(frame)
+
+    def _take_owner(self, owner: Owner) -> None:
+        # One word for all that come before it is heard: a container can have thousands of sockets.
+        if self._book.note(owner.inode, owner.pid, owner.command_line) and not self._news_told:
+            self._news_told = True
+            self._actor.tell(ProcessesKnown())
+
+    def _take_answer(self, answer: Answer) -> None:
+        if isinstance(answer, Owner):
+            self._take_owner(answer)
+        else:
+            self._connections.take_answer(answer)
+
+    @property
+    def _link(self) -> AgentLink | None:
+        return self._watch if isinstance(self._watch, AgentLink) else self._starting
+
+    async def _in_pool(self, job: Callable[[], T], discard: Callable[[T], None] | None = None) -> T:
+        return await self._actor.call(self._services.engine_pool, job, discard)
+
+    async def _begin_with_agent(
+        self, info: ContainerInfo, options: SessionOptions
+    ) -> tuple[AgentLink | None, str | None]:
+        """The agent, running; or None and the reason for which it is not the lane (None where nobody asked for it)."""
+        if options.lane not in ("auto", "agent"):
+            return None, None
+        await self._judge_last_agent()
+        # Whoever wants the agent and nothing else has it tried on.
+        why_not = self._agents.why_not(info.started, time.monotonic()) if options.lane == "auto" else None
+        if why_not is not None:
+            return None, why_not
+        unusable: dict[str, str] = {}
+        tried: list[str] = []
+        link: AgentLink | None = None
+        path = ""
+        try:
+            kinds = list(await self._in_pool(lambda: built_for(architectures(self._engine, info))))
+            while link is None:
+                try:
+                    path = await self._in_pool(lambda: deploy_agent(self._engine, info, kinds[0], tuple(unusable)))
+                    link = await self._start_agent(info, path, options)
+                except AgentDoesNotRunError as error:
+                    words = str(error)
+                    if await self._in_pool(partial(self._engine.goes_by_number, info.container_id, words)):
+                        continue
+                    unusable[path] = f"{path}: {words}"
+                    if WRONG_KIND in words.lower() and len(kinds) > 1:  # no place would make a difference
+                        tried.extend(unusable.values())
+                        unusable.clear()
+                        kinds.pop(0)
+        except NoAgentError as error:
+            return None, "; ".join((*tried, *unusable.values(), str(error)))
+        self._connections.tool, self._connections.problem = agent_tool(), None
+        self._connections.watched_by(None, "")
+        self._forwarder.route_over(self._session_id)
+        return link, None
+
+    async def _start_agent(self, info: ContainerInfo, path: str, options: SessionOptions) -> AgentLink:
+        """Run what is at `path` and hear it say hello. Raises NoAgentError, and what the engine raises."""
+        link = AgentLink(
+            self._session_id,
+            self._services,
+            self._take_frame,
+            self._take_owner,
+            lambda reason: self._agent_ended(link, reason),
+        )
+        stream = await self._in_pool(lambda: self._engine.open_exec(info.container_id, [path], {}), _discard)
+        self._starting, self._agent_exec = link, stream.exec_id
+        self._agents.began(time.monotonic())
+        try:
+            address = self.direct.begin(self._engine.endpoint, info, options.direct)
+            await link.start(stream, options.poll_interval_s, address)
+        finally:
+            self._starting = None
+        return link
+
+    def _agent_ended(self, link: AgentLink, reason: str) -> None:
+        self._agent_lost = reason, time.monotonic()
+        self._lost(link, reason)
+
+    def _lost(self, watch: Watch, reason: str) -> None:
+        """The actor has its turn when it has: nothing is to be opened over this one until then."""
+        self._connections.close_gate()
+        self._actor.tell(Lost(watch, reason))
+
+    async def _judge_last_agent(self) -> None:
+        """Did it end, or was its stream cut? Then it ended in order, or lives, or nobody knows: not its fault."""
+        lost, self._agent_lost = self._agent_lost, None
+        if lost is None:
+            return
+        status = await self._in_pool(lambda: self._engine.exit_code(self._agent_exec))
+        if status not in CUT_STATUSES:
+            self._agents.ended(*lost)
+
+    async def _begin_with_shell(
+        self, info: ContainerInfo, options: SessionOptions, why_no_agent: str | None
+    ) -> Detector:
+        """The shell watcher, and the best of the tools that the container has."""
+        self._forwarder.route_over(None)
+        self.direct.end()
+        try:
+            probe = await self._in_pool(lambda: probe_container(self._engine, info.container_id))
+        except NoShellError as error:
+            raise (NoShellError(f"{error}; {why_no_agent}") if why_no_agent else error) from error
+        lane = options.lane
+        choice = choose_lane(probe, lane) if lane != "agent" else NoLane(why_no_agent or "", ("agent",))
+        if isinstance(choice, NoLane):
+            tool, problem = None, f"no lane works in this container: {choice.reason}"
+            if why_no_agent and lane == "auto":
+                problem += f"; {why_no_agent}"
+            self._connections.tool, self._connections.problem = None, problem
+        else:
+            tool = choice
+            if why_no_agent:
+                note = f"{tool.capabilities.note}; not the agent, because {why_no_agent}"
+                tool = replace(tool, capabilities=replace(tool.capabilities, note=note))
+            self._connections.tool, self._connections.problem = tool, None
+        token = secrets.token_hex(16)
+        close_wait = tool is not None and tool.needs_close_wait
+        argv = watcher_argv(token, options.poll_interval_s, close_wait=close_wait)
+        stream = await self._in_pool(lambda: self._engine.open_exec(info.container_id, argv, {}), _discard)
+        detector = Detector(
+            stream,
+            self._take_frame,
+            self._take_answer,
+            lambda reason: self._lost(detector, reason),
+            self.on_unsure,
+        )
+        self._connections.watched_by(detector, token)
+        return detector
+
+
+def _discard(stream: SocketStream) -> None:
+    """A stream that came when nobody wanted it any more: its process ends on stdin EOF."""
+    stream.shutdown_write()
+    stream.close()

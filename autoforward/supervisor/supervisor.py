@@ -1,0 +1,489 @@
+"""The supervisor: all sessions of one user, in one detached process.
+
+Phases: `start` (lock, registry, data plane, restored sessions, control socket), `serve` (until told to stop or idle),
+`shut_down` (drain for a bounded time, say the end of every forward, leave the sessions on disk for the next one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from typing import TypeVar
+
+import fasteners
+
+from autoforward import __version__
+from autoforward.config.approvals import Approvals, workspaces_of
+from autoforward.config.session_record import SessionRecord, writers_of
+from autoforward.control.server import ControlServer, Handler
+from autoforward.core.errors import AutoforwardError
+from autoforward.core.identity.labels import carries
+from autoforward.core.model import EngineEndpoint
+from autoforward.dataplane.messages import (
+    AcceptPaused,
+    AddressAnswered,
+    Drain,
+    ForwardCounters,
+    KillWanted,
+    MuxCheck,
+    MuxLost,
+    MuxSaid,
+    Notice,
+    PauseUnsure,
+    ReadCounters,
+    RelayEnded,
+    RelayStarted,
+    StreamFailed,
+    StreamWanted,
+)
+from autoforward.dataplane.plane import DataPlane
+from autoforward.desktop.actions import ActingSession, Actions
+from autoforward.desktop.launcher import Desktop
+from autoforward.engine.client import ContainerEvent
+from autoforward.engine.pool import Engines
+from autoforward.forwards.allocator import Allocator
+from autoforward.forwards.port_claims import Neighbours
+from autoforward.state.document import current_process
+from autoforward.state.event_log import EventLog
+from autoforward.state.folder import StatePaths
+from autoforward.state.missing_ends import tell_endings
+from autoforward.supervisor.autoattach.compose_services import Siblings
+from autoforward.supervisor.autoattach.watches import Watches
+from autoforward.supervisor.event_hub import EventHub
+from autoforward.supervisor.network_watch import NetworkWatch
+from autoforward.supervisor.persistence import Books
+from autoforward.supervisor.session.config_reload import LiveConfiguration
+from autoforward.supervisor.session.session import Session
+from autoforward.supervisor.session.shared import SessionServices
+from autoforward.supervisor.sleep_detector import ClockWatch
+from autoforward.trust.writers import Writers
+
+log = logging.getLogger(__name__)
+
+INSTANCE_LOCK_TIMEOUT_S = 15.0
+"""A predecessor that is shutting down holds the lock until it has drained."""
+
+RESTORE_WAIT_S = 5.0
+"""How long `list` waits for the sessions that a new supervisor takes up; what is not back by then is shown as it is."""
+
+DRAIN_S = 5.0
+CONTROL_CLOSE_S = 1.0
+
+COUNT_S = 60.0
+"""How often it is written down which ports have settled on their numbers."""
+
+DEFAULT_IDLE_EXIT_S = 60.0
+
+MAX_WAITING = 256
+"""Sessions whose containers are removed and that wait for the next ones; the oldest of more are forgotten."""
+
+AWAKE_TIMEOUT_S = 1.0
+"""After a sleep of the machine: how long agents and watchers have to answer."""
+
+T = TypeVar("T")
+
+
+class Supervisor:
+    """See the module. `serve_until_done` is the whole life; `handlers` gives what answers the commands, by `op`."""
+
+    def __init__(
+        self,
+        paths: StatePaths,
+        handlers: Callable[[Supervisor], Mapping[str, Handler]],
+        *,
+        idle_exit_s: float = DEFAULT_IDLE_EXIT_S,
+    ) -> None:
+        self.paths = paths
+        self.started_s = time.time()
+        self.sessions: dict[str, Session] = {}
+        self.claim_ids = itertools.count(1)
+        self.foreground = 0
+        self._handlers = handlers
+        self._idle_exit_s = idle_exit_s
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._stop = asyncio.Event()
+        self._stop_reason = ""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._count_at_s = time.monotonic() + COUNT_S
+        self._unsaid_openings: dict[str, SessionRecord] = {}
+        self._restoring: list[asyncio.Task[None]] = []
+        self._restored_by_s = 0.0
+        self._lock = fasteners.InterProcessLock(str(paths.supervisor_lock))
+
+    # Phases.
+
+    async def serve_until_done(self, ready: Callable[[], None]) -> None:
+        await self._start()
+        try:
+            ready()
+            await self._stop.wait()
+        finally:
+            await self._shut_down()
+
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not await asyncio.to_thread(self._lock.acquire, timeout=INSTANCE_LOCK_TIMEOUT_S):
+            raise AutoforwardError("another supervisor runs and does not answer")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop, f"signal {signal.Signals(number).name}")
+        self.plane = DataPlane(lambda notice: self._hand_over(loop, notice))
+        self.books = Books(self.paths, self.sessions, self._warn)
+        process = current_process()
+        self.actions = Actions(self._session_of, self._remember_opened, Desktop())
+        self.hub = EventHub(await asyncio.to_thread(self._open_event_log), self.actions.on_event)
+        self.engines = Engines(self._on_engine_event, lambda endpoint: self.watches.on_lost(endpoint))
+        self._allocator = Allocator(self.books.ledger, process)
+        self.services = functools.partial(
+            SessionServices, self.plane, self._allocator, self.hub, self.books.thread, neighbours=Neighbours()
+        )
+        self.approvals = Approvals(self.paths)
+        self.live = LiveConfiguration(
+            self.sessions.values,
+            self.store_session,
+            self.hub.publish,
+            self.approvals.word_of,
+        )
+        self.siblings = Siblings(self)
+        self.watches = Watches(self, self.actions.restore)
+        self.networks = NetworkWatch(self)
+        self.plane.start()
+        info = {"pid": process.pid, "pid_started": process.started, "version": __version__}
+        records = await self.books.take_over()
+        await self.books.run(lambda: self._write_info(info))
+        self._restored_by_s = loop.time() + RESTORE_WAIT_S
+        for record in records:
+            session = self.add_session(record)
+            session.forwarder.takes_up = True
+            self.actions.restore(session)
+            self._restoring.append(asyncio.create_task(session.settled(), name=f"restoring {record.session_id}"))
+        self._clock = ClockWatch(self._on_clock_jump)
+        self._clock.start()
+        self._control = ControlServer(self.paths.supervisor_socket, self._handlers(self))
+        await self._control.start()
+        self.books.start_looking(self._look)
+        self.check_idle()
+        log.info("supervisor %s started, pid %d, %d sessions restored", __version__, process.pid, len(self.sessions))
+
+    async def _shut_down(self) -> None:
+        log.info("supervisor ends: %s", self._stop_reason or "an error")
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self._clock.close()
+        for task in self._restoring:
+            task.cancel()
+        self._control.stop_accepting()
+        self.watches.close()
+        await self.live.aclose()
+        forward_ids = frozenset(key for session in self.sessions.values() for key in session.forwarder.forward_ids)
+        await self.drain(forward_ids, DRAIN_S)
+        await self.books.run(self.books.ledger.look)  # the last moment in which what is live can mend a registry
+        # The rows stay in the registry's sessions: whoever starts next takes them up again.
+        await self._end_all(self.sessions.values(), "the supervisor ended", forget=False)
+        self.actions.close()
+        self.engines.close()
+        self.plane.stop()
+        await self.books.end_looking()
+        await asyncio.to_thread(self.hub.close)
+        # Followers have their last events; what still runs is cut.
+        await self._control.aclose(CONTROL_CLOSE_S)
+        await self.books.aclose()
+        self.paths.supervisor_info.unlink(missing_ok=True)
+        self._lock.release()
+
+    def stop(self, reason: str) -> None:
+        self._stop_reason = self._stop_reason or reason
+        self._stop.set()
+
+    async def wait_restored(self) -> None:
+        """Until the sessions that were taken up at the start are settled; never past `RESTORE_WAIT_S` after it.
+
+        Sessions that begin later are not waited for: their containers may take as long as they like.
+        """
+        left_s = self._restored_by_s - asyncio.get_running_loop().time()
+        waiting = [task for task in self._restoring if not task.done()]
+        if waiting and left_s > 0:
+            await asyncio.wait(waiting, timeout=left_s)
+
+    async def drain(self, forward_ids: frozenset[str], timeout_s: float) -> bool:
+        """Wait until the connections of these forwards have ended; False when they were cut at the deadline."""
+        done: Future[bool] = Future()
+        self.plane.submit(Drain(forward_ids, timeout_s, done))
+        return await asyncio.wrap_future(done)
+
+    async def counters(self) -> dict[str, ForwardCounters]:
+        done: Future[dict[str, ForwardCounters]] = Future()
+        self.plane.submit(ReadCounters(done))
+        return await asyncio.wrap_future(done)
+
+    # Sessions.
+
+    def session_for(self, record: SessionRecord) -> Session | None:
+        """The session that this record is about: of the same container (it may have another name by now), else identity."""
+        sessions = self.sessions.values()
+        same = next((one for one in sessions if one.record.container_id == record.container_id), None)
+        return same or next((one for one in sessions if one.record.identity == record.identity), None)
+
+    def writers(self) -> Writers:
+        return writers_of(session.record for session in self.sessions.values())
+
+    def add_session(self, record: SessionRecord) -> Session:
+        in_use = self.engines.get(record.endpoint)
+        services = self.services(engine_pool=in_use.pool)
+        session = Session(
+            record, in_use.engine, services, self._on_session_ended, self._on_session_changed, self._on_session_moved
+        )
+        self.sessions[record.session_id] = session
+        self.watches.expect(record)
+        session.start()
+        self.live.refresh()
+        self.check_idle()
+        return session
+
+    async def store_session(self, session: ActingSession) -> None:
+        """Write what the next supervisor needs; a session that lives on a foreground command only leaves nothing."""
+        await self.books.store(session.record)
+        self.live.refresh()
+
+    def saw(self, record: SessionRecord) -> None:
+        """The user attached, or a watch met the workspace: what is opened by itself there is remembered, soon."""
+        if not self._unsaid_openings:
+            self.spawn(self._remember_openings(), "remember what is opened by itself")
+        self._unsaid_openings[record.session_id] = record
+
+    async def _remember_openings(self) -> None:
+        while records := list(self._unsaid_openings.values()):
+            workspaces = await asyncio.to_thread(workspaces_of, records)
+            openings = {
+                workspace: record.sources.openings or ()
+                for record, workspace in zip(records, workspaces, strict=True)
+                if workspace is not None
+            }
+            try:
+                await self.books.run(functools.partial(self.approvals.saw, openings))
+            except AutoforwardError as error:  # what is new at the next attach is asked for then
+                log.warning("%s", error)
+            said = {id(record) for record in records}
+            self._unsaid_openings = {key: one for key, one in self._unsaid_openings.items() if id(one) not in said}
+
+    async def end_sessions(self, sessions: Iterable[Session], reason: str) -> None:
+        await self._end_all(sessions, reason, forget=True)
+
+    async def _end_all(self, sessions: Iterable[Session], reason: str, *, forget: bool) -> None:
+        ending = list(sessions)
+        if forget:
+            await self.books.forget(session.record.session_id for session in ending)
+        await asyncio.gather(*(session.end(reason) for session in ending))
+
+    def _on_session_ended(self, session: Session, reason: str) -> None:
+        """A session is over, whoever ended it; one whose container is gone is not stored any more."""
+        log.info("session %s of %s ended: %s", session.record.session_id, session.record.container_name, reason)
+        self.sessions.pop(session.record.session_id, None)
+        self.live.refresh()
+        self.leave_engines()
+        if not self._stop.is_set():
+            self.spawn(self.books.forget([session.record.session_id]), "forget a session")
+        self.watches.on_session_ended(session, reason)
+        self.siblings.on_session_ended(session)
+        self.check_idle()
+
+    def _on_session_changed(self) -> None:
+        self.networks.on_session_changed()
+        self.check_idle()
+
+    def _on_session_moved(self, session: Session) -> None:
+        """Its container was removed, or it has another one, or another name of it: what is stored follows."""
+        self.spawn(self.store_session(session), "store a session")
+        self.watches.on_event(session.record.endpoint, None)
+        waiting = sorted(
+            (one for one in self.sessions.values() if one.record.removed), key=lambda one: one.record.removed or ""
+        )
+        if forgotten := waiting[: max(0, len(waiting) - MAX_WAITING)]:
+            self.spawn(self.end_sessions(forgotten, "too many sessions wait for a container"), "forget sessions")
+
+    def leave_engines(self) -> None:
+        """Those that nobody needs any more."""
+        self.engines.keep_only({one.record.endpoint.key for one in self.sessions.values()} | self.watches.engines)
+
+    def check_idle(self) -> None:
+        """Start or stop the clock that ends a supervisor which nobody needs."""
+        busy = self.foreground or any(session.keeps_supervisor_alive for session in self.sessions.values())
+        if busy and self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        elif not busy and self._idle_timer is None:
+            loop = asyncio.get_running_loop()
+            self._idle_timer = loop.call_later(self._idle_exit_s, self._on_idle)
+
+    def _on_idle(self) -> None:
+        self._idle_timer = None
+        if self.books.ledger.has_unwritten:  # it would be lost: until there is room for it, there is something to do
+            self.check_idle()
+        else:
+            self.stop("nothing to do")
+
+    # What comes in.
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, notice: Notice) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to tell
+            loop.call_soon_threadsafe(self._on_notice, notice)
+
+    def _on_notice(self, notice: Notice) -> None:
+        match notice:
+            case StreamWanted(forward_id, relay_id):
+                session = self._session_with(forward_id)
+                if session is None:
+                    self.plane.submit(StreamFailed(relay_id, "the forward has ended"))
+                else:
+                    session.connections.on_stream_wanted(notice)
+            case MuxSaid(session_id):
+                if (session := self.sessions.get(session_id)) is not None:
+                    session.on_mux_said(notice)
+            case MuxLost(session_id):
+                if (session := self.sessions.get(session_id)) is not None:
+                    session.on_mux_lost(notice)
+            case PauseUnsure(session_id):
+                if (session := self.sessions.get(session_id)) is not None:
+                    session.on_pause_unsure()
+            case RelayStarted(session_id):
+                if (session := self.sessions.get(session_id)) is not None:
+                    session.connections.on_relay_started(notice)
+            case AddressAnswered(forward_id):
+                if (session := self._session_with(forward_id)) is not None:
+                    session.connections.on_address_answered(notice)
+            case KillWanted(session_id):
+                if (session := self.sessions.get(session_id)) is not None:
+                    session.connections.on_kill_wanted(notice)
+            case RelayEnded():
+                # To all: its forward may have ended before it.
+                for session in self.sessions.values():
+                    session.connections.on_relay_ended(notice)
+            case AcceptPaused(forward_id):
+                if (session := self._session_with(forward_id)) is not None:
+                    session.connections.on_accept_paused(notice)
+
+    def _session_with(self, forward_id: str) -> Session | None:
+        return next((s for s in self.sessions.values() if s.forwarder.key_of(forward_id) is not None), None)
+
+    def _session_of(self, container_id: str) -> Session | None:
+        return next((s for s in self.sessions.values() if s.record.container_id == container_id), None)
+
+    def _remember_opened(self, session: ActingSession, forward_id: str) -> None:
+        session.record = session.record.with_opened(forward_id)
+        self.spawn(self.store_session(session), "store what was opened")
+
+    def _on_engine_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
+        if event is not None and event.action == "create":
+            self._make_room(endpoint, event.container_id)
+            return
+        self.networks.on_event(endpoint, event)
+        if event is not None and event.network_id is not None:
+            return
+        self.watches.on_event(endpoint, event)
+        self.siblings.on_event(endpoint, event)
+        for session in self.sessions.values():
+            record = session.record
+            if record.endpoint.key != endpoint.key:
+                continue
+            if event is None:  # the event stream is new: things may have happened that it does not tell
+                session.look_again()
+            elif event.container_id == record.container_id:
+                session.notice_event(event)
+            elif session.uses_network_of(event.container_id):
+                session.notice_network()
+            elif event.action == "start" and record.outlives_container and carries(event.labels, record.next_labels):
+                session.look_again()
+
+    def _make_room(self, endpoint: EngineEndpoint, container_id: str) -> None:
+        """A container was created: what it publishes is its own once it starts, and not a stopped container's."""
+        if endpoint.socket_path is None or not any(session.is_away for session in self.sessions.values()):
+            return
+
+        async def look() -> None:
+            used = self.engines.get(endpoint)
+            loop = asyncio.get_running_loop()
+            numbers = await loop.run_in_executor(used.pool, used.engine.asks_for, container_id)
+            for session in self.sessions.values():
+                if numbers and session.is_away:
+                    session.numbers_asked(numbers)
+
+        self.spawn(look(), "host ports that a new container asks for")
+
+    def _on_clock_jump(self, _seconds: float) -> None:
+        """The machine was asleep. What does not answer now is replaced."""
+        self.plane.submit(MuxCheck(AWAKE_TIMEOUT_S))
+        for session in self.sessions.values():
+            session.check_streams(AWAKE_TIMEOUT_S)
+        self.engines.reconnect()
+
+    async def _look(self) -> None:
+        """From time to time: what may have become of the state folder."""
+        await self.hub.flush()
+        if self.sessions and time.monotonic() >= self._count_at_s:
+            self._count_at_s = time.monotonic() + COUNT_S
+            await self.books.run(self._allocator.count_time)
+        if not await self.books.run(self._holds_its_folder):
+            # Nobody finds us any more, and what is in its place by now is another's to write: like a kill, which leaves
+            # nothing behind.
+            log.error("the state folder was removed: this supervisor ends")
+            os._exit(1)
+        if not self._stop.is_set() and not self._control.is_found:
+            try:
+                await self.books.run(self.paths.ensure)
+                await self._control.start()
+            except (AutoforwardError, OSError) as error:
+                log.debug("no control socket: %s", error)
+            else:
+                log.warning("the control socket was removed: made anew")
+
+    def _holds_its_folder(self) -> bool:
+        held = os.fstat(self._lock.lockfile.fileno())
+        try:
+            there = self.paths.supervisor_lock.stat()
+        except FileNotFoundError:
+            return False
+        except OSError:  # it may be another trouble, and a passing one
+            return True
+        return os.path.samestat(held, there)
+
+    # Small things.
+
+    def spawn(self, work: object, name: str) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        task.set_name(name)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("%s: %s", task.get_name(), error)
+
+    def _warn(self, text: str) -> None:
+        log.warning("%s", text)
+
+    def _open_event_log(self) -> EventLog:
+        """With the ends of what a supervisor before this one left without a word."""
+        events = EventLog(self.paths, self._warn)
+        if count := tell_endings(self.paths, events):
+            log.info("the supervisor before this one was killed: %d ends are told for it", count)
+        return events
+
+    def _write_info(self, info: dict[str, object]) -> None:
+        """Replaced as a whole: whoever reads it, also after a kill, finds one supervisor's facts or the other's."""
+        temporary = self.paths.supervisor_info.with_name(f"{self.paths.supervisor_info.name}.tmp")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(info, file)
+            temporary.replace(self.paths.supervisor_info)
+        except OSError as error:  # a full disk is no reason not to forward: nothing of ours depends on this file
+            self._warn(f"cannot write {self.paths.supervisor_info}: {error.strerror}")

@@ -1,0 +1,81 @@
+"""The table of who may say what, one row a key: the same table is in SPEC.md ("Who may say what").
+
+Flags, variables and the user's own `config.toml` may say everything. The workspace's files and labels say at once what
+describes or narrows; what widens counts once the user has approved it. Pure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Literal
+
+from autoforward.core.model import FIRST_UNPRIVILEGED, OnAutoForward
+from autoforward.core.setting_values import DEFAULT_MAX_PORTS, Selection
+
+Source = Literal["user", "config", "workspace", "label"]
+"""Who speaks: the user (flags, variables, `--settings`), the user's config.toml, a file of the workspace, a label."""
+
+OPENINGS: frozenset[OnAutoForward] = frozenset({"openBrowser", "openBrowserOnce", "openPreview"})
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`widens`: what of it needs an approval; empty where nothing does. `kept`: what of the user's config.toml stays."""
+
+    key: str
+    widens: str = ""
+    kept: str = ""
+
+
+LOW = f"a host number below {FIRST_UNPRIVILEGED}"
+
+UNBOUND = "what it excludes is not bound"
+
+TABLE: tuple[Row, ...] = (
+    Row("forwardPorts", LOW, UNBOUND),
+    Row("appPort", LOW, UNBOUND),
+    Row("label"),
+    Row("protocol"),
+    Row("description"),
+    Row("requireLocalPort"),
+    Row("onAutoForward", "`openBrowser`, `openBrowserOnce`, `openPreview` that the last attach has not seen"),
+    Row("openPreview", "true, where the last attach has not seen it"),
+    Row("elevateIfNeeded", f"true, where a port below {FIRST_UNPRIVILEGED} can match"),
+    Row("localEnv", "a variable that the caller has, anywhere but in a port number"),
+    Row("auto", kept="false stays false"),
+    Row("localPorts", LOW),
+    Row("forwards", LOW, UNBOUND),
+    Row("exclude", kept="is excluded as well"),
+    Row("include", "what is excluded by default", "what it excludes stays excluded"),
+    Row("bind", "an address that is not loopback"),
+    Row("maxPorts", f"more than {DEFAULT_MAX_PORTS}", "the lower number counts"),
+    Row("pollInterval"),
+    Row("lane"),
+    Row("notify", kept="false stays false"),
+    Row("direct", kept="false stays false; true is for you alone to say"),
+    Row("defaultExclude", "false", "true stays true"),
+    Row("trust", "always left out"),
+    Row("waitForServer"),
+)
+
+
+def is_loopback(address: str | None) -> bool:
+    """Whether a bind address (None: the default) can be reached from this machine only."""
+    return address is None or ipaddress.ip_address(address).is_loopback
+
+
+def is_low(host_port: int | None) -> bool:
+    """Whether a host port is one of the system's."""
+    return host_port is not None and host_port < FIRST_UNPRIVILEGED
+
+
+def goes_beyond(include: Selection, exclude: Selection) -> Selection:
+    """The part of `include` that can only be about what is excluded by default: not within this `exclude`.
+
+    Where there is an `exclude`, an expression is taken to be about that.
+    """
+    ranges = tuple(
+        one for one in include.ranges if not any(low <= one[0] and one[1] <= high for low, high in exclude.ranges)
+    )
+    return Selection(ranges, () if exclude.ranges or exclude.processes else include.processes)

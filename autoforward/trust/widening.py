@@ -1,0 +1,140 @@
+"""What a workspace or an image asks for, what the user has said to it, and what is therefore granted. Pure.
+
+A request is one widening value. It is known by the hash of that value, its key and its source, so that another edit of
+the same file asks for nothing again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from autoforward.core.model import FIRST_UNPRIVILEGED
+from autoforward.core.text import only_printable
+from autoforward.trust.permissions import Source
+
+MAX_REQUESTS = 64
+"""Of one session. More are not granted, and not asked for either: a file must not bury the question."""
+
+MAX_SHOWN = 200
+"""Characters of foreign text in a sentence."""
+
+MAX_VALUE = 1000
+"""Characters of a value that is asked for: one that cannot be shown whole cannot be approved."""
+
+_SPACES = re.compile(" {2,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`place` is the file or label that asks, `value` the value as people read it, `effect` what would change.
+
+    `digest` stands for source, key and value as they are. `refused`: the user has said no.
+    """
+
+    source: Source
+    place: str
+    key: str
+    value: str
+    effect: str
+    digest: str
+    refused: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Request:
+        """Raises KeyError or ValueError for what `to_json` cannot have written."""
+        if row["source"] not in ("workspace", "label") or not isinstance(row["refused"], bool):
+            raise ValueError("not a stored request")
+        texts = {item.name: str(row[item.name]) for item in fields(cls) if item.name not in ("source", "refused")}
+        return cls(source=row["source"], refused=row["refused"], **texts)
+
+
+def digest_of(source: Source, key: str, value: object) -> str:
+    """128 bits of SHA-256 over source, key and value."""
+    text = json.dumps([source, key, value], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def shown(text: str) -> str:
+    """Foreign text for people: on one line, printable, bounded."""
+    text = only_printable(text[: MAX_SHOWN + 1]).strip()
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+
+
+def spelled_out(text: str) -> str:
+    """Foreign text for a question: whole, in ASCII, on one line; what could look like something else is escaped."""
+    plain = (char if char.isascii() and char.isprintable() else ascii(char)[1:-1] for char in text)
+    return _SPACES.sub(" ", "".join(plain)).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What the user has said of one workspace. `approved` and `refused` are digests.
+
+    `openings`: digests of what was opened by itself at the last attach; None: this is that attach, or the first
+    meeting, and what there is now counts. `trusts_files`: the user's config.toml trusts this folder. `lowest_port`: from
+    where on this user may bind; what cannot be bound is not asked for.
+    """
+
+    approved: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    openings: frozenset[str] | None = None
+    trusts_files: bool = False
+    lowest_port: int = FIRST_UNPRIVILEGED
+
+    def grants(self, source: Source, digest: str) -> bool:
+        return source in ("user", "config") or digest in self.approved or (self.trusts_files and source == "workspace")
+
+
+NO_WORD = Word()
+
+
+def not_granted(requests: Iterable[Request], way_out: str) -> list[str]:
+    """A sentence for each key and place with what it asks for: one row of `list` each, and not one for each value."""
+    groups: dict[tuple[str, str, bool], list[Request]] = {}
+    for request in requests:
+        groups.setdefault((request.place, request.key, request.refused), []).append(request)
+    found = []
+    for (place, key, refused), group in groups.items():
+        values = shown(", ".join(request.value for request in group))
+        more = "" if len(group) == 1 else f" (and {len(group) - 1} more)"
+        answer = "you refused it; " if refused else ""
+        found.append(f"{place} asks for {key} = {values}, not granted: {group[0].effect}{more}; {answer}{way_out}")
+    return found
+
+
+class Asking:
+    """Collects what is asked for and not granted, each once. One for each reading of a configuration."""
+
+    def __init__(self, word: Word, before: Iterable[Request] = ()) -> None:
+        self.word = word
+        self._requests = {request.digest: request for request in before}
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        return tuple(self._requests.values())
+
+    def grants(
+        self, source: Source, place: str, key: str, value: object, effect: str, *, text: str, ask: bool = True
+    ) -> bool:
+        """Whether this widening value counts. If not, and unless `ask` is False, it is asked for; `text` is the value."""
+        digest, spelled = digest_of(source, key, value), spelled_out(text)
+        word = self.word
+        if len(spelled) > MAX_VALUE:
+            word = replace(word, approved=frozenset())
+            digest = digest_of(source, key, ["not shown", digest])
+            spelled = f"{spelled[:MAX_SHOWN]}… ({len(spelled)} characters: too long to be approved)"
+        if word.grants(source, digest):
+            return True
+        if ask and len(self._requests) < MAX_REQUESTS:
+            refused = digest in self.word.refused
+            request = Request(source, shown(spelled_out(place)), key, spelled, shown(effect), digest, refused)
+            self._requests.setdefault(digest, request)
+        return False

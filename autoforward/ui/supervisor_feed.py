@@ -1,0 +1,157 @@
+"""Follows the supervisor for as long as a page looks, as `events --follow` and `list` do: over its control socket.
+
+What is told on is always the whole picture, never a change: a viewer that is slow, or new, misses nothing by that, and
+nothing has to be queued for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from autoforward.control.start import connect_to_supervisor
+from autoforward.core.errors import AutoforwardError, reported
+from autoforward.state.folder import StatePaths
+from autoforward.ui.page_state import Picture, picture_of
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+"""Counters are looked at so often, and a supervisor that is not there is looked for."""
+
+GAP_S = 0.1
+"""Between two looks: of a hundred events at once one picture is made."""
+
+ANSWER_TIMEOUT_S = 20.0
+"""`list` itself waits up to 5 s for sessions that are being restored."""
+
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+"""A line of the supervisor's, which is trusted: hundreds of sessions with hundreds of rows each."""
+
+
+class NoSupervisorError(AutoforwardError):
+    """There is none, or it ended while it was asked."""
+
+
+class Feed:
+    """One for all viewers. `restorable` tells whether a supervisor that is not there would have sessions to take up."""
+
+    def __init__(self, paths: StatePaths, restorable: Callable[[], bool]) -> None:
+        self._paths = paths
+        self._restorable = restorable
+        self._picture: Picture | None = None
+        self._changed = asyncio.Condition()
+        self._viewers = 0
+        self._following: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Feed of {self._paths.home}, {self._viewers} viewers>"
+
+    @contextlib.asynccontextmanager
+    async def viewing(self) -> AsyncIterator[None]:
+        """While somebody is in here, the supervisor is followed. What `next` gives first is fresh."""
+        self._viewers += 1
+        if self._following is None:
+            self._picture = None
+            self._following = asyncio.create_task(self._follow_for_ever(), name="following the supervisor")
+        try:
+            yield
+        finally:
+            self._viewers -= 1
+            if not self._viewers and self._following is not None:
+                following, self._following = self._following, None
+                following.cancel()
+                await asyncio.wait([following])
+
+    async def next(self, seen: Picture | None, timeout_s: float) -> Picture | None:
+        """A picture that is not `seen`, as soon as there is one; None when there was none within that time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self._picture is not None and self._picture is not seen)
+                return self._picture
+        return None
+
+    async def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The result of one request. Raises NoSupervisorError, and AutoforwardError for what the supervisor reports."""
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S), self._request(request) as reader:
+                while line := await reader.readline():
+                    message: dict[str, Any] = json.loads(line)
+                    if message["type"] == "error":
+                        raise reported(message)
+                    if message["type"] == "result":
+                        return message
+        except TimeoutError as error:
+            raise AutoforwardError("the supervisor does not answer") from error
+        except (ConnectionError, ValueError) as error:
+            raise NoSupervisorError(f"cannot hear the supervisor: {error}") from error
+        raise NoSupervisorError("the supervisor ended before it had answered")
+
+    @contextlib.asynccontextmanager
+    async def _request(self, request: Mapping[str, Any]) -> AsyncIterator[asyncio.StreamReader]:
+        sock = await asyncio.to_thread(connect_to_supervisor, self._paths)
+        if sock is None:
+            raise NoSupervisorError("no supervisor is running", hint="`autoforward attach` starts one")
+        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=MAX_ANSWER_BYTES)
+        try:
+            writer.write(json.dumps(request).encode() + b"\n")
+            await writer.drain()
+            yield reader
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _follow_for_ever(self) -> None:
+        while True:
+            try:
+                await self._follow()
+            except (AutoforwardError, ConnectionError) as error:
+                log.debug("not following: %s", error)
+            await self._show(Picture(running=False, restorable=await self._is_restorable()))
+            await asyncio.sleep(TICK_S)
+
+    async def _is_restorable(self) -> bool:
+        try:
+            return await asyncio.to_thread(self._restorable)
+        except AutoforwardError as error:
+            log.debug("nothing can be restored: %s", error)
+            return False
+
+    async def _follow(self) -> None:
+        """Until the supervisor ends. Subscribed before the first look, it misses nothing."""
+        news = asyncio.Event()
+        async with self._request({"op": "events", "replay": False}) as reader:
+            hearing = asyncio.create_task(_hear(reader, news), name="hearing events")
+            try:
+                while not hearing.done():
+                    news.clear()
+                    listed = await self.ask({"op": "list"})
+                    status = await self.ask({"op": "status"})
+                    await self._show(picture_of(listed["rows"], status["sessions"]))
+                    await asyncio.sleep(GAP_S)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(news.wait(), TICK_S - GAP_S)
+            finally:
+                hearing.cancel()
+                await asyncio.wait([hearing])
+
+    async def _show(self, picture: Picture) -> None:
+        if picture == self._picture:
+            return
+        async with self._changed:
+            self._picture = picture
+            self._changed.notify_all()
+
+
+async def _hear(reader: asyncio.StreamReader, news: asyncio.Event) -> None:
+    """Sets `news` with each line, and at the end."""
+    try:
+        while await reader.readline():
+            news.set()
+    finally:
+        news.set()
