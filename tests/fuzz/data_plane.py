@@ -58,13 +58,6 @@ FLOODS: Final = 3
 SETTLE_TURNS: Final = 300
 _MUX = [f"dataplane.mux.{name}" for name in ("exec_mux", "multiplexer", "trunk")]
 _CLOCKED = ("net.loop", *_MUX, "dataplane.udp", "dataplane.heap")
-    "net.loop",
-    "dataplane.mux.exec_mux",
-    "dataplane.mux.multiplexer",
-    "dataplane.mux.trunk",
-    "dataplane.udp",
-    "dataplane.heap",
-)
 
 
 class World:
