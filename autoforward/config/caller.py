@@ -1,6 +1,6 @@
 """What a session takes from the command that begins it, and the record that comes of that and of a container.
 
-`Caller` is all that a command knows and the supervisor does not: a watch hands it over once, for containers that start later.
+`CommandContext` is what a command knows and the supervisor does not. A watch hands it over once, for containers that start later.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from autoforward.trust.writers import NO_WRITERS, Writers
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class CommandContext:
     """`given`: what flags and variables set. `variables`: its environment, of which a session keeps what its files name.
 
     `folder`: where a project's file is looked for when the container has no folder; None: nowhere. Other paths are
@@ -52,7 +52,7 @@ class Caller:
     unset: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, record: SessionRecord) -> Caller:
+    def of(cls, record: SessionRecord) -> CommandContext:
         """As far as a session knows: who began it."""
         sources, options = record.sources, record.options
         return cls(
@@ -79,7 +79,7 @@ class Caller:
         }
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Caller:
+    def from_json(cls, row: Mapping[str, Any]) -> CommandContext:
         """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
         files = [row[name] for name in ("settings_file", "user_file")]
         if not all(path is None or isinstance(path, str) for path in files):
@@ -99,7 +99,7 @@ class Caller:
 
 
 def sources_for(
-    caller: Caller,
+    caller: CommandContext,
     config_file: str | Path | None,
     *folders: str | None,
     metadata: Metadata = NO_METADATA,
@@ -134,7 +134,7 @@ def sources_for(
 def bare_record(
     info: ContainerInfo,
     endpoint: EngineEndpoint,
-    caller: Caller,
+    caller: CommandContext,
     *,
     target: str,
     specs: Sequence[PortSpec] = (),
@@ -192,7 +192,7 @@ def bare_record(
 def record_for(
     info: ContainerInfo,
     endpoint: EngineEndpoint,
-    caller: Caller,
+    caller: CommandContext,
     *,
     metadata: Metadata | None = None,
     word_of: Callable[[SessionRecord], Word] = lambda _record: NO_WORD,

@@ -13,7 +13,7 @@ DEV_CONTAINERS = "dev containers"
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class ContainerFilter:
     """`labels`: pairs of which a container has to carry all (value None: whatever its value); without any, dev containers.
 
     `services`: the other services of their compose projects too.
@@ -47,7 +47,7 @@ class Selection:
         return {"labels": [list(pair) for pair in self.labels], "services": self.services}
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Selection:
+    def from_json(cls, row: Mapping[str, Any]) -> ContainerFilter:
         """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
         pairs = tuple((str(key), None if value is None else str(value)) for key, value in row["labels"])
         return cls(pairs, bool(row["services"]))

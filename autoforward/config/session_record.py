@@ -32,7 +32,7 @@ from autoforward.core.setting_values import (
     DEFAULT_MAX_PORTS,
     DEFAULT_POLL_INTERVAL_S,
     LocalPorts,
-    Selection,
+    PortFilter,
     parse_interval,
     parse_max_ports,
     parse_wait_for_server,
@@ -107,7 +107,7 @@ class SessionOptions:
     @classmethod
     def of(cls, settings: Settings, *, auto_udp: bool = False) -> SessionOptions:
         """What settings, put together from all layers, come to; the defaults are here."""
-        exclude, include = settings.exclude or Selection(), settings.include or Selection()
+        exclude, include = settings.exclude or PortFilter(), settings.include or PortFilter()
         given = {name: value for name in _AS_THEY_ARE if (value := getattr(settings, name)) is not None}
         return cls(
             auto_udp=auto_udp,
@@ -343,8 +343,8 @@ class SessionRecord:
     @property
     def declared_here(self) -> tuple[PortSpec, ...]:
         """The declared ports that the user does not exclude by their numbers; none where only `manual` is its business."""
-        firm = Selection(self.options.firm)
-        brought_back = Selection(self.options.include if self.options.include_is_own else ())
+        firm = PortFilter(self.options.firm)
+        brought_back = PortFilter(self.options.include if self.options.include_is_own else ())
         return tuple(
             spec
             for spec in (self.declared if self.attached else ())

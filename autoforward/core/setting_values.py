@@ -45,7 +45,7 @@ class SettingError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class PortFilter:
     """Ports by number (inclusive ranges), and by regular expressions on the command line of their server."""
 
     ranges: tuple[tuple[int, int], ...] = ()
@@ -58,7 +58,7 @@ class Selection:
         return command_line is not None and any(one.is_in(command_line) for one in compiled(self.processes))
 
 
-NOTHING = Selection()
+NOTHING = PortFilter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def parse_forwards(value: object) -> tuple[PortSpec, ...]:
     return tuple(specs)
 
 
-def parse_selection(value: object) -> Selection:
+def parse_selection(value: object) -> PortFilter:
     """`exclude`, `include`: a list of ports, ranges, and expressions for a command line."""
     ranges: list[tuple[int, int]] = []
     processes: list[str] = []
@@ -155,7 +155,7 @@ def parse_selection(value: object) -> Selection:
             processes.append(_parse_expression(item, budget))
         else:
             raise SettingError((), f"{shown(item)} is no port, range or expression for a command line")
-    return Selection(tuple(dict.fromkeys(ranges)), tuple(dict.fromkeys(processes)))
+    return PortFilter(tuple(dict.fromkeys(ranges)), tuple(dict.fromkeys(processes)))
 
 
 def _parse_expression(text: str, budget: Budget) -> str:

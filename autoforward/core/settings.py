@@ -15,7 +15,7 @@ from autoforward.core.errors import UsageError
 from autoforward.core.model import LaneChoice, PortSpec
 from autoforward.core.setting_values import (
     LocalPorts,
-    Selection,
+    PortFilter,
     SettingError,
     parse_bind,
     parse_flag,
@@ -37,8 +37,8 @@ class Settings:
 
     local_ports: tuple[LocalPorts, ...] | None = None
     forwards: tuple[PortSpec, ...] | None = None
-    exclude: Selection | None = None
-    include: Selection | None = None
+    exclude: PortFilter | None = None
+    include: PortFilter | None = None
     bind: str | None = None
     max_ports: int | None = None
     poll_interval_s: float | None = None
@@ -148,7 +148,7 @@ def _encode(name: str, value: Any) -> object:
         return list(dict.fromkeys(spec.text for spec in value))
     if name == "trust":
         return list(value)
-    if isinstance(value, Selection):
+    if isinstance(value, PortFilter):
         return [*(f"{low}-{high}" for low, high in value.ranges), *value.processes]
     return value
 

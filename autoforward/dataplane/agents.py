@@ -15,8 +15,8 @@ from autoforward.dataplane.messages import (
     MuxRetire,
     MuxSaid,
     MuxStart,
-    Notice,
     PauseUnsure,
+    PlaneEvent,
 )
 from autoforward.dataplane.mux.exec_mux import Mux
 from autoforward.net.loop import Loop
@@ -24,17 +24,17 @@ from autoforward.net.loop import Loop
 MuxCommand = MuxStart | MuxDirect | MuxPace | MuxRetire | MuxEnd | MuxCheck | MuxPause
 
 
-class Muxes:
+class Agents:
     """By session. All calls are made in the data plane's thread; `notify` is how control hears of it."""
 
-    def __init__(self, loop: Loop, notify: Callable[[Notice], None]) -> None:
+    def __init__(self, loop: Loop, notify: Callable[[PlaneEvent], None]) -> None:
         self._loop = loop
         self._notify = notify
         self._working: dict[str, Mux] = {}
         self._retired: dict[str, list[Mux]] = {}
 
     def __repr__(self) -> str:
-        return f"<Muxes {len(self._working)}>"
+        return f"<Agents {len(self._working)}>"
 
     def get(self, session_id: str) -> Mux | None:
         """The mux of this session, while connections can be opened on it."""

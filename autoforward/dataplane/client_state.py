@@ -100,7 +100,7 @@ PEER_CHECK_INTERVAL_S = 0.5
 """How often clients that are not being read are looked at for having closed altogether, or reset."""
 
 
-class PeerWatch:
+class ClosedClientPoller:
     """An eye on clients that are not read: a reset does not show there, and a full close looks like a half."""
 
     def __init__(self, loop: Loop) -> None:

@@ -13,12 +13,12 @@ from collections.abc import Callable
 
 from autoforward.core.errors import ProtocolError
 from autoforward.core.text import LineSplitter, printable
-from autoforward.dataplane.messages import AddressAnswered, KillWanted, Notice, RelayPlan, RelayStarted
+from autoforward.dataplane.messages import AddressAnswered, KillWanted, PlaneEvent, RelayPlan, RelayStarted
 from autoforward.dataplane.relay import Relay
-from autoforward.engine.exec_stream import STDERR, STDOUT, EngineStream
+from autoforward.engine.exec_stream import STDERR, STDOUT, ExecStream
 from autoforward.lanes.tool_output import AttemptFailed, Broken, Opened, RelayPid, RelaySignal, ServerEof, classify_line
 from autoforward.net.loop import Loop, Timer
-from autoforward.net.write_buffer import Outbox
+from autoforward.net.write_buffer import WriteBuffer
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +38,14 @@ REST_S = 0.5
 """How long bytes of the client's may still wait for a server that will send no more."""
 
 
-class ExecChannel:
+class ExecFarEnd:
     """See `channel.Channel` for the contract."""
 
     def __init__(
         self,
         loop: Loop,
-        notify: Callable[[Notice], None],
-        stream: EngineStream,
+        notify: Callable[[PlaneEvent], None],
+        stream: ExecStream,
         plan: RelayPlan,
         relay: Relay | None,
     ) -> None:
@@ -54,7 +54,7 @@ class ExecChannel:
         self._stream = stream
         self._plan = plan
         self._relay = relay
-        self._outbox = Outbox()
+        self._outbox = WriteBuffer()
         self._stderr = LineSplitter()
         self._container_pid: int | None = None
         self._has_spoken = False
@@ -72,7 +72,7 @@ class ExecChannel:
         self._timer: Timer | None = None
 
     def __repr__(self) -> str:
-        return f"<ExecChannel pid={self._container_pid} of {self._relay}>"
+        return f"<ExecFarEnd pid={self._container_pid} of {self._relay}>"
 
     def start(self) -> None:
         """Begin; without a relay (its client has gone meanwhile) the process is ended."""

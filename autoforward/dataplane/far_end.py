@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Channel(Protocol):
+class FarEnd(Protocol):
     """The far end of a relay. It calls `opened`, `data`, `drained`, `server_ended`, `refuse`, `start_over`, `broken`
     of its relay."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from autoforward.agent_protocol.frames import MuxEvent
 from autoforward.core.model import DialAddress, Transport, dials_for
-from autoforward.engine.exec_stream import EngineStream
+from autoforward.engine.exec_stream import ExecStream
 from autoforward.lanes.relay_tools import RelayTool
 
 
@@ -76,7 +76,7 @@ class MuxStart:
     """
 
     session_id: str
-    stream: EngineStream
+    stream: ExecStream
     poll_interval_ms: int
     direct_address: str | None = None
 
@@ -154,7 +154,7 @@ class StreamReady:
     """The stream that a `StreamWanted` asked for; the data plane owns it from now on."""
 
     relay_id: int
-    stream: EngineStream
+    stream: ExecStream
     plan: RelayPlan
 
 
@@ -298,7 +298,7 @@ class AcceptPaused:
     reason: str
 
 
-Notice = (
+PlaneEvent = (
     StreamWanted
     | MuxSaid
     | MuxLost

@@ -20,11 +20,11 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from autoforward.dataplane.agents import Muxes
-from autoforward.dataplane.client_state import PeerWatch
+from autoforward.dataplane.agents import Agents
+from autoforward.dataplane.client_state import ClosedClientPoller
 from autoforward.dataplane.connection_limits import ConnectionLimits
 from autoforward.dataplane.drains import Drains
-from autoforward.dataplane.exec_far_end import ExecChannel
+from autoforward.dataplane.exec_far_end import ExecFarEnd
 from autoforward.dataplane.heap import HeapKeeper, trimmer
 from autoforward.dataplane.messages import (
     AcceptPaused,
@@ -38,8 +38,8 @@ from autoforward.dataplane.messages import (
     MuxPause,
     MuxRetire,
     MuxStart,
-    Notice,
     OpenOnMux,
+    PlaneEvent,
     ReadCounters,
     RelayEnded,
     Route,
@@ -78,7 +78,7 @@ class _Served:
 class DataPlane:
     """Owns the thread, the selector, all relays. `start`, then `submit`, at the end `stop` (idempotent, joins)."""
 
-    def __init__(self, notify: Callable[[Notice], None]) -> None:
+    def __init__(self, notify: Callable[[PlaneEvent], None]) -> None:
         self._notify = notify
         self._commands: deque[Command] = deque()
         self._gate = threading.Lock()
@@ -87,11 +87,11 @@ class DataPlane:
         self._served: dict[str, _Served] = {}
         self._relays: dict[int, Relay] = {}
         self._loop = Loop("autoforward-data", self._each_turn, self._end)
-        self._peers = PeerWatch(self._loop)
+        self._peers = ClosedClientPoller(self._loop)
         self._drains = Drains(self._loop, self._open_relays)
         self._limits = ConnectionLimits()
         self._heap = HeapKeeper(self._loop, trimmer())
-        self._muxes = Muxes(self._loop, notify)
+        self._muxes = Agents(self._loop, notify)
         self._accepting: list[tuple[str, socket.socket]] = []
 
     def __repr__(self) -> str:
@@ -124,7 +124,7 @@ class DataPlane:
 
     # What relays call (`RelayOwner`), in the data plane's thread.
 
-    def notify(self, notice: Notice) -> None:
+    def notify(self, notice: PlaneEvent) -> None:
         self._notify(notice)
 
     def watch_peer(self, relay: Relay) -> None:
@@ -195,7 +195,7 @@ class DataPlane:
                 done.set_result(None)
             case StreamReady(relay_id, stream, plan):
                 # None: cut while the process was being started. The channel then ends the process.
-                ExecChannel(self._loop, self._notify, stream, plan, self._relays.get(relay_id)).start()
+                ExecFarEnd(self._loop, self._notify, stream, plan, self._relays.get(relay_id)).start()
             case StreamFailed(relay_id, reason):
                 if (relay := self._relays.get(relay_id)) is not None:
                     relay.refuse(reason)

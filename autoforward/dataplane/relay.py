@@ -1,6 +1,6 @@
 """One client connection, joined to the far end that a lane provides.
 
-The far end is a `Channel`; it looks the same whether it is a process of its own on an exec stream or a stream of a
+The far end is a `FarEnd`; it looks the same whether it is a process of its own on an exec stream or a stream of a
 mux. Contracts: the relay owns the client socket, the channel owns the engine's side. After `abort` a channel calls its
 relay no more. Half-close is kept: the client's FIN becomes `write_eof`, and the other direction goes on. All calls are
 made in the data plane's thread and none of them blocks. A client's socket that is not being read tells nothing of a
@@ -14,11 +14,11 @@ import socket
 import sys
 from typing import Protocol
 
-from autoforward.dataplane.far_end import Channel
+from autoforward.dataplane.far_end import FarEnd
 from autoforward.dataplane.messages import ForwardCounters, StreamWanted
 from autoforward.dataplane.splice import Splicer
 from autoforward.net.loop import Loop
-from autoforward.net.write_buffer import CLOSE_IN_ORDER, RECEIVE_BYTES, RESET_ON_CLOSE, Linger, Outbox
+from autoforward.net.write_buffer import CLOSE_IN_ORDER, RECEIVE_BYTES, RESET_ON_CLOSE, Linger, WriteBuffer
 
 HIGH_WATER_BYTES = 512 * 1024
 """What one direction of one relay may hold before its source is not read any more."""
@@ -87,8 +87,8 @@ class Relay:
         self._loop = loop
         self._owner = owner
         self._counters = counters
-        self._channel: Channel | None = None
-        self._outbox = Outbox()
+        self._channel: FarEnd | None = None
+        self._outbox = WriteBuffer()
         self._reading = False
         self._client_ended = False
         self._server_ended = False
@@ -116,7 +116,7 @@ class Relay:
         """Whether the client came by the host's IPv6 address."""
         return self.client is not None and self.client.family == socket.AF_INET6
 
-    def attach(self, channel: Channel) -> None:
+    def attach(self, channel: FarEnd) -> None:
         """Give the relay its far end, which will call `opened` or `refuse`."""
         self._channel = channel
 

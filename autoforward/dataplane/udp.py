@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from autoforward.dataplane.messages import ForwardCounters, Route
 from autoforward.dataplane.mux.exec_mux import Mux
-from autoforward.dataplane.mux.stream import MuxChannel
+from autoforward.dataplane.mux.stream import MuxStream
 from autoforward.net.loop import Loop
 
 MAX_DATAGRAM_BYTES = 65_507
@@ -31,14 +31,14 @@ class UdpFlow:
 
     def __init__(self, server: UdpServer, address: tuple[str, int], now_s: float) -> None:
         self._server = server
-        self._channel: MuxChannel | None = None
+        self._channel: MuxStream | None = None
         self.address = address
         self.active_s = now_s
 
     def __repr__(self) -> str:
         return f"<UdpFlow {self.address}>"
 
-    def attach(self, channel: MuxChannel) -> None:
+    def attach(self, channel: MuxStream) -> None:
         self._channel = channel
 
     def send(self, datagram: bytes) -> bool:

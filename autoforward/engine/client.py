@@ -31,7 +31,7 @@ from autoforward.core.model import ContainerInfo, EngineEndpoint
 from autoforward.engine.endpoint import way_to_socket
 from autoforward.engine.exec_stream import SocketStream, start_exec
 from autoforward.engine.own_labels import container_info, platform_of, texts
-from autoforward.engine.transport import link_to
+from autoforward.engine.transport import transport_to
 from autoforward.net.keepalive import keepalive_options
 from autoforward.state.document import parse_time
 
@@ -134,7 +134,7 @@ class Engine:
         self.endpoint = endpoint
         self.on_up: Callable[[], None] = lambda: None
         """Called, in whichever thread, when a way to the engine that was down is open again; not for all kinds of way."""
-        self._link = link_to(endpoint, lambda: self.on_up())
+        self._link = transport_to(endpoint, lambda: self.on_up())
         self._lock = threading.Lock()
         self._client: docker.DockerClient | None = None
         self._tells_owners: bool | None = None

@@ -140,7 +140,7 @@ class EngineInUse:
         return self.follower.engine
 
 
-class Engines:
+class EnginePool:
     """Engines by `EngineEndpoint.key`. `on_event(endpoint, event)` and `on_lost(endpoint)` are called on the control loop."""
 
     def __init__(

@@ -77,7 +77,7 @@ OPTIONS = (
 _numbers = itertools.count(1)
 
 
-class SshLink:
+class SshTransport:
     """See `links.Link`. The login is made when it is needed, and made anew when it has ended."""
 
     def __init__(self, endpoint: EngineEndpoint, on_up: Callable[[], None], program: str = "ssh") -> None:
@@ -95,7 +95,7 @@ class SshLink:
         self._our_socket: Path | None = None
 
     def __repr__(self) -> str:
-        return f"<SshLink {self.endpoint.host}>"
+        return f"<SshTransport {self.endpoint.host}>"
 
     def sdk_url(self) -> str:
         return f"unix://{self._open()}"

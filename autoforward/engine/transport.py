@@ -1,6 +1,6 @@
 """How an engine's API is reached: a socket of its own, TLS, or a login over ssh. What speaks HTTP above it is the same.
 
-A `Link` hands out connections for streams, and says what the SDK has to be told to make its own. Blocking; thread-safe.
+An `EngineTransport` opens connections for streams, and says how the SDK makes its own. Blocking; thread-safe.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from urllib.parse import urlsplit
 
 from autoforward.core.errors import EngineUnreachableError
 from autoforward.core.model import EngineEndpoint, TlsFiles
-from autoforward.engine.ssh import SshLink
+from autoforward.engine.ssh import SshTransport
 from autoforward.net.child_socket import ChildSocket
 from autoforward.net.keepalive import keep_alive
 
 CONNECT_TIMEOUT_S = 10.0
 
 
-class Link(Protocol):
+class EngineTransport(Protocol):
     """The way to one engine. Everything raises EngineUnreachableError, with the reason in words."""
 
     endpoint: EngineEndpoint
@@ -41,16 +41,16 @@ class Link(Protocol):
         """End it, and what it runs; connections that it gave end too where it carries them. Idempotent."""
 
 
-def link_to(endpoint: EngineEndpoint, on_up: Callable[[], None]) -> Link:
+def transport_to(endpoint: EngineEndpoint, on_up: Callable[[], None]) -> EngineTransport:
     """`on_up` is called, in whichever thread, when a way that was not open has been opened."""
     if urlsplit(endpoint.host).scheme == "ssh":
-        return SshLink(endpoint, on_up)
+        return SshTransport(endpoint, on_up)
     if endpoint.tls is not None:
-        return TlsLink(endpoint, endpoint.tls)
-    return DirectLink(endpoint)
+        return TlsTransport(endpoint, endpoint.tls)
+    return DirectTransport(endpoint)
 
 
-class DirectLink:
+class DirectTransport:
     """An engine on a local socket, or on plain TCP."""
 
     def __init__(self, endpoint: EngineEndpoint) -> None:
@@ -72,7 +72,7 @@ class DirectLink:
         """Nothing is kept open."""
 
 
-class TlsLink:
+class TlsTransport:
     """An engine on TCP with TLS. The SDK does it itself; a stream is carried by the docker command (`dial-stdio`).
 
     Python's TLS cannot end one direction of a connection and go on reading the other, which is how a process in a

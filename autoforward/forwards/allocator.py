@@ -25,7 +25,7 @@ from autoforward.net.bound_pair import (
     owners_of_ports,
     start_listening,
 )
-from autoforward.state.buffered_registry import Ledger
+from autoforward.state.buffered_registry import BufferedRegistry
 from autoforward.state.document import (
     ADDITIONAL_KEY,
     HELD_KEY,
@@ -132,7 +132,7 @@ class Allocator:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: BufferedRegistry,
         process: ProcessIdentity,
         *,
         backlog: int = DEFAULT_BACKLOG,

@@ -29,7 +29,7 @@ from autoforward.dataplane.messages import ForwardCounters, Route, Serve, Withdr
 from autoforward.dataplane.plane import DataPlane
 from autoforward.forwards.allocator import AllocationRequest, Allocator, LeaseRow
 from autoforward.forwards.candidates import AllocationFailure
-from autoforward.forwards.plan import Notice, Plan, Summary, Wish
+from autoforward.forwards.plan import Plan, Summary, UnforwardedPort, WantedForward
 from autoforward.forwards.reconcile import Existing, may_move, reconcile
 from autoforward.net.bound_pair import BoundPair, HostPortError, start_listening, stop_listening
 from autoforward.state.document import Lease
@@ -56,7 +56,7 @@ MAX_HELD_OF_ALL = 256
 """Those to all ports of a session."""
 
 
-def _moved_by(wish: Wish | None) -> str | None:
+def _moved_by(wish: WantedForward | None) -> str | None:
     """Why a forward is closed that is to be on another number; None where it is not wanted any more, or for another reason."""
     pin = wish.pinned_host_port if wish is not None else None
     return f"it moves to host port {pin}, which was asked for" if pin is not None else None
@@ -93,7 +93,7 @@ class Place:
 class Forward:
     """One row of the table. `pair` and `lease` are None while `failed`; `reason` says why it is not plainly active."""
 
-    wish: Wish
+    wish: WantedForward
     status: Status
     host_ip: str
     pair: BoundPair | None = None
@@ -120,7 +120,7 @@ class Forwarder:
         self._services = services
         self.place = place
         self._forwards: dict[ForwardKey, Forward] = {}
-        self._notices: dict[ForwardKey, Notice] = {}
+        self._notices: dict[ForwardKey, UnforwardedPort] = {}
         self._summary: Summary | None = None
         self._by_id: dict[str, Forward] = {}
         self._mux: str | None = None
@@ -371,7 +371,7 @@ class Forwarder:
 
     # Steps.
 
-    async def _open(self, wishes: Sequence[Wish], host_ip: str) -> None:
+    async def _open(self, wishes: Sequence[WantedForward], host_ip: str) -> None:
         """Bind what they wish for. One that failed before for the same reason has nothing new to tell."""
         if not wishes:
             return
@@ -398,7 +398,7 @@ class Forwarder:
                 self._services.plane.submit(Serve(result.lease.id, result.pair.sockets))
             await self._publish("forwarded" if wish.serving else "waiting", row)
 
-    def _request(self, wish: Wish, host_ip: str) -> AllocationRequest:
+    def _request(self, wish: WantedForward, host_ip: str) -> AllocationRequest:
         return AllocationRequest(
             identity=self.place.identity,
             key=wish.key,
@@ -418,7 +418,7 @@ class Forwarder:
             listen=wish.accepts,
         )
 
-    async def _serve(self, row: Forward, wish: Wish) -> bool:
+    async def _serve(self, row: Forward, wish: WantedForward) -> bool:
         """Accept: the server is up, or connections wait for it. False when the number was lost: it has to be opened again."""
         if row.pair is None or row.forward_id is None:
             return False
@@ -435,7 +435,7 @@ class Forwarder:
         await self._publish("forwarded" if wish.serving else "waiting", row)
         return True
 
-    async def _withdraw(self, row: Forward, wish: Wish) -> None:
+    async def _withdraw(self, row: Forward, wish: WantedForward) -> None:
         """The server is gone: refuse connections, keep the number."""
         if row.pair is None or row.forward_id is None:
             return
@@ -445,7 +445,7 @@ class Forwarder:
         self._tell_waiting()
         await self._publish("waiting", row)
 
-    async def _update(self, row: Forward, wish: Wish) -> None:
+    async def _update(self, row: Forward, wish: WantedForward) -> None:
         before = self._event("updated", row)
         row.wish = wish
         self._route(row)
@@ -544,7 +544,7 @@ class Forwarder:
     async def _publish(self, event: EventName, row: Forward) -> None:
         await self._services.publisher.publish(self._event(event, row))
 
-    async def _publish_notice(self, event: EventName, notice: Notice) -> None:
+    async def _publish_notice(self, event: EventName, notice: UnforwardedPort) -> None:
         facts = self._notice_event(event, notice)
         await self._services.publisher.publish(replace(facts, status=None) if event == "unforwarded" else facts)
 
@@ -577,7 +577,7 @@ class Forwarder:
             reason="; ".join(filter(None, (exposed, row.reason or row.last_refusal or particular))) or None,
         )
 
-    def _notice_event(self, event: EventName, notice: Notice) -> PortEvent:
+    def _notice_event(self, event: EventName, notice: UnforwardedPort) -> PortEvent:
         return replace(
             self._port_event(event, notice.key, notice.attributes),
             process=notice.process,

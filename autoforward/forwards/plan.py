@@ -21,11 +21,11 @@ from autoforward.core.model import (
     Snapshot,
     Source,
 )
-from autoforward.core.setting_values import NOTHING, LocalPorts, Selection, host_port_for
+from autoforward.core.setting_values import NOTHING, LocalPorts, PortFilter, host_port_for
 from autoforward.detection.known_servers import may_be_brief, why_excluded
 from autoforward.detection.proc_net import dial_addresses
 from autoforward.devcontainers.port_attributes import NO_RULES, AttributeRules
-from autoforward.forwards.port_claims import NOWHERE_ELSE, Elsewhere
+from autoforward.forwards.port_claims import NOWHERE_ELSE, ClaimedBy
 
 WITHDRAWAL_GRACE_S = 1.5
 """A server that restarts under a file watcher is back within this; its port stays."""
@@ -55,7 +55,7 @@ WILDCARDS = ("0.0.0.0", "::")
 
 NOBODY_KNOWN: Mapping[ForwardKey, ServerProcess | None] = {}
 
-NoticeStatus = Literal["published", "ignored", "failed"]
+UnforwardedStatus = Literal["published", "ignored", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ class SessionRules:
     declared: tuple[PortSpec, ...] = ()
     manual: tuple[PortSpec, ...] = ()
     attributes: AttributeRules = NO_RULES
-    exclude: Selection = NOTHING
-    include: Selection = NOTHING
-    firm: Selection = NOTHING
+    exclude: PortFilter = NOTHING
+    include: PortFilter = NOTHING
+    firm: PortFilter = NOTHING
     include_known: bool = True
     include_is_own: bool = True
     local_ports: tuple[LocalPorts, ...] = ()
@@ -94,7 +94,7 @@ class SessionRules:
     auto_udp: bool = False
     max_forwards: int = MAX_FORWARDS
     default_exclude: bool = False
-    elsewhere: Mapping[ForwardKey, Elsewhere] = field(default_factory=lambda: NOWHERE_ELSE)
+    elsewhere: Mapping[ForwardKey, ClaimedBy] = field(default_factory=lambda: NOWHERE_ELSE)
     wait_for_server_s: float = 0.0
 
     @property
@@ -104,7 +104,7 @@ class SessionRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ObservedPort:
     """A port that listens or did a moment ago: the addresses, and when (monotonic seconds) it was found to be gone.
 
     None while it listens: snapshots come only when something has changed, so the last one may be hours old. `process` is
@@ -120,7 +120,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class WantedForward:
     """One forward that should be. `serving` False: hold the host port, but refuse connections (`waiting`).
 
     With `holds_s` they wait for so long instead. `note` is what is particular about it, for people.
@@ -145,11 +145,11 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class UnforwardedPort:
     """A port that is not forwarded, and why. `host_ip`/`host_port` say where it is reachable all the same."""
 
     key: ForwardKey
-    status: NoticeStatus
+    status: UnforwardedStatus
     reason: str
     source: Source
     attributes: PortAttributes
@@ -174,9 +174,9 @@ class Plan:
     `undecided` ports it is not known yet whose they are.
     """
 
-    wishes: Mapping[ForwardKey, Wish]
-    notices: Mapping[ForwardKey, Notice]
-    seen: Mapping[ForwardKey, Seen]
+    wishes: Mapping[ForwardKey, WantedForward]
+    notices: Mapping[ForwardKey, UnforwardedPort]
+    seen: Mapping[ForwardKey, ObservedPort]
     overflow: int = 0
     recheck_at_s: float | None = None
     summary: Summary | None = None
@@ -193,7 +193,7 @@ class Plan:
 def plan(
     rules: SessionRules,
     snapshot: Snapshot,
-    before: Mapping[ForwardKey, Seen],
+    before: Mapping[ForwardKey, ObservedPort],
     now_s: float,
     processes: Mapping[ForwardKey, ServerProcess | None] = NOBODY_KNOWN,
 ) -> Plan:
@@ -203,8 +203,8 @@ def plan(
     """
     wait_s = PROCESS_WAIT_S if rules.look_at_processes else None
     seen, recheck_at_s = _observe(snapshot, before, now_s, processes, wait_s)
-    wishes: dict[ForwardKey, Wish] = {}
-    notices: dict[ForwardKey, Notice] = {}
+    wishes: dict[ForwardKey, WantedForward] = {}
+    notices: dict[ForwardKey, UnforwardedPort] = {}
     overflow = undecided = looked_at = 0
 
     candidates: dict[ForwardKey, tuple[Source, PortSpec | None]] = {}
@@ -267,11 +267,11 @@ def _summary(rules: SessionRules, overflow: int) -> Summary | None:
 
 def _observe(
     snapshot: Snapshot,
-    before: Mapping[ForwardKey, Seen],
+    before: Mapping[ForwardKey, ObservedPort],
     now_s: float,
     processes: Mapping[ForwardKey, ServerProcess | None],
     wait_s: float | None,
-) -> tuple[dict[ForwardKey, Seen], float | None]:
+) -> tuple[dict[ForwardKey, ObservedPort], float | None]:
     """What listens now, and what vanished so recently that it still counts; when to look again without news.
 
     `wait_s` is how long a new port's process is waited for. A server that took the place of another is taken for that one
@@ -281,7 +281,7 @@ def _observe(
     for listener in snapshot:
         key = ForwardKey(listener.transport, None, listener.container_port)
         addresses.setdefault(key, set()).add(listener.address)
-    seen: dict[ForwardKey, Seen] = {}
+    seen: dict[ForwardKey, ObservedPort] = {}
     times_s: list[float] = []
     # Those of before in their order, then new ones by number (a snapshot is sorted).
     for key in dict.fromkeys((*before, *addresses)):
@@ -291,7 +291,7 @@ def _observe(
             expires_at_s = gone_at_s + WITHDRAWAL_GRACE_S
             # What went before anything was decided about it was never there.
             if now_s < expires_at_s and last.decide_at_s is None:
-                seen[key] = Seen(last.addresses, gone_at_s, last.returning, last.process)
+                seen[key] = ObservedPort(last.addresses, gone_at_s, last.returning, last.process)
                 times_s.append(expires_at_s)
             continue
         process, decide_at_s = processes.get(key), None
@@ -304,7 +304,7 @@ def _observe(
             decide_at_s = last.decide_at_s if last is not None and is_known else now_s + BRIEF_S
         if decide_at_s is not None and decide_at_s <= now_s:
             decide_at_s = None
-        seen[key] = Seen(frozenset(found or ()), process=process, decide_at_s=decide_at_s)
+        seen[key] = ObservedPort(frozenset(found or ()), process=process, decide_at_s=decide_at_s)
         times_s += [] if decide_at_s is None else [decide_at_s]
     return seen, min(times_s, default=None)
 
@@ -314,16 +314,16 @@ def _why_not(
     key: ForwardKey,
     source: Source,
     spec: PortSpec | None,
-    seen: Seen | None,
+    seen: ObservedPort | None,
     attributes: PortAttributes,
-) -> Notice | None:
+) -> UnforwardedPort | None:
     """The reason for which this port is not forwarded; None when it is."""
 
     def notice(
         status: Literal["published", "ignored", "failed"], reason: str, at: PublishedPort | None = None
-    ) -> Notice:
+    ) -> UnforwardedPort:
         host_ip, host_port = (at.host_ip, at.host_port) if at else (None, None)
-        return Notice(key, status, reason, source, attributes, host_ip, host_port, _shown(seen))
+        return UnforwardedPort(key, status, reason, source, attributes, host_ip, host_port, _shown(seen))
 
     if key.container_host is None and rules.ports_are_here:
         return notice("ignored", rules.ports_are_here)
@@ -362,7 +362,7 @@ def _published(
     key: ForwardKey,
     source: Source,
     spec: PortSpec | None,
-    seen: Seen | None,
+    seen: ObservedPort | None,
     attributes: PortAttributes,
 ) -> PublishedPort | None:
     """Where the engine publishes this port, if that will do: its server is reached there, under the number that is asked for."""
@@ -384,11 +384,11 @@ def _is_here(port: PublishedPort) -> bool:
     return port.host_ip in WILDCARDS or port.host_ip == "::1" or port.host_ip.startswith("127.")
 
 
-def _is_on_loopback(seen: Seen | None) -> bool:
+def _is_on_loopback(seen: ObservedPort | None) -> bool:
     return seen is not None and all(address == "::1" or address.startswith("127.") for address in seen.addresses)
 
 
-def _elsewhere(rules: SessionRules, key: ForwardKey, seen: Seen | None) -> str | None:
+def _elsewhere(rules: SessionRules, key: ForwardKey, seen: ObservedPort | None) -> str | None:
     """Why the session of another container forwards this port; None when that does not, or does not reach it."""
     elsewhere = rules.elsewhere.get(key)
     if elsewhere is None or (elsewhere.from_beside and _is_on_loopback(seen)):
@@ -434,8 +434,8 @@ def _refused_elevation(
 
 
 def _wish(
-    key: ForwardKey, source: Source, pinned_host_port: int | None, seen: Seen | None, attributes: PortAttributes
-) -> Wish:
+    key: ForwardKey, source: Source, pinned_host_port: int | None, seen: ObservedPort | None, attributes: PortAttributes
+) -> WantedForward:
     from_ipv6: tuple[DialAddress, ...] = ()
     if key.container_host is not None:
         dials: tuple[DialAddress, ...] = (DialAddress(key.container_host, key.container_port),)
@@ -448,10 +448,12 @@ def _wish(
         # There is no refusing a datagram, so a UDP port is served whether or not somebody is there.
         serving = seen is not None or key.transport == "udp"
     others = from_ipv6 if from_ipv6 != dials else ()
-    return Wish(key, dials, source, attributes, pinned_host_port, serving, _shown(seen), dials_from_ipv6=others)
+    return WantedForward(
+        key, dials, source, attributes, pinned_host_port, serving, _shown(seen), dials_from_ipv6=others
+    )
 
 
-def _note(rules: SessionRules, key: ForwardKey, seen: Seen | None) -> str | None:
+def _note(rules: SessionRules, key: ForwardKey, seen: ObservedPort | None) -> str | None:
     published = next(iter(_publications(rules, key)), None)
     if published is None or not _is_on_loopback(seen):
         return None
@@ -459,5 +461,5 @@ def _note(rules: SessionRules, key: ForwardKey, seen: Seen | None) -> str | None
     return f"published by the engine on {where}, which does not reach a server on loopback"
 
 
-def _shown(seen: Seen | None) -> str | None:
+def _shown(seen: ObservedPort | None) -> str | None:
     return seen.process.shown if seen is not None and seen.process is not None else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from autoforward.core.model import ForwardKey, PortSpec, Transport
 
-Spot = tuple[str, Transport, int]
+PortKey = tuple[str, Transport, int]
 """Namespace, transport, port."""
 
 Rank = tuple[bool, int]
@@ -22,7 +22,7 @@ Rank = tuple[bool, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
+class ClaimedBy:
     """Who forwards this port. `from_beside`: through the network, so that a server on loopback is not reached."""
 
     container_name: str
@@ -32,11 +32,11 @@ class Elsewhere:
 LAST = 1 << 62
 """Behind every session: who does not want it at all."""
 
-NOWHERE_ELSE: Mapping[ForwardKey, Elsewhere] = {}
+NOWHERE_ELSE: Mapping[ForwardKey, ClaimedBy] = {}
 
 
 @dataclass(slots=True, eq=False)
-class Neighbour:
+class PortClaim:
     """One session's part. `number` says who was there first; `beside`: the services that it forwards from beside them.
 
     With `takes_all` it wants every port of its namespace, whether or not it has seen it yet.
@@ -49,28 +49,28 @@ class Neighbour:
     project: str | None = None
     service: str | None = None
     takes_all: bool = False
-    wants: dict[Spot, Rank] = field(default_factory=dict)
+    wants: dict[PortKey, Rank] = field(default_factory=dict)
     beside: set[tuple[str, Transport, int]] = field(default_factory=set)
 
-    def rank_at(self, spot: Spot) -> Rank:
+    def rank_at(self, spot: PortKey) -> Rank:
         return self.wants.get(spot) or (True, self.number if self.takes_all else LAST)
 
 
-class Neighbours:
+class PortClaims:
     """All sessions that watch. `enter` gives a session its part; `join`, then for each plan `consult` and `settle`."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        self._members: list[Neighbour] = []
-        self._holders: dict[Spot, Neighbour] = {}
+        self._members: list[PortClaim] = []
+        self._holders: dict[PortKey, PortClaim] = {}
 
-    def enter(self, replan: Callable[[], None]) -> Neighbour:
+    def enter(self, replan: Callable[[], None]) -> PortClaim:
         """A part for a session, in the order in which sessions begin."""
-        return Neighbour(next(self._numbers), replan)
+        return PortClaim(next(self._numbers), replan)
 
     def join(
         self,
-        one: Neighbour,
+        one: PortClaim,
         name: str,
         namespace: str,
         project: str | None,
@@ -91,7 +91,7 @@ class Neighbours:
             services = {name for name, _transport, _port in one.beside}
             self._wake(self._of_services(project, services | {service}, but=one))
 
-    def leave(self, one: Neighbour) -> None:
+    def leave(self, one: PortClaim) -> None:
         """It forwards nothing any more. Idempotent."""
         if one not in self._members:
             return
@@ -103,8 +103,8 @@ class Neighbours:
         self._wake(self._of_services(one.project, services))
 
     def consult(
-        self, one: Neighbour, own: Iterable[ForwardKey] | None, declared: Iterable[PortSpec]
-    ) -> Mapping[ForwardKey, Elsewhere]:
+        self, one: PortClaim, own: Iterable[ForwardKey] | None, declared: Iterable[PortSpec]
+    ) -> Mapping[ForwardKey, ClaimedBy]:
         """Which of its own ports another session has; the others are its own from now on. `settle` must follow.
 
         `own` are the ports that it sees; None: it takes declared ones only.
@@ -130,7 +130,7 @@ class Neighbours:
                 found[key] = elsewhere
         return found
 
-    def settle(self, one: Neighbour, own: Iterable[ForwardKey], elsewhere: Mapping[ForwardKey, Elsewhere]) -> None:
+    def settle(self, one: PortClaim, own: Iterable[ForwardKey], elsewhere: Mapping[ForwardKey, ClaimedBy]) -> None:
         """The plan has been carried out: of these ports it has all but those that are elsewhere."""
         kept = {
             (one.namespace, key.transport, key.container_port)
@@ -139,11 +139,11 @@ class Neighbours:
         }
         self._release(one, [spot for spot, holder in self._holders.items() if holder is one and spot not in kept])
 
-    def _elsewhere(self, one: Neighbour, sharing: list[Neighbour], spot: Spot) -> Elsewhere | None:
+    def _elsewhere(self, one: PortClaim, sharing: list[PortClaim], spot: PortKey) -> ClaimedBy | None:
         wish = (one.service, spot[1], spot[2])
         for other in self._who_forwards_beside(one.project):
             if other is not one and wish in other.beside and self._is_alone(one):
-                return Elsewhere(other.name, from_beside=True)
+                return ClaimedBy(other.name, from_beside=True)
         best = min((*sharing, one), key=lambda member: member.rank_at(spot))
         holder = self._holders.get(spot, best)
         if holder is one and best is one:
@@ -151,17 +151,17 @@ class Neighbours:
             return None
         if holder is not one and best is one:
             holder.replan()
-        return Elsewhere((best if holder is one else holder).name)
+        return ClaimedBy((best if holder is one else holder).name)
 
-    def _release(self, one: Neighbour, spots: Iterable[Spot]) -> None:
-        waiting: dict[int, Neighbour] = {}
+    def _release(self, one: PortClaim, spots: Iterable[PortKey]) -> None:
+        waiting: dict[int, PortClaim] = {}
         for spot in spots:
             if self._holders.get(spot) is one:
                 del self._holders[spot]
                 waiting |= {other.number: other for other in self._members if other is not one and spot in other.wants}
         self._wake(waiting.values())
 
-    def _is_served_from_beside(self, one: Neighbour) -> bool:
+    def _is_served_from_beside(self, one: PortClaim) -> bool:
         return any(
             service == one.service
             for other in self._who_forwards_beside(one.project)
@@ -169,16 +169,16 @@ class Neighbours:
             for service, _transport, _port in other.beside
         )
 
-    def _is_alone(self, one: Neighbour) -> bool:
+    def _is_alone(self, one: PortClaim) -> bool:
         """Of several instances of a service nobody knows which one its name leads to."""
         return sum((other.project, other.service) == (one.project, one.service) for other in self._members) == 1
 
-    def _who_forwards_beside(self, project: str | None) -> list[Neighbour]:
+    def _who_forwards_beside(self, project: str | None) -> list[PortClaim]:
         return [other for other in self._members if project is not None and other.project == project and other.beside]
 
     def _of_services(
-        self, project: str | None, services: Set[str | None], but: Neighbour | None = None
-    ) -> list[Neighbour]:
+        self, project: str | None, services: Set[str | None], but: PortClaim | None = None
+    ) -> list[PortClaim]:
         return [
             other
             for other in self._members
@@ -186,7 +186,7 @@ class Neighbours:
         ]
 
     @staticmethod
-    def _wake(members: Iterable[Neighbour]) -> None:
+    def _wake(members: Iterable[PortClaim]) -> None:
         for member in list(members):
             member.replan()
 

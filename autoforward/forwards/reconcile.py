@@ -6,14 +6,14 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from autoforward.core.model import FIRST_UNPRIVILEGED, ForwardKey, Status
-from autoforward.forwards.plan import Notice, Plan, Wish
+from autoforward.forwards.plan import Plan, UnforwardedPort, WantedForward
 
 
 @dataclass(frozen=True, slots=True)
 class Existing:
     """A forward as it stands, as far as the steps depend on it."""
 
-    wish: Wish
+    wish: WantedForward
     status: Status | None
     host_ip: str | None
     host_port: int | None = None
@@ -27,21 +27,21 @@ class Steps:
     """
 
     close: tuple[ForwardKey, ...] = ()
-    withdraw: tuple[Wish, ...] = ()
-    serve: tuple[Wish, ...] = ()
-    update: tuple[Wish, ...] = ()
-    open: tuple[Wish, ...] = ()
-    notices: tuple[Notice, ...] = field(default=())
+    withdraw: tuple[WantedForward, ...] = ()
+    serve: tuple[WantedForward, ...] = ()
+    update: tuple[WantedForward, ...] = ()
+    open: tuple[WantedForward, ...] = ()
+    notices: tuple[UnforwardedPort, ...] = field(default=())
     dropped_notices: tuple[ForwardKey, ...] = ()
 
 
-def _claim(wish: Wish) -> tuple[object, ...]:
+def _claim(wish: WantedForward) -> tuple[object, ...]:
     """What decides about a host socket, and about how it is served."""
     attributes = wish.attributes
     return wish.pinned_host_port, attributes.require_local_port, attributes.elevate_if_needed, wish.dials, wish.serving
 
 
-def _needs_another_number(have: Existing, wish: Wish) -> bool:
+def _needs_another_number(have: Existing, wish: WantedForward) -> bool:
     """Whether the host port that it has is not, or may not be, the one that it would be given now."""
     if wish.pinned_host_port != have.wish.pinned_host_port:
         return True
@@ -56,12 +56,12 @@ def _needs_another_number(have: Existing, wish: Wish) -> bool:
     return have.host_port != same < FIRST_UNPRIVILEGED or have.host_port < FIRST_UNPRIVILEGED
 
 
-def _starts_or_stops_holding(have: Existing, wish: Wish) -> bool:
+def _starts_or_stops_holding(have: Existing, wish: WantedForward) -> bool:
     """Whether the host port of a server that is not up has to listen from now on, or not any more."""
     return have.status == "waiting" and wish.accepts != have.wish.accepts
 
 
-def may_move(have: Existing, wish: Wish, *, came_back: bool) -> bool:
+def may_move(have: Existing, wish: WantedForward, *, came_back: bool) -> bool:
     """Whether this is a moment at which a forward on another number than its own may get its own: its server comes (back)."""
     if have.host_port in (None, wish.key.container_port) or not wish.serving:
         return False
@@ -72,7 +72,7 @@ def may_move(have: Existing, wish: Wish, *, came_back: bool) -> bool:
 
 def reconcile(
     existing: Mapping[ForwardKey, Existing],
-    noticed: Mapping[ForwardKey, Notice],
+    noticed: Mapping[ForwardKey, UnforwardedPort],
     wanted: Plan,
     host_ip: str,
     moving: Set[ForwardKey] = frozenset(),
@@ -82,9 +82,9 @@ def reconcile(
     `moving`: forwards that would get their own number now, at a moment at which they may (`may_move`).
     """
     close: list[ForwardKey] = []
-    withdraw: list[Wish] = []
-    serve: list[Wish] = []
-    update: list[Wish] = []
+    withdraw: list[WantedForward] = []
+    serve: list[WantedForward] = []
+    update: list[WantedForward] = []
     anew: set[ForwardKey] = set()
     for key, have in existing.items():
         wish = wanted.wishes.get(key)

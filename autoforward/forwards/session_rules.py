@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from autoforward.config.session_record import SessionRecord
 from autoforward.core.identity.network_namespace import own_namespace
 from autoforward.core.model import ContainerInfo, ForwardKey, PortSpec, Snapshot
-from autoforward.core.setting_values import Selection
+from autoforward.core.setting_values import PortFilter
 from autoforward.forwards.plan import ON_OUR_NETWORK, ON_THE_HOST, SessionRules
-from autoforward.forwards.port_claims import NOWHERE_ELSE, Elsewhere, Neighbours
+from autoforward.forwards.port_claims import NOWHERE_ELSE, ClaimedBy, PortClaims
 from autoforward.lanes.relay_tools import RelayTool
 from autoforward.net.bound_pair import lowest_bindable_port
 from autoforward.trust.widening import spelled_out
@@ -22,7 +22,7 @@ def rules_of(
     stopped: Set[ForwardKey],
     tool: RelayTool | None,
     problem: str | None,
-    elsewhere: Mapping[ForwardKey, Elsewhere],
+    elsewhere: Mapping[ForwardKey, ClaimedBy],
     network: bytes = b"",
 ) -> SessionRules:
     """Everything but the snapshot and the time. `problem` is why there is no `tool`; `network`: the container's namespace."""
@@ -33,9 +33,9 @@ def rules_of(
         declared=record.declared if record.attached else (),
         manual=manual,
         attributes=record.rules,
-        exclude=Selection(options.exclude, options.exclude_processes),
-        include=Selection(options.include, options.include_processes),
-        firm=Selection(options.firm, options.firm_processes),
+        exclude=PortFilter(options.exclude, options.exclude_processes),
+        include=PortFilter(options.include, options.include_processes),
+        firm=PortFilter(options.firm, options.firm_processes),
         include_known=options.include_known,
         include_is_own=options.include_is_own,
         local_ports=options.local_ports,
@@ -62,13 +62,13 @@ def _why_ports_are_here(info: ContainerInfo | None, network: bytes) -> str | Non
     return ON_OUR_NETWORK if network and network == own_namespace() else None
 
 
-class Beside:
+class SessionClaims:
     """A session's part among its neighbours, in terms of its record. `replan` is called when others have changed."""
 
-    def __init__(self, neighbours: Neighbours, replan: Callable[[], None]) -> None:
+    def __init__(self, neighbours: PortClaims, replan: Callable[[], None]) -> None:
         self._neighbours = neighbours
         self._part = neighbours.enter(replan)
-        self._elsewhere: Mapping[ForwardKey, Elsewhere] = NOWHERE_ELSE
+        self._elsewhere: Mapping[ForwardKey, ClaimedBy] = NOWHERE_ELSE
         self._network = b""
 
     def join(self, record: SessionRecord, info: ContainerInfo, network: bytes | None = None) -> None:
@@ -89,7 +89,7 @@ class Beside:
 
     def consult(
         self, record: SessionRecord, snapshot: Snapshot, seen: Iterable[ForwardKey], *, can_relay: bool
-    ) -> Mapping[ForwardKey, Elsewhere]:
+    ) -> Mapping[ForwardKey, ClaimedBy]:
         """Which ports of the container itself another session has, before a plan is made. `seen`: of the last plan.
 
         One that cannot relay, for want of a lane, leaves them all to others.

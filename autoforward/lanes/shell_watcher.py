@@ -26,7 +26,7 @@ from autoforward.core.errors import ProtocolError
 from autoforward.core.masking.command_line import mask_command_line
 from autoforward.core.pause import ENGINE_WORD_S, PauseQuestion
 from autoforward.core.text import LineSplitter, printable
-from autoforward.engine.exec_stream import STDERR, STDOUT, EngineStream
+from autoforward.engine.exec_stream import STDERR, STDOUT, ExecStream
 from autoforward.lanes.watcher_protocol import (
     Answer,
     Fatal,
@@ -55,7 +55,7 @@ class Detector:
 
     def __init__(
         self,
-        stream: EngineStream,
+        stream: ExecStream,
         on_frame: Callable[[Frame], None],
         on_answer: Callable[[Answer], None],
         on_lost: Callable[[str], None],

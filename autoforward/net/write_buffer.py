@@ -50,7 +50,7 @@ def append_joined(chunks: deque[bytes | memoryview], data: bytes) -> None:
         chunks.append(data)
 
 
-class Outbox:
+class WriteBuffer:
     """Bytes that wait for a socket to take them, in order."""
 
     __slots__ = ("_chunks", "size")

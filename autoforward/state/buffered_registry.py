@@ -63,7 +63,7 @@ class _Rows:
         return _Unwritten({key: row for key, row in after.leases.items() if self.leases.get(key) != row}, sessions)
 
 
-class Ledger:
+class BufferedRegistry:
     """Safe from any thread; every method but `problem` and `has_unwritten` may block on the registry's lock and the disk.
 
     `warn` gets one sentence when trouble begins, or becomes another one. `live` gives what is held and attached to right
@@ -88,7 +88,7 @@ class Ledger:
 
     def __repr__(self) -> str:
         count = len(self._unwritten.leases) + len(self._unwritten.sessions)
-        return f"<Ledger of {self._registry!r}, {count} rows not written>"
+        return f"<BufferedRegistry of {self._registry!r}, {count} rows not written>"
 
     @property
     def problem(self) -> str | None:

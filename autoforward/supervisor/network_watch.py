@@ -22,7 +22,7 @@ from autoforward.core.identity.network_sharing import DirectPath
 from autoforward.core.model import EngineEndpoint
 from autoforward.engine.client import ContainerEvent
 from autoforward.engine.network_look import NetworkLook
-from autoforward.engine.pool import Engines
+from autoforward.engine.pool import EnginePool
 from autoforward.supervisor.session.session import Session
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Host(Protocol):
     """The supervisor, as far as it is needed here."""
 
     sessions: dict[str, Session]
-    engines: Engines
+    engines: EnginePool
 
     def spawn(self, work: object, name: str) -> None: ...
 

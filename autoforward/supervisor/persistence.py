@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from autoforward.config.session_record import SessionRecord
-from autoforward.state.buffered_registry import Ledger
+from autoforward.state.buffered_registry import BufferedRegistry
 from autoforward.state.document import RegistryDocument
 from autoforward.state.folder import StatePaths
 from autoforward.state.registry import Registry
@@ -27,14 +27,14 @@ LOOK_INTERVAL_S = 2.0
 T = TypeVar("T")
 
 
-class Books:
+class Persistence:
     """`sessions` is the supervisor's table, by id. Ended with `aclose`, which writes what it still can."""
 
     def __init__(self, paths: StatePaths, sessions: Mapping[str, Session], warn: Callable[[str], None]) -> None:
         self._sessions = sessions
         self._warn = warn
         registry = Registry(paths, warn, recover=self._what_is_live)
-        self.ledger = Ledger(registry, warn, live=self._what_is_live)
+        self.ledger = BufferedRegistry(registry, warn, live=self._what_is_live)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="autoforward-disk")
         self._task: asyncio.Task[None] | None = None
 

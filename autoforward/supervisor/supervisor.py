@@ -37,8 +37,8 @@ from autoforward.dataplane.messages import (
     MuxCheck,
     MuxLost,
     MuxSaid,
-    Notice,
     PauseUnsure,
+    PlaneEvent,
     ReadCounters,
     RelayEnded,
     RelayStarted,
@@ -49,18 +49,18 @@ from autoforward.dataplane.plane import DataPlane
 from autoforward.desktop.actions import ActingSession, Actions
 from autoforward.desktop.launcher import Desktop
 from autoforward.engine.client import ContainerEvent
-from autoforward.engine.pool import Engines
+from autoforward.engine.pool import EnginePool
 from autoforward.forwards.allocator import Allocator
-from autoforward.forwards.port_claims import Neighbours
+from autoforward.forwards.port_claims import PortClaims
 from autoforward.state.document import current_process
 from autoforward.state.event_log import EventLog
 from autoforward.state.folder import StatePaths
 from autoforward.state.missing_ends import tell_endings
-from autoforward.supervisor.autoattach.compose_services import Siblings
-from autoforward.supervisor.autoattach.watches import Watches
+from autoforward.supervisor.autoattach.auto_attach_manager import AutoAttachManager
+from autoforward.supervisor.autoattach.compose_services import ComposeServices
 from autoforward.supervisor.event_hub import EventHub
 from autoforward.supervisor.network_watch import NetworkWatch
-from autoforward.supervisor.persistence import Books
+from autoforward.supervisor.persistence import Persistence
 from autoforward.supervisor.session.config_reload import LiveConfiguration
 from autoforward.supervisor.session.session import Session
 from autoforward.supervisor.session.shared import SessionServices
@@ -136,14 +136,14 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, f"signal {signal.Signals(number).name}")
         self.plane = DataPlane(lambda notice: self._hand_over(loop, notice))
-        self.books = Books(self.paths, self.sessions, self._warn)
+        self.books = Persistence(self.paths, self.sessions, self._warn)
         process = current_process()
         self.actions = Actions(self._session_of, self._remember_opened, Desktop())
         self.hub = EventHub(await asyncio.to_thread(self._open_event_log), self.actions.on_event)
-        self.engines = Engines(self._on_engine_event, lambda endpoint: self.watches.on_lost(endpoint))
+        self.engines = EnginePool(self._on_engine_event, lambda endpoint: self.watches.on_lost(endpoint))
         self._allocator = Allocator(self.books.ledger, process)
         self.services = functools.partial(
-            SessionServices, self.plane, self._allocator, self.hub, self.books.thread, neighbours=Neighbours()
+            SessionServices, self.plane, self._allocator, self.hub, self.books.thread, neighbours=PortClaims()
         )
         self.approvals = Approvals(self.paths)
         self.live = LiveConfiguration(
@@ -152,8 +152,8 @@ class Supervisor:
             self.hub.publish,
             self.approvals.word_of,
         )
-        self.siblings = Siblings(self)
-        self.watches = Watches(self, self.actions.restore)
+        self.siblings = ComposeServices(self)
+        self.watches = AutoAttachManager(self, self.actions.restore)
         self.networks = NetworkWatch(self)
         self.plane.start()
         info = {"pid": process.pid, "pid_started": process.started, "version": __version__}
@@ -332,11 +332,11 @@ class Supervisor:
 
     # What comes in.
 
-    def _hand_over(self, loop: asyncio.AbstractEventLoop, notice: Notice) -> None:
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, notice: PlaneEvent) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to tell
             loop.call_soon_threadsafe(self._on_notice, notice)
 
-    def _on_notice(self, notice: Notice) -> None:
+    def _on_notice(self, notice: PlaneEvent) -> None:
         match notice:
             case StreamWanted(forward_id, relay_id):
                 session = self._session_with(forward_id)

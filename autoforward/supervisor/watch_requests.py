@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from autoforward.config.caller import Caller
-from autoforward.config.container_filter import Selection
+from autoforward.config.caller import CommandContext
+from autoforward.config.container_filter import ContainerFilter
 from autoforward.config.session_record import parse_endpoint
 from autoforward.control.server import Connection
 from autoforward.state.event_log import line_of
-from autoforward.supervisor.autoattach.auto_attach import Notes, Watch
+from autoforward.supervisor.autoattach.auto_attach import AutoAttach, Notes
 from autoforward.supervisor.event_hub import Subscription
 from autoforward.supervisor.session.status_rows import describe
 from autoforward.supervisor.supervisor import DRAIN_S, Supervisor
@@ -27,7 +27,7 @@ class WatchingCommand:
         """Until the command says that it ends or hangs up, or the supervisor ends."""
         supervisor, watches = self._supervisor, self._supervisor.watches
         endpoint = parse_endpoint(request["engine"])
-        selection, caller = Selection.from_json(request["selection"]), Caller.from_json(request["caller"])
+        selection, caller = ContainerFilter.from_json(request["selection"]), CommandContext.from_json(request["caller"])
         declined = {str(key): str(value) for key, value in dict(request["declined"]).items()}
         notes: Notes = asyncio.Queue()
         supervisor.foreground += 1
@@ -50,7 +50,7 @@ class WatchingCommand:
             supervisor.foreground -= 1
             supervisor.check_idle()
 
-    async def _stay(self, watch: Watch, connection: Connection, heard: Subscription, notes: Notes) -> bool:
+    async def _stay(self, watch: AutoAttach, connection: Connection, heard: Subscription, notes: Notes) -> bool:
         """Whether the command has said that it ends."""
         tasks = (
             asyncio.create_task(self._tell_events(heard, connection), name="events of a watch"),
@@ -64,7 +64,7 @@ class WatchingCommand:
             for task in (listening, *tasks):
                 task.cancel()
 
-    async def _end(self, watch: Watch, connection: Connection) -> list[str]:
+    async def _end(self, watch: AutoAttach, connection: Connection) -> list[str]:
         """Names of what ended with it. Another word of the command, or its end, cuts what is still open."""
         ending = asyncio.ensure_future(self._supervisor.watches.end(watch.id, DRAIN_S))
         listening = asyncio.ensure_future(connection.receive())
@@ -84,7 +84,7 @@ class WatchingCommand:
         while True:
             await connection.send(await notes.get())
 
-    def _describe(self, watch: Watch) -> Mapping[str, Any]:
+    def _describe(self, watch: AutoAttach) -> Mapping[str, Any]:
         watches = self._supervisor.watches
         return {
             "selection": str(watch.selection),

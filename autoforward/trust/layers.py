@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autoforward.core.model import FIRST_UNPRIVILEGED, PortSpec
-from autoforward.core.setting_values import DEFAULT_MAX_PORTS, NOTHING, LocalPorts, Selection
+from autoforward.core.setting_values import DEFAULT_MAX_PORTS, NOTHING, LocalPorts, PortFilter
 from autoforward.core.settings import NO_SETTINGS, Settings, layered
 from autoforward.trust.permissions import Source, goes_beyond, is_loopback, is_low
 from autoforward.trust.widening import Asking
@@ -37,7 +37,7 @@ class Settled:
 
     settings: Settings = NO_SETTINGS
     low_ports: tuple[LocalPorts, ...] = ()
-    firm: Selection = NOTHING
+    firm: PortFilter = NOTHING
     include_known: bool = True
     include_is_own: bool = True
     forwards_are_own: bool = False
@@ -186,7 +186,7 @@ def _default_exclude(layers: Sequence[Layer], config: Settings, asking: Asking) 
     return chosen
 
 
-def _excluded(layers: Sequence[Layer], config: Settings) -> tuple[Selection | None, Selection]:
+def _excluded(layers: Sequence[Layer], config: Settings) -> tuple[PortFilter | None, PortFilter]:
     """All that is excluded, and what of it the user has: a foreign layer adds to the user's own file."""
     first = next(_setting(layers, "exclude"), None)
     if first is None or first.settings.exclude is None:
@@ -196,12 +196,12 @@ def _excluded(layers: Sequence[Layer], config: Settings) -> tuple[Selection | No
         return said, said
     mine = config.exclude or NOTHING
     ranges = tuple(dict.fromkeys((*said.ranges, *mine.ranges)))
-    return Selection(ranges, tuple(dict.fromkeys((*said.processes, *mine.processes)))), mine
+    return PortFilter(ranges, tuple(dict.fromkeys((*said.processes, *mine.processes)))), mine
 
 
 def _brings_back_known(layer: Layer, layers: Sequence[Layer], asking: Asking) -> bool:
     excluded = [one.settings.exclude for one in layers if one.is_foreign and one.settings.exclude is not None]
-    theirs = Selection(
+    theirs = PortFilter(
         tuple(pair for one in excluded for pair in one.ranges),
         tuple(text for one in excluded for text in one.processes),
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autoforward.core.model import FIRST_UNPRIVILEGED, OnAutoForward
-from autoforward.core.setting_values import DEFAULT_MAX_PORTS, Selection
+from autoforward.core.setting_values import DEFAULT_MAX_PORTS, PortFilter
 
 Source = Literal["user", "config", "workspace", "label"]
 """Who speaks: the user (flags, variables, `--settings`), the user's config.toml, a file of the workspace, a label."""
@@ -70,7 +70,7 @@ def is_low(host_port: int | None) -> bool:
     return host_port is not None and host_port < FIRST_UNPRIVILEGED
 
 
-def goes_beyond(include: Selection, exclude: Selection) -> Selection:
+def goes_beyond(include: PortFilter, exclude: PortFilter) -> PortFilter:
     """The part of `include` that can only be about what is excluded by default: not within this `exclude`.
 
     Where there is an `exclude`, an expression is taken to be about that.
@@ -78,4 +78,4 @@ def goes_beyond(include: Selection, exclude: Selection) -> Selection:
     ranges = tuple(
         one for one in include.ranges if not any(low <= one[0] and one[1] <= high for low, high in exclude.ranges)
     )
-    return Selection(ranges, () if exclude.ranges or exclude.processes else include.processes)
+    return PortFilter(ranges, () if exclude.ranges or exclude.processes else include.processes)

@@ -14,7 +14,7 @@ import docker
 import pytest
 
 from autoforward.core.model import EngineEndpoint
-from autoforward.engine.ssh import SshLink
+from autoforward.engine.ssh import SshTransport
 from tests.conformance import IPV6_ON, dial
 from tests.conftest import Runner, runner, supervisor_of
 from tests.containers import Container, Server, eventually
@@ -160,7 +160,7 @@ def test_a_login_that_answers_no_more_is_given_up_when_it_is_asked(
     """As after a sleep: nothing has told ssh that the other side is gone."""
     monkeypatch.setenv("AUTOFORWARD_HOME", str(home))
     ssh = str(sshd.folder / "bin/ssh")
-    link = SshLink(EngineEndpoint(sshd.host, "a test", ssh_auth_sock=str(sshd.auth_sock)), lambda: None, ssh)
+    link = SshTransport(EngineEndpoint(sshd.host, "a test", ssh_auth_sock=str(sshd.auth_sock)), lambda: None, ssh)
     try:
         link.sdk_url()
         logins = sshd.logins

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from autoforward.config.container_filter import Selection
+from autoforward.config.container_filter import ContainerFilter
 from autoforward.engine.client import Engine
 from autoforward.engine.endpoint import resolve_endpoint
 from tests.conftest import ContainerFactory, Runner, supervisor_of
@@ -253,7 +253,7 @@ def test_dev_containers_are_told_by_their_labels_on_a_real_engine(container: Con
     raw = engine.containers.run(image.id, ["sleep", "infinity"], detach=True, labels=dict(by_image.raw.labels))
     try:
         ours = Engine(resolve_endpoint())
-        selection = Selection()
+        selection = ContainerFilter()
         found = {key for query in selection.queries for key in ours.find_ids(query)}
         assert {by_folder.id, by_metadata.id, raw.id} <= found
         assert by_image.id not in found

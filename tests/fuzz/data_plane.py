@@ -28,7 +28,7 @@ from autoforward.dataplane.messages import (
     MuxPace,
     MuxRetire,
     MuxStart,
-    Notice,
+    PlaneEvent,
     Route,
     Serve,
     StreamFailed,
@@ -117,7 +117,7 @@ class World:
         self.agent.close()
         self._closing.close()
 
-    def _notice(self, notice: Notice) -> None:
+    def _notice(self, notice: PlaneEvent) -> None:
         if isinstance(notice, StreamWanted):  # it came while there was no agent
             self.plane.submit(StreamFailed(notice.relay_id, "no other lane"))
         if isinstance(notice, MuxLost):
@@ -311,7 +311,7 @@ class World:
 
     def _carriers(self) -> Iterator[Any]:
         for owned in self.plane._loop._owned:
-            if isinstance(owned, carrier_module.Carrier):
+            if isinstance(owned, carrier_module.Multiplexer):
                 yield owned
 
     # The end.
@@ -367,8 +367,8 @@ def carrier(data: bytes) -> None:
             module = sys.modules[f"autoforward.{name}"]
             patches.enter_context(mock.patch.object(module, "time", clock))
         patches.enter_context(mock.patch.object(loop, "log", log))
-        take = carrier_module.Carrier._take
-        patches.enter_context(mock.patch.object(carrier_module.Carrier, "_take", world.counted(take)))
+        take = carrier_module.Multiplexer._take
+        patches.enter_context(mock.patch.object(carrier_module.Multiplexer, "_take", world.counted(take)))
         world.plane._loop._run()
     must(not faults, "no fault in the loop", faults)
     must(_descriptors() <= before, "no descriptor is left", before)

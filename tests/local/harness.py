@@ -17,14 +17,14 @@ from typing import Any, ParamSpec
 import jsonschema
 
 from autoforward.core.model import ForwardKey, Listener
-from autoforward.dataplane.messages import Notice, RelayPlan, StreamFailed, StreamReady, StreamWanted
+from autoforward.dataplane.messages import PlaneEvent, RelayPlan, StreamFailed, StreamReady, StreamWanted
 from autoforward.dataplane.plane import DataPlane
 from autoforward.engine.exec_stream import STDERR, SocketStream
 from autoforward.forwards.allocator import Allocator
 from autoforward.forwards.forwarder import Forwarder, Place, Services
-from autoforward.forwards.plan import Plan, Seen, SessionRules, plan
+from autoforward.forwards.plan import ObservedPort, Plan, SessionRules, plan
 from autoforward.lanes.relay_tools import Netcat, netcat_tool
-from autoforward.state.buffered_registry import Ledger
+from autoforward.state.buffered_registry import BufferedRegistry
 from autoforward.state.document import current_process
 from autoforward.state.event_log import EventLog, PortEvent
 from autoforward.state.folder import StatePaths
@@ -151,12 +151,12 @@ class Recorder:
 class Bench:
     """A state folder with everything that a session's services are made of. `close` at the end."""
 
-    def __init__(self, folder: Path, notify: Callable[[Notice], None] = lambda _notice: None) -> None:
+    def __init__(self, folder: Path, notify: Callable[[PlaneEvent], None] = lambda _notice: None) -> None:
         self.paths = StatePaths(folder)
         self.paths.ensure()
         self.registry = Registry(self.paths, Recorder._complain)
         self.allocator = Allocator(
-            Ledger(self.registry, Recorder._complain), current_process(), owners=lambda _ports: {}
+            BufferedRegistry(self.registry, Recorder._complain), current_process(), owners=lambda _ports: {}
         )
         self.publisher = Recorder(self.paths, self.registry)
         self.disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
@@ -183,7 +183,7 @@ class Table(Bench):
         self.far: list[socket.socket] = []
         self.streams: list[SocketStream] = []
 
-    def _answer(self, notice: Notice) -> None:
+    def _answer(self, notice: PlaneEvent) -> None:
         match notice:
             case StreamWanted(_, relay_id) if self.carry:
                 ours, theirs = socket.socketpair()
@@ -202,7 +202,11 @@ class Table(Bench):
         return await self.apply_after({}, rules, *container_ports, address=address)
 
     async def apply_after(
-        self, before: Mapping[ForwardKey, Seen], rules: SessionRules, *container_ports: int, address: str = "127.0.0.1"
+        self,
+        before: Mapping[ForwardKey, ObservedPort],
+        rules: SessionRules,
+        *container_ports: int,
+        address: str = "127.0.0.1",
     ) -> Plan:
         """A snapshot with these listeners, after what was seen before."""
         snapshot = tuple(Listener("tcp", port, address) for port in sorted(container_ports))

@@ -17,7 +17,7 @@ from typing import TypeVar
 from autoforward.dataplane.messages import (
     Drain,
     ForwardCounters,
-    Notice,
+    PlaneEvent,
     ReadCounters,
     RelayPlan,
     Serve,
@@ -33,7 +33,7 @@ FORWARD = "fwd-1"
 TOKEN = "0123456789abcdef" * 2
 RESET = struct.pack("ii", 1, 0)
 BUSYBOX = netcat_tool(Netcat(("busybox", "nc"), "busybox"))
-N = TypeVar("N", bound=Notice)
+N = TypeVar("N", bound=PlaneEvent)
 
 
 class Far:
@@ -98,8 +98,8 @@ class Rig:
     """The control side. `notices` are taken in order of their kind; what is not asked for is kept."""
 
     def __init__(self) -> None:
-        self._arrived: queue.Queue[Notice] = queue.Queue()
-        self._kept: list[Notice] = []
+        self._arrived: queue.Queue[PlaneEvent] = queue.Queue()
+        self._kept: list[PlaneEvent] = []
         self._closing = contextlib.ExitStack()
         self.plane = DataPlane(self._arrived.put)
         self.plane.start()
@@ -135,7 +135,7 @@ class Rig:
                 return notice
             self._kept.append(notice)
 
-    def has(self, kind: type[Notice]) -> bool:
+    def has(self, kind: type[PlaneEvent]) -> bool:
         """Whether a notice of this kind has come by now."""
         while not self._arrived.empty():
             self._kept.append(self._arrived.get())

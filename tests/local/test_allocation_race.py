@@ -16,7 +16,7 @@ import pytest
 
 from autoforward.core.model import ForwardKey
 from autoforward.forwards.allocator import Allocation, AllocationRequest, Allocator, LeaseRow
-from autoforward.state.buffered_registry import Ledger
+from autoforward.state.buffered_registry import BufferedRegistry
 from autoforward.state.folder import StatePaths
 from autoforward.state.registry import Registry, current_process
 
@@ -28,7 +28,7 @@ def allocate_and_hold(home: Path, number: int, barrier: Any, pipe: Connection) -
     """One process: meet the others, allocate, tell the number, and hold it until the other end closes."""
     warnings: list[str] = []
     registry = Registry(StatePaths(home), warnings.append, lock_timeout_s=60)
-    allocator = Allocator(Ledger(registry, warnings.append), current_process())
+    allocator = Allocator(BufferedRegistry(registry, warnings.append), current_process())
     request = AllocationRequest(
         identity=f"engine|name:box-{number}",
         key=ForwardKey("tcp", None, WANTED_PORT),

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from autoforward.config.approvals import Workspace, workspaces_of
-from autoforward.config.caller import Caller, record_for
+from autoforward.config.caller import CommandContext, record_for
 from autoforward.config.resolve import read_sources
 from autoforward.config.session_record import ConfigSources, SessionRecord
 from autoforward.core.errors import UsageError
@@ -177,10 +177,10 @@ def config_of(workspace: Path) -> Path:
     return workspace / ".devcontainer" / "devcontainer.json"
 
 
-def attached(workspace: Path, caller: Caller | None = None) -> ConfigSources:
+def attached(workspace: Path, caller: CommandContext | None = None) -> ConfigSources:
     """What a session keeps of an `attach` by hand."""
     info = ContainerInfo("0" * 64, "box", "running", {"devcontainer.local_folder": str(workspace)})
-    record, _ = record_for(info, ENDPOINT, caller or Caller(), target="box")
+    record, _ = record_for(info, ENDPOINT, caller or CommandContext(), target="box")
     # Through the registry.
     return ConfigSources.from_json(json.loads(json.dumps(record.sources.to_json())))
 
@@ -195,7 +195,7 @@ def test_warnings_quote_nothing_of_a_configuration_that_lies_outside(workspace: 
     outside.write_text('{"forwardPorts": ["hunter2 x", 3000], "portsAttributes": {"3000": {"protocol": "hunter2"}}}')
     config_of(workspace).symlink_to(outside)
     info = ContainerInfo("0" * 64, "box", "running", {"devcontainer.local_folder": str(workspace)})
-    record, warnings = record_for(info, ENDPOINT, Caller(), target="box")
+    record, warnings = record_for(info, ENDPOINT, CommandContext(), target="box")
     assert [spec.container_port for spec in record.declared] == [3000]
     [warning] = warnings
     assert warning.startswith(f"{config_of(workspace)}: 2 of its ports or attributes left out or cut")
@@ -253,7 +253,7 @@ def test_settings_in_the_workspace_are_held_to_the_same(workspace: Path, anywher
     path.write_text("maxPorts = 3")
     (workspace.parent / "home" / "mine.toml").write_text("maxPorts = 4\n")
     sources = (
-        attached(workspace, Caller(settings_file=str(workspace / "settings.toml")))
+        attached(workspace, CommandContext(settings_file=str(workspace / "settings.toml")))
         if name[0] == "s"
         else attached(workspace)
     )
@@ -281,11 +281,11 @@ def test_config_file_outside_that_only_a_label_names_is_not_followed_by_a_watch(
     outside = workspace.parent / "home" / "mine.json"
     labels = {"devcontainer.local_folder": str(workspace), "devcontainer.config_file": str(outside)}
     info = ContainerInfo("0" * 64, "box", "running", labels)
-    watching = Caller.from_json(Caller().to_json())
+    watching = CommandContext.from_json(CommandContext().to_json())
     with pytest.raises(UsageError, match="leads out of its folder"):
         record_for(info, ENDPOINT, watching, target="box")
-    by_hand, _ = record_for(info, ENDPOINT, Caller(), target="box")
-    again, _ = record_for(info, ENDPOINT, Caller.of(by_hand), target="box")
+    by_hand, _ = record_for(info, ENDPOINT, CommandContext(), target="box")
+    again, _ = record_for(info, ENDPOINT, CommandContext.of(by_hand), target="box")
     assert [spec.container_port for spec in again.declared] == [3000]
     # Without a workspace a label leads nowhere at all.
     info = replace(info, labels={"devcontainer.config_file": str(outside)})
@@ -465,7 +465,7 @@ def test_what_a_label_calls_a_folder_and_is_none_is_an_ordinary_session(anywhere
     (tmp_path / "0").mkdir()
     for folder in ("/x/a\0b", str(last), str(last / "below")):
         info = ContainerInfo("c", "web", "running", {"devcontainer.local_folder": folder})
-        record, _ = record_for(info, ENDPOINT, Caller(), target="web")
+        record, _ = record_for(info, ENDPOINT, CommandContext(), target="web")
         assert record.declared == ()
         assert Workspace.of(record).place == folder
         assert has_moved(folder, "/elsewhere")

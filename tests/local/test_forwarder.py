@@ -17,7 +17,7 @@ import pytest
 
 from autoforward.core.model import ForwardKey, PublishedPort
 from autoforward.core.port_spec import parse_port_spec
-from autoforward.core.setting_values import Selection
+from autoforward.core.setting_values import PortFilter
 from autoforward.dataplane.messages import Command, ForwardCounters, Route
 from autoforward.devcontainers.port_attributes import AttributeRules, parse_attributes
 from autoforward.forwards.plan import SessionRules
@@ -451,7 +451,7 @@ async def test_a_bind_address_that_changed_moves_the_forward(table: Table, port:
 @in_loop
 async def test_a_port_that_is_not_forwarded_is_said_once_and_what_changes_about_it_is_an_update(table: Table) -> None:
     port = free_port()
-    rules = SessionRules(exclude=Selection(((port, port),)))
+    rules = SessionRules(exclude=PortFilter(((port, port),)))
     await table.apply(rules, port)
     await table.apply(replace(rules, attributes=labelled(port, "web")), port)
     assert [(event.event, event.label) for event in table.publisher.events] == [("ignored", None), ("updated", "web")]

@@ -15,7 +15,7 @@ from autoforward.config.session_record import SessionRecord
 from autoforward.core.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.core.port_spec import parse_port_spec
 from autoforward.dataplane.messages import ForwardCounters
-from autoforward.supervisor.autoattach.compose_services import Siblings
+from autoforward.supervisor.autoattach.compose_services import ComposeServices
 from autoforward.supervisor.requests import Handlers
 from autoforward.supervisor.session import session as session_module
 from autoforward.supervisor.session.status_rows import describe
@@ -286,7 +286,7 @@ async def test_a_pin_that_is_handed_over_is_stored_as_the_forward_of_its_own_tha
         foreground=0,
         check_idle=lambda: None,
     )
-    supervisor.siblings = Siblings(cast(Any, supervisor))
+    supervisor.siblings = ComposeServices(cast(Any, supervisor))
 
     async def forward(host_port: int) -> Any:
         record = replace(RECORD, attached=False, manual=parse_port_spec(f"{host_port}:{port}"))

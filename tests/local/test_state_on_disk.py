@@ -20,7 +20,7 @@ from autoforward.state.folder import StatePaths
 from autoforward.state.registry import Registry
 from autoforward.supervisor import persistence as books_module
 from autoforward.supervisor.event_hub import EventHub
-from autoforward.supervisor.persistence import Books
+from autoforward.supervisor.persistence import Persistence
 from tests.conftest import command_env
 from tests.containers import eventually
 from tests.docker.observing import Command
@@ -119,7 +119,7 @@ async def test_nothing_is_looked_at_once_what_it_takes_is_closed(
     monkeypatch.setattr(books_module, "LOOK_INTERVAL_S", 0.001)
     paths = StatePaths(home)
     paths.ensure()
-    books, hub = Books(paths, {}, print), EventHub(EventLog(paths, print, max_bytes=MAX_BYTES))
+    books, hub = Persistence(paths, {}, print), EventHub(EventLog(paths, print, max_bytes=MAX_BYTES))
     looked = asyncio.Event()
 
     async def beside() -> None:

@@ -19,7 +19,7 @@ from autoforward.core.model import DialAddress
 from autoforward.dataplane.messages import MuxLost, MuxRetire, Route
 from autoforward.dataplane.mux import exec_mux, trunk
 from autoforward.dataplane.mux.exec_mux import Mux
-from autoforward.dataplane.mux.handshake import DirectGate
+from autoforward.dataplane.mux.handshake import DirectConnector
 from autoforward.dataplane.mux.trunk import Trunk
 from tests.agent_build import build
 from tests.local.direct_rig import (
@@ -113,13 +113,13 @@ def direct(binary: Path) -> Iterator[Direct]:
 def between(monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
     """The way to the agent's listener leads over this one."""
     relay = Between()
-    listening = DirectGate.listening
+    listening = DirectConnector.listening
 
-    def elsewhere(gate: DirectGate, said: Listening) -> None:
+    def elsewhere(gate: DirectConnector, said: Listening) -> None:
         relay.target = said.port
         listening(gate, said._replace(port=said.port and relay.listener.getsockname()[1]))
 
-    monkeypatch.setattr(DirectGate, "listening", elsewhere)
+    monkeypatch.setattr(DirectConnector, "listening", elsewhere)
     yield relay
     relay.close()
 

@@ -13,8 +13,8 @@ from typing import Any, cast
 import pytest
 
 from autoforward.config.approvals import Approvals
-from autoforward.config.caller import Caller
-from autoforward.config.container_filter import Selection
+from autoforward.config.caller import CommandContext
+from autoforward.config.container_filter import ContainerFilter
 from autoforward.config.session_record import SessionRecord
 from autoforward.core.identity.labels import LABEL_PROJECT as PROJECT
 from autoforward.core.identity.labels import LABEL_PROJECT_FOLDER as FOLDER
@@ -25,8 +25,8 @@ from autoforward.foreign import reader
 from autoforward.foreign.limits import SMALL_BYTES
 from autoforward.foreign.work import perform
 from autoforward.state.folder import StatePaths
-from autoforward.supervisor.autoattach.auto_attach import Watch
-from autoforward.supervisor.autoattach.compose_services import Claim, Siblings
+from autoforward.supervisor.autoattach.auto_attach import AutoAttach
+from autoforward.supervisor.autoattach.compose_services import Claim, ComposeServices
 from autoforward.trust.writers import NO_WRITERS
 from tests.local.harness import in_loop
 
@@ -54,7 +54,7 @@ async def adopt(home: Path, label: str) -> None:
         approvals=Approvals(StatePaths(home)),
         writers=lambda: NO_WRITERS,
     )
-    watch = Watch(cast(Any, host), lambda _session: None, ENDPOINT, Selection(), Caller(links={}))
+    watch = AutoAttach(cast(Any, host), lambda _session: None, ENDPOINT, ContainerFilter(), CommandContext(links={}))
     info = ContainerInfo("c", "web", "running", {"devcontainer.metadata": label})
     record = await watch._record(info, watch.caller, {})
     assert [spec.container_port for spec in record.declared] == [3000]
@@ -85,7 +85,7 @@ async def test_a_fault_at_one_container_is_the_end_of_considering_that_one(
     engine = SimpleNamespace(find_ids=lambda _query: ["bad", "good"], inspect=inspect, image_labels=lambda _info: {})
     in_use = SimpleNamespace(engine=engine, pool=pool)
     host = SimpleNamespace(engines=SimpleNamespace(get=lambda _endpoint: in_use), sessions={})
-    watch = Watch(cast(Any, host), lambda _session: None, ENDPOINT, Selection(), Caller(links={}))
+    watch = AutoAttach(cast(Any, host), lambda _session: None, ENDPOINT, ContainerFilter(), CommandContext(links={}))
     adopted: list[str] = []
 
     async def adopt(info: ContainerInfo, _image_labels: Mapping[str, str]) -> None:
@@ -124,7 +124,7 @@ async def test_another_folder_s_project_of_the_same_name_has_no_services_of_this
         session_for=lambda _record: session,
         spawn=lambda work, _name: spawned.append(work),
     )
-    siblings = Siblings(cast(Any, host))
+    siblings = ComposeServices(cast(Any, host))
     adopted: list[str] = []
 
     async def adopt(_anchor: SessionRecord, info: ContainerInfo, _claim: Claim) -> None:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from autoforward.config.session_record import SessionOptions, SessionRecord
 from autoforward.core.model import Identity
-from autoforward.dataplane.messages import Notice
+from autoforward.dataplane.messages import PlaneEvent
 from autoforward.engine.client import ContainerEvent, Engine
 from autoforward.supervisor.session.session import Session
 from autoforward.supervisor.session.shared import SessionServices
@@ -47,10 +47,10 @@ class World(Bench):
             record, cast(Engine, engine), services, lambda _session, reason: self.ended.append(reason), lambda: None
         )
 
-    def _hand_over(self, notice: Notice) -> None:
+    def _hand_over(self, notice: PlaneEvent) -> None:
         self._loop.call_soon_threadsafe(self._on_notice, notice)
 
-    def _on_notice(self, notice: Notice) -> None:
+    def _on_notice(self, notice: PlaneEvent) -> None:
         words = {"StreamWanted": "stream_wanted", "RelayStarted": "relay_started", "RelayEnded": "relay_ended"}
         if (name := words.get(type(notice).__name__)) is not None:
             getattr(self.session.connections, f"on_{name}")(notice)

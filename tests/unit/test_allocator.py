@@ -24,7 +24,7 @@ from autoforward.forwards import allocator as allocator_module
 from autoforward.forwards.allocator import Allocation, AllocationRequest, Allocator, LeaseRow, _Attempt
 from autoforward.forwards.candidates import AllocationFailure, plan_candidates
 from autoforward.net.bound_pair import BoundPair, HostPortDeniedError, HostPortTakenError, bind_pair, start_listening
-from autoforward.state.buffered_registry import Ledger
+from autoforward.state.buffered_registry import BufferedRegistry
 from autoforward.state.document import Lease, RegistryDocument
 from autoforward.state.folder import StatePaths
 from autoforward.state.registry import ProcessIdentity, Registry, current_process
@@ -66,7 +66,7 @@ class Home:
         self.warnings: list[str] = []
         self.now = datetime(2026, 11, 27, 12, tzinfo=UTC)
         registry = Registry(self.paths, self.warnings.append)
-        self.ledger = Ledger(registry, self.warnings.append, clock=lambda: self.now)
+        self.ledger = BufferedRegistry(registry, self.warnings.append, clock=lambda: self.now)
         self.allocator = self.allocator_of(current_process())
         self.given: list[Allocation] = []
         self.lowest_port: int | None = 1024

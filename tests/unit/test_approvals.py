@@ -12,7 +12,7 @@ import pytest
 from autoforward.cli.commands import trust as trusting
 from autoforward.config import approvals as module
 from autoforward.config.approvals import Approvals, Workspace
-from autoforward.config.caller import Caller, bare_record
+from autoforward.config.caller import CommandContext, bare_record
 from autoforward.config.session_record import SessionRecord
 from autoforward.core.errors import AutoforwardError, TargetError, UsageError
 from autoforward.core.model import ContainerInfo
@@ -147,7 +147,9 @@ def test_a_workspace_is_known_by_its_real_path_and_else_by_its_name(tmp_path: Pa
     (tmp_path / "link").symlink_to("real")
     for name in ("real", "link"):
         info = ContainerInfo("c", "web", "running", {"devcontainer.local_folder": str(tmp_path / name)})
-        assert Workspace.of(bare_record(info, EMPTY.endpoint, Caller(), target="web")).place == str(tmp_path / "real")
+        assert Workspace.of(bare_record(info, EMPTY.endpoint, CommandContext(), target="web")).place == str(
+            tmp_path / "real"
+        )
     assert Workspace.of(EMPTY) == Workspace(EMPTY.endpoint.host, "name:web")
 
 

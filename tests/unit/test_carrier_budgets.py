@@ -28,11 +28,11 @@ from autoforward.core.budget import (
 from autoforward.dataplane.mux import exec_mux, trunk
 from autoforward.dataplane.mux import multiplexer as carrier_module
 from autoforward.dataplane.mux.exec_mux import MAX_NAMES, Mux
-from autoforward.dataplane.mux.multiplexer import MAX_OUT_BYTES, TURN_FRAMES, Carrier
-from autoforward.dataplane.mux.stream import WINDOW_BYTES, MuxChannel
+from autoforward.dataplane.mux.multiplexer import MAX_OUT_BYTES, TURN_FRAMES, Multiplexer
+from autoforward.dataplane.mux.stream import WINDOW_BYTES, MuxStream
 from autoforward.dataplane.mux.trunk import Trunk
 from autoforward.engine.exec_stream import STDERR, STDOUT
-from autoforward.net.write_buffer import Outbox
+from autoforward.net.write_buffer import WriteBuffer
 
 READ = carrier_module.selectors.EVENT_READ
 KNOWN, UNKNOWN = 1, 77
@@ -120,9 +120,9 @@ class End:
     """The relay: its client takes everything at once, or nothing."""
 
     def __init__(self) -> None:
-        self.outbox = Outbox()
+        self.outbox = WriteBuffer()
         self.reads = True
-        self.channel: MuxChannel | None = None
+        self.channel: MuxStream | None = None
 
     def data(self, chunk: bytes) -> None:
         if self.reads and self.channel is not None:
@@ -146,7 +146,7 @@ class Rig:
         self.stream = stream
         self.lost: list[str] = []
         self.told: list[Any] = []
-        self.carrier: Carrier[Any]
+        self.carrier: Multiplexer[Any]
         if on_trunk:
             trunks = SimpleNamespace(lost=self._lost_trunk, check=lambda: None)
             self.carrier = Trunk(cast(Any, plane), cast(Any, trunks), cast(Any, stream), cast(Any, None), b"k", 65536)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from autoforward.config.session_record import SessionOptions
 from autoforward.core.errors import UsageError
 from autoforward.core.port_spec import parse_port_spec
-from autoforward.core.setting_values import LocalPorts, Selection, SettingError, host_port_for
+from autoforward.core.setting_values import LocalPorts, PortFilter, SettingError, host_port_for
 from autoforward.core.settings import KEYS, NO_SETTINGS, Settings, layered, parse_settings, settings_from_environment
 
 EVERYTHING: dict[str, Any] = {
@@ -34,8 +34,8 @@ EVERYTHING: dict[str, Any] = {
 PARSED = Settings(
     local_ports=(LocalPorts(3000, 3000, 8000), LocalPorts(5000, 5002, 6000)),
     forwards=tuple(spec for text in ("8080:80", "db:5432", "9000", "3000-3001") for spec in parse_port_spec(text)),
-    exclude=Selection(((9229, 9229), (7000, 7010), (7020, 7020)), (r"node .*--inspect",)),
-    include=Selection((), ("vite",)),
+    exclude=PortFilter(((9229, 9229), (7000, 7010), (7020, 7020)), (r"node .*--inspect",)),
+    include=PortFilter((), ("vite",)),
     bind="::1",
     max_ports=7,
     poll_interval_s=2.0,
@@ -57,7 +57,7 @@ def test_every_setting_is_taken() -> None:
 def test_settings_survive_the_registry() -> None:
     assert parse_settings(json.loads(json.dumps(PARSED.to_json()))) == PARSED
     assert NO_SETTINGS.to_json() == {}
-    empty = Settings(exclude=Selection(), forwards=(), local_ports=())
+    empty = Settings(exclude=PortFilter(), forwards=(), local_ports=())
     assert parse_settings(json.loads(json.dumps(empty.to_json()))) == empty
 
 
@@ -138,19 +138,19 @@ def test_whatever_is_in_a_file_is_settings_or_an_error_with_a_place(table: dict[
 
 def test_each_key_is_of_the_first_layer_that_sets_it() -> None:
     first = Settings(lane="nc", notify=False)
-    then = Settings(lane="socat", max_ports=3, exclude=Selection(((1, 1),)))
-    last = Settings(exclude=Selection(((2, 2),)), direct=False, notify=True)
+    then = Settings(lane="socat", max_ports=3, exclude=PortFilter(((1, 1),)))
+    last = Settings(exclude=PortFilter(((2, 2),)), direct=False, notify=True)
     assert layered(first, then, last) == Settings(
-        lane="nc", notify=False, max_ports=3, exclude=Selection(((1, 1),)), direct=False
+        lane="nc", notify=False, max_ports=3, exclude=PortFilter(((1, 1),)), direct=False
     )
     assert layered() == NO_SETTINGS
 
 
 def test_what_is_switched_off_above_is_not_switched_on_below() -> None:
     """False and an empty list are settings too."""
-    above = Settings(notify=False, exclude=Selection(), forwards=())
+    above = Settings(notify=False, exclude=PortFilter(), forwards=())
     assert layered(above, PARSED).notify is False
-    assert layered(above, PARSED).exclude == Selection()
+    assert layered(above, PARSED).exclude == PortFilter()
     assert layered(above, PARSED).forwards == ()
 
 
@@ -210,7 +210,7 @@ def test_local_port_of_a_container_port() -> None:
 
 
 def test_a_selection_looks_at_the_number_and_at_the_command_line() -> None:
-    selection = Selection(((3000, 3001),), (r"node .*vite",))
+    selection = PortFilter(((3000, 3001),), (r"node .*vite",))
     assert selection.has(3001)
     assert not selection.has(3002)
     assert selection.has(3002, "node /app/node_modules/.bin/vite --port 3002")

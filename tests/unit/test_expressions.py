@@ -25,7 +25,7 @@ from autoforward.core.js_regex import (
     compiled,
     translate,
 )
-from autoforward.core.setting_values import Selection, SettingError, parse_selection
+from autoforward.core.setting_values import PortFilter, SettingError, parse_selection
 
 LONG = "a" * (MAX_SUBJECT_LENGTH - 1) + "!"
 
@@ -189,7 +189,7 @@ def test_what_was_searched_goes_with_the_options() -> None:
     before = SessionOptions(exclude_processes=("one",), include_processes=("both",))
     after = SessionOptions(exclude_processes=("other",), include_processes=("both",))
     for processes in (("one",), ("other",), ("both",)):
-        assert not Selection((), processes).has(1, "a server")
+        assert not PortFilter((), processes).has(1, "a server")
     before.forget_searches(kept=after)
     assert {name: len(compiled((name,))[0]._remembered) for name in ("one", "other", "both")} == {
         "one": 0,

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from docker.errors import NotFound
 
-from autoforward.config.caller import Caller, bare_record
+from autoforward.config.caller import CommandContext, bare_record
 from autoforward.config.session_record import held_by, identity_of
 from autoforward.core.identity.claims import holder_of, takes_over
 from autoforward.core.identity.labels import (
@@ -161,7 +161,7 @@ def test_who_takes_over() -> None:
 )
 def test_who_has_it_in_words(labels: dict[str, str], words: str) -> None:
     info = ContainerInfo("c0ffee", "web", "running", labels)
-    assert held_by(bare_record(info, ENDPOINT, Caller(), target="web")) == words
+    assert held_by(bare_record(info, ENDPOINT, CommandContext(), target="web")) == words
 
 
 def test_step_of_a_build_owns_none_of_the_labels_that_it_sets() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from autoforward.state import buffered_registry as ledger_module
-from autoforward.state.buffered_registry import Change, Ledger
+from autoforward.state.buffered_registry import BufferedRegistry, Change
 from autoforward.state.document import RegistryDocument, RegistryError, current_process, format_time
 from autoforward.state.folder import StatePaths
 from autoforward.state.locks import locked
@@ -38,7 +38,7 @@ class Home:
         self.live = RegistryDocument()
         self.now = NOW
         registry = Registry(self.paths, self.warnings.append, recover=self._what_is_live, lock_timeout_s=0.2)
-        self.ledger = Ledger(registry, self.warnings.append, live=self._what_is_live, clock=lambda: self.now)
+        self.ledger = BufferedRegistry(registry, self.warnings.append, live=self._what_is_live, clock=lambda: self.now)
 
     def _what_is_live(self) -> RegistryDocument:
         return RegistryDocument(entries=list(self.live.entries), sessions=list(self.live.sessions))

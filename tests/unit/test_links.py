@@ -18,8 +18,8 @@ from autoforward.core.errors import EngineUnreachableError
 from autoforward.core.model import EngineEndpoint, TlsFiles
 from autoforward.engine.client import Engine
 from autoforward.engine.endpoint import way_to_socket
-from autoforward.engine.ssh import DEFAULT_SOCKET, SshLink
-from autoforward.engine.transport import DirectLink, TlsLink, connect, link_to
+from autoforward.engine.ssh import DEFAULT_SOCKET, SshTransport
+from autoforward.engine.transport import DirectTransport, TlsTransport, connect, transport_to
 from autoforward.net.child_socket import ChildSocket
 from tests.containers import eventually
 
@@ -44,12 +44,12 @@ def program(tmp_path: Path) -> Callable[[str], str]:
 @pytest.fixture
 def link(
     program: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., SshLink]]:
+) -> Iterator[Callable[..., SshTransport]]:
     monkeypatch.setenv("AUTOFORWARD_HOME", str(tmp_path / "home"))
     made = []
 
-    def make(text: str, host: str = "ssh://me@there:2222", on_up: Callable[[], None] = lambda: None) -> SshLink:
-        made.append(SshLink(EngineEndpoint(host, "a test", ssh_auth_sock="/agent"), on_up, program(text)))
+    def make(text: str, host: str = "ssh://me@there:2222", on_up: Callable[[], None] = lambda: None) -> SshTransport:
+        made.append(SshTransport(EngineEndpoint(host, "a test", ssh_auth_sock="/agent"), on_up, program(text)))
         return made[-1]
 
     yield make
@@ -78,18 +78,18 @@ def calls(tmp_path: Path) -> list[str]:
 
 def test_each_kind_of_endpoint_has_its_link() -> None:
     def of(host: str, tls: TlsFiles | None = None) -> type:
-        one = link_to(EngineEndpoint(host, "a test", tls), lambda: None)
+        one = transport_to(EngineEndpoint(host, "a test", tls), lambda: None)
         one.close()
         return type(one)
 
-    assert of("unix:///x") is DirectLink
-    assert of("tcp://x:1") is DirectLink
-    assert of("tcp://x:1", TlsFiles(None, None, None)) is TlsLink
-    assert of("ssh://x") is SshLink
+    assert of("unix:///x") is DirectTransport
+    assert of("tcp://x:1") is DirectTransport
+    assert of("tcp://x:1", TlsFiles(None, None, None)) is TlsTransport
+    assert of("ssh://x") is SshTransport
 
 
 def test_ssh_logs_in_once_with_the_sessions_agent_and_asks_nothing(
-    link: Callable[..., SshLink], tmp_path: Path
+    link: Callable[..., SshTransport], tmp_path: Path
 ) -> None:
     ups: list[None] = []
     one = link(READY, on_up=lambda: ups.append(None))
@@ -102,7 +102,7 @@ def test_ssh_logs_in_once_with_the_sessions_agent_and_asks_nothing(
     assert len(ups) == 1
 
 
-def test_ssh_is_told_where_the_engine_is_there(link: Callable[..., SshLink], tmp_path: Path) -> None:
+def test_ssh_is_told_where_the_engine_is_there(link: Callable[..., SshTransport], tmp_path: Path) -> None:
     one = link(
         'case "$*" in *"docker context"*) echo "autoforward-engine unix:///run/user/7/docker.sock";; esac\n' + READY
     )
@@ -112,7 +112,7 @@ def test_ssh_is_told_where_the_engine_is_there(link: Callable[..., SshLink], tmp
     assert ":/run/user/7/docker.sock -- there echo" in then
 
 
-def test_a_path_in_the_url_is_not_asked_for(link: Callable[..., SshLink], tmp_path: Path) -> None:
+def test_a_path_in_the_url_is_not_asked_for(link: Callable[..., SshTransport], tmp_path: Path) -> None:
     link(READY, "ssh://there/run/podman.sock").sdk_url()
     [call] = calls(tmp_path)
     assert ":/run/podman.sock -- there echo" in call
@@ -129,7 +129,7 @@ def test_a_path_in_the_url_is_not_asked_for(link: Callable[..., SshLink], tmp_pa
         ("head -c 100000 /dev/zero\nexec cat\n", "no shell"),
     ],
 )
-def test_why_ssh_failed_is_said(link: Callable[..., SshLink], text: str, words: str) -> None:
+def test_why_ssh_failed_is_said(link: Callable[..., SshTransport], text: str, words: str) -> None:
     with pytest.raises(EngineUnreachableError) as caught:
         link(text).sdk_url()
     assert "ssh://me@there:2222 (from a test)" in str(caught.value)
@@ -137,7 +137,7 @@ def test_why_ssh_failed_is_said(link: Callable[..., SshLink], text: str, words: 
     assert "BatchMode" in str(caught.value.hint)
 
 
-def test_no_ssh_at_all(link: Callable[..., SshLink], tmp_path: Path) -> None:
+def test_no_ssh_at_all(link: Callable[..., SshTransport], tmp_path: Path) -> None:
     one = link(READY)
     (tmp_path / "program").unlink()
     with pytest.raises(EngineUnreachableError, match="cannot run ssh"):
@@ -145,7 +145,7 @@ def test_no_ssh_at_all(link: Callable[..., SshLink], tmp_path: Path) -> None:
 
 
 def test_those_who_wait_for_a_login_that_fails_do_not_each_try_one(
-    link: Callable[..., SshLink], tmp_path: Path
+    link: Callable[..., SshTransport], tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "gate")
     one = link(f"read line <{tmp_path}/gate\necho no >&2\nexit 255\n")
@@ -170,7 +170,9 @@ def test_those_who_wait_for_a_login_that_fails_do_not_each_try_one(
     assert len(calls(tmp_path)) == 1
 
 
-def test_a_login_that_ended_is_made_anew_with_the_agent_of_now(link: Callable[..., SshLink], tmp_path: Path) -> None:
+def test_a_login_that_ended_is_made_anew_with_the_agent_of_now(
+    link: Callable[..., SshTransport], tmp_path: Path
+) -> None:
     one = link(f"echo $$ >{tmp_path}/pid\n{READY}")
     url = one.sdk_url()
     pid = int((tmp_path / "pid").read_text())
@@ -181,7 +183,7 @@ def test_a_login_that_ended_is_made_anew_with_the_agent_of_now(link: Callable[..
     assert [call.split()[0] for call in calls(tmp_path)] == ["/agent", "/another"]
 
 
-def test_what_is_closed_logs_in_no_more(link: Callable[..., SshLink], tmp_path: Path) -> None:
+def test_what_is_closed_logs_in_no_more(link: Callable[..., SshTransport], tmp_path: Path) -> None:
     """Whoever was about to use it, in another thread, would leave an ssh behind that nobody ends."""
     one = link(f"echo $$ >{tmp_path}/pid\n{READY}")
     path = Path(one.sdk_url().removeprefix("unix://"))
@@ -195,7 +197,7 @@ def test_what_is_closed_logs_in_no_more(link: Callable[..., SshLink], tmp_path: 
     eventually(lambda: not psutil.pid_exists(int((tmp_path / "pid").read_text())), timeout_s=TIMEOUT_S)
 
 
-def test_sockets_of_processes_that_are_gone_are_removed(link: Callable[..., SshLink], tmp_path: Path) -> None:
+def test_sockets_of_processes_that_are_gone_are_removed(link: Callable[..., SshTransport], tmp_path: Path) -> None:
     (tmp_path / "home").mkdir(mode=0o700)
     left, ours = tmp_path / "home/s99999999-1.sock", tmp_path / f"home/s{os.getpid()}-99.sock"
     for path in (left, ours):
@@ -244,7 +246,7 @@ def test_a_stream_over_tls_names_its_files_and_takes_no_others(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("DOCKER_CONTEXT", "another")
     tls = TlsFiles("/ca", "/cert", "/key")
-    sock = TlsLink(EngineEndpoint("tcp://there:2376", "a test", tls), tls).connect()
+    sock = TlsTransport(EngineEndpoint("tcp://there:2376", "a test", tls), tls).connect()
     assert sock.recv(100) == b",/dev/null\n"
     sock.close()
     [call] = calls(tmp_path)
@@ -257,7 +259,7 @@ def test_tls_without_the_docker_command(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("PATH", str(tmp_path))
     tls = TlsFiles(None, None, None, verify=False)
     with pytest.raises(EngineUnreachableError, match="`docker` command"):
-        TlsLink(EngineEndpoint("tcp://there:2376", "a test", tls), tls).connect()
+        TlsTransport(EngineEndpoint("tcp://there:2376", "a test", tls), tls).connect()
 
 
 def test_tcp_is_kept_alive() -> None:

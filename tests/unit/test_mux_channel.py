@@ -10,8 +10,8 @@ import pytest
 from autoforward.agent_protocol import frames
 from autoforward.core.errors import ProtocolError
 from autoforward.dataplane.mux.exec_mux import MAX_LOGGED_LINES, MAX_PROCESSES, MAX_SNAPSHOTS, Mux
-from autoforward.dataplane.mux.stream import CREDIT_STEP_BYTES, WINDOW_BYTES, MuxChannel
-from autoforward.dataplane.mux.trunk import Trunks
+from autoforward.dataplane.mux.stream import CREDIT_STEP_BYTES, WINDOW_BYTES, MuxStream
+from autoforward.dataplane.mux.trunk import TrunkManager
 
 
 class FakeEnds:
@@ -33,9 +33,9 @@ class FakeEnds:
         self.sent.append(frame)
 
 
-def channel(*, datagrams: bool = False) -> tuple[MuxChannel, FakeEnds]:
+def channel(*, datagrams: bool = False) -> tuple[MuxStream, FakeEnds]:
     ends = FakeEnds()
-    return MuxChannel(cast(Mux, ends), 1, cast(Any, ends), frames.MIN_WINDOW, datagrams=datagrams), ends
+    return MuxStream(cast(Mux, ends), 1, cast(Any, ends), frames.MIN_WINDOW, datagrams=datagrams), ends
 
 
 def test_a_window_is_taken_and_with_what_the_client_took_so_much_more() -> None:
@@ -118,7 +118,7 @@ def test_an_answer_that_comes_again_and_again_is_judged_once() -> None:
     due: list[object] = []
     asked: list[bytes] = []
     plane = SimpleNamespace(call_later=lambda _delay_s, call: due.append(call) or call)
-    trunks = Trunks(cast(Any, plane), cast(Any, SimpleNamespace(send=asked.append)), cast(Any, None))
+    trunks = TrunkManager(cast(Any, plane), cast(Any, SimpleNamespace(send=asked.append)), cast(Any, None))
     trunks._trunk = cast(Any, SimpleNamespace(send=asked.append, heard_s=float("inf"), catch_up=lambda: None))
     trunks.check()
     trunks.check()

@@ -9,8 +9,8 @@ import pytest
 
 from autoforward.config.session_record import SessionRecord
 from autoforward.core.model import ContainerInfo, EngineEndpoint, ForwardKey, Identity, PortSpec
-from autoforward.forwards.port_claims import Elsewhere, Neighbour, Neighbours
-from autoforward.forwards.session_rules import Beside
+from autoforward.forwards.port_claims import ClaimedBy, PortClaim, PortClaims
+from autoforward.forwards.session_rules import SessionClaims
 
 
 def key(port: int) -> ForwardKey:
@@ -25,14 +25,14 @@ class Session:
     """What a session does with its part: asks, and when it is woken, asks again."""
 
     def __init__(
-        self, table: Neighbours, name: str, namespace: str, *, project: str | None = None, service: str | None = None
+        self, table: PortClaims, name: str, namespace: str, *, project: str | None = None, service: str | None = None
     ) -> None:
         self.table, self.name = table, name
-        self.part: Neighbour = table.enter(self.wake)
+        self.part: PortClaim = table.enter(self.wake)
         self.detected: set[int] = set()
         self.declared: list[PortSpec] = []
         self.forwarded: set[int] = set()
-        self.elsewhere: dict[int, Elsewhere] = {}
+        self.elsewhere: dict[int, ClaimedBy] = {}
         self.woken = 0
         self.takes_all = True
         self.place = (namespace, project, service)
@@ -70,17 +70,17 @@ def settle(*sessions: Session) -> None:
 
 
 @pytest.fixture
-def table() -> Neighbours:
-    return Neighbours()
+def table() -> PortClaims:
+    return PortClaims()
 
 
-def test_what_is_declared_beside_one_is_its_own_before_it_can_forward_it(table: Neighbours) -> None:
+def test_what_is_declared_beside_one_is_its_own_before_it_can_forward_it(table: PortClaims) -> None:
     app, db = (Session(table, name, f"of {name}", project="shop", service=name) for name in ("app", "db"))
     declared = [spec(5432, "db")]
     table.join(app.part, app.name, *app.place, declared)
     db.plan(5432, 8080)
     assert db.forwarded == {8080}
-    assert db.elsewhere == {5432: Elsewhere("app", from_beside=True)}
+    assert db.elsewhere == {5432: ClaimedBy("app", from_beside=True)}
     app.plan(declared=declared)
     settle(app, db)
     assert db.forwarded == {8080}
@@ -89,26 +89,26 @@ def test_what_is_declared_beside_one_is_its_own_before_it_can_forward_it(table: 
     assert db.forwarded == {5432, 8080}
 
 
-def test_one_that_is_alone_has_all(table: Neighbours) -> None:
+def test_one_that_is_alone_has_all(table: PortClaims) -> None:
     app = Session(table, "app", "ns")
     app.plan(3000, 3001)
     assert app.forwarded == {3000, 3001}
     assert app.woken == 0
 
 
-def test_other_namespaces_are_nobodys_business(table: Neighbours) -> None:
+def test_other_namespaces_are_nobodys_business(table: PortClaims) -> None:
     app, web = Session(table, "app", "one"), Session(table, "web", "two")
     app.plan(3000)
     web.plan(3000)
     assert app.forwarded == web.forwarded == {3000}
 
 
-def test_the_second_leaves_a_shared_port_to_the_first_and_takes_it_over(table: Neighbours) -> None:
+def test_the_second_leaves_a_shared_port_to_the_first_and_takes_it_over(table: PortClaims) -> None:
     app, sidecar = Session(table, "app", "ns"), Session(table, "sidecar", "ns")
     app.plan(3000)
     sidecar.plan(3000)
     assert (app.forwarded, sidecar.forwarded) == ({3000}, set())
-    assert sidecar.elsewhere == {3000: Elsewhere("app")}
+    assert sidecar.elsewhere == {3000: ClaimedBy("app")}
     settle(app, sidecar)
     assert app.forwarded == {3000}
     app.end()
@@ -116,7 +116,7 @@ def test_the_second_leaves_a_shared_port_to_the_first_and_takes_it_over(table: N
     assert sidecar.forwarded == {3000}
 
 
-def test_the_first_gets_back_what_the_second_had_before_it_came(table: Neighbours) -> None:
+def test_the_first_gets_back_what_the_second_had_before_it_came(table: PortClaims) -> None:
     """A supervisor that takes its sessions up again may look into the second container first."""
     app, sidecar = Session(table, "app", "ns"), Session(table, "sidecar", "ns")
     sidecar.plan(3000)
@@ -127,23 +127,23 @@ def test_the_first_gets_back_what_the_second_had_before_it_came(table: Neighbour
     assert (app.forwarded, sidecar.forwarded) == ({3000}, set())
 
 
-def test_who_declares_a_port_gets_it(table: Neighbours) -> None:
+def test_who_declares_a_port_gets_it(table: PortClaims) -> None:
     app, sidecar = Session(table, "app", "ns"), Session(table, "sidecar", "ns")
     app.plan(3000, 5432)
     sidecar.plan(3000, 5432, declared=[spec(5432)])
     settle(app, sidecar)
     assert (app.forwarded, sidecar.forwarded) == ({3000}, {5432})
-    assert app.elsewhere == {5432: Elsewhere("sidecar")}
+    assert app.elsewhere == {5432: ClaimedBy("sidecar")}
     sidecar.plan(3000, 5432)
     settle(app, sidecar)
     assert (app.forwarded, sidecar.forwarded) == ({3000, 5432}, set())
 
 
-def test_whoever_sees_a_server_first_the_first_session_gets_it(table: Neighbours) -> None:
+def test_whoever_sees_a_server_first_the_first_session_gets_it(table: PortClaims) -> None:
     app, sidecar = Session(table, "app", "ns"), Session(table, "sidecar", "ns")
     app.plan()
     sidecar.plan(3000)
-    assert sidecar.elsewhere == {3000: Elsewhere("app")}
+    assert sidecar.elsewhere == {3000: ClaimedBy("app")}
     app.plan(3000)
     assert app.forwarded == {3000}
     app.plan()
@@ -151,7 +151,7 @@ def test_whoever_sees_a_server_first_the_first_session_gets_it(table: Neighbours
     assert sidecar.forwarded == set(), "its own look says a moment later that it is gone"
 
 
-def test_one_that_takes_declared_ports_only_leaves_the_others(table: Neighbours) -> None:
+def test_one_that_takes_declared_ports_only_leaves_the_others(table: PortClaims) -> None:
     app, sidecar = Session(table, "app", "ns"), Session(table, "sidecar", "ns")
     app.takes_all = False
     app.plan(declared=[spec(5432)])
@@ -160,7 +160,7 @@ def test_one_that_takes_declared_ports_only_leaves_the_others(table: Neighbours)
     assert (app.forwarded, sidecar.forwarded) == ({5432}, {3000})
 
 
-def test_three_take_over_in_order(table: Neighbours) -> None:
+def test_three_take_over_in_order(table: PortClaims) -> None:
     sessions = [Session(table, name, "ns") for name in ("a", "b", "c")]
     for one in reversed(sessions):
         one.plan(3000)
@@ -170,7 +170,7 @@ def test_three_take_over_in_order(table: Neighbours) -> None:
         one.end()
 
 
-def test_a_service_forwarded_from_beside_is_not_forwarded_by_its_own_session(table: Neighbours) -> None:
+def test_a_service_forwarded_from_beside_is_not_forwarded_by_its_own_session(table: PortClaims) -> None:
     app = Session(table, "app", "ns-app", project="shop", service="app")
     db = Session(table, "db", "ns-db", project="shop", service="db")
     db.plan(5432, 8080)
@@ -178,7 +178,7 @@ def test_a_service_forwarded_from_beside_is_not_forwarded_by_its_own_session(tab
     settle(app, db)
     assert app.forwarded == {5432, 8080}, "its own 5432 is another server"
     assert db.forwarded == {8080}
-    assert db.elsewhere == {5432: Elsewhere("app", from_beside=True)}
+    assert db.elsewhere == {5432: ClaimedBy("app", from_beside=True)}
     app.plan(5432, 8080)
     settle(app, db)
     assert db.forwarded == {5432, 8080}
@@ -189,7 +189,7 @@ def test_a_service_forwarded_from_beside_is_not_forwarded_by_its_own_session(tab
     assert db.forwarded == {5432, 8080}
 
 
-def test_neither_another_projects_service_nor_one_of_several_instances_is_meant(table: Neighbours) -> None:
+def test_neither_another_projects_service_nor_one_of_several_instances_is_meant(table: PortClaims) -> None:
     app = Session(table, "app", "ns-app", project="shop", service="app")
     other = Session(table, "other", "ns-other", project="blog", service="db")
     first = Session(table, "db-1", "ns-1", project="shop", service="db")
@@ -202,7 +202,7 @@ def test_neither_another_projects_service_nor_one_of_several_instances_is_meant(
     assert other.forwarded == first.forwarded == second.forwarded == {5432}
 
 
-def test_leaving_is_idempotent_and_coming_back_is_possible(table: Neighbours) -> None:
+def test_leaving_is_idempotent_and_coming_back_is_possible(table: PortClaims) -> None:
     app, sidecar = Session(table, "app", "ns"), Session(table, "sidecar", "ns")
     app.plan(3000)
     sidecar.plan(3000)
@@ -217,13 +217,13 @@ def test_leaving_is_idempotent_and_coming_back_is_possible(table: Neighbours) ->
 @pytest.mark.parametrize("folder", ["/a", "/b"])
 def test_services_are_told_apart_by_the_folders_of_their_projects(folder: str) -> None:
     """`db:5432` of one project's app is not that of another project of its name."""
-    endpoint, table = EngineEndpoint("unix:///engine", "a test"), Neighbours()
-    found: Mapping[ForwardKey, Elsewhere] = {}
+    endpoint, table = EngineEndpoint("unix:///engine", "a test"), PortClaims()
+    found: Mapping[ForwardKey, ClaimedBy] = {}
     for name, where, declared in (("app", "/a", (spec(5432, "db"),)), ("db", folder, ())):
         record = SessionRecord("ses-1", Identity("", f"name:{name}"), endpoint, name, name, name, project="shop")
         record = replace(record, service=name, declared=declared)
         labels = {"com.docker.compose.project": "shop", "com.docker.compose.project.working_dir": where}
-        part = Beside(table, lambda: None)
+        part = SessionClaims(table, lambda: None)
         part.join(record, ContainerInfo(name, name, "running", labels))
         found = part.consult(record, (), [key(5432)] if name == "db" else [], can_relay=True)
         part.settle(record, [key(5432)] if name == "db" else [])

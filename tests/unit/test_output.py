@@ -18,7 +18,7 @@ from autoforward.core.errors import (
     TargetError,
     UsageError,
 )
-from autoforward.core.setting_values import Selection
+from autoforward.core.setting_values import PortFilter
 from autoforward.core.settings import Settings
 from autoforward.forwards.plan import ON_THE_HOST
 from tests.unit.test_listing import row
@@ -192,7 +192,7 @@ def test_flags_become_settings() -> None:
     given = Settings(
         lane="nc",
         bind="0.0.0.0",
-        exclude=Selection(((1, 1), (2, 3), (9, 9))),
+        exclude=PortFilter(((1, 1), (2, 3), (9, 9))),
         poll_interval_s=2.0,
         direct=False,
         auto=False,

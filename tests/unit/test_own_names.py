@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from autoforward.config.caller import Caller, record_for
+from autoforward.config.caller import CommandContext, record_for
 from autoforward.config.resolve import configure, read_sources
 from autoforward.config.session_record import SessionRecord
 from autoforward.core.model import ContainerInfo, ForwardKey, Listener
@@ -43,7 +43,7 @@ def record_of(info: ContainerInfo, tmp_path: Path, config: dict[str, Any], **how
     file = tmp_path / "devcontainer.json"
     file.write_text(json.dumps(config))
     how = {"target": "web", "workspace_folder": str(tmp_path), "config_file": str(file), **how}
-    return record_for(info, ENDPOINT, Caller(), **how)[0]
+    return record_for(info, ENDPOINT, CommandContext(), **how)[0]
 
 
 def test_the_names_of_a_container() -> None:

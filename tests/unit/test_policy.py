@@ -11,7 +11,7 @@ import pytest
 from autoforward.config.session_record import told_apart
 from autoforward.core.model import DialAddress, ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
 from autoforward.core.port_spec import parse_port_spec
-from autoforward.core.setting_values import LocalPorts, Selection
+from autoforward.core.setting_values import LocalPorts, PortFilter
 from autoforward.devcontainers.port_attributes import AttributeRules, parse_attributes
 from autoforward.forwards import plan as policy
 from autoforward.forwards.plan import (
@@ -22,13 +22,13 @@ from autoforward.forwards.plan import (
     ON_THE_HOST,
     PROCESS_WAIT_S,
     WITHDRAWAL_GRACE_S,
+    ObservedPort,
     Plan,
-    Seen,
     SessionRules,
-    Wish,
+    WantedForward,
     plan,
 )
-from autoforward.forwards.port_claims import Elsewhere
+from autoforward.forwards.port_claims import ClaimedBy
 from autoforward.forwards.reconcile import Existing, Steps, reconcile
 
 NOW_S = 1000.0
@@ -58,7 +58,9 @@ def attributes(**by_port: Mapping[str, Any]) -> AttributeRules:
     return rules
 
 
-def planned(rules: SessionRules, snapshot: Snapshot = (), before: Mapping[ForwardKey, Seen] | None = None) -> Plan:
+def planned(
+    rules: SessionRules, snapshot: Snapshot = (), before: Mapping[ForwardKey, ObservedPort] | None = None
+) -> Plan:
     return plan(rules, snapshot, before or {}, NOW_S)
 
 
@@ -207,9 +209,9 @@ def test_a_server_that_comes_back_elsewhere_is_dialled_there() -> None:
 
 def test_the_next_look_is_at_the_first_expiry() -> None:
     before = {
-        key(3000): Seen(frozenset({"127.0.0.1"}), NOW_S - 0.2),
-        key(4000): Seen(frozenset({"127.0.0.1"}), NOW_S - 1.0),
-        key(5000): Seen(frozenset({"127.0.0.1"}), NOW_S - 9.0),
+        key(3000): ObservedPort(frozenset({"127.0.0.1"}), NOW_S - 0.2),
+        key(4000): ObservedPort(frozenset({"127.0.0.1"}), NOW_S - 1.0),
+        key(5000): ObservedPort(frozenset({"127.0.0.1"}), NOW_S - 9.0),
     }
     result = planned(SessionRules(), before=before)
     assert set(result.wishes) == {key(3000), key(4000)}
@@ -318,7 +320,7 @@ def test_a_port_that_a_debugger_opens_for_a_moment_is_never_forwarded_and_one_th
 
 
 def test_what_another_session_has_is_left_to_it_but_for_what_is_named_on_a_command_line() -> None:
-    there = {key(port): Elsewhere("web") for port in (3000, 4000, 5000)}
+    there = {key(port): ClaimedBy("web") for port in (3000, 4000, 5000)}
     rules = SessionRules(elsewhere=there, declared=specs("4000"), manual=specs("5000"))
     result = planned(rules, listening(3000, 3001))
     assert set(result.wishes) == {key(3001), key(5000)}
@@ -330,7 +332,7 @@ def test_what_another_session_has_is_left_to_it_but_for_what_is_named_on_a_comma
 
 @pytest.mark.parametrize(("address", "is_reached"), [("0.0.0.0", True), ("172.17.0.2", True), ("127.0.0.1", False)])
 def test_what_is_forwarded_from_beside_must_be_reached_from_there(address: str, is_reached: bool) -> None:
-    rules = SessionRules(elsewhere={key(5432): Elsewhere("app", from_beside=True)})
+    rules = SessionRules(elsewhere={key(5432): ClaimedBy("app", from_beside=True)})
     result = planned(rules, listening(5432, address=address))
     assert set(result.notices if is_reached else result.wishes) == {key(5432)}
     assert not (result.wishes if is_reached else result.notices)
@@ -351,7 +353,7 @@ def test_known_servers_are_not_forwarded_by_themselves() -> None:
         replace(rules, default_exclude=False),
         replace(rules, declared=specs("40000")),
         replace(rules, manual=specs("40000")),
-        replace(rules, include=Selection(((40000, 40000),))),
+        replace(rules, include=PortFilter(((40000, 40000),))),
         replace(rules, attributes=attributes(_40000={"label": "mine"})),
     ):
         assert set(plan(wanted, listening(40000), {}, NOW_S, editor).wishes) == {key(40000)}
@@ -382,7 +384,7 @@ def test_what_is_not_decided_yet_has_its_place_below_the_limit() -> None:
 
 
 def test_excluded_ports_are_not_detected_but_can_be_named() -> None:
-    rules = SessionRules(exclude=Selection(((3000, 3001), (9229, 9229))), declared=specs("3001"))
+    rules = SessionRules(exclude=PortFilter(((3000, 3001), (9229, 9229))), declared=specs("3001"))
     result = planned(rules, listening(3000, 3001, 3002, 9229))
     assert set(result.wishes) == {key(3001), key(3002)}
     assert {notice.key: notice.reason for notice in result.notices.values()} == {
@@ -504,7 +506,7 @@ def test_of_ports_beyond_the_limit_few_are_looked_at(monkeypatch: pytest.MonkeyP
 
 
 def test_a_port_soon_beyond_the_limit_has_its_reason() -> None:
-    excluded = SessionRules(exclude=Selection(((20_000 + MAX_FORWARDS + 5, 20_000 + MAX_FORWARDS + 5),)))
+    excluded = SessionRules(exclude=PortFilter(((20_000 + MAX_FORWARDS + 5, 20_000 + MAX_FORWARDS + 5),)))
     result = planned(excluded, listening(*range(20_000, 24_096)))
     assert result.notices[key(20_000 + MAX_FORWARDS + 5)].reason == "excluded"
 
@@ -609,11 +611,11 @@ def test_there_is_no_process_of_another_host() -> None:
 # -- the steps -----------------------------------------------------------------------------------
 
 
-def existing(wish: Wish, status: Any, host_ip: str = "127.0.0.1") -> dict[ForwardKey, Existing]:
+def existing(wish: WantedForward, status: Any, host_ip: str = "127.0.0.1") -> dict[ForwardKey, Existing]:
     return {wish.key: Existing(wish, status, host_ip)}
 
 
-def one_wish(rules: SessionRules, snapshot: Snapshot = ()) -> Wish:
+def one_wish(rules: SessionRules, snapshot: Snapshot = ()) -> WantedForward:
     [wish] = planned(rules, snapshot).wishes.values()
     return wish
 
@@ -642,17 +644,17 @@ PINNED = one_wish(SessionRules(manual=specs("8080:3000")), listening(3000))
     ],
 )
 def test_the_step_from_one_forward_to_the_next(
-    have: dict[ForwardKey, Existing], want: Wish | None, steps: Steps
+    have: dict[ForwardKey, Existing], want: WantedForward | None, steps: Steps
 ) -> None:
     wanted = Plan({want.key: want} if want else {}, {}, {})
     assert reconcile(have, {}, wanted, "127.0.0.1") == steps
 
 
-def with_attributes(wish: Wish, **said: bool | None) -> Wish:
+def with_attributes(wish: WantedForward, **said: bool | None) -> WantedForward:
     return replace(wish, attributes=replace(wish.attributes, **said))  # type: ignore[arg-type]
 
 
-def privileged_wish(**said: bool | None) -> Wish:
+def privileged_wish(**said: bool | None) -> WantedForward:
     return with_attributes(one_wish(SessionRules(), listening(80)), **said)
 
 
@@ -676,7 +678,7 @@ def privileged_wish(**said: bool | None) -> Wish:
     ],
 )
 def test_a_forward_is_reopened_only_for_a_number_that_it_may_not_have_or_may_now_have(
-    before: Wish, host_port: int, after: Wish, reopened: bool
+    before: WantedForward, host_port: int, after: WantedForward, reopened: bool
 ) -> None:
     have = {before.key: Existing(before, "active", "127.0.0.1", host_port)}
     steps = reconcile(have, {}, Plan({after.key: after}, {}, {}), "127.0.0.1")
@@ -696,7 +698,7 @@ def test_a_failed_forward_is_tried_anew_for_what_decides_about_it_only() -> None
 
 def test_notices_come_go_and_change_once() -> None:
     blocked = planned(SessionRules(blocked="no lane"), listening(3000))
-    excluded = planned(SessionRules(exclude=Selection(((3000, 3000),))), listening(3000))
+    excluded = planned(SessionRules(exclude=PortFilter(((3000, 3000),))), listening(3000))
     assert reconcile({}, {}, blocked, "127.0.0.1").notices == tuple(blocked.notices.values())
     assert reconcile({}, blocked.notices, blocked, "127.0.0.1") == Steps()
     assert reconcile({}, blocked.notices, excluded, "127.0.0.1").notices == tuple(excluded.notices.values())
@@ -706,7 +708,7 @@ def test_notices_come_go_and_change_once() -> None:
 
 
 def test_ports_are_excluded_and_brought_back_by_their_process() -> None:
-    rules = SessionRules(exclude=Selection(processes=("^node",)), include=Selection(processes=("server",)))
+    rules = SessionRules(exclude=PortFilter(processes=("^node",)), include=PortFilter(processes=("server",)))
     assert planned(rules, listening(3000)).wishes == {}
     node, tool = ServerProcess("node server.js", ""), ServerProcess("node lsp.js", "")
     result = plan(rules, listening(3000, 3001), {}, NOW_S, {**known(3000, node), **known(3001, tool)})

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from autoforward.core.model import ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
 from autoforward.core.port_spec import parse_port_spec
-from autoforward.core.setting_values import Selection
+from autoforward.core.setting_values import PortFilter
 from autoforward.devcontainers.port_attributes import AttributeRules, parse_attributes
-from autoforward.forwards.plan import ON_THE_HOST, Notice, Plan, Seen, SessionRules, plan
+from autoforward.forwards.plan import ON_THE_HOST, ObservedPort, Plan, SessionRules, UnforwardedPort, plan
 from autoforward.forwards.reconcile import Existing, Steps, reconcile
 
 NOW_S = 1000.0
@@ -33,7 +33,7 @@ KEYS = st.builds(ForwardKey, TRANSPORTS, st.none(), PORTS)
 SEEN = st.dictionaries(
     KEYS,
     st.builds(
-        Seen,
+        ObservedPort,
         st.frozensets(ADDRESSES, min_size=1),
         st.none() | st.floats(NOW_S - 3, NOW_S + 3),
         st.booleans(),
@@ -49,7 +49,7 @@ RULES = st.builds(
     declared=SPECS,
     manual=SPECS,
     attributes=st.sampled_from([AttributeRules(), IGNORING, BY_PROCESS]),
-    exclude=st.sampled_from([Selection(), Selection(((3001, 3001),))]),
+    exclude=st.sampled_from([PortFilter(), PortFilter(((3001, 3001),))]),
     published=st.sampled_from([(), (PublishedPort("tcp", 3000, "0.0.0.0", 8300),)]),
     ports_are_here=st.sampled_from([None, ON_THE_HOST]),
     stopped=st.frozensets(KEYS, max_size=2),
@@ -64,7 +64,7 @@ PLANS = st.builds(plan, RULES, SNAPSHOTS, SEEN, st.just(NOW_S), PROCESSES)
 def test_the_plan_is_a_function_and_says_each_port_once(
     rules: SessionRules,
     snapshot: Snapshot,
-    before: dict[ForwardKey, Seen],
+    before: dict[ForwardKey, ObservedPort],
     processes: dict[ForwardKey, ServerProcess | None],
 ) -> None:
     first = plan(rules, snapshot, before, NOW_S, processes)
@@ -83,7 +83,7 @@ def test_the_plan_is_a_function_and_says_each_port_once(
 def test_looking_again_at_once_changes_nothing(
     rules: SessionRules,
     snapshot: Snapshot,
-    before: dict[ForwardKey, Seen],
+    before: dict[ForwardKey, ObservedPort],
     processes: dict[ForwardKey, ServerProcess | None],
 ) -> None:
     first = plan(rules, snapshot, before, NOW_S, processes)
@@ -93,8 +93,8 @@ def test_looking_again_at_once_changes_nothing(
 
 
 def carried_out(
-    have: Mapping[ForwardKey, Existing], noticed: Mapping[ForwardKey, Notice], steps: Steps
-) -> tuple[dict[ForwardKey, Existing], dict[ForwardKey, Notice]]:
+    have: Mapping[ForwardKey, Existing], noticed: Mapping[ForwardKey, UnforwardedPort], steps: Steps
+) -> tuple[dict[ForwardKey, Existing], dict[ForwardKey, UnforwardedPort]]:
     """What there is after the steps, were every one to succeed."""
     rows = {key: row for key, row in have.items() if key not in steps.close}
     for wish in (*steps.withdraw, *steps.serve, *steps.open):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from autoforward.supervisor.session.crash_counter import AGENT_REST_S, MAX_QUICK_ENDS, WORKED_S, QuickEnds
+from autoforward.supervisor.session.crash_loop_guard import AGENT_REST_S, MAX_QUICK_ENDS, WORKED_S, CrashLoopGuard
 
 
-def ended(times: int, *, after_s: float) -> tuple[QuickEnds, float]:
-    ends, now_s = QuickEnds(), 1000.0
+def ended(times: int, *, after_s: float) -> tuple[CrashLoopGuard, float]:
+    ends, now_s = CrashLoopGuard(), 1000.0
     for _ in range(times):
         assert ends.why_not("run 1", now_s) is None
         ends.began(now_s)

@@ -9,8 +9,8 @@ import pytest
 
 from autoforward.cli.commands.attach import caller_of
 from autoforward.cli.console.output import SessionFlags
-from autoforward.config.caller import Caller
-from autoforward.config.container_filter import Selection, parse_labels
+from autoforward.config.caller import CommandContext
+from autoforward.config.container_filter import ContainerFilter, parse_labels
 from autoforward.core.errors import UsageError
 from autoforward.core.identity.labels import own_labels
 from autoforward.core.settings import Settings
@@ -35,11 +35,11 @@ BY_CLI = json.dumps([{"id": "a-feature"}, {"forwardPorts": [3000]}])
     ],
 )
 def test_dev_containers(labels: dict[str, str], of_image: dict[str, str], accepted: bool) -> None:
-    assert Selection().covers(own_labels(labels, of_image)) is accepted
+    assert ContainerFilter().covers(own_labels(labels, of_image)) is accepted
 
 
 def test_labels_replace_the_selection_and_all_have_to_hold() -> None:
-    chosen = Selection(parse_labels(["team=web", "debug"]))
+    chosen = ContainerFilter(parse_labels(["team=web", "debug"]))
     assert chosen.covers({"team": "web", "debug": "", "x": "y"})
     assert not chosen.covers({"team": "web"})
     assert not chosen.covers({"team": "db", "debug": "1"})
@@ -49,11 +49,11 @@ def test_labels_replace_the_selection_and_all_have_to_hold() -> None:
 
 
 def test_in_words_two_that_select_the_same_are_the_same() -> None:
-    assert str(Selection()) == "dev containers"
-    assert str(Selection(services=True)) == "dev containers, all services"
-    one, other = (Selection(parse_labels(texts)) for texts in (["a=1", "b"], ["b", "a=1"]))
+    assert str(ContainerFilter()) == "dev containers"
+    assert str(ContainerFilter(services=True)) == "dev containers, all services"
+    one, other = (ContainerFilter(parse_labels(texts)) for texts in (["a=1", "b"], ["b", "a=1"]))
     assert str(one) == str(other) == "containers with a=1, b"
-    assert str(Selection(parse_labels(["a="]))) != str(Selection(parse_labels(["a"])))
+    assert str(ContainerFilter(parse_labels(["a="]))) != str(ContainerFilter(parse_labels(["a"])))
 
 
 @pytest.mark.parametrize("texts", [["=x"], [""], ["a=1", "a=2"], ["a", "a=1"]])
@@ -62,9 +62,9 @@ def test_labels_that_are_none(texts: list[str]) -> None:
         parse_labels(texts)
 
 
-@pytest.mark.parametrize("selection", [Selection(), Selection((("a", None), ("b", "")), services=True)])
-def test_a_selection_travels(selection: Selection) -> None:
-    assert Selection.from_json(json.loads(json.dumps(selection.to_json()))) == selection
+@pytest.mark.parametrize("selection", [ContainerFilter(), ContainerFilter((("a", None), ("b", "")), services=True)])
+def test_a_selection_travels(selection: ContainerFilter) -> None:
+    assert ContainerFilter.from_json(json.loads(json.dumps(selection.to_json()))) == selection
 
 
 def test_a_caller_travels_but_for_its_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -72,13 +72,13 @@ def test_a_caller_travels_but_for_its_current_folder(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("DISPLAY", ":7")
     flags = SessionFlags(Settings(lane="socat", auto=False), str(tmp_path / "x.toml"), auto_udp=True)
     caller = caller_of(flags)
-    arrived = Caller.from_json(json.loads(json.dumps(caller.to_json())))
+    arrived = CommandContext.from_json(json.loads(json.dumps(caller.to_json())))
     assert arrived.folder is None
     given = Settings(lane="socat", auto=False)
     assert (arrived.given, arrived.settings_file, arrived.auto_udp) == (given, str(tmp_path / "x.toml"), True)
     # One of before had it beside what was given.
     row = {**caller.to_json(), "given": {"lane": "socat"}}
-    assert Caller.from_json(row).given == given
+    assert CommandContext.from_json(row).given == given
     assert arrived.variables["API_PORT"] == "3000"
     assert arrived.environment.get("DISPLAY") == ":7"
 
@@ -86,4 +86,4 @@ def test_a_caller_travels_but_for_its_current_folder(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("wrong", [{"given": []}, {"settings_file": 3}, {"variables": "x"}])
 def test_a_caller_of_another_kind_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises((ValueError, TypeError, AttributeError)):
-        Caller.from_json({**Caller().to_json(), **wrong})
+        CommandContext.from_json({**CommandContext().to_json(), **wrong})

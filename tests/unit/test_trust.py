@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from autoforward.config.approvals import Approvals, Workspace
-from autoforward.config.caller import Caller, record_for
+from autoforward.config.caller import CommandContext, record_for
 from autoforward.config.resolve import configure, metadata_of_merged, read_sources
 from autoforward.config.session_record import SessionRecord, mounts_of
 from autoforward.core.errors import UsageError
 from autoforward.core.model import ContainerInfo, EngineEndpoint, ForwardKey, Listener, ServerProcess
-from autoforward.core.setting_values import LocalPorts, Selection
+from autoforward.core.setting_values import LocalPorts, PortFilter
 from autoforward.core.settings import KEYS, Settings, parse_settings
 from autoforward.doctor import container_probe
 from autoforward.doctor.container_checks import check_port
@@ -93,7 +93,7 @@ class Scene:
             self.label = [{"id": "feature", **entry}]
 
     def attach(self, word: Word, *, writers: Writers = NO_WRITERS, **given: Any) -> SessionRecord:
-        caller = Caller(variables=ENVIRON, **given)
+        caller = CommandContext(variables=ENVIRON, **given)
         how = {"target": "web", "word_of": lambda _record: word, "writers": writers}
         record, self.warnings = record_for(self.info, ENDPOINT, caller, **how)
         return record
@@ -287,7 +287,7 @@ def test_a_file_in_the_mount_of_another_session_is_a_workspace_s(key: str, how: 
 def test_what_the_user_s_file_narrows_stays_though_a_container_can_write_it(tmp_path: Path) -> None:
     workspace, own = tmp_path / "ws", tmp_path / "config.toml"
     workspace.mkdir()
-    scene, caller = Scene(workspace), Caller(user_file=str(own))
+    scene, caller = Scene(workspace), CommandContext(user_file=str(own))
     own.write_text(
         f'exclude = [5432]\nmaxPorts = 9\nnotify = false\ndirect = false\ntrust = ["{workspace}"]\nbind = "::"\n'
     )
@@ -419,17 +419,17 @@ def test_no_workspace_widens_what_the_user_s_file_narrows(source: Source, word: 
     result = settled(foreign, config, word, source)
     settings = result.settings
     assert (settings.direct, settings.notify, settings.max_ports, settings.default_exclude) == (False, False, 9, True)
-    assert settings.exclude == Selection(((5432, 5432),))
-    assert result.firm == Selection(((5432, 5432),)), "no include of a workspace brings it back"
+    assert settings.exclude == PortFilter(((5432, 5432),))
+    assert result.firm == PortFilter(((5432, 5432),)), "no include of a workspace brings it back"
     lower = settled(parse_settings({"maxPorts": 3, "exclude": [9229]}), config, word, source).settings
-    assert (lower.max_ports, lower.exclude) == (3, Selection(((9229, 9229), (5432, 5432))))
+    assert (lower.max_ports, lower.exclude) == (3, PortFilter(((9229, 9229), (5432, 5432))))
 
 
 def test_a_flag_wins_over_the_user_s_file() -> None:
     given = parse_settings({"direct": True, "maxPorts": 300, "exclude": []})
     config = parse_settings({"direct": False, "maxPorts": 9, "exclude": [5432]})
     settings = settle([Layer("user", "", given), Layer("config", "", config)], Asking(NO_WORD)).settings
-    assert (settings.direct, settings.max_ports, settings.exclude) == (True, 300, Selection())
+    assert (settings.direct, settings.max_ports, settings.exclude) == (True, 300, PortFilter())
 
 
 def test_a_higher_limit_in_the_user_s_file_is_the_limit_of_a_workspace() -> None:
@@ -592,7 +592,9 @@ def test_a_variable_is_in_a_port_number_or_nowhere(
     scene = Scene(tmp_path)
     scene.say("devcontainer.json", rules)
     info = ContainerInfo("c", "web", "running", {"devcontainer.local_folder": str(tmp_path)})
-    record, warnings = record_for(info, ENDPOINT, Caller(variables=ENVIRON), target="web", word_of=lambda _record: ROOT)
+    record, warnings = record_for(
+        info, ENDPOINT, CommandContext(variables=ENVIRON), target="web", word_of=lambda _record: ROOT
+    )
     again = configure(record, read_sources(record.sources, word=ROOT))[0]
     for one in (record, again):
         assert [spec.text for spec in one.declared] == declared
@@ -639,12 +641,12 @@ def test_requests_are_bounded_and_printable() -> None:
 
 
 def test_an_approval_of_include_is_of_all_that_it_brings_back() -> None:
-    exclude = Selection(((9000, 9001),))
+    exclude = PortFilter(((9000, 9001),))
     asked = Asking(NO_WORD)
-    settle([Layer("workspace", "x", Settings(include=Selection(((9999, 9999),)), exclude=exclude))], asked)
+    settle([Layer("workspace", "x", Settings(include=PortFilter(((9999, 9999),)), exclude=exclude))], asked)
     word = Word(approved=frozenset(one.digest for one in asked.requests))
     for processes, known in (((), True), ((".",), False)):
-        settings = Settings(include=Selection(((9999, 9999),), processes), exclude=exclude)
+        settings = Settings(include=PortFilter(((9999, 9999),), processes), exclude=exclude)
         asking = Asking(word)
         assert settle([Layer("workspace", "x", settings)], asking).include_known is known
         assert [one.value for one in asking.requests] == ([] if known else ['2 values: 9999, "."'])
@@ -653,7 +655,7 @@ def test_an_approval_of_include_is_of_all_that_it_brings_back() -> None:
 def test_what_is_approved_was_shown_whole() -> None:
     def ask(word: Word, *processes: str) -> tuple[bool, Asking]:
         asking = Asking(word)
-        layer = Layer("workspace", "x", Settings(include=Selection((), processes)))
+        layer = Layer("workspace", "x", Settings(include=PortFilter((), processes)))
         return settle([layer], asking).include_known, asking
 
     _, asking = ask(NO_WORD, "a" * 200, ".*")

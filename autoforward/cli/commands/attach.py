@@ -12,7 +12,7 @@ from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.places import stored
 from autoforward.cli.console.progress import working
 from autoforward.config.approvals import Approvals, Workspace
-from autoforward.config.caller import Caller, record_for
+from autoforward.config.caller import CommandContext, record_for
 from autoforward.config.environment import SessionEnvironment
 from autoforward.config.files import user_settings_path
 from autoforward.config.resolve import Metadata, metadata_of
@@ -54,9 +54,9 @@ def find_target(target: str, docker_host: str | None, context: str | None) -> tu
         engine.close()
 
 
-def caller_of(flags: output.SessionFlags) -> Caller:
+def caller_of(flags: output.SessionFlags) -> CommandContext:
     """This very command, with its flags and its environment. Raises UsageError for bad variables."""
-    return Caller(
+    return CommandContext(
         given=layered(flags.given, settings_from_environment(os.environ)),
         settings_file=flags.settings_file,
         user_file=str(user_settings_path()),

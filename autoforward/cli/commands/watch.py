@@ -16,8 +16,8 @@ from autoforward.cli.commands.attach import caller_of
 from autoforward.cli.commands.drain import drain
 from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.interrupt import Interrupted, interruptible
-from autoforward.config.caller import Caller
-from autoforward.config.container_filter import Selection, parse_labels
+from autoforward.config.caller import CommandContext
+from autoforward.config.container_filter import ContainerFilter, parse_labels
 from autoforward.config.files import read_settings_file, read_user_settings
 from autoforward.config.session_record import SessionOptions
 from autoforward.core.backoff import delay_s
@@ -40,7 +40,7 @@ def watch_containers(
     context: str | None,
 ) -> int:
     """Exit status. Ctrl-C and SIGTERM end what only this watch has attached to; a second one cuts its connections."""
-    selection = Selection(parse_labels(labels), services)
+    selection = ContainerFilter(parse_labels(labels), services)
     endpoint = resolve_endpoint(docker_host, context)
     caller = caller_of(flags)
     _check(caller)
@@ -141,7 +141,7 @@ class _Teller:
                 output.print_mappings([event])
 
 
-def _check(caller: Caller) -> None:
+def _check(caller: CommandContext) -> None:
     """What is wrong with the files of all containers is an error of the command. Raises UsageError."""
     if caller.settings_file is not None:
         read_settings_file(caller.settings_file, required=True)

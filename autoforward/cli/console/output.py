@@ -30,7 +30,7 @@ from autoforward.core.setting_values import (
     DEFAULT_POLL_INTERVAL_S,
     MAX_POLL_INTERVAL_S,
     MIN_POLL_INTERVAL_S,
-    Selection,
+    PortFilter,
     SettingError,
     parse_bind,
 )
@@ -229,7 +229,7 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
             given = Settings(
                 lane=lane,
                 bind=_checked_address(bind),
-                exclude=Selection(ranges) if ranges else None,
+                exclude=PortFilter(ranges) if ranges else None,
                 poll_interval_s=poll_interval,
                 direct=False if no_direct else None,
                 auto=True if auto else False if no_auto else None,

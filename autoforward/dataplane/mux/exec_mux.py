@@ -29,11 +29,11 @@ from autoforward.core.errors import ProtocolError
 from autoforward.core.model import DialAddress, Transport
 from autoforward.core.pause import ENGINE_WORD_S, PauseQuestion
 from autoforward.core.text import LineSplitter, printable
-from autoforward.dataplane.mux.handshake import DirectGate
-from autoforward.dataplane.mux.multiplexer import Carrier
-from autoforward.dataplane.mux.stream import WINDOW_BYTES, FarEnd, MuxChannel, PatientEnd
-from autoforward.dataplane.mux.trunk import Trunks
-from autoforward.engine.exec_stream import STDERR, STDOUT, EngineStream
+from autoforward.dataplane.mux.handshake import DirectConnector
+from autoforward.dataplane.mux.multiplexer import Multiplexer
+from autoforward.dataplane.mux.stream import WINDOW_BYTES, MuxStream, PatientOwner, StreamOwner
+from autoforward.dataplane.mux.trunk import TrunkManager
+from autoforward.engine.exec_stream import STDERR, STDOUT, ExecStream
 from autoforward.net.loop import Loop, Timer
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ SILENCE_LIMIT_S = 13.0
 AT_THE_PAUSE = b"paused??"
 
 
-class Mux(Carrier[EngineStream]):
+class Mux(Multiplexer[ExecStream]):
     """Events that are not about a channel go to `on_event`; `on_lost` is called once, unless it is closed.
 
     `on_unsure` asks whether the container is paused: the answer comes by `pause`, or, if it is not, not at all.
@@ -70,7 +70,7 @@ class Mux(Carrier[EngineStream]):
     def __init__(
         self,
         loop: Loop,
-        stream: EngineStream,
+        stream: ExecStream,
         on_event: Callable[[frames.MuxEvent], None],
         on_lost: Callable[[str], None],
         on_unsure: Callable[[], None],
@@ -95,12 +95,12 @@ class Mux(Carrier[EngineStream]):
         self._name_budget = Budget(NAMES, self._heard_s)
         self._timer: Timer | None = None
         self._is_retired = False
-        self.direct = self._gate = DirectGate(loop, self, direct_address)
-        self._trunks = Trunks(loop, self, self._gate)
+        self.direct = self._gate = DirectConnector(loop, self, direct_address)
+        self._trunks = TrunkManager(loop, self, self._gate)
         self._doubts = itertools.count(1)
         self._doubt = b""
         """The ping whose answer shows that the agent lives; none: there is no doubt."""
-        self._waiting: list[tuple[PatientEnd, Transport, Sequence[DialAddress]]] = []
+        self._waiting: list[tuple[PatientOwner, Transport, Sequence[DialAddress]]] = []
         self._takers |= {
             frames.Hello: self._take_hello,
             frames.Ping: self._take_ping,
@@ -137,7 +137,7 @@ class Mux(Carrier[EngineStream]):
             self._doubt = b"lives" + next(self._doubts).to_bytes(8, "big")[-3:]
             self.send(decoder.encode_ping(self._doubt))
 
-    def join(self, relay: PatientEnd, transport: Transport, dials: Sequence[DialAddress]) -> bool:
+    def join(self, relay: PatientOwner, transport: Transport, dials: Sequence[DialAddress]) -> bool:
         """A channel for this relay, now or once it is sure that the agent lives; whether it is open. Only while `is_up`."""
         if self._doubt:
             self._waiting.append((relay, transport, dials))
@@ -153,7 +153,7 @@ class Mux(Carrier[EngineStream]):
             if not relay.is_over:
                 self.join(relay, transport, dials)
 
-    def open(self, relay: FarEnd, transport: Transport, dials: Sequence[DialAddress]) -> MuxChannel:
+    def open(self, relay: StreamOwner, transport: Transport, dials: Sequence[DialAddress]) -> MuxStream:
         """A channel for this relay. Only while `is_up`."""
         trunk = self._trunks.get()
         number = self._last_number % frames.MAX_STREAM + 1

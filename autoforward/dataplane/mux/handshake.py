@@ -66,7 +66,7 @@ class MuxWriter(Protocol):
     def send(self, frame: bytes | memoryview) -> None: ...
 
 
-class DirectGate:
+class DirectConnector:
     """The agent's listener, as the host sees it: asked for with the first connection, closed while `address` is None.
 
     `address`: one of the container's own, at which this machine may reach it now.
@@ -94,7 +94,7 @@ class DirectGate:
         """Streams that have a direct connection, and who is about to."""
 
     def __repr__(self) -> str:
-        return f"<DirectGate {self._place or self.address} active={self.active}>"
+        return f"<DirectConnector {self._place or self.address} active={self.active}>"
 
     def want(self, user: DirectUser) -> bool:
         """A direct connection for this stream, if it can be had; `release` it once it is over. Whether it is tried."""
@@ -234,7 +234,7 @@ class _Handshake:
 
     def __init__(
         self,
-        gate: DirectGate,
+        gate: DirectConnector,
         loop: Loop,
         user: DirectUser,
         secret: bytes,

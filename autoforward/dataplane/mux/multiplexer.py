@@ -17,8 +17,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from autoforward.agent_protocol import decoder as wire
 from autoforward.agent_protocol import frames
 from autoforward.core.budget import EMPTY_FRAMES, FRAMES, FRAMES_OF_A_STREAM, Budget
-from autoforward.dataplane.mux.handshake import DirectGate
-from autoforward.dataplane.mux.stream import FarEnd, MuxChannel, in_words
+from autoforward.dataplane.mux.handshake import DirectConnector
+from autoforward.dataplane.mux.stream import MuxStream, StreamOwner, in_words
 from autoforward.net.loop import Loop
 
 HIGH_WATER_BYTES = 256 * 1024
@@ -39,7 +39,7 @@ JOINED_BYTES = 4096
 """Payloads up to this are copied behind their header: one piece is cheaper than two."""
 
 
-class ByteStream(Protocol):
+class Carrier(Protocol):
     """Non-blocking; `fileno` is -1 once closed."""
 
     def fileno(self) -> int: ...
@@ -47,20 +47,20 @@ class ByteStream(Protocol):
     def close(self) -> None: ...
 
 
-S = TypeVar("S", bound=ByteStream)
+S = TypeVar("S", bound=Carrier)
 
 
-class Carrier(Generic[S]):
+class Multiplexer(Generic[S]):
     """Owns its stream. Subclasses read it, hand `take` what was decoded, and say what becomes of a loss."""
 
-    def __init__(self, loop: Loop, stream: S, decoder: wire.Decoder, direct: DirectGate | None) -> None:
+    def __init__(self, loop: Loop, stream: S, decoder: wire.Decoder, direct: DirectConnector | None) -> None:
         self._loop = loop
         self._stream = stream
         self._decoder = decoder
         self.direct = direct
         """Where streams that turn out to be bulk get a connection of their own; None: nowhere."""
-        self._channels: dict[int, MuxChannel] = {}
-        self._turns: deque[MuxChannel] = deque()
+        self._channels: dict[int, MuxStream] = {}
+        self._turns: deque[MuxStream] = deque()
         self._out: list[bytes | memoryview] = []
         self._out_size = 0
         self._flush_due = False
@@ -122,8 +122,8 @@ class Carrier(Generic[S]):
         for channel in channels.values():
             channel.broke("the connection to the container was lost")
 
-    def _add(self, number: int, relay: FarEnd, window: int, *, datagrams: bool) -> MuxChannel:
-        channel = self._channels[number] = MuxChannel(self, number, relay, window, datagrams=datagrams)
+    def _add(self, number: int, relay: StreamOwner, window: int, *, datagrams: bool) -> MuxStream:
+        channel = self._channels[number] = MuxStream(self, number, relay, window, datagrams=datagrams)
         self._empty_frames.earn(FRAMES_OF_A_STREAM)
         return channel
 
@@ -144,7 +144,7 @@ class Carrier(Generic[S]):
             self.send(wire.encode_data_header(number, len(payload)))
             self.send(payload)
 
-    def queue_turn(self, channel: MuxChannel) -> None:
+    def queue_turn(self, channel: MuxStream) -> None:
         """This channel has bytes that it may send, and waits for room."""
         self._turns.append(channel)
         if not self._flush_due:

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from autoforward.agent_protocol import decoder, frames
 from autoforward.core.budget import DATAGRAM_COST
 from autoforward.core.errors import ProtocolError
-from autoforward.dataplane.mux.handshake import DirectGate
+from autoforward.dataplane.mux.handshake import DirectConnector
 from autoforward.net.write_buffer import append_joined
 
 WINDOW_BYTES = 1024 * 1024
@@ -29,7 +29,7 @@ TURN_BYTES = frames.MAX_PAYLOAD
 """What one stream may put into a turn while others wait: one frame."""
 
 
-class FarEnd(Protocol):
+class StreamOwner(Protocol):
     """Who a channel belongs to: a `Relay`, or a UDP flow."""
 
     def data(self, chunk: bytes) -> None: ...
@@ -42,29 +42,29 @@ class FarEnd(Protocol):
 
 
 @runtime_checkable
-class PatientEnd(FarEnd, Protocol):
+class PatientOwner(StreamOwner, Protocol):
     """One whose client waits: as long as none of its bytes are on their way, another channel does as well."""
 
     @property
     def is_over(self) -> bool: ...
-    def attach(self, channel: MuxChannel) -> None: ...
+    def attach(self, channel: MuxStream) -> None: ...
     def opened(self) -> None: ...
     def start_over(self, *, retry: bool) -> None: ...
 
 
 @runtime_checkable
-class MovableEnd(FarEnd, Protocol):
+class MovableOwner(StreamOwner, Protocol):
     """One that can go on over a direct connection."""
 
     def hold_client(self) -> None: ...
     def moved(self, far: socket.socket) -> None: ...
 
 
-class StreamOwner(Protocol):
+class StreamSender(Protocol):
     """What a stream asks of the multiplexer that carries it."""
 
     @property
-    def direct(self) -> DirectGate | None:
+    def direct(self) -> DirectConnector | None:
         """Where bulk may move to a connection of its own; None: nowhere."""
 
     @property
@@ -75,14 +75,14 @@ class StreamOwner(Protocol):
 
     def send_data(self, number: int, payload: bytes | memoryview) -> None: ...
 
-    def queue_turn(self, channel: MuxChannel) -> None:
+    def queue_turn(self, channel: MuxStream) -> None:
         """Let this stream send once others had their turn."""
 
     def forget(self, number: int) -> None:
         """This stream is over."""
 
 
-class MuxChannel:
+class MuxStream:
     """See `channel.Channel` for the contract. Usable at once: what is sent before the answer is the server's, or nobody's."""
 
     __slots__ = (
@@ -109,10 +109,12 @@ class MuxChannel:
         "number",
     )
 
-    def __init__(self, mux: StreamOwner, number: int, relay: FarEnd, credit: int, *, datagrams: bool = False) -> None:
+    def __init__(
+        self, mux: StreamSender, number: int, relay: StreamOwner, credit: int, *, datagrams: bool = False
+    ) -> None:
         self._mux = mux
         self.number = number
-        self._relay: FarEnd | None = relay
+        self._relay: StreamOwner | None = relay
         self._credit = credit
         self._queue: deque[bytes | memoryview] = deque()
         self._queued = 0
@@ -132,7 +134,7 @@ class MuxChannel:
         self._far: socket.socket | None = None
 
     def __repr__(self) -> str:
-        return f"<MuxChannel {self.number} of {self._relay}>"
+        return f"<MuxStream {self.number} of {self._relay}>"
 
     # What the relay calls.
 
@@ -271,7 +273,7 @@ class MuxChannel:
         relay, self._relay = self._relay, None
         self._queue.clear()
         self._let_direct_go()
-        if not self._begun and isinstance(relay, PatientEnd):
+        if not self._begun and isinstance(relay, PatientOwner):
             relay.start_over(retry=False)
         elif relay is not None:
             relay.broken(reason)
@@ -282,7 +284,7 @@ class MuxChannel:
         return decoder.encode_direct(self.number, token)
 
     def direct_ready(self, far: socket.socket) -> None:
-        if not isinstance(self._relay, MovableEnd) or (self._server_ended and self._write_ended):
+        if not isinstance(self._relay, MovableOwner) or (self._server_ended and self._write_ended):
             far.close()
             return
         self._far = far
@@ -297,7 +299,7 @@ class MuxChannel:
         if not self._move_sent or far is None:
             raise ProtocolError("the agent moved a stream that was not to move")
         self._received = WINDOW_BYTES  # not a byte more of it on the mux
-        if isinstance(self._relay, MovableEnd):
+        if isinstance(self._relay, MovableOwner):
             self._relay.moved(far)
 
     def _is_bulk(self) -> None:

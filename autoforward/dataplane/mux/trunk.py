@@ -19,9 +19,9 @@ from typing import Protocol
 from autoforward.agent_protocol import decoder, frames
 from autoforward.agent_protocol.frames import MAX_SIGNED_PAYLOAD, TAG_SIZE
 from autoforward.core.errors import ProtocolError
-from autoforward.dataplane.mux.handshake import DirectGate
-from autoforward.dataplane.mux.multiplexer import Carrier
-from autoforward.dataplane.mux.stream import FarEnd, MuxChannel
+from autoforward.dataplane.mux.handshake import DirectConnector
+from autoforward.dataplane.mux.multiplexer import Multiplexer
+from autoforward.dataplane.mux.stream import MuxStream, StreamOwner
 from autoforward.net.loop import Loop, Timer
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,13 @@ class Opener(Protocol):
     def doubt(self) -> None: ...
 
 
-class Trunks:
+class TrunkManager:
     """The trunk of one mux: asked for with the first connection, looked after with each ping, replaced when it broke."""
 
     number = 0
     """In the gate's books: streams begin at 1."""
 
-    def __init__(self, loop: Loop, mux: Opener, gate: DirectGate) -> None:
+    def __init__(self, loop: Loop, mux: Opener, gate: DirectConnector) -> None:
         self._loop = loop
         self._mux = mux
         self._gate = gate
@@ -67,7 +67,7 @@ class Trunks:
         self._judgement: Timer | None = None
 
     def __repr__(self) -> str:
-        return f"<Trunks {self._trunk}>"
+        return f"<TrunkManager {self._trunk}>"
 
     def get(self) -> Trunk | None:
         """The trunk, if new streams may go over it. Where there is none it is asked for, once from one `look_after` on."""
@@ -171,11 +171,11 @@ class Trunks:
             self._gate.release(self)
 
 
-class Trunk(Carrier[socket.socket]):
+class Trunk(Multiplexer[socket.socket]):
     """One that both sides have proven themselves on. Owns the socket."""
 
     def __init__(
-        self, loop: Loop, trunks: Trunks, sock: socket.socket, direct: DirectGate, key: bytes, window: int
+        self, loop: Loop, trunks: TrunkManager, sock: socket.socket, direct: DirectConnector, key: bytes, window: int
     ) -> None:
         super().__init__(loop, sock, decoder.Decoder("host-trunk"), direct)
         self._trunks = trunks
@@ -202,7 +202,7 @@ class Trunk(Carrier[socket.socket]):
         """Whether there are no streams on it, and the agent has heard the ends of those that were."""
         return self.is_idle and not self._out and not self._unanswered
 
-    def open(self, number: int, relay: FarEnd, payload: bytes, *, datagrams: bool) -> MuxChannel | None:
+    def open(self, number: int, relay: StreamOwner, payload: bytes, *, datagrams: bool) -> MuxStream | None:
         """A channel here; None: what it takes to dial is too long to be signed, or the numbers began anew."""
         if len(payload) > MAX_SIGNED_PAYLOAD or number <= self._last_number:
             return None

@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from autoforward.config.approvals import Approvals
-from autoforward.config.caller import Caller, bare_record, record_for
-from autoforward.config.container_filter import Selection
+from autoforward.config.caller import CommandContext, bare_record, record_for
+from autoforward.config.container_filter import ContainerFilter
 from autoforward.config.resolve import SourceContents, configure, metadata_of, read_own
 from autoforward.config.session_record import SessionRecord, held_by
 from autoforward.core.backoff import delay_s
@@ -23,8 +23,8 @@ from autoforward.core.errors import AutoforwardError, EngineUnreachableError, Ta
 from autoforward.core.identity.labels import LABEL_METADATA
 from autoforward.core.model import ContainerInfo, EngineEndpoint
 from autoforward.engine.client import ContainerEvent, Engine
-from autoforward.engine.pool import Engines
-from autoforward.supervisor.autoattach.compose_services import Siblings
+from autoforward.engine.pool import EnginePool
+from autoforward.supervisor.autoattach.compose_services import ComposeServices
 from autoforward.supervisor.session.actor import FAULT
 from autoforward.supervisor.session.session import Session
 from autoforward.supervisor.session.status_rows import describe
@@ -47,8 +47,8 @@ class Host(Protocol):
     """The supervisor, as far as it is needed here."""
 
     sessions: dict[str, Session]
-    engines: Engines
-    siblings: Siblings
+    engines: EnginePool
+    siblings: ComposeServices
     approvals: Approvals
 
     def writers(self) -> Writers: ...
@@ -57,7 +57,7 @@ class Host(Protocol):
     async def store_session(self, session: Session) -> None: ...
 
 
-class Watch:
+class AutoAttach:
     """`caller` is of the command that asked last. `declined`: by container, when the one that somebody detached was started.
 
     `quiet` is told of sessions whose servers are not news to anybody: they ran before the watch began.
@@ -68,8 +68,8 @@ class Watch:
         host: Host,
         quiet: Callable[[Session], None],
         endpoint: EngineEndpoint,
-        selection: Selection,
-        caller: Caller,
+        selection: ContainerFilter,
+        caller: CommandContext,
     ) -> None:
         self.endpoint = endpoint
         self.selection = selection
@@ -212,7 +212,7 @@ class Watch:
             else:
                 before.look_again()
             return
-        caller = self.caller if before is None else Caller.of(before.record)
+        caller = self.caller if before is None else CommandContext.of(before.record)
         record = await self._record(info, caller, image_labels)
         session = self._host.session_for(record)
         if session is None and before is None:
@@ -229,7 +229,9 @@ class Watch:
         elif not session.record.attached:
             await self._take_over(session, record)
 
-    async def _record(self, info: ContainerInfo, caller: Caller, image_labels: Mapping[str, str]) -> SessionRecord:
+    async def _record(
+        self, info: ContainerInfo, caller: CommandContext, image_labels: Mapping[str, str]
+    ) -> SessionRecord:
         """As `attach` would ask for it. Files that are not valid are left out; mended, they are in force."""
         # A large label is parsed in a child, which is waited for.
         metadata = await self._in_pool(lambda: metadata_of(info, image_labels.get(LABEL_METADATA, "[]")))
@@ -251,7 +253,7 @@ class Watch:
         return replace(record, watch=str(self.selection))
 
     def _unconfigured(
-        self, info: ContainerInfo, caller: Caller, writers: Writers, how: dict[str, Any]
+        self, info: ContainerInfo, caller: CommandContext, writers: Writers, how: dict[str, Any]
     ) -> SessionRecord:
         """With the user's own files alone: what they narrow holds whatever is wrong with the others."""
         try:

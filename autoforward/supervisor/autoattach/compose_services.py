@@ -17,7 +17,7 @@ from autoforward.core.identity.claims import Holder, holder_of, takes_over
 from autoforward.core.identity.labels import LABEL_PROJECT, LABEL_PROJECT_FOLDER
 from autoforward.core.model import ContainerInfo, EngineEndpoint
 from autoforward.engine.client import ContainerEvent, Engine
-from autoforward.engine.pool import Engines
+from autoforward.engine.pool import EnginePool
 from autoforward.engine.targets import services_of
 from autoforward.supervisor.session.session import Session
 from autoforward.trust.writers import Writers
@@ -31,7 +31,7 @@ class Host(Protocol):
     """The supervisor, as far as it is needed here."""
 
     sessions: dict[str, Session]
-    engines: Engines
+    engines: EnginePool
     approvals: Approvals
 
     def writers(self) -> Writers: ...
@@ -68,7 +68,7 @@ class Claim:
     refused: list[str] = field(default_factory=list)
 
 
-class Siblings:
+class ComposeServices:
     """`take_up` makes a record a session; `on_event` does for services that start while their project is watched."""
 
     def __init__(self, host: Host) -> None:

@@ -30,7 +30,7 @@ from autoforward.lanes.shell_watcher import PONG_TIMEOUT_S, Detector
 from autoforward.lanes.watcher_protocol import Answer, Frame, Owner
 from autoforward.supervisor.session.actor import Actor
 from autoforward.supervisor.session.agent_link import AgentLink
-from autoforward.supervisor.session.crash_counter import QuickEnds
+from autoforward.supervisor.session.crash_loop_guard import CrashLoopGuard
 from autoforward.supervisor.session.direct_switch import DirectSwitch
 from autoforward.supervisor.session.openings import Connections
 from autoforward.supervisor.session.shared import SessionServices
@@ -113,7 +113,7 @@ def place_of(item: Item) -> Hashable:
             return type(item).__name__
 
 
-class Watching:
+class LaneChooser:
     """`begin`, then `drop` or `retire`; one watch at a time."""
 
     def __init__(
@@ -134,7 +134,7 @@ class Watching:
         self._forwarder = forwarder
         self._watch: Watch | None = None
         self._starting: AgentLink | None = None
-        self._agents = QuickEnds()
+        self._agents = CrashLoopGuard()
         self._agent_exec = ""
         self._agent_lost: tuple[str, float] | None = None
         self._book = ProcessBook()

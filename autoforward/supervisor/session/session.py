@@ -28,18 +28,19 @@ from autoforward.detection.proc_net import snapshot_from_rows
 from autoforward.engine.client import ContainerEvent, Engine
 from autoforward.engine.targets import container_after
 from autoforward.forwards.forwarder import LOOPBACK, RETRY_FAILED_S, Forwarder, Place
-from autoforward.forwards.plan import WITHDRAWAL_GRACE_S, Seen, plan
-from autoforward.forwards.session_rules import Beside, rules_of
+from autoforward.forwards.plan import WITHDRAWAL_GRACE_S, ObservedPort, plan
+from autoforward.forwards.session_rules import SessionClaims, rules_of
 from autoforward.lanes.probing import NoShellError
 from autoforward.lanes.relay_tools import RelayTool
 from autoforward.lanes.watcher_protocol import Frame
 from autoforward.state.document import format_time, parse_time
 from autoforward.supervisor.session.actor import FAULT, Actor, Ending, Restart
-from autoforward.supervisor.session.crash_counter import WORKED_S
+from autoforward.supervisor.session.crash_loop_guard import WORKED_S
 from autoforward.supervisor.session.direct_switch import DirectSwitch
 from autoforward.supervisor.session.lane_choice import (
     ConfigurationChanged,
     Item,
+    LaneChooser,
     Lost,
     NeighboursChanged,
     NetworkChanged,
@@ -47,7 +48,6 @@ from autoforward.supervisor.session.lane_choice import (
     PauseUnclear,
     ProcessesKnown,
     Watch,
-    Watching,
     place_of,
 )
 from autoforward.supervisor.session.openings import Connections
@@ -114,8 +114,8 @@ class Session:
         self._on_change = on_change
         self._on_moved = on_moved
         self._actor: Actor[Item] = Actor(record.container_name, place_of, self._engine_is_slow)
-        self._watching = Watching(record.session_id, engine, services, self._actor, self.connections, self.forwarder)
-        self._beside = Beside(services.neighbours, lambda: self._actor.tell(NeighboursChanged()))
+        self._watching = LaneChooser(record.session_id, engine, services, self._actor, self.connections, self.forwarder)
+        self._beside = SessionClaims(services.neighbours, lambda: self._actor.tell(NeighboursChanged()))
         self._task: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         self._claims: dict[int, tuple[PortSpec, ...]] = {}
@@ -124,7 +124,7 @@ class Session:
         self._stopped_keys: set[ForwardKey] = set()
         self.info: ContainerInfo | None = None
         self._snapshot: Snapshot = ()
-        self._seen: dict[ForwardKey, Seen] = {}
+        self._seen: dict[ForwardKey, ObservedPort] = {}
         self._recheck_at_s: float | None = None
         self._stopped_at_s: float | None = None
         self._is_paused = False

@@ -6,7 +6,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from autoforward.forwards.forwarder import Services
-from autoforward.forwards.port_claims import Neighbours
+from autoforward.forwards.port_claims import PortClaims
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,4 +14,4 @@ class SessionServices(Services):
     """`engine_pool` runs what blocks on the session's engine; at most that many processes are started there at once."""
 
     engine_pool: Executor
-    neighbours: Neighbours = field(default_factory=Neighbours)
+    neighbours: PortClaims = field(default_factory=PortClaims)

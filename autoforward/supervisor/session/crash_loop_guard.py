@@ -12,7 +12,7 @@ AGENT_REST_S = 60.0
 """For so long after the last of them a watch that begins does without it."""
 
 
-class QuickEnds:
+class CrashLoopGuard:
     """`began` and `ended` for each agent; `why_not` before the next one."""
 
     def __init__(self) -> None:

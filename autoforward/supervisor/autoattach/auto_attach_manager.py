@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from autoforward.config.caller import Caller
-from autoforward.config.container_filter import Selection
+from autoforward.config.caller import CommandContext
+from autoforward.config.container_filter import ContainerFilter
 from autoforward.config.session_record import SessionRecord
 from autoforward.core.errors import TargetError
 from autoforward.core.model import EngineEndpoint
 from autoforward.devcontainers.port_attributes import NO_RULES
 from autoforward.engine.client import ContainerEvent
+from autoforward.supervisor.autoattach.auto_attach import AutoAttach, WatchId
 from autoforward.supervisor.autoattach.auto_attach import Host as WatchHost
-from autoforward.supervisor.autoattach.auto_attach import Watch, WatchId
 from autoforward.supervisor.session.session import Session
 
 log = logging.getLogger(__name__)
@@ -39,14 +39,14 @@ class Host(WatchHost, Protocol):
     def spawn(self, work: object, name: str) -> None: ...
 
 
-class Watches:
+class AutoAttachManager:
     """`join` and `leave` are of commands; `expect`, `on_…` and `decline` of the supervisor. Owns its tasks: `close`."""
 
     def __init__(self, host: Host, quiet: Callable[[Session], None]) -> None:
         """`quiet` is told of sessions whose servers are not news to anybody: they ran before the watch began."""
         self._host = host
         self._quiet = quiet
-        self._watches: dict[WatchId, Watch] = {}
+        self._watches: dict[WatchId, AutoAttach] = {}
         self._returns: dict[WatchId, asyncio.TimerHandle] = {}
 
     @property
@@ -70,10 +70,10 @@ class Watches:
     # Commands.
 
     def join(
-        self, endpoint: EngineEndpoint, selection: Selection, caller: Caller, declined: Mapping[str, str]
-    ) -> Watch:
+        self, endpoint: EngineEndpoint, selection: ContainerFilter, caller: CommandContext, declined: Mapping[str, str]
+    ) -> AutoAttach:
         """The watch of this selection, which begins now unless there is one. The engine is followed from now on."""
-        new = Watch(self._host, self._quiet, endpoint, selection, caller)
+        new = AutoAttach(self._host, self._quiet, endpoint, selection, caller)
         if (timer := self._returns.pop(new.id, None)) is not None:
             timer.cancel()
         watch = self._watches.setdefault(new.id, new)
@@ -113,11 +113,11 @@ class Watches:
         """Whether a container has a session that only this watch wants."""
         return any(session.record.container_id == container_id for session in self.sessions_of(watch_id))
 
-    def is_there(self, watch: Watch) -> bool:
+    def is_there(self, watch: AutoAttach) -> bool:
         """Whether it has not ended."""
         return self._watches.get(watch.id) is watch
 
-    def others_of(self, watch: Watch) -> list[Session]:
+    def others_of(self, watch: AutoAttach) -> list[Session]:
         """What it would have attached to, had nobody else."""
         return [
             one
