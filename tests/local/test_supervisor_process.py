@@ -29,7 +29,7 @@ from autoforward.state.registry import Registry
 from tests.conftest import Runner, command_env, supervisor_of
 from tests.containers import eventually
 
-PING = "from autoforward.cli import client; print(client.ask({'op': 'ping'}, start=True)['pid'])"
+PING = "from autoforward.cli.console import supervisor_client; print(supervisor_client.ask({'op': 'ping'}, start=True)['pid'])"
 TIMEOUT_S = 60.0
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
