@@ -13,7 +13,7 @@ TEST_JOBS ?= 2
 CODE   := autoforward tests scripts examples bench hatch_build.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit fuzz soak nightly lint types format wheel examples images engine clean
+.PHONY: help check demo test unit fuzz soak nightly lint types format wheel examples images engine clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -61,6 +61,10 @@ test: lint types engine images ## every promise once; ends 0 only if the tests w
 	@echo "tests: $(if $(AUTOFORWARD_NIGHTLY),all cases,without those of tests/nightly.py)"
 	@# exec: a signal to make has to reach pytest, which then cleans up.
 	@exec env AUTOFORWARD_REQUIRE_ENGINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(if $(AUTOFORWARD_NIGHTLY),,-m 'not nightly') $(PYTEST_ARGS)
+
+check: lint types ## what to run before a commit, in seconds: form, types, layers, documents against code
+	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/test_layers.py tests/unit/test_docs.py tests/unit/test_architecture_page.py \
+	  tests/unit/test_spec.py tests/unit/test_spec_formats.py tests/unit/test_spec_protocol.py
 
 unit: $(STAMP) ## the tests that need no engine
 	@$(BIN)/python -m pytest -m 'not docker and not compose' $(PYTEST_ARGS)

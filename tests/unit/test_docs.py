@@ -19,7 +19,7 @@ from autoforward.core.port_spec import parse_port_spec
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
-    [ROOT / f"{name}.md" for name in ("README", "SPEC", "SECURITY", "CHANGELOG")]
+    [ROOT / f"{name}.md" for name in ("README", "SPEC", "SECURITY", "CHANGELOG", "CONTRIBUTING")]
     + list((ROOT / "docs").glob("**/*.md"))
     + list((ROOT / "examples").glob("*/README.md"))
 )
