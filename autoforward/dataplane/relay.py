@@ -9,11 +9,13 @@ reset: the data plane looks at those (`watch_peer`) from time to time.
 
 from __future__ import annotations
 
+import enum
 import selectors
 import socket
 import sys
 from typing import Protocol
 
+from autoforward.core.transitions import Transitions
 from autoforward.dataplane.far_end import FarEnd
 from autoforward.dataplane.messages import ForwardCounters, StreamWanted
 from autoforward.dataplane.splice import Splicer
@@ -28,6 +30,31 @@ GONE_GRACE_S = 1.0
 
 STALLED_S = 60.0
 """After the client closed altogether, how long a server that reads nothing holds back what the client has sent."""
+
+
+class Stage(enum.Enum):
+    """Where the bytes of a relay go."""
+
+    OPENING = "opening"
+    """Nowhere yet: the far end is being opened, and nothing is read of the client."""
+    STREAMING = "streaming"
+    """Through the far end."""
+    MOVING = "moving"
+    """The far end has said all that it will; the client has not taken it yet, then the bytes go past the far end."""
+    SPLICED = "spliced"
+    """From socket to socket, in the kernel. The far end stays for the ends."""
+    OVER = "over"
+
+
+STAGES = Transitions(
+    {
+        Stage.OPENING: (Stage.STREAMING, Stage.OVER),
+        Stage.STREAMING: (Stage.OPENING, Stage.MOVING, Stage.OVER),
+        Stage.MOVING: (Stage.SPLICED, Stage.OVER),
+        Stage.SPLICED: (Stage.OVER,),
+        Stage.OVER: (),
+    }
+)
 
 
 class RelayOwner(Protocol):
@@ -56,7 +83,6 @@ class Relay:
         "_mask",
         "_moved",
         "_outbox",
-        "_over",
         "_owner",
         "_reading",
         "_server_ended",
@@ -67,6 +93,7 @@ class Relay:
         "forward_id",
         "relay_id",
         "routed",
+        "stage",
     )
 
     def __init__(
@@ -98,18 +125,18 @@ class Relay:
         self._mask = 0
         self.routed = False
         """Its far end was opened without asking control, which then need not hear of an ordinary end either."""
-        self._over = False
+        self.stage = Stage.OPENING
         self._moved = 0
         self._far: socket.socket | None = None
         self._ended_on_mux = False
         self._splicer: Splicer | None = None
 
     def __repr__(self) -> str:
-        return f"<Relay {self.relay_id} of {self.forward_id}>"
+        return f"<Relay {self.relay_id} of {self.forward_id} {self.stage.value}>"
 
     @property
     def is_over(self) -> bool:
-        return self._over
+        return self.stage is Stage.OVER
 
     @property
     def is_ipv6(self) -> bool:
@@ -123,6 +150,7 @@ class Relay:
     # What the channel calls.
 
     def opened(self) -> None:
+        self._become(Stage.STREAMING)
         self._reading = True
         self._watch()
 
@@ -141,7 +169,7 @@ class Relay:
     def drained(self) -> None:
         """The channel has taken what was written."""
         self._moved += 1
-        if not self._client_ended and not self._over:
+        if not self._client_ended and not self.is_over:
             self._reading = True
             self._watch()
 
@@ -161,7 +189,7 @@ class Relay:
             self._splicer.server_eof()
             return
         self._flush_client()
-        if self._over or self._far is not None or self._splicer is not None:
+        if self.stage is not Stage.STREAMING:
             return
         # Read on and discard: a client that sends before it reads would otherwise wait for us, and we for it.
         self._reading = not self._client_ended
@@ -176,8 +204,9 @@ class Relay:
 
         `retry`: there was no server, and there are other addresses to try.
         """
-        if self._over:
+        if self.is_over:
             return
+        self._become(Stage.OPENING)
         self._channel = None
         self.routed = False
         self.hold_client()
@@ -204,6 +233,7 @@ class Relay:
 
     def moved(self, far: socket.socket) -> None:
         """All that came over the channel is here; what comes after it comes from `far`, which is ours now."""
+        self._become(Stage.MOVING)
         self._far = far
         self._ended_on_mux = self._server_half_ended
         self._flush_client()
@@ -223,6 +253,7 @@ class Relay:
             far.close()
             self.cut(f"the direct connection could not be used: {error.strerror}")
             return
+        self._become(Stage.SPLICED)
         self._splicer.start()
         if self._server_half_ended or self._server_ended:
             self._splicer.server_eof()
@@ -241,7 +272,7 @@ class Relay:
         self._client_ended = True
         if self._channel is not None:
             self._channel.write_eof()
-        if self._told_end and not self._over:
+        if self._told_end and not self.is_over:
             self._finish()
 
     def server_said_all(self) -> None:
@@ -271,7 +302,7 @@ class Relay:
     @property
     def is_reading(self) -> bool:
         """Whether the client's socket is watched, so that its end is noticed."""
-        return (self._reading if self._splicer is None else self._splicer.reads_client) and not self._over
+        return (self._reading if self._splicer is None else self._splicer.reads_client) and not self.is_over
 
     @property
     def client_ended(self) -> bool:
@@ -286,7 +317,7 @@ class Relay:
         progress = self._progress()
 
         def check() -> None:
-            if self._over:
+            if self.is_over:
                 return
             if self._progress() != progress:
                 self._wait_for_the_rest(0.0)
@@ -381,6 +412,9 @@ class Relay:
             self._channel.pause()
         self._watch()
 
+    def _become(self, stage: Stage) -> None:
+        self.stage = STAGES.to(self.stage, stage)
+
     # Ends.
 
     def _half_finish(self) -> None:
@@ -423,7 +457,7 @@ class Relay:
     def _release(self, *, refused: bool, reason: str | None) -> socket.socket | None:
         """Take the client's socket out of the relay and tell the plane that it is over; None the second time."""
         client, self.client = self.client, None
-        self._over = True
+        self._become(Stage.OVER)
         self._outbox.clear()
         if self._splicer is not None:
             self._splicer.close()

@@ -293,6 +293,7 @@ def test_decisions_and_parsers_do_no_io_and_know_no_clock() -> None:
         "detection.known_servers",
         "forwards.reconcile",
         "core.port_spec",
+        "core.transitions",
         "core.settings",
         "core.setting_values",
         "devcontainers.port_attributes",

@@ -5,6 +5,7 @@ See `channel.Channel` for the contract towards the relay. All calls are made in 
 
 from __future__ import annotations
 
+import enum
 import socket
 from collections import deque
 from typing import Protocol, runtime_checkable
@@ -12,6 +13,7 @@ from typing import Protocol, runtime_checkable
 from autoforward.agent_protocol import decoder, frames
 from autoforward.core.budget import DATAGRAM_COST
 from autoforward.core.errors import ProtocolError
+from autoforward.core.transitions import Transitions
 from autoforward.dataplane.mux.handshake import DirectConnector
 from autoforward.net.write_buffer import append_joined
 
@@ -27,6 +29,34 @@ in steps of this size at most: nothing is counted for the small ones."""
 
 TURN_BYTES = frames.MAX_PAYLOAD
 """What one stream may put into a turn while others wait: one frame."""
+
+
+class Move(enum.Enum):
+    """How far a stream is on its way to a direct connection (handshake.py)."""
+
+    NOT_ASKED = "not asked"
+    ASKED = "asked"
+    """The agent was asked for a connection."""
+    CONNECTED = "connected"
+    """It is there; what is queued goes out on the mux first."""
+    SENT = "sent"
+    """MOVE was sent: nothing more goes out on the mux."""
+    DONE = "done"
+    """MOVE came too: the owner has the connection."""
+    OVER = "over"
+    """The stream has ended, and lets go of its connection."""
+
+
+MOVES = Transitions(
+    {
+        Move.NOT_ASKED: (Move.ASKED, Move.OVER),
+        Move.ASKED: (Move.CONNECTED, Move.OVER),
+        Move.CONNECTED: (Move.SENT, Move.OVER),
+        Move.SENT: (Move.DONE, Move.OVER),
+        Move.DONE: (Move.OVER,),
+        Move.OVER: (),
+    }
+)
 
 
 class StreamOwner(Protocol):
@@ -90,11 +120,9 @@ class MuxStream:
         "_consumed",
         "_credit",
         "_datagrams",
-        "_direct",
         "_eof_sent",
         "_far",
-        "_move_sent",
-        "_moves",
+        "_move",
         "_mux",
         "_parts",
         "_queue",
@@ -128,13 +156,13 @@ class MuxStream:
         self.extra_cost = DATAGRAM_COST if datagrams else 0
         """Of each DATA, in frames."""
         self._parts: list[bytes] = []
-        # The direct path: the credit that came back, whether a connection was asked for, and the connection.
+        # The direct path: the credit that came back, and the connection.
         self._returned = 0
-        self._direct = self._moves = self._move_sent = False
+        self._move = Move.NOT_ASKED
         self._far: socket.socket | None = None
 
     def __repr__(self) -> str:
-        return f"<MuxStream {self.number} of {self._relay}>"
+        return f"<MuxStream {self.number} of {self._relay}, move {self._move.value}>"
 
     # What the relay calls.
 
@@ -213,9 +241,9 @@ class MuxStream:
         if not self._queue:
             if self._write_ended and not self._eof_sent:
                 self._send_eof()
-            elif self._relay is not None and not self._moves:
+            elif self._relay is not None and self._move in (Move.NOT_ASKED, Move.ASKED):
                 self._relay.drained()
-            self._move()
+            self._say_move()
         return self._ready
 
     def answered(self) -> None:
@@ -288,34 +316,36 @@ class MuxStream:
             far.close()
             return
         self._far = far
-        self._moves = True
+        self._move = MOVES.to(self._move, Move.CONNECTED)
         self._relay.hold_client()
         if not self._queue:
-            self._move()
+            self._say_move()
 
     def take_move(self) -> None:
         """All that the agent had on the mux has arrived. It was told to go first, so the connection is there."""
         far, self._far = self._far, None
-        if not self._move_sent or far is None:
+        if self._move is not Move.SENT or far is None:
             raise ProtocolError("the agent moved a stream that was not to move")
+        self._move = MOVES.to(self._move, Move.DONE)
         self._received = WINDOW_BYTES  # not a byte more of it on the mux
         if isinstance(self._relay, MovableOwner):
             self._relay.moved(far)
 
     def _is_bulk(self) -> None:
-        if not self._direct and not self._datagrams and self._mux.direct is not None:
-            self._direct = self._mux.direct.want(self)
+        may_ask = self._move is Move.NOT_ASKED and not self._datagrams
+        if may_ask and self._mux.direct is not None and self._mux.direct.want(self):
+            self._move = MOVES.to(self._move, Move.ASKED)
 
-    def _move(self) -> None:
-        if self._moves and not self._move_sent:
-            self._move_sent = True
+    def _say_move(self) -> None:
+        if self._move is Move.CONNECTED:
+            self._move = MOVES.to(self._move, Move.SENT)
             self._mux.send(decoder.encode_move(self.number))
 
     def _let_direct_go(self) -> None:
-        if self._direct and self._mux.direct is not None:
-            self._direct = False
+        asked = self._move not in (Move.NOT_ASKED, Move.OVER)
+        self._move = MOVES.to(self._move, Move.OVER)
+        if asked and self._mux.direct is not None:
             self._mux.direct.release(self)
-        self._moves = False
         far, self._far = self._far, None
         if far is not None:
             far.close()

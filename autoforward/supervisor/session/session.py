@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from autoforward.config.resolve import metadata_of, moved
 from autoforward.config.session_record import SessionRecord, merge_specs, told_apart
@@ -51,6 +51,7 @@ from autoforward.supervisor.session.lane_choice import (
     place_of,
 )
 from autoforward.supervisor.session.openings import Connections
+from autoforward.supervisor.session.session_states import SESSION, State
 from autoforward.supervisor.session.shared import SessionServices
 from autoforward.supervisor.session.telling import MeteredPublisher
 from autoforward.trust.widening import not_granted
@@ -79,7 +80,6 @@ STOPPED = "stopped by the user"
 """The reason of a forward's end that a foreground `forward` takes as its own."""
 
 T = TypeVar("T")
-State = Literal["starting", "watching", "reconnecting", "stopped", "dormant", "failed", "ended"]
 
 
 class Session:
@@ -169,7 +169,7 @@ class Session:
 
     @state.setter
     def state(self, state: State) -> None:
-        self._state = state
+        self._state = SESSION.to(self._state, state)
         self._on_change()
 
     @property
