@@ -26,17 +26,15 @@ def section(title: str) -> str:
 
 
 def table(title: str, header: str) -> Rows:
-    """The rows of the table of that section whose first column is called `header`."""
-    lines = section(title).splitlines()
-    for at, line in enumerate(lines):
-        if re.match(rf"\| {re.escape(header)} \|", line):
-            rows = []
-            for row in lines[at + 2 :]:
-                if not row.startswith("|"):
-                    break
-                rows.append([cell.strip() for cell in row.strip("|").split("|")])
-            return rows
-    raise AssertionError(f"no table {header!r} below {title!r}")
+    """The rows of the first table of that section whose first column is called `header`."""
+    return tables(title, header)[0]
+
+
+def tables(title: str, header: str) -> list[Rows]:
+    """The rows of each such table."""
+    found = re.findall(rf"^\| {re.escape(header)} \|.*\n\|[-|]+\n((?:\|.*\n)*)", section(title), re.MULTILINE)
+    assert found, f"no table {header!r} below {title!r}"
+    return [[[cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()] for rows in found]
 
 
 def ticked(text: str) -> list[str]:

@@ -35,7 +35,8 @@ from autoforward.detection.known_servers import (
 )
 from autoforward.detection.proc_net import MAX_DIALS
 from autoforward.devcontainers.port_attributes import parse_attributes
-from tests.unit.spec_text import SPEC, names, section, sources, table, ticked
+from tests.unit.spec_limits import BUDGETS, LIMITS
+from tests.unit.spec_text import SPEC, names, section, sources, table, tables, ticked
 
 
 def commands_below(name: str, group: click.Group) -> dict[str, click.Command]:
@@ -209,16 +210,36 @@ def number(node: ast.expr) -> float | None:
     return None
 
 
-@pytest.mark.parametrize("row", table("Limits and times", "constant"), ids=lambda row: ticked(row[0])[0])
-def test_constants_have_the_value_of_the_code(row: list[str]) -> None:
-    name = ticked(row[0])[0]
-    values = [value for key, value in constants().items() if f".{key}".endswith(f".{name}")]
-    assert values == [float(row[1])]
+LIMIT_ROWS = [row for rows in tables("Limits and times", "limit") for row in rows]
+UNITS = {"": 1, "s": 1, "days": 86400, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20}
+
+
+def amount(cell: str) -> float:
+    """`10`, `0.5 s` or `64 KiB` as a plain number, of seconds or bytes where it has a unit."""
+    digits, _, unit = cell.partition(" ")
+    return float(digits) * UNITS[unit]
+
+
+def test_every_limit_is_one_constant_of_the_code() -> None:
+    assert [row[0] for row in LIMIT_ROWS] == list(LIMITS)
+    assert len(set(LIMITS.values())) == len(LIMITS)
+
+
+@pytest.mark.parametrize(("words", "cell"), LIMIT_ROWS, ids=[row[0] for row in LIMIT_ROWS])
+def test_limits_have_the_value_of_the_code(words: str, cell: str) -> None:
+    values = [value for name, value in constants().items() if f".{name}".endswith(f".{LIMITS[words]}")]
+    assert values == [amount(cell)]
+
+
+def test_the_norm_names_no_module_and_no_constant() -> None:
+    assert not re.findall(r"autoforward/[a-z_/]+\.py|`[a-z_]+\.[A-Z_]+`|agent/\w+\.[ch]", SPEC)
+    internal = {name.rpartition(".")[2] for name in constants()}
+    assert not internal & set(re.findall(r"`([A-Z][A-Z_]+)`", SPEC))
 
 
 def test_numbers_in_the_text_are_those_of_the_table() -> None:
     """Where prose repeats a limit; a change of the constant has to reach it."""
-    value = {ticked(row[0])[0]: row[1] for row in table("Limits and times", "constant")}
+    value = {LIMITS[words]: cell.partition(" ")[0] for words, cell in LIMIT_ROWS}
     for title, phrase in (
         ("PORT_EVENT", f"wait up to {value['HOLD_S']} s"),
         ("PORT_EVENT", f"tried again every {value['RETRY_FAILED_S']} s"),
@@ -245,8 +266,8 @@ def test_numbers_in_the_text_are_those_of_the_table() -> None:
         ("Relays", f"At most {value['MAX_HELD']} wait on one port, and {value['MAX_HELD_OF_ALL']} of a session"),
         ("Relays", f"on the agent within {value['AGENT_POLL_INTERVAL_S']} s"),
         ("Relays", f"send for {value['write_buffer.LINGER_S']} s"),
-        ("Relays", f"{int(value['WINDOW_BYTES']) >> 20} MiB that the client has not taken"),
-        ("Relays", f"at most {int(value['relay.HIGH_WATER_BYTES']) >> 10} KiB"),
+        ("Relays", f"{value['WINDOW_BYTES']} MiB that the client has not taken"),
+        ("Relays", f"at most {value['relay.HIGH_WATER_BYTES']} KiB"),
         ("Relays", f"the first {MAX_DIALS} that were seen"),
         ("UDP", f"from {value['EPHEMERAL_UDP']} on"),
         ("UDP", f"ends after {value['IDLE_S']} s"),
@@ -264,6 +285,21 @@ def test_numbers_in_the_text_are_those_of_the_table() -> None:
         ("Supervisor", f"at most {value['READY_TIMEOUT_S']} s"),
         ("Live configuration", f"after {value['SETTLE_S']} s."),
         ("autoforward forward", f"up to {value['DRAIN_S']} s"),
+        ("devdown", f"made more than {value['MADE_TOGETHER_S']} s before"),
+        ("autoforward attach", f"the oldest of more than {value['MAX_WAITING']}."),
+        ("Configuration", f"process is known or {value['PROCESS_WAIT_S']} s have passed"),
+        ("Configuration", f"more than {value['MAX_EXPANDED_LENGTH']} characters once its repetitions"),
+        ("Configuration", f"longer than {value['SEARCH_TIMEOUT_S']} s on a command line"),
+        ("Configuration", f"have taken more than {value['BUDGET_S']} s"),
+        ("Live configuration", f"a child process does, within {value['FILE_DEADLINE_S']} s"),
+        ("Live configuration", f"tried again every {value['RETRY_S']} s"),
+        ("Live configuration", f"looked at once in {value['CHANGE_REST_S']} s"),
+        ("Live configuration", f"read once in {value['SETTLE_S']} s"),
+        ("What is there already", f"at most {value['PROCESS_WAIT_S']} s."),
+        ("What is there already", f"been there for {value['BRIEF_S']} s."),
+        ("Actions", f"within {value['BACK_S']} s of its end"),
+        ("Budgets of work", f"like that for {value['budget.PATIENCE_S']} s ends"),
+        ("Budgets of work", f"tried again after {value['LEFT_ALONE_S']} s"),
         ("State folder", f"more than {value['MAX_SOCKET_PATH_BYTES']} bytes"),
     ):
         assert phrase in " ".join(section(title).split()), phrase
@@ -308,21 +344,25 @@ def test_known_servers() -> None:
 def test_budgets_of_work_are_those_of_the_code() -> None:
     limits = {name: value for name, value in vars(budget).items() if isinstance(value, budget.Limit)}
     rows = table("Budgets of work", "budget")
-    assert [ticked(row[0]) for row in rows] == [[name] for name in limits]
+    assert [row[0] for row in rows] == list(BUDGETS)
+    assert list(BUDGETS.values()) == list(limits)
     for (_name, _whose, _units, rate, burst, over), limit in zip(rows, limits.values(), strict=True):
         assert (float(rate), float(burst)) == (limit.rate, limit.burst)
         assert ("fails" in over) == (limit.patience_s == budget.PATIENCE_S) == (limit.patience_s < math.inf)
     assert f"CREDIT of less than {LEAST_CREDIT_BYTES:,} bytes" in section("Budgets of work")
 
 
-@pytest.mark.parametrize("row", table("Budgets of work", "constant"), ids=lambda row: ticked(row[0])[0])
-def test_constants_of_the_budgets_have_the_value_of_the_code(row: list[str]) -> None:
-    test_constants_have_the_value_of_the_code(row)
+def anchor(heading: str) -> str:
+    return re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-")
+
+
+def test_contents_link_every_section_in_order() -> None:
+    headings = [title for title in re.findall(r"^##(?:#)? (.*)$", SPEC, re.MULTILINE) if title != "Contents"]
+    links = re.findall(r"\[([^]]+)\]\(#([^)]+)\)", section("Contents"))
+    assert links == [(title, anchor(title)) for title in headings]
+    assert len({anchor(title) for title in headings}) == len(headings)
 
 
 def test_links_within_lead_to_headings() -> None:
-    anchors = {
-        re.sub(r"[^a-z0-9_ -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.*)$", SPEC, re.MULTILINE)
-    }
+    anchors = {anchor(title) for title in re.findall(r"^#+ (.*)$", SPEC, re.MULTILINE)}
     assert set(re.findall(r"\]\(#([^)]+)\)", SPEC)) <= anchors
