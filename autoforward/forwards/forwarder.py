@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from autoforward.core.model import (
@@ -20,7 +19,6 @@ from autoforward.core.model import (
     EventName,
     ForwardKey,
     LaneName,
-    PortAttributes,
     Status,
     Transport,
     dials_for,
@@ -31,20 +29,18 @@ from autoforward.forwards.allocator import AllocationRequest, Allocator, LeaseRo
 from autoforward.forwards.candidates import AllocationFailure
 from autoforward.forwards.plan import Plan, Summary, UnforwardedPort, WantedForward
 from autoforward.forwards.reconcile import Existing, may_move, reconcile
-from autoforward.net.bound_pair import BoundPair, HostPortError, start_listening, stop_listening
+from autoforward.forwards.rows import (
+    Forward,
+    Place,
+    forward_event,
+    list_rows,
+    session_event,
+    summary_event,
+    unforwarded_event,
+)
+from autoforward.net.bound_pair import HostPortError, start_listening, stop_listening
 from autoforward.state.document import Lease
-from autoforward.state.event_log import PortEvent, list_row
-from autoforward.trust.permissions import is_loopback
-
-LOOPBACK = "127.0.0.1"
-
-IN_USE, WAS_IN_USE = " is in use", " was in use"
-
-
-def exposure(host_ip: str | None) -> str | None:
-    """What everybody has to see of a forward on this address; None on loopback (None: the default)."""
-    return None if is_loopback(host_ip) else f"other machines can reach it: it listens on {host_ip}"
-
+from autoforward.state.event_log import PortEvent
 
 RETRY_FAILED_S = 5.0
 """How often a host port that could not be had is tried again."""
@@ -76,41 +72,6 @@ class Services:
     allocator: Allocator
     publisher: Publisher
     disk: Executor
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Whose forwards these are, as events say it."""
-
-    identity: str
-    container_id: str
-    container_name: str
-    workspace_folder: str | None
-    service: str | None
-
-
-@dataclass(slots=True)
-class Forward:
-    """One row of the table. `pair` and `lease` are None while `failed`; `reason` says why it is not plainly active."""
-
-    wish: WantedForward
-    status: Status
-    host_ip: str
-    pair: BoundPair | None = None
-    lease: Lease | None = None
-    remap_reason: str | None = None
-    reason: str | None = None
-    hint: str | None = None
-    since_s: float = field(default_factory=time.monotonic)
-    last_refusal: str | None = None
-
-    @property
-    def forward_id(self) -> str | None:
-        return self.lease.id if self.lease else None
-
-    @property
-    def host_port(self) -> int | None:
-        return self.pair.host_port if self.pair else None
 
 
 class Forwarder:
@@ -261,7 +222,7 @@ class Forwarder:
             await self._services.publisher.publish(self.session_event("unforwarded", said.fact))
         elif summary is not None and (said is None or said.fact != summary.fact):
             event: EventName = "ignored" if said is None else "updated"
-            await self._services.publisher.publish(self._summary_event(event, summary.fact))
+            await self._services.publisher.publish(summary_event(self.place, event, summary.fact))
 
     async def retry_failed(self, host_ip: str) -> None:
         """Try again for the host ports that could not be had."""
@@ -490,115 +451,30 @@ class Forwarder:
         return [replace(self._event("forwarded", row), replay=True, seq=last_seq, time=now) for row in rows]
 
     def session_event(self, event: EventName, reason: str | None = None) -> PortEvent:
-        place = self.place
-        return PortEvent(
-            event=event,
-            container_id=place.container_id,
-            container_name=place.container_name,
-            workspace_folder=place.workspace_folder,
-            service=place.service,
-            reason=reason,
-        )
+        return session_event(self.place, event, reason)
 
     def rows(
         self, target: str, lane: LaneName | None, counters: Mapping[str, ForwardCounters], remarks: Sequence[str] = ()
-    ) -> Iterable[dict[str, Any]]:
-        """`list --json` rows: forwards, then notices, then what is left in sum, then `remarks` of the session."""
-        now_s = time.monotonic()
-        for row in self._forwards.values():
-            count = counters.get(row.forward_id or "", ForwardCounters())
-            yield list_row(
-                self._event("updated", row, self._remap_reason_now(row)),
-                target=target,
-                source=row.wish.source,
-                lane=lane,
-                age_s=now_s - row.since_s,
-                connections_active=count.active,
-                connections_total=count.total,
-                connections_refused=count.refused,
-                bytes_in=count.bytes_in,
-                bytes_out=count.bytes_out,
-                last_refusal=row.last_refusal if row.status == "active" else None,
-            )
-        others = [(self._notice_event("ignored", notice), notice.source) for notice in self._notices.values()]
-        if self._summary is not None:
-            others.append((self._summary_event("ignored", self._summary.now), "detected"))
-        others += [(self._summary_event("ignored", remark), "declared") for remark in remarks]
-        for event, source in others:
-            yield list_row(
-                event,
-                target=target,
-                source=source,
-                lane=None,
-                age_s=0.0,
-                connections_active=0,
-                connections_total=0,
-                connections_refused=0,
-                bytes_in=0,
-                bytes_out=0,
-            )
+    ) -> Iterator[dict[str, Any]]:
+        """See `rows.list_rows`."""
+        return list_rows(
+            self.place,
+            self._forwards.values(),
+            self._notices.values(),
+            self._summary,
+            target=target,
+            lane=lane,
+            counters=counters,
+            remarks=remarks,
+            is_free=self._services.allocator.is_free,
+        )
 
-    def _summary_event(self, event: EventName, text: str) -> PortEvent:
-        return replace(self.session_event(event, text), status="ignored")
+    def _event(self, event: EventName, row: Forward) -> PortEvent:
+        return forward_event(self.place, event, row)
 
     async def _publish(self, event: EventName, row: Forward) -> None:
         await self._services.publisher.publish(self._event(event, row))
 
     async def _publish_notice(self, event: EventName, notice: UnforwardedPort) -> None:
-        facts = self._notice_event(event, notice)
+        facts = unforwarded_event(self.place, event, notice)
         await self._services.publisher.publish(replace(facts, status=None) if event == "unforwarded" else facts)
-
-    def _remap_reason_now(self, row: Forward) -> str | None:
-        """Why it is on another number, as far as that is still so."""
-        reason, own = row.remap_reason, row.wish.key.container_port
-        if reason is None or IN_USE not in reason:
-            return reason
-        if not self._services.allocator.is_free(row.host_ip, own, row.wish.key.transport):
-            return reason
-        was = reason.replace(IN_USE, WAS_IN_USE, 1)
-        return f"{was} and is free now: this port gets it when its server restarts"
-
-    def _event(self, event: EventName, row: Forward, remap_reason: str | None = None) -> PortEvent:
-        wish = row.wish
-        host_port = row.host_port
-        exposed = exposure(row.host_ip) if host_port is not None else None
-        particular = "; ".join(filter(None, (wish.note, remap_reason or row.remap_reason)))
-        pinned_or_same = wish.pinned_host_port or wish.key.container_port
-        return replace(
-            self._port_event(event, wish.key, wish.attributes),
-            process=wish.process,
-            auto_forwarded=row.status == "active",
-            host_port=host_port,
-            host_ip=row.host_ip if host_port is not None else None,
-            id=row.forward_id,
-            container_host=wish.dials[0].host,
-            remapped=host_port is not None and host_port != pinned_or_same,
-            status=row.status,
-            reason="; ".join(filter(None, (exposed, row.reason or row.last_refusal or particular))) or None,
-        )
-
-    def _notice_event(self, event: EventName, notice: UnforwardedPort) -> PortEvent:
-        return replace(
-            self._port_event(event, notice.key, notice.attributes),
-            process=notice.process,
-            host_port=notice.host_port,
-            host_ip=notice.host_ip,
-            container_host=notice.key.container_host,
-            remapped=notice.host_port is not None and notice.host_port != notice.key.container_port,
-            status=notice.status,
-            reason=notice.reason,
-        )
-
-    def _port_event(self, event: EventName, key: ForwardKey, attributes: PortAttributes) -> PortEvent:
-        return replace(
-            self.session_event(event),
-            container_port=key.container_port,
-            protocol=attributes.protocol,
-            label=attributes.label,
-            on_auto_forward=attributes.on_auto_forward,
-            description=attributes.description,
-            open_preview=attributes.open_preview,
-            require_local_port=attributes.require_local_port,
-            elevate_if_needed=attributes.elevate_if_needed,
-            transport=key.transport,
-        )

@@ -21,8 +21,9 @@ from autoforward.dataplane.messages import PlaneEvent, RelayPlan, StreamFailed, 
 from autoforward.dataplane.plane import DataPlane
 from autoforward.engine.exec_stream import STDERR, SocketStream
 from autoforward.forwards.allocator import Allocator
-from autoforward.forwards.forwarder import Forwarder, Place, Services
+from autoforward.forwards.forwarder import Forwarder, Services
 from autoforward.forwards.plan import ObservedPort, Plan, SessionRules, plan
+from autoforward.forwards.rows import Place
 from autoforward.lanes.relay_tools import Netcat, netcat_tool
 from autoforward.state.buffered_registry import BufferedRegistry
 from autoforward.state.document import current_process

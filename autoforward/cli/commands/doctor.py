@@ -27,7 +27,7 @@ from autoforward.doctor import container_checks, container_probe, host_checks, h
 from autoforward.doctor.findings import Finding, FindingStatus, in_the_way, warn
 from autoforward.engine.client import Engine
 from autoforward.engine.targets import resolve_target
-from autoforward.forwards.forwarder import LOOPBACK
+from autoforward.forwards.rows import LOOPBACK
 from autoforward.net.bound_pair import lowest_bindable_port
 from autoforward.state.folder import StatePaths
 from autoforward.trust.widening import not_granted

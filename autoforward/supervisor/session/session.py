@@ -27,8 +27,9 @@ from autoforward.dataplane.messages import ForwardCounters, MuxLost, MuxSaid
 from autoforward.detection.proc_net import snapshot_from_rows
 from autoforward.engine.client import ContainerEvent, Engine
 from autoforward.engine.targets import container_after
-from autoforward.forwards.forwarder import LOOPBACK, RETRY_FAILED_S, Forwarder, Place
+from autoforward.forwards.forwarder import RETRY_FAILED_S, Forwarder
 from autoforward.forwards.plan import WITHDRAWAL_GRACE_S, ObservedPort, plan
+from autoforward.forwards.rows import LOOPBACK, Place
 from autoforward.forwards.session_rules import SessionClaims, rules_of
 from autoforward.lanes.probing import NoShellError
 from autoforward.lanes.relay_tools import RelayTool

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from autoforward.forwards.forwarder import exposure
+from autoforward.forwards.rows import exposure
 from autoforward.supervisor.session.session import Session
 
 

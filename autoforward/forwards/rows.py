@@ -1,0 +1,183 @@
+"""How forwards are told: the rows of `list --json` and the facts of PORT_EVENT, from a session's table. Pure but for the age."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from autoforward.core.model import EventName, ForwardKey, LaneName, PortAttributes, Status, Transport
+from autoforward.dataplane.messages import ForwardCounters
+from autoforward.forwards.plan import Summary, UnforwardedPort, WantedForward
+from autoforward.net.bound_pair import BoundPair
+from autoforward.state.document import Lease
+from autoforward.state.event_log import PortEvent, list_row
+from autoforward.trust.permissions import is_loopback
+
+LOOPBACK = "127.0.0.1"
+
+IN_USE, WAS_IN_USE = " is in use", " was in use"
+
+
+def exposure(host_ip: str | None) -> str | None:
+    """What everybody has to see of a forward on this address; None on loopback (None: the default)."""
+    return None if is_loopback(host_ip) else f"other machines can reach it: it listens on {host_ip}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Whose forwards these are, as events say it."""
+
+    identity: str
+    container_id: str
+    container_name: str
+    workspace_folder: str | None
+    service: str | None
+
+
+@dataclass(slots=True)
+class Forward:
+    """One row of the table. `pair` and `lease` are None while `failed`; `reason` says why it is not plainly active."""
+
+    wish: WantedForward
+    status: Status
+    host_ip: str
+    pair: BoundPair | None = None
+    lease: Lease | None = None
+    remap_reason: str | None = None
+    reason: str | None = None
+    hint: str | None = None
+    since_s: float = field(default_factory=time.monotonic)
+    last_refusal: str | None = None
+
+    @property
+    def forward_id(self) -> str | None:
+        return self.lease.id if self.lease else None
+
+    @property
+    def host_port(self) -> int | None:
+        return self.pair.host_port if self.pair else None
+
+
+def session_event(place: Place, event: EventName, reason: str | None = None) -> PortEvent:
+    """An event of the session as a whole."""
+    return PortEvent(
+        event=event,
+        container_id=place.container_id,
+        container_name=place.container_name,
+        workspace_folder=place.workspace_folder,
+        service=place.service,
+        reason=reason,
+    )
+
+
+def summary_event(place: Place, event: EventName, text: str) -> PortEvent:
+    return replace(session_event(place, event, text), status="ignored")
+
+
+def forward_event(place: Place, event: EventName, row: Forward, remap_reason: str | None = None) -> PortEvent:
+    wish = row.wish
+    host_port = row.host_port
+    exposed = exposure(row.host_ip) if host_port is not None else None
+    particular = "; ".join(filter(None, (wish.note, remap_reason or row.remap_reason)))
+    pinned_or_same = wish.pinned_host_port or wish.key.container_port
+    return replace(
+        _port_event(place, event, wish.key, wish.attributes),
+        process=wish.process,
+        auto_forwarded=row.status == "active",
+        host_port=host_port,
+        host_ip=row.host_ip if host_port is not None else None,
+        id=row.forward_id,
+        container_host=wish.dials[0].host,
+        remapped=host_port is not None and host_port != pinned_or_same,
+        status=row.status,
+        reason="; ".join(filter(None, (exposed, row.reason or row.last_refusal or particular))) or None,
+    )
+
+
+def unforwarded_event(place: Place, event: EventName, notice: UnforwardedPort) -> PortEvent:
+    return replace(
+        _port_event(place, event, notice.key, notice.attributes),
+        process=notice.process,
+        host_port=notice.host_port,
+        host_ip=notice.host_ip,
+        container_host=notice.key.container_host,
+        remapped=notice.host_port is not None and notice.host_port != notice.key.container_port,
+        status=notice.status,
+        reason=notice.reason,
+    )
+
+
+def _port_event(place: Place, event: EventName, key: ForwardKey, attributes: PortAttributes) -> PortEvent:
+    return replace(
+        session_event(place, event),
+        container_port=key.container_port,
+        protocol=attributes.protocol,
+        label=attributes.label,
+        on_auto_forward=attributes.on_auto_forward,
+        description=attributes.description,
+        open_preview=attributes.open_preview,
+        require_local_port=attributes.require_local_port,
+        elevate_if_needed=attributes.elevate_if_needed,
+        transport=key.transport,
+    )
+
+
+def remap_reason_now(row: Forward, is_free: Callable[[str, int, Transport], bool]) -> str | None:
+    """Why it is on another number, as far as that is still so."""
+    reason, own = row.remap_reason, row.wish.key.container_port
+    if reason is None or IN_USE not in reason:
+        return reason
+    if not is_free(row.host_ip, own, row.wish.key.transport):
+        return reason
+    was = reason.replace(IN_USE, WAS_IN_USE, 1)
+    return f"{was} and is free now: this port gets it when its server restarts"
+
+
+def list_rows(
+    place: Place,
+    forwards: Iterable[Forward],
+    unforwarded: Iterable[UnforwardedPort],
+    summary: Summary | None,
+    *,
+    target: str,
+    lane: LaneName | None,
+    counters: Mapping[str, ForwardCounters],
+    remarks: Sequence[str],
+    is_free: Callable[[str, int, Transport], bool],
+) -> Iterator[dict[str, Any]]:
+    """`list --json` rows: forwards, ports that are not forwarded, what is left in sum, `remarks` of the session."""
+    now_s = time.monotonic()
+    for row in forwards:
+        count = counters.get(row.forward_id or "", ForwardCounters())
+        yield list_row(
+            forward_event(place, "updated", row, remap_reason_now(row, is_free)),
+            target=target,
+            source=row.wish.source,
+            lane=lane,
+            age_s=now_s - row.since_s,
+            connections_active=count.active,
+            connections_total=count.total,
+            connections_refused=count.refused,
+            bytes_in=count.bytes_in,
+            bytes_out=count.bytes_out,
+            last_refusal=row.last_refusal if row.status == "active" else None,
+        )
+    others = [(unforwarded_event(place, "ignored", port), port.source) for port in unforwarded]
+    if summary is not None:
+        others.append((summary_event(place, "ignored", summary.now), "detected"))
+    others += [(summary_event(place, "ignored", remark), "declared") for remark in remarks]
+    for event, source in others:
+        yield list_row(
+            event,
+            target=target,
+            source=source,
+            lane=None,
+            age_s=0.0,
+            connections_active=0,
+            connections_total=0,
+            connections_refused=0,
+            bytes_in=0,
+            bytes_out=0,
+        )
