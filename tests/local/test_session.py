@@ -138,6 +138,15 @@ async def test_an_engine_that_does_not_answer_is_tried_until_it_does(world: Any,
 
 
 @closing
+async def test_problem_says_the_containers_name_where_the_engine_says_its_id(world: Any) -> None:
+    one = world()
+    one.engine.broken = EngineUnreachableError(f"the engine says: {RECORD.container_id} is restarting")
+    one.session.start()
+    await one.session.settled()
+    assert one.session.problem == f"the engine says: {RECORD.container_name} is restarting"
+
+
+@closing
 async def test_attaching_again_while_the_engine_is_away_waits_for_it(
     world: Any, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
