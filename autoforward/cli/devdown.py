@@ -123,14 +123,25 @@ def take_down_all(request: DevdownRequest) -> None:
         units = group_units(engine, engine.find_containers({LABEL_LOCAL_FOLDER: None}))
         chosen = [u for u in units if any(info.container_id in had_session for info in u.containers)]
         ids = [info.container_id for unit in chosen for info in unit.containers]
-        if ids:
-            _detach(None, ids, request.timeout_s)
+        waiting = _removed_containers(request.endpoint)
+        if ids or waiting:
+            _detach(None, [*ids, *waiting], request.timeout_s)
         else:
             output.say("nothing to end: no dev container has a session")
         for unit in chosen if not request.forwards_only else ():
             _take_down(engine, unit, request)
     finally:
         engine.close()
+
+
+def _removed_containers(endpoint: EngineEndpoint) -> list[str]:
+    """Ids of removed dev containers whose sessions wait for the next one."""
+    found = []
+    for row in stored("sessions"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if row.get("removed") and row.get("workspace") and parse_endpoint(row["engine"]).key == endpoint.key:
+                found.append(str(row["container_id"]))
+    return found
 
 
 def _take_down(engine: Engine, unit: Unit, request: DevdownRequest) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Runner
-from tests.containers import is_refused
+from tests.containers import eventually, is_refused
 from tests.docker.conftest import Kind, RecordedCli, Workspace, WorkspaceFactory
 from tests.docker.test_devup import devup, free_port, rows
 
@@ -89,6 +89,23 @@ def test_all_takes_down_what_has_a_session_and_nothing_else(
     run("devdown", "--all", "--timeout", "1", check=0)
     assert forwarded.containers() == []
     assert len(other.containers()) == 1
+
+
+def test_all_ends_sessions_whose_container_was_removed(
+    cli: RecordedCli, workspace: WorkspaceFactory, run: Runner
+) -> None:
+    folder = workspace(forwardPorts=[free_port()])
+    assert devup(run, cli, folder).returncode == 0
+    for one in folder.containers():
+        one.raw.remove(force=True)
+
+    def sessions() -> list[dict[str, str]]:
+        found: list[dict[str, str]] = json.loads(run("autoforward", "status", "--json").stdout)["sessions"]
+        return found
+
+    eventually(lambda: sessions()[0]["state"] == "stopped", what="a session that waits for the next container")
+    run("devdown", "--all")
+    assert sessions() == []
 
 
 def test_an_engine_that_does_not_answer_is_exit_3(run: Runner, tmp_path: Path) -> None:
