@@ -6,7 +6,6 @@ Not collected here: a test module imports the tests, and has a fixture `attached
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import socket
 import threading
@@ -19,6 +18,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import Container, Process, Server, eventually
+from tests.docker.observing import rows, status_json
 from tests.emulation import EMULATORS
 
 MIB = 1 << 20
@@ -88,7 +88,7 @@ class Attached:
         first = self.servers.start_server("echo") if self.lane.trunk else None
         env = {"AUTOFORWARD_DIRECT": "true"} if self.lane.trunk else {}
         self._run("autoforward", "attach", self.container.name, *specs, "--lane", self.lane.lane, env=env, check=0)
-        [session] = json.loads(self._run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+        [session] = status_json(self._run)["sessions"]
         said = session["lane"]
         assert (said["name"], said["dialect"]) == (self.lane.lane, self.lane.dialect)
         assert (said["half_close"], said["ipv6"]) == (self.lane.half_close, self.lane.ipv6)
@@ -99,8 +99,7 @@ class Attached:
             eventually(lambda: direct_connections(self.container) == 1, what="the trunk")
 
     def row(self, container_port: int) -> dict[str, Any]:
-        rows = json.loads(self._run("autoforward", "list", "--json", check=0).stdout)
-        found = [row for row in rows if row["port"] == container_port]
+        found = [row for row in rows(self._run) if row["port"] == container_port]
         assert len(found) == 1, "one forward of it"
         return dict(found[0])
 

@@ -336,6 +336,8 @@ def home() -> Iterator[Path]:
 
 
 class Runner(Protocol):
+    home: Path
+
     def __call__(
         self,
         *argv: str,
@@ -400,7 +402,8 @@ def runner(home: Path, always: Mapping[str, str | None] | None = None) -> Runner
             assert done.returncode == check, f"{argv}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
-    return run_it
+    run_it.home = home  # type: ignore[attr-defined]
+    return run_it  # type: ignore[return-value]
 
 
 @pytest.fixture

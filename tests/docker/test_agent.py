@@ -25,7 +25,7 @@ from docker.types import Mount
 from tests.conformance import dial, is_watcher, read_all
 from tests.conftest import ContainerFactory, Runner, command_env, supervisor_of
 from tests.containers import LABEL, Container, eventually, fetch, run_id
-from tests.docker.observing import ask, free_port, logged, names, row_of, wait_event
+from tests.docker.observing import ask, free_port, logged, names, row_of, status_json, wait_event
 from tests.images.recipes import HELPER_DIR
 
 AGENT_FILES = "ls /tmp/.autoforward/agent-*"
@@ -94,7 +94,7 @@ def read_program(host_port: int) -> bytes:
 
 
 def session_of(run: Runner) -> dict[str, Any]:
-    [session] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    [session] = status_json(run)["sessions"]
     return dict(session)
 
 

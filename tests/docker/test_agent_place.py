@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from autoforward.engine.endpoint import resolve_endpoint
 from autoforward.lanes.agent_install import archive
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import LABEL, Container, eventually, run_id
+from tests.docker.observing import status_json
 
 PLANTED = "#!/bin/sh\\ntouch /tmp/planted-ran\\n"
 
@@ -37,7 +37,7 @@ def test_a_planted_agent_is_not_run(container: ContainerFactory, run: Runner, by
     if by == "link":
         app.shell("ln -s elsewhere /tmp/.autoforward && chown -h 1000:1000 /tmp/.autoforward")
     run("autoforward", "attach", app.name, check=0)
-    [session] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    [session] = status_json(run)["sessions"]
     assert session["lane"]["name"] == "agent"
     assert app.shell("ls -d /tmp/planted-ran 2>/dev/null || echo none").strip() == "none"
     assert app.shell("stat -c '%F %u %a' /tmp/.autoforward").strip() == "directory 0 755"
@@ -46,7 +46,7 @@ def test_a_planted_agent_is_not_run(container: ContainerFactory, run: Runner, by
 
 def lane_of(run: Runner, app: Container) -> dict[str, Any]:
     run("autoforward", "attach", app.name, check=0)
-    [session] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    [session] = status_json(run)["sessions"]
     return dict(session["lane"])
 
 

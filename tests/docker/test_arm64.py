@@ -5,7 +5,6 @@ What every lane must do it does in test_lanes.py; here is what is the architectu
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 from pathlib import Path
@@ -17,7 +16,7 @@ from autoforward.lanes.agent_install import agent_binary
 from tests.conformance import dial, is_watcher, read_all
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import Container, Process, Server, eventually, fetch
-from tests.docker.observing import free_port, logged, row_of, steps, wait_event
+from tests.docker.observing import free_port, logged, row_of, status_json, steps, wait_event
 from tests.docker.test_leftovers import RESET, open_connections, wait_connected, within_the_limit
 from tests.docker.test_udp import client_of, exchange, mirror
 from tests.images.recipes import ARM64
@@ -29,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("arm64")
 def attach(run: Runner, app: Container, *specs: str) -> None:
     """No lane is asked for."""
     run("autoforward", "attach", app.name, *specs, check=0)
-    [session] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    [session] = status_json(run)["sessions"]
     assert session["lane"]["name"] == "agent", session["lane"]["note"]
 
 

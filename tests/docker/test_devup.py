@@ -10,13 +10,13 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import Runner, command_env, script, supervisor_of
 from tests.containers import event_lines, eventually, fetch, is_refused
 from tests.docker.conftest import Kind, RecordedCli, Workspace, WorkspaceFactory
+from tests.docker.observing import rows, status_json
 from tests.terminal import Terminal
 
 
@@ -40,11 +40,6 @@ def assert_page(url: str, page: str) -> None:
             return False
 
     assert eventually(look, what=url)
-
-
-def rows(run: Runner) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(run("autoforward", "list", "--json", check=0).stdout)
-    return found
 
 
 @pytest.mark.parametrize("kind", ["image", "dockerfile", "compose"])
@@ -126,11 +121,11 @@ def test_the_question_leaves_stdout_and_the_status_alone(
         terminal.type("\x03")
         terminal.wait_for("status 0")
     assert (tmp_path / "stdout").read_bytes() == cli.printed()
-    [session] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    [session] = status_json(run)["sessions"]
     assert [(request["key"], request["refused"]) for request in session["requests"]] == [("bind", True)]
     # Without a terminal nothing is asked, and --trust-workspace is the user's word.
     assert devup(run, cli, one, "--trust-workspace").returncode == 0
-    [session] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    [session] = status_json(run)["sessions"]
     assert (session["requests"], session["exposed"] is None) == ([], False)
 
 

@@ -20,6 +20,7 @@ from tests.conformance import (  # the tests too: they run here over every way
 )
 from tests.conftest import Runner, home_folder, runner, supervisor_of
 from tests.containers import eventually
+from tests.docker.observing import status_json
 from tests.engines.ways import WAYS, Reached
 
 __all__ = [
@@ -62,7 +63,7 @@ def attached(reached: Reached, engine_run: Runner) -> Iterator[Attached]:
 
 def test_the_engine_and_its_origin_are_told(attached: Attached, reached: Reached, engine_run: Runner) -> None:
     attached.attach()
-    status = json.loads(engine_run("autoforward", "status", "--json", check=0).stdout)
+    status = status_json(engine_run)
     [session] = status["sessions"]
     assert session["engine"] == reached.host
     assert status["engines"] == [{"host": reached.host, "source": session["engine_source"]}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable, Mapping
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import ComposeProject, eventually, is_refused
+from tests.docker.observing import free_port, row_of, rows, status_json
 from tests.images.recipes import ARM64, IMAGE_NAMES
 
 TOOLS = ("bash", "socat", "nc", "ncat", "python3", "perl", "busybox")
@@ -108,3 +110,19 @@ def test_images_are_cached(images: Mapping[str, str]) -> None:
 
 def test_run_gives_the_exit_status(run: Runner) -> None:
     assert run("python3", "-c", "import os; print(os.environ['AUTOFORWARD_HOME'])", check=0).stdout.startswith("/")
+
+
+def test_rows_and_status_are_what_the_commands_print(container: ContainerFactory, run: Runner) -> None:
+    assert rows(run) == json.loads(run("autoforward", "list", "--json", check=0).stdout) == []
+    assert status_json(run) == json.loads(run("autoforward", "status", "--json", check=0).stdout)
+    app = container()
+    server = app.start_server(port=free_port())
+    run("autoforward", "attach", app.name, check=0)
+    row_of(run, server.port, status="active")
+    for target in (None, app.name):
+        printed = json.loads(run("autoforward", "list", "--json", *filter(None, [target]), check=0).stdout)
+        assert [{**row, "ageSeconds": 0} for row in rows(run, target)] == [{**row, "ageSeconds": 0} for row in printed]
+    with pytest.raises(AssertionError, match="exit"):
+        rows(run, "no-such-container")
+    printed = json.loads(run("autoforward", "status", "--json", check=0).stdout)
+    assert {**status_json(run), "uptime_s": 0} == {**printed, "uptime_s": 0}

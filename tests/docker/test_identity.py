@@ -19,7 +19,7 @@ from docker.errors import BuildError, NotFound
 
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import LABEL, Container, eventually, fetch, run_id
-from tests.docker.observing import Command, Row, free_port, new_folder, registry, row_of, rows
+from tests.docker.observing import Command, Row, free_port, new_folder, registry, row_of, rows, status_json
 
 WAIT_S = 60.0
 
@@ -131,7 +131,7 @@ def test_claims_of_an_image_are_no_target(
     run("autoforward", "attach", f"{project}/*", check=0)
     run("autoforward", "attach", evil.name, check=0)
     run("autoforward", "detach", f"{project}/*", check=0)
-    status = json.loads(run("autoforward", "status", "--json", check=0).stdout)
+    status = status_json(run)
     assert [one["container_name"] for one in status["sessions"]] == [evil.name], f"{shop.name} alone was meant"
 
 

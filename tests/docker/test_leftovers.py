@@ -5,7 +5,6 @@ Zombies count: PID 1 of these containers is `sleep`, which reaps nobody.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import signal
@@ -25,6 +24,7 @@ from autoforward.lanes.scripts import relay_environment, watcher_argv
 from tests.conformance import dial, direct_sockets, is_watcher, read_all, relays_in
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import PTRACE, Container, Process, Server, eventually
+from tests.docker.observing import rows
 
 pytestmark = pytest.mark.usefixtures("always_direct")
 RESET = struct.pack("ii", 1, 0)
@@ -46,8 +46,7 @@ def attach(run: Runner, container: Container, server: Server, lane: str) -> int:
     run("autoforward", "attach", container.name, "--lane", lane, check=0)
 
     def host_port() -> int:
-        rows = json.loads(run("autoforward", "list", "--json", check=0).stdout)
-        active = [row for row in rows if row["port"] == server.port and row["status"] == "active"]
+        active = [row for row in rows(run) if row["port"] == server.port and row["status"] == "active"]
         return int(active[0]["localPort"]) if active else 0
 
     return eventually(host_port)
@@ -231,8 +230,7 @@ def test_client_that_closes_while_its_server_ignores_eof(
         client.close()
 
     def one_is_left() -> bool:
-        rows = json.loads(run("autoforward", "list", "--json", check=0).stdout)
-        return [row["connections"]["active"] for row in rows] == [1]
+        return [row["connections"]["active"] for row in rows(run)] == [1]
 
     eventually(one_is_left, timeout_s=10)
     half.settimeout(1.0)

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import Container, eventually, fetch
 from tests.docker.conftest import RecordedCli, Workspace, WorkspaceFactory
-from tests.docker.observing import free_port, logged, names, row_of, rows, wait_event
+from tests.docker.observing import free_port, logged, names, row_of, rows, status_json, wait_event
 
 DOWNLOAD_BYTES = 100 * 1024 * 1024
 
@@ -173,7 +173,7 @@ def test_a_broken_save_keeps_the_last_good_configuration_and_is_said_once(
     event = wait_event(home, "updated", None, since=since)
     assert f"{config_file(folder)}:2:25: " in event["reason"]
     assert {row["port"] for row in rows(run)} == {3000}
-    [session] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    [session] = status_json(run)["sessions"]
     assert f"{config_file(folder)}:2:25: " in session["config_problem"]
     assert "devcontainer.json:2:25" in run("autoforward", "status", check=0).stdout
 
@@ -189,7 +189,7 @@ def test_a_broken_save_keeps_the_last_good_configuration_and_is_said_once(
     (folder / ".autoforward.toml").write_text("")
     save(config_file(folder), {"forwardPorts": [3000, 6000]})
     wait_event(home, "waiting", 6000, since=since)
-    [session] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    [session] = status_json(run)["sessions"]
     assert session["config_problem"] is None
 
 

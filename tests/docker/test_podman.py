@@ -18,7 +18,7 @@ from autoforward.core.model import EngineEndpoint
 from autoforward.engine.client import ContainerEvent, Engine
 from tests.conftest import Runner
 from tests.containers import Container, eventually, fetch
-from tests.docker.observing import free_port, row_of
+from tests.docker.observing import free_port, row_of, status_json
 from tests.docker.test_direct_path import PIECE, SIZE, echo_of, listening_on_its_address
 from tests.engines.podman import PodmanService, podman_with
 from tests.images.recipes import HELPER_DIR
@@ -61,7 +61,7 @@ def box(client: docker.DockerClient, images: Mapping[str, str]) -> Iterator[Call
 
 
 def session_of(run: Runner) -> dict[str, Any]:
-    [session] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    [session] = status_json(run)["sessions"]
     return dict(session)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from autoforward.engine.pool import ENGINE_THREADS
 from tests.conformance import dial
 from tests.conftest import ContainerFactory, Runner, missing
 from tests.containers import HELPER_DIR, eventually, fetch
-from tests.docker.observing import free_port, logged, steps
+from tests.docker.observing import free_port, logged, rows, status_json, steps
 from tests.faults.second_engine import SecondEngine
 
 
@@ -46,8 +45,7 @@ def test_one_that_hangs_or_goes_away_leaves_no_trace_on_the_other(
     run("autoforward", "attach", far.name, "--docker-host", second.host, "--lane", "socat", check=0)
 
     def host_ports() -> dict[str, int]:
-        rows = json.loads(run("autoforward", "list", "--json", check=0).stdout)
-        return {row["containerName"]: row["localPort"] for row in rows if row["status"] == "active"}
+        return {row["containerName"]: row["localPort"] for row in rows(run) if row["status"] == "active"}
 
     def both() -> dict[str, int]:
         found = host_ports()
@@ -58,7 +56,7 @@ def test_one_that_hangs_or_goes_away_leaves_no_trace_on_the_other(
     assert ports[near.name] != ports[far.name]
     assert fetch(f"http://127.0.0.1:{ports[near.name]}/") == "near\n"
     assert fetch(f"http://127.0.0.1:{ports[far.name]}/") == "far\n"
-    status = json.loads(run("autoforward", "status", "--json", check=0).stdout)
+    status = status_json(run)
     assert {one["host"] for one in status["engines"]} == {status["sessions"][0]["engine"], second.host}
     assert {one["engine_source"] for one in status["sessions"]} >= {"--docker-host"}
 
@@ -81,8 +79,7 @@ def test_one_that_hangs_or_goes_away_leaves_no_trace_on_the_other(
     second.kill()
 
     def states() -> dict[str, str]:
-        rows = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
-        return {row["container_name"]: row["state"] for row in rows}
+        return {row["container_name"]: row["state"] for row in status_json(run)["sessions"]}
 
     eventually(lambda: states()[far.name] == "reconnecting", timeout_s=30)
     assert states()[near.name] == "watching"

@@ -18,14 +18,14 @@ import pytest
 from tests.conformance import dial, direct_connections
 from tests.conftest import ContainerFactory, Mapping, Runner
 from tests.containers import LABEL, Container, eventually, run_id
-from tests.docker.observing import free_port, row_of
+from tests.docker.observing import free_port, row_of, status_json
 from tests.docker.test_direct_path import listening_on_its_address
 
 Network = Callable[[], str]
 
 
 def direct_of(run: Runner, name: str) -> tuple[bool, str | None]:
-    sessions = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    sessions = status_json(run)["sessions"]
     [direct] = [session["direct"] for session in sessions if session["container_name"] == name]
     return direct["on"], direct["reason"]
 

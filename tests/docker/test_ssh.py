@@ -18,7 +18,7 @@ from autoforward.engine.ssh import SshTransport
 from tests.conformance import IPV6_ON, dial
 from tests.conftest import Runner, runner, supervisor_of
 from tests.containers import Container, Server, eventually
-from tests.docker.observing import logged, wait_event
+from tests.docker.observing import logged, rows, status_json, wait_event
 from tests.engines.sshd import Sshd
 from tests.engines.ways import WAYS, Reached
 
@@ -53,13 +53,8 @@ def ssh_run(reached: Reached, home: Path) -> Runner:
     return runner(home, reached.env)
 
 
-def rows(run: Runner) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(run("autoforward", "list", "--json", check=0).stdout)
-    return found
-
-
 def session(run: Runner) -> dict[str, Any]:
-    [one] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    [one] = status_json(run)["sessions"]
     return dict(one)
 
 

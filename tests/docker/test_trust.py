@@ -20,7 +20,7 @@ from autoforward.net.bound_pair import lowest_bindable_port
 from tests.conftest import ContainerFactory, Runner, command_env, script, supervisor_of
 from tests.containers import Container, eventually, fetch
 from tests.desktops import FakeBrowser
-from tests.docker.observing import Command, Row, free_port, logged, row_of, rows, wait_event
+from tests.docker.observing import Command, Row, free_port, logged, row_of, rows, status_json, wait_event
 from tests.terminal import Terminal
 
 TOKEN = "ghp_0123456789abcdefghijklmnop"
@@ -122,7 +122,7 @@ def test_what_a_container_writes_into_its_mount_opens_nothing_until_it_is_grante
     row = row_of(run, port)
     assert (row["hostIp"], row["localPort"], row["status"]) == ("127.0.0.1", port, "active")
     assert row["reason"] == f"host port {low} is not granted to it: {way_out}"
-    status = json.loads(run("autoforward", "status", "--json", check=0).stdout)
+    status = status_json(run)
     [session] = status["sessions"]
     assert {one["key"] for one in session["requests"]} == {"bind", "maxPorts", "localPorts"}
     assert session["exposed"] is None
@@ -341,7 +341,7 @@ def test_new_image_opens_no_browser_by_itself(
 
 
 def _sessions(run: Runner) -> list[Row]:
-    found: list[Row] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    found: list[Row] = status_json(run)["sessions"]
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import socket
@@ -16,7 +15,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import Container, eventually, fetch
-from tests.docker.observing import free_port, logged, row_of, rows, steps, wait_event
+from tests.docker.observing import free_port, logged, row_of, rows, status_json, steps, wait_event
 
 IPV6_ON = {"net.ipv6.conf.all.disable_ipv6": "0"}
 SIZES = (1, 2, 511, 1200, 1472, 1473, 4096, 8999, 9000)
@@ -165,5 +164,5 @@ def test_lane_without_udp_says_so(container: ContainerFactory, run: Runner) -> N
     row = row_of(run, port, status="failed")
     assert "UDP" in row["reason"]
     assert row["reason"] in done.stderr
-    [session] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    [session] = status_json(run)["sessions"]
     assert session["lane"]["udp"] is False

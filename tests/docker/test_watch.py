@@ -5,7 +5,6 @@ Always with a label of the test's own: other tests have dev containers on the sa
 
 from __future__ import annotations
 
-import json
 import signal
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from tests.docker.observing import (
     registry,
     row_of,
     rows,
+    status_json,
 )
 from tests.faults.engine_proxy import EngineProxy, is_reachable
 
@@ -65,7 +65,7 @@ def attached(command: Command, one: Container) -> None:
 
 
 def status(run: Runner) -> Row:
-    said: Row = json.loads(run("autoforward", "status", "--json", check=0).stdout)
+    said: Row = status_json(run)
     return said
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import ContainerFactory, Runner
-from tests.docker.observing import free_port, logged, names, row_of
+from tests.containers import eventually
+from tests.docker.observing import free_port, logged, names, row_of, status_json
 from tests.docker.test_agent import agents
 from tests.faults.report import Fault
 from tests.faults.traffic import ask_once
@@ -49,8 +49,11 @@ def test_an_agent_that_dies_each_time_gives_way(
 
 def _lane(run: Runner) -> dict[str, Any]:
     """The lane of the one session, as soon as it is watched."""
-    while True:
-        [session] = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
-        if session["state"] == "watching" and session["lane"] is not None:
-            lane: dict[str, Any] = session["lane"]
-            return lane
+
+    def watched() -> dict[str, Any] | None:
+        [session] = status_json(run)["sessions"]
+        return session["lane"] if session["state"] == "watching" else None
+
+    lane = eventually(watched, timeout_s=GIVES_WAY_S, what="its session is watched")
+    assert lane is not None
+    return lane

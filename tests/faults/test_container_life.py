@@ -16,9 +16,10 @@ from tests.docker.observing import free_port, logged, names, row_of, wait_event
 from tests.faults.container_log import listening_since
 from tests.faults.report import Fault
 from tests.faults.traffic import Traffic, ask_once
+from tests.nightly import times
 
 NewFault = Callable[[str], Fault]
-ROUNDS = 5
+ROUNDS = times(2, 5)
 
 
 def stop_and_start(app: Container) -> None:

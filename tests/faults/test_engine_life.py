@@ -16,9 +16,10 @@ from tests.faults.container_log import listening_since
 from tests.faults.report import Fault
 from tests.faults.second_engine import SecondEngine
 from tests.faults.traffic import Traffic
+from tests.nightly import times
 
 NewFault = Callable[[str], Fault]
-ROUNDS = 3
+ROUNDS = times(1, 3)
 
 
 @pytest.fixture(params=[False, True], ids=["containers-end-with-it", "live-restore"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import pytest
 from autoforward.engine.pool import ENGINE_THREADS
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import Container, eventually
-from tests.docker.observing import free_port, logged, row_of, rows, wait_event
+from tests.docker.observing import free_port, logged, row_of, rows, status_json, wait_event
 from tests.faults.engine_proxy import EngineProxy, is_reachable
 from tests.faults.report import Fault
 from tests.faults.traffic import Traffic
@@ -119,7 +118,7 @@ def test_a_service_that_started_while_nobody_told_of_it(
         return container(labels={f"com.docker.compose.{key}": value for key, value in compose.items()})
 
     def watched() -> set[str]:
-        sessions = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+        sessions = status_json(run)["sessions"]
         return {one["container_name"] for one in sessions}
 
     app = service("app")
@@ -188,5 +187,5 @@ def test_an_engine_that_hangs_is_waited_for_and_nobody_else_notices(
 
 def status(run: Runner) -> dict[str, Any]:
     """What `autoforward status --json` says."""
-    said: dict[str, Any] = json.loads(run("autoforward", "status", "--json", check=0).stdout)
+    said: dict[str, Any] = status_json(run)
     return said

@@ -14,7 +14,7 @@ import pytest
 from tests import hostile_files
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import Container, eventually
-from tests.docker.observing import Command, dev_container_labels, free_port, logged, row_of, rows
+from tests.docker.observing import Command, dev_container_labels, free_port, logged, row_of, rows, status_json
 from tests.faults.neighbour import Neighbour, watched
 from tests.faults.report import Fault
 from tests.faults.test_hostile import in_background
@@ -44,7 +44,7 @@ def config_of(folder: Path) -> Path:
 
 
 def problem_of(run: Runner, one: Container) -> str | None:
-    sessions = json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"]
+    sessions = status_json(run)["sessions"]
     [problem] = [session["config_problem"] for session in sessions if session["container_name"] == one.name]
     return None if problem is None else str(problem)
 

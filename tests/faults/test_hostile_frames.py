@@ -7,7 +7,6 @@ notice.
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 import zlib
@@ -21,7 +20,7 @@ from autoforward.agent_protocol.frames import SocketEntry
 from autoforward.core.budget import EVENTS, PATIENCE_S
 from tests.conftest import ContainerFactory, Runner
 from tests.containers import PTRACE, Container, eventually
-from tests.docker.observing import free_port, logged, row_of, rows
+from tests.docker.observing import free_port, logged, row_of, rows, status_json
 from tests.faults.neighbour import Neighbour, memory_of, watched
 from tests.faults.report import Fault
 from tests.faults.test_hostile import in_background
@@ -164,7 +163,7 @@ def test_the_same_once_more_keeps_no_more_memory(
 
 
 def failed(run: Runner, bad: Container) -> dict[str, str]:
-    found = json.loads(run("autoforward", "status", "--json", check=0).stdout)
+    found = status_json(run)
     [session] = [one for one in found["sessions"] if one["container_name"] == bad.name]
     return session if session["state"] == "failed" else {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import resource
 import socket
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner, command_env, script
 from tests.containers import eventually
-from tests.docker.observing import free_port, row_of, rows
+from tests.docker.observing import free_port, row_of, rows, status_json
 from tests.faults import soak_server
 from tests.faults.report import Fault
 from tests.faults.soak_traffic import Port, answers
@@ -54,7 +53,7 @@ def test_more_clients_than_descriptors(
                 outcomes["reset"] += 1
         # They are all there now, and those that have a relay keep it: the server waits for their line.
         listed = eventually(lambda: [row for row in rows(run) if row["reason"]], timeout_s=30, what="reasons")
-        assert json.loads(run("autoforward", "status", "--json", check=0).stdout)["sessions"][0]["state"] == "watching"
+        assert status_json(run)["sessions"][0]["state"] == "watching"
         for port, client in clients:
             outcomes[_outcome(client, port)] += 1
     assert set(outcomes) == {"answered", "reset"}, outcomes

@@ -20,9 +20,10 @@ from tests.faults import soak_server
 from tests.faults.report import Fault
 from tests.faults.supervisors import kill_9, the_supervisor
 from tests.faults.traffic import Traffic, ask_once
+from tests.nightly import times
 
 NewFault = Callable[[str], Fault]
-ROUNDS = 5
+ROUNDS = times(2, 5)
 SEED = 20260105
 DOWNLOAD_BYTES = 64 * 1024 * 1024
 
@@ -73,7 +74,7 @@ def test_kill_9_at_any_moment_of_an_attach(
     choose = random.Random(SEED)
     row = fault("supervisor is killed (-9) during attach")
     numbers = set()
-    for _ in range(8):
+    for _ in range(times(4, 8)):
         argv = [script("autoforward"), "attach", app.name]
         with subprocess.Popen(
             argv, env=command_env(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
