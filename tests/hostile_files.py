@@ -74,9 +74,10 @@ BOTH: dict[str, Make] = {
 }
 
 
-def everything(kind: str) -> dict[str, Make]:
-    """`kind` is `json` or `toml`."""
-    return {**(JSON if kind == "json" else TOML), **BOTH}
+def everything(kind: str, *, part: int = 0, of: int = 1) -> dict[str, Make]:
+    """`kind` is `json` or `toml`; of these files each `of`th, from `part` on, and the one that has a secret in any case."""
+    found = {**(JSON if kind == "json" else TOML), **BOTH}
+    return {name: make for at, (name, make) in enumerate(found.items()) if at % of == part or make is _link_out}
 
 
 def put(path: Path, make: Make) -> None:

@@ -20,6 +20,7 @@ from tests.faults.report import Fault
 from tests.faults.test_hostile import in_background
 from tests.hanging_mount import hanging_mount
 from tests.hostile_files import BOTH, JSON, SECRET, TOML, put, remove
+from tests.nightly import times
 
 NewFault = Callable[[str], Fault]
 
@@ -94,7 +95,7 @@ def test_each_hostile_file_in_turn(
     path = folder / ".autoforward.toml"
     seen: list[str] = []
     with watched(neighbour) as harm:
-        for name, make in hostile_files.everything("toml").items():
+        for name, make in hostile_files.everything("toml", of=times(3, 1)).items():
             put(path, make)
             seen.append(eventually(lambda: problem_of(run, bad), timeout_s=60, what=name) or "")
             put(path, lambda path: path.write_text("maxPorts = 5\n"))
