@@ -11,6 +11,7 @@ from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import Container, Server, eventually
 from tests.desktops import FakeBrowser, NotificationServer, notification_server, why_no_notifications
 from tests.docker.observing import Command, dev_container_labels, free_port, logged, new_folder, row_of, wait_event
+from tests.nightly import times
 
 Env = dict[str, str | None]
 
@@ -81,7 +82,7 @@ def test_open_browser_once_over_restarts_of_the_server_and_of_the_supervisor(
     run("autoforward", "attach", one.name, env=env, check=0)
     server = start(home, one, once)
     assert browser.wait(1) == [url(once)]
-    for _ in range(3):
+    for _ in range(times(1, 3)):
         stop(home, server)
         run("autoforward", "attach", one.name, env=env, check=0)  # other options, the same session
         server = start(home, one, once)

@@ -351,9 +351,10 @@ def test_restart_of_the_container_gets_a_new_agent(container: ContainerFactory, 
 
 
 IMPATIENT = """
-from autoforward import detector, mux
-mux.SILENCE_LIMIT_S, mux.PING_INTERVAL_S, mux.ENGINE_WORD_S = 1.0, 0.3, 1.0
-detector.PING_INTERVAL_S, detector.PONG_TIMEOUT_S, detector.ENGINE_WORD_S = 0.3, 1.0, 1.0
+from autoforward.dataplane.mux import exec_mux
+from autoforward.lanes import shell_watcher
+exec_mux.SILENCE_LIMIT_S, exec_mux.PING_INTERVAL_S, exec_mux.ENGINE_WORD_S = 1.0, 0.3, 1.0
+shell_watcher.PING_INTERVAL_S, shell_watcher.PONG_TIMEOUT_S, shell_watcher.ENGINE_WORD_S = 0.3, 1.0, 1.0
 from autoforward.supervisor.__main__ import main
 main()
 """
