@@ -116,9 +116,13 @@ WorkspaceFactory = Callable[..., Workspace]
 
 @pytest.fixture
 def workspace(
-    engine: docker.DockerClient, images: Mapping[str, str], tmp_path: Path, request: pytest.FixtureRequest
+    engine: docker.DockerClient, images: Mapping[str, str], tmp_path: Path, home: Path, request: pytest.FixtureRequest
 ) -> Iterator[WorkspaceFactory]:
-    """A factory of workspaces; what a CLI made of them is removed after the test."""
+    """A factory of workspaces; what a CLI made of them is removed after the test.
+
+    Before the home is: the `docker run` that a CLI leaves behind ends with its container, and ignores TERM.
+    """
+    assert home.is_dir()
     made: list[Workspace] = []
 
     def make(kind: Kind = "image", image: str = "full", **config: Any) -> Workspace:

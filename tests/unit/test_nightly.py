@@ -23,8 +23,8 @@ def test_tables_name_what_there_is_and_leave_the_gate_a_case() -> None:
 
 
 def test_case_is_matched_whole() -> None:
-    engines = "tests/docker/test_engines.py::test_sixty_four_mebibytes_each_way"
-    assert is_nightly(f"{engines}[podman]")
-    assert not is_nightly(f"{engines}[podman-rootless]")
-    assert not is_nightly(engines)
+    down = "tests/docker/test_devdown.py::test_forwards_only"
+    assert is_nightly(f"{down}[node]")
+    assert not is_nightly(f"{down}[node-image]")
+    assert not is_nightly(down)
     assert not is_nightly("tests/docker/test_engines.py::test_the_engine_and_its_origin_are_told[local]")
