@@ -27,6 +27,12 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
         "test_server_that_speaks_and_closes_first_ends_the_relay": "(?!docker26).*",
         "test_sixty_four_mebibytes_each_way": "(?!ssh).*",
     },
+    # What is each tool's own (half-close, the server's end, a refusal's reason) runs on every lane; the rest on one of a kind.
+    "tests/docker/test_lanes.py": {
+        "test_fifty_connections_at_once": "agent-arm64|openbsd-nc|traditional-nc|ncat|devtcp",
+        "test_ipv6_servers": "agent-trunk|agent-arm64|openbsd-nc|ncat",
+        "test_sixty_four_mebibytes_each_way": "agent-trunk|agent-arm64|openbsd-nc|ncat|busybox-nc",
+    },
     # The scripts alone: test_lanes.py has every netcat through the product.
     "tests/docker/test_shell_scripts.py": {
         "test_64_mib_each_way": ALL,
