@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from autoforward.cli.commands.logs import LineFilter, LogReader
+from autoforward.supervisor import sleep_detector, supervisor
 
 AT = "2026-01-01 00:00:00,000 INFO autoforward.supervisor."
-STARTED = f"{AT}server: supervisor 0.1.0 started, pid 7, 1 sessions restored"
+NAMED = "2026-01-01 00:00:00,000 INFO {}: {}"
+STARTED = NAMED.format(supervisor.log.name, "supervisor 0.1.0 started, pid 7, 1 sessions restored")
+SLEPT = NAMED.format(sleep_detector.log.name, "the clock jumped by 60 s: looking whether everything is still there")
 WEB_LANE = f"{AT}watching: web: lane agent: one process for everything"
 WEB_ONE = f"{AT}hub: web fwd-00000001 forwarded 127.0.0.1:3001 -> 3000 (host port 3000 is in use)"
 WEB_TWO = f"{AT}hub: web fwd-00000002 forwarded 127.0.0.1:8000 -> 8000"
@@ -19,17 +22,17 @@ OTHER = f"{AT}hub: web-2 fwd-00000003 forwarded 127.0.0.1:3002 -> 3000"
 FAULT = f"{AT}session: a fault in the session of web"
 TRACE = "Traceback (most recent call last):"
 OTHER_FAULT = f"{AT}session: a fault in the session of my.web"
-LINES = [STARTED, WEB_LANE, WEB_ONE, WEB_TWO, PAUSE_ONE, OTHER, FAULT, TRACE, OTHER_FAULT, TRACE]
+LINES = [STARTED, SLEPT, WEB_LANE, WEB_ONE, WEB_TWO, PAUSE_ONE, OTHER, FAULT, TRACE, OTHER_FAULT, TRACE]
 
 
 @pytest.mark.parametrize(
     ("wanted", "lines"),
     [
         (LineFilter(), LINES),
-        (LineFilter({"web"}), [STARTED, WEB_LANE, WEB_ONE, WEB_TWO, PAUSE_ONE, FAULT, TRACE]),
-        (LineFilter({"web"}, "fwd-00000001"), [STARTED, WEB_LANE, WEB_ONE, PAUSE_ONE, FAULT, TRACE]),
-        (LineFilter((), "fwd-00000003"), [STARTED, OTHER]),
-        (LineFilter({"nobody"}), [STARTED]),
+        (LineFilter({"web"}), [STARTED, SLEPT, WEB_LANE, WEB_ONE, WEB_TWO, PAUSE_ONE, FAULT, TRACE]),
+        (LineFilter({"web"}, "fwd-00000001"), [STARTED, SLEPT, WEB_LANE, WEB_ONE, PAUSE_ONE, FAULT, TRACE]),
+        (LineFilter((), "fwd-00000003"), [STARTED, SLEPT, OTHER]),
+        (LineFilter({"nobody"}), [STARTED, SLEPT]),
     ],
     ids=["all", "target", "forward", "a forward that is not there any more", "nobody"],
 )

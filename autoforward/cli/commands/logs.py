@@ -22,7 +22,7 @@ FORWARD_ID = re.compile(r"fwd-[0-9a-f]{8}")
 _BEGINNING = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
 """Of a line of the log; others (a traceback) go on with the one before."""
 
-_ABOUT_ALL = re.compile(r"supervisor\.server: supervisor |supervisor\.clock: ")
+_ABOUT_ALL = re.compile(r"\S+ \S+ [A-Z]+ autoforward\.supervisor\.(supervisor: supervisor |sleep_detector: )")
 """Starts and ends of supervisors, and sleeps of the machine, are about every forward."""
 
 LOOK_MS = 1000
@@ -50,10 +50,10 @@ class LineFilter:
 
     def is_about(self, line: str) -> bool:
         """Whether a line names it, and not all forwards alike."""
-        return _BEGINNING.match(line) is not None and not _ABOUT_ALL.search(line) and self._is_wanted(line)
+        return _BEGINNING.match(line) is not None and not _ABOUT_ALL.match(line) and self._is_wanted(line)
 
     def _is_wanted(self, line: str) -> bool:
-        if (self._names is None and self._forward_id is None) or _ABOUT_ALL.search(line):
+        if (self._names is None and self._forward_id is None) or _ABOUT_ALL.match(line):
             return True
         named = set(FORWARD_ID.findall(line))
         if self._forward_id is not None:
