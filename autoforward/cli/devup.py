@@ -89,6 +89,8 @@ def run_with_forwarding(request: DevupRequest) -> int:
         attached = _tolerating_failure(lambda: _attach(request, wanted), "ports are not forwarded")
     elif outcome.exit_code == 0:
         output.warn("ports are not forwarded: the devcontainer CLI named no container in its last line")
+    elif request.endpoint.socket_path is not None:
+        _tolerating_failure(lambda: _ask_engine(request.endpoint), "ports are not forwarded")
     events = attached.events if attached is not None else []
     if attached is not None:
         for warning in attached.warnings:
@@ -109,6 +111,12 @@ def run_with_forwarding(request: DevupRequest) -> int:
     if attached is not None and request.follow:
         _follow(request, outcome, events)
     return outcome.exit_code
+
+
+def _ask_engine(endpoint: EngineEndpoint) -> None:
+    """Raises EngineUnreachableError, with the way out that the CLI does not name, where it failed for want of an engine."""
+    with contextlib.closing(Engine(endpoint)) as engine:
+        engine.version()
 
 
 def _attach(request: DevupRequest, container_id: str) -> attaching.AttachResult:
