@@ -2,8 +2,7 @@
 #ifndef AGENT_AGENT_H
 #define AGENT_AGENT_H
 
-#include "sys.h"
-#include "wire.h"
+#include "auth.h"
 
 enum { WINDOW = 256 * 1024 }; /* what we accept on a stream before the server has taken it */
 
@@ -17,7 +16,7 @@ struct path {
 	u8 *ring;          /* of PATH_RING bytes */
 	u8 *datagram;      /* of MAX_PAYLOAD bytes */
 };
-extern struct path exec_path, trunk;
+extern struct path exec_path, trunk_path;
 
 /* out.c: what waits to go to the host. Bounded; who writes asks for room first. */
 enum {
@@ -39,35 +38,26 @@ struct address {
 	u8 family; /* 4 or 6 */
 	u8 bytes[16];
 };
-void streams_start(int epoll, u32 host_window);
-/* OPEN to CREDIT, LISTEN to SIGNED_OPEN; what is wrong, or NULL. */
-const char *streams_frame(const struct event *event, struct path *from);
+void streams_start(u32 host_window);
 void streams_ready(u64 key, u32 events);
 u64 streams_expire(u64 now); /* ends what took too long; returns when to look again */
 void streams_cut(const struct path *path); /* resets the server connections of its streams */
-extern u64 now;              /* of this turn of the loop */
+extern int epoll_fd;
 
-/* main.c: reads the path once and does what it says; as read(2) returns, and what is wrong, or NULL. */
+/* dispatch.c: reads the path once and does what it says; as read(2) returns, and what is wrong, or NULL. */
 long path_read(struct path *from, const char **error);
-/* No core, no ptrace, no descriptors in /proc for other processes without CAP_SYS_PTRACE, root's neither. */
-void stay_private(void);
+void trunk_ready(u32 events);
 
 /* trunk.c: a TCP connection from the host that carries many streams. */
 enum { TRUNK_KEY = 2 };
-void trunk_ready(u32 events);
 void trunk_flush(void); /* writes what it takes; watches for the rest */
 void trunk_end(void);   /* closes it and cuts its streams */
 
-/* direct.c: connections from the host that carry one stream each. Their keys in epoll have no stream number. */
+/* listener.c: connections from the host that carry one stream each. Their keys in epoll have no stream number. */
 enum { DIRECT_KEY = 16 };
-extern u64 direct_inode; /* of our own listener: nobody's port */
+extern u64 direct_inode; /* of our own listener, which is not a server's */
 void direct_ready(u64 key, u32 events);
 u64 direct_expire(u64 now); /* as streams_expire */
-
-/* sha256.c */
-enum { DIGEST_SIZE = 32, HMAC_MOST = 64 };
-/* At most 64 bytes of key, HMAC_MOST of message. */
-void hmac_sha256(const u8 *key, u32 key_size, const u8 *message, u32 size, u8 *digest);
 
 /* resolve.c: names. */
 struct sources {
@@ -91,7 +81,8 @@ u32 socket_address(struct sockaddr_in6 *to, const struct address *address, u32 p
 int connect_address(int type, const struct address *address, u32 port, int *fd); /* 0, -EINPROGRESS or why not */
 
 /* detect.c: listening sockets and whose they are. */
-void watch_start(u32 interval_ms, bool udp, bool netlink);
+void watch_start(u32 interval_ms, bool udp);
+extern bool netlink; /* false: /proc alone, for tests */
 u64 watch_turn(void); /* does a bounded piece of work; returns when to call again */
 
 #endif

@@ -18,6 +18,7 @@ static bool cut_short, cut_shown, sending, first, with_udp, use_netlink;
 static u32 interval, pace, failures;
 static u64 next_poll = UINT64_MAX;
 static int netlink_fd = -1;
+bool netlink = true;
 static u8 buffer[32 * 1024] __attribute__((aligned(8)));
 
 static void add_entry(u32 transport, u32 family, const u8 *address, u32 port, u32 uid, u64 inode) {
@@ -107,7 +108,7 @@ static void add_line(const u8 *at, u32 transport) {
 	add_entry(transport, words == 1 ? 4 : 6, (const u8 *)address.words, port, (u32)number[0], number[1]);
 }
 
-/* Opened anew at each poll: some kernels go wrong on a seek to 0. A file that is not there has no sockets. */
+/* Opened again at each poll: some kernels go wrong on a seek to 0. A file that is not there has no sockets. */
 static void read_table(const char *path, u32 transport) {
 	int fd = sys_open(path, O_RDONLY);
 	if (fd < 0) return;
@@ -348,7 +349,7 @@ static void tell_network(void) {
 	if (link > 0) out_frame(&exec_path, NETWORK, 0, 0, text, (u32)(size + link));
 }
 
-void watch_start(u32 interval_ms, bool udp, bool netlink) {
+void watch_start(u32 interval_ms, bool udp) {
 	u8 dumpable = 0;
 	read_file("/proc/sys/fs/suid_dumpable", &dumpable, 1);
 	own[0] = looks_as[0] = (u32)SYS(geteuid, 0, 0, 0, 0, 0, 0);
@@ -377,7 +378,7 @@ static void poll(void) {
 	bool same = fresh_count == shown_count && cut_short == cut_shown && !memcmp(fresh, shown, fresh_count * ENTRY_SIZE);
 	if (same && !first) return;
 	if (first) {
-		shown_count = 0; /* the host asked anew: it is told of all processes again */
+		shown_count = 0; /* the host asked again, and hears of all processes again */
 		tell_network();
 	}
 	want_new();

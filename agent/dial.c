@@ -5,7 +5,7 @@ enum { CONNECT_MS = 20000, DNS_MS = 2000, DNS_SECOND_ANSWER_MS = 200 };
 /* As many nameservers as other resolvers ask. A silent one has this long before the next is asked, the last has DNS_MS. */
 enum { MAX_NAMESERVERS = 3, NEXT_NAMESERVER_MS = 1000 };
 
-/* A dial of a port that nobody listens on can meet itself, where the kernel picked that very port to dial from. */
+/* A dial of a port without a listener can meet itself, where the kernel picked that very port to dial from. */
 static bool met_itself(struct stream *s, u32 port) {
 	struct sockaddr_in6 own = {0};
 	int size = sizeof own;
@@ -40,8 +40,8 @@ static bool ask(struct stream *s) {
 	return false;
 }
 
-/* Goes on with the next address: to a connection, a wait, or a refusal. */
-void dial_next(struct stream *s) {
+/* Goes on with the next address: to a connection, a wait, or, after the last, a refusal for `error`. */
+enum dial_outcome dial_next(struct stream *s) {
 	struct dial *d = s->dial;
 	u32 port = get_u16(d->payload + 1);
 	for (;;) {
@@ -55,17 +55,14 @@ void dial_next(struct stream *s) {
 			} else {
 				static const int on = 1;
 				if (!s->udp) sys_setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-				if (result == 0) return opened(s);
+				if (result == 0) return DIAL_OPEN;
 				s->state = CONNECTING;
 				set_deadline(s, now + CONNECT_MS);
-				if (watch_socket(s, EPOLLOUT)) return;
+				if (watch_socket(s, EPOLLOUT)) return DIAL_WAITS;
 				dial_failed(s, ENOMEM);
 			}
 		}
-		if (d->at == d->size) {
-			refuse(s->path, s->number, d->error);
-			return finish(s);
-		}
+		if (d->at == d->size) return DIAL_REFUSED;
 		u32 kind = d->payload[d->at], length = d->payload[d->at + 1];
 		const u8 *bytes = d->payload + d->at + 2;
 		d->at += 2 + length;
@@ -79,46 +76,46 @@ void dial_next(struct stream *s) {
 		} else if (!(d->found_count = (u8)hosts_lookup(bytes, length, d->found, MAX_FOUND))) {
 			d->server = 0;
 			d->name_size = (u8)length;
-			if (ask(s)) return;
+			if (ask(s)) return DIAL_WAITS;
 		}
 	}
 }
 
 /* The nameserver that was asked does not answer, or not this: the next one is asked, else what is known counts. */
-static void ask_next(struct stream *s) {
+static enum dial_outcome ask_next(struct stream *s) {
 	close_socket(s);
 	s->dial->server++;
-	if (s->dial->found_count || !ask(s)) dial_next(s);
+	return s->dial->found_count || !ask(s) ? dial_next(s) : DIAL_WAITS;
 }
 
-static void dns_ready(struct stream *s) {
+static enum dial_outcome dns_ready(struct stream *s) {
 	struct dial *d = s->dial;
 	u8 answer[1500];
 	long size = sys_read(s->fd, answer, sizeof answer);
-	if (size == -EAGAIN) return;
-	int which = FAILED; /* as it is where nobody listens at the nameserver's address */
+	if (size == -EAGAIN) return DIAL_WAITS;
+	int which = FAILED; /* as it is where the nameserver's address has no listener */
 	u32 count = size < 0 ? 0 : dns_parse(answer, (u32)size, d->id, &which, d->found + d->found_count, MAX_FOUND / 2);
 	if (which == FAILED) return ask_next(s);
-	if (which < 0 || d->answered & 1 << which) return;
+	if (which < 0 || d->answered & 1 << which) return DIAL_WAITS;
 	d->answered |= (u8)(1 << which);
 	d->found_count = (u8)(d->found_count + count);
 	set_deadline(s, now + (d->found_count ? DNS_SECOND_ANSWER_MS : DNS_MS));
-	if (d->answered != 3) return;
+	if (d->answered != 3) return DIAL_WAITS;
 	close_socket(s);
-	dial_next(s);
+	return dial_next(s);
 }
 
-void dial_ready(struct stream *s) {
+enum dial_outcome dial_ready(struct stream *s) {
 	if (s->state == RESOLVING) return dns_ready(s);
 	int error = socket_error(s);
 	if (!error && met_itself(s, get_u16(s->dial->payload + 1))) error = ECONNREFUSED;
-	if (!error) return opened(s);
+	if (!error) return DIAL_OPEN;
 	dial_failed(s, error);
-	dial_next(s);
+	return dial_next(s);
 }
 
-void dial_late(struct stream *s) {
+enum dial_outcome dial_late(struct stream *s) {
 	if (s->state == RESOLVING) return ask_next(s);
 	dial_failed(s, ETIMEDOUT);
-	dial_next(s);
+	return dial_next(s);
 }

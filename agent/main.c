@@ -7,13 +7,8 @@ enum { EVENTS = 64, STDIN_KEY = 0, STDOUT_KEY = 1, SILENCE_MS = 15000, FAREWELL_
 enum bye_reason { BYE_STDIN = 1, BYE_SILENCE = 2, BYE_PROTOCOL = 3 };
 enum exit_status { EXIT_FINE = 0, EXIT_USAGE = 2, EXIT_PROTOCOL = 3, EXIT_SILENCE = 4 };
 
-u64 now;
-static int epoll;
-static u8 ring[PATH_RING], datagram[MAX_PAYLOAD];
-struct path exec_path = {.in = 0, .out = 1, .ring = ring, .datagram = datagram};
 static u64 last_heard;
 static u32 silence_ms = SILENCE_MS;
-static bool netlink = true, private = PRIVATE;
 static long old_flags[2];
 
 static void say(const char *what, const char *detail) {
@@ -26,7 +21,7 @@ static void say(const char *what, const char *detail) {
 
 _Noreturn static void leave(int status) {
 	streams_cut(&exec_path);
-	streams_cut(&trunk);
+	streams_cut(&trunk_path);
 	sys_fcntl(0, F_SETFL, old_flags[0]);
 	sys_fcntl(1, F_SETFL, old_flags[1]);
 	sys_exit(status);
@@ -56,32 +51,6 @@ _Noreturn static void wrong(const char *what) {
 	end(BYE_PROTOCOL, exec_path.decoder.greeted ? EXIT_PROTOCOL : EXIT_USAGE, "not our protocol: ", what);
 }
 
-static const char *handle(const struct event *event, struct path *from) {
-	u8 hello[HELLO_SIZE];
-	switch (event->type) {
-	case HELLO:
-		streams_start(epoll, event->value);
-		out_bytes(from, hello, wire_hello(hello, WINDOW));
-		return NULL;
-	case PING: return out_frame(from, PONG, 0, 0, event->bytes, event->size), NULL;
-	case PONG: return NULL;
-	case WATCH: return watch_start(event->value, event->udp, netlink), NULL;
-	default: return streams_frame(event, from);
-	}
-}
-
-long path_read(struct path *from, const char **error) {
-	static u8 input[PATH_INPUT];
-	long size = sys_read(from->in, input, sizeof input);
-	const u8 *at = input;
-	size_t left = size > 0 ? (size_t)size : 0;
-	struct event event;
-	*error = NULL;
-	while (left && wire_next(&from->decoder, &at, &left, &event, error))
-		if ((*error = handle(&event, from))) break;
-	return size;
-}
-
 static void read_stdin(void) {
 	const char *error;
 	long size = path_read(&exec_path, &error);
@@ -94,7 +63,7 @@ static void read_stdin(void) {
 static void watch_pipe(int fd, u64 key, u32 events) {
 	static bool known[2];
 	struct epoll_event event = {events, key};
-	if (sys_epoll_ctl(epoll, known[fd] ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) < 0) {
+	if (sys_epoll_ctl(epoll_fd, known[fd] ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) < 0) {
 		say("stdin and stdout have to be pipes or sockets", "");
 		leave(EXIT_USAGE);
 	}
@@ -103,17 +72,17 @@ static void watch_pipe(int fd, u64 key, u32 events) {
 
 /* Both paths have room for what a server may say: which of them it is for shows late. */
 static bool is_room(void) {
-	return out_room(&exec_path) >= ROOM_FOR_STREAMS && (trunk.out < 0 || out_room(&trunk) >= ROOM_FOR_STREAMS);
+	return out_room(&exec_path) >= ROOM_FOR_STREAMS && (trunk_path.out < 0 || out_room(&trunk_path) >= ROOM_FOR_STREAMS);
 }
 
 /* A path is full: wait for it, and for what the host says as far as there is room for the answers. */
 static void wait_for_room(int timeout_ms) {
-	bool room = out_room(&exec_path) >= ROOM_FOR_INPUT, trunk_room = out_room(&trunk) >= ROOM_FOR_INPUT;
-	short out = out_pending(&exec_path) ? POLLOUT : 0, trunk_out = out_pending(&trunk) ? POLLOUT : 0;
+	bool room = out_room(&exec_path) >= ROOM_FOR_INPUT, trunk_room = out_room(&trunk_path) >= ROOM_FOR_INPUT;
+	short out = out_pending(&exec_path) ? POLLOUT : 0, trunk_out = out_pending(&trunk_path) ? POLLOUT : 0;
 	struct pollfd polls[3] = {
 		{0, (short)(POLLRDHUP | (room ? POLLIN : 0)), 0},
 		{1, out, 0},
-		{trunk.in, (short)((trunk_room ? POLLIN : 0) | trunk_out), 0}, /* -1 is passed over */
+		{trunk_path.in, (short)((trunk_room ? POLLIN : 0) | trunk_out), 0}, /* -1 is passed over */
 	};
 	struct __kernel_timespec timeout = {timeout_ms / 1000, timeout_ms % 1000 * 1000000LL};
 	if (sys_ppoll(polls, 3, &timeout) <= 0) return;
@@ -128,7 +97,7 @@ static void wait_for_room(int timeout_ms) {
 enum { PIPE_SIZE = 1 << 20 }; /* what any user may ask for */
 
 static void flush(void) {
-	if (out_flush(&exec_path) < 0) leave(EXIT_FINE); /* nobody is there to read */
+	if (out_flush(&exec_path) < 0) leave(EXIT_FINE); /* the reader is gone */
 	trunk_flush();
 }
 
@@ -156,7 +125,7 @@ static void serve(void) {
 		/* What an earlier turn left over comes first: epoll would tell of the same busy streams again. */
 		if (at == count) {
 			if (out_pending(&exec_path) != want_out) watch_pipe(1, STDOUT_KEY, (want_out = !want_out) ? EPOLLOUT : 0);
-			count = sys_epoll_wait(epoll, events, EVENTS, timeout_ms);
+			count = sys_epoll_wait(epoll_fd, events, EVENTS, timeout_ms);
 			at = 0;
 			if (count < 0) count = 0;
 			now = now_ms();
@@ -186,7 +155,7 @@ static void parse_arguments(int argc, char **argv) {
 			sys_exit(EXIT_FINE);
 		}
 		if (same_text(name, "--no-netlink")) netlink = false;
-		else if (same_text(name, "--dumpable")) private = false;
+		else if (same_text(name, "--dumpable")) may_be_dumped = true;
 		else if (same_text(name, "--silence-ms") && digits) silence_ms = (u32)number, i++;
 		else if (same_text(name, "--dns-port") && digits) sources.port = (u16)number, i++;
 		else if (same_text(name, "--hosts")) sources.hosts = value, i++;
@@ -196,10 +165,6 @@ static void parse_arguments(int argc, char **argv) {
 			sys_exit(EXIT_USAGE);
 		}
 	}
-}
-
-void stay_private(void) {
-	if (private) SYS(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0, 0);
 }
 
 int agent_main(int argc, char **argv);
@@ -219,7 +184,7 @@ int agent_main(int argc, char **argv) {
 		limits[0] = limits[1];
 		SYS(prlimit64, 0, 7, limits, 0, 0, 0);
 	}
-	/* The ends that we hold are ours alone in an exec; put back at the end for whoever runs us by hand. */
+	/* The ends that we hold are ours alone in an exec; put back at the end for a shell that runs us by hand. */
 	for (int fd = 0; fd < 2; fd++) {
 		old_flags[fd] = sys_fcntl(fd, F_GETFL, 0);
 		sys_fcntl(fd, F_SETFL, old_flags[fd] | O_NONBLOCK);
@@ -227,7 +192,7 @@ int agent_main(int argc, char **argv) {
 		sys_fcntl(fd, F_SETPIPE_SZ, PIPE_SIZE);
 	}
 	now = last_heard = now_ms();
-	epoll = sys_epoll_create();
+	epoll_fd = sys_epoll_create();
 	watch_pipe(0, STDIN_KEY, EPOLLIN | EPOLLRDHUP);
 	watch_pipe(1, STDOUT_KEY, 0);
 	serve();

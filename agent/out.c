@@ -3,6 +3,9 @@
 
 enum { SIZE = PATH_RING };
 
+static u8 exec_ring[PATH_RING], exec_datagram[MAX_PAYLOAD];
+struct path exec_path = {.in = 0, .out = 1, .ring = exec_ring, .datagram = exec_datagram};
+
 u32 out_room(const struct path *to) { return SIZE - (to->tail - to->head); }
 bool out_pending(const struct path *to) { return to->tail != to->head; }
 

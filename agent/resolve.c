@@ -1,4 +1,4 @@
-/* Names: /etc/hosts, then the nameservers of /etc/resolv.conf. Both are read anew each time: they change under us.
+/* Names: /etc/hosts, then the nameservers of /etc/resolv.conf. Both are read each time: they may change.
  *
  * Search domains are not used: the engine's own DNS (127.0.0.11) knows services by their short names. */
 #include "agent.h"

@@ -1,5 +1,5 @@
-/* What the three parts of a stream's life share: dial.c brings it to a server, streams.c carries its bytes over stdin and
- * stdout, direct.c over a connection of its own. */
+/* What the parts of a stream's life share: stream_table.c holds it, dial.c brings it to a server, streams.c carries its bytes
+ * over a path, splice.c over a connection of its own, which listener.c accepts. */
 #ifndef AGENT_STREAMS_H
 #define AGENT_STREAMS_H
 
@@ -55,29 +55,43 @@ struct stream {
 extern struct stream streams[MAX_STREAMS];
 extern u16 streams_high; /* streams[streams_high] and above were never used */
 
-/* streams.c */
+/* streams.c: what a frame asks for; what is wrong, or NULL */
+const char *stream_open(u32 number, const u8 *payload, u32 size, struct path *from);
+const char *stream_data(struct stream *s, const struct event *e);
+const char *stream_end(struct stream *s);
+const char *stream_credit(struct stream *s, u32 size);
+
+/* stream_table.c */
+extern u64 streams_due, directs_due; /* the earliest deadline of each table */
+struct stream *stream_find(u32 number);
+struct stream *stream_add(u32 number, struct path *path);
+void stream_cut(struct stream *s); /* the server sees a reset */
+bool keep(struct stream *s, const u8 *bytes, u32 size);
+void take_kept(struct stream *s, u8 *to, u32 size);
+void give_back(struct stream *s, u32 size); /* credit to the host */
 void close_socket(struct stream *s);
 void finish(struct stream *s);
 void reset(struct stream *s, int error);
-void refuse(struct path *to, u32 number, int error);
 void set_deadline(struct stream *s, u64 when);
-void opened(struct stream *s); /* ends its dial */
 int socket_error(struct stream *s);
 bool watch(int fd, bool known, u32 mask, u64 key); /* `known`: epoll has it already */
-void unwatch(int fd);
 bool watch_socket(struct stream *s, u32 mask);
-void park(struct stream *s);                    /* out of epoll: what hangs up is told of whatever one asks for */
+void park(struct stream *s);                    /* out of epoll: epoll reports a hang-up with every mask */
 void pass_host_end(struct stream *s);           /* once, when the server has all that the host said */
 bool still_open(struct stream *s);              /* these three: false when the stream is gone */
 bool write_kept(struct stream *s);
 bool write_failed(struct stream *s, int error); /* the server takes no more */
 
 /* dial.c */
-void dial_next(struct stream *s);
-void dial_ready(struct stream *s);
-void dial_late(struct stream *s);
+enum dial_outcome { DIAL_WAITS, DIAL_OPEN, DIAL_REFUSED };
+enum dial_outcome dial_next(struct stream *s);
+enum dial_outcome dial_ready(struct stream *s);
+enum dial_outcome dial_late(struct stream *s);
 
-/* direct.c */
+/* direct connections: their table is in stream_table.c, their beginning in listener.c, their bytes in splice.c */
+enum { CONNECTIONS = 64, GREETINGS = 8, SLOTS = CONNECTIONS + GREETINGS, LEAVE_MS = 20000, PUMP_TURN = 512 * 1024 };
+enum direct_state { UNUSED, GREETING, PROVEN, MOVED, LEAVING };
+
 struct pump {
 	int from, to; /* a pipe: what is written to `to` is read from `from`; -1: none, bytes are copied */
 	u32 held;     /* bytes in the pipe, or left with the source, that the sink does not take yet */
@@ -95,17 +109,19 @@ struct direct {
 	u8 greeting[64];
 };
 
-const char *direct_listen(const struct event *e);
+extern struct direct slots[SLOTS];
+bool watch_direct(struct direct *d, u32 mask); /* mask 0 takes it out of epoll */
+void set_limit(struct direct *d, u64 when);
+void close_pump(struct pump *p);
+void release(struct direct *d);
+void splice_check(void); /* whether the kernel has splice(2) */
+bool open_pump(struct pump *p);
+const char *listener_start(const struct event *e);
 const char *direct_expect(struct stream *s, const u8 *token); /* DIRECT; NULL for a stream that has ended */
 const char *direct_move(struct stream *s);
 void direct_run(struct stream *s, bool up, bool down); /* moves bytes, may end the stream */
 void direct_refresh(struct stream *s);
-bool direct_through(const struct direct *d); /* all that the host said over it is with the server */
-void direct_leave(struct stream *s);         /* lets it end in order, without the stream */
 void direct_drop(struct stream *s);
-void direct_sign(const char *label, const u8 *bytes, u32 size, u8 *mac); /* with the secret of LISTEN */
-bool direct_asked(void);                                                 /* LISTEN has come */
-bool differ(const u8 *a, const u8 *b, u32 size);                         /* takes as long wherever they do */
 
 /* trunk.c */
 const char *trunk_expect(const u8 *token, u32 size); /* TRUNK; what is there of an earlier one ends */

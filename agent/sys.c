@@ -3,6 +3,17 @@
 
 int agent_main(int argc, char **argv);
 
+u64 now;
+#if defined(AGENT_HOSTED) && !defined(AGENT_SIMULATED)
+bool may_be_dumped = true; /* a leak sanitizer has to look into its own process */
+#else
+bool may_be_dumped;
+#endif
+
+void stay_private(void) {
+	if (!may_be_dumped) SYS(prctl, PR_SET_DUMPABLE, 0, 0, 0, 0, 0);
+}
+
 #ifdef AGENT_HOSTED
 
 _Noreturn void exit(int status);

@@ -98,16 +98,14 @@ void sys_random(void *to, size_t size);
 
 enum { EXIT_BROKEN = 5 };
 
-/* A leak sanitizer has to look into its own process. */
-#if defined(AGENT_HOSTED) && !defined(AGENT_SIMULATED)
-enum { PRIVATE = false };
-#else
-enum { PRIVATE = true };
-#endif
-
 _Noreturn void sys_exit(int status);
 u64 now_ms(void); /* monotonic; stands still while the machine sleeps, so that waking up is not silence */
 u64 cpu_us(void); /* what we have used ourselves */
+extern u64 now;   /* of this turn of the loop, as now_ms() */
+
+extern bool may_be_dumped; /* only tests are */
+/* No core, no ptrace, no descriptors in /proc for other processes without CAP_SYS_PTRACE, root's neither. */
+void stay_private(void);
 
 void *memcpy(void *to, const void *from, size_t size);
 void *memmove(void *to, const void *from, size_t size);

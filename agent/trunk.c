@@ -7,22 +7,22 @@
 #include "streams.h"
 
 static u8 ring[PATH_RING], datagram[MAX_PAYLOAD];
-struct path trunk = {.in = -1, .out = -1, .ring = ring, .datagram = datagram};
+struct path trunk_path = {.in = -1, .out = -1, .ring = ring, .datagram = datagram};
 static bool expected;
 static u8 token[TOKEN_SIZE], key[DIGEST_SIZE];
 static u32 last_number, mask;
 
 void trunk_end(void) {
-	if (trunk.out < 0) return;
-	int fd = trunk.out;
-	trunk.in = trunk.out = -1;
-	trunk.head = trunk.tail = 0;
-	streams_cut(&trunk);
+	if (trunk_path.out < 0) return;
+	int fd = trunk_path.out;
+	trunk_path.in = trunk_path.out = -1;
+	trunk_path.head = trunk_path.tail = 0;
+	streams_cut(&trunk_path);
 	sys_close(fd); /* leaves epoll with it */
 }
 
 const char *trunk_expect(const u8 *bytes, u32 size) {
-	if (!direct_asked()) return "trunk before listen";
+	if (!auth_asked()) return "trunk before listen";
 	trunk_end();
 	expected = size != 0;
 	memcpy(token, bytes, size);
@@ -33,7 +33,7 @@ bool trunk_takes(const u8 *brought) { return expected && !differ(token, brought,
 
 static bool watch_trunk(u32 wanted) {
 	if (wanted == mask) return true;
-	if (!watch(trunk.out, mask != 0, wanted, TRUNK_KEY)) return false;
+	if (!watch(trunk_path.out, mask != 0, wanted, TRUNK_KEY)) return false;
 	mask = wanted;
 	return true;
 }
@@ -41,11 +41,11 @@ static bool watch_trunk(u32 wanted) {
 bool trunk_start(int fd) {
 	expected = false;
 	last_number = mask = 0;
-	direct_sign("autoforward trunk key", token, sizeof token, key);
-	trunk.decoder = (struct decoder){.trunk = true};
-	trunk.in = trunk.out = fd;
+	auth_sign("autoforward trunk key", token, sizeof token, key);
+	trunk_path.decoder = (struct decoder){.trunk = true};
+	trunk_path.in = trunk_path.out = fd;
 	if (watch_trunk(EPOLLIN)) return true;
-	trunk.in = trunk.out = -1;
+	trunk_path.in = trunk_path.out = -1;
 	return false;
 }
 
@@ -62,13 +62,6 @@ bool trunk_signed(const struct event *e) {
 }
 
 void trunk_flush(void) {
-	if (trunk.out < 0) return;
-	if (out_flush(&trunk) < 0 || !watch_trunk(EPOLLIN | (out_pending(&trunk) ? EPOLLOUT : 0))) trunk_end();
-}
-
-void trunk_ready(u32 events) {
-	const char *error;
-	if (trunk.in < 0 || !(events & ~(u32)EPOLLOUT)) return; /* what there is to write goes out before the next wait */
-	long size = path_read(&trunk, &error);
-	if (error || (size <= 0 && size != -EAGAIN && size != -EINTR)) trunk_end();
+	if (trunk_path.out < 0) return;
+	if (out_flush(&trunk_path) < 0 || !watch_trunk(EPOLLIN | (out_pending(&trunk_path) ? EPOLLOUT : 0))) trunk_end();
 }

@@ -179,14 +179,14 @@ AGENT = {
     "dial.NEXT_NAMESERVER_MS": (1000, ["or is silent for {} s"]),
     "dial.DNS_SECOND_ANSWER_MS": (1, ["the other has {} ms more"]),
     "streams.UDP_IDLE_MS": (1000, ["{} s without a datagram either way"]),
-    "direct.CONNECTIONS": (1, ["or {} streams have a direct connection"]),
-    "direct.GREETINGS": (1, ["At most {} are looked at at a time"]),
-    "direct.BAD_BURST": (1, ["It accepts {} such at once"]),
-    "direct.BAD_MS": (1, ["one more each {} ms"]),
-    "direct.CROWDED_MS": (1, ["they have {} ms more"]),
-    "direct.ACCEPT_PAUSE_MS": (1000, ["it tries again after {} s"]),
-    "direct.GREETING_MS": (1000, ["not there within {} s"]),
-    "direct.LEAVE_MS": (1000, ["closed by the agent {} s later", "within {} s, is given up"]),
+    "streams.CONNECTIONS": (1, ["or {} streams have a direct connection"]),
+    "streams.GREETINGS": (1, ["At most {} are looked at at a time"]),
+    "listener.BAD_BURST": (1, ["It accepts {} such at once"]),
+    "listener.BAD_MS": (1, ["one more each {} ms"]),
+    "listener.CROWDED_MS": (1, ["they have {} ms more"]),
+    "listener.ACCEPT_PAUSE_MS": (1000, ["it tries again after {} s"]),
+    "listener.GREETING_MS": (1000, ["not there within {} s"]),
+    "streams.LEAVE_MS": (1000, ["closed by the agent {} s later", "within {} s, is given up"]),
     "detect.PROC_BASE_MS": (1, ["at most {} ms, if the interval"]),
     "detect.PROC_LIMIT_MS": (1000, ["down to every {} s"]),
 }
@@ -212,8 +212,8 @@ def test_what_may_be_said_on_a_trunk() -> None:
 
 def test_what_is_signed_begins_with_the_same_words() -> None:
     for words, source in (
-        (handshake.HOST_WORDS, "direct.c"),
-        (handshake.AGENT_WORDS, "direct.c"),
+        (handshake.HOST_WORDS, "listener.c"),
+        (handshake.AGENT_WORDS, "listener.c"),
         (handshake.TRUNK_WORDS, "trunk.c"),
     ):
         assert f'"{words.decode()}"' in (ROOT / "agent" / source).read_text()
