@@ -12,7 +12,7 @@ class Ports:
         self.rows, self.seq = {}, None
 
     def apply(self, event):
-        """Take in one event. False: one before it was missed, so begin anew with another follower."""
+        """Take in one event. False: one before it was missed, so begin again with another follower."""
         if self.seq not in (None, event["seq"] - (not event.get("replay"))):
             return False
         self.seq = event["seq"]

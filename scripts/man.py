@@ -25,7 +25,7 @@ EXIT_STATUS = (
         "5 a required host port cannot be had.",
     ),
     (
-        "That of the devcontainer CLI; 2 for usage or bad configuration of ours, 3 for an engine that cannot be reached.",
+        "That of the devcontainer CLI; 2 for bad usage or configuration of autoforward, 3 for an engine that cannot be reached.",
     ),
 )
 """Of all programs but `devup`, and its own."""

@@ -104,7 +104,7 @@ def _chosen(containers: list[ContainerInfo], request: DevdownRequest) -> list[Co
         named = ", ".join(f"{info.name} ({info.config_file})" for info in containers)
         raise UsageError(
             f"{request.workspace_folder} has dev containers of several configurations: {named}",
-            hint=f"say which: `devdown --config {files[0]}`",
+            hint=f"choose one: `devdown --config {files[0]}`",
         )
     return containers
 
@@ -230,9 +230,9 @@ def _level_of(folder: str, find_endpoint: Callable[[], EngineEndpoint]) -> str:
 
 
 def _confirm(folder: str, level: str, *, forwards_only: bool) -> bool:
-    """Whether the folder above is to be taken. Raises UsageError where nobody is there to say so."""
+    """Whether the folder above is to be taken. Raises UsageError where stdin is no terminal to ask on."""
     if forwards_only:
-        output.say(f"{level} is taken: {as_typed(folder)} is in it")
+        output.say(f"{level} is used: {as_typed(folder)} is in it")
         return True
     what = f"{as_typed(folder)} has no dev container of its own, {level} has"
     if not is_answered():
@@ -259,11 +259,13 @@ def _detach(folder: str | None, container_ids: Sequence[str], timeout_s: float) 
     help="End a workspace's forwards, then stop (or remove) its container or compose project.",
     epilog="\b\nExamples:\n  devdown\n  devdown --workspace-folder ~/src/app --remove --volumes",
 )
-@click.option("--workspace-folder", default=".", metavar="DIR", help="The workspace (default: this folder).")
-@click.option("--config", "config_file", metavar="FILE", help="The configuration, of a folder with several.")
+@click.option("--workspace-folder", default=".", metavar="DIR", help="The workspace folder (default: the current one).")
+@click.option(
+    "--config", "config_file", metavar="FILE", help="The devcontainer.json to take, in a folder with several."
+)
 @click.option("--remove", is_flag=True, help="Remove the containers, and a compose project's networks.")
-@click.option("--volumes", is_flag=True, help="With --remove: the volumes as well. Their data is lost.")
-@click.option("--all", "everything", is_flag=True, help="Every dev container that has a session.")
+@click.option("--volumes", is_flag=True, help="With --remove: remove the volumes, too. Their data is lost.")
+@click.option("--all", "everything", is_flag=True, help="Take down every dev container that has a session.")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -271,7 +273,7 @@ def _detach(folder: str | None, container_ids: Sequence[str], timeout_s: float) 
     default=DEFAULT_TIMEOUT_S,
     show_default=True,
     metavar="S",
-    help="Seconds that a container gets to end by itself.",
+    help="Seconds to wait until a container ends by itself.",
 )
 @click.option("--forwards-only", is_flag=True, help="End the forwards and leave the containers running.")
 @output.engine_options

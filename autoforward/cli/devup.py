@@ -212,21 +212,21 @@ def _last_seq(events: Sequence[str]) -> int | None:
 
 
 def _tolerating_failure(step: Callable[[], Result], consequence: str) -> Result | None:
-    """Run one step of ours whose failure must never be one of `up`: it becomes a loud warning, and None."""
+    """Run one step of forwarding whose failure must never fail `up`: it becomes a loud warning, and None."""
     try:
         return step()
     except AutoforwardError as error:
         output.warn(f"{consequence}: {error}", hint=error.hint)
     except KeyboardInterrupt:
         output.warn(f"{consequence}: interrupted")
-    except Exception as error:  # a bug of ours is no reason to fail somebody's `up`
+    except Exception as error:  # a bug in autoforward must not fail the user's `up`
         log.debug("unexpected", exc_info=True)
         output.warn(f"{consequence}: unexpected {type(error).__name__}: {error}")
     return None
 
 
 def _run_alone(cli: DevcontainerCli, up_args: Sequence[str], environ: dict[str, str]) -> NoReturn:
-    """Become the CLI: nothing of ours is left, signals and exit status included."""
+    """Become the CLI (exec): signals and exit status are the CLI's own."""
     command = [cli.path, "up", *up_args]
     if sys.platform == "win32":
         # exec there returns to the shell before the new program ends.
@@ -256,7 +256,7 @@ NEEDS_AUTO_FORWARD = {
 
 
 def _require_auto_forward(context: click.Context) -> None:
-    """Refuse flags that would say nothing: without --auto-forward, nothing of ours happens."""
+    """Refuse flags that would have no effect: without --auto-forward, nothing is forwarded."""
     for name, flag in NEEDS_AUTO_FORWARD.items():
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise UsageError(
@@ -277,12 +277,12 @@ Every other flag goes to `devcontainer up` unchanged; `devcontainer up --help` l
     cls=output.Command,
     context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
     epilog=EPILOG,
-    help="Bring a dev container up, and make what listens in it answer on localhost.",
+    help="Bring a dev container up, and forward its ports to localhost.",
 )
-@click.option("--auto-forward", is_flag=True, help="Forward what listens in the container, detached.")
+@click.option("--auto-forward", is_flag=True, help="Detect and forward the container's ports in the background.")
 @click.option("--forward-port", "forward_ports", multiple=True, metavar="SPEC", help="Forward SPEC as well.")
 @click.option("--ports-events", is_flag=True, help="Print the PORT_EVENT lines of the start before the result.")
-@click.option("--follow", is_flag=True, help="Stay, and print PORT_EVENT lines until Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Keep running and print PORT_EVENT lines until Ctrl-C.")
 @click.option("--services", type=click.Choice(["all"]), help="Forward from every service of the compose project.")
 @click.option(
     "--devcontainer-path",

@@ -29,7 +29,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 @click.group(cls=output.Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="autoforward")
 def main() -> None:
-    """Servers that listen inside a container, on localhost of this machine.
+    """Forward servers that listen inside containers to localhost of this machine.
 
     \b
     Examples:
@@ -45,7 +45,11 @@ def main() -> None:
 )
 @click.argument("target", default=".", required=False, shell_complete=output.completing("containers"))
 @click.argument("specs", nargs=-1, metavar="[SPEC]...")
-@click.option("--replace", is_flag=True, help="Take over session and ports of a running container with this identity.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Take over the session and host ports of a running container with the same identity.",
+)
 @output.trust_option
 @output.session_options()
 @output.engine_options
@@ -60,7 +64,7 @@ def attach(
     as_json: bool,
     trust_workspace: bool,
 ) -> int:
-    """Detect and forward, detached. TARGET is a folder, a container, PROJECT/SERVICE[#N], or PROJECT/*: every service."""
+    """Detect and forward ports in the background. TARGET: a folder, a container, PROJECT/SERVICE[#N], or PROJECT/* (all)."""
     from autoforward.cli.commands.attach import attach as attach_to
     from autoforward.cli.commands.attach import attach_project, find_target
     from autoforward.cli.commands.trust import ask_once
@@ -117,7 +121,7 @@ def attach(
 @main.command(epilog="\b\nExamples:\n  autoforward forward web 8080:80\n  autoforward forward -d . db:5432")
 @click.argument("target", shell_complete=output.completing("containers"))
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
-@click.option("-d", "--detach", is_flag=True, help="Hand the forwards over to the supervisor and return.")
+@click.option("-d", "--detach", is_flag=True, help="Leave the forwards to the supervisor and return.")
 @output.session_options(no_auto=False)
 @output.engine_options
 @json_option
@@ -130,7 +134,7 @@ def forward(
     context: str | None,
     as_json: bool,
 ) -> int:
-    """Forward only these ports; in the foreground until Ctrl-C, which lets open connections finish."""
+    """Forward only these ports, in the foreground until Ctrl-C. Open connections may finish."""
     from autoforward.cli.commands.forward import forward_ports
 
     return forward_ports(target, specs, detach, flags, docker_host, context, as_json)
@@ -182,10 +186,14 @@ def stop(target: str | None, everything: bool) -> int:
 )
 @click.argument("target", required=False, shell_complete=output.completing("targets"))
 @json_option
-@click.option("--all", "everything", is_flag=True, help="A row for each ignored port, however many are alike.")
-@click.option("--watch", is_flag=True, help="Stay: live, with rates and keys; without a terminal again at each change.")
+@click.option("--all", "everything", is_flag=True, help="Show a row for every ignored port, also where many are alike.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Keep running: a live table with rates and key bindings; without a terminal, reprint on every change.",
+)
 def list_(target: str | None, as_json: bool, everything: bool, watch: bool) -> int:
-    """What is forwarded, and what is not and why."""
+    """List forwarded ports, and why others are not forwarded."""
     from autoforward.cli.commands.list_ import print_rows, watch_rows
 
     if watch:
@@ -211,26 +219,26 @@ def open_(wanted: str) -> int:
 
 
 @main.command(epilog="\b\nExamples:\n  autoforward ui\n  autoforward ui --port 8900 --no-open")
-@click.option("--port", type=click.IntRange(1024, 65535), metavar="N", help="Serve on this port, else on a free one.")
-@click.option("--no-open", is_flag=True, help="Only print the address.")
+@click.option("--port", type=click.IntRange(1024, 65535), metavar="N", help="Serve on port N (default: a free port).")
+@click.option("--no-open", is_flag=True, help="Print the address without opening a browser.")
 def ui(port: int | None, no_open: bool) -> int:
-    """A page of your forwards for the browser, on this machine and for you alone; until Ctrl-C."""
+    """Serve a web page of your forwards, on this machine and for you alone, until Ctrl-C."""
     from autoforward.cli.commands.ui import serve_page
 
     return serve_page(port, not no_open)
 
 
 @main.command(epilog="\b\nExamples:\n  autoforward events --follow\n  autoforward events --since 120 --target web")
-@click.option("--follow", is_flag=True, help="Stay, and print events as they happen, until Ctrl-C.")
-@click.option("--since", type=click.IntRange(min=0), metavar="SEQ", help="Only events after this number.")
+@click.option("--follow", is_flag=True, help="Keep running and print events as they happen, until Ctrl-C.")
+@click.option("--since", type=click.IntRange(min=0), metavar="SEQ", help="Print only events after this number.")
 @click.option(
     "--target",
     metavar="TARGET",
-    help="Only events of this container, folder or forward.",
+    help="Print only events of this container, folder or forward.",
     shell_complete=output.completing("forwards_and_targets"),
 )
 def events(follow: bool, since: int | None, target: str | None) -> int:
-    """PORT_EVENT lines: those of the log, or with --follow as they happen."""
+    """Print PORT_EVENT lines: those in the log, or with --follow as they happen."""
     from autoforward.cli.commands.events import follow_for_ever, print_logged
 
     if follow:
@@ -242,10 +250,16 @@ def events(follow: bool, since: int | None, target: str | None) -> int:
 @click.argument(
     "target", required=False, metavar="[ID | TARGET]", shell_complete=output.completing("forwards_and_targets")
 )
-@click.option("--follow", is_flag=True, help="Stay, and print lines as they are written, until Ctrl-C.")
-@click.option("--lines", type=click.IntRange(min=0), default=100, show_default=True, help="How many of the last lines.")
+@click.option("--follow", is_flag=True, help="Keep running and print lines as they are written, until Ctrl-C.")
+@click.option(
+    "--lines",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    help="Number of lines to print, from the end of the log.",
+)
 def logs(target: str | None, follow: bool, lines: int) -> int:
-    """The supervisor's log: forwards, lanes, refused connections, each with its time and reason; of ID or TARGET, or all."""
+    """Print the supervisor's log, all of it or of ID or TARGET: forwards, lanes, refused connections, each with a reason."""
     from autoforward.cli.commands.logs import print_log
 
     return print_log(target, follow, lines)
@@ -254,7 +268,7 @@ def logs(target: str | None, follow: bool, lines: int) -> int:
 @main.command(epilog="\b\nExamples:\n  autoforward status\n  autoforward status --json")
 @json_option
 def status(as_json: bool) -> int:
-    """The supervisor: pid, version, sessions, engines, lanes and what they can do."""
+    """Show the supervisor: pid, version, sessions, engines, lanes and what each lane can do."""
     from autoforward.state.folder import StatePaths
 
     result = supervisor_client.ask({"op": "status"}, start=supervisor_client.has_stored_sessions(StatePaths.locate()))
@@ -276,7 +290,7 @@ def status(as_json: bool) -> int:
 @output.engine_options
 @json_option
 def doctor(target: str | None, docker_host: str | None, context: str | None, as_json: bool) -> int:
-    """What would stop it from working here, or in TARGET, and the way out. Changes nothing."""
+    """Check what would stop autoforward here, or in TARGET, and print how to fix it. Changes nothing."""
     from autoforward.cli.commands.doctor import examine, print_findings
 
     return print_findings(examine(target, docker_host, context), as_json)
@@ -286,9 +300,9 @@ def doctor(target: str | None, docker_host: str | None, context: str | None, as_
     epilog="\b\nExamples:\n  autoforward trust\n  autoforward trust ~/src/shop --yes\n  autoforward trust --list"
 )
 @click.argument("folder", required=False, shell_complete=output.completing("containers"))
-@click.option("--yes", is_flag=True, help="Allow what is asked for, without a question.")
-@click.option("--list", "listing", is_flag=True, help="Show what you have answered, of FOLDER or of all workspaces.")
-@click.option("--revoke", is_flag=True, help="Forget the answers; what they allowed ends at once.")
+@click.option("--yes", is_flag=True, help="Allow every request without asking.")
+@click.option("--list", "listing", is_flag=True, help="Show your answers for FOLDER, or for all workspaces.")
+@click.option("--revoke", is_flag=True, help="Forget your answers; what they allowed ends at once.")
 @output.engine_options
 @json_option
 def trust(
@@ -300,7 +314,7 @@ def trust(
     context: str | None,
     as_json: bool,
 ) -> int:
-    """Show what a workspace or its image asks for that only you can allow, ask, and remember your answer.
+    """Show the requests of a workspace or its image that only you can allow, ask you, and remember your answer.
 
     For example an address other than loopback, or a host port below 1024. FOLDER is the current folder by default.
     """
@@ -325,8 +339,8 @@ def watch(
 ) -> int:
     """Attach to every dev container on the engine, those that run and those that start later, until Ctrl-C.
 
-    Then what only the watch has attached to ends; containers that somebody else has attached to stay so. They also keep
-    their own options. What is detached by hand is left alone until it is restarted.
+    Ctrl-C ends the sessions that only this watch began. Sessions that another command began stay, with their own
+    options. A container that you detach by hand is left alone until it is restarted.
     """
     from autoforward.cli.commands.watch import watch_containers
 
@@ -335,7 +349,7 @@ def watch(
 
 @main.command(epilog="\b\nExamples:\n  autoforward restart")
 def restart() -> int:
-    """End the supervisor and start it anew, of the version of this command: same sessions, same host ports."""
+    """Restart the supervisor, with the version of this command: same sessions, same host ports."""
     from autoforward.cli.commands.restart import restart_supervisor
 
     return restart_supervisor()
@@ -346,4 +360,4 @@ main.add_command(service)
 
 def _require_one(target: str | None, everything: bool) -> None:
     if bool(target) == everything:
-        raise click.UsageError("name a target, or say --all")
+        raise click.UsageError("name a target, or use --all")

@@ -50,13 +50,13 @@ class Workspace:
         folder, place, project = record.workspace_folder, record.sources.place, record.sources.project_folder
         if folder and place is None:
             raise UsageError(
-                f"{folder}: where it really is, is not known, so nothing can be allowed to it",
+                f"{folder}: its real path is not known, so nothing can be allowed to it",
                 hint="attach to it again",
             )
         if folder and place and project and not any(_are_related(project, one) for one in (folder, place)):
             raise UsageError(
                 f"{folder}: a container of the compose project in {project} calls it its folder, so nothing can be allowed to it",
-                hint="say what you want with a flag, or in your own config.toml",
+                hint="use a flag, or your own config.toml",
             )
         if folder and place:
             return cls(record.endpoint.host, place)

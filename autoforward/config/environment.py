@@ -46,7 +46,7 @@ class SessionEnvironment:
 
     @classmethod
     def of(cls, variables: Mapping[str, object]) -> SessionEnvironment:
-        """What is kept of these variables; what is no text, or could be no variable, is left out."""
+        """What is kept of these variables; what is not a text, or could be no variable, is left out."""
         kept = []
         for name in SESSION_VARIABLES:
             value = variables.get(name)
@@ -85,13 +85,13 @@ class SessionEnvironment:
         return (self.get("CI") or "").lower() not in _NO
 
     def has_display(self, platform: str) -> bool:
-        """Whether somebody may be looking. `platform` as `sys.platform`: a Mac has a display, unless one came over ssh."""
+        """Whether a person may see it. `platform` as `sys.platform`: a Mac has a display, unless one came over ssh."""
         if platform == "darwin":
             return self.get("SSH_CONNECTION") is None
         return bool(self.get("DISPLAY") or self.get("WAYLAND_DISPLAY"))
 
     def has_notifications(self, platform: str) -> bool:
-        """Whether there may be somebody to show notifications."""
+        """Whether a notification may reach a desktop."""
         return self.has_display(platform) and (platform == "darwin" or bool(self.get("DBUS_SESSION_BUS_ADDRESS")))
 
 

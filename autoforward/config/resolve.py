@@ -53,7 +53,7 @@ PORT_KEYS = ("forwardPorts", "portsAttributes", "otherPortsAttributes")
 
 _MERGED_KEYS = (*PORT_KEYS, CUSTOMIZATIONS[0])
 
-MOVED = "nothing that you have allowed counts: it is not the folder of your last attach, or a link that the container can turn"
+MOVED = "your approvals do not count: it is not the folder of your last attach, or a link that the container can change"
 
 NOT_SHOWN = (
     "of its ports or attributes left out or cut; which, is not shown, for the file lies outside of the workspace"

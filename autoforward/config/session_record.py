@@ -43,7 +43,7 @@ from autoforward.trust.widening import Request
 from autoforward.trust.writers import Writers
 
 ALWAYS = "always"
-"""What is stored of `direct` = true. A record with true was written when that was the default, and was nobody's word."""
+"""What is stored of `direct` = true. A record with true was written when that was the default, so no user asked for it."""
 
 _AS_THEY_ARE = (
     *("auto", "lane", "bind", "poll_interval_s", "direct", "notify", "max_ports", "default_exclude"),
@@ -216,7 +216,7 @@ class ConfigSources:
     def from_json(cls, row: Mapping[str, Any]) -> ConfigSources:
         """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
         if not all(isinstance(row[name], Mapping) for name in ("base", "original", "variables")):
-            raise ValueError("base, original or variables is no object")
+            raise ValueError("base, original or variables is not an object")
         return cls(
             _text(row["config_file"]),
             _text(row["project_file"]),
@@ -263,14 +263,14 @@ class SessionRecord:
     rules: AttributeRules = NO_RULES
     environment: SessionEnvironment = NO_ENVIRONMENT
     opened: tuple[str, ...] = ()
-    """Ids of the forwards that `openBrowserOnce` has opened, oldest first: once in the session's life, whoever serves it."""
+    """Ids of the forwards that `openBrowserOnce` has opened, oldest first: once in the session's life, whatever serves it."""
     sources: ConfigSources = field(default_factory=ConfigSources)
     siblings: bool = False
     """The other services of its compose project are watched too, those that start later included."""
     is_sibling: bool = False
     """It is watched because of that: the configuration is another service's, and speaks of this one by its name."""
     watch: str | None = None
-    """The selection of the watch that began it, and with which it ends; None once somebody attached to it by himself."""
+    """The selection of the watch that began it, and with which it ends; None once a user attached to it by hand."""
     requests: tuple[Request, ...] = ()
     """What its configuration asks for and the user has not granted."""
     removed: str | None = None
@@ -426,7 +426,7 @@ def mounts_of(endpoint: EngineEndpoint, info: ContainerInfo) -> tuple[str, ...]:
 def parse_endpoint(row: Mapping[str, Any]) -> EngineEndpoint:
     """The `engine` of a stored session. Raises ValueError, KeyError or TypeError."""
     if not isinstance(row, Mapping):
-        raise TypeError("engine is no object")
+        raise TypeError("engine is not an object")
     tls = row.get("tls")
     files = (
         None if tls is None else TlsFiles(_text(tls["ca"]), _text(tls["cert"]), _text(tls["key"]), bool(tls["verify"]))
@@ -450,7 +450,7 @@ def _ranges(rows: Sequence[Sequence[Any]]) -> tuple[tuple[int, int], ...]:
 
 def _specs(rows: object) -> tuple[PortSpec, ...]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("no list of SPECs")
+        raise ValueError("not a list of SPECs")
     return tuple(decode_port_spec(row) for row in rows)
 
 

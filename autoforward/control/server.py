@@ -22,7 +22,7 @@ from autoforward.net.peercred import Peer, peer_of
 log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 1024 * 1024
-"""A request holds at most a configuration's ports; nobody needs a megabyte of them."""
+"""A request holds at most a configuration's ports, which never take a megabyte."""
 
 
 class Connection:
@@ -90,11 +90,11 @@ class ControlServer:
 
     @property
     def is_found(self) -> bool:
-        """Whether there is a file by which commands find it; somebody may have removed that."""
+        """Whether there is a file by which commands find it; another process may have removed it."""
         return os.path.lexists(self._path)
 
     async def start(self) -> None:
-        """Bind and listen. The instance lock is held: a socket file that is there belongs to nobody any more.
+        """Bind and listen. The instance lock is held: a socket file that is there was left by a dead supervisor.
 
         Once more where the file was removed; requests that run go on. Raises OSError.
         """
@@ -148,7 +148,7 @@ class ControlServer:
             if handler is None:
                 raise UsageError(
                     f"the supervisor does not know the request {str(request.get('op'))[:40]!r}",
-                    hint="it may be of an older version: `autoforward status` tells",
+                    hint="it may be of an older version: `autoforward status` shows it",
                 )
             result = await handler(request, connection)
             await connection.send({"type": "result", **result})

@@ -40,7 +40,7 @@ KEPT_ENVIRONMENT = (
 
 def connect_to_supervisor(paths: StatePaths) -> socket.socket | None:
     """A connection to the running supervisor, None when there is none. Raises StateFolderError, AutoforwardError."""
-    paths.check()  # in a folder that others can write to, somebody else may be listening
+    paths.check()  # in a folder that others can write to, another user may be listening
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(CONNECT_TIMEOUT_S)
     try:
@@ -119,12 +119,12 @@ def _start(paths: StatePaths) -> None:
     if not words and (problem := _import_problem(paths)):
         raise AutoforwardError(
             f"the supervisor could not start: {problem}",
-            hint=f"install autoforward where {sys.executable} finds it by itself: nothing of PYTHONPATH reaches the supervisor",
+            hint=f"install autoforward where {sys.executable} finds it by itself: the supervisor does not use PYTHONPATH",
         )
     if words != "ready":
         words, _, hint = words.partition("\n")
         raise AutoforwardError(
-            f"the supervisor could not start: {words or f'it ended without a word{log_end(paths)}'}",
+            f"the supervisor could not start: {words or f'it ended without a message{log_end(paths)}'}",
             hint=hint or way_out(paths),
         )
 

@@ -12,7 +12,7 @@ JITTER = 0.2
 """Many that lost the same engine must not all come back in the same moment."""
 
 SHOWN_AS_FAILED_AFTER = 10
-"""Tries in a row; it is tried on for ever, but nobody should be told `reconnecting` for ever."""
+"""Tries in a row; tries go on for ever, but a row must not say `reconnecting` for ever."""
 
 
 def delay_s(failures: int, *, local: bool, chance: float) -> float:

@@ -82,7 +82,7 @@ ATTEMPTS: Final = Limit("restarts", 1, 20)
 """Of one session: looks at its container, and attempts to watch it. Each is some processes for the engine to start."""
 
 FILES: Final = Limit("configurations", 0.5, 20)
-"""Of one session: its files are read and applied anew, with an event and a line of the log for each that is not valid."""
+"""Of one session: its files are read and applied again, with an event and a line of the log for each that is not valid."""
 
 LOG_LINES: Final = Limit("lines of the log", 1, 60)
 """Of one session, beside those of its events: refused connections, and whatever else it can cause; others are counted."""

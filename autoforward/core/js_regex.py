@@ -38,19 +38,19 @@ MAX_EXPANDED_TOGETHER = 16384
 """Of all expressions of one configuration, or of one setting."""
 
 MAX_COMPILED_LENGTH = 65536
-"""Of those that are kept compiled, whoever they belong to; others are compiled again when they are searched with."""
+"""Of those that are kept compiled, of all sessions together; others are compiled again when they are searched with."""
 
 MAX_SUBJECT_LENGTH = 1024
 """Characters of a command line that are looked at; the agent sends no more."""
 
 MAX_DEPTH = 50
-"""Groups within groups: the library's compiler recurses, and nobody reads such an expression."""
+"""Groups within groups: the library's compiler recurses, and no person writes such an expression."""
 
 SEARCH_TIMEOUT_S = 0.05
 """A search takes some 10 µs; one that needs this long would need for ever."""
 
 MAX_SEARCHES = 20
-"""Of one text whose deadline passed before half of that was worked: a second in which a machine did nothing of ours."""
+"""Of one text whose deadline passed before half of that was worked: a second in which the machine ran other programs."""
 
 BUDGET_S = 0.3
 """CPU time that the searches of one configuration may take in one go: how long a hostile one can hold up the others."""
@@ -158,7 +158,7 @@ class Expression:
     def _search(self, text: str, began_s: float) -> bool:
         """The deadline is the clock's: on a busy machine it can pass while nothing was searched.
 
-        Then it is searched anew at once, for nobody asks again until something changes in the container.
+        Then it is searched again at once, for the caller does not ask again until something changes in the container.
         """
         pattern = _PATTERNS.get(self._translated, self._length)
         for _ in range(MAX_SEARCHES):

@@ -201,7 +201,7 @@ FOUND_SOURCE = "the socket of "
 class TlsFiles:
     """What proves who is who on TLS: PEM files, absolute paths. `verify` False: any certificate of the engine's will do.
 
-    `ca` None: the authorities that the system trusts. `cert` and `key` None: the engine asks for none of ours.
+    `ca` None: the authorities that the system trusts. `cert` and `key` None: the engine asks for no client certificate.
     """
 
     ca: str | None

@@ -21,7 +21,7 @@ from typing import Any, TypeGuard
 from autoforward.core.errors import UsageError
 from autoforward.core.model import PortSpec, Transport
 
-GRAMMAR = "N | LOCAL:REMOTE | HOST:PORT | LOCAL:HOST:REMOTE | A-B | A-B:C-D, each with /tcp or /udp at will"
+GRAMMAR = "N | LOCAL:REMOTE | HOST:PORT | LOCAL:HOST:REMOTE | A-B | A-B:C-D, each with /tcp or /udp if wanted"
 
 MAX_PORT = 65535
 # Each forward costs two sockets of the host and a row: a slip like 1-65535 must not get far.
@@ -77,11 +77,11 @@ def parse_host(text: str) -> str | None:
         try:
             host = str(ipaddress.IPv6Address(literal))
         except ValueError:
-            raise _BadPartError(f"{_shown(literal)} is no IPv6 address") from None
+            raise _BadPartError(f"{_shown(literal)} is not an IPv6 address") from None
     elif _HOST_NAME.fullmatch(literal) and not _DIGITS.fullmatch(literal):
         host = literal
     else:
-        raise _BadPartError(f"{_shown(text)} is no host name")
+        raise _BadPartError(f"{_shown(text)} is not a host name")
     return None if host.lower() in OWN_HOSTS else host
 
 
@@ -110,9 +110,9 @@ def decode_port_spec(data: Mapping[str, Any]) -> PortSpec:
     if not isinstance(text, str) or transport not in ("tcp", "udp") or not is_port(container_port):
         raise ValueError("not a stored port SPEC")
     if container_host is not None and not isinstance(container_host, str):
-        raise ValueError("not a stored port SPEC: container_host is no text")
+        raise ValueError("not a stored port SPEC: container_host is not a text")
     if host_port is not None and not is_port(host_port):
-        raise ValueError("not a stored port SPEC: host_port is no port")
+        raise ValueError("not a stored port SPEC: host_port is not a port")
     host = parse_host(container_host) if container_host is not None else None
     is_additional = host_port is not None and data.get("additional") is True
     return PortSpec(text, transport, host, container_port, host_port, data.get("own") is True, is_additional)
@@ -137,7 +137,7 @@ def _parse(text: str) -> tuple[PortSpec, ...]:
             return (PortSpec(text, transport, parse_host(host), _parse_port(remote)),)
         case [local, host, remote]:
             if not _is_numeric(local):
-                raise _BadPartError(f"{_shown(local)} is no local port")
+                raise _BadPartError(f"{_shown(local)} is not a local port")
             host_port = _parse_port(local)
             return (PortSpec(text, transport, parse_host(host), _parse_port(remote), host_port),)
     raise _BadPartError("too many parts")
@@ -197,7 +197,7 @@ def _parse_port(text: str) -> int:
     if not text:
         raise _BadPartError("a port is missing")
     if not _DIGITS.fullmatch(text):
-        raise _BadPartError(f"{_shown(text)} is no port")
+        raise _BadPartError(f"{_shown(text)} is not a port")
     # The length check keeps int() away from absurd input; leading zeros would hide typing errors.
     port = int(text) if len(text) <= 5 else MAX_PORT + 1
     if not 1 <= port <= MAX_PORT or text[0] == "0":

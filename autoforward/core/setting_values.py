@@ -28,7 +28,7 @@ HIGHEST_MAX_PORTS = 1000
 port of the host, nor to fill the list and the log of events."""
 
 MAX_ITEMS = 1000
-"""Of one key. Nobody writes so many by hand; a wrong file must not cost memory and time."""
+"""Of one key. No person writes so many by hand; a wrong file must not cost memory and time."""
 
 _PORTS = re.compile(r"[0-9,\s-]*")
 
@@ -118,7 +118,7 @@ def _parse_range(value: object, what: str) -> tuple[int, int]:
             pass
         else:
             return bounds
-    raise SettingError((), f"{shown(value)} is no {what} (1-{MAX_PORT}) and no range of them")
+    raise SettingError((), f"{shown(value)} is not a {what} (1-{MAX_PORT}) or a range of them")
 
 
 def parse_forwards(value: object) -> tuple[PortSpec, ...]:
@@ -126,7 +126,7 @@ def parse_forwards(value: object) -> tuple[PortSpec, ...]:
     specs: list[PortSpec] = []
     for item in _items(value):
         if not is_port(item) and not isinstance(item, str):
-            raise SettingError((), f"{shown(item)} is no SPEC")
+            raise SettingError((), f"{shown(item)} is not a SPEC")
         try:
             specs += parse_port_spec(str(item))
         except UsageError as error:
@@ -154,7 +154,7 @@ def parse_selection(value: object) -> PortFilter:
                 raise SettingError((), f"more than {MAX_EXPRESSIONS} regular expressions")
             processes.append(_parse_expression(item, budget))
         else:
-            raise SettingError((), f"{shown(item)} is no port, range or expression for a command line")
+            raise SettingError((), f"{shown(item)} is not a port, range or expression for a command line")
     return PortFilter(tuple(dict.fromkeys(ranges)), tuple(dict.fromkeys(processes)))
 
 
@@ -187,12 +187,12 @@ def parse_bind(value: object) -> str:
     try:
         return str(ipaddress.ip_address(value if isinstance(value, str) else ""))
     except ValueError:
-        raise SettingError((), f"{shown(value)} is no IP address of this machine") from None
+        raise SettingError((), f"{shown(value)} is not an IP address of this machine") from None
 
 
 def parse_max_ports(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= HIGHEST_MAX_PORTS:
-        raise SettingError((), f"{shown(value)} is no number from 1 to {HIGHEST_MAX_PORTS}")
+        raise SettingError((), f"{shown(value)} is not a number from 1 to {HIGHEST_MAX_PORTS}")
     return value
 
 
@@ -206,9 +206,9 @@ def parse_wait_for_server(value: object) -> float:
 
 def _parse_seconds(value: object, least_s: float, most_s: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise SettingError((), f"{shown(value)} is no number of seconds")
+        raise SettingError((), f"{shown(value)} is not a number of seconds")
     if not least_s <= value <= most_s:
-        raise SettingError((), f"{value} s is not from {least_s:g} to {most_s:g} s")
+        raise SettingError((), f"{value} s is not between {least_s:g} and {most_s:g} s")
     return float(value)
 
 
@@ -216,7 +216,7 @@ def parse_lane(value: object) -> LaneChoice:
     for lane in LANE_CHOICES:
         if value == lane:
             return lane
-    raise SettingError((), f"{shown(value)} is no lane: {', '.join(LANE_CHOICES)}")
+    raise SettingError((), f"{shown(value)} is not a lane: {', '.join(LANE_CHOICES)}")
 
 
 def parse_flag(value: object) -> bool:

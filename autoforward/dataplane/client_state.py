@@ -1,8 +1,8 @@
-"""Has the client closed its socket, or only shut down its sending side, or reset the connection?
+"""Tell a client's close() from its shutdown(SHUT_WR) and from a reset.
 
 TCP sends the same FIN for a close and for a shutdown. The kernel knows: on Linux a local client's own row in
 /proc/net/tcp{,6} loses its inode once no descriptor holds the socket. Elsewhere, and for clients of other machines,
-nothing can be told and nobody is reported.
+the three cannot be told apart, and no client is reported.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class ExecFarEnd:
         return self._outbox.size
 
     def write(self, data: bytes) -> None:
-        if self._write_ended:  # the server has closed: nobody will read this
+        if self._write_ended:  # the server has closed: this would never be read
             return
         self._outbox.append(data)
         self._flush()

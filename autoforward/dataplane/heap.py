@@ -1,4 +1,4 @@
-"""Memory that the C library keeps although nobody uses it any more, given back to the system once it is quiet.
+"""Return freed heap to the OS (malloc_trim) once connections go quiet.
 
 Bulk goes through buffers of every size in all threads, and what glibc's allocator has freed between two blocks that are
 in use it keeps: after a hundred transfers that was 4 to 6 MB of a supervisor of 31 MB, with as many Python objects as

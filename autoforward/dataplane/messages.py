@@ -99,7 +99,7 @@ class MuxPace:
 
 @dataclass(frozen=True, slots=True)
 class MuxRetire:
-    """Nothing new goes over the agent of this session, and nobody listens to it; it ends after its last connection."""
+    """Nothing new goes over the agent of this session, and its answers are ignored; it ends after its last connection."""
 
     session_id: str
 

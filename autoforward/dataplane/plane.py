@@ -208,7 +208,7 @@ class DataPlane:
                 done.set_result({key: served.counters.copy() for key, served in self._served.items()})
 
     def _refuse(self, command: Command) -> None:
-        """A command that came after the end: nobody may wait for it for ever."""
+        """A command that came after the end: its caller must not wait for ever."""
         match command:
             case Withdraw(_, _, done):
                 done.set_result(None)

@@ -148,7 +148,7 @@ class SplicerOwner(Protocol):
 
 
 class Splicer:
-    """Owns the direct connection and the pipes, not the client's socket. `close` is idempotent, and calls nobody."""
+    """Owns the direct connection and the pipes, not the client's socket. `close` is idempotent, and calls no owner."""
 
     __slots__ = ("_after", "_client", "_down", "_far", "_is_open", "_loop", "_owner", "_server_ended", "_up")
 

@@ -127,7 +127,7 @@ class UdpServer:
                 datagram, address = self._socket.recvfrom(MAX_DATAGRAM_BYTES + 1)
             except BlockingIOError:
                 return
-            except OSError:  # an ICMP answer to an earlier datagram of ours
+            except OSError:  # an ICMP answer to a datagram sent earlier
                 continue
             now_s = time.monotonic()
             flow = self._flows.get(address) or self._open(address, now_s)

@@ -118,7 +118,7 @@ def _decide_notify(event: PortEvent, situation: Situation) -> Decision:
         return Decision("nothing", "the command that asked for it has said so")
     if not situation.notify:
         return Decision("nothing", "notifications are switched off")
-    # With a label of its own somebody wants to know of it.
+    # With a label of its own the user wants to know of it.
     if event.label is None and is_inspector(event.container_port):
         return Decision("nothing", "it is a debugger's")
     if situation.environment.in_ci:
@@ -139,7 +139,7 @@ def browser_url(event: PortEvent) -> str | None:
 
 
 def safe_url(url: str | None) -> str | None:
-    """A URL if it is one of ours and no other: http or https, a host and a port."""
+    """A URL if it is one that autoforward makes, and no other: http or https, a host and a port."""
     return url if url and len(url) <= MAX_URL_LENGTH and _URL.fullmatch(url) else None
 
 

@@ -1,7 +1,7 @@
 """The user's desktop: a browser for a URL, a notification. Nothing here blocks, raises, or outlives its limits.
 
 Each is a child process with the environment of the session that asks, in a thread that starts, awaits and reaps it.
-A child of its own for notifications too: each session may have another bus, a bus that does not answer harms nobody,
+A child of its own for notifications too: each session may have another bus, a bus that does not answer harms no other session,
 and the supervisor stays small. Threads are daemons: a browser that runs on does not keep the supervisor alive, nor
 ends with it.
 """
@@ -39,7 +39,7 @@ class Desktop:
     def open_url(self, url: str, environment: SessionEnvironment) -> None:
         argv = [*opener(environment, sys.platform), url]
         if not self._start(self._openers, lambda: _open(argv, environment)):
-            log.warning("%s is not opened: %d openers of ours still run", url, MAX_OPENERS)
+            log.warning("%s is not opened: %d openers still run", url, MAX_OPENERS)
 
     def show(self, title: str, body: str, environment: SessionEnvironment) -> None:
         if not self._start(self._notifiers, lambda: _show(title, body, environment)):
@@ -81,7 +81,7 @@ def child_environment(environment: SessionEnvironment) -> dict[str, str]:
 
 
 def start_opener(argv: Sequence[str], environment: SessionEnvironment) -> subprocess.Popen[bytes]:
-    """Run it in a session of its own, with nothing of ours; the caller reaps it. Raises OSError."""
+    """Run it in a session of its own, without the supervisor's descriptors; the caller reaps it. Raises OSError."""
     return subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,

@@ -3,7 +3,7 @@ that a browser has no use for.
 
 The one list of them all. By number and, where it is known, by command line: what the editors run in a container for
 themselves takes any number, and an editor that attaches to a debugger needs no notification. A port that was declared,
-named, or given a label is somebody's wish and is not looked up here. Pure.
+named, or given a label is what the user wants and is not looked up here. Pure.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from autoforward.core.model import ForwardKey
 
 INSPECTOR_PORTS = frozenset({2345, 5005, 5678, 9222, 9229, 9230})
-"""Where debuggers wait for an editor (delve, JDWP, debugpy, Chromium, Node): it connects by itself, nobody needs a word."""
+"""Where debuggers wait for an editor (delve, JDWP, debugpy, Chromium, Node): it connects without a notification."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownServer:
     """One kind of server. `command_line` is searched in its arguments, joined by spaces; `ports` None: on any number.
 
-    With `by_port` the number tells where the process is not known (an sshd is root's, we may be nobody). A port whose number
-    stands in the command line after `but_named` is not meant: somebody has chosen it.
+    With `by_port` the number tells where the process is not known (an sshd is root's). A port whose number
+    stands in the command line after `but_named` is not meant: the user has chosen it.
     """
 
     name: str
@@ -69,7 +69,7 @@ SSHD = KnownServer(
 )
 
 EPHEMERAL = range(32_768, 65_536)
-"""Numbers that the kernel gives to who asks for any: another one at each start, and nobody else's business as a rule."""
+"""Numbers that the kernel gives to who asks for any: another one at each start, so rarely of interest."""
 
 # A program of the user's that one of these has started is the user's: it is the tool itself that is meant.
 PRIVATE: tuple[KnownServer, ...] = (
@@ -120,7 +120,7 @@ DEFAULT_EXCLUDED: tuple[KnownServer, ...] = (*EDITORS_OWN, SSHD, *PRIVATE)
 """Not forwarded by itself, unless the setting `defaultExclude` is false."""
 
 OUR_AGENT = KnownServer(
-    "an agent of ours, of another session", re.compile(r"^\S*/\.autoforward/agent-[0-9a-f]{16}(?:\s|$)", re.ASCII)
+    "the autoforward agent of another session", re.compile(r"^\S*/\.autoforward/agent-[0-9a-f]{16}(?:\s|$)", re.ASCII)
 )
 OUR_SUPERVISOR = KnownServer(
     "a supervisor of autoforward, with what it forwards",

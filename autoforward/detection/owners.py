@@ -1,7 +1,7 @@
 """Whose ports they are: sockets seen in the last snapshot, and the processes that the container has named for them.
 
 The names come after the snapshot that first showed a socket, once for each; on a shell lane they may even overtake it.
-A port whose process is not to be found has None, one that nobody has spoken of yet is not there. Pure.
+A port whose process is not to be found has None, one that the container has not named yet is not there. Pure.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ProcessBook:
         """The process of each port of which that is known, or known not to be known."""
         found: dict[ForwardKey, ServerProcess | None] = {}
         for key, inodes in self._sockets.items():
-            # The kernel gives no number to a socket that nobody holds any more.
+            # The kernel gives no number to a socket that no process holds any more.
             names = [self._names.get(inode) for inode in inodes if inode == 0 or inode in self._names]
             name = next((name for name in names if name is not None), None)
             if name is not None or len(names) == len(inodes):

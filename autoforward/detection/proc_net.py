@@ -28,7 +28,7 @@ MAX_LINE = 512
 """Bytes of one row. The kernel pads to 150 (v4) or 180 (v6); longer lines are not the kernel's."""
 
 ENGINE_DNS = "127.0.0.11"
-"""Docker's embedded DNS: in every container on a user-defined network, at a random port, never a server of ours."""
+"""Docker's embedded DNS: in every container on a user-defined network, at a random port, never a server of the user's."""
 
 MAX_DIALS = MAX_ADDRESSES
 """Addresses of one port that are tried: what one OPEN of the agent holds. A server on more of them is on these too."""

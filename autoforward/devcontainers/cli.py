@@ -35,7 +35,7 @@ READ_TIMEOUT_S = 60.0
 AFTER_EXIT_S = 2.0
 
 SLIP = 0.85
-"""How much a flag has to be like one of ours to be meant as that; no flag of either CLI is."""
+"""How much a flag has to be like one of autoforward's to be meant as that; no flag of either CLI is."""
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])[A-Z]")
 
@@ -105,7 +105,7 @@ def find_cli(flag: str | None, environ: Mapping[str, str]) -> DevcontainerCli:
         if named:
             found = shutil.which(named, path=search_path)
             if found is None:
-                raise UsageError(f"{source}: {named} is no program that can be run")
+                raise UsageError(f"{source}: {named} is not a program that can be run")
             return DevcontainerCli(found, source)
     # Entry points of one environment are installed side by side, on PATH or not.
     beside = str(Path(sys.executable).parent)

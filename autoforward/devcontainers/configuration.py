@@ -173,7 +173,7 @@ def parse_metadata_label(text: str) -> tuple[tuple[dict[str, Any], ...], tuple[s
     entries: Sequence[Any] = value if isinstance(value, list) else [value]
     good = tuple(entry for entry in entries[:MAX_METADATA_ENTRIES] if isinstance(entry, dict))
     if len(good) != len(entries):
-        return good, (f"{place}: {len(entries) - len(good)} entries are no objects, or too many",)
+        return good, (f"{place}: {len(entries) - len(good)} entries are not objects, or too many",)
     return good, ()
 
 
@@ -205,7 +205,7 @@ def merged_for_container(
     label = labels.get(LABEL_METADATA)
     if label is not None:
         from_label, warnings = parse_metadata_label(label)
-        # Nobody publishes or forwards by an appPort in a label: it would be a foreign image's wish.
+        # An appPort in a label publishes and forwards nothing: it would be a foreign image's wish.
         entries += [{k: v for k, v in entry.items() if k != "appPort"} for entry in from_label]
     path = config_file_of(labels, workspace_folder, config_file)
     if path is not None:

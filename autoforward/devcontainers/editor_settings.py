@@ -1,8 +1,8 @@
 """Settings of VS Code in devcontainer.json, as far as they are about ports: `customizations.vscode.settings`, `remote.*`. Pure.
 
 `remote.portsAttributes` and `remote.otherPortsAttributes` are what the specification took its keys from: they count below
-these. `remote.autoForwardPorts` = false and `remote.localPortHost` = "allInterfaces" are `auto` and `bind` of ours. How VS Code
-finds ports (`remote.autoForwardPortsSource`) and restores them is its own affair.
+these. `remote.autoForwardPorts` = false and `remote.localPortHost` = "allInterfaces" are autoforward's `auto` and `bind`.
+How VS Code finds ports (`remote.autoForwardPortsSource`) and restores them is its own affair.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def with_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def switches_of(config: Mapping[str, Any]) -> Settings:
-    """What its settings of VS Code say that is a setting of ours."""
+    """What its settings of VS Code say that is one of autoforward's."""
     settings = _settings_in(config)
     return Settings(
         auto=False if settings.get(DETECT) is False else None,

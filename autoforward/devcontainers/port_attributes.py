@@ -130,7 +130,7 @@ class AttributeRules:
         )
 
     def names(self, key: ForwardKey) -> bool:
-        """Return whether a rule for this very number has a label: somebody means this server, and not whatever matches."""
+        """Return whether a rule for this very number has a label: the user means this server, and not any that matches."""
         return any(
             rule.kind in ("number", "host_port") and rule.values.label is not None and rule.matches(key, None)
             for rule in self.rules
@@ -269,7 +269,7 @@ def _entries(value: object, here: str, warnings: list[str]) -> list[tuple[str, o
     if value is None:
         return []
     if not isinstance(value, Mapping):
-        warnings.append(f"{here}: {quoted(value)} is no object")
+        warnings.append(f"{here}: {quoted(value)} is not an object")
         return []
     return [(str(name), entry) for name, entry in value.items()]
 

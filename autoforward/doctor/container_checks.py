@@ -33,7 +33,7 @@ SETGID, SETUID, SYS_PTRACE = (1 << number for number in (6, 7, 19))
 
 @dataclass(frozen=True, slots=True)
 class OwnersLook:
-    """What of ours runs in the container: as which user, with which capabilities (bits).
+    """How autoforward's processes run in the container: as which user, with which capabilities (bits).
 
     `others`: users, by number, who have listening sockets there besides.
     """
@@ -157,7 +157,7 @@ def _check_shell_lane(lane: LaneChoice, tool: RelayTool | NoLane, look: LanesLoo
 def check_container_ipv6(has_loopback: bool | None) -> Finding:
     """`has_loopback`: whether its ::1 is up; None: it could not be asked."""
     if has_loopback is None:
-        return warn("container-ipv6", "whether the container has IPv6 could not be seen (no shell in it)")
+        return warn("container-ipv6", "whether the container has IPv6 is unknown (no shell in it)")
     if has_loopback:
         return ok("container-ipv6", "the container has ::1")
     return ok("container-ipv6", "the container has no IPv6: its servers listen on IPv4")
@@ -176,7 +176,7 @@ def check_owners(look: OwnersLook | None, *, with_agent: bool) -> Finding:
     users = ", ".join(map(str, sorted(look.others)[:5])) + (", …" if len(look.others) > 5 else "")
     return warn(
         "owners",
-        f"whose the ports of user {users} are cannot be seen as user {look.user}: no PROCESS, no expression matches them",
+        f"user {look.user} cannot read whose the ports of user {users} are: no PROCESS, and no expression matches them",
         "run the servers as the container's user, or name their ports by number",
     )
 
@@ -191,10 +191,10 @@ def check_direct(is_on: bool, reason: str | None) -> Finding:
 def check_configuration(warnings: Sequence[str], problem: str | None = None, hint: str | None = None) -> Finding:
     """What its devcontainer.json and settings come to; `problem` is what keeps them from being in force."""
     if problem is not None:
-        return fail("configuration", problem, hint or "mend it there")
+        return fail("configuration", problem, hint or "fix it there")
     if warnings:
         more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
-        return warn("configuration", f"{warnings[0]}{more}", "mend it there; the rest is in force")
+        return warn("configuration", f"{warnings[0]}{more}", "fix it there; the rest is in force")
     return ok("configuration", "its devcontainer.json and settings are valid")
 
 
@@ -215,7 +215,7 @@ def check_port(look: PortLook) -> Finding:
 def _check_number(look: PortLook) -> Finding:
     name = f"port-{look.container_port}" + ("-udp" if look.transport == "udp" else "")
     what = f"declared port {look.text}: host port {look.host_port}"
-    holder = look.holder or "somebody (the system does not tell who)"
+    holder = look.holder or "another program (the system does not tell which)"
     match look.state:
         case "left":
             return ok(name, f"declared port {look.text} is not forwarded: {look.problem}")

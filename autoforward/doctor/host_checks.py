@@ -96,7 +96,7 @@ def check_host_port(number: int, supervisor: SupervisorLook, holder: str | None,
             "waiting": "whose server is not up: it is held, and nothing answers on it",
         }
         what = why.get(str(row["status"]), f"which is out of reach: {row['reason']}")
-        text = f"host port {number} is that of port {row['port']} of {row['containerName']}, {what}"
+        text = f"host port {number} belongs to port {row['port']} of {row['containerName']}, {what}"
         if row["status"] == "active":
             return ok("host-port", text)
         return warn("host-port", text, f"`autoforward stop {row['id']}` frees it")
@@ -147,14 +147,14 @@ def check_engine(look: EngineLook) -> Finding:
     why = {
         "missing": "its socket is not there",
         "denied": "you may not use its socket",
-        "refused": "nobody listens on its socket",
+        "refused": "nothing listens on its socket",
     }.get(look.access, look.problem)
     hint = (
         "start it (`sudo systemctl start docker`, or Docker Desktop), or name another with --docker-host or --context"
     )
     if look.access == "denied":
         hint = "see engine-access"
-    if look.access == "no socket" and look.hint is not None:  # whoever tried to reach it knows better
+    if look.access == "no socket" and look.hint is not None:  # what tried to reach it knows better
         hint = look.hint
     return fail("engine", f"the engine at {where} does not answer: {why}", hint)
 
@@ -171,7 +171,7 @@ def check_engine_access(look: EngineLook) -> Finding:
             return ok("engine-access", "you may use the engine's socket")
         case "no socket" if look.about is not None:
             return ok("engine-access", "the engine takes requests over the network")
-    return warn("engine-access", "whether you may use the engine cannot be told: it does not answer")
+    return warn("engine-access", "whether you may use the engine is unknown: it does not answer")
 
 
 def check_engine_version(about: EngineAbout) -> Finding:
@@ -191,9 +191,9 @@ def check_engine_version(about: EngineAbout) -> Finding:
 def check_clock(about: EngineAbout) -> Finding:
     offset_s = about.clock_offset_s
     if offset_s is None:
-        return warn("clock", "the engine does not tell its time")
+        return warn("clock", "the engine does not report its time")
     if abs(offset_s) <= CLOCK_TOLERANCE_S:
-        return ok("clock", "the engine's clock is ours")
+        return ok("clock", "the engine's clock matches this machine's")
     way = "ahead of" if offset_s > 0 else "behind"
     return warn(
         "clock",
@@ -250,7 +250,7 @@ def check_supervisor(look: SupervisorLook, our_version: str) -> Finding:
         if look.stored:
             text = f"no supervisor runs, and {look.stored} session(s) wait for one"
             return warn("supervisor", text, "`autoforward list` brings them back")
-        return ok("supervisor", "none runs; the first `attach` or `forward` starts one")
+        return ok("supervisor", "no supervisor runs; the first `attach` or `forward` starts one")
     if look.version != our_version:
         text = f"the supervisor that runs is version {look.version}, this is {our_version}"
         return warn("supervisor", text, "`autoforward restart`")
@@ -258,21 +258,23 @@ def check_supervisor(look: SupervisorLook, our_version: str) -> Finding:
 
 
 def check_service(look: ServiceLook) -> Finding:
-    """It is in nobody's way: whatever it would do can be done by hand."""
+    """Never a failure: whatever the service would do can be done by hand."""
     if not look.program_is_there:
         text = f"the service starts {look.program}, which is not there any more"
         return warn(
-            "service", text, "`autoforward service install` puts it right, `autoforward service uninstall` ends it"
+            "service", text, "`autoforward service install` repairs it, `autoforward service uninstall` ends it"
         )
     if look.state == "unknown":
-        return warn("service", f"installed ({look.path}), and nobody tells how it does: {look.detail}")
+        return warn("service", f"installed ({look.path}), but its state is unknown: {look.detail}")
     if look.state not in ("running", "starting"):
-        text = f"installed, and it does not run: {look.detail or look.state}"
+        text = f"installed, but not running: {look.detail or look.state}"
         return warn(
-            "service", text, "`autoforward service install` starts it; `journalctl --user -u autoforward` has its words"
+            "service",
+            text,
+            "`autoforward service install` starts it; `journalctl --user -u autoforward` shows its output",
         )
     if not look.at_login:
-        return warn("service", "it runs, and is not started at login", "`autoforward service install`")
+        return warn("service", "it runs, but is not started at login", "`autoforward service install`")
     return ok("service", f"`autoforward watch` is started at login, and runs ({look.path})")
 
 
@@ -316,7 +318,7 @@ def check_loopback(look: LoopbackLook) -> Finding:
 def check_privileged_ports(lowest_port: int | None) -> Finding:
     """`lowest_port`: from where on everybody may bind; None where the system does not tell."""
     if lowest_port is None:
-        return warn("privileged-ports", "the system does not tell which ports you may bind")
+        return warn("privileged-ports", "the system does not say which ports you may bind")
     if lowest_port <= 1:
         return ok("privileged-ports", "you may bind every port")
     return ok("privileged-ports", f"ports below {lowest_port} are the system's: 80 is forwarded on 8080")

@@ -133,7 +133,7 @@ def look_at_state_folder(paths: StatePaths) -> FolderLook:
 
 
 def look_at_supervisor(paths: StatePaths) -> SupervisorLook:
-    """Ask the one that runs. Only in a folder that can be trusted: somebody else may be listening elsewhere."""
+    """Ask the one that runs. Only in a folder that can be trusted: in another, another user may be listening."""
     try:
         result = _ask(paths, "status")
         rows = _ask(paths, "list") if result is not None else None

@@ -104,7 +104,7 @@ class _KeptAlive(HTTPAdapter):
 
 
 class _Tls(TLSConfig):
-    """That of the SDK, and nobody else's: a CA bundle that the environment names would win over the engine's own."""
+    """That of the SDK, and no other: a CA bundle that the environment names would win over the engine's own."""
 
     def configure_client(self, client: Any) -> None:
         super().configure_client(client)
@@ -203,7 +203,7 @@ class Engine:
             raise EngineUnreachableError(
                 f"the engine at {self.endpoint.host} (from {self.endpoint.source}) does not answer"
                 + (f": {words}" if words else ""),
-                hint="is it running, and may you use its socket? `docker info` tells",
+                hint="is it running, and may you use its socket? `docker info` shows it",
             ) from error
 
     def version(self) -> str:

@@ -78,5 +78,5 @@ def _read(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         found = json.loads(file.read(MAX_FILE_BYTES))
     if not isinstance(found, dict):
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
     return found

@@ -20,7 +20,7 @@ from autoforward.engine.contexts import config_folder, current_context, read_con
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 
 LOOK_TIMEOUT_S = 1.0
-"""Connecting to a local socket takes no time, unless whoever listens there is stuck."""
+"""Connecting to a local socket takes no time, unless the process that listens there is stuck."""
 
 
 def resolve_endpoint(
@@ -96,7 +96,7 @@ def well_known_sockets(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]
 
 
 def _at_a_socket(environ: Mapping[str, str]) -> EngineEndpoint:
-    """The default socket, unless nobody answers there and somebody does at a well-known one."""
+    """The default socket, unless no engine answers there and one does at a well-known socket."""
     default = EngineEndpoint(DEFAULT_HOST, "the default socket")
     if not _answers(Path(DEFAULT_HOST.removeprefix("unix://"))):
         for whose, path in well_known_sockets(environ):

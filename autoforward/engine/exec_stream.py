@@ -21,7 +21,7 @@ STDERR = 2
 ENGINE_ERROR = 3
 
 RECEIVE_BYTES = 256 * 1024
-"""One `recv` per turn of a loop: large enough for bulk, small enough that one stream starves nobody."""
+"""One `recv` per turn of a loop: large enough for bulk, small enough that one stream starves no other."""
 
 _HEAD = struct.Struct(">B3sI")
 
@@ -36,7 +36,7 @@ class ExecStream(Protocol):
     """A process in a container, as seen from the host: bytes in, framed bytes out.
 
     Non-blocking once handed out. The caller owns it and closes it; `close` is idempotent and never blocks. Closing
-    does not end the process: everything of ours there ends on stdin EOF by itself.
+    does not end the process: every process of autoforward there ends on stdin EOF by itself.
     """
 
     def fileno(self) -> int:
@@ -85,7 +85,7 @@ class FrameDecoder:
                 stream, padding, remaining = _HEAD.unpack_from(data, position)
                 if padding != b"\0\0\0" or stream > ENGINE_ERROR:
                     head = data[position : position + _HEAD.size]
-                    raise ProtocolError(f"the engine sent a frame that is none: {head.hex()}")
+                    raise ProtocolError(f"the engine sent a malformed stream frame: {head.hex()}")
                 position += _HEAD.size
         self._stream, self._remaining = stream, remaining
         return chunks
@@ -151,7 +151,7 @@ def start_exec(sock: socket.socket, host: str, api_version: str, exec_id: str) -
             raise AutoforwardError(f"the engine refused to start a process: {_error_text(sock, status_line, rest)}")
         return SocketStream(sock, rest, exec_id)
     except OSError as error:
-        # Whoever carries the connection knows better why it ended.
+        # The transport knows better why the connection ended.
         reason = (sock.words() if isinstance(sock, ChildSocket) else "") or error
         sock.close()
         raise EngineUnreachableError(f"the engine at {host} dropped the connection: {reason}") from error

@@ -74,7 +74,7 @@ class NetworkLook:
         return {key: self._path(key, owner, users, rows) for key, owner in wanted.items()}
 
     def _with_mode(self, row: Running) -> Running:
-        """Podman's list says of nobody whose network he uses."""
+        """Podman's list says of no container whose network it uses."""
         if row.network_mode:
             return row
         if row.container_id not in self._modes:

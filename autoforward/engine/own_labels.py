@@ -14,7 +14,7 @@ BUILD_STEP = "#(nop)"
 """How the engine's own builder marks the commands of steps that run nothing."""
 
 DESKTOP_PREFIX = "/host_mnt"
-"""Where Docker Desktop's machine has the folders of ours."""
+"""Where Docker Desktop's machine has the host's folders."""
 
 
 def container_info(raw: Mapping[str, Any], image_labels: Mapping[str, str] | None) -> ContainerInfo:
@@ -39,7 +39,7 @@ def container_info(raw: Mapping[str, Any], image_labels: Mapping[str, str] | Non
                     PublishedPort(
                         cast(Transport, transport),
                         int(number),
-                        str(binding.get("HostIp") or "0.0.0.0"),  # what the engine says, nothing of ours
+                        str(binding.get("HostIp") or "0.0.0.0"),  # what the engine says; autoforward binds nothing here
                         int(binding["HostPort"]),
                     )
                 )

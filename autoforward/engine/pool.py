@@ -34,7 +34,7 @@ class EngineFollower:
     """Follows the engine's events in a thread of its own.
 
     `on_event` is called on the control loop; with None after every new connection: events may have been missed, and
-    whoever depends on them has to look for himself. `on_lost` is called there when a connection has ended, and
+    what depends on them has to look for itself. `on_lost` is called there when a connection has ended, and
     when there is none to begin with; once until the next one.
     """
 
@@ -118,7 +118,7 @@ class EngineFollower:
 
 
 def _file_at(path: Path | None) -> tuple[int, int, int] | None:
-    """Which file is there; another one after an engine has started anew."""
+    """Which file is there; another one after an engine has been restarted."""
     if path is None:
         return None
     try:
@@ -130,7 +130,7 @@ def _file_at(path: Path | None) -> tuple[int, int, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class EngineInUse:
-    """`pool` runs what blocks on this engine, so that one that hangs keeps nobody else waiting."""
+    """`pool` runs what blocks on this engine, so that one that hangs keeps no other engine waiting."""
 
     follower: EngineFollower
     pool: ThreadPoolExecutor
@@ -163,7 +163,7 @@ class EnginePool:
         return found
 
     def renew(self, endpoint: EngineEndpoint) -> None:
-        """Somebody has just named that engine: what proves who we are (an ssh agent) may be another one by now."""
+        """A command has just named that engine: what proves the user's identity (an ssh agent) may be another one by now."""
         if (found := self._in_use.get(endpoint.key)) is not None:
             found.engine.renew(endpoint)
 
@@ -176,7 +176,7 @@ class EnginePool:
             threading.Thread(target=ended.engine.close, name=f"end of {ended.engine}", daemon=True).start()
 
     def reconnect(self) -> None:
-        """Begin all event streams anew, over ways that answer; everybody is told to look for himself then."""
+        """Begin all event streams again, over transports that answer; all followers then look for themselves."""
         for one in self._in_use.values():
             one.pool.submit(one.engine.check_link, LINK_TIMEOUT_S)
             one.follower.reconnect()

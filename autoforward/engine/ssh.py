@@ -3,7 +3,7 @@
 `ssh -L OURS:THEIRS HOST` opens a channel for each connection, with half-close both ways; there is no process per
 connection on either side, and no limit of sessions (sshd's MaxSessions, 10, counts sessions alone). The command
 that runs there says where the engine's socket is, as the docker command of that machine sees it, and then lives on its
-stdin: when whoever holds the other end is killed, the login ends.
+stdin: when the process that holds the other end is killed, the login ends.
 
 The user's own ssh configuration is honoured, ssh asks nothing (BatchMode), and what it says is the reason when it fails.
 """
@@ -78,7 +78,7 @@ _numbers = itertools.count(1)
 
 
 class SshTransport:
-    """See `links.Link`. The login is made when it is needed, and made anew when it has ended."""
+    """See `EngineTransport`. The login is made when it is needed, and made again when it has ended."""
 
     def __init__(self, endpoint: EngineEndpoint, on_up: Callable[[], None], program: str = "ssh") -> None:
         self.endpoint = endpoint
@@ -116,12 +116,12 @@ class SshTransport:
         self._has_said.wait(WORDS_TIMEOUT_S)  # it says why before it acts, on another pipe
         self._has_said.clear()
         said = []
-        with contextlib.suppress(IndexError):  # its last line may be somebody else's by then
+        with contextlib.suppress(IndexError):  # its last line may be another connection's by then
             while True:
                 said.append(self._words.popleft())
         if any(_REFUSED in line for line in said):  # sshd tells no more, whatever the reason
             return (
-                f"the machine there does not open {self._their_socket} for us: no engine is there, or you may not "
+                f"the remote machine does not open {self._their_socket}: no engine is there, or you may not "
                 "use it, or its sshd does not forward sockets"
             )
         return "; ".join(said)
@@ -155,7 +155,7 @@ class SshTransport:
             if self._process is not None and self._process.poll() is None:
                 return str(self._our_socket)
             if self._is_closed:
-                raise self._unreachable("nobody needs it any more")
+                raise self._unreachable("it is not needed any more")
             if self._failed_s >= came_s:
                 raise self._unreachable(self._failure)
             try:
@@ -240,7 +240,7 @@ class SshTransport:
         """The path that the docker command there uses."""
         scheme, _, path = url.partition("://")
         if scheme != "unix" or not path.startswith("/"):
-            raise AutoforwardError(f"the engine of that machine is at {url}, which is no socket there")
+            raise AutoforwardError(f"the engine of that machine is at {url}, which is not a socket there")
         return path
 
     def _hear(self, process: subprocess.Popen[bytes]) -> None:

@@ -38,7 +38,7 @@ def resolve_target(engine: Engine, target: str, say: Say = lambda _text: None) -
     info = info or _by_name(engine, target) or _by_service(engine, target, say)
     for level in levels[1:]:
         if info is None and (info := _of_folder(engine, level, target)) is not None:
-            say(f"{level} is taken: {levels[0]} is in it")
+            say(f"{level} is used: {levels[0]} is in it")
     if info is None and is_folder and not _CONTAINER.fullmatch(target):
         raise TargetError(
             f"{reader.real_path(target)} has no devcontainer.json, and no container has a label of its own with it",
@@ -240,7 +240,7 @@ def _say_which(wanted: str, project: Project, say: Say) -> None:
 
 def _is_several(wanted: str, found: Iterable[Project], command: str) -> UsageError:
     named = ", ".join(f"{name} of {folder}" for name, folder in found)
-    return UsageError(f"{wanted} is several compose projects: {named}", hint=f"say which: `{command}`")
+    return UsageError(f"{wanted} is several compose projects: {named}", hint=f"choose one: `{command}`")
 
 
 def _nearest(engine: Engine, target: str) -> str:

@@ -78,7 +78,7 @@ def _project_of(engine: Engine, primary: ContainerInfo) -> Unit:
         if info.project is None:
             left.append(f"container {info.name}: it is of project {primary.project} by its image's label only")
         elif info.project_folder != primary.project_folder:
-            left.append(f"container {info.name}: its project {info.project} is that of {info.project_folder}")
+            left.append(f"container {info.name}: its project {info.project} belongs to {info.project_folder}")
         else:
             mine.append(info)
     return Unit(primary, tuple(mine), tuple(left))
@@ -218,6 +218,6 @@ def _remove(engine: Engine, info: ContainerInfo, *, volumes: bool) -> None:
     except NotFound:
         return
     except APIError as error:
-        # 409: somebody else is removing it at this moment (`docker run --rm` does, once it is stopped).
+        # 409: another client is removing it at this moment (`docker run --rm` does, once it is stopped).
         if error.status_code != 409:
             raise

@@ -32,7 +32,7 @@ class EngineTransport(Protocol):
         """A new connection to the engine's API, blocking, with a timeout; the caller's to close."""
 
     def words(self) -> str:
-        """Why the last thing failed, as far as the link knows more than whoever saw it fail; may be empty."""
+        """Why the last thing failed, as far as the transport knows more than the caller that saw it fail; may be empty."""
 
     def check(self, timeout_s: float) -> None:
         """The machine was asleep: what is kept open and does not answer by then is given up."""
@@ -133,5 +133,5 @@ def connect(host: str) -> socket.socket:
     except OSError as error:
         raise EngineUnreachableError(f"the engine at {host} does not answer: {error}") from error
     raise EngineUnreachableError(
-        f"streams to {host} are not supported", hint="an engine is at unix://, tcp:// or ssh:// something"
+        f"streams to {host} are not supported", hint="an engine's URL begins with unix://, tcp:// or ssh://"
     )

@@ -84,7 +84,7 @@ class Children:
             self._places.release()
 
     def close(self) -> None:
-        """End the child that is kept. Another `ask` starts one anew."""
+        """End the child that is kept. Another `ask` starts a new one."""
         with self._lock:
             idle, self._idle = self._idle, None
         if idle is not None:

@@ -1,4 +1,4 @@
-"""Bounds of a file that somebody else may have written, checked before its parser builds anything. SPEC.md has the table."""
+"""Bounds of a file that a container may have written, checked before its parser builds anything. SPEC.md has the table."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ MAX_LINKS = 40
 """As the kernel has it."""
 
 _REMOTE = ("fuse", "nfs", "cifs", "smb", "9p", "afs", "autofs", "ceph", "coda", "gluster", "lustre", "virtiofs")
-"""How the types of file systems begin that somebody else answers for."""
+"""Prefixes of the types of file systems that a server or another process answers for."""
 
 
 def may_hang(path: str) -> bool:

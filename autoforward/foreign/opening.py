@@ -1,4 +1,4 @@
-"""Opening a file that somebody else may have put there: never waits for one, never opens what is no regular file.
+"""Open a file that a container may have put there: never blocks, and never opens anything but a regular file.
 
 On Linux the file is first opened as a place only (O_PATH), which does nothing to a FIFO, a device or a lease; what is asked
 about it, where it really is included, is about the file that is then read, whatever the path leads to by then.
@@ -176,7 +176,7 @@ def look_at(path: str) -> Look:
 def _nearest_folder(path: str) -> str:
     """That of a file; where there is none, the nearest above it that there is."""
     folder = os.path.dirname(path)  # noqa: PTH120
-    # What is no path at all (a NUL in it) is no folder either.
+    # What is no path at all (a NUL in it) is not a folder either.
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):  # noqa: PTH112, PTH120
         folder = os.path.dirname(folder)  # noqa: PTH120
     return folder

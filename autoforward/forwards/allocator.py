@@ -208,7 +208,7 @@ class Allocator:
         return True
 
     def update_rows(self, leases: Sequence[Lease]) -> None:
-        """Write these rows anew (a label, a container id that changed); `updated` becomes now."""
+        """Write these rows again (a label, a container id that changed); `updated` becomes now."""
 
         def change(document: RegistryDocument, now: datetime) -> None:
             for lease in leases:
@@ -218,7 +218,7 @@ class Allocator:
 
     def _serve(self, document: RegistryDocument, now: datetime, attempts: Sequence[_Attempt]) -> None:
         holders = _Holders(document, {self._process: True})
-        # Who can take one number only comes first, then who had one: nobody else of this burst is given it.
+        # Who can take one number only comes first, then who had one: no other forward of this burst is given it.
         for attempt in sorted(attempts, key=lambda item: _rank(item.request, document)):
             attempt.result = self._serve_one(document, holders, now, attempt)
             if isinstance(attempt.result, Allocation):
@@ -360,12 +360,12 @@ def _settled_elsewhere(document: RegistryDocument, lease: Lease | None, now: dat
     ]
     for other in rivals:
         if _is_beside(other, lease) and other.was_used_within(SETTLED_S, now):
-            return f"host port {own} is that of {other.service or _place(other)}, in the same project"
+            return f"host port {own} belongs to {other.service or _place(other)}, in the same project"
     if not lease.has_settled(now):
         return None
     for other in rivals:
         if other.has_settled(now):
-            return f"host port {own} is that of {_place(other)}, and both have settled"
+            return f"host port {own} belongs to {_place(other)}, and both have settled"
     for session in document.sessions:
         if _identity_of(session) != lease.identity and own in _declared_numbers(session, lease.transport):
             return f"host port {own} is declared by {session.get('workspace') or session.get('container_name')}"

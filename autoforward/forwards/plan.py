@@ -339,7 +339,7 @@ def _why_not(
     if source == "detected" and not (included and rules.include_known) and not rules.attributes.names(key):
         known = why_excluded(key, command_line, by_default=rules.default_exclude)
         if known is not None:
-            return notice("ignored", f"{known}: not forwarded by itself")
+            return notice("ignored", f"{known}: not forwarded automatically")
     if source == "detected" and key.transport == "udp" and not rules.auto_udp:
         return notice("ignored", "UDP is forwarded when it is asked for, or with --auto-udp")
     if source == "detected" and attributes.on_auto_forward == "ignore":
@@ -445,7 +445,7 @@ def _wish(
         dials = dial_addresses(seen.addresses if seen else WILDCARDS, key.container_port)
         if seen is not None:
             from_ipv6 = dial_addresses(seen.addresses, key.container_port, from_ipv6=True)
-        # There is no refusing a datagram, so a UDP port is served whether or not somebody is there.
+        # There is no refusing a datagram, so a UDP port is served whether or not a server is there.
         serving = seen is not None or key.transport == "udp"
     others = from_ipv6 if from_ipv6 != dials else ()
     return WantedForward(

@@ -170,7 +170,7 @@ class PortClaims:
         )
 
     def _is_alone(self, one: PortClaim) -> bool:
-        """Of several instances of a service nobody knows which one its name leads to."""
+        """Of several instances of a service it is not known which one its name leads to."""
         return sum((other.project, other.service) == (one.project, one.service) for other in self._members) == 1
 
     def _who_forwards_beside(self, project: str | None) -> list[PortClaim]:

@@ -85,24 +85,24 @@ def reconcile(
     withdraw: list[WantedForward] = []
     serve: list[WantedForward] = []
     update: list[WantedForward] = []
-    anew: set[ForwardKey] = set()
+    replaced: set[ForwardKey] = set()
     for key, have in existing.items():
         wish = wanted.wishes.get(key)
         elsewhere = have.host_ip not in (None, host_ip)
         if wish is None:
             close.append(key)
         elif have.status == "failed" and (elsewhere or _claim(wish) != _claim(have.wish)):
-            anew.add(key)
+            replaced.add(key)
         elif have.status != "failed" and (elsewhere or key in moving or _needs_another_number(have, wish)):
             close.append(key)
-            anew.add(key)
+            replaced.add(key)
         elif wish.serving and have.status == "waiting":
             serve.append(wish)
         elif not wish.serving and (have.status == "active" or _starts_or_stops_holding(have, wish)):
             (serve if wish.accepts else withdraw).append(wish)
         elif wish != have.wish:
             update.append(wish)
-    opens = [wish for key, wish in wanted.wishes.items() if key not in existing or key in anew]
+    opens = [wish for key, wish in wanted.wishes.items() if key not in existing or key in replaced]
     return Steps(
         close=tuple(close),
         withdraw=tuple(withdraw),

@@ -3,7 +3,7 @@
 And where it stays so: it runs as the container's default user, who may be root, while others in the container may write in
 some folders. So each folder that leads to it is one in which they can exchange nothing.
 
-An upload can be refused (read-only root), or go where nobody in the container sees it (below a tmpfs: the engine says yes,
+An upload can be refused (read-only root), or go where no process of the container sees it (below a tmpfs: the engine says yes,
 and shows the file when asked), or the place can be mounted noexec. So each place is tried in turn, and the caller says at
 which of them the agent did not run. Blocks; runs in a worker thread.
 """
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 FOLDER = ".autoforward"
 MODE = 0o755
-"""Executable by the container's user, whoever that is; only root can change it."""
+"""Executable by every user of the container; only root can change it."""
 
 MAX_ELF_BYTES = 256 * 1024
-"""No agent of ours is larger; also what is read of a file that should be one."""
+"""No agent is larger; also what is read of a file that should be one."""
 
 
 MAX_PASSWD_BYTES = 256 * 1024
@@ -108,7 +108,7 @@ def deploy_agent(engine: Engine, info: ContainerInfo, architecture: str, unusabl
     for place in places(info):
         if place in tried:
             continue
-        # Where nobody can tell whose a file is, only a folder whose name nobody could know is the engine's own work.
+        # Where the engine hides a file's owner, only a folder whose name no process could know is the engine's own work.
         unheard = "" if engine.tells_owners else f"{FOLDER}-{secrets.token_hex(16)}"
         path = _join(place, *filter(None, (unheard, FOLDER, name)))
         look = look_at(engine, info, place, path, binary)
@@ -241,7 +241,7 @@ def places(info: ContainerInfo) -> Sequence[str]:
     """Where to try, in order. `/tmp` is often there to be emptied; `/` is there in an image of a single file too.
 
     Of mounts only volumes: the engine cannot put files into a tmpfs, and what is bound is a folder of the user's, where
-    nothing of ours belongs. Nor below one: the engine does not show what a tmpfs is like.
+    the agent does not belong. Nor below one: the engine does not show what a tmpfs is like.
     """
     found = dict.fromkeys((*_OF_ROOT, *info.writable_volumes))
     return tuple(place for place in found if not set(way_to(place)) & set(info.other_mounts))

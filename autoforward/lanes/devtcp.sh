@@ -16,7 +16,7 @@ while [ $# -ge 2 ]; do
 done
 [ -n "$connected" ] || exit 1
 echo 'AF open' >&2
-# Killed children stay as zombies unless somebody waits, and PID 1 of a container may not.
+# Killed children stay as zombies unless their parent waits, and PID 1 of a container may not.
 trap 'kill $(jobs -p) 2>/dev/null; wait; exit 143' TERM HUP INT
 cat <&4 >&3 &
 upward=$!

@@ -93,7 +93,7 @@ def choose_lane(probe: Probe, choice: LaneChoice) -> RelayTool | NoLane:
     if probe.devtcp and "cat" in probe.tools:
         found["devtcp"] = devtcp_tool()
     if choice == "agent":
-        return NoLane("the agent is none of the container's own tools", ("agent",))
+        return NoLane("the agent is not one of the container's own tools", ("agent",))
     wanted = ("socat", "nc", "devtcp") if choice == "auto" else (choice,)
     for name in wanted:
         if name in found:

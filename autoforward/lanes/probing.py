@@ -18,7 +18,7 @@ PROBE_TIMEOUT_S = 15.0
 
 
 class NoShellError(AutoforwardError):
-    """Nothing of ours can run in this container: it has no shell that works.
+    """No process of autoforward can run in this container: it has no shell that works.
 
     `nothing_runs`: nor has it anything else that the engine could start.
     """

@@ -51,7 +51,7 @@ TURN_LINES = 256
 
 
 class Detector:
-    """Owns the stream. `start` once, `close` any time (idempotent, calls nobody)."""
+    """Owns the stream. `start` once, `close` any time (idempotent, makes no callback)."""
 
     def __init__(
         self,
@@ -245,4 +245,4 @@ class Detector:
 
 
 def _say_nothing(_word: object) -> None:
-    """What a retired watcher has to say is for nobody."""
+    """What a retired watcher sends is dropped."""

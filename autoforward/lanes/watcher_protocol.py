@@ -89,7 +89,7 @@ class WatcherStream:
             return Hello(int(hello[1]), hello[2].decode(), hello[3].decode(), hello[4] or b"")
         begin = _BEGIN.fullmatch(first)
         if begin is None or int(begin[1]) != self._number + 1:
-            raise ProtocolError(f"the watcher sent something that is no frame: {first[:80]!r}")
+            raise ProtocolError(f"the watcher sent something that is not a frame: {first[:80]!r}")
         # Searched from the newline that ends the line before: an empty frame has its end right after its begin.
         end_mark = b"\nAF end %d\n" % (self._number + 1)
         at = self._buffer.find(end_mark, max(newline, self._scanned - len(end_mark)))

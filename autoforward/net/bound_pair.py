@@ -93,7 +93,7 @@ def bind_pair(host_ip: str, host_port: int, transport: Transport = "tcp") -> Bou
     HostPortTakenError, HostPortDeniedError, HostAddressError, HostPortError (descriptors, memory).
     """
     if not 1 <= host_port <= 65535:
-        raise ValueError(f"no port number: {host_port}")
+        raise ValueError(f"not a port number: {host_port}")
     try:
         address = str(ipaddress.ip_address(host_ip))
     except ValueError as error:
@@ -142,7 +142,7 @@ def start_listening(pair: BoundPair, backlog: int = DEFAULT_BACKLOG) -> None:
 def stop_listening(pair: BoundPair) -> None:
     """Refuse from now on, and keep the number. Idempotent; live connections are not touched.
 
-    Connections that nobody accepted yet are reset. Take the sockets out of every selector first: on Linux they
+    Connections that are not accepted yet are reset. Take the sockets out of every selector first: on Linux they
     report a hang-up from here on, and on macOS they are replaced. Raises HostPortTakenError on macOS when
     another process took the number in the moment between; the pair is closed then.
     """
@@ -165,7 +165,7 @@ def stop_listening(pair: BoundPair) -> None:
 
 
 def _rebind(pair: BoundPair) -> None:
-    """For macOS, where a listening socket cannot be taken back: close and bind anew. Not tested there yet."""
+    """For macOS, where a listening socket cannot be taken back: close and bind again. Not tested there yet."""
     _close_all(pair.sockets)
     fresh: list[socket.socket] = []
     for host_ip in pair.host_ips:

@@ -1,4 +1,4 @@
-"""A socket whose other end is the stdin and stdout of a process: a connection that a program of somebody else's carries."""
+"""A socket whose other end is the stdin and stdout of a process: a connection that another program (ssh, docker) carries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONNECTED_TIMEOUT_S = 30.0
 """For the blocking use before it is made non-blocking: starting the process, and its own connecting."""
 
 GRACE_S = 5.0
-"""A process whose stdin has ended hands on what it still has, and ends; not when nobody takes it."""
+"""A process whose stdin has ended hands on what it still has, and ends; but it stays while its reader does not take that."""
 
 KILL_AFTER_S = 2.0
 

@@ -1,4 +1,4 @@
-"""Who is at the other end of a Unix socket: the kernel says so, no file that may be old or somebody else's."""
+"""Peer credentials of a Unix socket, from the kernel: a file could be old, or another user's."""
 
 from __future__ import annotations
 

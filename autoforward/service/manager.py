@@ -71,7 +71,7 @@ class Manager(Protocol):
     def text(self, definition: Definition) -> str: ...
     def program(self) -> str | None: ...
     def check(self) -> None:
-        """Raises NoManagerError when nobody would start the service."""
+        """Raises NoManagerError when no manager would start the service."""
 
     def install(self, definition: Definition) -> list[str]: ...
     def uninstall(self) -> list[str]: ...
@@ -88,7 +88,7 @@ def read_definition(path: Path) -> str | None:
 
 
 def write_definition(path: Path, text: str) -> None:
-    """Replaced as a whole. A link that somebody else manages (dotfiles) is replaced by a file, not written through."""
+    """Replaced as a whole. A link that another tool manages (dotfiles) is replaced by a file, not written through."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ class Systemd:
         return program_of_unit(text) if text is not None else None
 
     def check(self) -> None:
-        instead = "start it otherwise at login, with a line in ~/.profile: `autoforward watch >/dev/null 2>&1 &`"
+        instead = "start it at login in another way, with a line in ~/.profile: `autoforward watch >/dev/null 2>&1 &`"
         if "microsoft" in os.uname().release.lower():
             instead = f"in WSL 2, `systemd=true` below [boot] of /etc/wsl.conf brings one; else {instead}"
         done = self._systemctl("show-environment")
@@ -46,7 +46,7 @@ class Systemd:
             raise NoManagerError(f"this system has no systemd: {done.output}", hint=instead)
         if done.status != 0:
             why = done.output.splitlines()[-1] if done.output else f"status {done.status}"
-            hint = f"after `sudo`, `su` or in a container there is none: log in as this user; or {instead}"
+            hint = f"after `sudo`, `su` or in a container there is no user manager: log in as this user; or {instead}"
             raise NoManagerError(f"no systemd of this user answers: {why}", hint=hint)
 
     def install(self, definition: Definition) -> list[str]:
@@ -64,7 +64,7 @@ class Systemd:
             said.append("It is started when you log in")
         if changed and before.state in ("running", "starting"):
             self._must("restart", self.unit)
-            said.append("Started it anew")
+            said.append("Restarted it")
         elif before.state not in ("running", "starting"):
             self._systemctl("reset-failed", self.unit)
             self._must("start", self.unit)

@@ -3,7 +3,7 @@
 A value is one word of a line, or one element, whatever is in it: what cannot be that is refused before there is any text.
 
 Neither ends the supervisor with the command: it serves other commands too, keeps connections while the command is
-started anew, and ends by itself.
+restarted, and ends by itself.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _unfit(value: str) -> str | None:
         if unicodedata.category(char) == "Cc":
             return "control characters"
         if unicodedata.category(char) == "Cs" or ord(char) & 0xFFFE == 0xFFFE:
-            return "bytes that are no text"
+            return "bytes that are not text"
     return None
 
 
@@ -64,7 +64,7 @@ def parse_variable(text: str, environ: dict[str, str]) -> tuple[str, str]:
     """`NAME=VALUE`, or `NAME` with the value that it has here. Raises UsageError."""
     name, equals, value = text.partition("=")
     if not _NAME.fullmatch(name):
-        raise UsageError(f"--env {text}: {name!r} is no name of a variable")
+        raise UsageError(f"--env {text}: {name!r} is not the name of a variable")
     if not equals and name not in environ:
         raise UsageError(f"--env {name}: it is not set here", hint=f"give it a value: --env {name}=VALUE")
     value = value if equals else environ[name]
@@ -136,7 +136,7 @@ def launchd_plist(definition: Definition) -> str:
 
 
 def program_of_unit(text: str) -> str | None:
-    """The program that a unit of ours starts; None where it is none of ours."""
+    """The program that autoforward's unit starts; None for a unit that autoforward did not write."""
     match = re.search(r'^ExecStart=(?:"((?:[^"\\]|\\.)*)"|(\S+))', text, re.MULTILINE)
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""The registry as whoever holds host ports uses it: trouble with the file never stops a forward.
+"""The registry for a process that holds host ports: trouble with the file never stops a forward.
 
 What cannot be written (disk full, read-only) is remembered, goes into every later transaction, and so is written with the
 first that succeeds; `look` is such a one, for a timer. A file that cannot even be read stands still for as long: decisions
@@ -19,7 +19,7 @@ from autoforward.state.registry import Registry, RegistryWriteError
 log = logging.getLogger(__name__)
 
 TROUBLED_LOCK_TIMEOUT_S = 1.0
-"""While there is trouble: whoever hangs with the lock holds up each forward by this, and not by `LOCK_TIMEOUT_S`."""
+"""While there is trouble: a process that hangs with the lock holds up each forward by this, and not by `LOCK_TIMEOUT_S`."""
 
 Change = Callable[[RegistryDocument, datetime], None]
 
@@ -67,7 +67,7 @@ class BufferedRegistry:
     """Safe from any thread; every method but `problem` and `has_unwritten` may block on the registry's lock and the disk.
 
     `warn` gets one sentence when trouble begins, or becomes another one. `live` gives what is held and attached to right
-    now: it is what the file has to say at least, after somebody else has changed, damaged or removed it.
+    now: it is what the file has to say at least, after another process has changed, damaged or removed it.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class BufferedRegistry:
                 self._problem = None
 
     def look(self) -> None:
-        """Write what could not be written, and mend what somebody else did to the file. Costs one `stat` where all is well."""
+        """Write what could not be written, and mend what another process did to the file. Costs one `stat` where all is well."""
         if self._problem is not None or self._registry.has_changed:
             self.transact(lambda _document, _now: None)
 

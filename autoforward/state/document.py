@@ -221,7 +221,7 @@ class RegistryDocument:
         return lease
 
     def reserve_rows_of_the_dead(self, now: datetime) -> list[Lease]:
-        """Leases of processes that ended without a word stay, reserved; which these are."""
+        """Leases of processes that ended without a message stay, reserved; which these are."""
         alive: dict[ProcessIdentity, bool] = {}
         dead = []
         for lease in list(self.entries):
@@ -325,7 +325,7 @@ def parse_document(data: bytes) -> RegistryDocument:
 class DocumentEncoder:
     """Documents to text, one row a line, for people who look into the file; ASCII, so that any text (file names too) survives.
 
-    Remembers the lines of the last one: of a thousand rows, one has changed. Rows are values, therefore: whoever changes
+    Remembers the lines of the last one: of a thousand rows, one has changed. Rows are values, therefore: code that changes
     one puts another in its place.
     """
 
@@ -338,7 +338,7 @@ class DocumentEncoder:
         def rows(values: list[Any]) -> str:
             texts = []
             for value in values:
-                line = known.get(id(value))  # its owner is kept with it, so that the number is nobody else's
+                line = known.get(id(value))  # its owner is kept with it, so that no other object gets the number
                 if line is None:
                     row = value.to_json() if isinstance(value, Lease) else value
                     line = value, "\n" + json.dumps(row, separators=(",", ":"))

@@ -236,7 +236,7 @@ class EventLog:
             self._failing = False
 
     def _write(self, line: bytes) -> None:
-        # Opened anew each time: events are rare, and somebody may have moved the file away.
+        # Opened each time: events are rare, and another process may have moved the file away.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self._paths.events, flags, 0o600)
         try:

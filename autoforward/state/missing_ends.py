@@ -1,5 +1,7 @@
-"""Every end has its event, also where nobody was left to tell it: what the log of events shows as up while no supervisor
-runs has ended with the supervisor, and whoever comes next writes that.
+"""The `ended` events that a killed supervisor could not write.
+
+What the log of events shows as up while no supervisor runs has ended with the supervisor: the next supervisor, or a
+command that ends sessions on disk, writes that.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def left_open(events: Iterable[Mapping[str, Any]]) -> list[PortEvent]:
 
 
 def _is_ours(values: Mapping[str, Any]) -> bool:
-    """Not a line that somebody spoilt: it would keep a supervisor from starting."""
+    """Not a damaged line: it would keep a supervisor from starting."""
     return (
         values.get("event") in get_args(EventName)
         and all(isinstance(values.get(key), str | None) for key in _TEXTS)

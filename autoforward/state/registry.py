@@ -79,7 +79,7 @@ class Registry:
         self._known: _Signature | None = None
         self._encoder = DocumentEncoder()
         self._last: tuple[bytes, RegistryDocument] | None = None
-        """What the last transaction left, under the lock: with a thousand rows, reading them anew takes 20 ms."""
+        """What the last transaction left, under the lock: with a thousand rows, reading them again takes 20 ms."""
 
     def __repr__(self) -> str:
         return f"<Registry {self._paths.registry}>"
@@ -98,7 +98,7 @@ class Registry:
 
     @property
     def has_changed(self) -> bool:
-        """Whether the file is another one than after our last transaction: written, damaged or removed by somebody else."""
+        """Whether the file is another one than after our last transaction: written, damaged or removed by another process."""
         return self._signature() != self._known
 
     @contextlib.contextmanager
@@ -174,7 +174,7 @@ class Registry:
 
 @contextlib.contextmanager
 def _locked(paths: StatePaths, timeout_s: float) -> Iterator[OSError | None]:
-    """Yields None while the lock is held. Where it cannot be opened for writing, the reason: then nobody needs it either,
+    """Yields None while the lock is held. Where it cannot be opened for writing, the reason: then no process needs it either,
     for nothing can be written."""
     path = paths.registry_lock
     unwritable: OSError | None = None

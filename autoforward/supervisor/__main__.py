@@ -1,6 +1,6 @@
 """`python -m autoforward.supervisor`: detach, say `ready` (or why not) on the given descriptor, serve.
 
-The process that was started forks and ends at once, so that the supervisor is nobody's child and leaves no zombie in a
+The process that was started forks and ends at once, so that the supervisor is a child of init and leaves no zombie in a
 command that lives long.
 """
 
@@ -87,12 +87,12 @@ async def _serve(paths: StatePaths, idle_exit_s: float, ready_fd: int) -> None:
 
 
 def _tell(ready_fd: int, word: str) -> None:
-    """Answer the command that waits; a second word, after it has gone on, is for nobody."""
+    """Answer the command that waits; a second word, after it has gone on, is dropped."""
     try:
         os.write(ready_fd, word.encode())
         os.close(ready_fd)
     except OSError:
-        logging.getLogger(__name__).debug("nobody waits for %r", word)
+        logging.getLogger(__name__).debug("no command waits for %r", word)
 
 
 class _BoundedQueueHandler(logging.handlers.QueueHandler):

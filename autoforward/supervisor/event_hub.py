@@ -1,4 +1,4 @@
-"""Events on their way: numbered and written by the log in its own thread, then handed to whoever follows."""
+"""Deliver events: the log numbers and writes them in its own thread, then every follower gets them."""
 
 from __future__ import annotations
 

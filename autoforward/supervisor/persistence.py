@@ -22,7 +22,7 @@ from autoforward.supervisor.session.session import Session
 log = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S = 2.0
-"""How soon a registry that somebody damaged is mended, and one that could not be written is written."""
+"""How soon a damaged registry is mended, and one that could not be written is written."""
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class Persistence:
         return await asyncio.get_running_loop().run_in_executor(self.thread, job)
 
     async def take_over(self) -> list[SessionRecord]:
-        """The sessions of a supervisor that ended; its leases are nobody's any more. Raises RegistryError."""
+        """The sessions of a supervisor that ended; its leases have no owner any more. Raises RegistryError."""
         records: list[SessionRecord] = []
 
         def change(document: RegistryDocument, now: datetime) -> None:
@@ -102,7 +102,7 @@ class Persistence:
                 await self.run(self.ledger.look)
                 await beside()
             except Exception:
-                log.exception("a fault while the books were looked at")
+                log.exception("a fault while the registry was checked")
 
     def _what_is_live(self) -> RegistryDocument:
         """What the registry has to say at least. Called in the disk's thread: only copies are looked at."""

@@ -101,7 +101,7 @@ class Handlers:
             session = self._supervisor.add_session(replace(record, attached=False, manual=()))
         elif session.record.options != replace(record.options, auto=session.record.options.auto):
             name = session.record.container_name
-            await connection.progress(f"{name} has a session already: its own --lane, --bind, … go on to count")
+            await connection.progress(f"{name} has a session already: its own --lane, --bind, … stay in force")
         claim_id = next(self._supervisor.claim_ids)
         self._supervisor.foreground += 1
         session.awaited += 1
@@ -140,7 +140,7 @@ class Handlers:
             )
         for forward in session.forwarder.forwards:
             if forward.status == "failed" and any(spec.key == forward.wish.key for spec in specs):
-                raise PortUnavailableError(forward.reason or "the host port cannot be had", hint=forward.hint)
+                raise PortUnavailableError(forward.reason or "the host port is not available", hint=forward.hint)
         keys = {forward.wish.key for forward in session.forwarder.forwards}
         for spec in specs:
             if spec.key not in keys:
@@ -169,7 +169,7 @@ class Handlers:
                 raise TargetError(problem if name in problem else f"{name}: {problem}")
             drain = listening.result() is not None
             await session.release_claim(claim_id)
-            # What somebody else wants too goes on, and its connections with it.
+            # What another claim wants too goes on, and its connections with it.
             forward_ids -= session.forwarder.forward_ids
             if drain:
                 listening = asyncio.ensure_future(connection.receive())
@@ -259,7 +259,7 @@ class Handlers:
         return {"rows": await self._rows(self._find(str(target)) if target else self._supervisor.sessions.values())}
 
     async def counters(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
-        """What moves, of forwards that anything went through: a fraction of `list`, for whoever looks every second."""
+        """What moves, of forwards that anything went through: a fraction of `list`, for a caller that looks every second."""
         target = request.get("target")
         sessions = self._find(str(target)) if target else self._supervisor.sessions.values()
         ids = {forward_id for session in sessions for forward_id in session.forwarder.forward_ids}

@@ -186,7 +186,7 @@ class Supervisor:
         forward_ids = frozenset(key for session in self.sessions.values() for key in session.forwarder.forward_ids)
         await self.drain(forward_ids, DRAIN_S)
         await self.books.run(self.books.ledger.look)  # the last moment in which what is live can mend a registry
-        # The rows stay in the registry's sessions: whoever starts next takes them up again.
+        # The rows stay in the registry's sessions: the next supervisor takes them up again.
         await self._end_all(self.sessions.values(), "the supervisor ended", forget=False)
         self.actions.close()
         self.engines.close()
@@ -284,7 +284,7 @@ class Supervisor:
         await asyncio.gather(*(session.end(reason) for session in ending))
 
     def _on_session_ended(self, session: Session, reason: str) -> None:
-        """A session is over, whoever ended it; one whose container is gone is not stored any more."""
+        """A session is over, for any reason; one whose container is gone is not stored any more."""
         log.info("session %s of %s ended: %s", session.record.session_id, session.record.container_name, reason)
         self.sessions.pop(session.record.session_id, None)
         self.live.refresh()
@@ -310,11 +310,11 @@ class Supervisor:
             self.spawn(self.end_sessions(forgotten, "too many sessions wait for a container"), "forget sessions")
 
     def leave_engines(self) -> None:
-        """Those that nobody needs any more."""
+        """Those that no session needs any more."""
         self.engines.keep_only({one.record.endpoint.key for one in self.sessions.values()} | self.watches.engines)
 
     def check_idle(self) -> None:
-        """Start or stop the clock that ends a supervisor which nobody needs."""
+        """Start or stop the clock that ends an idle supervisor."""
         busy = self.foreground or any(session.keeps_supervisor_alive for session in self.sessions.values())
         if busy and self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -333,7 +333,7 @@ class Supervisor:
     # What comes in.
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, notice: PlaneEvent) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to tell
+        with contextlib.suppress(RuntimeError):  # the loop has closed: no receiver is left
             loop.call_soon_threadsafe(self._on_notice, notice)
 
     def _on_notice(self, notice: PlaneEvent) -> None:
@@ -431,7 +431,7 @@ class Supervisor:
             self._count_at_s = time.monotonic() + COUNT_S
             await self.books.run(self._allocator.count_time)
         if not await self.books.run(self._holds_its_folder):
-            # Nobody finds us any more, and what is in its place by now is another's to write: like a kill, which leaves
+            # No command can find it any more, and what is in its place by now is another's to write: like a kill, which leaves
             # nothing behind.
             log.error("the state folder was removed: this supervisor ends")
             os._exit(1)
@@ -442,7 +442,7 @@ class Supervisor:
             except (AutoforwardError, OSError) as error:
                 log.debug("no control socket: %s", error)
             else:
-                log.warning("the control socket was removed: made anew")
+                log.warning("the control socket was removed: made again")
 
     def _holds_its_folder(self) -> bool:
         held = os.fstat(self._lock.lockfile.fileno())
@@ -478,12 +478,12 @@ class Supervisor:
         return events
 
     def _write_info(self, info: dict[str, object]) -> None:
-        """Replaced as a whole: whoever reads it, also after a kill, finds one supervisor's facts or the other's."""
+        """Replaced as a whole: a reader, also after a kill, finds one supervisor's facts or the other's."""
         temporary = self.paths.supervisor_info.with_name(f"{self.paths.supervisor_info.name}.tmp")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 json.dump(info, file)
             temporary.replace(self.paths.supervisor_info)
-        except OSError as error:  # a full disk is no reason not to forward: nothing of ours depends on this file
+        except OSError as error:  # a full disk is no reason not to forward: nothing depends on this file
             self._warn(f"cannot write {self.paths.supervisor_info}: {error.strerror}")

@@ -15,7 +15,7 @@ from autoforward.trust.widening import Asking
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Who said it, in which file (for people), and what. `is_own`: in the user's config.toml, whoever can write that."""
+    """Who said it, in which file (for people), and what. `is_own`: in the user's config.toml, even if others can write that."""
 
     source: Source
     place: str

@@ -1,6 +1,6 @@
 """The secrets of one run of `autoforward ui`. They end with the process; but for the code, none is written to disk.
 
-The token travels in the fragment of the URL (which browsers send to nobody) and then in `Authorization`. It is no cookie:
+The token travels in the fragment of the URL (which browsers send to no server) and then in `Authorization`. It is no cookie:
 cookies know no ports, so every server on localhost, those of containers first of all, would be sent it.
 
 What is given to a browser as an argument, other users of the machine can read. So that is a file (`doorway`), which leads to

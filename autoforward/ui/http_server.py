@@ -171,7 +171,7 @@ class PageServer:
         try:
             request, body = await exchange.read()
         except h11.RemoteProtocolError as error:
-            await exchange.refuse(Refusal(error.error_status_hint, "this is no request that is understood here"))
+            await exchange.refuse(Refusal(error.error_status_hint, "malformed request"))
             return
         refused = refusal(request, self._pair.host_port, METHODS)
         if refused is not None:
@@ -215,7 +215,7 @@ class PageServer:
             await exchange.refuse(Refusal(503, "too many pages are open"))
             return
         self._streams += 1
-        # Whoever has asked has nothing more to say: what is read is the end.
+        # The client has sent its request: what is read next is its end.
         gone = asyncio.create_task(exchange.reader.read(1), name="page hangs up")
         pouring = asyncio.create_task(self._pour(exchange), name="page stream")
         try:

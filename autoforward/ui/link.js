@@ -10,7 +10,7 @@ const RETRY_MS = [500, 1000, 2000, 5000];
 class Refused extends Error {}
 
 let secret = location.hash.slice(1);
-const page = crypto.randomUUID(); // should the answer get lost: whoever asks again is the same
+const page = crypto.randomUUID(); // should the answer get lost: the same page asks again
 if (secret) history.replaceState(null, "", "/");
 
 async function enter() {
@@ -19,7 +19,7 @@ async function enter() {
     sessionStorage.setItem("token", answer.token);
     secret = "";
   }
-  if (!sessionStorage.getItem("token")) throw new Refused("The address is not complete.");
+  if (!sessionStorage.getItem("token")) throw new Refused("The address is incomplete.");
 }
 
 async function request(path, { secret = sessionStorage.getItem("token"), body = null, signal } = {}) {
@@ -35,7 +35,7 @@ async function request(path, { secret = sessionStorage.getItem("token"), body = 
     signal,
   });
   if (answer.status === 401) {
-    throw new Refused(path === "/api/enter" ? "This address has been used, or is of another run." : "That run has ended.");
+    throw new Refused(path === "/api/enter" ? "This address has been used, or belongs to another run." : "That run has ended.");
   }
   return answer;
 }
@@ -43,7 +43,7 @@ async function request(path, { secret = sessionStorage.getItem("token"), body = 
 async function call(path, options) {
   const answer = await request(path, options);
   const values = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(values.error || `the page's server says ${answer.status}`);
+  if (!answer.ok) throw new Error(values.error || `the page's server answered ${answer.status}`);
   return values;
 }
 
@@ -98,8 +98,8 @@ async function run() {
         picture = null;
         say("ended", "not connected");
         clear();
-        note(error.message, "Each run of this command has an address of its own. Open the one that it prints.", [
-          ["autoforward ui", "serves this page, and opens it"],
+        note(error.message, "Each run of this command prints its own address. Open that one.", [
+          ["autoforward ui", "serves this page and opens it"],
         ]);
         return;
       }

@@ -47,18 +47,18 @@ function show(now) {
 
 function explain(now) {
   const start = [
-    ["devup --auto-forward --workspace-folder .", "starts the dev container of a folder, and forwards what listens in it"],
-    ["autoforward attach", "the dev container of this folder, if it runs"],
-    ["autoforward attach NAME", "any container that runs"],
+    ["devup --auto-forward --workspace-folder .", "starts the dev container of a folder and forwards its ports"],
+    ["autoforward attach", "forwards the running dev container of this folder"],
+    ["autoforward attach NAME", "forwards any running container"],
   ];
   if (!now.running && now.restorable) {
-    note("The supervisor is not running.", "It ended while it had sessions. They come back on the same ports with:", [
-      ["autoforward list", "starts it again, and shows what is forwarded"],
+    note("The supervisor is not running.", "It ended while it had sessions. This command brings them back on the same ports:", [
+      ["autoforward list", "starts it again and lists the forwards"],
     ]);
   } else if (!now.running) {
-    note("Nothing is forwarded: the supervisor is not running.", "It starts by itself with the first of these:", start);
+    note("Nothing is forwarded: the supervisor is not running.", "Each of these commands starts it:", start);
   } else if (!now.sessions.length && !now.rows.length) {
-    note("Nothing is forwarded yet.", "Say which container, in a terminal:", start);
+    note("Nothing is forwarded yet.", "Choose a container in a terminal:", start);
   } else {
     $("#note").hidden = true;
   }
@@ -140,8 +140,8 @@ function keepFocus(key) {
 
 // For rows that say no reason of their own.
 const MEANINGS = {
-  waiting: "No server listens on it yet: connections are refused until one does.",
-  reconnecting: "The container is out of reach: connections wait for it.",
+  waiting: "No server listens on this port yet: connections are refused until one does.",
+  reconnecting: "The container is out of reach: connections wait until it is back.",
 };
 
 class Row {
@@ -212,7 +212,7 @@ class Row {
       await navigator.clipboard.writeText(this.address);
       announce(`Copied ${this.address}`);
     } catch {
-      announce(`Your browser does not let this page copy. It is ${this.address}`);
+      announce(`Your browser does not let this page copy. The address is ${this.address}`);
     }
   }
 
@@ -221,7 +221,7 @@ class Row {
     button.setAttribute("aria-disabled", "true");
     try {
       await call("/api/stop", { body: { id: this.values.id } });
-      announce(`Stopped ${this.address}. It is forwarded again when its server is started again.`);
+      announce(`Stopped ${this.address}. It is forwarded again when its server restarts.`);
     } catch (error) {
       announce(`Not stopped: ${error.message}`);
     } finally {

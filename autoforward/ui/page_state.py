@@ -64,7 +64,7 @@ def picture_of(rows: Sequence[Json], sessions: Sequence[Json]) -> Picture:
 
 
 def frames(before: Picture | None, now: Picture) -> bytes:
-    """What somebody has to hear who knows `before`; nothing where that is all the same."""
+    """What a viewer who knows `before` has to be sent; nothing where nothing changed."""
     if before is None or (now.running, now.restorable, now.sessions, now.rows) != (
         *(before.running, before.restorable, before.sessions, before.rows),
     ):
@@ -86,7 +86,7 @@ KEEPALIVE = b": so that either end notices that the other has gone\n\n"
 
 
 def text(value: object) -> str | None:
-    """As it may be shown; None for what is no text, or empty."""
+    """As it may be shown; None for what is not a text, or empty."""
     if not isinstance(value, str) or not value:
         return None
     shown = only_printable(value, "�")

@@ -17,7 +17,7 @@ class Traffic {
   sample(bytesIn, bytesOut, now) {
     const before = this.before;
     const seconds = before ? Math.max((now - before.now) / 1000, 0.001) : 1;
-    // A supervisor that was started anew counts from 0 again.
+    // A supervisor that was restarted counts from 0 again.
     const rate = (is, was) => (before && is >= was ? (is - was) / seconds : 0);
     this.push(rate(bytesIn, before?.bytesIn), rate(bytesOut, before?.bytesOut));
     this.before = { bytesIn, bytesOut, now };

@@ -32,7 +32,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """`why` is for whoever tries it out by hand; it holds nothing of the request."""
+    """`why` is for a person who tries it out by hand; it holds nothing of the request."""
 
     status: int
     why: str

@@ -53,7 +53,7 @@ class Feed:
 
     @contextlib.asynccontextmanager
     async def viewing(self) -> AsyncIterator[None]:
-        """While somebody is in here, the supervisor is followed. What `next` gives first is fresh."""
+        """While a viewer is in here, the supervisor is followed. What `next` gives first is fresh."""
         self._viewers += 1
         if self._following is None:
             self._picture = None

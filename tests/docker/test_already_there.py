@@ -92,7 +92,7 @@ def test_an_editors_own_server_is_not_forwarded_and_never_was(
     port, mine = free_port(), free_port()
     start_as(app, "/root/.vscode-server/bin/0123456789abcdef/node", port)
     row = row_of(run, port, status="ignored")
-    assert row["reason"] == "an editor's own server (VS Code, Cursor, Windsurf): not forwarded by itself"
+    assert row["reason"] == "an editor's own server (VS Code, Cursor, Windsurf): not forwarded automatically"
     start_as(app, "/workspaces/app/node", mine)
     wait_event(home, "forwarded", mine)
     assert names(logged(home, port)) == ["ignored"]
@@ -108,7 +108,7 @@ def test_the_default_list_is_switched_off(container: ContainerFactory, run: Runn
     start_as(app, "/usr/local/bin/sshd", 2222)
     run("autoforward", "attach", app.name, check=0)
     assert row_of(run, port, status="ignored")
-    assert row_of(run, 2222, status="ignored")["reason"] == "an SSH server: not forwarded by itself"
+    assert row_of(run, 2222, status="ignored")["reason"] == "an SSH server: not forwarded automatically"
     settings = tmp_path / "settings.toml"
     settings.write_text("defaultExclude = false\n")
     run("autoforward", "attach", app.name, "--settings", str(settings), check=0)

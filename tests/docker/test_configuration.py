@@ -137,4 +137,4 @@ def test_a_bad_file_is_exit_2_with_its_line(
     for command in (["attach", one.name], ["forward", one.name, "3000"]):
         done = run("autoforward", *command, *flags)
         assert done.returncode == 2
-        assert done.stderr.startswith(f"autoforward: error: {path}:2: lane: 'pigeon' is no lane")
+        assert done.stderr.startswith(f"autoforward: error: {path}:2: lane: 'pigeon' is not a lane")

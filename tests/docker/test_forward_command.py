@@ -230,7 +230,7 @@ def test_beside_an_attached_session(container: ContainerFactory, run: Runner, ho
         assert fetch(f"http://127.0.0.1:{host_port}/") == fetch(detected["url"]) == "hello\n"
         assert {row["localPort"]: row["source"] for row in rows(run)} == {server.port: "detected", host_port: "manual"}
         ambiguous = run("autoforward", "open", str(server.port), check=2)
-        assert f"port {server.port} is that of 2 forwards" in ambiguous.stderr
+        assert f"port {server.port} matches 2 forwards" in ambiguous.stderr
         command.signal(signal.SIGINT)
         assert command.wait() == 0
     row = row_of(run, server.port, status="active")

@@ -365,7 +365,7 @@ def test_devdown_of_a_project_with_anothers_name_leaves_that_other(
     with pytest.raises(NotFound):
         dev.raw.reload()
     is_untouched(bank)
-    assert f"left alone: container {other.name}: its project {project} is that of /home/someone/bank" in done.stderr
+    assert f"left alone: container {other.name}: its project {project} belongs to /home/someone/bank" in done.stderr
     for what in (f"network {network.name}", f"volume {volume.name}"):
         assert f"left alone: {what}: container {other.name} uses it" in done.stderr
     other.start()

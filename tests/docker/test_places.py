@@ -29,7 +29,7 @@ def test_a_workspace_behind_a_link_by_either_path_and_from_below(
     port = app.start_server(port=free_port(), text="shop").port
     for typed in (real / "src", real, link):
         done = run("autoforward", "attach", str(typed), check=0)
-        assert (f"{real} is taken: {typed} is in it" in done.stderr) == (typed == real / "src")
+        assert (f"{real} is used: {typed} is in it" in done.stderr) == (typed == real / "src")
         for path in (real, link, real / "src", link / "src"):
             assert row_of(run, port, str(path), status="active")["containerName"] == app.name
         assert str(port) in run("autoforward", "events", "--target", str(real), check=0).stdout

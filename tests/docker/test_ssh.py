@@ -146,7 +146,7 @@ def test_a_login_that_fails_says_so_in_sshs_words_and_asks_nobody(ssh_run: Runne
     finally:
         (sshd.folder / "authorized_keys").write_text(keys)
     assert no_forwards.returncode == 3
-    assert "does not open /var/run/docker.sock for us" in no_forwards.stderr
+    assert "does not open /var/run/docker.sock" in no_forwards.stderr
 
 
 def test_a_login_that_answers_no_more_is_given_up_when_it_is_asked(

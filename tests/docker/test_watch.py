@@ -204,14 +204,14 @@ def test_engine_is_away_at_first_and_in_between(
     proxy.vanish()
     first = marked()
     with watching(home, mark, "--docker-host", proxy.host) as command:
-        command.wait_line(lambda line: "does not answer" in line and "it is tried on" in line, timeout_s=WAIT_S)
+        command.wait_line(lambda line: "does not answer" in line and "trying again" in line, timeout_s=WAIT_S)
         assert status(run)["watches"][0]["problem"]
         proxy.appear()
         attached(command, first)
         proxy.vanish()
         proxy.cut()
         second = marked()
-        eventually(lambda: sum("it is tried on" in line for line in command.lines) == 2, timeout_s=WAIT_S)
+        eventually(lambda: sum("trying again" in line for line in command.lines) == 2, timeout_s=WAIT_S)
         proxy.appear()
         attached(command, second)
         command.wait_line("The engine answers again.".__eq__, timeout_s=WAIT_S)

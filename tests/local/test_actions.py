@@ -327,7 +327,7 @@ def test_a_browser_that_runs_on_blocks_nobody_and_is_counted(
     desktop = Desktop()
     for _ in range(3):
         desktop.open_url("http://localhost:3000", environment)
-    assert "2 openers of ours still run" in caplog.text
+    assert "2 openers still run" in caplog.text
     running = eventually(lambda: (found := pids.read_text().split()) and len(found) == 2 and found, timeout_s=20)
     for pid in running:
         os.kill(int(pid), signal.SIGTERM)

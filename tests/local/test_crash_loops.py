@@ -38,7 +38,7 @@ os._exit(1)
 
 @pytest.mark.parametrize(
     ("early", "starts", "said"),
-    [(True, 1, "could not start: it ended without a word"), (False, 2, "ended before it had answered")],
+    [(True, 1, "could not start: it ended without a message"), (False, 2, "ended before it had answered")],
     ids=["before it is ready", "when it is asked"],
 )
 def test_one_that_dies_each_time_is_told_of_and_not_started_for_ever(

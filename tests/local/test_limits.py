@@ -77,7 +77,7 @@ async def test_that_accepting_rests_is_in_the_list(world: Any) -> None:
     await one.begin(port)
     [forward_id] = one.session.forwarder.forward_ids
     one.session.connections.on_accept_paused(AcceptPaused(forward_id, "Too many open files"))
-    await _shows(one, "accepting connections rests: Too many open files")
+    await _shows(one, "accepting connections is paused: Too many open files")
 
 
 async def _shows(one: Any, reason: str | None) -> None:

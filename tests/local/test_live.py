@@ -335,12 +335,12 @@ def test_a_fault_is_said_once_and_ends(tmp_path: Path, caplog: pytest.LogCapture
         scene.live.refresh()
         save(path, "maxPorts = 0")
         assert await scene.next_said() == (
-            f"updated: the configuration stays as it was: {path}:1: maxPorts: 0 is no number from 1 to 1000"
+            f"updated: the configuration stays as it was: {path}:1: maxPorts: 0 is not a number from 1 to 1000"
         )
         assert one.record.options.max_ports == 2
         save(path, "maxPorts = 0 ")
         save(path, "\nmaxPorts = 0")
-        assert (await scene.next_said()).endswith(f"{path}:2: maxPorts: 0 is no number from 1 to 1000")
+        assert (await scene.next_said()).endswith(f"{path}:2: maxPorts: 0 is not a number from 1 to 1000")
         save(path, "maxPorts = 3")
         await one.wait_max_ports(3)
         assert scene.said.empty()

@@ -208,7 +208,7 @@ def test_two_that_have_settled_keep_their_numbers_in_any_order(home: Home, port:
     second = home.get(wants(port, "two"))
     assert (second.pair.host_port, second.remap_reason) == (
         port + 1,
-        f"host port {port} is that of /home/me/one, and both have settled",
+        f"host port {port} belongs to /home/me/one, and both have settled",
     )
     assert home.get(wants(port, "one")).pair.host_port == port
 
@@ -223,7 +223,7 @@ def test_services_of_one_project_keep_their_numbers_in_whatever_order_they_come(
     for allocation in [home.get(of("app")), home.get(of("db"))]:
         home.give_back(allocation)
     db = home.get(of("db"))
-    assert (db.pair.host_port, db.remap_reason) == (port + 1, f"host port {port} is that of app, in the same project")
+    assert (db.pair.host_port, db.remap_reason) == (port + 1, f"host port {port} belongs to app, in the same project")
     home.give_back(db)
     home.now += timedelta(minutes=11)
     home.allocator.update_rows([replace(db.lease, state="reserved", extra={"held_s": 61})])

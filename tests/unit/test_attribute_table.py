@@ -127,7 +127,7 @@ ROWS = [
     Row({"app": WEB}, None, 3000, None, PYTHON, WEB_FILLS, "the search is not anchored"),
     Row({"^app": WEB}, None, 3000, None, PYTHON, NOTHING, "unless it is asked for"),
     Row({"^python3": WEB}, None, 3000, None, PYTHON, WEB_FILLS, "at the beginning"),
-    Row({"3000$": WEB}, None, 8000, None, PYTHON, WEB_FILLS, "at the end; more than digits is no number"),
+    Row({"3000$": WEB}, None, 8000, None, PYTHON, WEB_FILLS, "at the end; more than digits is not a number"),
     Row({".+\\/server.js": WEB}, None, 3000, None, NODE, WEB_FILLS, "the example of VS Code's documentation"),
     Row({"NODE": WEB}, None, 3000, None, NODE, NOTHING, "case counts"),
     Row({"node(?!.*inspect)": WEB}, None, 3000, None, NODE, WEB_FILLS, "look-ahead, as in JavaScript"),

@@ -122,8 +122,8 @@ def test_what_is_said_beats_the_https_default() -> None:
 @pytest.mark.parametrize(
     ("ports", "others", "warning"),
     [
-        ([], None, "f: portsAttributes: '[]' is no object"),
-        ({"3000": 5}, None, "f: portsAttributes '3000': '5' is no object"),
+        ([], None, "f: portsAttributes: '[]' is not an object"),
+        ({"3000": 5}, None, "f: portsAttributes '3000': '5' is not an object"),
         ({"0": {}}, None, "f: portsAttributes '0': '0' is not in 1-65535"),
         ({"65536": {}}, None, "f: portsAttributes '65536': '65536' is not in 1-65535"),
         ({"9" * 30: {}}, None, f"f: portsAttributes '{'9' * 30}': '{'9' * 30}' is not in 1-65535"),
@@ -144,7 +144,7 @@ def test_what_is_said_beats_the_https_default() -> None:
         ({"1": {"requireLocalPort": "yes"}}, None, "requireLocalPort 'yes' is not true or false"),
         ({"1": {"elevateIfNeeded": 1}}, None, "elevateIfNeeded '1' is not true or false"),
         ({"1": {"colour": "red"}}, None, "f: portsAttributes '1': unknown attribute 'colour'"),
-        (None, 7, "f: otherPortsAttributes: '7' is no object"),
+        (None, 7, "f: otherPortsAttributes: '7' is not an object"),
         (None, {"label": 1}, "f: otherPortsAttributes: label '1' is not text"),
     ],
 )

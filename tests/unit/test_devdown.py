@@ -209,7 +209,7 @@ def test_of_several_configurations_one_has_to_be_chosen(make: Make, tmp_path: Pa
     engine, request = make(info("a", **labels[0]), info("b", **labels[1]))
     with pytest.raises(UsageError, match="dev containers of several configurations") as caught:
         take_down_workspace(request)
-    assert caught.value.hint == f"say which: `devdown --config {files[0]}`"
+    assert caught.value.hint == f"choose one: `devdown --config {files[0]}`"
     assert engine.log == ["close"]
     engine.log.clear()
     take_down_workspace(replace(request, config_file=str(files[1])))
@@ -316,7 +316,7 @@ def test_a_project_of_that_name_in_another_folder_stays(make: Make, tmp_path: Pa
     take_down_workspace(replace(request, remove=True))
     assert not [line for line in engine.log if "shop" in line]
     assert sorted(engine.log[3:5]) == ["remove app volumes=False", "remove db volumes=False"]
-    assert "left alone: container name-shop: its project p is that of /home/me/shop" in capsys.readouterr().err
+    assert "left alone: container name-shop: its project p belongs to /home/me/shop" in capsys.readouterr().err
 
 
 def test_what_an_image_claims_stays(make: Make, tmp_path: Path, capsys: Capture) -> None:

@@ -357,7 +357,7 @@ def test_a_variable_that_is_not_valid_is_exit_2_but_only_where_it_counts(
     monkeypatch.setenv("AUTOFORWARD_LANE", "pigeon")
     done = devup_command(tmp_path, "--auto-forward", cli="print('ran')")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "AUTOFORWARD_LANE: 'pigeon' is no lane" in done.stderr
+    assert "AUTOFORWARD_LANE: 'pigeon' is not a lane" in done.stderr
     assert devup_command(tmp_path, cli="print('ran')").stdout == "ran\n"
 
 

@@ -36,7 +36,7 @@ def judged(finding: Finding, status: str, *words: str) -> None:
         (EngineLook(ENDPOINT, "usable", ABOUT), "ok", ["unix:///run/x.sock", "DOCKER_HOST"]),
         (EngineLook(ENDPOINT, "missing"), "fail", ["unix:///run/x.sock", "DOCKER_HOST", "not there", "start"]),
         (EngineLook(ENDPOINT, "denied"), "fail", ["may not", "engine-access"]),
-        (EngineLook(ENDPOINT, "refused"), "fail", ["nobody listens"]),
+        (EngineLook(ENDPOINT, "refused"), "fail", ["nothing listens on its socket"]),
         (EngineLook(ENDPOINT, problem="connection timed out"), "fail", ["connection timed out"]),
         (
             EngineLook(None, problem="no docker context is called 'x'", hint="`docker context ls`"),
@@ -86,7 +86,7 @@ def test_engine_version(changes: dict[str, str], status: str, word: str) -> None
         (-2.0, "ok", ""),
         (2.1, "warn", "ahead of"),
         (-90.0, "warn", "90 s behind"),
-        (None, "warn", "tell"),
+        (None, "warn", "does not report its time"),
     ],
 )
 def test_clock(offset_s: float | None, status: str, word: str) -> None:
@@ -145,7 +145,7 @@ def test_supervisor(look: SupervisorLook, status: str, word: str) -> None:
         (CliLook("/bin/d", "PATH", "0.70"), "ok", "version 0.70"),
         (CliLook("/bin/d", "PATH", problem="`--version` ended with status 1"), "warn", "status 1"),
         (CliLook(None, problem="no devcontainer CLI", hint="npm install"), "warn", "npm install"),
-        (CliLook(None, problem="x is no program", named=True), "fail", "x is no program"),
+        (CliLook(None, problem="x is not a program", named=True), "fail", "x is not a program"),
     ],
 )
 def test_devcontainer_cli(look: CliLook, status: str, word: str) -> None:
@@ -180,7 +180,7 @@ def test_loopback(look: LoopbackLook, status: str, word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lowest", "status", "word"), [(1, "ok", "every"), (1024, "ok", "1024"), (None, "warn", "tell")]
+    ("lowest", "status", "word"), [(1, "ok", "every"), (1024, "ok", "1024"), (None, "warn", "does not say which ports")]
 )
 def test_privileged_ports(lowest: int | None, status: str, word: str) -> None:
     judged(host_checks.check_privileged_ports(lowest), status, word)
@@ -339,7 +339,7 @@ def test_configuration() -> None:
         ({"state": "ours"}, "ok", ["held for it"]),
         ({"state": "taken", "holder": "nginx (pid 7)"}, "warn", ["nginx (pid 7)", "another number"]),
         ({"state": "taken", "holder": "nginx (pid 7)", "must": True}, "fail", ["nginx (pid 7)", "must be this one"]),
-        ({"state": "taken"}, "warn", ["somebody"]),
+        ({"state": "taken"}, "warn", ["another program (the system"]),
         ({"state": "denied"}, "warn", ["privileged"]),
         ({"state": "denied", "problem": "below 1024: a pin takes it"}, "warn", ["a pin takes it", "another number"]),
         (

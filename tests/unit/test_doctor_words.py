@@ -82,9 +82,9 @@ def test_exit_code_and_last_line(capsys: pytest.CaptureFixture[str]) -> None:
     good, odd, bad = ok("a", "x"), warn("b", "y"), fail("c", "z", "h")
     assert [print_findings(iter(found), False) for found in ([good], [good, odd], [good, odd, bad])] == [0, 0, 1]
     assert capsys.readouterr().out.count("\n") == 7
-    assert summary([good]).strip() == "Nothing stands in the way."
-    assert summary([odd]).strip() == "Nothing stands in the way; 1 to know."
-    assert summary([odd, bad]).strip() == "1 thing stands in the way."
+    assert summary([good]).strip() == "No problem found."
+    assert summary([odd]).strip() == "No problem found; 1 warning."
+    assert summary([odd, bad]).strip() == "1 problem found."
     assert print_findings(iter([bad]), True) == 1
     captured = capsys.readouterr()
     assert '"hint": "h"' in captured.out

@@ -448,7 +448,7 @@ def test_choose_lane(probe: Probe, choice: LaneChoice, dialect: Dialect) -> None
     [
         (Probe(), "auto", "none of socat, nc or bash"),
         (Probe(devtcp=True), "auto", "none of"),
-        (parse_probe(REPORT), "agent", "none of the container's own tools"),
+        (parse_probe(REPORT), "agent", "not one of the container's own tools"),
         (Probe(), "socat", "no socat"),
         (Probe(), "nc", "no nc"),
         (Probe(devtcp=True), "devtcp", "cat"),

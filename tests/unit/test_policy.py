@@ -348,7 +348,7 @@ def test_known_servers_are_not_forwarded_by_themselves() -> None:
     assert not result.wishes
     [notice] = result.notices.values()
     assert notice.status == "ignored"
-    assert notice.reason == "an editor's own server (VS Code, Cursor, Windsurf): not forwarded by itself"
+    assert notice.reason == "an editor's own server (VS Code, Cursor, Windsurf): not forwarded automatically"
     for wanted in (
         replace(rules, default_exclude=False),
         replace(rules, declared=specs("40000")),

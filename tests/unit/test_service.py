@@ -127,7 +127,7 @@ def test_a_value_that_no_unit_can_hold_is_refused(value: str) -> None:
         lambda: Definition(PLAIN.argv, (("X", value),)),
         lambda: parse_variable(f"X={value}", {}),
     ):
-        with pytest.raises(UsageError, match=r"control characters|bytes that are no text"):
+        with pytest.raises(UsageError, match=r"control characters|bytes that are not text"):
             definition()
 
 

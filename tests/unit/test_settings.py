@@ -238,7 +238,7 @@ def test_session_of_a_folder_above_is_not_that_of_a_workspace_of_its_own(
     (home / "registry.json").write_text(json.dumps({"version": 1, "sessions": rows}))
     said: list[str] = []
     assert session_name(str(below), said.append) == str(tmp_path / "shop")
-    assert said == [f"{tmp_path / 'shop'} is taken: {below} is in it"]
+    assert said == [f"{tmp_path / 'shop'} is used: {below} is in it"]
     (below / ".devcontainer.json").write_text("{}")
     assert session_name(str(below), said.append) == str(below)
     assert session_name("web", said.append) == "web"

@@ -52,13 +52,13 @@ def test_a_file_that_is_not_there_sets_nothing_unless_it_was_named(tmp_path: Pat
     ("text", "problem"),
     [
         ("notify = 1", "f:1: notify: 1 is neither true nor false"),
-        (TOML.replace("3000 = 8000", "3000 = 0"), "f:9: localPorts.3000: 0 is no local port"),
+        (TOML.replace("3000 = 8000", "3000 = 0"), "f:9: localPorts.3000: 0 is not a local port"),
         (TOML.replace('"6000-6001"', '"6000"'), "f:10: localPorts.5000-5001: 2 container and 1 local ports"),
-        (TOML.replace("'127.0.0.1'", "'here'"), "f:3: bind: 'here' is no IP address"),
-        (TOML.replace("9229,", "{},"), "f:4: exclude: {} is no port"),
-        ("\n\nlocalPorts = { 3000 = 1, '4000' = 'x' }", "f:3: localPorts.4000: 'x' is no local port"),
-        ("\nlocalPorts.3000 = 1\nlocalPorts.4000 = 'x'", "f:3: localPorts.4000: 'x' is no local port"),
-        ("\n[bind]\nx = 1", "f:2: bind: {'x': 1} is no IP address"),
+        (TOML.replace("'127.0.0.1'", "'here'"), "f:3: bind: 'here' is not an IP address"),
+        (TOML.replace("9229,", "{},"), "f:4: exclude: {} is not a port"),
+        ("\n\nlocalPorts = { 3000 = 1, '4000' = 'x' }", "f:3: localPorts.4000: 'x' is not a local port"),
+        ("\nlocalPorts.3000 = 1\nlocalPorts.4000 = 'x'", "f:3: localPorts.4000: 'x' is not a local port"),
+        ("\n[bind]\nx = 1", "f:2: bind: {'x': 1} is not an IP address"),
         ("lane = 'auto'\nlines = 1", "f:2: lines: there is no such setting"),
         ("lane = 'auto'\nlane = 'nc'", "f:2:12: cannot overwrite a value"),
         ("lane = \n", "f:1:8: invalid value"),
@@ -110,7 +110,7 @@ DEVCONTAINER = """{
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (DEVCONTAINER, ":10: localPorts.4000: 'x' is no local port"),
+        (DEVCONTAINER, ":10: localPorts.4000: 'x' is not a local port"),
         (DEVCONTAINER.replace('"x" }', "1 }"), ":11: notify: 1 is neither true nor false"),
         ('{"customizations": {"autoforward": 3}}', ":1: expected a table of settings"),
     ],

@@ -127,7 +127,7 @@ def test_a_folder_in_the_workspace(folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     engine = cast(Engine, Containers(web, api))
     assert resolve_target(engine, str(below), said.append).name == "web"
-    assert said == [f"{folder} is taken: {below} is in it"]
+    assert said == [f"{folder} is used: {below} is in it"]
     # A name is meant before a folder above; a link into the workspace is in it; at most the top level of git.
     (folder / "api").mkdir()
     assert resolve("api", web, api) == "api"

@@ -336,7 +336,7 @@ def test_a_folder_that_is_put_where_another_was_gets_nothing_of_that(tmp_path: P
     assert Workspace.of(record).place == str(mine), "as it was at the attach"
     contents = read_sources(record.sources, word=approvals.word_of(record))
     assert configure(record, contents)[0].options.bind is None
-    assert contents.warnings[0].startswith(f"{mine}: nothing that you have allowed counts")
+    assert contents.warnings[0].startswith(f"{mine}: your approvals do not count")
     # An approval of its own does not go with it either, nor does it get one by being met again.
     assert not read_sources(record.sources, word=Word(approved=frozenset({"x"}))).word.approved
     again = scene.attach(Word(approved=frozenset(one.digest for one in record.requests)), user_file=str(own))

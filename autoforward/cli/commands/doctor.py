@@ -158,9 +158,9 @@ def print_findings(findings: Iterator[Finding], as_json: bool) -> int:
 def summary(found: Sequence[Finding]) -> str:
     count = in_the_way(found)
     if count:
-        return f"{count} {'thing stands' if count == 1 else 'things stand'} in the way."
+        return f"{count} problem{'' if count == 1 else 's'} found."
     notes = sum(finding.status == "warn" for finding in found)
-    return "Nothing stands in the way" + (f"; {notes} to know." if notes else ".")
+    return "No problem found" + (f"; {notes} warning{'' if notes == 1 else 's'}." if notes else ".")
 
 
 def format_finding(finding: Finding, width: int, *, unicode: bool, coloured: bool) -> list[Drawn]:

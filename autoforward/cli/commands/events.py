@@ -65,7 +65,7 @@ def follow_for_ever(since: int | None, target: str | None) -> int:
 
 
 def end_with_reader(descriptor: int) -> None:
-    """Ends this process once nobody reads its output any more: the next line, whose EPIPE would, may be a day away.
+    """End this process once its output has no reader any more: the next line, whose EPIPE would, may be a day away.
 
     An editor that was killed would leave its follower behind. Nothing is held here that would have to be cleaned up.
     """

@@ -66,7 +66,7 @@ def watch_rows(target: str | None, as_json: bool) -> int:
 
 
 def _watch_in_lines(rows: Sequence[Mapping[str, Any]], target: str | None, as_json: bool) -> int:
-    """Across supervisors that come and go, until Ctrl-C or until nobody reads any more."""
+    """Across supervisors that come and go, until Ctrl-C or until stdout is closed."""
     import selectors
     import time
 

@@ -119,7 +119,7 @@ def _lines(data: bytes) -> list[str]:
 
 
 def print_log(target: str | None, follow: bool, count: int) -> int:
-    """The last lines that are wanted; then, with `follow`, what is added, until Ctrl-C or until nobody reads them.
+    """The last lines that are wanted; then, with `follow`, what is added, until Ctrl-C or until stdout is closed.
 
     Raises TargetError where none is, and the target is not known.
     """

@@ -39,5 +39,5 @@ def choose(rows: Sequence[Row], wanted: str) -> Row:
         which = ", ".join(
             f"{row['id'] or '-'} ({row['containerName']}, {row['url'] or row['status']})" for row in found
         )
-        raise UsageError(f"port {wanted} is that of {len(found)} forwards: {which}", hint="say its id")
+        raise UsageError(f"port {wanted} matches {len(found)} forwards: {which}", hint="use the forward's id")
     return found[0]

@@ -57,7 +57,7 @@ def our_program() -> str:
 
 
 def install(definition: Definition, *, print_only: bool) -> int:
-    """Exit status. With `print_only` nothing is changed, and nobody is asked."""
+    """Exit status. With `print_only` nothing is changed and no service manager is asked."""
     manager = manager_of()
     if print_only:
         for line in manager.text(definition).splitlines():
@@ -66,14 +66,14 @@ def install(definition: Definition, *, print_only: bool) -> int:
     given = {name for name, _ in definition.environment}
     for name in WORTH_GIVING:
         if os.environ.get(name) and name not in given:
-            output.warn(f"{name} is set here, and not for the service", hint=f"--env {name} hands it over")
+            output.warn(f"{name} is set here, but not for the service", hint=f"--env {name} hands it over")
     try:
         said = manager.install(definition)
     except NoManagerError as error:
         raise AutoforwardError(f"nothing was installed: {error}", hint=error.hint) from error
-    for line in said or ["Nothing to do: it is installed like that, and runs"]:
+    for line in said or ["Nothing to do: it is already installed like this, and runs"]:
         output.say(f"{line}.")
-    output.say("`autoforward service status` shows it, `autoforward service uninstall` takes all of it away.")
+    output.say("`autoforward service status` shows it, `autoforward service uninstall` removes all of it.")
     return 0
 
 

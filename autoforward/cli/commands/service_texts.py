@@ -18,7 +18,7 @@ def service() -> None:
 )
 @click.option("--print", "print_only", is_flag=True, help="Print the unit, change nothing.")
 @click.option(
-    "--env", "variables", multiple=True, metavar="NAME[=VALUE]", help="A variable that the service is to have."
+    "--env", "variables", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable of the service."
 )
 @output.watch_options
 @output.session_options()
@@ -27,7 +27,7 @@ def service() -> None:
 def install(context: click.Context, /, *, print_only: bool, variables: tuple[str, ...], **_flags: object) -> int:
     """Install the service, enable and start it. Takes the flags of `autoforward watch`, which it hands on.
 
-    Says what it did. Again with other flags: it is changed and started anew.
+    Prints what it did. Run it again with other flags to change the service and restart it.
     """
     from autoforward.cli.commands import service as servicing
 
@@ -37,7 +37,7 @@ def install(context: click.Context, /, *, print_only: bool, variables: tuple[str
 
 @service.command(epilog="\b\nExamples:\n  autoforward service uninstall")
 def uninstall() -> int:
-    """Stop the service and take away all that `install` made. Nothing there is fine."""
+    """Stop the service and remove all that `install` made. Succeeds also if nothing is installed."""
     from autoforward.cli.commands.service import uninstall as uninstall_it
 
     return uninstall_it()
@@ -48,7 +48,7 @@ def uninstall() -> int:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def service_status(as_json: bool) -> int:
-    """How the service does: exit 0 if it runs, 1 if it does not, 4 if it is not installed."""
+    """Show the service's state: exit 0 if it runs, 1 if it does not, 4 if it is not installed."""
     from autoforward.cli.commands.service import status as show
 
     return show(as_json)

@@ -20,7 +20,7 @@ from autoforward.cli.console.cells import printable
 from autoforward.cli.console.printing import show
 
 UNBOUNDED = 10_000
-"""Columns, where nobody looks: what reads it wants whole lines."""
+"""Columns where stdout is no terminal: a program that reads it wants whole lines."""
 
 
 def print_status(result: Mapping[str, Any]) -> None:

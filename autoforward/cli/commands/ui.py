@@ -56,7 +56,7 @@ async def _serve(pair: BoundPair, paths: StatePaths, open_it: bool) -> None:
     leading: asyncio.Task[None] | None = None
     try:
         show(f"{server.url}#{keys.token}")
-        output.say("Your forwards are at this address, for you alone, until Ctrl-C.")
+        output.say("Your forwards are on this page, for you alone, until Ctrl-C:")
         if open_it:
             leading = asyncio.create_task(_lead_browser(paths, server.url, keys), name="leading a browser")
         await ending.wait()

@@ -29,7 +29,7 @@ WORKED_S = 10.0
 """A supervisor that lived this long is worth another one at once; one that dies sooner, time after time, is not."""
 
 MAX_DEATHS = 5
-"""In a row: then it is for whoever started this command to try on, or to look."""
+"""In a row: then this command ends, and its caller (a person, a service manager) may start it again."""
 
 
 def watch_containers(
@@ -71,7 +71,7 @@ def _stay(request: Mapping[str, Any], teller: _Teller) -> None:
             deaths = deaths + 1 if time.monotonic() - began_s < WORKED_S else 0
             if deaths >= MAX_DEATHS:
                 raise AutoforwardError(f"the supervisor has ended {deaths} times at once", hint="`autoforward logs`")
-            output.say("The supervisor ended; another one goes on.")
+            output.say("The supervisor ended; a new one takes over.")
             if deaths:
                 time.sleep(delay_s(deaths, local=True, chance=random.random()))
     except Interrupted:
@@ -124,7 +124,7 @@ class _Teller:
 
     def _take_problem(self, problem: str | None) -> None:
         if problem:
-            output.warn(f"{problem}; it is tried on")
+            output.warn(f"{problem}; trying again")
         elif self._problem:
             output.say("The engine answers again.")
         self._problem = problem

@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 
 
 def open_and_wait(what: str | Path) -> bool:
-    """Open it, or say why nobody would see it; whether it was opened.
+    """Open it, or say why no browser can show it; whether it was opened.
 
     Raises AutoforwardError where that fails within `OPENER_PATIENCE_S`.
     """
@@ -43,7 +43,7 @@ def open_and_wait(what: str | Path) -> bool:
 
 
 def url_of(row: Row) -> str:
-    """Its URL, if it is one of ours. Raises AutoforwardError: it has none, and why."""
+    """Its URL, if autoforward made it. Raises AutoforwardError with the reason where the forward has no URL."""
     url = safe_url(row["url"])
     if url is None:
         spoken = not_http(row["port"], row["process"], row["label"]) if row["localPort"] is not None else None
@@ -59,7 +59,7 @@ def url_of(row: Row) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A program that opens a URL; whoever began it reaps the process."""
+    """A program that opens a URL; the caller reaps the process."""
 
     program: str
     process: subprocess.Popen[bytes]

@@ -58,7 +58,7 @@ def _take_out(
 
 
 def _record(row: dict[str, Any]) -> SessionRecord | None:
-    """A stored session; None for one that nobody could restore either."""
+    """A stored session; None for one that no supervisor could restore either."""
     try:
         return SessionRecord.from_json(row)
     except (KeyError, TypeError, ValueError):

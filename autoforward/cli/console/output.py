@@ -86,12 +86,12 @@ def _fault_text(error: BaseException | None) -> str:
 def _tell_fault(fault: threading.ExceptHookArgs) -> None:
     """A thread of a command has ended with an exception; the command goes on."""
     error = fault.exc_value
-    log.debug("a fault of ours", exc_info=error)
+    log.debug("a fault in autoforward", exc_info=error)
     warn(_fault_text(error), hint=FAULT_HINT)
 
 
 class _OurErrors(click.Command):
-    """Errors of ours and of click's parser, said in the one form, with the documented exit codes."""
+    """Print autoforward's own errors and those of click's parser in one form, with the documented exit codes."""
 
     def main(  # type: ignore[override]  # click's overloads say when it returns; this one says the same
         self,
@@ -129,7 +129,7 @@ class _OurErrors(click.Command):
         except click.Abort:
             sys.exit(fail(AutoforwardError("interrupted")))
         except Exception as error:
-            log.debug("a fault of ours", exc_info=True)
+            log.debug("a fault in autoforward", exc_info=True)
             sys.exit(fail(AutoforwardError(_fault_text(error), hint=FAULT_HINT)))
         sys.exit(status if isinstance(status, int) else 0)
 
@@ -138,7 +138,7 @@ class _OurErrors(click.Command):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # Whoever read our output has gone: `autoforward list | head`. Nothing more can be written, not even at exit.
+            # The reader of stdout has gone: `autoforward list | head`. Nothing more can be written, not even at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
 
@@ -156,7 +156,7 @@ def _lower_first(text: str) -> str:
 
 
 def completing(what: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
-    """A function of `completing.py`, which is imported when somebody presses TAB."""
+    """A function of `completing.py`, which is imported when TAB is pressed."""
 
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from autoforward.cli.console import completion as functions
@@ -172,7 +172,7 @@ def engine_options(function: F) -> F:
     function = click.option(
         "--context", metavar="NAME", help="The docker context to use.", shell_complete=completing("contexts")
     )(function)
-    return click.option("--docker-host", metavar="URL", help="The engine, like DOCKER_HOST.")(function)
+    return click.option("--docker-host", metavar="URL", help="The engine's URL, like DOCKER_HOST.")(function)
 
 
 def trust_option(function: F) -> F:
@@ -185,14 +185,14 @@ def trust_option(function: F) -> F:
 def watch_options(function: F) -> F:
     """`--label` and `--services` of a watch, as `labels` and `services`."""
     function = click.option(
-        "--services", type=click.Choice(["all"]), help="The other services of their compose projects too."
+        "--services", type=click.Choice(["all"]), help="Also attach to the other services of their compose projects."
     )(function)
     return click.option(
         "--label",
         "labels",
         multiple=True,
         metavar="K=V",
-        help="Containers with this label (or K alone) instead of dev containers. Several: with all of them.",
+        help="Attach to containers with this label (or K alone) instead of dev containers. Repeated: with all of these labels.",
     )(function)
 
 
@@ -243,19 +243,25 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
 
         flags = [
             click.option("--lane", type=click.Choice(LANE_CHOICES), help="How to carry connections (default auto)."),
-            click.option("--bind", metavar="ADDR", help="Listen on ADDR instead of loopback (others may reach it)."),
-            click.option("--exclude", multiple=True, metavar="PORTS", help="Do not detect these: 9229,9000-9010."),
+            click.option(
+                "--bind", metavar="ADDR", help="Listen on ADDR instead of loopback (other machines may reach it)."
+            ),
+            click.option(
+                "--exclude", multiple=True, metavar="PORTS", help="Do not forward these when detected: 9229,9000-9010."
+            ),
             click.option(
                 "--poll-interval",
                 type=click.FloatRange(MIN_POLL_INTERVAL_S, MAX_POLL_INTERVAL_S),
                 metavar="S",
                 help=f"Seconds between looks into the container (default {DEFAULT_POLL_INTERVAL_S:g}).",
             ),
-            click.option("--no-direct", is_flag=True, help="Carry everything through the engine, nothing past it."),
+            click.option(
+                "--no-direct", is_flag=True, help="Carry all traffic through the engine, without direct connections."
+            ),
             click.option(
                 "--settings",
                 metavar="FILE",
-                help="A file of settings (TOML), before those of the project.",
+                help="Read this settings file (TOML); it overrides the project's settings.",
                 shell_complete=completing("files"),
             ),
         ]

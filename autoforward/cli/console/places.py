@@ -25,7 +25,7 @@ def session_name(target: str | None, say: Callable[[str], None] = output.say) ->
         return spellings(target)[-1]
     level, known = found
     if level != as_typed(target):
-        say(f"{level} is taken: {as_typed(target)} is in it")
+        say(f"{level} is used: {as_typed(target)} is in it")
     # Sessions that know it by several paths have the real one in common.
     return known[0] if len(known) == 1 else spellings(level)[-1]
 

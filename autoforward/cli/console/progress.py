@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from autoforward.cli.console.output import say
 
 FIRST_S = (1, 5, 10, 20, 30)
-"""Seconds after which something is said, and then every `THEN_EVERY_S`: most is over soon, and nobody counts minutes."""
+"""Seconds after which something is said, and then every `THEN_EVERY_S`: most waits are short, and a long one needs few lines."""
 
 THEN_EVERY_S = 30
 

@@ -224,7 +224,7 @@ def end_sessions(
     everything: bool = False,
     timeout_s: float | None = None,
 ) -> Message:
-    """`rows` that ended and `sessions` by id. Those of a supervisor that was killed are ended on disk: nobody restores them."""
+    """`rows` that ended and `sessions` by id. Those of a killed supervisor are ended on disk, so that none is restored."""
     request = {"target": target, "container_ids": list(container_ids), "all": everything, "timeout_s": timeout_s}
     paths = StatePaths.locate()
     deadline_s = time.monotonic() + NO_ANSWER_S

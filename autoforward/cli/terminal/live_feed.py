@@ -140,7 +140,7 @@ class Feed:
             self._become("gone")
 
     def ask(self, request: Message, on_answer: Callable[[Message | None], None]) -> None:
-        """Another request; `on_answer` gets its result or error, None when there is nobody to answer."""
+        """Another request; `on_answer` gets its result or error, None when no supervisor answers."""
         asked: Asked | None = None
 
         def on_message(message: Message) -> None:

@@ -48,7 +48,7 @@ class Rates:
         for key, (into, out) in counts.items():
             rate = rates[key] = self._rates.get(key) or Rate()
             before = self._counts.get(key)
-            # Counters begin anew with a supervisor, and with a forward that comes back.
+            # Counters restart at 0 with a new supervisor, and with a forward that comes back.
             if passed_s and before is not None and into >= before[0] and out >= before[1]:
                 rate.up, rate.down = (into - before[0]) / passed_s, (out - before[1]) / passed_s
             else:

@@ -1,7 +1,7 @@
 """The labels of a container that count: those that its image cannot have given it.
 
-A container has the labels of its image and those that it was created with, in one table. An image is foreign: whoever
-built it chose its labels. So one that the image has with the same value does not count, but for two cases, in which the
+A container has the labels of its image and those that it was created with, in one table. An image is foreign: its
+author chose its labels. So one that the image has with the same value does not count, but for two cases, in which the
 container shows that its creator has written that label too.
 """
 

@@ -68,7 +68,7 @@ def _names(capabilities: Iterable[str]) -> frozenset[str]:
 def objection(network: Network, target: Member, others: Iterable[Member]) -> str | None:
     """Why what is plain does not go over this network; None: nothing is against it.
 
-    `others` are all who share it, those in the network namespace of somebody on it included. They are read up to the
+    `others` are all who share it, those in the network namespace of a container on it included. They are read up to the
     first that counts.
     """
     if network.driver != BRIDGE:

@@ -2,7 +2,7 @@
 
 Where the container's address can be reached, the first connection is the occasion to ask for a trunk, and what comes
 after it is opened there; the exec stream stays for what the agent says of itself, and for connections while there is no
-trunk. A violation ends the mux, and with it this session's connections, nobody else's.
+trunk. A violation ends the mux, and with it this session's connections, no other session's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MAX_SNAPSHOTS = 100
 """From one ping to the next; ten a second are the most that we ask for. Control would drown in what it cannot apply."""
 
 MAX_PROCESSES = 8192
-"""From one ping to the next, twice what a snapshot holds: each socket is named once, and all anew when it is asked anew."""
+"""From one ping to the next, twice what a snapshot holds: each socket is named once, and all again after each WATCH."""
 
 MAX_LOGGED_LINES = 20
 """Of the agent's stderr, from one ping to the next: it has a word or two to say, and who has its pipe can pour in anything."""

@@ -2,7 +2,7 @@
 
 The agent listens only after we asked it to (LISTEN, with a secret that travels over the exec stream alone). Each has a
 fresh token (DIRECT, TRUNK); the connection begins with both sides proving that they know the secret, neither sends it.
-Whatever fails here, the stream stays on the mux and nobody notices. Protocol: SPEC.md, "Direct connections".
+Whatever fails here, the stream stays on the mux, and neither end of it notices. Protocol: SPEC.md, "Direct connections".
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class DirectConnector:
             log.log(level, "no direct path to %s for %.0f s at least: %s", self.address, rest_s, reason)
 
     def not_the_agent(self, reason: str) -> None:
-        """The address is somebody else's: he is not bothered again."""
+        """The address is another machine's: it is not dialled again."""
         self._close_gate(reason)
 
     def _close_gate(self, reason: str) -> None:

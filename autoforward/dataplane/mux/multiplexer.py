@@ -1,9 +1,9 @@
-"""Many channels over one stream of bytes: what the exec stream (`mux`) and the trunk (`trunk`) have in common.
+"""Many streams over one carrier: the base of the exec mux and of the trunk.
 
 Runs in the data plane's thread. What goes out in one turn of the loop goes out as one write; what a stream may send is
 bounded by the credit that the agent gave, and what all streams may have waiting here by `HIGH_WATER_BYTES`, so that one
-bulk transfer starves nobody. Everything that the agent says is hostile until decoded, and costs: a turn takes `TURN_FRAMES`,
-and over its budget (`core.budget`) the stream is not read, so that its sender has to wait.
+bulk transfer starves no other stream. Everything that the agent sends is hostile until decoded, and costs: a turn takes
+`TURN_FRAMES`, and over its budget (`core.budget`) the stream is not read, so that its sender has to wait.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class StreamSender(Protocol):
 
 
 class MuxStream:
-    """See `channel.Channel` for the contract. Usable at once: what is sent before the answer is the server's, or nobody's."""
+    """See `far_end.FarEnd` for the contract. Usable at once: what is sent before the answer goes to the server or is dropped."""
 
     __slots__ = (
         "_begun",

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 256 * 1024
 UNANSWERED_S = 1.0
-"""So long after the last word, with something sent since, it is asked whether there is somebody."""
+"""Seconds without a frame, with something sent since, after which the agent is pinged."""
 
 SEEK_AGAIN_S = 3.0
 """After asking for a trunk, until it may be asked for again: what came of it is known by then (`HANDSHAKE_TIMEOUT_S`)."""
@@ -111,7 +111,7 @@ class TrunkManager:
             self.check()
 
     def check(self) -> None:
-        """Is somebody there? Asked on both paths at once: a trunk that the answer does not come over leads nowhere.
+        """Ping the agent, on both paths at once: a trunk that the answer does not come over leads nowhere.
 
         However busy the agent is or if its container is paused: then the exec stream is silent as well.
         """
@@ -203,7 +203,7 @@ class Trunk(Multiplexer[socket.socket]):
         return self.is_idle and not self._out and not self._unanswered
 
     def open(self, number: int, relay: StreamOwner, payload: bytes, *, datagrams: bool) -> MuxStream | None:
-        """A channel here; None: what it takes to dial is too long to be signed, or the numbers began anew."""
+        """A channel here; None: what it takes to dial is too long to be signed, or the stream numbers began again at 1."""
         if len(payload) > MAX_SIGNED_PAYLOAD or number <= self._last_number:
             return None
         self._last_number = number
@@ -247,7 +247,7 @@ class Trunk(Multiplexer[socket.socket]):
         except BlockingIOError:
             return
         except ProtocolError as error:
-            # Ours, or of somebody who can write to that network: neither gets a second one.
+            # The agent's, or of an attacker who can write to that network: neither gets a second one.
             self._trunks.lost(str(error), for_good=True)
         except OSError as error:
             self._lose(error.strerror or str(error))

@@ -1,4 +1,4 @@
-"""One watch: what its selection covers is attached to, what runs now and what starts later, whoever started it.
+"""One `autoforward watch`: attaches to every container that its filter selects, those that run and those that start later.
 
 Level-triggered: whatever happens (`wake`) leads to another look at all that runs.
 """
@@ -34,7 +34,7 @@ from autoforward.trust.writers import Writers
 log = logging.getLogger(__name__)
 
 MAX_NOTES = 100
-"""What a command has not read yet; more is for nobody."""
+"""Events that a command has not read yet; more are dropped."""
 
 T = TypeVar("T")
 WatchId = tuple[object, str | None]
@@ -58,7 +58,7 @@ class Host(Protocol):
 
 
 class AutoAttach:
-    """`caller` is of the command that asked last. `declined`: by container, when the one that somebody detached was started.
+    """`caller` is of the command that asked last. `declined`: by container, when the one that the user detached was started.
 
     `quiet` is told of sessions whose servers are not news to anybody: they ran before the watch began.
     """
@@ -84,7 +84,7 @@ class AutoAttach:
         self._told: set[str] = set()
         """Containers of which the command has heard why they are not attached to."""
         self._faulty: set[str] = set()
-        """Containers at which a fault of ours came up: they are not looked at again while they run."""
+        """Containers at which an internal error came up: they are not looked at again while they run."""
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -124,7 +124,7 @@ class AutoAttach:
         self.wake()
 
     def decline(self, sessions: list[Session]) -> None:
-        """Somebody detached these: they are left alone until they are restarted."""
+        """The user detached these: they are left alone until they are restarted."""
         declined = {
             one.record.container_id: one.info.started_at
             for one in sessions
@@ -225,7 +225,7 @@ class AutoAttach:
                 if not self._has_looked:
                     self._quiet(one)
         elif session is None or session is not before:
-            self.wake()  # somebody was quicker, or it has ended: look again
+            self.wake()  # another command was quicker, or it has ended: look again
         elif not session.record.attached:
             await self._take_over(session, record)
 

@@ -27,7 +27,7 @@ from autoforward.supervisor.session.session import Session
 log = logging.getLogger(__name__)
 
 RETURN_S = 30.0
-"""A service manager takes seconds to start a command anew. Longer, and ports stay that nobody wants."""
+"""A service manager takes seconds to restart a command. Longer, and unwanted ports stay."""
 
 
 class Host(WatchHost, Protocol):
@@ -118,7 +118,7 @@ class AutoAttachManager:
         return self._watches.get(watch.id) is watch
 
     def others_of(self, watch: AutoAttach) -> list[Session]:
-        """What it would have attached to, had nobody else."""
+        """What it would have attached to, had no other command done so."""
         return [
             one
             for one in self._host.sessions.values()
@@ -143,7 +143,7 @@ class AutoAttachManager:
             self.wait_for_return(watch_id)
 
     def decline(self, sessions: list[Session]) -> None:
-        """Somebody detached these: they are left alone until they are restarted."""
+        """The user detached these: they are left alone until they are restarted."""
         for watch in self._watches.values():
             watch.decline(sessions)
 
@@ -164,7 +164,7 @@ class AutoAttachManager:
     # Ending.
 
     async def _nobody_came(self, watch_id: WatchId) -> None:
-        log.info("nobody watches for %s any more", watch_id[1])
+        log.info("no command watches for %s any more", watch_id[1])
         await self.end(watch_id, 0.0)
 
     def _forget(self, watch_id: WatchId) -> None:
@@ -175,7 +175,7 @@ class AutoAttachManager:
             watch.close()
 
     async def _keep(self, session: Session) -> bool:
-        """Whether somebody else wants something of it: another watch all of it, or a `forward` its ports."""
+        """Whether another claim is on it: another watch on all of it, or a `forward` on its ports."""
         labels = session.info.labels if session.info is not None else {}
         heirs = [
             watch

@@ -217,7 +217,7 @@ class ComposeServices:
             self._look_for_missed(session.record.endpoint)
 
     def decline(self, sessions: list[Session]) -> None:
-        """Somebody detached these: they are left alone until they are restarted."""
+        """The user detached these: they are left alone until they are restarted."""
         for one in sessions:
             if one.info is not None:
                 self._note(one.record, [one.info])
@@ -242,7 +242,7 @@ class ComposeServices:
             self._host.spawn(self._adopt_missed(anchor), f"look for services of {project}")
 
     async def _adopt_missed(self, anchor: Session) -> None:
-        """Those that started while nobody told us. The first look only shows what there is: it may have been detached."""
+        """Those that started while no event was received. The first look only shows what there is: it may have been detached."""
         record = anchor.record
         project, engine = record.project, anchor.engine
         if project is None:

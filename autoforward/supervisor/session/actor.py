@@ -1,7 +1,7 @@
 """An actor: one task that takes what comes in one after the other, so that nothing changes between deciding and doing.
 
-Things that happen go into the inbox with `tell`; commands of others with `execute`, which returns their result. Whoever
-runs the actor's task reads with `next_item`. `ending` is set from outside (or by the task itself) and interrupts every wait.
+Things that happen go into the inbox with `tell`; commands of others with `execute`, which returns their result. The
+actor's task reads with `next_item`. `ending` is set from outside (or by the task itself) and interrupts every wait.
 The inbox has one place for each kind of thing: of what happens again and again the newest counts, and no more is held.
 """
 
@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 T = TypeVar("T")
 
 FAULT = "an internal error, see the log"
-"""The reason of an end that nobody asked for."""
+"""The reason of an end that no command asked for."""
 
 
 class Ending(Exception):  # noqa: N818  # control flow, not an error
@@ -110,7 +110,7 @@ class Actor(Generic[Item]):
         return CarriedOut()
 
     async def _carry_out(self, command: _Command) -> None:
-        if command.done.done():  # whoever asked has gone
+        if command.done.done():  # the caller has gone
             return
         try:
             result = await command.action()

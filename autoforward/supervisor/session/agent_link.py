@@ -118,13 +118,13 @@ class AgentLink:
         self._services.plane.submit(MuxPause(self._session_id, paused))
 
     def close(self) -> None:
-        """End the agent. Idempotent; calls nobody."""
+        """End the agent. Idempotent; makes no callback."""
         if self._open:
             self._open = False
             self._services.plane.submit(MuxEnd(self._session_id))
 
 
 def _interval_ms(poll_interval_s: float) -> int:
-    """What nobody has chosen is a shell loop's pace."""
+    """The default interval is a shell loop's pace."""
     interval_s = AGENT_POLL_INTERVAL_S if poll_interval_s == DEFAULT_POLL_INTERVAL_S else poll_interval_s
     return round(interval_s * 1000)

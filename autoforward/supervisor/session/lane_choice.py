@@ -1,6 +1,6 @@
 """How one container is watched and its connections are carried: by the agent, else by a shell watcher and a tool.
 
-The lane is chosen anew whenever a watch begins: what could not run before may have been installed. `connections` and
+The lane is chosen again whenever a watch begins: what could not run before may have been installed. `connections` and
 `forwarder` are told of the choice; frames and losses go to the session's actor.
 """
 
@@ -250,11 +250,11 @@ class LaneChooser:
     async def _begin_with_agent(
         self, info: ContainerInfo, options: SessionOptions
     ) -> tuple[AgentLink | None, str | None]:
-        """The agent, running; or None and the reason for which it is not the lane (None where nobody asked for it)."""
+        """The agent, running; or None and the reason for which it is not the lane (None where it was not asked for)."""
         if options.lane not in ("auto", "agent"):
             return None, None
         await self._judge_last_agent()
-        # Whoever wants the agent and nothing else has it tried on.
+        # With `--lane agent` it is tried on for ever.
         why_not = self._agents.why_not(info.started, time.monotonic()) if options.lane == "auto" else None
         if why_not is not None:
             return None, why_not
@@ -313,7 +313,7 @@ class LaneChooser:
         self._actor.tell(Lost(watch, reason))
 
     async def _judge_last_agent(self) -> None:
-        """Did it end, or was its stream cut? Then it ended in order, or lives, or nobody knows: not its fault."""
+        """Did it end, or was its stream cut? Then it ended in order, or lives, or that is unknown: not its fault."""
         lost, self._agent_lost = self._agent_lost, None
         if lost is None:
             return
@@ -360,6 +360,6 @@ class LaneChooser:
 
 
 def _discard(stream: SocketStream) -> None:
-    """A stream that came when nobody wanted it any more: its process ends on stdin EOF."""
+    """A stream that came after its request was given up: its process ends on stdin EOF."""
     stream.shutdown_write()
     stream.close()

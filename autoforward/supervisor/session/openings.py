@@ -145,7 +145,7 @@ class Connections:
             self._answered[notice.forward_id] = dials[notice.attempt]
 
     def on_relay_ended(self, notice: RelayEnded) -> None:
-        """Of any session: the forward may have ended before its last relay, and then nobody knows whose it was."""
+        """Of any session: the forward may have ended before its last relay, and then its session is unknown."""
         if (task := self._held.pop(notice.relay_id, None)) is not None:
             task.cancel()  # its client has gone
         self._dialled.pop(notice.relay_id, None)
@@ -166,7 +166,7 @@ class Connections:
         self._log.info(text, name, notice.forward_id, notice.reason, now_s=time.monotonic())
 
     def on_accept_paused(self, notice: AcceptPaused) -> None:
-        reason = f"accepting connections rests: {notice.reason}"
+        reason = f"accepting connections is paused: {notice.reason}"
         if self._forwarder.note_refusal(notice.forward_id, reason):
             log.warning("%s %s: %s", self._forwarder.place.container_name, notice.forward_id, reason)
 
@@ -301,7 +301,7 @@ class Connections:
 
 
 def _discard(opening: asyncio.Future[SocketStream]) -> None:
-    """A stream that came when nobody wanted it any more: its process ends on stdin EOF."""
+    """A stream that came after its request was given up: its process ends on stdin EOF."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result().shutdown_write()
         opening.result().close()

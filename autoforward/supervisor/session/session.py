@@ -500,7 +500,7 @@ class Session:
                 return  # look at it again: the event may be old
 
     async def _give_up(self, reason: str) -> None:
-        """Nothing can run in this container as it is: wait for it to be started anew."""
+        """Nothing can run in this container as it is: wait for it to be restarted."""
         await self._become("failed", reason)
         self._settled.set()
         while not isinstance(await self._actor.next_item(None), ContainerEvent):
@@ -604,7 +604,7 @@ class Session:
         try:
             self.info = await self._in_pool(lambda: self.engine.inspect_with_network(self.record.container_id))
         except AutoforwardError as error:  # the container's own events, and those of its watch, tell more
-            log.info("%s: who has its network cannot be seen: %s", self.record.container_name, error)
+            log.info("%s: the containers on its network cannot be listed: %s", self.record.container_name, error)
 
     def _rest_s(self, now_s: float) -> float:
         """How long the next decision has to wait: what changes all the time is followed at the pace of its budget."""
