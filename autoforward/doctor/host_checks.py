@@ -250,7 +250,7 @@ def check_supervisor(look: SupervisorLook, our_version: str) -> Finding:
         if look.stored:
             text = f"no supervisor runs, and {look.stored} session(s) wait for one"
             return warn("supervisor", text, "`autoforward list` brings them back")
-        return ok("supervisor", "no supervisor runs; the first `attach` or `forward` starts one")
+        return ok("supervisor", "none runs; the first `attach` or `forward` starts one")
     if look.version != our_version:
         text = f"the supervisor that runs is version {look.version}, this is {our_version}"
         return warn("supervisor", text, "`autoforward restart`")

@@ -190,7 +190,7 @@ def folder_problem(member: Member | None, trusted: Callable[[int], bool]) -> str
         return "is not there"
     folder = member[0]
     if not folder.isdir():
-        return "is a symbolic link" if folder.issym() else "is no folder"
+        return "is a symbolic link" if folder.issym() else "is not a folder"
     if not trusted(folder.uid):
         return f"belongs to user id {folder.uid}"
     if folder.mode & 0o022 and not folder.mode & stat.S_ISVTX:

@@ -202,7 +202,7 @@ def folder(uid: int = 0, mode: int = 0o755) -> tuple[tarfile.TarInfo, bytes]:
         (folder(uid=1001), "belongs to user id 1001"),
         (folder(uid=1001, mode=0o1777), "belongs to user id 1001"),
         ((member(tarfile.SYMTYPE, mode=0o777), b""), "is a symbolic link"),
-        ((member(tarfile.REGTYPE), b""), "is no folder"),
+        ((member(tarfile.REGTYPE), b""), "is not a folder"),
         (None, "is not there"),
     ],
 )
