@@ -67,10 +67,14 @@ def _answer(run: Runner, request: Row) -> Row | None:
 
 
 def rows(run: Runner, target: str | None = None) -> list[Row]:
-    """What `autoforward list --json` prints (test_fixtures.py): asked as the command asks, 20 times as fast."""
-    answer = _answer(run, {"op": "list", "target": target})
-    if answer is None or (target is not None and not answer["rows"]):  # restores sessions; says which target is none
-        named = () if target is None else (target,)
+    """What `autoforward list --json` prints (test_fixtures.py): asked as the command asks, 20 times as fast.
+
+    The command itself where it does more than ask: it finds the session of a folder or project, says which target is unknown,
+    and starts a supervisor that restores sessions.
+    """
+    named = () if target is None else (target,)
+    answer = None if target is not None and "/" in target else _answer(run, {"op": "list", "target": target})
+    if answer is None or (named and not answer["rows"]):
         answer = {"rows": json.loads(run("autoforward", "list", "--json", *named, check=0).stdout)}
     return list(answer["rows"])
 
