@@ -1,4 +1,4 @@
-"""The agent's protocol as bytes: events from what arrives, bytes for what is sent. Pure, no I/O.
+"""Decoder and encoder of the agent's protocol: received bytes to events, values to bytes. Pure, no I/O.
 
 agent/PROTOCOL.md is the text that this follows; `agent/wire.c` is the other end, and both are held to the same vectors.
 What comes out of a container is hostile until parsed: every length, count and text has a named limit here, and what

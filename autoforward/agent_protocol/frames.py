@@ -1,4 +1,4 @@
-"""What the host and the agent say to each other, as values, and the limits of it.
+"""The frames of the agent's protocol as values, and their limits.
 
 agent/PROTOCOL.md is the text that this follows. `decoder` turns these values into bytes and back.
 """

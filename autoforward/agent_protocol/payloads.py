@@ -1,4 +1,4 @@
-"""What a frame's payload says: bytes that `decoder` has measured in, one value of `frames` out.
+"""Parse a frame's payload: bytes of a length that `decoder` has checked in, one value of `frames` out.
 
 What breaks a limit raises ProtocolError.
 """

@@ -1,4 +1,4 @@
-"""What the user has said to the requests of workspaces: `approvals.json` in the state folder, and nowhere a container writes.
+"""The user's answers to the requests of workspaces: `approvals.json` in the state folder, where no container writes.
 
 A workspace is an engine and a folder (its real path); without a folder the compose project or the container's name. Kept
 are digests of widening values, with the texts that people were shown; never a value of an environment variable.

@@ -1,4 +1,4 @@
-"""Which containers a watch attaches to: dev containers, or those that carry the labels that were named. No engine here."""
+"""The filter of `autoforward watch`: dev containers, or containers with given labels. No engine here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session keeps of its caller's environment: enough to show a notification or open a browser on that desktop.
+"""The part of its caller's environment that a session keeps: enough to show a notification or open a browser on that desktop.
 
 The supervisor serves callers from different desktops, terminals and ssh logins; it keeps nothing of this itself.
 """

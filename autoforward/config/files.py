@@ -1,4 +1,4 @@
-"""Where settings are kept, and their files read: with file, line and key for whatever is wrong in them."""
+"""Find and read the settings files; errors name the file, line and key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the files of a session's configuration to its options, declared ports and rules.
+"""Resolve a session's configuration files to its options, declared ports and rules.
 
 The same for a command that begins a session and for the supervisor when a file has changed: `read_sources` reads,
 `configure` decides. Order, key by key: what was given (flags, then environment), `--settings`, devcontainer.json,

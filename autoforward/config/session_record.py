@@ -1,4 +1,4 @@
-"""What one session was asked to do: options, ports, attributes; everything needed to take it up again later.
+"""The stored record of a session: options, ports, attributes; everything needed to restore it.
 
 A `SessionRecord` is stored as it is in the registry (`sessions`), and is what the commands hand to the supervisor.
 """

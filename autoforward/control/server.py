@@ -1,4 +1,4 @@
-"""The control socket: how commands speak to the supervisor.
+"""The server of the control socket, through which commands reach the supervisor.
 
 One request a connection: a line of JSON with `op`. Answers are lines of JSON with `type`: any number of `progress`,
 `event` and `row`, then one `result` or `error` (with `exit_code`, `message`, `hint`), after which the supervisor closes.

@@ -1,4 +1,4 @@
-"""How long to wait before something that failed is tried again. Pure: chance is passed in."""
+"""Exponential backoff with jitter. Pure: chance is passed in."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Budgets of work: what one container may cost the supervisor a second, however valid what it sends is.
+"""Work budgets: what one container may cost the supervisor a second, even with valid input.
 
-A token bucket. Who spends more than it holds is told how long to rest; who stays in debt for longer than `patience_s` has
+A token bucket. A spender over its budget gets a time to rest; one that stays in debt for longer than `patience_s` has
 failed. Pure: time is passed in, in monotonic seconds. Each limit is named below with its reason; SPEC.md, "Budgets of
 work", has the same table.
 

@@ -1,4 +1,4 @@
-"""How records are written to a log: the door that every handler of the program has, so that no call has to think of it.
+"""The log formatter of every handler: one line a record, without control characters.
 
 A record is one line, and nothing in it is a control character. A traceback, whose text may be a container's, stands in
 lines below it, each of them indented: no line but a record's own begins with a time.

@@ -1,4 +1,4 @@
-"""The values that the parts hand to each other: frozen, comparable, without behaviour of their own.
+"""The values that packages exchange: frozen, comparable, without behaviour.
 
 Vocabulary is that of SPEC.md, "Words". The side is always in the name: `host_port` is on the user's machine,
 `container_port` in the container. Addresses are text in their usual form (`127.0.0.1`, `::1`).

@@ -1,7 +1,7 @@
 """Settings: what devcontainer.json (`customizations.autoforward`), `.autoforward.toml` and `config.toml` may say.
 
 Values to values: tables, as JSON and TOML parse to, become `Settings`; several `Settings`, the most important first, become
-one. Files are read in `settings_files`. A key that is not set is None, which is what lets the next layer speak.
+one. Files are read in `config.files`. A key that is not set is None, which is what lets the next layer speak.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Text of others, on its way to a terminal, a log or a page: labels, folders, process names, errors of programs."""
+"""Make foreign text safe for a terminal, a log or a page: labels, folders, process names, errors of programs."""
 
 from __future__ import annotations
 

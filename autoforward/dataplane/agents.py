@@ -1,4 +1,4 @@
-"""The agents of all sessions, as the data plane has them: one at work each, and those that wait for their last connection."""
+"""The agents of all sessions in the data plane: one in use each, and retired ones until their last connection ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many connections may be open at once, and what those beyond are told."""
+"""Limits on open connections, and the reason for a refusal beyond them."""
 
 from __future__ import annotations
 

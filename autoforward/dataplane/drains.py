@@ -1,4 +1,4 @@
-"""Who waits for connections to end: an orderly end of forwards lets what is open finish, for a bounded time."""
+"""Drain forwards: open connections may finish, for a bounded time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A relay's far end on an exec stream of its own: one process in the container (socat, nc, bash) per connection.
 
-stdin and stdout carry the bytes. stderr carries what `lanes.signals` understands: the process's pid, that it has
+stdin and stdout carry the bytes. stderr carries what `lanes.tool_output` parses: the process's pid, that it has
 connected, that an address did not answer, that the server has closed. Ending it early takes more than closing the stream (the
 process would stay): its stdin is ended, then the session's watcher is asked to kill it, then to kill it for good.
 """
@@ -39,7 +39,7 @@ REST_S = 0.5
 
 
 class ExecFarEnd:
-    """See `channel.Channel` for the contract."""
+    """See `far_end.FarEnd` for the contract."""
 
     def __init__(
         self,

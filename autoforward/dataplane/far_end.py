@@ -1,6 +1,6 @@
 """The far end of a relay, as every lane provides it: a process on an exec stream of its own, or a stream of a mux.
 
-Who closes what: the relay owns the client's socket, the channel owns the engine's side. After `abort` a channel calls its
+Who closes what: the relay owns the client's socket, the far end owns the engine's side. After `abort` a far end calls its
 relay no more. All calls are made in the data plane's thread and none of them blocks.
 """
 

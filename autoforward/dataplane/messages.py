@@ -1,4 +1,4 @@
-"""What control and the data plane say to each other. Values only."""
+"""The messages between control and the data plane. Values only."""
 
 from __future__ import annotations
 

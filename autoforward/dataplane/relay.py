@@ -1,7 +1,7 @@
 """One client connection, joined to the far end that a lane provides.
 
 The far end is a `FarEnd`; it looks the same whether it is a process of its own on an exec stream or a stream of a
-mux. Contracts: the relay owns the client socket, the channel owns the engine's side. After `abort` a channel calls its
+mux. Contracts: the relay owns the client socket, the far end owns the engine's side. After `abort` a far end calls its
 relay no more. Half-close is kept: the client's FIN becomes `write_eof`, and the other direction goes on. All calls are
 made in the data plane's thread and none of them blocks. A client's socket that is not being read tells nothing of a
 reset: the data plane looks at those (`watch_peer`) from time to time.
@@ -167,7 +167,7 @@ class Relay:
             self._loop.at_turn_end(self._flush_client)
 
     def drained(self) -> None:
-        """The channel has taken what was written."""
+        """The far end has taken what was written."""
         self._moved += 1
         if not self._client_ended and not self.is_over:
             self._reading = True
@@ -224,7 +224,7 @@ class Relay:
         else:
             self.broken(reason)
 
-    # The direct path (`direct.py`): the bytes leave the channel, which stays for the ends.
+    # The direct path (`mux.handshake`): the bytes leave the mux stream, which stays for the ends.
 
     def hold_client(self) -> None:
         """Read nothing more of the client until `moved`."""
@@ -232,14 +232,14 @@ class Relay:
         self._watch()
 
     def moved(self, far: socket.socket) -> None:
-        """All that came over the channel is here; what comes after it comes from `far`, which is ours now."""
+        """All that came over the mux stream is here; what comes after it comes from `far`, which the relay owns now."""
         self._become(Stage.MOVING)
         self._far = far
         self._ended_on_mux = self._server_half_ended
         self._flush_client()
 
     def _splice(self, client: socket.socket, far: socket.socket) -> None:
-        """The client has what came over the channel: from here on the kernel moves the bytes."""
+        """The client has what came over the mux stream: from here on the kernel moves the bytes."""
         self._far = None
         self._loop.watch(client.fileno(), 0, self._on_client)
         self._mask = 0

@@ -1,4 +1,4 @@
-"""UDP on the host: one flow per client address, each a channel of its own to the agent; datagrams stay whole.
+"""UDP on the host: one flow per client address, each a stream of its own to the agent; datagrams stay whole.
 
 UDP promises nothing, so nothing is queued for long: what cannot go out now (no credit, no flow to spare, a full socket) is
 dropped and counted. A flow without a datagram either way for 60 s is over; the agent keeps the same time.
@@ -25,7 +25,7 @@ IDLE_S = 60.0
 
 
 class UdpFlow:
-    """One client of one UDP forward: what the channel sees of it is what it sees of a `Relay`."""
+    """One client of one UDP forward: it is to its stream what a `Relay` is."""
 
     __slots__ = ("_channel", "_server", "active_s", "address")
 

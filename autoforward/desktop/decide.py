@@ -1,6 +1,6 @@
-"""What is done on the host when a port has been forwarded (`onAutoForward`), and the words of notifications.
+"""Decide what to do on the host when a port is forwarded (`onAutoForward`), and the texts of notifications.
 
-Decisions and text only; `supervisor/actions.py` carries them out. Names and labels may come out of a container: here
+Decisions and text only; `actions.py` carries them out. Names and labels may come out of a container: here
 they become plain, bounded text. URLs are of our own making, and looked at again before a program gets one.
 """
 

@@ -1,4 +1,4 @@
-"""Whose ports they are: sockets seen in the last snapshot, and the processes that the container has named for them.
+"""The owning processes of ports: sockets of the last snapshot, and the processes that the container named for them.
 
 The names come after the snapshot that first showed a socket, once for each; on a shell lane they may even overtake it.
 A port whose process is not to be found has None, one that the container has not named yet is not there. Pure.

@@ -1,4 +1,4 @@
-"""What devcontainer.json and the metadata label ask for in ports: found, parsed, merged. No engine, no CLI.
+"""Find, parse and merge what devcontainer.json and the metadata label say of ports. No engine, no CLI.
 
 Merging follows the specification: `forwardPorts` are united; of `portsAttributes` the last of equal keys wins;
 `otherPortsAttributes` and `shutdownAction` are taken whole from the last that has them. `appPort` counts from the

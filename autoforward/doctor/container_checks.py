@@ -1,6 +1,6 @@
 """Conditions in the TARGET: what was seen (the dataclasses) to findings (one function each). Pure.
 
-`inside.py` fills the dataclasses in.
+`container_probe.py` fills the dataclasses in.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Looks at the TARGET for `container.py`: short execs that end by themselves, and nothing is put there. Blocks."""
+"""Look at the TARGET for `container_checks.py`: short execs that end by themselves; nothing is put there. Blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finding: one condition that decides success, how it stands, and the way out where it stands badly. Pure."""
+"""A finding: one checked condition, its status, and how to fix it. Pure."""
 
 from __future__ import annotations
 

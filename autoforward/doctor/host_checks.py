@@ -1,6 +1,6 @@
 """Conditions on the host: what was seen (the dataclasses) to a finding (one function each). Pure.
 
-`looking.py` fills the dataclasses in. Nothing here knows a clock, a file or an engine.
+`host_probe.py` fills the dataclasses in. Nothing here reads a clock, a file or an engine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Looks at the host for `host.py`. Changes nothing: no folder is made or closed, no supervisor started."""
+"""Look at the host for `host_checks.py`. Changes nothing: makes and closes no folder, starts no supervisor."""
 
 from __future__ import annotations
 

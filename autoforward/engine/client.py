@@ -166,7 +166,7 @@ class Engine:
         self._link.endpoint = endpoint
 
     def check_link(self, timeout_s: float) -> None:
-        """The machine was asleep: see `links.Link.check`."""
+        """The machine was asleep: see `EngineTransport.check`."""
         self._link.check(timeout_s)
 
     def _tls(self) -> TLSConfig | bool:

@@ -1,4 +1,4 @@
-"""Which engine is meant: what the docker CLI would take, then the sockets at which engines are usually found.
+"""Choose the engine's endpoint: what the docker CLI would take, then the well-known sockets.
 
 In this order: `--docker-host` or `--context`, DOCKER_HOST, DOCKER_CONTEXT, the current context, the default socket, and
 the first of the well-known ones that takes a connection. Speaks to no engine; imports no SDK.

@@ -1,6 +1,6 @@
 """The byte stream of one `docker exec -i`, as the engine's API carries it over a socket.
 
-`ExecStream` is the whole interface that the rest of the program knows. Which socket it is, is `links`' business: one to
+`ExecStream` is the whole interface that the rest of the program knows. The `transport` makes the socket: one to
 the engine itself, or one whose other end is carried there. Frames without a TTY (Engine API, "Attach to a container",
 "Stream format"): 1 byte stream (1 stdout, 2 stderr, 3 an error of the engine's own), 3 zero bytes, 4 bytes big-endian
 length, payload. Zero-length frames happen and are not the end.

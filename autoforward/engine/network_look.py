@@ -1,4 +1,4 @@
-"""Asks the engine who shares the networks of containers. Blocks; one call at a time.
+"""Ask the engine which containers share a container's networks. Blocks; one call at a time.
 
 A container is inspected once, as long as it lives: capabilities and labels are those that it was made with. A network is
 inspected when it is new, when something happened there, when other containers than before are said to be on it, and while

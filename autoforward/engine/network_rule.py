@@ -1,4 +1,4 @@
-"""What is known of a container's direct path before its networks were looked at. Pure, but for which system this is."""
+"""Decide a container's direct path before its networks are inspected. Pure, but for the platform."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the engine's words on a container, and the labels of its image, to what we act on. Pure."""
+"""Build `ContainerInfo` from the engine's JSON, with only the container's own labels. Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Taking a dev container down through the engine: which containers belong together, stopping, removing.
 
-With engine.py and streams.py the only module that touches the SDK. A thing that is gone already is a thing taken down.
+What is gone already counts as taken down.
 """
 
 from __future__ import annotations

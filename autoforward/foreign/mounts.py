@@ -1,4 +1,4 @@
-"""Whether a path leads to a mount that may hang, found out without touching one: then a command has a child read there."""
+"""Tell whether a path leads to a mount that may hang, without touching it: a child process then reads there."""
 
 from __future__ import annotations
 

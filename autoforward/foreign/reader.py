@@ -1,7 +1,7 @@
 """The one reader for files that a container can write: what they say, as a table, or a UsageError that says what is wrong.
 
 A command reads a small file itself; a child parses a larger one, and reads what is on a mount that may hang. The supervisor,
-which carries everybody's bytes, opens none itself: see `isolate`.
+which carries the bytes of all connections, opens none itself: see `isolate`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What should be forwarded now: a pure function of what the user asked for, what listens, and the time.
 
 Level-triggered: each call looks at a complete snapshot and says the whole wanted state; what was missed before is made
-good by the next call. `reconciling` then compares that with what there is.
+good by the next call. `reconcile` then compares that with what there is.
 """
 
 from __future__ import annotations

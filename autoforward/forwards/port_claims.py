@@ -1,4 +1,4 @@
-"""Containers that lead to the same servers: each server is forwarded once, by one session, and another's takes over.
+"""Port claims between sessions: each server is forwarded once, by one session, also where several containers lead to it.
 
 Two ways to be neighbours: a network namespace that several containers share (`network_mode: service:x`), and a service
 that one session forwards from beside it (`db:5432`) while it has a session of its own. A *spot* is a port of one

@@ -1,4 +1,4 @@
-"""From the forwards that there are to those that a plan wants: the steps, without taking any. Pure."""
+"""Compute the steps from the existing forwards to those that a plan wants. Pure."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def _why_ports_are_here(info: ContainerInfo | None, network: bytes) -> str | Non
 
 
 class SessionClaims:
-    """A session's part among its neighbours, in terms of its record. `replan` is called when others have changed."""
+    """A session's port claims, in terms of its record. `replan` is called when others have changed."""
 
     def __init__(self, neighbours: PortClaims, replan: Callable[[], None]) -> None:
         self._neighbours = neighbours

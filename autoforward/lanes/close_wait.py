@@ -1,4 +1,4 @@
-"""Which relays' servers have closed, for tools that do not say so: their socket waits in CLOSE_WAIT.
+"""Detect that a relay's server has closed, for tools that do not report it: their socket is in CLOSE_WAIT.
 
 Pure bookkeeping for one session. A frame of the watcher shows sockets in CLOSE_WAIT by inode; which relay holds which
 inode is asked of the watcher once per relay, and only when a frame shows a socket that could be the relay's.

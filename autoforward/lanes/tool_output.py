@@ -1,4 +1,4 @@
-"""What a relay's stderr tells: one line in, one signal out. Pure; the tool's words, never the client's data.
+"""Parse a relay's stderr: one line in, one signal out. Pure; the tool's words, never the client's data.
 
 Data never goes to stderr, so a server cannot forge a signal; only what runs in the container as our user could.
 """

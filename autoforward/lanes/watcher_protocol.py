@@ -1,4 +1,4 @@
-"""What the shell watcher says and understands, sans-IO: bytes in, frames and answers out.
+"""The shell watcher's protocol, sans-IO: bytes in, frames and answers out.
 
 stdout carries `AF hello`, then frames (`AF begin N`, rows, `AF end N`); stderr carries answers, one a line.
 All of it comes out of a container and is hostile until parsed: limits are named, and breaking one is a

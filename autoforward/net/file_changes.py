@@ -1,4 +1,4 @@
-"""Whether something happens in folders, and nothing more: what it is called is not kept, for a container chooses it.
+"""Tell that something changed in a folder, without its name: a container chooses names.
 
 Who writes there can rename a file thousands of times a second. So each folder tells once (IN_ONESHOT), whatever follows.
 """

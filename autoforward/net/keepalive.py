@@ -1,4 +1,4 @@
-"""TCP connections that may be dead without a word of it: the kernel asks, and breaks them off.
+"""TCP keepalive: the kernel probes idle connections and breaks off dead ones.
 
 For those that leave this machine. On its own a connection ends with the process at the other end; elsewhere a cable is
 drawn, a laptop goes to sleep, a router forgets. (An agent is asked every few seconds besides, and asks us.)

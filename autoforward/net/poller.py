@@ -1,4 +1,4 @@
-"""Which descriptors are ready: epoll where there is one, else what `selectors` finds. One mask a descriptor.
+"""Poll descriptors: epoll on Linux, else `selectors`. One mask a descriptor.
 
 Not `selectors` throughout: its bookkeeping of namedtuples took a fifth of the data plane's time under load.
 """
@@ -15,7 +15,7 @@ WRITE = selectors.EVENT_WRITE
 
 
 class Poller(Protocol):
-    """`change` is told the mask before, too (0: not watched): it keeps no books of its own."""
+    """`change` is told the mask before, too (0: not watched): it keeps no table of its own."""
 
     def change(self, fd: int, before: int, events: int) -> None: ...
 

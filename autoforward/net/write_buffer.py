@@ -1,4 +1,4 @@
-"""What a socket has not taken yet: bytes on their way out, and a connection on its way to its end."""
+"""A write buffer for a non-blocking socket, and a lingering close."""
 
 from __future__ import annotations
 

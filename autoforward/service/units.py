@@ -1,4 +1,4 @@
-"""What a service manager is given: a systemd unit, a launchd property list. Values in, text out.
+"""The text of a systemd unit and of a launchd property list. Values in, text out.
 
 A value is one word of a line, or one element, whatever is in it: what cannot be that is refused before there is any text.
 

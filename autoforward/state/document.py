@@ -1,4 +1,4 @@
-"""What the registry's file says, as values: leases, processes, the document, and its text form (no I/O here).
+"""The registry document as values: leases, processes, sessions, and its text form. No I/O.
 
 A lease is the record of one host port, sticky for (identity, transport, container_host, container_port).
 """

@@ -1,4 +1,4 @@
-"""Which events go on when the log is full: as many bytes of each container, the newest of each. Pure.
+"""Choose the events to keep when the log is full: the newest of each container, an equal share each. Pure.
 
 So one whose events come all the time cannot take those of others out of the log: with n containers in it, the last 1/n of
 the bytes is safe for each, and what some do not need the others have.

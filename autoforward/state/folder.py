@@ -1,4 +1,4 @@
-"""Where the state is kept: one private folder per user, and the names of the files in it.
+"""The state folder: one private folder per user, and the names of its files.
 
 The folder holds what decides which host ports belong to whom, and the socket through which the supervisor is
 commanded; so it is 0700, and a folder that someone else could have prepared, or could exchange, is refused rather

@@ -1,4 +1,4 @@
-"""Who could put another file in the place of one of this user's: everything that leads to it, from the root down.
+"""Check that no other user can replace a file: every folder that leads to it, from the root down.
 
 As OpenSSH's StrictModes: each folder and link on the way is root's or this user's, and no other user can write in a folder.
 A sticky one (`/tmp`) may be written by everybody, for what is in it is renamed by its owner alone. A folder may also be

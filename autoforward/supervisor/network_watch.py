@@ -1,4 +1,4 @@
-"""Keeps the direct paths of sessions as the networks of their containers are: one look for all of an engine at a time.
+"""Switch direct paths on and off as the networks of containers change: one look for all of an engine at a time.
 
 Level-triggered: whatever happens leads to another look, the next one not before the last one has rested. What a newcomer on
 a network may do is not waited for: the paths over it are off from the engine's word of him until he was looked at. Who

@@ -1,4 +1,4 @@
-"""What the supervisor keeps on disk: its sessions and leases, and the end of what a killed one before it left open.
+"""Store the supervisor's sessions and leases, and write the missing ends of a killed supervisor.
 
 Everything that takes the registry's lock runs in one thread, in order.
 """

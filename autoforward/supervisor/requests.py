@@ -1,4 +1,4 @@
-"""What the commands can ask of the supervisor, one method per `op` of the control socket (SPEC.md, "Control socket")."""
+"""The requests of commands to the supervisor, one method per `op` of the control socket (SPEC.md, "Control socket")."""
 
 from __future__ import annotations
 

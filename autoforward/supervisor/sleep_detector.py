@@ -1,4 +1,4 @@
-"""Notices that the machine was asleep: then every stream may be dead without a word of it.
+"""Detect that the machine was asleep: every stream may then be dead.
 
 While a machine sleeps the monotonic clock stands still and the wall clock does not, so that their difference jumps. A wall
 clock that is set by hand looks the same, and costs one ping too many.

@@ -1,4 +1,4 @@
-"""The request of `autoforward watch`: a claim on a watch for as long as the command is connected, told what it does."""
+"""The request of `autoforward watch`: a claim on a watch for as long as the command is connected, with its events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variables in what devcontainer.json and metadata say of ports: what of the caller's environment they get. Pure.
+"""Expand variables in devcontainer.json and metadata with the part of the caller's environment that is granted. Pure.
 
 `${localEnv:NAME}` in a port number gets a value that is one. Anywhere else a value that the caller has needs an approval; an
 entry that lacks it is left out. A request, a warning and what is stored name the variable, never a value that is not granted.

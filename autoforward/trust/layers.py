@@ -1,4 +1,4 @@
-"""Settings of several layers as the ones that count, after what widens and is not granted is left out. Pure."""
+"""Merge layers of settings, without values that widen and are not granted. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What devcontainer.json and metadata ask for in ports and attributes, after what is not granted is left out. Pure."""
+"""Ports and attributes of devcontainer.json and metadata, without values that are not granted. Pure."""
 
 from __future__ import annotations
 

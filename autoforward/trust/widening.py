@@ -1,4 +1,4 @@
-"""What a workspace or an image asks for, what the user has said to it, and what is therefore granted. Pure.
+"""Widening requests of a workspace or an image, the user's answers, and what is granted. Pure.
 
 A request is one widening value. It is known by the hash of that value, its key and its source, so that another edit of
 the same file asks for nothing again.

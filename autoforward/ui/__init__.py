@@ -1,5 +1,5 @@
 """`autoforward ui`: one page of forwards for the browser, served on loopback to the holder of the token.
 
-`guard` decides who is answered, `keys` holds the secrets, `document` is the page and its headers, `feed` follows the
-supervisor, `picture` says what of it the page is told, `server` joins them.
+`request_guard` decides which requests are answered, `access_token` holds the secrets, `page` is the document and its
+headers, `supervisor_feed` follows the supervisor, `page_state` turns its answers into events, `http_server` joins them.
 """

@@ -1,4 +1,4 @@
-"""The file that a browser is opened with: it leads to the page, with a code, which so is on no command line.
+"""The file that opens a browser on the page with a one-time code, which so is on no command line.
 
 Arguments of programs can be read by other users of the machine, and one that looks often enough was first with the code.
 The file is this user's alone, in his state folder. A browser from a snap sees no hidden folder and no `/tmp`; it has a

@@ -1,4 +1,4 @@
-"""What the page is told: a complete picture of sessions and rows, and between two of them only counters. Pure.
+"""The page's events: a complete picture of sessions and rows, and between two of them only counters. Pure.
 
 Texts may come out of a container. The page shows them as text, whatever they are; here they are bounded, and what is no
 printable character (a change of writing direction, say) is shown as one.

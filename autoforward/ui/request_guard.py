@@ -1,8 +1,8 @@
-"""Which requests are answered at all: values in, a refusal or None out.
+"""Decide which requests are answered: values in, a refusal or None out.
 
 A web page of another origin can make a browser send requests here. It cannot choose what the browser itself puts into
 `Host` (the name that was typed, also when a hostile DNS server leads that name to 127.0.0.1), `Origin` and
-`Sec-Fetch-Site`; so each of these has to be ours. The token is asked for besides: see `keys`.
+`Sec-Fetch-Site`; so each of these has to be ours. The token is checked besides: see `access_token`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Follows the supervisor for as long as a page looks, as `events --follow` and `list` do: over its control socket.
 
-What is told on is always the whole picture, never a change: a viewer that is slow, or new, misses nothing by that, and
+What is sent on is always the whole picture, never a change: a viewer that is slow, or new, misses nothing by that, and
 nothing has to be queued for it.
 """
 

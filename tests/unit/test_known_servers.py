@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from autoforward.core.model import ForwardKey
@@ -9,6 +11,7 @@ from autoforward.detection.known_servers import (
     DEFAULT_EXCLUDED,
     INSPECTOR_PORTS,
     OUR_AGENT,
+    KnownServer,
     is_inspector,
     may_be_brief,
     not_http,
@@ -189,12 +192,30 @@ def test_only_tcp_ports_of_the_container_itself() -> None:
     assert why_excluded(ForwardKey("udp", None, 22), None) is None
 
 
-def test_no_expression_takes_long() -> None:
-    """They are searched in text from a container, without a bound on time."""
-    hostile = "/" * 1024, "/a" * 512, "/.vscode-server" * 68, " /.vscode-server/" * 60, "/JetBrains/RemoteDev" * 50
+def test_an_expression_takes_time_in_proportion_to_the_text() -> None:
+    """The text is a container's, and no deadline ends the search: eight times the text must not take 64 times as long."""
+    hostile = (
+        "/",
+        "/a",
+        "/.vscode-server",
+        " /.vscode-server/",
+        "/JetBrains/RemoteDev",
+        "a -a",
+        "java /gradle-launcher-",
+    )
+
+    def cost_s(server: KnownServer, length: int) -> float:
+        def once() -> float:
+            begun_s = time.thread_time()
+            for text in hostile:
+                for _ in range(20):
+                    server.command_line.search((text * length)[:length])
+            return time.thread_time() - begun_s
+
+        return min(once() for _ in range(5))
+
     for server in (*DEFAULT_EXCLUDED, OUR_AGENT):
-        for text in hostile:
-            server.command_line.search(text)
+        assert cost_s(server, 8192) < 32 * cost_s(server, 1024), server.name
 
 
 def test_debuggers_ports() -> None:

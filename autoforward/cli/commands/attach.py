@@ -1,4 +1,4 @@
-"""From a TARGET to a running session: find the container, read its configuration, hand both to the supervisor."""
+"""`autoforward attach`: find the TARGET's container, read its configuration, and hand both to the supervisor."""
 
 from __future__ import annotations
 

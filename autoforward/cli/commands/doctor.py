@@ -1,4 +1,4 @@
-"""`autoforward doctor`: looks, has `autoforward.doctor` judge, and prints. Starts no supervisor, leaves nothing anywhere."""
+"""`autoforward doctor`: run the checks of `autoforward.doctor` and print the findings. Starts and leaves nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`events`: what was written, and what is being written."""
+"""`autoforward events`: print the logged PORT_EVENT lines, or follow new ones."""
 
 from __future__ import annotations
 

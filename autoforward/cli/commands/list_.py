@@ -1,4 +1,4 @@
-"""`autoforward list`: rows to look at, once or whenever they change. What the table looks like is in `table.py`."""
+"""`autoforward list`: print the rows, once or on every change. `table.py` lays the table out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`autoforward service`: what was done to the user's service manager, and what undoes it."""
+"""`autoforward service`: install, remove and show the service, and print what was done."""
 
 from __future__ import annotations
 

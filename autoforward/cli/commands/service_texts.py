@@ -1,4 +1,4 @@
-"""`autoforward service`: the commands; what they do is in `servicing.py`."""
+"""`autoforward service`: the commands' flags and help; the work is in `service.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `autoforward status` says to people: the supervisor, its engines and watches, and a table of its sessions.
+"""`autoforward status`: print the supervisor, its engines and watches, and a table of its sessions.
 
 `rich` lays the table out. `list` has a layout of its own, because it has to answer sooner than rich is loaded.
 """

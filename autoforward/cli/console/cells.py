@@ -1,4 +1,4 @@
-"""What stands in the cells of `list`: a row's values as short texts, and how wide a text is. Pure.
+"""The cells of `list`: a row's values as short texts, and the width of a text. Pure.
 
 Texts may come out of a container: what is no printable character is shown as one.
 """

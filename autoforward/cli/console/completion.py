@@ -1,4 +1,4 @@
-"""What the shells offer at TAB: ids, ports, targets, containers, contexts. Quick, and silent when something is not there.
+"""Shell completion of ids, ports, targets, containers and contexts. Quick, and silent on errors.
 
 Ids and targets come from the registry on disk: no supervisor is asked, and none is started. Only where a target may be a
 container that nothing is forwarded from yet, the engine is asked, and that only on a local socket.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in commands that stay: an exception, wherever they come, also just before a wait begins.
+"""Turn Ctrl-C and SIGTERM into an exception in commands that keep running, also just before a wait begins.
 
 Python hears a signal between two steps of its own. One that comes after the last of them and before the system call would
 be heard with the next message of the supervisor, which may be tomorrow: so waiting is done with `wait_readable`.

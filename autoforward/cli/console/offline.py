@@ -1,4 +1,4 @@
-"""Ending sessions of a supervisor that is not there any more: on disk, so that the next one does not restore them."""
+"""End sessions on disk while no supervisor runs, so that the next one does not restore them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people read, and the flags that commands share.
+"""Messages for people, and the flags that commands share.
 
 Rules: data goes to stdout, words for people to stderr. An error is `autoforward: error: …`, lower case, with names and
 numbers, and a `hint` where there is a way out. No traceback. Colour only on a terminal, and not with NO_COLOR.
@@ -156,7 +156,7 @@ def _lower_first(text: str) -> str:
 
 
 def completing(what: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
-    """A function of `completing.py`, which is imported when TAB is pressed."""
+    """A function of `completion.py`, which is imported when TAB is pressed."""
 
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from autoforward.cli.console import completion as functions

@@ -1,4 +1,4 @@
-"""A target as sessions know it: a folder by any of its paths or from below it, and what to say of one that no session has."""
+"""Turn a typed target into a session's name for it, and explain a target that no session has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person reads while something takes longer than a second: on a terminal only, a line now and then.
+"""Progress lines on a terminal while something takes longer than a second.
 
 Lines of their own, and no spinner: other programs write to the same terminal meanwhile (a devcontainer CLI that builds
 an image, or one that says nothing for minutes), and what they write must stay readable.

@@ -1,4 +1,4 @@
-"""Copying a URL: with the platform's tool, with tmux, or by asking the terminal (OSC 52).
+"""Copy a URL: with the platform's tool, with tmux, or by asking the terminal (OSC 52).
 
 The terminal is the only one that reaches the clipboard in front of the person over ssh; elsewhere a tool is surer,
 for many terminals refuse OSC 52 and none says so. tmux drops the sequence by default, and has a command of its own.

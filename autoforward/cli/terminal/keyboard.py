@@ -1,4 +1,4 @@
-"""What a terminal sends when keys are pressed: bytes to names. Sans-IO.
+"""Parse a terminal's input: bytes to names of keys. Sans-IO.
 
 Arrows come as escape sequences, in either of the two forms that terminals use. Sequences that mean nothing here are
 taken whole, so that their last letter is not taken for a key.

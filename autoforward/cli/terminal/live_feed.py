@@ -1,4 +1,4 @@
-"""What the supervisor says, for a loop that also listens to a person: nothing here waits for an answer.
+"""Non-blocking requests to the supervisor, for a loop that also reads keys.
 
 Rows are asked for when an event says that they have changed, and what moves in between at an even pace. A supervisor that
 goes is waited for; none is started, and none is kept alive.

@@ -1,4 +1,4 @@
-"""The screen of `list --watch`: what is known, and what is selected, to lines for a terminal of that size. Pure.
+"""The screen of `list --watch`: rows and selection to lines for a terminal of a given size. Pure.
 
     autoforward  3 ports: 2 active, 1 waiting  ↑ 1 kB/s  ↓ 34 MB/s
       LOCAL           TARGET  PORT  STATUS   UP/s  DOWN/s  TREND

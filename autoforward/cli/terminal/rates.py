@@ -1,4 +1,4 @@
-"""How fast bytes move: rows and a time to rates, and a history of them as a sparkline. Pure.
+"""Transfer rates: two looks at the rows to rates, and their history as a sparkline. Pure.
 
 Rows hold how much has been moved in all; two looks at them and the time in between make a rate.
 """

@@ -1,4 +1,4 @@
-"""A terminal that is drawn on: taken over, written only where it changed, and always given back as it was."""
+"""A full-screen terminal: only changed lines are written, and the terminal is always restored."""
 
 from __future__ import annotations
 

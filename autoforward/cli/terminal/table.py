@@ -1,4 +1,4 @@
-"""The table of `autoforward list`, for the width that there is: rows to text. Pure.
+"""The table of `autoforward list`: rows and a width to text. Pure.
 
 Where it does not fit, long cells are cut first, then whole columns go, what matters least first. An id is never cut: it
 is what other commands are given. No `rich` here: importing it would take longer than everything else that `list` does.

@@ -1,4 +1,4 @@
-"""Names of compose projects as people say them, and the nearest of the names that there are. Pure."""
+"""Names of compose projects as users type them, and the nearest existing name. Pure."""
 
 from __future__ import annotations
 

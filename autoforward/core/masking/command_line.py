@@ -1,7 +1,7 @@
 """Command lines as they may be shown: short, without control characters, without secrets. Pure.
 
 Masking errs on the side of hiding: a harmless value that stands after a key-like word is hidden too. What is hidden is in
-two tables: names (`names.py`) and shapes (`shapes.py`).
+two tables: names (`secret_names.py`) and shapes (`shapes.py`).
 """
 
 from __future__ import annotations

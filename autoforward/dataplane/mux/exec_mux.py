@@ -1,4 +1,4 @@
-"""The agent lane on the host: one exec stream, a channel per client connection (protocol: SPEC.md, "Agent").
+"""The agent lane on the host: one exec stream, a mux stream per client connection (protocol: SPEC.md, "Agent").
 
 Where the container's address can be reached, the first connection is the occasion to ask for a trunk, and what comes
 after it is opened there; the exec stream stays for what the agent says of itself, and for connections while there is no
@@ -62,7 +62,7 @@ AT_THE_PAUSE = b"paused??"
 
 
 class Mux(Multiplexer[ExecStream]):
-    """Events that are not about a channel go to `on_event`; `on_lost` is called once, unless it is closed.
+    """Events that are not about a stream go to `on_event`; `on_lost` is called once, unless it is closed.
 
     `on_unsure` asks whether the container is paused: the answer comes by `pause`, or, if it is not, not at all.
     """
@@ -138,7 +138,7 @@ class Mux(Multiplexer[ExecStream]):
             self.send(decoder.encode_ping(self._doubt))
 
     def join(self, relay: PatientOwner, transport: Transport, dials: Sequence[DialAddress]) -> bool:
-        """A channel for this relay, now or once it is sure that the agent lives; whether it is open. Only while `is_up`."""
+        """A stream for this relay, now or once it is sure that the agent lives; whether it is open. Only while `is_up`."""
         if self._doubt:
             self._waiting.append((relay, transport, dials))
             return False
@@ -154,7 +154,7 @@ class Mux(Multiplexer[ExecStream]):
                 self.join(relay, transport, dials)
 
     def open(self, relay: StreamOwner, transport: Transport, dials: Sequence[DialAddress]) -> MuxStream:
-        """A channel for this relay. Only while `is_up`."""
+        """A stream for this relay. Only while `is_up`."""
         trunk = self._trunks.get()
         number = self._last_number % frames.MAX_STREAM + 1
         while number in self._channels or self._trunks.has(number):
@@ -199,7 +199,7 @@ class Mux(Multiplexer[ExecStream]):
         self._ping()
 
     def retire(self) -> None:
-        """Say nothing more, and end once the last channel has: looked for with each ping."""
+        """Send nothing more, and end after the last stream has ended: checked with each ping."""
         self._on_event = self._on_lost = _say_nothing
         self._is_retired = True
 

@@ -93,7 +93,7 @@ class Multiplexer(Generic[S]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is no channel on it."""
+        """Whether it carries no stream."""
         return not self._channels
 
     def _lose(self, reason: str) -> None:
@@ -145,7 +145,7 @@ class Multiplexer(Generic[S]):
             self.send(payload)
 
     def queue_turn(self, channel: MuxStream) -> None:
-        """This channel has bytes that it may send, and waits for room."""
+        """This stream has bytes that it may send, and waits for room."""
         self._turns.append(channel)
         if not self._flush_due:
             self._flush_due = True

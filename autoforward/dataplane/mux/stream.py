@@ -1,6 +1,6 @@
 """One client connection on the agent's mux or trunk: its credit both ways, its place in the queue, its two ends.
 
-See `channel.Channel` for the contract towards the relay. All calls are made in the data plane's thread.
+See `far_end.FarEnd` for the contract towards the relay. All calls are made in the data plane's thread.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ MOVES = Transitions(
 
 
 class StreamOwner(Protocol):
-    """Who a channel belongs to: a `Relay`, or a UDP flow."""
+    """The owner of a stream: a `Relay`, or a UDP flow."""
 
     def data(self, chunk: bytes) -> None: ...
     def drained(self) -> None: ...
@@ -73,7 +73,7 @@ class StreamOwner(Protocol):
 
 @runtime_checkable
 class PatientOwner(StreamOwner, Protocol):
-    """One whose client waits: as long as none of its bytes are on their way, another channel does as well."""
+    """One whose client waits: as long as none of its bytes are on their way, another far end will do."""
 
     @property
     def is_over(self) -> bool: ...

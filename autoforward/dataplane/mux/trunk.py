@@ -1,7 +1,7 @@
 """The trunk: a TCP connection of our own to the agent that carries many streams, past the engine.
 
-It comes about as a direct connection does (`direct`): to the container's own address, with a token that the agent was
-told over the exec stream, and a proof from both sides. Then frames go both ways as on the exec stream, two processes
+It is opened as a direct connection is (`handshake`): to the container's own address, with a token that the agent got
+over the exec stream, and a proof from both sides. Then frames go both ways as on the exec stream, two processes
 less in each direction. Streams stay where they were opened. Opening is signed: who can change what is said on that
 network must not get connections to what listens in the container. When the trunk breaks, its connections are broken off,
 new ones go over the exec stream, and after a moment there is another.
@@ -51,7 +51,7 @@ class TrunkManager:
     """The trunk of one mux: asked for with the first connection, looked after with each ping, replaced when it broke."""
 
     number = 0
-    """In the gate's books: streams begin at 1."""
+    """In the connector's table: streams begin at 1."""
 
     def __init__(self, loop: Loop, mux: Opener, gate: DirectConnector) -> None:
         self._loop = loop
@@ -203,7 +203,7 @@ class Trunk(Multiplexer[socket.socket]):
         return self.is_idle and not self._out and not self._unanswered
 
     def open(self, number: int, relay: StreamOwner, payload: bytes, *, datagrams: bool) -> MuxStream | None:
-        """A channel here; None: what it takes to dial is too long to be signed, or the stream numbers began again at 1."""
+        """A stream here; None: what it takes to dial is too long to be signed, or the stream numbers began again at 1."""
         if len(payload) > MAX_SIGNED_PAYLOAD or number <= self._last_number:
             return None
         self._last_number = number

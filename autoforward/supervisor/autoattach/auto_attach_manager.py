@@ -1,4 +1,4 @@
-"""All watches, and who wants them. A watch is a claim of commands (`watch.py` has what it does).
+"""All watches of `autoforward watch`, and the commands that hold them (`auto_attach.py` does the work of one).
 
 It ends with the last of them; where that went without a word (it was killed, or the supervisor was), what only the watch
 wanted stays for `RETURN_S`, so that a service manager can start the next one.

@@ -1,4 +1,4 @@
-"""The agent of one session, as control sees it: put into the container, started, handed to the data plane, listened to."""
+"""The agent of one session in control: install it, start it, hand it to the data plane, take its events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Live configuration: a file that a session depends on is saved, and the session changes.
+"""Reload the configuration: when a file that a session depends on is saved, the session changes.
 
 One watcher for all sessions, on the folders (editors replace a file by renaming another), none while there is no session.
 It tells only that something happened: what counts is the files as they are then, against what was read last. No file is

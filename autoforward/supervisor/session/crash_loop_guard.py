@@ -1,4 +1,4 @@
-"""An agent that ends as soon as it has started, time after time: then the next lane has its turn. Pure; time is passed in."""
+"""Detect an agent that keeps ending right after its start; the next lane is then used. Pure; time is passed in."""
 
 from __future__ import annotations
 

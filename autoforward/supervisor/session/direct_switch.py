@@ -1,4 +1,4 @@
-"""The direct path of one session as control sees it: whether connections may go past the engine now, and why not."""
+"""The switch of one session's direct path: whether connections may go past the engine, and the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How one container is watched and its connections are carried: by the agent, else by a shell watcher and a tool.
+"""Choose how a container is watched and its connections carried: the agent, else a shell watcher and a relay tool.
 
 The lane is chosen again whenever a watch begins: what could not run before may have been installed. `connections` and
 `forwarder` are told of the choice; frames and losses go to the session's actor.

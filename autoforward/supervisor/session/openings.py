@@ -1,4 +1,4 @@
-"""Client connections of one session on their way into the container: streams for them, and an eye on their processes.
+"""Open client connections of one session: streams into the container, and a check on their processes.
 
 Opening a stream goes beside the session's own task, for connections must not wait for each other. While the container is
 out of reach new connections wait, for a bounded time.

@@ -2,7 +2,7 @@
 
 A session is an actor (`actor.py`): one task takes what comes in (frames, container events, commands) one after the other.
 Its phases are plain code: look at the container, wait until it runs, watch it until the watch is lost, again. Client
-connections go beside it (`connections.py`).
+connections go beside it (`openings.py`).
 """
 
 from __future__ import annotations

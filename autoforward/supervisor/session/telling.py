@@ -1,4 +1,4 @@
-"""What one session may have told of it: events, and lines of the log, within its budgets (`core.budget`)."""
+"""Bound a session's events and log lines by its budgets (`core.budget`)."""
 
 from __future__ import annotations
 
