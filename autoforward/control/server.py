@@ -1,28 +1,24 @@
 """The server of the control socket, through which commands reach the supervisor.
 
-One request a connection: a line of JSON with `op`. Answers are lines of JSON with `type`: any number of `progress`,
-`event` and `row`, then one `result` or `error` (with `exit_code`, `message`, `hint`), after which the supervisor closes.
-A foreground command keeps its connection open: its end is the end of what it asked for. Only processes of the same user
-are served: the socket lies in a folder of mode 0700, and the kernel is asked who is at the other end.
+One request a connection (`protocol.py` has the messages), after whose result or error the supervisor closes. A foreground
+command keeps its connection open: its end is the end of what it asked for. Only processes of the same user are served: the
+socket lies in a folder of mode 0700, and the kernel is asked who is at the other end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoforward.core.errors import AutoforwardError, ProtocolError, UsageError
+from autoforward.control.protocol import MAX_REQUEST_BYTES, READ_BYTES, Message, MessageDecoder, encode, error_message
+from autoforward.core.errors import AutoforwardError, UsageError
 from autoforward.net.peercred import Peer, peer_of
 
 log = logging.getLogger(__name__)
-
-MAX_LINE_BYTES = 1024 * 1024
-"""A request holds at most a configuration's ports, which never take a megabyte."""
 
 
 class Connection:
@@ -31,10 +27,11 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._decoder = MessageDecoder(MAX_REQUEST_BYTES, "the request")
 
     async def send(self, message: Mapping[str, Any]) -> None:
         try:
-            self._writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+            self._writer.write(encode(message))
             await self._writer.drain()
         except ConnectionError:
             log.debug("a command went away before it had its answer")
@@ -46,22 +43,16 @@ class Connection:
         """A PORT_EVENT line, without its newline."""
         await self.send({"type": "event", "line": line})
 
-    async def receive(self) -> dict[str, Any] | None:
-        """The next line that the command sends; None once it has gone. Raises ProtocolError."""
-        try:
-            line = await self._reader.readline()
-        except ConnectionError:
-            return None
-        except ValueError as error:
-            raise ProtocolError("the request is too long") from error
-        if not line.endswith(b"\n"):
-            return None
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ProtocolError("the request is not JSON") from error
-        if not isinstance(message, dict):
-            raise ProtocolError("the request is not an object")
+    async def receive(self) -> Message | None:
+        """The next message that the command sends; None once it has gone. Raises ProtocolError."""
+        while (message := self._decoder.next_message()) is None:
+            try:
+                data = await self._reader.read(READ_BYTES)
+            except ConnectionError:
+                return None
+            if not data:
+                return None
+            self._decoder.feed(data)
         return message
 
     async def aclose(self) -> None:
@@ -76,7 +67,7 @@ class Connection:
         return peer_of(self._writer.get_extra_info("socket"))
 
 
-Handler = Callable[[dict[str, Any], Connection], Awaitable[Mapping[str, Any]]]
+Handler = Callable[[Message, Connection], Awaitable[Mapping[str, Any]]]
 
 
 class ControlServer:
@@ -101,7 +92,7 @@ class ControlServer:
         if self._server is not None:
             self._server.close()
         self._path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._accept, str(self._path), limit=MAX_LINE_BYTES)
+        self._server = await asyncio.start_unix_server(self._accept, str(self._path))
         self._path.chmod(0o600)
 
     def stop_accepting(self) -> None:
@@ -153,11 +144,7 @@ class ControlServer:
             result = await handler(request, connection)
             await connection.send({"type": "result", **result})
         except AutoforwardError as error:
-            await connection.send(
-                {"type": "error", "exit_code": error.exit_code, "message": str(error), "hint": error.hint}
-            )
+            await connection.send(error_message(error))
         except (KeyError, TypeError, ValueError) as error:
             log.exception("a request could not be understood")
-            await connection.send(
-                {"type": "error", "exit_code": 1, "message": f"the request is malformed: {error!r}", "hint": None}
-            )
+            await connection.send(error_message(AutoforwardError(f"the request is malformed: {error!r}")))

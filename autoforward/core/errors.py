@@ -7,9 +7,6 @@ Exit codes are those of SPEC.md, "Exit codes".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 
 class AutoforwardError(Exception):
     """Something failed that the user has to know about (exit 1)."""
@@ -53,9 +50,3 @@ ERRORS_BY_EXIT_CODE: dict[int, type[AutoforwardError]] = {
     error.exit_code: error
     for error in (AutoforwardError, UsageError, EngineUnreachableError, TargetError, PortUnavailableError)
 }
-
-
-def reported(message: Mapping[str, Any]) -> AutoforwardError:
-    """What a message of type `error` of the control socket says, to be raised here."""
-    kind = ERRORS_BY_EXIT_CODE.get(message["exit_code"], AutoforwardError)
-    return kind(message["message"], hint=message["hint"])

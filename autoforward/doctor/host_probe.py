@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import resource
@@ -15,8 +14,9 @@ import subprocess
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
+from autoforward.control.protocol import READ_BYTES, Message, MessageDecoder, encode, is_result
 from autoforward.core.errors import AutoforwardError, UsageError
 from autoforward.devcontainers.cli import ENVIRONMENT_VARIABLE, find_cli
 from autoforward.doctor.host_checks import (
@@ -45,8 +45,6 @@ CLI_TIMEOUT_S = 20.0
 
 SUPERVISOR_TIMEOUT_S = 10.0
 """It waits up to 5 s for sessions that are being restored."""
-
-_MAX_ANSWER = 64 * 1024 * 1024
 
 
 def look_at_engine(docker_host: str | None, context: str | None) -> tuple[EngineLook, Engine | None]:
@@ -137,7 +135,7 @@ def look_at_supervisor(paths: StatePaths) -> SupervisorLook:
     try:
         result = _ask(paths, "status")
         rows = _ask(paths, "list") if result is not None else None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, AutoforwardError) as error:
         return SupervisorLook("silent", problem=_last_words(error))
     if result is None:
         return SupervisorLook("none", stored=_stored_sessions(paths))
@@ -150,21 +148,20 @@ def look_at_supervisor(paths: StatePaths) -> SupervisorLook:
     )
 
 
-def _ask(paths: StatePaths, op: str) -> dict[str, Any] | None:
+def _ask(paths: StatePaths, op: str) -> Message | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(SUPERVISOR_TIMEOUT_S)
         try:
             sock.connect(str(paths.supervisor_socket))
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             return None
-        sock.sendall(json.dumps({"op": op}).encode() + b"\n")
-        with sock.makefile("rb") as file:
-            while line := file.readline(_MAX_ANSWER):
-                message: dict[str, Any] = json.loads(line)
-                if message["type"] == "result":
+        sock.sendall(encode({"op": op}))
+        decoder = MessageDecoder()
+        while data := sock.recv(READ_BYTES):
+            decoder.feed(data)
+            while (message := decoder.next_message()) is not None:
+                if is_result(message):
                     return message
-                if message["type"] == "error":
-                    raise ValueError(message["message"])
     raise ValueError("it hung up")
 
 

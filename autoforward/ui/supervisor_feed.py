@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+from autoforward.control.protocol import READ_BYTES, Message, MessageDecoder, encode, is_result
 from autoforward.control.start import connect_to_supervisor
-from autoforward.core.errors import AutoforwardError, reported
+from autoforward.core.errors import AutoforwardError
 from autoforward.state.folder import StatePaths
 from autoforward.ui.page_state import Picture, picture_of
 
@@ -28,9 +28,6 @@ GAP_S = 0.1
 
 ANSWER_TIMEOUT_S = 20.0
 """`list` itself waits up to 5 s for sessions that are being restored."""
-
-MAX_ANSWER_BYTES = 32 * 1024 * 1024
-"""A line of the supervisor's, which is trusted: hundreds of sessions with hundreds of rows each."""
 
 
 class NoSupervisorError(AutoforwardError):
@@ -75,19 +72,19 @@ class Feed:
                 return self._picture
         return None
 
-    async def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    async def ask(self, request: Mapping[str, Any]) -> Message:
         """The result of one request. Raises NoSupervisorError, and AutoforwardError for what the supervisor reports."""
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S), self._request(request) as reader:
-                while line := await reader.readline():
-                    message: dict[str, Any] = json.loads(line)
-                    if message["type"] == "error":
-                        raise reported(message)
-                    if message["type"] == "result":
-                        return message
+                decoder = MessageDecoder()
+                while data := await reader.read(READ_BYTES):
+                    decoder.feed(data)
+                    while (message := decoder.next_message()) is not None:
+                        if is_result(message):
+                            return message
         except TimeoutError as error:
             raise AutoforwardError("the supervisor does not answer") from error
-        except (ConnectionError, ValueError) as error:
+        except ConnectionError as error:
             raise NoSupervisorError(f"cannot hear the supervisor: {error}") from error
         raise NoSupervisorError("the supervisor ended before it had answered")
 
@@ -96,9 +93,9 @@ class Feed:
         sock = await asyncio.to_thread(connect_to_supervisor, self._paths)
         if sock is None:
             raise NoSupervisorError("no supervisor is running", hint="`autoforward attach` starts one")
-        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=MAX_ANSWER_BYTES)
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
         try:
-            writer.write(json.dumps(request).encode() + b"\n")
+            writer.write(encode(request))
             await writer.drain()
             yield reader
         finally:
@@ -149,9 +146,9 @@ class Feed:
 
 
 async def _hear(reader: asyncio.StreamReader, news: asyncio.Event) -> None:
-    """Sets `news` with each line, and at the end."""
+    """Sets `news` when something comes, and at the end."""
     try:
-        while await reader.readline():
+        while await reader.read(READ_BYTES):
             news.set()
     finally:
         news.set()

@@ -162,7 +162,7 @@ LIMITS = {
     "characters of a line of the log, and of a line for people": "text.MAX_LINE",
     "lines of a traceback in the log: the first and the last": "MAX_TRACEBACK_LINES",
     "the path of the control socket": "MAX_SOCKET_PATH_BYTES",
-    "a request on the control socket": "server.MAX_LINE_BYTES",
+    "a request on the control socket": "protocol.MAX_REQUEST_BYTES",
     "time until the first `progress`": "requests.PATIENCE_S",
     "time after which a failed attempt is the answer to a command that waits": "SETTLED_AFTER_S",
     "time that `list` and `status` wait for sessions that are being restored": "RESTORE_WAIT_S",
@@ -290,7 +290,7 @@ REPEATED = {
     "Direct connections": ["MAX_DIRECT", "HANDSHAKE_TIMEOUT_S", "BULK_BYTES", "FIRST_REST_S", "MAX_REST_S"],
     "Trunk": ["SEEK_AGAIN_S", "UNANSWERED_S", "trunk.GRACE_S"],
     "Who shares the network": ["MAX_MEMBERS", "network_watch.PAUSE_S", "LONGEST_PAUSE_S"],
-    "Control socket": ["server.MAX_LINE_BYTES", "requests.PATIENCE_S", "RETURN_S", "DRAIN_S"],
+    "Control socket": ["protocol.MAX_REQUEST_BYTES", "requests.PATIENCE_S", "RETURN_S", "DRAIN_S"],
     "Page": [
         "http_server.MAX_CONNECTIONS",
         "http_server.MAX_STREAMS",

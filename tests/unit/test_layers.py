@@ -97,6 +97,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     },
     "doctor": {
         "config": "a record like that of a session",
+        "control": "the control socket's messages",
         "detection": "what listens",
         "devcontainers": "whether a CLI is there",
         "engine": "endpoints, containers, networks",
@@ -297,6 +298,7 @@ def test_decisions_and_parsers_do_no_io_and_know_no_clock() -> None:
         "core.settings",
         "core.setting_values",
         "devcontainers.port_attributes",
+        "control.protocol",
         "detection.proc_net",
         "lanes.watcher_protocol",
         "lanes.probe",

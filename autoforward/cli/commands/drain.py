@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.interrupt import Interrupted
+from autoforward.control.protocol import Message
 from autoforward.core.errors import AutoforwardError
 
 
-def drain(open_call: supervisor_client.Call, take: Callable[[supervisor_client.Message], None]) -> None:
+def drain(open_call: supervisor_client.Call, take: Callable[[Message], None]) -> None:
     """Give the claim up; `take` gets what is still said. Within `interruptible`: another Ctrl-C cuts."""
     try:
         output.say("Ending; open connections may finish (Ctrl-C again to cut them)")

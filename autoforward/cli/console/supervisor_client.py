@@ -14,13 +14,10 @@ from typing import Any
 
 from autoforward import __version__
 from autoforward.cli.console.interrupt import wait_readable
+from autoforward.control.protocol import READ_BYTES, Message, MessageDecoder, encode, is_result
 from autoforward.control.start import connect_to_supervisor, ensure_supervisor, log_end, way_out
-from autoforward.core.errors import AutoforwardError, reported
+from autoforward.core.errors import AutoforwardError
 from autoforward.state.folder import StatePaths
-
-Message = dict[str, Any]
-
-RECEIVED_AT_ONCE = 262_144
 
 NO_ANSWER_S = 20.0
 """A supervisor that is starting, or ending, does not answer; not for longer than this."""
@@ -65,26 +62,23 @@ class Call:
     def send(self, message: Mapping[str, Any]) -> None:
         """Raises SupervisorGoneError."""
         try:
-            self._sock.sendall(json.dumps(message).encode() + b"\n")
+            self._sock.sendall(encode(message))
         except OSError as error:
             raise SupervisorGoneError(f"the supervisor hung up: {error.strerror}") from error
 
     def __iter__(self) -> Iterator[Message]:
         """Messages of type `progress`, `event`, `row`, `bound`; ends with the result. Raises what the supervisor reports."""
         while True:
-            line = self._read_line()
-            if not line and self._begin_again():
+            message = self._decoder.next_message()
+            if message is None:
+                if not self._receive():
+                    raise self._gone()
                 continue
-            if not line.endswith(b"\n"):
-                raise self._gone()
-            self._again, self._heard = None, True
-            message = json.loads(line)
+            self._heard = True
             if message.get("warning") not in (None, self._warned):
                 self._warned = message["warning"]
                 _warn(self._warned)
-            if message["type"] == "error":
-                raise reported(message)
-            if message["type"] == "result":
+            if is_result(message):
                 self.result = message
                 return
             yield message
@@ -98,7 +92,7 @@ class Call:
 
     def _begin(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._received = bytearray()
+        self._decoder = MessageDecoder()
         # Should the supervisor hang up on the request: why, or that it has gone, is there to be read.
         with contextlib.suppress(SupervisorGoneError):
             self.send(self._request)
@@ -112,24 +106,20 @@ class Call:
         self._begin(sock)
         return True
 
-    def _read_line(self) -> bytes:
-        """With its newline; without one at the end. What has come of a line stays when a signal interrupts the wait."""
-        searched = 0
-        while (end := self._received.find(b"\n", searched)) < 0:
-            searched = len(self._received)
-            wait_readable(self._sock)
-            try:
-                data = self._sock.recv(RECEIVED_AT_ONCE)
-            except ConnectionError:
-                data = b""
-            except OSError as error:
-                raise AutoforwardError(f"cannot hear the supervisor: {error.strerror}") from error
-            if not data:
-                return bytes(self._received)
-            self._received += data
-        line = bytes(self._received[: end + 1])
-        del self._received[: end + 1]
-        return line
+    def _receive(self) -> bool:
+        """Whether more can come. What has come of a line stays when a signal interrupts the wait."""
+        wait_readable(self._sock)
+        try:
+            data = self._sock.recv(READ_BYTES)
+        except ConnectionError:
+            data = b""
+        except OSError as error:
+            raise AutoforwardError(f"cannot hear the supervisor: {error.strerror}") from error
+        if not data:
+            return self._begin_again()
+        self._again = None
+        self._decoder.feed(data)
+        return True
 
 
 def call(

@@ -7,15 +7,15 @@ goes is waited for; none is started, and none is kept alive.
 from __future__ import annotations
 
 import contextlib
-import json
 import selectors
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from autoforward.cli.console.cells import Row
+from autoforward.control.protocol import READ_BYTES, MessageDecoder, encode
 from autoforward.control.start import connect_to_supervisor
-from autoforward.core.errors import AutoforwardError
+from autoforward.core.errors import AutoforwardError, ProtocolError
 from autoforward.state.folder import StatePaths
 
 INTERVAL_S = 1.0
@@ -46,10 +46,10 @@ class Asked:
     ) -> None:
         self._selector, self._sock = selector, sock
         self._on_message, self._on_end = on_message, on_end
-        self._received = bytearray()
+        self._decoder = MessageDecoder()
         self._closed = False
         try:
-            sock.sendall(json.dumps(request).encode() + b"\n")
+            sock.sendall(encode(request))
         except OSError:
             pass  # that it has gone is there to be read
         sock.setblocking(False)
@@ -64,17 +64,17 @@ class Asked:
 
     def _read(self) -> None:
         try:
-            data = self._sock.recv(262_144)
+            data = self._sock.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        self._received += data
-        if b"\n" in data:
-            *lines, rest = bytes(self._received).split(b"\n")
-            self._received = bytearray(rest)
-            for line in lines:
-                self._on_message(json.loads(line))
+        self._decoder.feed(data)
+        try:
+            while (message := self._decoder.next_message()) is not None:
+                self._on_message(message)
+        except ProtocolError:
+            data = b""  # what speaks there is no supervisor of this program
         if not data and not self._closed:
             self.close()
             self._on_end()
