@@ -1,4 +1,7 @@
-"""Find and read the settings files; errors name the file, line and key."""
+"""Find and read the settings files (config.toml, .autoforward.toml, --settings); errors name the file, line and key.
+
+`resolve.read_sources` asks for them; `foreign/reader.py` opens them.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from tests.fuzz.targets import TARGETS
 @pytest.mark.parametrize("name", TARGETS)
 def test_kept_inputs(name: str) -> None:
     inputs = [path.read_bytes() for folder in corpora(name) for path in sorted(folder.iterdir())]
-    assert len(inputs) >= 4
+    assert inputs, "its corpus is empty"
     for data in inputs:
         TARGETS[name](data)
 
@@ -33,7 +33,7 @@ def test_kept_inputs(name: str) -> None:
 def test_kept_inputs_of_programs_in_c(name: str, tmp_path: Path) -> None:
     """Each once; a change of the agent that breaks a law, or after which the program is not built any more, shows here."""
     files = files_of(corpora(name))
-    assert len(files) >= 4
+    assert files, "its corpus is empty"
     done = subprocess.run(
         [build(C_PROGRAMS[name]), "--once", *files], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )

@@ -35,10 +35,9 @@ def test_a_block_is_run_or_says_why_not(page: str) -> None:
     assert all(re.fullmatch(rf" {NOT_RUN}: \S.*", mark) for mark in marks)
 
 
-def test_many_blocks_are_run() -> None:
-    run = [block for block in ALL_BLOCKS if block.is_run]
-    assert {block.page for block in run} >= {"how-it-works.md", "recipes.md", "troubleshooting.md"}
-    assert len(run) >= 10
+def test_blocks_of_the_pages_with_commands_are_run() -> None:
+    run = {block.page for block in ALL_BLOCKS if block.is_run}
+    assert run >= {"how-it-works.md", "recipes.md", "troubleshooting.md"}
 
 
 def test_every_document_uses_known_languages() -> None:
