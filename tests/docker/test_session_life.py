@@ -94,8 +94,7 @@ def test_container_removed_and_built_anew(container: ContainerFactory, run: Runn
         eventually(lambda: row_of(run, server.port)["status"] == "reconnecting")
         expected = f"{old.name} was removed: the dev container of {folder} is waited for"
         eventually(lambda: row_of(run, server.port)["reason"] == expected)
-        [session] = registry(home)["sessions"]
-        assert session["removed"] is not None
+        eventually(lambda: [one["removed"] is not None for one in registry(home)["sessions"]] == [True])
         # What only has the name, or another folder, is not the next one.
         container(labels=dev_container_labels(new_folder()), name=old.name)
 
