@@ -152,7 +152,10 @@ def test_one_watcher_for_all_sessions_and_none_without(tmp_path: Path, monkeypat
         await scene.sessions[1].wait_max_ports(3)
         save(one, "maxPorts = 4")
         await scene.sessions[0].wait_max_ports(4)
-        assert CountedChanges.watched and all(folders == {str(tmp_path)} for folders in CountedChanges.watched)
+        async with asyncio.timeout(20):
+            while not CountedChanges.watched:  # noqa: ASYNC110  # the sessions may have been brought up to date before it stands
+                await asyncio.sleep(0.01)
+        assert all(folders == {str(tmp_path)} for folders in CountedChanges.watched)
         assert CountedChanges.standing <= 1
         scene.sessions = []
         scene.live.refresh()
