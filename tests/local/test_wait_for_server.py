@@ -107,10 +107,17 @@ async def test_no_more_wait_than_the_limit_and_those_that_break_off_make_room(
             await received(third)
         second.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         second.close()  # with a reset; one that only closes may have said all that it wants to
-        with contextlib.closing(await waiting_client(host_port)):
-            first.sendall(b"early")
+        with contextlib.closing(await waiting_client(host_port)) as fourth:
+            clients = (first, fourth)
+            for client in clients:
+                client.sendall(b"early")
             watcher.listen(port)
-            await carried(one, first)
+            for number in (1, 2):  # in whichever order the engine starts them
+                relay = await one.engine.relay(number)
+                relay.say(OPENED, stream=2)
+                assert await asyncio.to_thread(relay.read) == b"early"
+                relay.say(b"late")
+            assert [await received(client) for client in clients] == [b"late", b"late"]
 
 
 @closing
