@@ -89,5 +89,5 @@ def test_app_ports_a_feature_s_ports_and_ranges_that_ignore_the_rest(
     }
     assert found[declared]["label"] == "web"
     for port in (app, of_feature):
-        assert row_of(run, port)["status"] == "active"
+        assert row_of(run, port, status="active")
         assert fetch(f"http://localhost:{found[port]['localPort']}") == f"{port}\n"
