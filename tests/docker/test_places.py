@@ -43,7 +43,7 @@ def test_a_workspace_behind_a_link_by_either_path_and_from_below(
     run("autoforward", "attach", str(real), check=0)
     done = run("devdown", "--workspace-folder", str(real / "src"), "--timeout", "0")
     assert (done.returncode, f"{real} has" in done.stderr) == (2, True)
-    assert row_of(run, port)["status"] == "active"
+    assert row_of(run, port, status="active")
     run("devdown", "--workspace-folder", str(real), "--timeout", "0", check=0)
     app.raw.reload()
     assert app.raw.status == "exited"
@@ -61,7 +61,7 @@ def test_a_project_by_its_folder_and_names_like_it(container: ContainerFactory, 
     done = run("autoforward", "attach", f"{name}/*", check=0)
     assert f"{name} is compose project {name}_devcontainer of {folder}" in done.stderr
     for target in (f"{name}/*", f"{name}/db", f"{name}_devcontainer/db", str(folder)):
-        assert row_of(run, port, target)["status"] == "active", target
+        assert row_of(run, port, target, status="active"), target
     assert rows(run, f"{name}/api") == [], "a place that is known, without a port"
     wrong = f"{name}/dv"
     for command in (("attach",), ("forward",), ("list",), ("stop",), ("logs",)):

@@ -173,7 +173,7 @@ def test_new_container_takes_over_the_sockets_of_the_old_one(
     old.remove()
     assert fetch(after["url"]) == "new\n", "the old one's end is nothing to the session any more"
     eventually(lambda: old.id not in run("docker", "ps", "-q", "--no-trunc").stdout)
-    assert row_of(run, server.port)["status"] == "active"
+    assert row_of(run, server.port, status="active")
 
 
 def test_restart_of_a_container_that_is_its_server(container: ContainerFactory, run: Runner, home: Path) -> None:

@@ -44,7 +44,7 @@ def test_declared_port_refuses_until_its_server_is_up_and_again_when_it_stops(
         server = app.start_server(port=port, text=text)
         since = wait_event(home, "forwarded", port, since=since)["seq"]
         assert fetch(f"http://localhost:{port}/") == f"{text}\n"
-        assert row_of(run, port)["status"] == "active"
+        assert row_of(run, port, status="active")
         server.stop()
         since = wait_event(home, "waiting", port, since=since)["seq"]
         assert is_refused("127.0.0.1", port)
