@@ -61,6 +61,13 @@ class MessageDecoder:
             raise ProtocolError(f"{self._what} is not an object")
         return message
 
+    def next_result(self) -> Message | None:
+        """The next message that is a result, without those before it; None: more bytes are needed. Raises as `is_result` does."""
+        while (message := self.next_message()) is not None:
+            if is_result(message):
+                return message
+        return None
+
 
 def encode(message: Mapping[str, Any]) -> bytes:
     """One line, with its newline."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
-from autoforward.control.protocol import READ_BYTES, Message, MessageDecoder, encode, is_result
+from autoforward.control.protocol import READ_BYTES, Message, MessageDecoder, encode
 from autoforward.core.errors import AutoforwardError, UsageError
 from autoforward.devcontainers.cli import ENVIRONMENT_VARIABLE, find_cli
 from autoforward.doctor.host_checks import (
@@ -159,9 +159,8 @@ def _ask(paths: StatePaths, op: str) -> Message | None:
         decoder = MessageDecoder()
         while data := sock.recv(READ_BYTES):
             decoder.feed(data)
-            while (message := decoder.next_message()) is not None:
-                if is_result(message):
-                    return message
+            if (result := decoder.next_result()) is not None:
+                return result
     raise ValueError("it hung up")
 
 

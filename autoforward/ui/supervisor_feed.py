@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from autoforward.control.protocol import READ_BYTES, Message, MessageDecoder, encode, is_result
+from autoforward.control.protocol import READ_BYTES, Message, MessageDecoder, encode
 from autoforward.control.start import connect_to_supervisor
 from autoforward.core.errors import AutoforwardError
 from autoforward.state.folder import StatePaths
@@ -79,9 +79,8 @@ class Feed:
                 decoder = MessageDecoder()
                 while data := await reader.read(READ_BYTES):
                     decoder.feed(data)
-                    while (message := decoder.next_message()) is not None:
-                        if is_result(message):
-                            return message
+                    if (result := decoder.next_result()) is not None:
+                        return result
         except TimeoutError as error:
             raise AutoforwardError("the supervisor does not answer") from error
         except ConnectionError as error:

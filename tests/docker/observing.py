@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from autoforward.control.protocol import READ_BYTES, MessageDecoder, encode
 from autoforward.control.start import connect_to_supervisor
+from autoforward.core.errors import AutoforwardError
 from autoforward.state.folder import StatePaths
 from tests.conftest import Runner, command_env, script
 from tests.containers import event_lines, eventually
@@ -57,12 +59,15 @@ def _answer(run: Runner, request: Row) -> Row | None:
         return None
     with sock, contextlib.suppress(ConnectionError):
         sock.settimeout(60)
-        sock.sendall(json.dumps(request).encode() + b"\n")
-        with sock.makefile("rb") as lines:
-            for message in map(json.loads, lines):
-                assert message["type"] != "error", f"{request}: {message}"
-                if message["type"] == "result":
-                    return dict(message)
+        sock.sendall(encode(request))
+        decoder = MessageDecoder()
+        while data := sock.recv(READ_BYTES):
+            decoder.feed(data)
+            try:
+                if (result := decoder.next_result()) is not None:
+                    return result
+            except AutoforwardError as error:
+                raise AssertionError(f"{request}: {error}") from error
     return None
 
 
