@@ -20,7 +20,7 @@ from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.places import stored
 from autoforward.cli.console.printing import ask, is_answered
 from autoforward.cli.console.progress import working
-from autoforward.config.session_record import parse_endpoint
+from autoforward.config.session_record import parse_endpoint, restorable
 from autoforward.core.errors import EngineUnreachableError, TargetError, UsageError
 from autoforward.core.identity.labels import LABEL_LOCAL_FOLDER, LABEL_METADATA
 from autoforward.core.model import ContainerInfo, EngineEndpoint
@@ -136,12 +136,11 @@ def take_down_all(request: DevdownRequest) -> None:
 
 def _removed_containers(endpoint: EngineEndpoint) -> list[str]:
     """Ids of removed dev containers whose sessions wait for the next one."""
-    found = []
-    for row in stored("sessions"):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if row.get("removed") and row.get("workspace") and parse_endpoint(row["engine"]).key == endpoint.key:
-                found.append(str(row["container_id"]))
-    return found
+    return [
+        record.container_id
+        for record in restorable(stored("sessions"))
+        if record.removed and record.workspace_folder and record.endpoint.key == endpoint.key
+    ]
 
 
 def _take_down(engine: Engine, unit: Unit, request: DevdownRequest) -> None:
