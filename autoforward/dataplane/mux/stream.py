@@ -316,7 +316,7 @@ class MuxStream:
             far.close()
             return
         self._far = far
-        self._move = MOVES.to(self._move, Move.CONNECTED)
+        self._advance(Move.CONNECTED)
         self._relay.hold_client()
         if not self._queue:
             self._say_move()
@@ -326,24 +326,27 @@ class MuxStream:
         far, self._far = self._far, None
         if self._move is not Move.SENT or far is None:
             raise ProtocolError("the agent moved a stream that was not to move")
-        self._move = MOVES.to(self._move, Move.DONE)
+        self._advance(Move.DONE)
         self._received = WINDOW_BYTES  # not a byte more of it on the mux
         if isinstance(self._relay, MovableOwner):
             self._relay.moved(far)
 
+    def _advance(self, move: Move) -> None:
+        self._move = MOVES.to(self._move, move)
+
     def _is_bulk(self) -> None:
         may_ask = self._move is Move.NOT_ASKED and not self._datagrams
         if may_ask and self._mux.direct is not None and self._mux.direct.want(self):
-            self._move = MOVES.to(self._move, Move.ASKED)
+            self._advance(Move.ASKED)
 
     def _say_move(self) -> None:
         if self._move is Move.CONNECTED:
-            self._move = MOVES.to(self._move, Move.SENT)
+            self._advance(Move.SENT)
             self._mux.send(decoder.encode_move(self.number))
 
     def _let_direct_go(self) -> None:
         asked = self._move not in (Move.NOT_ASKED, Move.OVER)
-        self._move = MOVES.to(self._move, Move.OVER)
+        self._advance(Move.OVER)
         if asked and self._mux.direct is not None:
             self._mux.direct.release(self)
         far, self._far = self._far, None
