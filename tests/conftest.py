@@ -17,6 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -335,21 +336,6 @@ def home() -> Iterator[Path]:
         yield folder
 
 
-class Runner(Protocol):
-    home: Path
-
-    def __call__(
-        self,
-        *argv: str,
-        env: Mapping[str, str | None] | None = None,
-        timeout_s: float = 60.0,
-        cwd: Path | None = None,
-        check: int | None = None,
-        input: str | None = None,
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a console script to its end; `check` is the exit status it must have. In `env` None takes a name away."""
-
-
 def script(name: str) -> str:
     """The path of a console script beside this Python, else the name as it is."""
     beside = Path(sys.executable).with_name(name)
@@ -376,10 +362,15 @@ def command_env(home: Path, env: Mapping[str, str | None] | None = None) -> dict
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def runner(home: Path, always: Mapping[str, str | None] | None = None) -> Runner:
+@dataclass(frozen=True)
+class Runner:
     """Runs `autoforward`, `devup`, `devdown` (or anything) with that home, no terminal, and `always` in the environment."""
 
-    def run_it(
+    home: Path
+    always: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __call__(
+        self,
         *argv: str,
         env: Mapping[str, str | None] | None = None,
         timeout_s: float = 60.0,
@@ -387,10 +378,11 @@ def runner(home: Path, always: Mapping[str, str | None] | None = None) -> Runner
         check: int | None = None,
         input: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
+        """Run a console script to its end; `check` is the exit status it must have. In `env` None takes a name away."""
         source = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
         done = subprocess.run(
             [script(argv[0]), *argv[1:]],
-            env=command_env(home, {**(always or {}), **(env or {})}),
+            env=command_env(self.home, {**self.always, **(env or {})}),
             cwd=cwd,
             capture_output=True,
             text=True,
@@ -402,14 +394,11 @@ def runner(home: Path, always: Mapping[str, str | None] | None = None) -> Runner
             assert done.returncode == check, f"{argv}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
-    run_it.home = home  # type: ignore[attr-defined]
-    return run_it  # type: ignore[return-value]
-
 
 @pytest.fixture
 def run(home: Path) -> Runner:
     """Runs the product's commands (or anything) with the test's home and no terminal."""
-    return runner(home)
+    return Runner(home)
 
 
 # -- compose (pytest-docker) ---------------------------------------------------------------------

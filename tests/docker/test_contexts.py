@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ContainerFactory, Runner, runner, supervisor_of
+from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import Container, eventually, fetch
 from tests.docker.observing import row_of
 from tests.engines.ways import NO_ENGINE_NAMED
@@ -28,7 +28,7 @@ def docker_config(tmp_path: Path) -> Mapping[str, str | None]:
 @pytest.fixture
 def docker_command(docker_config: Mapping[str, str | None], home: Path) -> Docker:
     """The docker command, for its contexts."""
-    run = runner(home, docker_config)
+    run = Runner(home, docker_config)
     return lambda *argv: run("docker", *argv, check=0).stdout
 
 
@@ -38,7 +38,7 @@ def shell(docker_config: Mapping[str, str | None], docker_command: Docker, home:
     for name, host in (("here", HERE), ("away", AWAY)):
         docker_command("context", "create", name, "--docker", f"host={host}")
     docker_command("context", "use", "here")
-    return runner(home, docker_config)
+    return Runner(home, docker_config)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.conformance import (  # the tests too: they run here over every way
     test_server_that_speaks_and_closes_first_ends_the_relay,
     test_sixty_four_mebibytes_each_way,
 )
-from tests.conftest import Runner, home_folder, runner, supervisor_of
+from tests.conftest import Runner, home_folder, supervisor_of
 from tests.containers import eventually
 from tests.docker.observing import status_json
 from tests.engines.ways import WAYS, Reached
@@ -52,7 +52,7 @@ def engine_home(reached: Reached) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def engine_run(reached: Reached, engine_home: Path) -> Runner:
-    return runner(engine_home, reached.env)
+    return Runner(engine_home, reached.env)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tests.conformance import (  # the tests too: they run here over every lane
     test_server_that_speaks_and_closes_first_ends_the_relay,
     test_sixty_four_mebibytes_each_way,
 )
-from tests.conftest import SETTING_VARIABLES, home_folder, runner
+from tests.conftest import SETTING_VARIABLES, Runner, home_folder
 from tests.containers import eventually, fetch
 from tests.engines.reached import Reached
 from tests.images.recipes import ARM64
@@ -52,7 +52,7 @@ def attached(
         request.getfixturevalue("arm64")
     default = Reached("default", "", {}, engine, images)
     with home_folder() as home, default.containers() as container:
-        yield Attached(request.param, container, runner(home, dict.fromkeys(SETTING_VARIABLES)))
+        yield Attached(request.param, container, Runner(home, dict.fromkeys(SETTING_VARIABLES)))
 
 
 def test_ipv6_servers(attached: Attached) -> None:

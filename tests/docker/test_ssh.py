@@ -16,7 +16,7 @@ import pytest
 from autoforward.core.model import EngineEndpoint
 from autoforward.engine.ssh import SshTransport
 from tests.conformance import IPV6_ON, dial
-from tests.conftest import Runner, runner, supervisor_of
+from tests.conftest import Runner, supervisor_of
 from tests.containers import Container, Server, eventually
 from tests.docker.observing import logged, rows, status_json, wait_event
 from tests.engines.sshd import Sshd
@@ -50,7 +50,7 @@ def echo(box: Container) -> Server:
 
 @pytest.fixture
 def ssh_run(reached: Reached, home: Path) -> Runner:
-    return runner(home, reached.env)
+    return Runner(home, reached.env)
 
 
 def session(run: Runner) -> dict[str, Any]:
@@ -174,13 +174,13 @@ def test_a_killed_supervisor_is_followed_by_one_that_logs_in_with_the_same_agent
     reached: Reached, sshd: Sshd, box: Container, echo: Server, home: Path
 ) -> None:
     """The next command's shell may have another engine and no agent at all: the session has its own."""
-    runner(home, reached.env)("autoforward", "attach", box.name, check=0)
-    host_port = port_of(runner(home, reached.env), echo)
+    Runner(home, reached.env)("autoforward", "attach", box.name, check=0)
+    host_port = port_of(Runner(home, reached.env), echo)
     supervisor = supervisor_of(home)
     assert supervisor is not None
     supervisor.kill()
     supervisor.wait(10)
-    elsewhere = runner(home, {**reached.env, "DOCKER_HOST": "unix:///nonexistent/other.sock", "SSH_AUTH_SOCK": None})
+    elsewhere = Runner(home, {**reached.env, "DOCKER_HOST": "unix:///nonexistent/other.sock", "SSH_AUTH_SOCK": None})
     assert port_of(elsewhere, echo) == host_port
     assert session(elsewhere)["engine"] == sshd.host
     assert asks(host_port, b"restored") == b"restored"

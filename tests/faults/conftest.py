@@ -9,7 +9,7 @@ from typing import Any
 import docker
 import pytest
 
-from tests.conftest import SETTING_VARIABLES, ContainerFactory, Runner, home_folder, runner
+from tests.conftest import SETTING_VARIABLES, ContainerFactory, Runner, home_folder
 from tests.containers import LABEL, Container, run_id
 from tests.docker.observing import free_port, row_of
 from tests.faults.neighbour import Neighbour, Reference, p99_s, warm_up
@@ -56,7 +56,7 @@ def fault(request: pytest.FixtureRequest) -> Callable[[str], Fault]:
 def reference(engine: docker.DockerClient, images: Mapping[str, str]) -> Iterator[Reference]:
     """What neighbours are measured against: one for all tests of a file, for nothing happens to it."""
     with home_folder() as home:
-        run = runner(home, dict.fromkeys(SETTING_VARIABLES))
+        run = Runner(home, dict.fromkeys(SETTING_VARIABLES))
         raw = engine.containers.run(images["full"], ["sleep", "infinity"], detach=True, labels={LABEL: run_id()})
         app = Container(engine, raw, "full")
         try:
