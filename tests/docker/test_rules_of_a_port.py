@@ -128,6 +128,7 @@ def test_a_required_local_port_that_is_taken_fails_with_its_owner(
         assert f"host port {port} is in use by " in foreground.stderr
     # It is tried again, and nothing else is ever bound.
     assert row_of(run, port, status="active", timeout_s=30)["localPort"] == port
+    assert wait_event(home, "forwarded", port)["localPort"] == port
     assert {event["localPort"] for event in logged(home, port)} == {None, port}
 
 

@@ -29,11 +29,19 @@ def kill_9(process: psutil.Process) -> None:
         os.close(pidfd)
 
 
+ENGINE_CONNECTIONS = 20
+"""Idle ones that the client of the engine keeps: how many it has opened depends on what other containers do meanwhile."""
+
+
 def descriptors(process: psutil.Process) -> int:
-    """How many it holds. The one inotify that watches configuration files is not counted, a second one would be: it is closed
-    and opened at each look at the files, and so may be missing for a moment at any time."""
+    """How many it holds, without what comes and goes by itself: idle connections to the engine and one inotify.
+
+    The inotify that watches configuration files is closed and opened at each read of them; a second one is counted.
+    """
     links = []
     for path in Path(f"/proc/{process.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             links.append(str(path.readlink()))
-    return len(links) - min(1, links.count("anon_inode:inotify"))
+    rows = Path(f"/proc/{process.pid}/net/unix").read_text().splitlines()[1:]
+    unix = {f"socket:[{row.split()[6]}]" for row in rows}.intersection(links)
+    return len(links) - min(1, links.count("anon_inode:inotify")) - min(ENGINE_CONNECTIONS, len(unix))
