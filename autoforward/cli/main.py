@@ -239,10 +239,10 @@ def ui(port: int | None, no_open: bool) -> int:
 )
 def events(follow: bool, since: int | None, target: str | None) -> int:
     """Print PORT_EVENT lines: those in the log, or with --follow as they happen."""
-    from autoforward.cli.commands.events import follow_for_ever, print_logged
+    from autoforward.cli.commands.events import follow_forever, print_logged
 
     if follow:
-        return follow_for_ever(since, target)
+        return follow_forever(since, target)
     return print_logged(since or 0, target)
 
 

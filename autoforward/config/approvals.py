@@ -20,7 +20,7 @@ from autoforward.net.bound_pair import lowest_bindable_port
 from autoforward.state.document import format_time
 from autoforward.state.folder import StatePaths
 from autoforward.state.locks import locked, replace_file
-from autoforward.trust.widening import Request, Word
+from autoforward.trust.widening import Consent, Request
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All that is remembered of one workspace. `openings` as in `Word`; None: it was not attached to yet."""
+    """All that is remembered of one workspace. `openings` as in `Consent`; None: it was not attached to yet."""
 
     answers: tuple[Answer, ...] = ()
     openings: frozenset[str] | None = None
@@ -119,17 +119,17 @@ class Approvals:
             self._last = last = signature, self._parse(self._read())
         return last[1]
 
-    def word_of(self, record: SessionRecord, *, attaching: bool = False) -> Word:
-        """As `word`, of a record's workspace; nothing is approved where that is not known."""
+    def consent_of(self, record: SessionRecord, *, attaching: bool = False) -> Consent:
+        """As `consent`, of a record's workspace; nothing is approved where that is not known."""
         (workspace,) = workspaces_of([record])
         if workspace is None:
-            return Word(openings=None if attaching else frozenset(), lowest_port=lowest_bindable_port() or 1)
-        return self.word(workspace, attaching=attaching)
+            return Consent(openings=None if attaching else frozenset(), lowest_port=lowest_bindable_port() or 1)
+        return self.consent(workspace, attaching=attaching)
 
-    def word(self, workspace: Workspace, *, attaching: bool = False) -> Word:
+    def consent(self, workspace: Workspace, *, attaching: bool = False) -> Consent:
         """What counts of this workspace. `attaching`: the user does so now, with what would open a browser."""
         known = self.all().get(workspace, Answers())
-        return Word(
+        return Consent(
             approved=frozenset(one.digest for one in known.answers if one.approved),
             refused=frozenset(one.digest for one in known.answers if not one.approved),
             openings=None if attaching else known.openings,

@@ -25,7 +25,7 @@ from autoforward.config.session_record import (
 from autoforward.core.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.core.settings import NO_SETTINGS, Settings, parse_settings
 from autoforward.devcontainers.configuration import config_file_of, of_itself, usual_config_files
-from autoforward.trust.widening import NO_WORD, Word
+from autoforward.trust.widening import NO_CONSENT, Consent
 from autoforward.trust.workspace_folders import place_of
 from autoforward.trust.writers import NO_WRITERS, Writers
 
@@ -195,13 +195,13 @@ def record_for(
     caller: CommandContext,
     *,
     metadata: Metadata | None = None,
-    word_of: Callable[[SessionRecord], Word] = lambda _record: NO_WORD,
+    consent_of: Callable[[SessionRecord], Consent] = lambda _record: NO_CONSENT,
     writers: Writers = NO_WRITERS,
     **how: Any,
 ) -> tuple[SessionRecord, tuple[str, ...]]:
     """What the supervisor is asked for, and warnings; `how` as of `bare_record`. Raises UsageError for bad files.
 
-    `metadata` is given where it is known better than from the container's label. `word_of` gives what the user has said of
+    `metadata` is given where it is known better than from the container's label. `consent_of` gives what the user has said of
     the record's workspace, `writers` are those of other sessions.
     """
     metadata = metadata or metadata_of(info)
@@ -210,7 +210,7 @@ def record_for(
         record.sources,
         caller.variables,
         accept_links=caller.links is None,
-        word=word_of(record),
+        consent=consent_of(record),
         writers=writers,
     )
     record = replace(record, sources=replace(record.sources, links=contents.links))

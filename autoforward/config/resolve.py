@@ -45,7 +45,7 @@ from autoforward.foreign.reader import ANYWHERE, Document
 from autoforward.trust.caller_variables import Substitution, counting, without_values
 from autoforward.trust.layers import Layer, settle
 from autoforward.trust.ports import Origin, granted_pins, granted_rules
-from autoforward.trust.widening import NO_WORD, Asking, Request, Word
+from autoforward.trust.widening import NO_CONSENT, Asking, Consent, Request
 from autoforward.trust.workspace_folders import has_moved, is_trusted, place_of
 from autoforward.trust.writers import NO_WRITERS, THE_CONTAINER, Writers, named, spelled_both_ways, writer_of
 
@@ -90,7 +90,7 @@ class SourceContents:
     warnings: tuple[str, ...] = ()
     requests: tuple[Request, ...] = ()
     """What devcontainer.json asks for of the environment."""
-    word: Word = NO_WORD
+    consent: Consent = NO_CONSENT
     settings_writer: str | None = None
     user_writer: str | None = None
     """Which container can write `settings_file` and `user`, None for none: then it is the user who says what is there."""
@@ -105,14 +105,14 @@ def read_sources(
     environ: Mapping[str, str] | None = None,
     *,
     accept_links: bool = False,
-    word: Word = NO_WORD,
+    consent: Consent = NO_CONSENT,
     writers: Writers = NO_WRITERS,
 ) -> SourceContents:
     """Read all files. Raises UsageError, with file, line and key, for the first that is not valid.
 
     `environ` is the environment of who begins the session; without it (in the supervisor) what it was then counts.
     `accept_links`: the user is here, and what leads out of the workspace leads where it may; else only where it led then.
-    `word` is what the user has said of the workspace, which the container may write; `writers` what those of other
+    `consent` is what the user has said of the workspace, which the container may write; `writers` what those of other
     sessions may write.
     """
     files = _Files(sources, accept_links)
@@ -120,18 +120,18 @@ def read_sources(
     writers = spelled_both_ways({**writers, **dict.fromkeys(_own_places(sources), THE_CONTAINER)})
     user_writer = _writer_of(user_document, writers)
     patterns = (user.trust or ()) if user_writer is None else ()
-    word = replace(word, trusts_files=is_trusted(sources.place, patterns))
+    consent = replace(consent, trusts_files=is_trusted(sources.place, patterns))
     place_warnings: tuple[str, ...] = ()
     if user_writer is not None and user != NO_SETTINGS:
         place_warnings = (f"{sources.user_file}: {user_writer} can write it: {NOT_ONLY_YOURS}",)
     if sources.folder is not None and (sources.place is None or has_moved(sources.folder, sources.place)):
-        word = replace(word, approved=frozenset(), trusts_files=False)
+        consent = replace(consent, approved=frozenset(), trusts_files=False)
         place_warnings += (f"{sources.folder}: {MOVED}",)
     config: Mapping[str, Any] | None = None
     document: Document | None = None
     customizations = NO_SETTINGS
     features: tuple[Mapping[str, Any], ...] = ()
-    asking = Asking(word)
+    asking = Asking(consent)
     if sources.config_file is not None:
         path = Path(sources.config_file)
         try:
@@ -172,7 +172,7 @@ def read_sources(
         variables.withheld,
         (*place_warnings, *variables.warnings),
         asking.requests,
-        word,
+        consent,
         _writer_of(settings_document, writers),
         user_writer,
         base,
@@ -194,9 +194,9 @@ def _top_of(sources: ConfigSources, config: Mapping[str, Any] | None) -> str | N
     return next((folder for folder in above if found[f"{folder}/.git"].kind is not None), None)
 
 
-def read_own(sources: ConfigSources, *, word: Word, writers: Writers) -> SourceContents:
+def read_own(sources: ConfigSources, *, consent: Consent, writers: Writers) -> SourceContents:
     """What the user's own files say, whatever is wrong with the others. Raises UsageError where it is these."""
-    return read_sources(replace(sources, config_file=None, project_file=None), word=word, writers=writers)
+    return read_sources(replace(sources, config_file=None, project_file=None), consent=consent, writers=writers)
 
 
 def _own_places(sources: ConfigSources) -> list[str]:
@@ -250,10 +250,10 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
     What widens and is not granted is left out, and is in the record's `requests`.
     """
     sources = replace(record.sources, variables=contents.variables, withheld=contents.withheld, unset=contents.unset)
-    word = contents.word
+    consent = contents.consent
     if sources.openings is not None:
-        word = replace(word, openings=frozenset(sources.openings))
-    asking = Asking(word, contents.requests if record.attached else ())
+        consent = replace(consent, openings=frozenset(sources.openings))
+    asking = Asking(consent, contents.requests if record.attached else ())
     # Where there is no file to read, what the container was made with is the next best.
     base = sources.base if contents.base is None else contents.base
     if contents.config is None:
@@ -283,10 +283,10 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
         ports = replace(ports, warnings=(f"{place}: {len(ports.warnings)} {NOT_SHOWN}",))
     origin = Origin.of(Path(place).name, base, files)
     rules, openings = granted_rules(ports.rules, origin, asking)
-    if word.openings is None:
+    if consent.openings is None:
         record = replace(record, sources=replace(sources, openings=tuple(sorted(openings))))
     elif sources.openings is None:
-        record = replace(record, sources=replace(sources, openings=tuple(sorted(word.openings))))
+        record = replace(record, sources=replace(sources, openings=tuple(sorted(consent.openings))))
     if contents.config is None and sources.config_file is not None:
         warnings += (f"{sources.config_file}: not there any more",)
     if record.is_sibling:

@@ -112,12 +112,12 @@ class ClosedClientPoller:
         """Until it is read again, or ends."""
         self._relays.add(relay)
         if self._timer is None:
-            self._timer = self._loop.call_later(PEER_CHECK_INTERVAL_S, self._look)
+            self._timer = self._loop.call_later(PEER_CHECK_INTERVAL_S, self._poll)
 
     def forget(self, relay: Relay) -> None:
         self._relays.discard(relay)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         self._timer = None
         self._relays = {relay for relay in self._relays if not relay.is_reading}
         clients = {relay.client: relay for relay in self._relays if relay.client is not None}
@@ -128,4 +128,4 @@ class ClosedClientPoller:
             self._relays.discard(clients[client])
             clients[client].client_has_gone()
         if self._relays:
-            self._timer = self._loop.call_later(PEER_CHECK_INTERVAL_S, self._look)
+            self._timer = self._loop.call_later(PEER_CHECK_INTERVAL_S, self._poll)

@@ -18,7 +18,7 @@ class ConnectionLimits:
         self._descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._of_one = min(MAX_CONNECTIONS, self._descriptors // 4)
 
-    def why_not(self, descriptor: int, are_open: int) -> str | None:
+    def refusal_reason(self, descriptor: int, are_open: int) -> str | None:
         """Why a forward with so many open connections cannot have this new one; None: it can.
 
         The kernel gives the lowest descriptor that is free: a high one says how many are in use.

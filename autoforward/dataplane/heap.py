@@ -39,12 +39,12 @@ class HeapKeeper:
         self._ended_s = time.monotonic()
         if not self._is_due and self._trim is not None:
             self._is_due = True
-            self._loop.call_later(QUIET_S, self._look)
+            self._loop.call_later(QUIET_S, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         left_s = self._ended_s + QUIET_S - time.monotonic()
         if left_s > 0:
-            self._loop.call_later(left_s, self._look)
+            self._loop.call_later(left_s, self._check)
             return
         self._is_due = False
         if self._trim is not None:

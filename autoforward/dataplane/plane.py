@@ -272,7 +272,7 @@ class DataPlane:
                     return
                 continue  # that connection was aborted before we took it
             relay_id = next(self._numbers)
-            if (reason := self._limits.why_not(client.fileno(), len(served.relays))) is not None:
+            if (reason := self._limits.refusal_reason(client.fileno(), len(served.relays))) is not None:
                 client.close()  # with a reset
                 served.counters.total += 1
                 served.counters.refused += 1

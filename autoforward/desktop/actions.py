@@ -52,7 +52,7 @@ class _Told:
     timer: asyncio.TimerHandle | None = None
     shown_at_s: float = float("-inf")
     opened_at_s: list[float] = field(default_factory=list)
-    why_not: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
 
 
 class Actions:
@@ -140,8 +140,8 @@ class Actions:
                     self._collect(session, told)
             case "open":
                 self._open(session, told, event, decision.url, once=decision.once)
-            case "nothing" if decision.why not in told.why_not:
-                told.why_not.add(decision.why)  # a few fixed sentences: each is said once for a session
+            case "nothing" if decision.why not in told.reported:
+                told.reported.add(decision.why)  # a few fixed sentences: each is said once for a session
                 log.debug("%s: nothing is opened or shown: %s", record.container_name, decision.why)
 
     def _open(self, session: ActingSession, told: _Told, event: PortEvent, url: str, *, once: bool) -> None:

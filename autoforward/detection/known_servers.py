@@ -129,7 +129,7 @@ OUR_SUPERVISOR = KnownServer(
 """What these listen on is no server of the container: never forwarded by itself, or each forward would be another port."""
 
 
-def why_excluded(key: ForwardKey, command_line: str | None, *, by_default: bool = True) -> str | None:
+def exclusion_reason(key: ForwardKey, command_line: str | None, *, by_default: bool = True) -> str | None:
     """Why this detected port is not forwarded by itself, None when it is. `by_default` False: nothing but what is ours."""
     if key.transport != "tcp" or key.container_host is not None:
         return None

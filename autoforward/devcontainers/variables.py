@@ -54,7 +54,7 @@ def substituted(value: Any, variables: Mapping[str, str], places: Mapping[str, s
     return value
 
 
-def why_left(text: str) -> str | None:
+def unresolved_reason(text: str) -> str | None:
     """Why a variable of the specification still stands in `text` once all are replaced; None where none does."""
     match = _LEFT.search(text)
     if match is None:

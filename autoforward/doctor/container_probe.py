@@ -188,16 +188,16 @@ def look_at_ports(record: SessionRecord, forwards: Sequence[Mapping[str, Any]]) 
                 PortLook(spec.text, spec.container_port, spec.transport, number, False, state, problem=notice.reason)
             )
             continue
-        wish = planned.wishes[spec.key]
-        wanted = wish.pinned_host_port or spec.container_port
-        must = wish.pinned_host_port is not None or bool(attributes.require_local_port)
+        forward = planned.forwards[spec.key]
+        wanted = forward.pinned_host_port or spec.container_port
+        must = forward.pinned_host_port is not None or bool(attributes.require_local_port)
         row = held.get((spec.transport, wanted))
-        look = PortLook(spec.text, spec.container_port, spec.transport, wanted, must, "free", note=wish.note)
+        look = PortLook(spec.text, spec.container_port, spec.transport, wanted, must, "free", note=forward.note)
         if row is not None and row["containerId"] == record.container_id and row["port"] == spec.container_port:
             looks.append(replace(look, state="ours"))
         elif row is not None:
             looks.append(replace(look, state="taken", holder=f"autoforward, for {row['containerName']}"))
-        elif wanted < FIRST_UNPRIVILEGED and wish.pinned_host_port is None and not attributes.elevate_if_needed:
+        elif wanted < FIRST_UNPRIVILEGED and forward.pinned_host_port is None and not attributes.elevate_if_needed:
             looks.append(replace(look, state="denied", problem=not_taken(wanted, lowest_bindable_port())))
         else:
             looks.append(tried(look, record.options.bind or "127.0.0.1"))

@@ -127,32 +127,32 @@ class _Holders:
 class Allocator:
     """Leases and sockets for one process. Safe from any thread; blocks on the registry's lock and the disk.
 
-    The ledger sees to it that trouble with the registry is none of a forward's.
+    `registry` keeps trouble with its file away from forwards.
     """
 
     def __init__(
         self,
-        ledger: BufferedRegistry,
+        registry: BufferedRegistry,
         process: ProcessIdentity,
         *,
         backlog: int = DEFAULT_BACKLOG,
         owners: Callable[[Collection[int]], dict[int, str]] = owners_of_ports,
         lowest_port: Callable[[], int | None] = lowest_bindable_port,
     ) -> None:
-        self._ledger = ledger
+        self._registry = registry
         self._process = process
         self._backlog = backlog
         self._owners = owners
         self._lowest_port = lowest_port
 
     def __repr__(self) -> str:
-        return f"<Allocator pid {self._process.pid}, {self._ledger!r}>"
+        return f"<Allocator pid {self._process.pid}, {self._registry!r}>"
 
     def allocate_many(self, requests: Sequence[AllocationRequest]) -> list[Allocation | AllocationFailure]:
         """One result per request, in their order, in one transaction."""
         attempts = [_Attempt(request) for request in requests]
         try:
-            self._ledger.transact(lambda document, now: self._serve(document, now, attempts))
+            self._registry.transact(lambda document, now: self._serve(document, now, attempts))
         except BaseException:
             for attempt in attempts:
                 if isinstance(attempt.result, Allocation):
@@ -167,7 +167,7 @@ class Allocator:
             for lease_id in lease_ids:
                 document.mark_reserved(lease_id, now)
 
-        self._ledger.transact(change)
+        self._registry.transact(change)
 
     def better_numbers(self, requests: Sequence[AllocationRequest]) -> set[ForwardKey]:
         """Which of these, all of them bound on another number, would get their own now. Nothing is changed."""
@@ -184,7 +184,7 @@ class Allocator:
                 if may_have and self.is_free(request.host_ip, own, request.key.transport):
                     better.add(request.key)
 
-        self._ledger.transact(look)
+        self._registry.transact(look)
         return better
 
     def count_time(self) -> None:
@@ -196,7 +196,7 @@ class Allocator:
                 if is_held and lease.has_settled(now) and not lease.says_settled:
                     document.upsert(lease.counted(now))
 
-        self._ledger.transact(change)
+        self._registry.transact(change)
 
     @staticmethod
     def is_free(host_ip: str, number: int, transport: Transport) -> bool:
@@ -214,7 +214,7 @@ class Allocator:
             for lease in leases:
                 document.upsert(replace(lease, updated=format_time(now)))
 
-        self._ledger.transact(change)
+        self._registry.transact(change)
 
     def _serve(self, document: RegistryDocument, now: datetime, attempts: Sequence[_Attempt]) -> None:
         holders = _Holders(document, {self._process: True})

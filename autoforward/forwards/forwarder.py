@@ -52,9 +52,9 @@ MAX_HELD_OF_ALL = 256
 """Those to all ports of a session."""
 
 
-def _moved_by(wish: WantedForward | None) -> str | None:
+def _moved_by(wanted: WantedForward | None) -> str | None:
     """Why a forward is closed that is to be on another number; None where it is not wanted any more, or for another reason."""
-    pin = wish.pinned_host_port if wish is not None else None
+    pin = wanted.pinned_host_port if wanted is not None else None
     return f"it moves to host port {pin}, which was asked for" if pin is not None else None
 
 
@@ -114,7 +114,8 @@ class Forwarder:
     def numbers(self) -> dict[ForwardKey, int]:
         """The host port of each forward; of one that failed, the one that it asks for."""
         return {
-            key: row.host_port or row.wish.pinned_host_port or key.container_port for key, row in self._forwards.items()
+            key: row.host_port or row.wanted.pinned_host_port or key.container_port
+            for key, row in self._forwards.items()
         }
 
     @property
@@ -123,13 +124,13 @@ class Forwarder:
 
     def key_of(self, forward_id: str) -> ForwardKey | None:
         forward = self._by_id.get(forward_id)
-        return forward.wish.key if forward else None
+        return forward.wanted.key if forward else None
 
     def ids_of(self, keys: Set[ForwardKey]) -> frozenset[str]:
         rows = (self._forwards[key] for key in keys if key in self._forwards)
         return frozenset(row.forward_id for row in rows if row.forward_id is not None)
 
-    def why_not(self, key: ForwardKey) -> str:
+    def refusal_reason(self, key: ForwardKey) -> str:
         """Why this key has no forward, for people."""
         notice = self._notices.get(key)
         return notice.reason if notice else "the limit of forwards is reached"
@@ -137,11 +138,11 @@ class Forwarder:
     def dials_of(self, forward_id: str, *, ipv6: bool = False) -> tuple[DialAddress, ...] | None:
         """Where a relay of this forward connects to; None when it is no longer there. `ipv6`: for a client of that family."""
         forward = self._by_id.get(forward_id)
-        return dials_for(forward.wish.dials, forward.wish.dials_from_ipv6, ipv6=ipv6) if forward else None
+        return dials_for(forward.wanted.dials, forward.wanted.dials_from_ipv6, ipv6=ipv6) if forward else None
 
     def transport_of(self, forward_id: str) -> Transport:
         forward = self._by_id.get(forward_id)
-        return forward.wish.key.transport if forward else "tcp"
+        return forward.wanted.key.transport if forward else "tcp"
 
     def note_refusal(self, forward_id: str, reason: str | None) -> bool:
         """A connection was not served; the reason shows in `list` until one is. Whether that is another one than before."""
@@ -161,9 +162,9 @@ class Forwarder:
 
     def _route(self, row: Forward) -> None:
         if row.forward_id is not None and row.status != "failed":
-            wish = row.wish
+            wanted = row.wanted
             mux = self._mux if row.status not in ("reconnecting", "waiting") else None
-            route = Route(row.forward_id, mux or "", wish.key.transport, wish.dials, wish.dials_from_ipv6)
+            route = Route(row.forward_id, mux or "", wanted.key.transport, wanted.dials, wanted.dials_from_ipv6)
             self._services.plane.submit(route)
 
     async def apply(self, plan: Plan, host_ip: str) -> None:
@@ -172,23 +173,23 @@ class Forwarder:
         The container is there: forwards that were `reconnecting` are what they were, but for those whose server is not.
         """
         self._wanted_numbers = frozenset(
-            wish.pinned_host_port or wish.key.container_port for wish in plan.wishes.values()
+            wanted.pinned_host_port or wanted.key.container_port for wanted in plan.forwards.values()
         )
         moving = await self._moving(plan, host_ip)
         await self._resume(plan, moving)
         steps = reconcile(self._existing(), self._notices, plan, host_ip, moving)
         for key in (key for key in steps.close if key not in moving):
-            await self._close([self._forwards[key]], _moved_by(plan.wishes.get(key)), reset=False)
+            await self._close([self._forwards[key]], _moved_by(plan.forwards.get(key)), reset=False)
         own_number = "it gets its own number, which is free again"
         await self._close([self._forwards[key] for key in steps.close if key in moving], own_number, reset=False)
         # Before what takes their place: who follows the events would take a new forward for ended otherwise.
         for key in steps.dropped_notices:
             await self._publish_notice("unforwarded", self._notices.pop(key))
-        for wish in steps.withdraw:
-            await self._withdraw(self._forwards[wish.key], wish)
-        reopen = [wish for wish in steps.serve if not await self._serve(self._forwards[wish.key], wish)]
-        for wish in steps.update:
-            await self._update(self._forwards[wish.key], wish)
+        for wanted in steps.withdraw:
+            await self._withdraw(self._forwards[wanted.key], wanted)
+        reopen = [wanted for wanted in steps.serve if not await self._serve(self._forwards[wanted.key], wanted)]
+        for wanted in steps.update:
+            await self._update(self._forwards[wanted.key], wanted)
         await self._open([*reopen, *steps.open], host_ip)
         self.takes_up = self.takes_up and plan.undecided > 0  # what is not decided on yet was up as well
         for notice in steps.notices:
@@ -202,15 +203,17 @@ class Forwarder:
         await self._summarise(plan.summary)
 
     def _existing(self) -> dict[ForwardKey, Existing]:
-        return {key: Existing(row.wish, row.status, row.host_ip, row.host_port) for key, row in self._forwards.items()}
+        return {
+            key: Existing(row.wanted, row.status, row.host_ip, row.host_port) for key, row in self._forwards.items()
+        }
 
     async def _moving(self, plan: Plan, host_ip: str) -> set[ForwardKey]:
         """The forwards that get their own number now that their servers come back."""
         requests = [
-            self._request(plan.wishes[key], host_ip)
+            self._request(plan.forwards[key], host_ip)
             for key, have in self._existing().items()
-            if key in plan.wishes
-            and may_move(have, plan.wishes[key], came_back=key in plan.came_back)
+            if key in plan.forwards
+            and may_move(have, plan.forwards[key], came_back=key in plan.came_back)
             and not self._held[self._forwards[key].forward_id or ""]
         ]
         return await self._on_disk(lambda: self._services.allocator.better_numbers(requests)) if requests else set()
@@ -228,7 +231,7 @@ class Forwarder:
         """Try again for the host ports that could not be had."""
         failed = [row for row in self._forwards.values() if row.status == "failed"]
         if failed:
-            await self._open([row.wish for row in failed], host_ip)
+            await self._open([row.wanted for row in failed], host_ip)
 
     async def suspend(self, reason: str) -> None:
         """The container is out of reach: sockets stay bound, forwards say so."""
@@ -251,11 +254,13 @@ class Forwarder:
                 await self._suspend(row, "its server is not back yet")
             elif key in moving:
                 continue  # it is closed and opened on its own number
-            elif row.status == "reconnecting" and row.pair is not None and (wish := plan.wishes.get(key)) is not None:
-                was_active = row.pair.listening and row.wish.serving
+            elif (
+                row.status == "reconnecting" and row.pair is not None and (wanted := plan.forwards.get(key)) is not None
+            ):
+                was_active = row.pair.listening and row.wanted.serving
                 row.status, row.reason = ("active" if was_active else "waiting"), None
                 self._route(row)
-                if wish.serving or not was_active:  # else it is withdrawn next, which has an event of its own
+                if wanted.serving or not was_active:  # else it is withdrawn next, which has an event of its own
                     await self._publish("reconnected", row)
         self._tell_waiting()
 
@@ -267,7 +272,7 @@ class Forwarder:
     def holds_s(self, forward_id: str) -> float:
         """How long a new connection waits for the server of this forward; 0: it does not."""
         row = self._by_id.get(forward_id)
-        return row.wish.holds_s if row is not None and row.status == "waiting" else 0.0
+        return row.wanted.holds_s if row is not None and row.status == "waiting" else 0.0
 
     @contextlib.contextmanager
     def held(self, forward_id: str) -> Iterator[str | None]:
@@ -332,17 +337,17 @@ class Forwarder:
 
     # Steps.
 
-    async def _open(self, wishes: Sequence[WantedForward], host_ip: str) -> None:
+    async def _open(self, forwards: Sequence[WantedForward], host_ip: str) -> None:
         """Bind what they wish for. One that failed before for the same reason has nothing new to tell."""
-        if not wishes:
+        if not forwards:
             return
-        requests = [self._request(wish, host_ip) for wish in wishes]
+        requests = [self._request(wanted, host_ip) for wanted in forwards]
         results = await self._on_disk(lambda: self._services.allocator.allocate_many(requests))
-        for wish, result in zip(wishes, results, strict=True):
-            before = self._forwards.get(wish.key)
+        for wanted, result in zip(forwards, results, strict=True):
+            before = self._forwards.get(wanted.key)
             if isinstance(result, AllocationFailure):
-                row = Forward(wish, "failed", host_ip, reason=result.reason, hint=result.hint)
-                self._forwards[wish.key] = row
+                row = Forward(wanted, "failed", host_ip, reason=result.reason, hint=result.hint)
+                self._forwards[wanted.key] = row
                 if before is None or before.reason != result.reason:
                     await self._publish("failed", row)
                     continue
@@ -350,36 +355,36 @@ class Forwarder:
                 if self._event("updated", row) != self._event("updated", before):
                     await self._publish("updated", row)
                 continue
-            status: Status = "active" if wish.serving else "waiting"
+            status: Status = "active" if wanted.serving else "waiting"
             remap = result.remap_reason
-            row = Forward(wish, status, host_ip, result.pair, result.lease, remap)
-            self._forwards[wish.key] = self._by_id[result.lease.id] = row
+            row = Forward(wanted, status, host_ip, result.pair, result.lease, remap)
+            self._forwards[wanted.key] = self._by_id[result.lease.id] = row
             self._route(row)
-            if wish.accepts:
+            if wanted.accepts:
                 self._services.plane.submit(Serve(result.lease.id, result.pair.sockets))
-            await self._publish("forwarded" if wish.serving else "waiting", row)
+            await self._publish("forwarded" if wanted.serving else "waiting", row)
 
-    def _request(self, wish: WantedForward, host_ip: str) -> AllocationRequest:
+    def _request(self, wanted: WantedForward, host_ip: str) -> AllocationRequest:
         return AllocationRequest(
             identity=self.place.identity,
-            key=wish.key,
+            key=wanted.key,
             host_ip=host_ip,
             row=LeaseRow(
                 container_id=self.place.container_id,
                 workspace=self.place.workspace_folder,
-                label=wish.attributes.label,
+                label=wanted.attributes.label,
                 service=self.place.service,
-                source=wish.source,
+                source=wanted.source,
             ),
-            pinned_host_port=wish.pinned_host_port,
-            elevate=bool(wish.attributes.elevate_if_needed),
-            require_same=bool(wish.attributes.require_local_port),
+            pinned_host_port=wanted.pinned_host_port,
+            elevate=bool(wanted.attributes.elevate_if_needed),
+            require_same=bool(wanted.attributes.require_local_port),
             wanted=self._wanted_numbers,
             stays=self.takes_up,
-            listen=wish.accepts,
+            listen=wanted.accepts,
         )
 
-    async def _serve(self, row: Forward, wish: WantedForward) -> bool:
+    async def _serve(self, row: Forward, wanted: WantedForward) -> bool:
         """Accept: the server is up, or connections wait for it. False when the number was lost: it has to be opened again."""
         if row.pair is None or row.forward_id is None:
             return False
@@ -388,30 +393,30 @@ class Forwarder:
         except HostPortError:
             await self._close([row], "the reserved host port was taken", reset=True)
             return False
-        row.wish, row.status, row.reason = wish, ("active" if wish.serving else "waiting"), None
+        row.wanted, row.status, row.reason = wanted, ("active" if wanted.serving else "waiting"), None
         row.last_refusal = None
         self._route(row)
         self._services.plane.submit(Serve(row.forward_id, row.pair.sockets))
         self._tell_waiting()
-        await self._publish("forwarded" if wish.serving else "waiting", row)
+        await self._publish("forwarded" if wanted.serving else "waiting", row)
         return True
 
-    async def _withdraw(self, row: Forward, wish: WantedForward) -> None:
+    async def _withdraw(self, row: Forward, wanted: WantedForward) -> None:
         """The server is gone: refuse connections, keep the number."""
         if row.pair is None or row.forward_id is None:
             return
         await self._stop_accepting(row.forward_id, reset=False)
         stop_listening(row.pair)
-        row.wish, row.status = wish, "waiting"
+        row.wanted, row.status = wanted, "waiting"
         self._tell_waiting()
         await self._publish("waiting", row)
 
-    async def _update(self, row: Forward, wish: WantedForward) -> None:
+    async def _update(self, row: Forward, wanted: WantedForward) -> None:
         before = self._event("updated", row)
-        row.wish = wish
+        row.wanted = wanted
         self._route(row)
-        if row.lease is not None and (row.lease.label, row.lease.source) != (wish.attributes.label, wish.source):
-            row.lease = lease = replace(row.lease, label=wish.attributes.label, source=wish.source)
+        if row.lease is not None and (row.lease.label, row.lease.source) != (wanted.attributes.label, wanted.source):
+            row.lease = lease = replace(row.lease, label=wanted.attributes.label, source=wanted.source)
             await self._on_disk(lambda: self._services.allocator.update_rows([lease]))
         after = self._event("updated", row)
         if after != before:
@@ -421,7 +426,7 @@ class Forwarder:
         """End these. Without `reset` open connections live on: their server may still be answering them."""
         ended = []
         for row in rows:
-            del self._forwards[row.wish.key]
+            del self._forwards[row.wanted.key]
             if row.pair is not None and row.forward_id is not None:
                 del self._by_id[row.forward_id]
                 await self._stop_accepting(row.forward_id, reset=reset)
@@ -431,7 +436,7 @@ class Forwarder:
         if ended:
             await self._on_disk(lambda: self._services.allocator.release(ended))
         for row in rows:
-            why = reason or ("the server stopped" if row.wish.source == "detected" else "no longer asked for")
+            why = reason or ("the server stopped" if row.wanted.source == "detected" else "no longer asked for")
             event = replace(self._event("unforwarded", row), status=None, auto_forwarded=False, reason=why)
             await self._services.publisher.publish(event)
 

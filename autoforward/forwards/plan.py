@@ -22,7 +22,7 @@ from autoforward.core.model import (
     Source,
 )
 from autoforward.core.setting_values import NOTHING, LocalPorts, PortFilter, host_port_for
-from autoforward.detection.known_servers import may_be_brief, why_excluded
+from autoforward.detection.known_servers import exclusion_reason, may_be_brief
 from autoforward.detection.proc_net import dial_addresses
 from autoforward.devcontainers.port_attributes import NO_RULES, AttributeRules
 from autoforward.forwards.port_claims import NOWHERE_ELSE, ClaimedBy
@@ -53,7 +53,7 @@ ON_OUR_NETWORK = "the container is on the network that autoforward itself is on:
 
 WILDCARDS = ("0.0.0.0", "::")
 
-NOBODY_KNOWN: Mapping[ForwardKey, ServerProcess | None] = {}
+NO_PROCESSES: Mapping[ForwardKey, ServerProcess | None] = {}
 
 UnforwardedStatus = Literal["published", "ignored", "failed"]
 
@@ -174,7 +174,7 @@ class Plan:
     `undecided` ports it is not known yet whose they are.
     """
 
-    wishes: Mapping[ForwardKey, WantedForward]
+    forwards: Mapping[ForwardKey, WantedForward]
     notices: Mapping[ForwardKey, UnforwardedPort]
     seen: Mapping[ForwardKey, ObservedPort]
     overflow: int = 0
@@ -195,7 +195,7 @@ def plan(
     snapshot: Snapshot,
     before: Mapping[ForwardKey, ObservedPort],
     now_s: float,
-    processes: Mapping[ForwardKey, ServerProcess | None] = NOBODY_KNOWN,
+    processes: Mapping[ForwardKey, ServerProcess | None] = NO_PROCESSES,
 ) -> Plan:
     """The wanted state. `before` is the `seen` of the last plan (of this container: the grace comes from it).
 
@@ -203,7 +203,7 @@ def plan(
     """
     wait_s = PROCESS_WAIT_S if rules.look_at_processes else None
     seen, recheck_at_s = _observe(snapshot, before, now_s, processes, wait_s)
-    wishes: dict[ForwardKey, WantedForward] = {}
+    forwards: dict[ForwardKey, WantedForward] = {}
     notices: dict[ForwardKey, UnforwardedPort] = {}
     overflow = undecided = looked_at = 0
 
@@ -226,7 +226,7 @@ def plan(
         if is_open and source == "detected":
             undecided += 1
             continue
-        if source == "detected" and len(wishes) + undecided >= rules.max_forwards:
+        if source == "detected" and len(forwards) + undecided >= rules.max_forwards:
             # It is not forwarded, whatever else is found out about it; of thousands not all are looked at for the reason.
             looked_at += 1
             if len(notices) >= rules.max_forwards or looked_at > LOOKED_AT * rules.max_forwards:
@@ -234,25 +234,25 @@ def plan(
                 continue
         process = here.process if here else None
         attributes = rules.attributes.resolve(key, process.command_line if process else None)
-        notice = _why_not(rules, key, source, spec, here, attributes)
+        notice = _refusal(rules, key, source, spec, here, attributes)
         if notice is not None and len(notices) < rules.max_forwards:
             notices[key] = notice
-        elif notice is not None or len(wishes) + undecided >= rules.max_forwards:
+        elif notice is not None or len(forwards) + undecided >= rules.max_forwards:
             overflow += 1
         else:
             pin = _pin(rules, key, spec)
             refused = _refused_pin(rules, key, source, spec) or _refused_elevation(rules, key, process, pin)
-            wish = _wish(key, source, None if refused else pin, None if is_open else here, attributes)
-            holds_s = 0.0 if wish.serving else rules.wait_for_server_s
+            wanted = _wanted_forward(key, source, None if refused else pin, None if is_open else here, attributes)
+            holds_s = 0.0 if wanted.serving else rules.wait_for_server_s
             held = f"new connections wait up to {holds_s:g} s for its server first" if holds_s else None
             notes = (refused, _note(rules, key, here), held)
-            wishes[key] = replace(wish, note="; ".join(note for note in notes if note) or None, holds_s=holds_s)
+            forwards[key] = replace(wanted, note="; ".join(note for note in notes if note) or None, holds_s=holds_s)
     came_back = frozenset(
         key
         for key, last in before.items()
         if (last.gone_at_s is not None or last.returning) and key in seen and seen[key].gone_at_s is None
     )
-    return Plan(wishes, notices, seen, overflow, recheck_at_s, _summary(rules, overflow), undecided, came_back)
+    return Plan(forwards, notices, seen, overflow, recheck_at_s, _summary(rules, overflow), undecided, came_back)
 
 
 def _summary(rules: SessionRules, overflow: int) -> Summary | None:
@@ -309,7 +309,7 @@ def _observe(
     return seen, min(times_s, default=None)
 
 
-def _why_not(
+def _refusal(
     rules: SessionRules,
     key: ForwardKey,
     source: Source,
@@ -337,7 +337,7 @@ def _why_not(
     if source == "declared" and firm and not included and not (spec is not None and spec.is_own):
         return notice("ignored", "excluded by you")
     if source == "detected" and not (included and rules.include_known) and not rules.attributes.names(key):
-        known = why_excluded(key, command_line, by_default=rules.default_exclude)
+        known = exclusion_reason(key, command_line, by_default=rules.default_exclude)
         if known is not None:
             return notice("ignored", f"{known}: not forwarded automatically")
     if source == "detected" and key.transport == "udp" and not rules.auto_udp:
@@ -433,7 +433,7 @@ def _refused_elevation(
     return None
 
 
-def _wish(
+def _wanted_forward(
     key: ForwardKey, source: Source, pinned_host_port: int | None, seen: ObservedPort | None, attributes: PortAttributes
 ) -> WantedForward:
     from_ipv6: tuple[DialAddress, ...] = ()

@@ -140,9 +140,9 @@ class PortClaims:
         self._release(one, [spot for spot, holder in self._holders.items() if holder is one and spot not in kept])
 
     def _elsewhere(self, one: PortClaim, sharing: list[PortClaim], spot: PortKey) -> ClaimedBy | None:
-        wish = (one.service, spot[1], spot[2])
+        key = (one.service, spot[1], spot[2])
         for other in self._who_forwards_beside(one.project):
-            if other is not one and wish in other.beside and self._is_alone(one):
+            if other is not one and key in other.beside and self._is_alone(one):
                 return ClaimedBy(other.name, from_beside=True)
         best = min((*sharing, one), key=lambda member: member.rank_at(spot))
         holder = self._holders.get(spot, best)

@@ -40,7 +40,7 @@ class Place:
 class Forward:
     """One row of the table. `pair` and `lease` are None while `failed`; `reason` says why it is not plainly active."""
 
-    wish: WantedForward
+    wanted: WantedForward
     status: Status
     host_ip: str
     pair: BoundPair | None = None
@@ -77,19 +77,19 @@ def summary_event(place: Place, event: EventName, text: str) -> PortEvent:
 
 
 def forward_event(place: Place, event: EventName, row: Forward, remap_reason: str | None = None) -> PortEvent:
-    wish = row.wish
+    wanted = row.wanted
     host_port = row.host_port
     exposed = exposure(row.host_ip) if host_port is not None else None
-    particular = "; ".join(filter(None, (wish.note, remap_reason or row.remap_reason)))
-    pinned_or_same = wish.pinned_host_port or wish.key.container_port
+    particular = "; ".join(filter(None, (wanted.note, remap_reason or row.remap_reason)))
+    pinned_or_same = wanted.pinned_host_port or wanted.key.container_port
     return replace(
-        _port_event(place, event, wish.key, wish.attributes),
-        process=wish.process,
+        _port_event(place, event, wanted.key, wanted.attributes),
+        process=wanted.process,
         auto_forwarded=row.status == "active",
         host_port=host_port,
         host_ip=row.host_ip if host_port is not None else None,
         id=row.forward_id,
-        container_host=wish.dials[0].host,
+        container_host=wanted.dials[0].host,
         remapped=host_port is not None and host_port != pinned_or_same,
         status=row.status,
         reason="; ".join(filter(None, (exposed, row.reason or row.last_refusal or particular))) or None,
@@ -126,10 +126,10 @@ def _port_event(place: Place, event: EventName, key: ForwardKey, attributes: Por
 
 def remap_reason_now(row: Forward, is_free: Callable[[str, int, Transport], bool]) -> str | None:
     """Why it is on another number, as far as that is still so."""
-    reason, own = row.remap_reason, row.wish.key.container_port
+    reason, own = row.remap_reason, row.wanted.key.container_port
     if reason is None or IN_USE not in reason:
         return reason
-    if not is_free(row.host_ip, own, row.wish.key.transport):
+    if not is_free(row.host_ip, own, row.wanted.key.transport):
         return reason
     was = reason.replace(IN_USE, WAS_IN_USE, 1)
     return f"{was} and is free now: this port gets it when its server restarts"
@@ -154,7 +154,7 @@ def list_rows(
         yield list_row(
             forward_event(place, "updated", row, remap_reason_now(row, is_free)),
             target=target,
-            source=row.wish.source,
+            source=row.wanted.source,
             lane=lane,
             age_s=now_s - row.since_s,
             connections_active=count.active,

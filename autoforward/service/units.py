@@ -46,8 +46,8 @@ class Definition:
 
     def __post_init__(self) -> None:
         for word in (*self.argv, *(value for _, value in self.environment)):
-            if why_not := _unfit(word):
-                raise UsageError(f"{word!r} cannot be a value of the service: it has {why_not}")
+            if problem := _unfit(word):
+                raise UsageError(f"{word!r} cannot be a value of the service: it has {problem}")
 
 
 def _unfit(value: str) -> str | None:
@@ -68,8 +68,8 @@ def parse_variable(text: str, environ: dict[str, str]) -> tuple[str, str]:
     if not equals and name not in environ:
         raise UsageError(f"--env {name}: it is not set here", hint=f"give it a value: --env {name}=VALUE")
     value = value if equals else environ[name]
-    if why_not := _unfit(value):
-        raise UsageError(f"--env {name}: its value has {why_not}, which no unit can hold")
+    if problem := _unfit(value):
+        raise UsageError(f"--env {name}: its value has {problem}, which no unit can hold")
     return name, value
 
 

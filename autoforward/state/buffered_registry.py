@@ -1,7 +1,7 @@
 """The registry for a process that holds host ports: trouble with the file never stops a forward.
 
 What cannot be written (disk full, read-only) is remembered, goes into every later transaction, and so is written with the
-first that succeeds; `look` is such a one, for a timer. A file that cannot even be read stands still for as long: decisions
+first that succeeds; `check` is such a one, for a timer. A file that cannot even be read stands still for as long: decisions
 then start from what is live.
 """
 
@@ -132,7 +132,7 @@ class BufferedRegistry:
                     log.info("the registry is in order again")
                 self._problem = None
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Write what could not be written, and mend what another process did to the file. Costs one `stat` where all is well."""
         if self._problem is not None or self._registry.has_changed:
             self.transact(lambda _document, _now: None)

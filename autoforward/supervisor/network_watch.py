@@ -59,7 +59,7 @@ class _Place:
     changed: set[str] | None = None
     over: Mapping[str, str | None] = field(default_factory=dict)
     is_due: bool = False
-    is_looking: bool = False
+    is_inspecting: bool = False
     woken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -91,10 +91,10 @@ class NetworkWatch:
         keys = {session.record.endpoint.key for session in self._host.sessions.values() if session.direct.is_automatic}
         for key in self._places.keys() - keys:
             self._places[key].woken.set()
-            if not self._places[key].is_looking:
+            if not self._places[key].is_inspecting:
                 del self._places[key]
         for session in self._host.sessions.values():
-            if session.direct.awaits_look:
+            if session.direct.awaits_inspection:
                 endpoint = session.record.endpoint
                 self._begin(self._places.setdefault(endpoint.key, _Place(endpoint)))
 
@@ -108,11 +108,11 @@ class NetworkWatch:
     def _begin(self, place: _Place) -> None:
         place.is_due = True
         place.woken.set()
-        if not place.is_looking:
-            place.is_looking = True
-            self._host.spawn(self._look_while_due(place), "look at networks")
+        if not place.is_inspecting:
+            place.is_inspecting = True
+            self._host.spawn(self._inspect_while_due(place), "look at networks")
 
-    async def _look_while_due(self, place: _Place) -> None:
+    async def _inspect_while_due(self, place: _Place) -> None:
         failures = repeats = 0
         try:
             while place.is_due and (sessions := self._sessions(place)):
@@ -120,7 +120,7 @@ class NetworkWatch:
                 place.woken.clear()
                 began_s = time.monotonic()
                 try:
-                    is_settled = await self._look(place, {session.record.container_id for session in sessions})
+                    is_settled = await self._inspect(place, {session.record.container_id for session in sessions})
                     failures = 0
                 except Exception as error:
                     if not isinstance(error, AutoforwardError):
@@ -143,9 +143,9 @@ class NetworkWatch:
                             await place.woken.wait()
                     place.is_due = True
         finally:
-            place.is_looking = False
+            place.is_inspecting = False
 
-    async def _look(self, place: _Place, targets: set[str]) -> bool:
+    async def _inspect(self, place: _Place, targets: set[str]) -> bool:
         """Whether it stays like this until the engine says something: see NetworkLook.is_settled."""
         in_use = self._host.engines.get(place.endpoint)
         if place.look is None or place.look.engine is not in_use.engine:

@@ -33,26 +33,26 @@ class Persistence:
     def __init__(self, paths: StatePaths, sessions: Mapping[str, Session], warn: Callable[[str], None]) -> None:
         self._sessions = sessions
         self._warn = warn
-        registry = Registry(paths, warn, recover=self._what_is_live)
-        self.ledger = BufferedRegistry(registry, warn, live=self._what_is_live)
+        registry = Registry(paths, warn, recover=self._live_document)
+        self.registry = BufferedRegistry(registry, warn, live=self._live_document)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="autoforward-disk")
         self._task: asyncio.Task[None] | None = None
 
-    def start_looking(self, beside: Callable[[], Awaitable[None]]) -> None:
+    def start_polling(self, beside: Callable[[], Awaitable[None]]) -> None:
         """See to the registry from time to time, and to what else there is in the folder: `beside`."""
-        self._task = asyncio.create_task(self._look_for_ever(beside), name="books")
+        self._task = asyncio.create_task(self._poll(beside), name="registry poll")
 
-    async def end_looking(self) -> None:
+    async def stop_polling(self) -> None:
         """Before what `beside` uses is closed. Idempotent."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
     async def aclose(self) -> None:
-        await self.end_looking()
-        await self.run(self.ledger.look)
-        if self.ledger.has_unwritten:
-            log.warning("what has changed is lost: %s", self.ledger.problem)
+        await self.stop_polling()
+        await self.run(self.registry.check)
+        if self.registry.has_unwritten:
+            log.warning("what has changed is lost: %s", self.registry.problem)
         self.thread.shutdown()
 
     async def run(self, job: Callable[[], T]) -> T:
@@ -72,7 +72,7 @@ class Persistence:
                     self._warn(f"a stored session cannot be read and is dropped: {error!r}")
                     document.remove_session(row["id"])
 
-        await self.run(lambda: self.ledger.transact(change, strict=True))
+        await self.run(lambda: self.registry.transact(change, strict=True))
         return records
 
     async def store(self, record: SessionRecord) -> None:
@@ -84,7 +84,7 @@ class Persistence:
             else:
                 document.remove_session(record.session_id)
 
-        await self.run(lambda: self.ledger.transact(change))
+        await self.run(lambda: self.registry.transact(change))
 
     async def forget(self, session_ids: Iterable[str]) -> None:
         ids = list(session_ids)
@@ -93,18 +93,18 @@ class Persistence:
             for session_id in ids:
                 document.remove_session(session_id)
 
-        await self.run(lambda: self.ledger.transact(change))
+        await self.run(lambda: self.registry.transact(change))
 
-    async def _look_for_ever(self, beside: Callable[[], Awaitable[None]]) -> None:
+    async def _poll(self, beside: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
             try:
-                await self.run(self.ledger.look)
+                await self.run(self.registry.check)
                 await beside()
             except Exception:
                 log.exception("a fault while the registry was checked")
 
-    def _what_is_live(self) -> RegistryDocument:
+    def _live_document(self) -> RegistryDocument:
         """What the registry has to say at least. Called in the disk's thread: only copies are looked at."""
         sessions = list(self._sessions.values())
         leases = {lease.id: lease for session in sessions for lease in session.forwarder.leases}

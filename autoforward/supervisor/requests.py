@@ -57,7 +57,7 @@ class Handlers:
         return answer
 
     def _warning(self) -> dict[str, str]:
-        problem = self._supervisor.books.ledger.problem
+        problem = self._supervisor.persistence.registry.problem
         return {} if problem is None else {"warning": problem}
 
     async def ping(self, _request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
@@ -139,12 +139,12 @@ class Handlers:
                 hint=NO_LANE_HINT if session.state == "watching" else None,
             )
         for forward in session.forwarder.forwards:
-            if forward.status == "failed" and any(spec.key == forward.wish.key for spec in specs):
+            if forward.status == "failed" and any(spec.key == forward.wanted.key for spec in specs):
                 raise PortUnavailableError(forward.reason or "the host port is not available", hint=forward.hint)
-        keys = {forward.wish.key for forward in session.forwarder.forwards}
+        keys = {forward.wanted.key for forward in session.forwarder.forwards}
         for spec in specs:
             if spec.key not in keys:
-                raise AutoforwardError(f"{spec.text} is not forwarded: {session.forwarder.why_not(spec.key)}")
+                raise AutoforwardError(f"{spec.text} is not forwarded: {session.forwarder.refusal_reason(spec.key)}")
 
     async def _hold(
         self,
@@ -273,7 +273,7 @@ class Handlers:
             "pid": os.getpid(),
             "version": __version__,
             "home": str(supervisor.paths.home),
-            "registry_problem": supervisor.books.ledger.problem,
+            "registry_problem": supervisor.persistence.registry.problem,
             "uptime_s": round(time.time() - supervisor.started_s, 1),
             "engines": [
                 {"host": endpoint.host, "source": endpoint.source} for endpoint in supervisor.engines.endpoints

@@ -43,9 +43,9 @@ class ClockWatch:
             self._timer = None
 
     def _wait(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self.look)
+        self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self.check)
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Compare the clocks now."""
         offset_s = self._wall() - self._monotonic()
         jump_s, self._offset_s = offset_s - self._offset_s, offset_s

@@ -136,29 +136,29 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, f"signal {signal.Signals(number).name}")
         self.plane = DataPlane(lambda notice: self._hand_over(loop, notice))
-        self.books = Persistence(self.paths, self.sessions, self._warn)
+        self.persistence = Persistence(self.paths, self.sessions, self._warn)
         process = current_process()
         self.actions = Actions(self._session_of, self._remember_opened, Desktop())
         self.hub = EventHub(await asyncio.to_thread(self._open_event_log), self.actions.on_event)
         self.engines = EnginePool(self._on_engine_event, lambda endpoint: self.watches.on_lost(endpoint))
-        self._allocator = Allocator(self.books.ledger, process)
+        self._allocator = Allocator(self.persistence.registry, process)
         self.services = functools.partial(
-            SessionServices, self.plane, self._allocator, self.hub, self.books.thread, neighbours=PortClaims()
+            SessionServices, self.plane, self._allocator, self.hub, self.persistence.thread, neighbours=PortClaims()
         )
         self.approvals = Approvals(self.paths)
         self.live = LiveConfiguration(
             self.sessions.values,
             self.store_session,
             self.hub.publish,
-            self.approvals.word_of,
+            self.approvals.consent_of,
         )
         self.siblings = ComposeServices(self)
         self.watches = AutoAttachManager(self, self.actions.restore)
         self.networks = NetworkWatch(self)
         self.plane.start()
         info = {"pid": process.pid, "pid_started": process.started, "version": __version__}
-        records = await self.books.take_over()
-        await self.books.run(lambda: self._write_info(info))
+        records = await self.persistence.take_over()
+        await self.persistence.run(lambda: self._write_info(info))
         self._restored_by_s = loop.time() + RESTORE_WAIT_S
         for record in records:
             session = self.add_session(record)
@@ -169,7 +169,7 @@ class Supervisor:
         self._clock.start()
         self._control = ControlServer(self.paths.supervisor_socket, self._handlers(self))
         await self._control.start()
-        self.books.start_looking(self._look)
+        self.persistence.start_polling(self._check_folder)
         self.check_idle()
         log.info("supervisor %s started, pid %d, %d sessions restored", __version__, process.pid, len(self.sessions))
 
@@ -185,17 +185,19 @@ class Supervisor:
         await self.live.aclose()
         forward_ids = frozenset(key for session in self.sessions.values() for key in session.forwarder.forward_ids)
         await self.drain(forward_ids, DRAIN_S)
-        await self.books.run(self.books.ledger.look)  # the last moment in which what is live can mend a registry
+        await self.persistence.run(
+            self.persistence.registry.check
+        )  # the last moment in which what is live can mend a registry
         # The rows stay in the registry's sessions: the next supervisor takes them up again.
         await self._end_all(self.sessions.values(), "the supervisor ended", forget=False)
         self.actions.close()
         self.engines.close()
         self.plane.stop()
-        await self.books.end_looking()
+        await self.persistence.stop_polling()
         await asyncio.to_thread(self.hub.close)
         # Followers have their last events; what still runs is cut.
         await self._control.aclose(CONTROL_CLOSE_S)
-        await self.books.aclose()
+        await self.persistence.aclose()
         self.paths.supervisor_info.unlink(missing_ok=True)
         self._lock.release()
 
@@ -250,7 +252,7 @@ class Supervisor:
 
     async def store_session(self, session: ActingSession) -> None:
         """Write what the next supervisor needs; a session that lives on a foreground command only leaves nothing."""
-        await self.books.store(session.record)
+        await self.persistence.store(session.record)
         self.live.refresh()
 
     def saw(self, record: SessionRecord) -> None:
@@ -268,7 +270,7 @@ class Supervisor:
                 if workspace is not None
             }
             try:
-                await self.books.run(functools.partial(self.approvals.saw, openings))
+                await self.persistence.run(functools.partial(self.approvals.saw, openings))
             except AutoforwardError as error:  # what is new at the next attach is asked for then
                 log.warning("%s", error)
             said = {id(record) for record in records}
@@ -280,7 +282,7 @@ class Supervisor:
     async def _end_all(self, sessions: Iterable[Session], reason: str, *, forget: bool) -> None:
         ending = list(sessions)
         if forget:
-            await self.books.forget(session.record.session_id for session in ending)
+            await self.persistence.forget(session.record.session_id for session in ending)
         await asyncio.gather(*(session.end(reason) for session in ending))
 
     def _on_session_ended(self, session: Session, reason: str) -> None:
@@ -290,7 +292,7 @@ class Supervisor:
         self.live.refresh()
         self.leave_engines()
         if not self._stop.is_set():
-            self.spawn(self.books.forget([session.record.session_id]), "forget a session")
+            self.spawn(self.persistence.forget([session.record.session_id]), "forget a session")
         self.watches.on_session_ended(session, reason)
         self.siblings.on_session_ended(session)
         self.check_idle()
@@ -325,7 +327,9 @@ class Supervisor:
 
     def _on_idle(self) -> None:
         self._idle_timer = None
-        if self.books.ledger.has_unwritten:  # it would be lost: until there is room for it, there is something to do
+        if (
+            self.persistence.registry.has_unwritten
+        ):  # it would be lost: until there is room for it, there is something to do
             self.check_idle()
         else:
             self.stop("nothing to do")
@@ -394,20 +398,20 @@ class Supervisor:
             if record.endpoint.key != endpoint.key:
                 continue
             if event is None:  # the event stream is new: things may have happened that it does not tell
-                session.look_again()
+                session.recheck()
             elif event.container_id == record.container_id:
                 session.notice_event(event)
             elif session.uses_network_of(event.container_id):
                 session.notice_network()
             elif event.action == "start" and record.outlives_container and carries(event.labels, record.next_labels):
-                session.look_again()
+                session.recheck()
 
     def _make_room(self, endpoint: EngineEndpoint, container_id: str) -> None:
         """A container was created: what it publishes is its own once it starts, and not a stopped container's."""
         if endpoint.socket_path is None or not any(session.is_away for session in self.sessions.values()):
             return
 
-        async def look() -> None:
+        async def check() -> None:
             used = self.engines.get(endpoint)
             loop = asyncio.get_running_loop()
             numbers = await loop.run_in_executor(used.pool, used.engine.asks_for, container_id)
@@ -415,7 +419,7 @@ class Supervisor:
                 if numbers and session.is_away:
                     session.numbers_asked(numbers)
 
-        self.spawn(look(), "host ports that a new container asks for")
+        self.spawn(check(), "host ports that a new container asks for")
 
     def _on_clock_jump(self, _seconds: float) -> None:
         """The machine was asleep. What does not answer now is replaced."""
@@ -424,20 +428,20 @@ class Supervisor:
             session.check_streams(AWAKE_TIMEOUT_S)
         self.engines.reconnect()
 
-    async def _look(self) -> None:
+    async def _check_folder(self) -> None:
         """From time to time: what may have become of the state folder."""
         await self.hub.flush()
         if self.sessions and time.monotonic() >= self._count_at_s:
             self._count_at_s = time.monotonic() + COUNT_S
-            await self.books.run(self._allocator.count_time)
-        if not await self.books.run(self._holds_its_folder):
+            await self.persistence.run(self._allocator.count_time)
+        if not await self.persistence.run(self._holds_its_folder):
             # No command can find it any more, and what is in its place by now is another's to write: like a kill, which leaves
             # nothing behind.
             log.error("the state folder was removed: this supervisor ends")
             os._exit(1)
         if not self._stop.is_set() and not self._control.is_found:
             try:
-                await self.books.run(self.paths.ensure)
+                await self.persistence.run(self.paths.ensure)
                 await self._control.start()
             except (AutoforwardError, OSError) as error:
                 log.debug("no control socket: %s", error)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoforward.core.port_spec import MAX_PORT
-from autoforward.devcontainers.variables import VARIABLE, names_in, substituted, why_left
+from autoforward.devcontainers.variables import VARIABLE, names_in, substituted, unresolved_reason
 from autoforward.trust.permissions import Source
 from autoforward.trust.widening import Asking, shown
 
@@ -226,7 +226,7 @@ class _Work:
 
     def _put_in(self, raw: str, names: Iterable[str], key: str) -> str | None:
         """`raw` with its variables; None where one of the specification has no value here."""
-        left = why_left(substituted(VARIABLE.sub("", raw), {}, self._places))
+        left = unresolved_reason(substituted(VARIABLE.sub("", raw), {}, self._places))
         if left is not None:
             self.warnings.append(f"{self._place}: {key}: {shown(raw)} is left out: {left}")
             return None

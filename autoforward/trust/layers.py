@@ -112,7 +112,7 @@ def ask_for_pins(
         [[one.low, one.high, one.host_low] for one in pins],
         f"container port {first.low} gets host port {first.host_low}{more}, a number below 1024",
         text=text,
-        ask=any(min(one.host_high, FIRST_UNPRIVILEGED - 1) >= asking.word.lowest_port for one in pins),
+        ask=any(min(one.host_high, FIRST_UNPRIVILEGED - 1) >= asking.consent.lowest_port for one in pins),
     )
     return pins if granted else ()
 

@@ -54,7 +54,7 @@ class _Openings:
     def allows(self, source: Source, place: str, key: str, what: str, effect: str) -> bool:
         digest = digest_of(source, "onAutoForward", [key, what])
         self.present.add(digest)
-        seen = self.asking.word.openings
+        seen = self.asking.consent.openings
         if seen is None or digest in seen:
             return True
         return self.asking.grants(source, place, "onAutoForward", [key, what], effect, text=f"{key}: {what}")
@@ -114,7 +114,7 @@ def _granted_values(
             key,
             "host ports below 1024 are taken for it",
             text=key,
-            ask=last >= asking.word.lowest_port,
+            ask=last >= asking.consent.lowest_port,
         )
         if not granted:
             values = replace(values, elevate_if_needed=None)

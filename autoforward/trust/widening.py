@@ -75,7 +75,7 @@ def spelled_out(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class Consent:
     """What the user has said of one workspace. `approved` and `refused` are digests.
 
     `openings`: digests of what was opened by itself at the last attach; None: this is that attach, or the first
@@ -93,7 +93,7 @@ class Word:
         return source in ("user", "config") or digest in self.approved or (self.trusts_files and source == "workspace")
 
 
-NO_WORD = Word()
+NO_CONSENT = Consent()
 
 
 def not_granted(requests: Iterable[Request], way_out: str) -> list[str]:
@@ -113,8 +113,8 @@ def not_granted(requests: Iterable[Request], way_out: str) -> list[str]:
 class Asking:
     """Collects what is asked for and not granted, each once. One for each reading of a configuration."""
 
-    def __init__(self, word: Word, before: Iterable[Request] = ()) -> None:
-        self.word = word
+    def __init__(self, consent: Consent, before: Iterable[Request] = ()) -> None:
+        self.consent = consent
         self._requests = {request.digest: request for request in before}
 
     @property
@@ -126,15 +126,15 @@ class Asking:
     ) -> bool:
         """Whether this widening value counts. If not, and unless `ask` is False, it is asked for; `text` is the value."""
         digest, spelled = digest_of(source, key, value), spelled_out(text)
-        word = self.word
+        consent = self.consent
         if len(spelled) > MAX_VALUE:
-            word = replace(word, approved=frozenset())
+            consent = replace(consent, approved=frozenset())
             digest = digest_of(source, key, ["not shown", digest])
             spelled = f"{spelled[:MAX_SHOWN]}… ({len(spelled)} characters: too long to be approved)"
-        if word.grants(source, digest):
+        if consent.grants(source, digest):
             return True
         if ask and len(self._requests) < MAX_REQUESTS:
-            refused = digest in self.word.refused
+            refused = digest in self.consent.refused
             request = Request(source, shown(spelled_out(place)), key, spelled, shown(effect), digest, refused)
             self._requests.setdefault(digest, request)
         return False

@@ -54,7 +54,7 @@ class Feed:
         self._viewers += 1
         if self._following is None:
             self._picture = None
-            self._following = asyncio.create_task(self._follow_for_ever(), name="following the supervisor")
+            self._following = asyncio.create_task(self._follow_forever(), name="following the supervisor")
         try:
             yield
         finally:
@@ -102,7 +102,7 @@ class Feed:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
-    async def _follow_for_ever(self) -> None:
+    async def _follow_forever(self) -> None:
         while True:
             try:
                 await self._follow()

@@ -19,7 +19,7 @@ from tests.faults.second_engine import SecondEngine
 
 @pytest.fixture(scope="module")
 def second(engine: docker.DockerClient, images: Mapping[str, str]) -> Iterator[SecondEngine]:
-    if (reason := SecondEngine.why_not()) is not None:
+    if (reason := SecondEngine.unavailable_reason()) is not None:
         missing(reason)
     one = SecondEngine(live_restore=True)
     try:

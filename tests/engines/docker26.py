@@ -16,7 +16,7 @@ from tests.faults.second_engine import SecondEngine
 @contextlib.contextmanager
 def docker26(_client: docker.DockerClient, images: Mapping[str, str]) -> Iterator[Reached]:
     """Its containers' addresses are of the network that the first engine's have: from here they lead nowhere, or to others."""
-    if reason := SecondEngine.why_not():
+    if reason := SecondEngine.unavailable_reason():
         pytest.skip(reason)
     program = path_of("dockerd")
     if program is None:

@@ -83,7 +83,7 @@ class PodmanService:
         return f"<Podman of {'an ordinary user' if self.rootless else 'root'}>"
 
     @staticmethod
-    def why_not() -> str | None:
+    def unavailable_reason() -> str | None:
         """Why there can be none here."""
         if sys.platform != "linux" or os.geteuid() != 0:
             return "a Podman of the tests' own needs root on Linux"
@@ -215,7 +215,7 @@ class PodmanService:
 @contextlib.contextmanager
 def podman_with(image: str, *, rootless: bool) -> Iterator[PodmanService]:
     """One that runs and has that image of the default engine; skips with the reason where there can be none."""
-    if (reason := PodmanService.why_not()) is not None:
+    if (reason := PodmanService.unavailable_reason()) is not None:
         pytest.skip(reason)
     service = PodmanService(rootless=rootless)
     try:

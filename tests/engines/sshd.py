@@ -69,7 +69,7 @@ SetEnv HOME={self.folder}
         (self.folder / "user").unlink()
 
     @staticmethod
-    def why_not() -> str | None:
+    def unavailable_reason() -> str | None:
         """Why there can be none here."""
         for tool in ("ssh", "ssh-keygen", "ssh-agent", "ssh-add"):
             if shutil.which(tool) is None:

@@ -57,7 +57,7 @@ def tcp(client: docker.DockerClient, images: Mapping[str, str]) -> Iterator[Reac
 def ssh(client: docker.DockerClient, images: Mapping[str, str]) -> Iterator[Reached]:
     """An sshd on the loopback, by DOCKER_HOST; the key is in an ssh agent."""
     _default_socket()
-    if reason := Sshd.why_not():
+    if reason := Sshd.unavailable_reason():
         missing(reason)
     sshd = Sshd()
     try:
@@ -71,7 +71,7 @@ def ssh(client: docker.DockerClient, images: Mapping[str, str]) -> Iterator[Reac
 @contextlib.contextmanager
 def tls(_client: docker.DockerClient, images: Mapping[str, str]) -> Iterator[Reached]:
     """An engine of its own that asks for a client's certificate, by DOCKER_HOST, DOCKER_TLS_VERIFY and DOCKER_CERT_PATH."""
-    if reason := SecondEngine.why_not():
+    if reason := SecondEngine.unavailable_reason():
         missing(reason)
     if shutil.which("openssl") is None:
         missing("an engine on TLS needs openssl, for certificates")

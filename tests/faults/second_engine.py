@@ -41,7 +41,7 @@ class SecondEngine:
         self._made: list[Container] = []
 
     @staticmethod
-    def why_not() -> str | None:
+    def unavailable_reason() -> str | None:
         """Why there can be none here."""
         for tool in ("dockerd", "containerd", "unshare", "ip"):
             if shutil.which(tool) is None:

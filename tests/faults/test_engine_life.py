@@ -29,7 +29,7 @@ def second(
     images: Mapping[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[SecondEngine]:
-    if (reason := SecondEngine.why_not()) is not None:
+    if (reason := SecondEngine.unavailable_reason()) is not None:
         pytest.skip(reason)
     second = SecondEngine(live_restore=request.param)
     try:

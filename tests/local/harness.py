@@ -219,7 +219,7 @@ class Table(Bench):
         return self.publisher.take()
 
     def host_port(self, container_port: int) -> int:
-        [row] = [row for row in self.forwarder.forwards if row.wish.key.container_port == container_port]
+        [row] = [row for row in self.forwarder.forwards if row.wanted.key.container_port == container_port]
         assert row.host_port is not None
         return row.host_port
 

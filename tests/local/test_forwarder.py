@@ -150,7 +150,7 @@ async def test_a_server_that_restarts_stays_where_it_is_while_its_own_number_is_
 
 def steal(table: Table, container_port: int) -> socket.socket:
     """Somebody listens on the reserved number, in the moment of `start_listening` in which Linux lets him."""
-    [pair] = [row.pair for row in table.forwarder.forwards if row.wish.key.container_port == container_port]
+    [pair] = [row.pair for row in table.forwarder.forwards if row.wanted.key.container_port == container_port]
     assert pair is not None
     pair.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     thief = socket.create_server((LOOPBACK, pair.host_port))
@@ -277,7 +277,7 @@ async def test_ports_that_are_not_forwarded_have_their_events(table: Table, port
     assert (event.event, event.status, event.host_ip, event.host_port) == ("ignored", "published", "0.0.0.0", 8300)
     [row] = table.rows()
     assert (row["status"], row["autoForwarded"], row["id"], row["lane"]) == ("published", False, None, None)
-    assert "8300" in table.forwarder.why_not(ForwardKey("tcp", None, port))
+    assert "8300" in table.forwarder.refusal_reason(ForwardKey("tcp", None, port))
     table.take()
     await table.apply(rules)
     [event] = table.publisher.events

@@ -43,9 +43,9 @@ def test_a_forward_has_a_limit_of_open_connections(monkeypatch: pytest.MonkeyPat
 def test_the_last_descriptors_are_not_for_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _which: (256, 256))
     at = ConnectionLimits()
-    assert at.why_not(191, 63) is None
-    assert at.why_not(192, 63) == "of 256 descriptors the last 64 are not for connections"
-    assert at.why_not(20, 64) == "64 connections are open, and one forward may have no more"
+    assert at.refusal_reason(191, 63) is None
+    assert at.refusal_reason(192, 63) == "of 256 descriptors the last 64 are not for connections"
+    assert at.refusal_reason(20, 64) == "64 connections are open, and one forward may have no more"
 
 
 @closing

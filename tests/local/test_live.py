@@ -28,7 +28,7 @@ from autoforward.core.model import EngineEndpoint, Identity
 from autoforward.net.file_changes import HAS_INOTIFY, Changes
 from autoforward.state.event_log import PortEvent
 from autoforward.supervisor.session import config_reload as live_module
-from autoforward.supervisor.session.config_reload import LiveConfiguration, Survey, look_at_all
+from autoforward.supervisor.session.config_reload import LiveConfiguration, Survey, survey_files
 from autoforward.trust.writers import Writers
 
 
@@ -203,9 +203,9 @@ def test_a_flood_of_names_in_a_folder_is_looked_at_seldom(tmp_path: Path, monkey
     def counted(paths: Iterable[str], writers: Writers) -> Survey:
         nonlocal looks
         looks += 1
-        return look_at_all(paths, writers)
+        return survey_files(paths, writers)
 
-    monkeypatch.setattr(live_module, "look_at_all", counted)
+    monkeypatch.setattr(live_module, "survey_files", counted)
 
     async def story(scene: Scene) -> None:
         path = tmp_path / "x.toml"
@@ -375,9 +375,9 @@ def test_folders_to_watch(tmp_path: Path) -> None:
     (tmp_path / "real" / "x").touch()
     (tmp_path / "link").mkdir()
     (tmp_path / "link" / "x").symlink_to(tmp_path / "real" / "x")
-    assert look_at_all([str(tmp_path / "link" / "x")]).folders == {str(tmp_path / "link"), str(tmp_path / "real")}
-    assert look_at_all([str(tmp_path / "none" / "none" / "x")]).folders == {str(tmp_path)}
-    assert look_at_all([]).folders == set()
+    assert survey_files([str(tmp_path / "link" / "x")]).folders == {str(tmp_path / "link"), str(tmp_path / "real")}
+    assert survey_files([str(tmp_path / "none" / "none" / "x")]).folders == {str(tmp_path)}
+    assert survey_files([]).folders == set()
 
 
 def test_the_user_s_own_file_counts_while_the_workspace_s_is_broken(tmp_path: Path) -> None:
@@ -414,9 +414,9 @@ def test_a_fault_of_the_watcher_is_logged_and_not_the_end_of_it(
     def look_once_wrong(paths: Iterable[str], writers: Writers) -> Survey:
         if (fault := next(faults, None)) is not None:
             raise fault
-        return look_at_all(paths, writers)
+        return survey_files(paths, writers)
 
-    monkeypatch.setattr(live_module, "look_at_all", look_once_wrong)
+    monkeypatch.setattr(live_module, "survey_files", look_once_wrong)
     monkeypatch.setattr(live_module, "RETRY_S", 0.01)
 
     async def story(scene: Scene) -> None:

@@ -215,7 +215,7 @@ async def test_other_options_are_taken_over_without_touching_what_stays(world: A
     one = world()
     other = free_port()
     await one.begin(port, other)
-    [pair] = [row.pair for row in one.session.forwarder.forwards if row.wish.key.container_port == port]
+    [pair] = [row.pair for row in one.session.forwarder.forwards if row.wanted.key.container_port == port]
     options = replace(RECORD.options, exclude=((other, other),))
     await one.session.update(replace(RECORD, options=options))
     assert one.statuses() == {port: "active", other: "ignored"}
@@ -306,7 +306,7 @@ async def test_a_pin_that_is_handed_over_is_stored_as_the_forward_of_its_own_tha
     assert await forward(first) == [first]
     await supervisor.siblings.take_up(replace(RECORD, manual=parse_port_spec(f"{second}:{port}")))
     assert await forward(second) == [second]
-    numbers = {row.host_port: row.wish.source for row in one.session.forwarder.forwards}
+    numbers = {row.host_port: row.wanted.source for row in one.session.forwarder.forwards}
     assert numbers == {port: "detected", first: "manual", second: "manual"}
     assert [spec.key.pin for spec in SessionRecord.from_json(one.session.record.to_json()).manual] == [first, second]
     assert "unforwarded" not in one.publisher.names

@@ -163,11 +163,11 @@ async def test_a_service_that_is_removed_waits_for_the_next_one(
     for labels, state in zip(others, ("running", "running", "exited"), strict=True):
         inspected = one.engine.inspected
         one.engine.info = replace(old, container_id="decaf00decaf00", name="web-2", labels=labels, state=state)
-        one.session.look_again()
+        one.session.recheck()
         await asyncio.to_thread(eventually, lambda n=inspected: one.engine.inspected > n)
         assert one.session.record.container_id == old.container_id
     one.engine.change(state="running")
-    one.session.look_again()
+    one.session.recheck()
     (await one.engine.watcher(2)).listen(port)
     event = await one.publisher.wait_for("reconnected")
     assert (event.container_id, event.host_port) == ("decaf00decaf00", host_port)
@@ -183,7 +183,7 @@ async def test_a_service_that_is_removed_waits_for_the_next_one(
     assert not one.session.keeps_supervisor_alive
     assert not accepts(host_port)
     one.engine.info = replace(old, container_id="facade00facade", name="web-3")
-    one.session.look_again()
+    one.session.recheck()
     (await one.engine.watcher(3)).listen(port)
     await asyncio.to_thread(eventually, lambda: one.statuses() == {port: "active"})
     assert one.host_port(port) == host_port

@@ -115,21 +115,21 @@ async def test_events_are_bounded_while_they_are_followed_and_read(tmp_path: Pat
 async def test_nothing_is_looked_at_once_what_it_takes_is_closed(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A supervisor that ends closes its event log before the books: it must not be flushed after that."""
+    """A supervisor that ends closes its event log before the registry: it must not be flushed after that."""
     monkeypatch.setattr(books_module, "LOOK_INTERVAL_S", 0.001)
     paths = StatePaths(home)
     paths.ensure()
-    books, hub = Persistence(paths, {}, print), EventHub(EventLog(paths, print, max_bytes=MAX_BYTES))
+    persistence, hub = Persistence(paths, {}, print), EventHub(EventLog(paths, print, max_bytes=MAX_BYTES))
     looked = asyncio.Event()
 
     async def beside() -> None:
         await hub.flush()
         looked.set()
 
-    books.start_looking(beside)
+    persistence.start_polling(beside)
     await asyncio.wait_for(looked.wait(), 20)
-    await books.end_looking()
-    assert not [task for task in asyncio.all_tasks() if task.get_name() == "books"]
+    await persistence.stop_polling()
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "registry poll"]
     await asyncio.to_thread(hub.close)
-    await books.aclose()
-    assert "a fault while the books" not in caplog.text
+    await persistence.aclose()
+    assert "a fault while the registry" not in caplog.text

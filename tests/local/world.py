@@ -67,7 +67,7 @@ class World(Bench):
         self.session.notice_event(ContainerEvent(action, "c0ffee00c0ffee00", "web", {}))
 
     def host_port(self, container_port: int) -> int:
-        [row] = [row for row in self.session.forwarder.forwards if row.wish.key.container_port == container_port]
+        [row] = [row for row in self.session.forwarder.forwards if row.wanted.key.container_port == container_port]
         assert row.host_port is not None
         return row.host_port
 

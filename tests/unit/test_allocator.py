@@ -66,13 +66,13 @@ class Home:
         self.warnings: list[str] = []
         self.now = datetime(2026, 11, 27, 12, tzinfo=UTC)
         registry = Registry(self.paths, self.warnings.append)
-        self.ledger = BufferedRegistry(registry, self.warnings.append, clock=lambda: self.now)
+        self.registry = BufferedRegistry(registry, self.warnings.append, clock=lambda: self.now)
         self.allocator = self.allocator_of(current_process())
         self.given: list[Allocation] = []
         self.lowest_port: int | None = 1024
 
     def allocator_of(self, process: ProcessIdentity) -> Allocator:
-        return Allocator(self.ledger, process, owners=self.owners, lowest_port=lambda: self.lowest_port)
+        return Allocator(self.registry, process, owners=self.owners, lowest_port=lambda: self.lowest_port)
 
     def owners(self, host_ports: Collection[int]) -> dict[int, str]:
         return {}
@@ -227,7 +227,9 @@ def test_services_of_one_project_keep_their_numbers_in_whatever_order_they_come(
     home.give_back(db)
     home.now += timedelta(minutes=11)
     home.allocator.update_rows([replace(db.lease, state="reserved", extra={"held_s": 61})])
-    home.ledger.transact(lambda document, now: document.entries.__setitem__(0, replace(document.entries[0], extra={})))
+    home.registry.transact(
+        lambda document, now: document.entries.__setitem__(0, replace(document.entries[0], extra={}))
+    )
     assert home.get(of("db")).pair.host_port == port, "the other has not had it for long"
 
 
@@ -249,12 +251,12 @@ def test_a_number_that_another_workspace_declares_is_left_to_it_once_settled(hom
         {"text": str(port), "transport": "tcp", "container_host": None, "container_port": port, "host_port": None}
     ]
     session = {"id": "ses-1", "identity": identity, "workspace": "/home/me/shop", "declared": declared}
-    home.ledger.transact(lambda document, _now: document.upsert_session(session))
+    home.registry.transact(lambda document, _now: document.upsert_session(session))
     kept = home.get(wants(port, "two"))
     assert (kept.pair.host_port, kept.remap_reason) == (port + 1, f"host port {port} is declared by /home/me/shop")
     home.give_back(kept)
     session["identity"] = {**identity, "anchor": "two"}
-    home.ledger.transact(lambda document, _now: document.upsert_session(session))
+    home.registry.transact(lambda document, _now: document.upsert_session(session))
     own = str(Identity(**session["identity"]))  # type: ignore[arg-type]
     with foreign(port):
         settled_on(home, wants(port, own))
@@ -270,8 +272,8 @@ def test_what_was_forwarded_until_a_kill_counts_as_far_as_it_was_written(home: H
     home.allocator.count_time()
     assert home.rows()[0]["held_s"] == 660
     dead = replace(one.lease, pid_started=one.lease.pid_started - 1000, extra={"held_s": 660, "bound_since": "x"})
-    home.ledger.transact(lambda document, _now: document.upsert(dead))
-    home.ledger.transact(lambda document, now: document.reserve_rows_of_the_dead(now))
+    home.registry.transact(lambda document, _now: document.upsert(dead))
+    home.registry.transact(lambda document, now: document.reserve_rows_of_the_dead(now))
     [row] = home.rows()
     assert (row["state"], row["held_s"], "bound_since" in row) == ("reserved", 660, False)
 
@@ -280,7 +282,7 @@ def test_a_row_of_an_earlier_version_has_not_settled_and_stays_for_its_days(home
     with foreign(port):
         old = home.get(wants(port))
     home.give_back(old)
-    home.ledger.transact(lambda document, _now: document.upsert(replace(old.lease, state="reserved", extra={})))
+    home.registry.transact(lambda document, _now: document.upsert(replace(old.lease, state="reserved", extra={})))
     home.now += timedelta(days=29)
     with foreign(port):
         again = home.get(wants(port))
@@ -478,11 +480,11 @@ def test_on_a_full_disk_forwards_go_on_and_rows_are_written_later(
         patch.setattr(os, "fsync", fail)
         first = home.get(wants(port))
         home.get(wants(port + 1))
-        home.ledger.look()
-        assert home.ledger.has_unwritten
+        home.registry.check()
+        assert home.registry.has_unwritten
     assert len(home.warnings) == 1
     assert "forwards go on" in home.warnings[0]
-    home.ledger.look()
+    home.registry.check()
     assert {row["host_port"] for row in home.rows()} == {port, port + 1}
     assert home.rows()[0]["id"] == first.lease.id
 
@@ -492,11 +494,11 @@ def test_with_an_unusable_registry_forwards_go_on_and_it_is_left_alone(home: Hom
     given_one = home.get(wants(port))
     assert given_one.pair.host_port == port
     assert home.paths.registry.read_text() == '{"version":99}'
-    assert "version 99" in (home.ledger.problem or "")
+    assert "version 99" in (home.registry.problem or "")
     home.paths.registry.unlink()
-    home.ledger.look()
+    home.registry.check()
     assert [row["id"] for row in home.rows()] == [given_one.lease.id]
-    assert home.ledger.problem is None
+    assert home.registry.problem is None
 
 
 NUMBERS = st.integers(1, 65535)

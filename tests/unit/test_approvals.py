@@ -61,32 +61,32 @@ def test_an_answer_is_for_this_value_of_this_workspace_on_this_engine(paths: Sta
     approvals.answer(SHOP, [request()], approved=True)
     approvals.answer(SHOP, [request("10.0.0.1")], approved=False)
     for one in (approvals, Approvals(paths)):
-        word = one.word(SHOP)
-        assert word.approved == {request().digest}
-        assert word.refused == {request("10.0.0.1").digest}
+        consent = one.consent(SHOP)
+        assert consent.approved == {request().digest}
+        assert consent.refused == {request("10.0.0.1").digest}
         for other in (replace(SHOP, place="/src/other"), replace(SHOP, engine="ssh://elsewhere")):
-            assert one.word(other).approved == frozenset()
+            assert one.consent(other).approved == frozenset()
     assert paths.approvals.stat().st_mode & 0o777 == 0o600
     approvals.answer(SHOP, [request()], approved=False)
-    assert Approvals(paths).word(SHOP).approved == frozenset(), "the last answer counts"
+    assert Approvals(paths).consent(SHOP).approved == frozenset(), "the last answer counts"
     assert approvals.revoke(SHOP) == 2
-    assert (approvals.word(SHOP).refused, approvals.revoke(SHOP)) == (frozenset(), 0)
+    assert (approvals.consent(SHOP).refused, approvals.revoke(SHOP)) == (frozenset(), 0)
 
 
 def test_what_was_opened_by_itself_is_remembered_also_where_that_is_nothing(paths: StatePaths) -> None:
     approvals = Approvals(paths)
-    assert approvals.word(SHOP).openings is None
+    assert approvals.consent(SHOP).openings is None
     approvals.saw({SHOP: []})
-    assert approvals.word(SHOP).openings == frozenset()
+    assert approvals.consent(SHOP).openings == frozenset()
     before = paths.approvals.stat().st_ino
     approvals.saw({SHOP: []})
     assert paths.approvals.stat().st_ino == before, "nothing is written where nothing has changed"
     approvals.saw({SHOP: ["a"], replace(SHOP, place="x"): ["b"]})
-    assert approvals.word(SHOP).openings == {"a"}
-    assert approvals.word(SHOP, attaching=True).openings is None
+    assert approvals.consent(SHOP).openings == {"a"}
+    assert approvals.consent(SHOP, attaching=True).openings is None
     approvals.answer(SHOP, [request()], approved=True)
     approvals.revoke(SHOP)
-    assert approvals.word(SHOP).openings == {"a"}
+    assert approvals.consent(SHOP).openings == {"a"}
 
 
 def test_the_oldest_are_forgotten(paths: StatePaths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_a_file_that_is_not_valid_approves_nothing(text: str, paths: StatePaths)
         assert paths.approvals.read_text() == text
     else:
         approvals.answer(SHOP, [request()], approved=True)
-        assert approvals.word(SHOP).approved == {request().digest}
+        assert approvals.consent(SHOP).approved == {request().digest}
 
 
 def test_two_that_write_at_the_same_time_both_count(paths: StatePaths) -> None:

@@ -21,11 +21,11 @@ def test_a_jump_is_told_once(slept_s: float, told: bool) -> None:
         watch = ClockWatch(jumps.append, lambda: wall_s, lambda: monotonic_s)
         watch.start()
         wall_s, monotonic_s = wall_s + 1.0, monotonic_s + 1.0
-        watch.look()
+        watch.check()
         assert jumps == []
         wall_s, monotonic_s = wall_s + 1.0 + slept_s, monotonic_s + 1.0
-        watch.look()
-        watch.look()
+        watch.check()
+        watch.check()
         watch.close()
 
     asyncio.run(main())

@@ -12,10 +12,10 @@ from autoforward.detection.known_servers import (
     INSPECTOR_PORTS,
     OUR_AGENT,
     KnownServer,
+    exclusion_reason,
     is_inspector,
     may_be_brief,
     not_http,
-    why_excluded,
 )
 from autoforward.lanes.agent_install import FOLDER, archive
 
@@ -55,7 +55,7 @@ USERS = [
 
 
 def why(port: int, command_line: str | None, **given: bool) -> str | None:
-    return why_excluded(ForwardKey("tcp", None, port), command_line, **given)
+    return exclusion_reason(ForwardKey("tcp", None, port), command_line, **given)
 
 
 @pytest.mark.parametrize("command_line", EDITORS)
@@ -188,8 +188,8 @@ def test_our_agents_whatever_the_settings() -> None:
 
 
 def test_only_tcp_ports_of_the_container_itself() -> None:
-    assert why_excluded(ForwardKey("tcp", "db", 22), None) is None
-    assert why_excluded(ForwardKey("udp", None, 22), None) is None
+    assert exclusion_reason(ForwardKey("tcp", "db", 22), None) is None
+    assert exclusion_reason(ForwardKey("udp", None, 22), None) is None
 
 
 def test_an_expression_takes_time_in_proportion_to_the_text() -> None:

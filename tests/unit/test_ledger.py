@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from autoforward.state import buffered_registry as ledger_module
+from autoforward.state import buffered_registry
 from autoforward.state.buffered_registry import BufferedRegistry, Change
 from autoforward.state.document import RegistryDocument, RegistryError, current_process, format_time
 from autoforward.state.folder import StatePaths
@@ -29,7 +29,7 @@ HELD = replace(LEASE, pid=ME.pid, pid_started=ME.started)
 
 
 class Home:
-    """A ledger in a state folder; `live` is what its process holds."""
+    """A buffered registry in a state folder; `live` is what its process holds."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = StatePaths(folder)
@@ -37,10 +37,12 @@ class Home:
         self.warnings: list[str] = []
         self.live = RegistryDocument()
         self.now = NOW
-        registry = Registry(self.paths, self.warnings.append, recover=self._what_is_live, lock_timeout_s=0.2)
-        self.ledger = BufferedRegistry(registry, self.warnings.append, live=self._what_is_live, clock=lambda: self.now)
+        registry = Registry(self.paths, self.warnings.append, recover=self._live_document, lock_timeout_s=0.2)
+        self.registry = BufferedRegistry(
+            registry, self.warnings.append, live=self._live_document, clock=lambda: self.now
+        )
 
-    def _what_is_live(self) -> RegistryDocument:
+    def _live_document(self) -> RegistryDocument:
         return RegistryDocument(entries=list(self.live.entries), sessions=list(self.live.sessions))
 
     def file(self) -> dict[str, Any]:
@@ -55,7 +57,7 @@ class Home:
 
     def hold(self) -> None:
         """It has a forward and a session, written and alive."""
-        self.ledger.transact(adds(HELD, {"id": "ses-1"}))
+        self.registry.transact(adds(HELD, {"id": "ses-1"}))
         self.live.upsert(HELD)
         self.live.upsert_session({"id": "ses-1"})
 
@@ -116,34 +118,34 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_what_could_not_be_written_is_written_later_and_said_once(
     trouble: Callable[[pytest.MonkeyPatch], Any], home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home.ledger.transact(adds(LEASE, {"id": "ses-old"}, {"id": "ses-kept", "n": 1}))
+    home.registry.transact(adds(LEASE, {"id": "ses-old"}, {"id": "ses-kept", "n": 1}))
     before = home.paths.registry.read_bytes()
     with trouble(monkeypatch):
-        home.ledger.transact(adds(replace(LEASE, id="fwd-new", host_port=4000), {"id": "ses-new"}))
-        home.ledger.transact(removes("ses-old"))
-        home.ledger.transact(adds({"id": "ses-kept", "n": 2}))
-        home.ledger.transact(reserves(LEASE.id))
-        home.ledger.look()
-        assert home.ledger.has_unwritten
+        home.registry.transact(adds(replace(LEASE, id="fwd-new", host_port=4000), {"id": "ses-new"}))
+        home.registry.transact(removes("ses-old"))
+        home.registry.transact(adds({"id": "ses-kept", "n": 2}))
+        home.registry.transact(reserves(LEASE.id))
+        home.registry.check()
+        assert home.registry.has_unwritten
         assert home.paths.registry.read_bytes() == before
     assert len(home.warnings) == 1, home.warnings
-    assert home.warnings[0] == home.ledger.problem
+    assert home.warnings[0] == home.registry.problem
     assert "forwards go on" in home.warnings[0]
-    home.ledger.look()
+    home.registry.check()
     assert home.leases() == {LEASE.id: "reserved", "fwd-new": "bound"}
     assert home.sessions() == ["ses-kept", "ses-new"]
     assert home.file()["sessions"][0]["n"] == 2
-    assert (home.ledger.problem, home.ledger.has_unwritten) == (None, False)
+    assert (home.registry.problem, home.registry.has_unwritten) == (None, False)
 
 
 def test_what_came_and_went_while_nothing_could_be_written_leaves_nothing_to_write(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home.ledger.transact(adds({"id": "ses-1"}))
+    home.registry.transact(adds({"id": "ses-1"}))
     with full_disk(monkeypatch):
-        home.ledger.transact(adds({"id": "ses-2"}))
-        home.ledger.transact(removes("ses-2"))
-        assert (home.ledger.problem, home.ledger.has_unwritten) == (None, False)
+        home.registry.transact(adds({"id": "ses-2"}))
+        home.registry.transact(removes("ses-2"))
+        assert (home.registry.problem, home.registry.has_unwritten) == (None, False)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -160,18 +162,18 @@ def test_a_look_mends_the_file_from_what_is_live(damage: str, home: Home) -> Non
     home.hold()
     whole = home.paths.registry.read_bytes()
     DAMAGE[damage](home.paths.registry)
-    home.ledger.look()
+    home.registry.check()
     assert home.paths.registry.read_bytes() == whole
     set_aside = [path.name for path in home.paths.home.glob("registry.json.corrupt-*")]
     assert len(set_aside) == len(home.warnings) == (damage in ("corrupt", "truncated", "empty"))
 
 
 def test_a_look_at_a_file_that_is_as_it_was_takes_no_lock(home: Home) -> None:
-    home.ledger.look()
+    home.registry.check()
     assert not home.paths.registry_lock.exists()
     home.hold()
     home.paths.registry_lock.unlink()
-    home.ledger.look()
+    home.registry.check()
     assert not home.paths.registry_lock.exists()
 
 
@@ -182,9 +184,9 @@ def test_damaged_while_nothing_can_be_written(
     home.hold()
     home.paths.registry.write_bytes(b"\x00garbage")
     with trouble(monkeypatch):
-        home.ledger.look()
-        home.ledger.transact(adds(replace(HELD, id="fwd-new", host_port=4000)))
-    home.ledger.look()
+        home.registry.check()
+        home.registry.transact(adds(replace(HELD, id="fwd-new", host_port=4000)))
+    home.registry.check()
     assert home.leases() == {HELD.id: "bound", "fwd-new": "bound"}
     assert home.sessions() == ["ses-1"]
 
@@ -192,13 +194,13 @@ def test_damaged_while_nothing_can_be_written(
 def test_a_newer_registry_is_left_alone_while_forwards_go_on(home: Home) -> None:
     home.hold()
     home.paths.registry.write_text('{"version":99}')
-    home.ledger.transact(adds(replace(HELD, id="fwd-new", host_port=4000)))
-    home.ledger.look()
+    home.registry.transact(adds(replace(HELD, id="fwd-new", host_port=4000)))
+    home.registry.check()
     assert home.paths.registry.read_text() == '{"version":99}'
     assert len(home.warnings) == 1
     assert "version 99" in home.warnings[0]
     home.paths.registry.unlink()
-    home.ledger.look()
+    home.registry.check()
     assert home.leases() == {HELD.id: "bound", "fwd-new": "bound"}
     assert home.sessions() == ["ses-1"]
 
@@ -206,14 +208,14 @@ def test_a_newer_registry_is_left_alone_while_forwards_go_on(home: Home) -> None
 def test_who_cannot_go_on_without_it_is_told(home: Home) -> None:
     home.paths.registry.write_text('{"version":99}')
     with pytest.raises(RegistryError, match="version 99"):
-        home.ledger.transact(adds(LEASE), strict=True)
+        home.registry.transact(adds(LEASE), strict=True)
     home.paths.registry.unlink()
-    home.ledger.look()
+    home.registry.check()
     assert not home.paths.registry.exists(), "nothing of it was kept"
 
 
 def test_whoever_hangs_with_the_lock_holds_up_nobody_for_long(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "TROUBLED_LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(buffered_registry, "TROUBLED_LOCK_TIMEOUT_S", 0.05)
     taken, free = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -225,25 +227,25 @@ def test_whoever_hangs_with_the_lock_holds_up_nobody_for_long(home: Home, monkey
     holder.start()
     try:
         assert taken.wait(20)
-        home.ledger.transact(adds(HELD))
-        home.ledger.transact(adds({"id": "ses-1"}))
-        assert "locked by another process" in (home.ledger.problem or "")
+        home.registry.transact(adds(HELD))
+        home.registry.transact(adds({"id": "ses-1"}))
+        assert "locked by another process" in (home.registry.problem or "")
     finally:
         free.set()
         holder.join()
-    home.ledger.look()
+    home.registry.check()
     assert (home.leases(), home.sessions()) == ({HELD.id: "bound"}, ["ses-1"])
 
 
 def test_reserved_leases_expire_with_the_next_change_and_those_in_use_stay(home: Home) -> None:
     used = format_time(NOW)
     reserved, recent = replace(LEASE, id="fwd-old", state="reserved"), replace(LEASE, id="fwd-recent", state="reserved")
-    home.ledger.transact(adds(replace(LEASE, updated=used), replace(reserved, updated=used)))
+    home.registry.transact(adds(replace(LEASE, updated=used), replace(reserved, updated=used)))
     home.now = NOW + timedelta(days=29)
-    home.ledger.transact(adds(replace(recent, updated=format_time(home.now))))
+    home.registry.transact(adds(replace(recent, updated=format_time(home.now))))
     assert home.leases() == {LEASE.id: "bound", "fwd-old": "reserved", "fwd-recent": "reserved"}
     home.now = NOW + timedelta(days=30, seconds=1)
-    home.ledger.transact(adds({"id": "ses-1"}))
+    home.registry.transact(adds({"id": "ses-1"}))
     assert home.leases() == {LEASE.id: "bound", "fwd-recent": "reserved"}
 
 
@@ -253,6 +255,6 @@ def test_a_change_that_fails_is_no_change(home: Home) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        home.ledger.transact(change)
+        home.registry.transact(change)
     assert not home.paths.registry.exists()
-    assert not home.ledger.has_unwritten
+    assert not home.registry.has_unwritten

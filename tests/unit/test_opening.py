@@ -11,7 +11,7 @@ import pytest
 from autoforward.cli.commands import open_
 from autoforward.cli.commands.open_ import choose, open_forward
 from autoforward.cli.console import browser
-from autoforward.cli.console.browser import nobody_looks
+from autoforward.cli.console.browser import no_browser_reason
 from autoforward.config.environment import SessionEnvironment
 from autoforward.core.errors import AutoforwardError, TargetError, UsageError
 from tests.desktops import FakeBrowser
@@ -61,7 +61,7 @@ def test_none(wanted: str) -> None:
     ],
 )
 def test_whether_anybody_looks(variables: dict[str, str], why: str | None) -> None:
-    said = nobody_looks(SessionEnvironment.of(variables), "linux")
+    said = no_browser_reason(SessionEnvironment.of(variables), "linux")
     assert (said is None) if why is None else (said is not None and why in said)
 
 

@@ -65,13 +65,13 @@ def test_a_port_of_its_own_name_is_its_own_and_listed_once(host: str, tmp_path: 
     for one in (record, SessionRecord.from_json(json.loads(json.dumps(record.to_json())))):
         snapshot = (Listener("tcp", 5173, "127.0.0.1"),)
         rules = rules_of(one, INFO, one.manual, frozenset(), None, None, {})
-        wishes = plan(rules, snapshot, {}, 0.0, {ForwardKey("tcp", None, 5173): None}).wishes
+        forwards = plan(rules, snapshot, {}, 0.0, {ForwardKey("tcp", None, 5173): None}).forwards
         own = [ForwardKey("tcp", None, port) for port in (5176, 5173, 5174, 5175)]
-        assert set(wishes) == {*own, ForwardKey("tcp", "db", 5432)}
-        assert [address.host for address in wishes[own[1]].dials] == ["127.0.0.1"]
-        assert (wishes[own[1]].attributes.label, wishes[own[2]].pinned_host_port) == ("vite", 25174)
-        assert wishes[own[1]].serving
-        assert not wishes[own[2]].serving, "nothing listens there: it waits, and is not `active`"
+        assert set(forwards) == {*own, ForwardKey("tcp", "db", 5432)}
+        assert [address.host for address in forwards[own[1]].dials] == ["127.0.0.1"]
+        assert (forwards[own[1]].attributes.label, forwards[own[2]].pinned_host_port) == ("vite", 25174)
+        assert forwards[own[1]].serving
+        assert not forwards[own[2]].serving, "nothing listens there: it waits, and is not `active`"
 
 
 def test_another_service_s_session_reads_the_same_file_as_of_the_anchor(tmp_path: Path) -> None:

@@ -69,9 +69,9 @@ def planned(
 
 def test_a_port_that_listens_is_forwarded_at_once() -> None:
     result = planned(SessionRules(), listening(3000))
-    wish = result.wishes[key(3000)]
-    assert (wish.source, wish.serving, wish.pinned_host_port) == ("detected", True, None)
-    assert wish.dials == (DialAddress("127.0.0.1", 3000),)
+    wanted = result.forwards[key(3000)]
+    assert (wanted.source, wanted.serving, wanted.pinned_host_port) == ("detected", True, None)
+    assert wanted.dials == (DialAddress("127.0.0.1", 3000),)
     assert not result.notices
     assert result.recheck_at_s is None
 
@@ -91,59 +91,59 @@ def test_manual_before_declared_before_detected(
     declared: tuple[str, ...], manual: tuple[str, ...], source: str, pin: int | None
 ) -> None:
     result = planned(SessionRules(declared=specs(*declared), manual=specs(*manual)), listening(3000))
-    assert list(result.wishes) == [key(3000)]
-    wish = result.wishes[key(3000)]
-    assert (wish.source, wish.pinned_host_port, wish.serving) == (source, pin, True)
+    assert list(result.forwards) == [key(3000)]
+    wanted = result.forwards[key(3000)]
+    assert (wanted.source, wanted.pinned_host_port, wanted.serving) == (source, pin, True)
 
 
 def test_without_auto_only_what_was_named() -> None:
     result = planned(SessionRules(auto=False, declared=specs("3000")), listening(3000, 4000))
-    assert list(result.wishes) == [key(3000)]
+    assert list(result.forwards) == [key(3000)]
     assert not result.notices
 
 
 @pytest.mark.parametrize("source", ["declared", "manual"])
 def test_a_named_port_without_a_server_waits(source: str) -> None:
-    wish = planned(SessionRules(**{source: specs("3000")})).wishes[key(3000)]  # type: ignore[arg-type]
-    assert not wish.serving
-    assert wish.dials == (DialAddress("127.0.0.1", 3000), DialAddress("::1", 3000))
-    assert not wish.accepts
+    wanted = planned(SessionRules(**{source: specs("3000")})).forwards[key(3000)]  # type: ignore[arg-type]
+    assert not wanted.serving
+    assert wanted.dials == (DialAddress("127.0.0.1", 3000), DialAddress("::1", 3000))
+    assert not wanted.accepts
 
 
 @pytest.mark.parametrize("source", ["declared", "manual"])
 def test_connections_to_a_named_port_without_a_server_wait_where_the_setting_says_so(source: str) -> None:
     rules = SessionRules(**{source: specs("3000", "db:5432")}, wait_for_server_s=2.0)  # type: ignore[arg-type]
-    wish = planned(rules).wishes[key(3000)]
-    assert (wish.serving, wish.accepts, wish.holds_s) == (False, True, 2.0)
-    assert wish.note == "new connections wait up to 2 s for its server first"
-    up = planned(rules, listening(3000)).wishes
+    wanted = planned(rules).forwards[key(3000)]
+    assert (wanted.serving, wanted.accepts, wanted.holds_s) == (False, True, 2.0)
+    assert wanted.note == "new connections wait up to 2 s for its server first"
+    up = planned(rules, listening(3000)).forwards
     assert {(one.serving, one.holds_s, one.note) for one in up.values()} == {(True, 0.0, None)}
 
 
 def test_another_host_is_always_served() -> None:
     """Whether `db` listens cannot be seen from here; a dial that fails is a reset, and the port stays."""
-    wish = planned(SessionRules(declared=specs("db:5432"))).wishes[key(5432, container_host="db")]
-    assert wish.serving
-    assert wish.dials == (DialAddress("db", 5432),)
+    wanted = planned(SessionRules(declared=specs("db:5432"))).forwards[key(5432, container_host="db")]
+    assert wanted.serving
+    assert wanted.dials == (DialAddress("db", 5432),)
 
 
 def test_a_pin_in_addition_to_a_forward_leaves_that_where_it_is_and_knows_the_same_of_the_port() -> None:
     before = planned(SessionRules(attributes=attributes(_3000={"label": "web"})), listening(3000))
     additional = told_apart(specs("8080:3000", "8081:3000"), {key(3000): 3000})
     result = planned(SessionRules(manual=additional, attributes=attributes(_3000={"label": "web"})), listening(3000))
-    assert result.wishes[key(3000)] == before.wishes[key(3000)]
-    added = [wish for one, wish in result.wishes.items() if one != key(3000)]
-    assert [(wish.source, wish.pinned_host_port) for wish in added] == [("manual", 8080), ("manual", 8081)]
-    assert all(wish.serving and wish.dials == result.wishes[key(3000)].dials for wish in added)
-    assert {wish.attributes.label for wish in added} == {"web"}
-    assert {one.ordinary for one in result.wishes} == {key(3000)} == set(result.seen)
+    assert result.forwards[key(3000)] == before.forwards[key(3000)]
+    added = [wanted for one, wanted in result.forwards.items() if one != key(3000)]
+    assert [(wanted.source, wanted.pinned_host_port) for wanted in added] == [("manual", 8080), ("manual", 8081)]
+    assert all(wanted.serving and wanted.dials == result.forwards[key(3000)].dials for wanted in added)
+    assert {wanted.attributes.label for wanted in added} == {"web"}
+    assert {one.ordinary for one in result.forwards} == {key(3000)} == set(result.seen)
     stopped = SessionRules(manual=additional, stopped=frozenset({additional[0].key}))
-    assert set(planned(stopped, listening(3000)).wishes) == {key(3000), additional[1].key}
+    assert set(planned(stopped, listening(3000)).forwards) == {key(3000), additional[1].key}
 
 
 def test_another_host_and_the_containers_own_port_are_two_forwards() -> None:
     result = planned(SessionRules(declared=specs("db:5432")), listening(5432))
-    assert set(result.wishes) == {key(5432), key(5432, container_host="db")}
+    assert set(result.forwards) == {key(5432), key(5432, container_host="db")}
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_another_host_and_the_containers_own_port_are_two_forwards() -> None:
 def test_the_address_that_was_seen_is_dialled(addresses: list[str], dials: list[str]) -> None:
     """Several sockets on one port are one forward; a `::1`-only server is reached on `::1`."""
     snapshot = tuple(sorted(Listener("tcp", 3000, address) for address in addresses))
-    [wish] = planned(SessionRules(), snapshot).wishes.values()
-    assert [dial.host for dial in wish.dials] == dials
+    [wanted] = planned(SessionRules(), snapshot).forwards.values()
+    assert [dial.host for dial in wanted.dials] == dials
 
 
 # -- time ----------------------------------------------------------------------------------------
@@ -176,12 +176,12 @@ def test_a_server_that_vanished_is_kept_for_the_grace_only() -> None:
     """Met on an engine: snapshots come on change only, so a server of an hour had no grace at all when it restarted."""
     first = planned(SessionRules(), listening(3000))
     missed = plan(SessionRules(), (), first.seen, LATER_S)
-    assert missed.wishes == first.wishes
+    assert missed.forwards == first.forwards
     assert missed.recheck_at_s == LATER_S + WITHDRAWAL_GRACE_S
     within = plan(SessionRules(), (), missed.seen, LATER_S + WITHDRAWAL_GRACE_S - 0.01)
     assert within == missed
     after = plan(SessionRules(), (), within.seen, LATER_S + WITHDRAWAL_GRACE_S)
-    assert not after.wishes
+    assert not after.forwards
     assert not after.seen
     assert after.recheck_at_s is None
 
@@ -189,8 +189,8 @@ def test_a_server_that_vanished_is_kept_for_the_grace_only() -> None:
 def test_a_declared_port_goes_back_to_waiting_after_the_grace() -> None:
     rules = SessionRules(declared=specs("3000"))
     missed = plan(rules, (), planned(rules, listening(3000)).seen, LATER_S)
-    assert missed.wishes[key(3000)].serving
-    assert not plan(rules, (), missed.seen, LATER_S + WITHDRAWAL_GRACE_S).wishes[key(3000)].serving
+    assert missed.forwards[key(3000)].serving
+    assert not plan(rules, (), missed.seen, LATER_S + WITHDRAWAL_GRACE_S).forwards[key(3000)].serving
 
 
 def test_a_server_that_restarts_again_and_again_has_the_whole_grace_each_time() -> None:
@@ -203,7 +203,7 @@ def test_a_server_that_restarts_again_and_again_has_the_whole_grace_each_time() 
 def test_a_server_that_comes_back_elsewhere_is_dialled_there() -> None:
     before = planned(SessionRules(), listening(3000)).seen
     result = plan(SessionRules(), listening(3000, address="::1"), before, NOW_S + 0.5)
-    assert result.wishes[key(3000)].dials == (DialAddress("::1", 3000),)
+    assert result.forwards[key(3000)].dials == (DialAddress("::1", 3000),)
     assert result.recheck_at_s is None
 
 
@@ -214,7 +214,7 @@ def test_the_next_look_is_at_the_first_expiry() -> None:
         key(5000): ObservedPort(frozenset({"127.0.0.1"}), NOW_S - 9.0),
     }
     result = planned(SessionRules(), before=before)
-    assert set(result.wishes) == {key(3000), key(4000)}
+    assert set(result.forwards) == {key(3000), key(4000)}
     assert result.recheck_at_s == NOW_S - 1.0 + WITHDRAWAL_GRACE_S
 
 
@@ -228,7 +228,7 @@ PUBLISHED = (PublishedPort("tcp", 3000, "0.0.0.0", 8300),)
 def test_what_the_engine_publishes_is_shown_and_not_forwarded(address: str, declared: bool) -> None:
     rules = SessionRules(published=PUBLISHED, declared=specs("3000") if declared else ())
     result = planned(rules, listening(3000, address=address))
-    assert not result.wishes
+    assert not result.forwards
     notice = result.notices[key(3000)]
     assert (notice.status, notice.host_ip, notice.host_port) == ("published", "0.0.0.0", 8300)
     assert "0.0.0.0:8300" in notice.reason
@@ -237,15 +237,15 @@ def test_what_the_engine_publishes_is_shown_and_not_forwarded(address: str, decl
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.5", "::1"])
 def test_a_published_port_whose_server_is_on_loopback_is_forwarded(address: str) -> None:
     result = planned(SessionRules(published=PUBLISHED), listening(3000, address=address))
-    assert list(result.wishes) == [key(3000)]
+    assert list(result.forwards) == [key(3000)]
     assert not result.notices
-    [wish] = result.wishes.values()
-    assert wish.note == "published by the engine on 0.0.0.0:8300, which does not reach a server on loopback"
+    [wanted] = result.forwards.values()
+    assert wanted.note == "published by the engine on 0.0.0.0:8300, which does not reach a server on loopback"
 
 
 def test_a_published_port_is_forwarded_all_the_same_when_the_user_says_so() -> None:
     result = planned(SessionRules(published=PUBLISHED, manual=specs("3000")), listening(3000, address="0.0.0.0"))
-    assert list(result.wishes) == [key(3000)]
+    assert list(result.forwards) == [key(3000)]
 
 
 @pytest.mark.parametrize(
@@ -276,14 +276,14 @@ def test_a_number_that_a_file_asks_for_does_not_lose_to_a_published_one(
     if forwarded is None:
         assert result.notices[key(3000)].status == "published"
         return
-    wish = result.wishes[key(3000)]
-    assert forwarded == (wish.pinned_host_port or (3000 if wish.attributes.require_local_port else None))
+    wanted = result.forwards[key(3000)]
+    assert forwarded == (wanted.pinned_host_port or (3000 if wanted.attributes.require_local_port else None))
 
 
 def test_only_the_published_port_itself_is_published() -> None:
     rules = SessionRules(published=PUBLISHED, udp=True, auto_udp=True, declared=specs("db:3000"))
     snapshot = tuple(sorted(listening(3000, transport="udp", address="0.0.0.0") + listening(3001, address="0.0.0.0")))
-    assert set(planned(rules, snapshot).wishes) == {
+    assert set(planned(rules, snapshot).forwards) == {
         key(3000, "udp"),
         key(3001),
         key(3000, container_host="db"),
@@ -299,21 +299,21 @@ def test_on_the_hosts_network_nothing_of_the_container_is_bound() -> None:
     assert "host already" in result.summary.now
     assert {notice.status for notice in result.notices.values()} == {"ignored"}
     assert all("host already" in notice.reason for notice in result.notices.values())
-    assert set(result.wishes) == {key(5432, container_host="db")}
+    assert set(result.forwards) == {key(5432, container_host="db")}
 
 
 def test_a_port_that_a_debugger_opens_for_a_moment_is_never_forwarded_and_one_that_stays_is() -> None:
     debugged = ServerProcess("python3 -m debugpy --listen 5678 app.py", "shown")
     rules = SessionRules(default_exclude=True)
     first = plan(rules, listening(36459, 5080), {}, NOW_S, known(36459, debugged) | known(5080, debugged))
-    assert set(first.wishes) == {key(5080)}
+    assert set(first.forwards) == {key(5080)}
     assert (first.undecided, first.recheck_at_s) == (1, NOW_S + BRIEF_S)
     gone = plan(rules, listening(5080), first.seen, NOW_S + 0.1, known(5080, debugged))
     assert set(gone.seen) == {key(5080)}
     waiting = plan(rules, listening(36459, 5080), first.seen, NOW_S + 1, known(36459, debugged))
     assert waiting.recheck_at_s == NOW_S + BRIEF_S
     decided = plan(rules, listening(36459, 5080), waiting.seen, NOW_S + BRIEF_S, known(36459, debugged))
-    assert set(decided.wishes) == {key(36459), key(5080)}
+    assert set(decided.forwards) == {key(36459), key(5080)}
 
 
 # -- what the session of another container has ---------------------------------------------------
@@ -323,7 +323,7 @@ def test_what_another_session_has_is_left_to_it_but_for_what_is_named_on_a_comma
     there = {key(port): ClaimedBy("web") for port in (3000, 4000, 5000)}
     rules = SessionRules(elsewhere=there, declared=specs("4000"), manual=specs("5000"))
     result = planned(rules, listening(3000, 3001))
-    assert set(result.wishes) == {key(3001), key(5000)}
+    assert set(result.forwards) == {key(3001), key(5000)}
     assert set(result.notices) == {key(3000), key(4000)}
     for notice in result.notices.values():
         assert notice.status == "ignored"
@@ -334,8 +334,8 @@ def test_what_another_session_has_is_left_to_it_but_for_what_is_named_on_a_comma
 def test_what_is_forwarded_from_beside_must_be_reached_from_there(address: str, is_reached: bool) -> None:
     rules = SessionRules(elsewhere={key(5432): ClaimedBy("app", from_beside=True)})
     result = planned(rules, listening(5432, address=address))
-    assert set(result.notices if is_reached else result.wishes) == {key(5432)}
-    assert not (result.wishes if is_reached else result.notices)
+    assert set(result.notices if is_reached else result.forwards) == {key(5432)}
+    assert not (result.forwards if is_reached else result.notices)
 
 
 # -- known servers -------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_known_servers_are_not_forwarded_by_themselves() -> None:
     editor = known(40000, ServerProcess(EDITOR, "shown"))
     rules = SessionRules(default_exclude=True)
     result = plan(rules, listening(40000), {}, NOW_S, editor)
-    assert not result.wishes
+    assert not result.forwards
     [notice] = result.notices.values()
     assert notice.status == "ignored"
     assert notice.reason == "an editor's own server (VS Code, Cursor, Windsurf): not forwarded automatically"
@@ -356,37 +356,37 @@ def test_known_servers_are_not_forwarded_by_themselves() -> None:
         replace(rules, include=PortFilter(((40000, 40000),))),
         replace(rules, attributes=attributes(_40000={"label": "mine"})),
     ):
-        assert set(plan(wanted, listening(40000), {}, NOW_S, editor).wishes) == {key(40000)}
+        assert set(plan(wanted, listening(40000), {}, NOW_S, editor).forwards) == {key(40000)}
     for label_of_others in (
         attributes(others={"label": "mine"}),
         attributes(**{"39000-41000": {"label": "mine"}}),
         attributes(**{".": {"label": "mine"}}),
         attributes(_40001={"label": "mine"}, _40000={"onAutoForward": "notify"}),
     ):
-        assert not plan(replace(rules, attributes=label_of_others), listening(40000), {}, NOW_S, editor).wishes
+        assert not plan(replace(rules, attributes=label_of_others), listening(40000), {}, NOW_S, editor).forwards
 
 
 def test_nothing_is_decided_before_it_is_known_whose_it_is() -> None:
     rules = SessionRules(default_exclude=True)
     first = planned(rules, listening(3000))
-    assert not first.wishes
+    assert not first.forwards
     assert first.recheck_at_s == NOW_S + PROCESS_WAIT_S
-    assert set(plan(rules, listening(3000), first.seen, NOW_S + PROCESS_WAIT_S).wishes) == {key(3000)}
+    assert set(plan(rules, listening(3000), first.seen, NOW_S + PROCESS_WAIT_S).forwards) == {key(3000)}
 
 
 def test_what_is_not_decided_yet_has_its_place_below_the_limit() -> None:
     rules = SessionRules(default_exclude=True, max_forwards=2)
     named: dict[ForwardKey, ServerProcess | None] = {key(3001): NODE, key(3002): NODE}
     first = plan(rules, listening(3000, 3001, 3002), {}, NOW_S, named)
-    assert set(first.wishes) == {key(3001)}
+    assert set(first.forwards) == {key(3001)}
     second = plan(rules, listening(3000, 3001, 3002), first.seen, NOW_S, named | {key(3000): None})
-    assert set(second.wishes) == {key(3000), key(3001)}
+    assert set(second.forwards) == {key(3000), key(3001)}
 
 
 def test_excluded_ports_are_not_detected_but_can_be_named() -> None:
     rules = SessionRules(exclude=PortFilter(((3000, 3001), (9229, 9229))), declared=specs("3001"))
     result = planned(rules, listening(3000, 3001, 3002, 9229))
-    assert set(result.wishes) == {key(3001), key(3002)}
+    assert set(result.forwards) == {key(3001), key(3002)}
     assert {notice.key: notice.reason for notice in result.notices.values()} == {
         key(3000): "excluded",
         key(9229): "excluded",
@@ -396,11 +396,11 @@ def test_excluded_ports_are_not_detected_but_can_be_named() -> None:
 def test_on_auto_forward_ignore_never_binds_what_is_detected() -> None:
     ignoring = attributes(_3000={"onAutoForward": "ignore"}, _4000={"onAutoForward": "ignore"})
     result = planned(SessionRules(attributes=ignoring), listening(3000, 4000))
-    assert not result.wishes
+    assert not result.forwards
     assert {(notice.status, notice.source) for notice in result.notices.values()} == {("ignored", "detected")}
     assert set(result.notices) == {key(3000), key(4000)}
     manual = planned(SessionRules(attributes=ignoring, manual=specs("3000")), listening(3000))
-    assert list(manual.wishes) == [key(3000)]
+    assert list(manual.forwards) == [key(3000)]
 
 
 @pytest.mark.parametrize("text", ["3000", "13000:3000", "db:5432"])
@@ -413,21 +413,21 @@ def test_what_is_declared_is_forwarded_whatever_on_auto_forward_says(text: str) 
         attributes(**{f"_{port}": {"onAutoForward": "ignore"}}),
     ):
         result = planned(SessionRules(attributes=rules, declared=(spec,)), listening(3000, 9000))
-        assert next(iter(result.wishes)) == spec.key
-        assert result.wishes[spec.key].source == "declared"
+        assert next(iter(result.forwards)) == spec.key
+        assert result.forwards[spec.key].source == "declared"
 
 
 def test_other_ports_ignored_leaves_the_listed_ones() -> None:
     rules = SessionRules(attributes=attributes(_3000={"label": "web"}, others={"onAutoForward": "ignore"}))
     result = planned(rules, listening(3000, 4000))
-    assert [wish.attributes.label for wish in result.wishes.values()] == ["web"]
+    assert [wanted.attributes.label for wanted in result.forwards.values()] == ["web"]
     assert list(result.notices) == [key(4000)]
 
 
 def test_without_a_lane_every_port_fails_with_what_was_tried() -> None:
     rules = SessionRules(blocked="no lane works in this container: none of …", declared=specs("db:5432"))
     result = planned(rules, listening(3000))
-    assert not result.wishes
+    assert not result.forwards
     assert {(notice.status, notice.reason) for notice in result.notices.values()} == {("failed", rules.blocked)}
     assert set(result.notices) == {key(3000), key(5432, container_host="db")}
 
@@ -435,7 +435,7 @@ def test_without_a_lane_every_port_fails_with_what_was_tried() -> None:
 @pytest.mark.parametrize("udp", [False, True])
 def test_udp_needs_a_lane_that_carries_it(udp: bool) -> None:
     result = planned(SessionRules(udp=udp, manual=specs("5353/udp")))
-    assert (key(5353, "udp") in result.wishes) is udp
+    assert (key(5353, "udp") in result.forwards) is udp
     if not udp:
         notice = result.notices[key(5353, "udp")]
         assert notice.status == "failed"
@@ -447,37 +447,37 @@ def test_detected_udp_is_shown_and_forwarded_only_when_that_is_asked_for() -> No
     notice = planned(SessionRules(udp=True), snapshot).notices[key(5353, "udp")]
     assert notice.status == "ignored"
     assert "--auto-udp" in notice.reason
-    assert list(planned(SessionRules(udp=True, auto_udp=True), snapshot).wishes) == [key(5353, "udp")]
-    assert list(planned(SessionRules(udp=True, declared=specs("5353/udp")), snapshot).wishes) == [key(5353, "udp")]
+    assert list(planned(SessionRules(udp=True, auto_udp=True), snapshot).forwards) == [key(5353, "udp")]
+    assert list(planned(SessionRules(udp=True, declared=specs("5353/udp")), snapshot).forwards) == [key(5353, "udp")]
 
 
 @pytest.mark.parametrize(("port", "shown"), [(EPHEMERAL_UDP - 1, True), (EPHEMERAL_UDP, False), (60_000, False)])
 def test_udp_ports_of_clients_are_not_shown(port: int, shown: bool) -> None:
     for auto_udp in (False, True):
         result = planned(SessionRules(udp=True, auto_udp=auto_udp), listening(port, transport="udp"))
-        assert ({*result.notices, *result.wishes} == {key(port, "udp")}) is shown
+        assert ({*result.notices, *result.forwards} == {key(port, "udp")}) is shown
     named = planned(SessionRules(udp=True, manual=specs(f"{port}/udp")), listening(port, transport="udp"))
-    assert list(named.wishes) == [key(port, "udp")]
+    assert list(named.forwards) == [key(port, "udp")]
 
 
 def test_a_udp_port_is_served_whether_or_not_a_server_is_seen() -> None:
-    (wish,) = planned(SessionRules(udp=True, manual=specs("5353/udp"))).wishes.values()
-    assert wish.serving
+    (wanted,) = planned(SessionRules(udp=True, manual=specs("5353/udp"))).forwards.values()
+    assert wanted.serving
 
 
 def test_a_stopped_port_is_neither_forwarded_nor_shown() -> None:
     rules = SessionRules(stopped=frozenset({key(3000), key(4000)}), declared=specs("4000"))
     result = planned(rules, listening(3000, 4000, 5000))
-    assert set(result.wishes) == {key(5000)}
+    assert set(result.forwards) == {key(5000)}
     assert not result.notices
 
 
 def test_a_container_cannot_take_every_port_of_the_host() -> None:
     many = listening(*range(20_000, 20_000 + MAX_FORWARDS + 7))
     result = planned(SessionRules(manual=specs("80:8080")), many)
-    assert len(result.wishes) == MAX_FORWARDS
+    assert len(result.forwards) == MAX_FORWARDS
     assert result.overflow == 8
-    assert key(8080) in result.wishes, "what was named comes first"
+    assert key(8080) in result.forwards, "what was named comes first"
 
 
 def test_a_container_cannot_fill_the_list_with_ports_that_are_not_forwarded() -> None:
@@ -492,16 +492,16 @@ def test_a_container_cannot_fill_the_list_with_ports_that_are_not_forwarded() ->
 def test_of_ports_beyond_the_limit_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Why each of 4,096 ports is not forwarded took 30 ms of the control loop, for each snapshot."""
     looked_at = 0
-    why_not = policy._why_not
+    refusal_reason = policy._refusal
 
     def counted(*arguments: Any) -> Any:
         nonlocal looked_at
         looked_at += 1
-        return why_not(*arguments)
+        return refusal_reason(*arguments)
 
-    monkeypatch.setattr(policy, "_why_not", counted)
+    monkeypatch.setattr(policy, "_refusal", counted)
     result = planned(SessionRules(), listening(*range(20_000, 24_096)))
-    assert (len(result.wishes), result.overflow) == (MAX_FORWARDS, 4096 - MAX_FORWARDS)
+    assert (len(result.forwards), result.overflow) == (MAX_FORWARDS, 4096 - MAX_FORWARDS)
     assert looked_at == MAX_FORWARDS + LOOKED_AT * MAX_FORWARDS
 
 
@@ -513,20 +513,20 @@ def test_a_port_soon_beyond_the_limit_has_its_reason() -> None:
 
 def test_declared_ranges_count_and_come_first() -> None:
     result = planned(SessionRules(declared=specs("3000-3999")), listening(80, 8080))
-    assert {wish.source for wish in result.wishes.values()} == {"declared"}
-    assert (len(result.wishes), result.overflow) == (MAX_FORWARDS, 1000 + 2 - MAX_FORWARDS)
+    assert {wanted.source for wanted in result.forwards.values()} == {"declared"}
+    assert (len(result.forwards), result.overflow) == (MAX_FORWARDS, 1000 + 2 - MAX_FORWARDS)
 
 
 def test_who_has_a_place_below_the_limit_keeps_it() -> None:
     rules = SessionRules(max_forwards=2)
     first = planned(rules, listening(3000, 3001, 3002))
-    assert set(first.wishes) == {key(3000), key(3001)}
+    assert set(first.forwards) == {key(3000), key(3001)}
     lower = planned(rules, listening(2000, 3000, 3001, 3002), first.seen)
-    assert set(lower.wishes) == {key(3000), key(3001)}
+    assert set(lower.forwards) == {key(3000), key(3001)}
     restarting = planned(rules, listening(2000, 3001, 3002), lower.seen)
-    assert set(restarting.wishes) == {key(3000), key(3001)}, "its server may be back in a moment"
+    assert set(restarting.forwards) == {key(3000), key(3001)}, "its server may be back in a moment"
     gone = plan(rules, listening(2000, 3001, 3002), restarting.seen, NOW_S + WITHDRAWAL_GRACE_S)
-    assert set(gone.wishes) == {key(3001), key(3002)}, "who has waited longest comes next"
+    assert set(gone.forwards) == {key(3001), key(3002)}, "who has waited longest comes next"
 
 
 # -- whose a port is -----------------------------------------------------------------------------
@@ -541,18 +541,18 @@ def known(container_port: int, process: ServerProcess | None) -> dict[ForwardKey
 
 def test_without_rules_about_processes_nobody_waits_for_one() -> None:
     first = planned(SessionRules(), listening(3000))
-    assert first.wishes[key(3000)].process is None
+    assert first.forwards[key(3000)].process is None
     assert first.recheck_at_s is None
     later = plan(SessionRules(), listening(3000), first.seen, NOW_S, known(3000, NODE))
-    assert later.wishes[key(3000)].process == NODE.shown
+    assert later.forwards[key(3000)].process == NODE.shown
 
 
 def test_a_new_port_is_undecided_until_its_process_is_known() -> None:
     first = planned(BY_PROCESS, listening(3000))
-    assert (first.wishes, first.notices) == ({}, {})
+    assert (first.forwards, first.notices) == ({}, {})
     assert first.recheck_at_s == NOW_S + PROCESS_WAIT_S
     again = plan(BY_PROCESS, listening(3000), first.seen, NOW_S + 0.1)
-    assert (again.wishes, again.recheck_at_s) == ({}, NOW_S + PROCESS_WAIT_S)
+    assert (again.forwards, again.recheck_at_s) == ({}, NOW_S + PROCESS_WAIT_S)
     decided = plan(BY_PROCESS, listening(3000), again.seen, NOW_S + 0.1, known(3000, NODE))
     notice = decided.notices[key(3000)]
     assert (notice.status, notice.attributes.label, notice.process) == ("ignored", "tool", NODE.shown)
@@ -565,30 +565,30 @@ def test_a_process_that_does_not_come_or_is_not_to_be_found_is_waited_for_no_lon
 ) -> None:
     first = planned(BY_PROCESS, listening(3000))
     decided = plan(BY_PROCESS, listening(3000), first.seen, NOW_S + after_s, processes)
-    assert list(decided.wishes) == [key(3000)]
+    assert list(decided.forwards) == [key(3000)]
     assert decided.recheck_at_s is None
 
 
 def test_one_that_comes_late_counts_all_the_same() -> None:
     first = planned(BY_PROCESS, listening(3000))
     forwarded = plan(BY_PROCESS, listening(3000), first.seen, LATER_S)
-    assert forwarded.wishes
+    assert forwarded.forwards
     ignored = plan(BY_PROCESS, listening(3000), forwarded.seen, LATER_S, known(3000, NODE))
-    assert not ignored.wishes
+    assert not ignored.forwards
     assert list(ignored.notices) == [key(3000)]
 
 
 def test_a_declared_port_waits_undecided_too() -> None:
     rules = replace(BY_PROCESS, declared=specs("3000"))
     first = planned(rules, listening(3000))
-    assert not first.wishes[key(3000)].serving
-    assert plan(rules, listening(3000), first.seen, NOW_S, known(3000, None)).wishes[key(3000)].serving
+    assert not first.forwards[key(3000)].serving
+    assert plan(rules, listening(3000), first.seen, NOW_S, known(3000, None)).forwards[key(3000)].serving
 
 
 def test_what_went_undecided_was_never_there() -> None:
     first = planned(BY_PROCESS, listening(3000))
     gone = plan(BY_PROCESS, (), first.seen, NOW_S + 0.1)
-    assert (gone.wishes, gone.seen, gone.recheck_at_s) == ({}, {}, None)
+    assert (gone.forwards, gone.seen, gone.recheck_at_s) == ({}, {}, None)
 
 
 def test_a_server_that_restarts_keeps_its_process_until_the_new_one_is_known() -> None:
@@ -599,25 +599,27 @@ def test_a_server_that_restarts_keeps_its_process_until_the_new_one_is_known() -
         assert list(result.notices) == [key(3000)]
         assert result.seen[key(3000)].process == NODE
     other = ServerProcess("deno run", "deno run")
-    assert plan(BY_PROCESS, listening(3000), before, NOW_S, known(3000, other)).wishes[key(3000)].process == "deno run"
+    assert (
+        plan(BY_PROCESS, listening(3000), before, NOW_S, known(3000, other)).forwards[key(3000)].process == "deno run"
+    )
 
 
 def test_there_is_no_process_of_another_host() -> None:
     rules = replace(BY_PROCESS, declared=specs("db:3000"))
     result = plan(rules, listening(3000), {}, NOW_S, known(3000, NODE))
-    assert result.wishes[key(3000, container_host="db")].process is None
+    assert result.forwards[key(3000, container_host="db")].process is None
 
 
 # -- the steps -----------------------------------------------------------------------------------
 
 
-def existing(wish: WantedForward, status: Any, host_ip: str = "127.0.0.1") -> dict[ForwardKey, Existing]:
-    return {wish.key: Existing(wish, status, host_ip)}
+def existing(wanted: WantedForward, status: Any, host_ip: str = "127.0.0.1") -> dict[ForwardKey, Existing]:
+    return {wanted.key: Existing(wanted, status, host_ip)}
 
 
 def one_wish(rules: SessionRules, snapshot: Snapshot = ()) -> WantedForward:
-    [wish] = planned(rules, snapshot).wishes.values()
-    return wish
+    [wanted] = planned(rules, snapshot).forwards.values()
+    return wanted
 
 
 DECLARED = SessionRules(declared=specs("3000"))
@@ -650,8 +652,8 @@ def test_the_step_from_one_forward_to_the_next(
     assert reconcile(have, {}, wanted, "127.0.0.1") == steps
 
 
-def with_attributes(wish: WantedForward, **said: bool | None) -> WantedForward:
-    return replace(wish, attributes=replace(wish.attributes, **said))  # type: ignore[arg-type]
+def with_attributes(wanted: WantedForward, **said: bool | None) -> WantedForward:
+    return replace(wanted, attributes=replace(wanted.attributes, **said))  # type: ignore[arg-type]
 
 
 def privileged_wish(**said: bool | None) -> WantedForward:
@@ -704,14 +706,14 @@ def test_notices_come_go_and_change_once() -> None:
     assert reconcile({}, blocked.notices, excluded, "127.0.0.1").notices == tuple(excluded.notices.values())
     gone = reconcile({}, blocked.notices, planned(SessionRules(), listening(3000)), "127.0.0.1")
     assert gone.dropped_notices == (key(3000),)
-    assert [wish.key for wish in gone.open] == [key(3000)]
+    assert [wanted.key for wanted in gone.open] == [key(3000)]
 
 
 def test_ports_are_excluded_and_brought_back_by_their_process() -> None:
     rules = SessionRules(exclude=PortFilter(processes=("^node",)), include=PortFilter(processes=("server",)))
-    assert planned(rules, listening(3000)).wishes == {}
+    assert planned(rules, listening(3000)).forwards == {}
     node, tool = ServerProcess("node server.js", ""), ServerProcess("node lsp.js", "")
     result = plan(rules, listening(3000, 3001), {}, NOW_S, {**known(3000, node), **known(3001, tool)})
-    assert list(result.wishes) == [key(3000)]
+    assert list(result.forwards) == [key(3000)]
     assert [(notice.key, notice.reason) for notice in result.notices.values()] == [(key(3001), "excluded")]
-    assert plan(rules, listening(3000), {}, NOW_S, known(3000, None)).wishes
+    assert plan(rules, listening(3000), {}, NOW_S, known(3000, None)).forwards

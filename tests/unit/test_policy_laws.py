@@ -72,10 +72,10 @@ def test_the_plan_is_a_function_and_says_each_port_once(
     # Who came first has a place below the limit, also while it is undecided; with places for all the order does not matter.
     assert first == again or first.overflow or again.overflow
     assert first == plan(rules, snapshot, before, NOW_S, processes)
-    assert not first.wishes.keys() & first.notices.keys()
-    assert not (first.wishes.keys() | first.notices.keys()) & rules.stopped
-    assert len(first.wishes) <= rules.max_forwards
-    assert all(wish.dials for wish in first.wishes.values())
+    assert not first.forwards.keys() & first.notices.keys()
+    assert not (first.forwards.keys() | first.notices.keys()) & rules.stopped
+    assert len(first.forwards) <= rules.max_forwards
+    assert all(wanted.dials for wanted in first.forwards.values())
     assert first.recheck_at_s is None or first.recheck_at_s > NOW_S
 
 
@@ -97,10 +97,10 @@ def carried_out(
 ) -> tuple[dict[ForwardKey, Existing], dict[ForwardKey, UnforwardedPort]]:
     """What there is after the steps, were every one to succeed."""
     rows = {key: row for key, row in have.items() if key not in steps.close}
-    for wish in (*steps.withdraw, *steps.serve, *steps.open):
-        rows[wish.key] = Existing(wish, "active" if wish.serving else "waiting", "127.0.0.1")
-    for wish in steps.update:
-        rows[wish.key] = Existing(wish, rows[wish.key].status, "127.0.0.1")
+    for wanted in (*steps.withdraw, *steps.serve, *steps.open):
+        rows[wanted.key] = Existing(wanted, "active" if wanted.serving else "waiting", "127.0.0.1")
+    for wanted in steps.update:
+        rows[wanted.key] = Existing(wanted, rows[wanted.key].status, "127.0.0.1")
     notices = {key: notice for key, notice in noticed.items() if key not in steps.dropped_notices}
     notices.update({notice.key: notice for notice in steps.notices})
     return rows, notices
@@ -110,7 +110,7 @@ def carried_out(
 def test_the_steps_lead_to_the_plan_and_then_there_are_none(first: Plan, second: Plan) -> None:
     have, noticed = carried_out({}, {}, reconcile({}, {}, first, "127.0.0.1"))
     have, noticed = carried_out(have, noticed, reconcile(have, noticed, second, "127.0.0.1"))
-    assert {key: row.wish for key, row in have.items()} == second.wishes
-    assert all(row.status == ("active" if row.wish.serving else "waiting") for row in have.values())
+    assert {key: row.wanted for key, row in have.items()} == second.forwards
+    assert all(row.status == ("active" if row.wanted.serving else "waiting") for row in have.values())
     assert noticed == second.notices
     assert reconcile(have, noticed, second, "127.0.0.1") == Steps()

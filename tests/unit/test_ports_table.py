@@ -163,15 +163,15 @@ def decided(case: Case) -> dict[Port, dict[str, Any]]:
     rules = rules_of(record, info, (), frozenset(), None, None, {})
     found = plan(rules, snapshot, {}, 0.0, processes)
     result: dict[Port, dict[str, Any]] = {}
-    for key, wish in found.wishes.items():
+    for key, wanted in found.forwards.items():
         result[key.container_host, key.container_port] = {
             "status": "forwarded",
-            "source": wish.source,
-            "pin": wish.pinned_host_port,
-            "required": wish.attributes.require_local_port,
-            "label": wish.attributes.label,
-            "told": wish.attributes.on_auto_forward,
-            "served": wish.serving,
+            "source": wanted.source,
+            "pin": wanted.pinned_host_port,
+            "required": wanted.attributes.require_local_port,
+            "label": wanted.attributes.label,
+            "told": wanted.attributes.on_auto_forward,
+            "served": wanted.serving,
         }
     for key, notice in found.notices.items():
         at = {"at": (notice.host_ip, notice.host_port)} if notice.status == "published" else {}

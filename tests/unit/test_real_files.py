@@ -140,8 +140,8 @@ def test_each_file_is_decided(name: str, tmp_path: Path) -> None:
     key = ForwardKey("tcp", None, DETECTED)
     rules = replace(rules_of(record, None, (), frozenset(), None, None, {}), udp=True)
     found = plan(rules, (Listener("tcp", DETECTED, "0.0.0.0"),), {}, 0.0, {key: None})
-    assert {spec.key for spec in record.declared} == set(found.wishes) - {key}
-    other = found.wishes[key].attributes.on_auto_forward if key in found.wishes else found.notices[key].status
+    assert {spec.key for spec in record.declared} == set(found.forwards) - {key}
+    other = found.forwards[key].attributes.on_auto_forward if key in found.forwards else found.notices[key].status
     assert other == decision.other
 
 

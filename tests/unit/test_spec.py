@@ -32,7 +32,7 @@ from autoforward.detection.known_servers import (
     INSPECTOR_PORTS,
     OUR_AGENT,
     OUR_SUPERVISOR,
-    why_excluded,
+    exclusion_reason,
 )
 from autoforward.devcontainers.port_attributes import parse_attributes
 from tests.unit.spec_limits import BUDGETS, LIMITS, REPEATED
@@ -289,7 +289,7 @@ def test_known_servers() -> None:
     for row in rows[:3]:
         for folder in ticked(row[1]):
             if folder not in ("server-main.js", "-insiders"):
-                assert why_excluded(ForwardKey("tcp", None, 40000), f"/root/{folder}/bin/x/node x") == row[0]
+                assert exclusion_reason(ForwardKey("tcp", None, 40000), f"/root/{folder}/bin/x/node x") == row[0]
 
 
 def test_budgets_of_work_are_those_of_the_code() -> None:

@@ -194,7 +194,7 @@ def test_keys_of_status() -> None:
         sessions={},
         paths=StatePaths(Path("/home/me/state")),
         started_s=0.0,
-        books=SimpleNamespace(ledger=SimpleNamespace(problem=None)),
+        persistence=SimpleNamespace(registry=SimpleNamespace(problem=None)),
         engines=SimpleNamespace(endpoints=[endpoint]),
         watches=SimpleNamespace(describe=list),
         wait_restored=functools.partial(asyncio.sleep, 0),

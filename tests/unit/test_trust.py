@@ -29,7 +29,7 @@ from autoforward.forwards.session_rules import rules_of
 from autoforward.state.folder import StatePaths
 from autoforward.trust.layers import Layer, settle
 from autoforward.trust.permissions import OPENINGS, TABLE, Source, is_loopback
-from autoforward.trust.widening import MAX_REQUESTS, NO_WORD, Asking, Word, digest_of, not_granted
+from autoforward.trust.widening import MAX_REQUESTS, NO_CONSENT, Asking, Consent, digest_of, not_granted
 from autoforward.trust.workspace_folders import is_trusted, lies_in, place_of
 from autoforward.trust.writers import NO_WRITERS, Writers, writers_of_rows
 from tests.unit.real_files import ASKS, REAL_FILES
@@ -39,7 +39,7 @@ ENDPOINT = EngineEndpoint("unix:///engine", "--docker-host")
 SECRET = "ghp_secret"
 ENVIRON = {"GITHUB_TOKEN": SECRET, "PORT": "3000", "USER": "me", "HOME": "/home/me"}
 ENVIRON |= {"CARD": "4111 1111 1111 1111", "DATE": "1980-02-03", "RANGE": "4111-4112"}
-ROOT = Word(lowest_port=1)
+ROOT = Consent(lowest_port=1)
 """Of a user who may bind every port, and has said nothing."""
 
 Rules = Mapping[str, Any]
@@ -92,9 +92,9 @@ class Scene:
         else:
             self.label = [{"id": "feature", **entry}]
 
-    def attach(self, word: Word, *, writers: Writers = NO_WRITERS, **given: Any) -> SessionRecord:
+    def attach(self, consent: Consent, *, writers: Writers = NO_WRITERS, **given: Any) -> SessionRecord:
         caller = CommandContext(variables=ENVIRON, **given)
-        how = {"target": "web", "word_of": lambda _record: word, "writers": writers}
+        how = {"target": "web", "consent_of": lambda _record: consent, "writers": writers}
         record, self.warnings = record_for(self.info, ENDPOINT, caller, **how)
         return record
 
@@ -110,15 +110,15 @@ def widened(record: SessionRecord) -> set[str]:
     options = record.options
     rules = replace(rules_of(record, None, record.manual, frozenset(), None, None, {}), lowest_port=1)
     seen = (Listener("tcp", 8080, "127.0.0.1"),)
-    wishes = plan(rules, seen, {}, 0.0, {ForwardKey("tcp", None, 8080): None}).wishes.values()
+    forwards = plan(rules, seen, {}, 0.0, {ForwardKey("tcp", None, 8080): None}).forwards.values()
     every = [rule.values for rule in record.rules.rules] + [record.rules.others]
     found = {
         "bind": not is_loopback(options.bind),
         "maxPorts": options.max_ports > 128,
         "defaultExclude": not options.default_exclude,
         "include": bool(options.include) and options.include_known,
-        "a low number": any((wish.pinned_host_port or 1024) < 1024 for wish in wishes)
-        or any(wish.attributes.elevate_if_needed for wish in wishes if wish.key.container_port < 1024),
+        "a low number": any((wanted.pinned_host_port or 1024) < 1024 for wanted in forwards)
+        or any(wanted.attributes.elevate_if_needed for wanted in forwards if wanted.key.container_port < 1024),
         "an opening": any(one.on_auto_forward in OPENINGS or one.open_preview for one in every),
         "the environment": SECRET in json.dumps(record.to_json()),
     }
@@ -160,21 +160,21 @@ def test_nothing_widens_by_a_file_or_a_label_alone(
     scene = Scene(tmp_path)
     opens = key in ("onAutoForward", "openPreview")
 
-    def session(word: Word) -> SessionRecord:
+    def session(consent: Consent) -> SessionRecord:
         """Said before the attach, or saved afterwards; a label comes with the next container, under `watch`."""
         nothing: Rules = {}
         if moment == "at attach" and not opens:
             scene.say(source, rules)
-            return scene.attach(word)
+            return scene.attach(consent)
         scene.say(source, nothing)
-        first = scene.attach(word)
+        first = scene.attach(consent)
         assert widened(first) == set()
         scene.say(source, rules)
-        seen = replace(word, openings=frozenset(first.sources.openings or ()))
+        seen = replace(consent, openings=frozenset(first.sources.openings or ()))
         if source == "label" or moment == "at attach":  # a watch: the user did not attach
             return scene.attach(seen)
         known = replace(first, sources=replace(first.sources, withheld=("GITHUB_TOKEN",)))
-        return configure(known, read_sources(known.sources, word=word))[0]
+        return configure(known, read_sources(known.sources, consent=consent))[0]
 
     asked = session(ROOT)
     assert widened(asked) == set()
@@ -278,7 +278,7 @@ def test_a_file_in_the_mount_of_another_session_is_a_workspace_s(key: str, how: 
     [request] = asked.requests
     assert (request.key, request.source) == (key, "workspace")
     assert request.place == "mine.toml (home-1 can write it)"
-    live = configure(asked, read_sources(asked.sources, word=ROOT, writers=writers))[0]
+    live = configure(asked, read_sources(asked.sources, consent=ROOT, writers=writers))[0]
     assert (widened(asked), widened(live)) == (set(), set())
     granted = scene.attach(replace(ROOT, approved=frozenset({request.digest})), writers=writers, **{how: str(file)})
     assert (len(widened(granted)), granted.requests) == (1, ())
@@ -334,14 +334,14 @@ def test_a_folder_that_is_put_where_another_was_gets_nothing_of_that(tmp_path: P
     (mine.parent / "away" / ".devcontainer").rename(other / ".devcontainer")
     mine.symlink_to(other)
     assert Workspace.of(record).place == str(mine), "as it was at the attach"
-    contents = read_sources(record.sources, word=approvals.word_of(record))
+    contents = read_sources(record.sources, consent=approvals.consent_of(record))
     assert configure(record, contents)[0].options.bind is None
     assert contents.warnings[0].startswith(f"{mine}: your approvals do not count")
     # An approval of its own does not go with it either, nor does it get one by being met again.
-    assert not read_sources(record.sources, word=Word(approved=frozenset({"x"}))).word.approved
-    again = scene.attach(Word(approved=frozenset(one.digest for one in record.requests)), user_file=str(own))
+    assert not read_sources(record.sources, consent=Consent(approved=frozenset({"x"}))).consent.approved
+    again = scene.attach(Consent(approved=frozenset(one.digest for one in record.requests)), user_file=str(own))
     assert (again.sources.place, again.options.bind) == (None, None)
-    assert approvals.word_of(again).approved == frozenset()
+    assert approvals.consent_of(again).approved == frozenset()
     with pytest.raises(UsageError, match="is not known"):
         Workspace.of(again)
 
@@ -388,9 +388,9 @@ def test_doctor_judges_what_is_granted_and_binds_nothing_else(tmp_path: Path, mo
 SOURCES: tuple[Source, ...] = ("workspace", "label")
 
 
-def settled(foreign: Settings, config: Settings, word: Word = NO_WORD, source: Source = "workspace") -> Any:
+def settled(foreign: Settings, config: Settings, consent: Consent = NO_CONSENT, source: Source = "workspace") -> Any:
     layers = [Layer("user", "", Settings()), Layer(source, "x", foreign), Layer("config", "config.toml", config)]
-    return settle(layers, Asking(word))
+    return settle(layers, Asking(consent))
 
 
 EVERYTHING_APPROVED = frozenset(
@@ -401,8 +401,10 @@ EVERYTHING_APPROVED = frozenset(
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("word", [NO_WORD, Word(approved=EVERYTHING_APPROVED, trusts_files=True)], ids=["", "approved"])
-def test_no_workspace_widens_what_the_user_s_file_narrows(source: Source, word: Word) -> None:
+@pytest.mark.parametrize(
+    "consent", [NO_CONSENT, Consent(approved=EVERYTHING_APPROVED, trusts_files=True)], ids=["", "approved"]
+)
+def test_no_workspace_widens_what_the_user_s_file_narrows(source: Source, consent: Consent) -> None:
     config = parse_settings(
         {"direct": False, "notify": False, "maxPorts": 9, "exclude": [5432], "defaultExclude": True}
     )
@@ -416,19 +418,19 @@ def test_no_workspace_widens_what_the_user_s_file_narrows(source: Source, word: 
             "defaultExclude": False,
         }
     )
-    result = settled(foreign, config, word, source)
+    result = settled(foreign, config, consent, source)
     settings = result.settings
     assert (settings.direct, settings.notify, settings.max_ports, settings.default_exclude) == (False, False, 9, True)
     assert settings.exclude == PortFilter(((5432, 5432),))
     assert result.firm == PortFilter(((5432, 5432),)), "no include of a workspace brings it back"
-    lower = settled(parse_settings({"maxPorts": 3, "exclude": [9229]}), config, word, source).settings
+    lower = settled(parse_settings({"maxPorts": 3, "exclude": [9229]}), config, consent, source).settings
     assert (lower.max_ports, lower.exclude) == (3, PortFilter(((9229, 9229), (5432, 5432))))
 
 
 def test_a_flag_wins_over_the_user_s_file() -> None:
     given = parse_settings({"direct": True, "maxPorts": 300, "exclude": []})
     config = parse_settings({"direct": False, "maxPorts": 9, "exclude": [5432]})
-    settings = settle([Layer("user", "", given), Layer("config", "", config)], Asking(NO_WORD)).settings
+    settings = settle([Layer("user", "", given), Layer("config", "", config)], Asking(NO_CONSENT)).settings
     assert (settings.direct, settings.max_ports, settings.exclude) == (True, 300, PortFilter())
 
 
@@ -463,7 +465,7 @@ def test_what_describes_is_not_asked_for(rules: Rules, asks: bool) -> None:
 
 
 def test_only_the_value_that_would_count_is_asked_for() -> None:
-    asking = Asking(NO_WORD)
+    asking = Asking(NO_CONSENT)
     layers = [
         Layer("workspace", "devcontainer.json", parse_settings({"bind": "0.0.0.0"})),
         Layer("label", "image", parse_settings({"bind": "192.168.1.5"})),
@@ -471,14 +473,16 @@ def test_only_the_value_that_would_count_is_asked_for() -> None:
     ]
     assert settle(layers, asking).settings.bind == "127.0.0.2"
     assert [one.value for one in asking.requests] == ["0.0.0.0"]
-    assert settle([Layer("user", "", parse_settings({"bind": "::1"})), *layers], Asking(NO_WORD)).settings.bind == "::1"
+    assert (
+        settle([Layer("user", "", parse_settings({"bind": "::1"})), *layers], Asking(NO_CONSENT)).settings.bind == "::1"
+    )
 
 
 def test_a_number_that_this_user_cannot_bind_is_not_asked_for(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.say("devcontainer.json", {"forwardPorts": ["80:8080"], "portsAttributes": {"25": {"elevateIfNeeded": True}}})
     for lowest, keys in ((1024, []), (80, ["forwardPorts"]), (1, ["elevateIfNeeded", "forwardPorts"])):
-        record = scene.attach(Word(lowest_port=lowest))
+        record = scene.attach(Consent(lowest_port=lowest))
         assert [one.key for one in record.requests] == keys
         assert record.options.low_ports == ()
 
@@ -490,17 +494,17 @@ def test_a_pin_that_is_not_granted_says_so_where_the_port_is(tmp_path: Path) -> 
     record = scene.attach(ROOT)
     rules = replace(rules_of(record, None, (), frozenset(), None, None, {}), lowest_port=1)
     result = plan(rules, (), {}, 0.0)
-    [wish] = result.wishes.values()
-    assert (wish.key.container_port, wish.pinned_host_port) == (8080, None)
-    assert wish.note == f"host port 991 is not granted to it: `autoforward trust {tmp_path}`"
+    [wanted] = result.forwards.values()
+    assert (wanted.key.container_port, wanted.pinned_host_port) == (8080, None)
+    assert wanted.note == f"host port 991 is not granted to it: `autoforward trust {tmp_path}`"
     [notice] = result.notices.values()
     assert (notice.key.container_port, notice.status) == (8081, "failed")
     assert notice.reason == f"host port 992 is not granted to it: `autoforward trust {tmp_path}`"
     # Nobody could bind it: the bind itself says so, as it did.
     cannot = replace(rules, lowest_port=1024)
-    assert {wish.pinned_host_port for wish in plan(cannot, (), {}, 0.0).wishes.values()} == {991, 992}
+    assert {wanted.pinned_host_port for wanted in plan(cannot, (), {}, 0.0).forwards.values()} == {991, 992}
     granted = replace(rules, low_ports=(LocalPorts(8080, 8080, 991), LocalPorts(8081, 8081, 990)))
-    assert [wish.pinned_host_port for wish in plan(granted, (), {}, 0.0).wishes.values()] == [991]
+    assert [wanted.pinned_host_port for wanted in plan(granted, (), {}, 0.0).forwards.values()] == [991]
 
 
 @pytest.mark.parametrize("how", ["config.toml", "flag"])
@@ -523,7 +527,7 @@ def test_what_the_user_excludes_no_workspace_binds(source: str, how: str, tmp_pa
         snapshot = (Listener("tcp", 6379, "127.0.0.1"),)
         found = plan(rules_of(record, None, (), frozenset(), None, None, {}), snapshot, {}, 0.0, redis)
         return (
-            {f"{key.container_host or ''}:{key.container_port}" for key in found.wishes},
+            {f"{key.container_host or ''}:{key.container_port}" for key in found.forwards},
             {key.container_port: notice.reason for key, notice in found.notices.items()},
             {spec.text for spec in record.declared_here},
         )
@@ -551,7 +555,7 @@ def test_what_was_there_at_the_last_attach_opens_and_nothing_else(tmp_path: Path
     assert (actions(record), record.requests) == ({"3000": "openBrowser", "3001": "notify"}, ())
     later = {**first, "3001": {"onAutoForward": "openBrowser"}, "node": {"onAutoForward": "openPreview"}}
     scene.say("devcontainer.json", {"portsAttributes": later})
-    live = configure(record, read_sources(record.sources, word=ROOT))[0]
+    live = configure(record, read_sources(record.sources, consent=ROOT))[0]
     assert actions(live) == {"3000": "openBrowser", "3001": "notify", "node": "notify"}
     assert [one.value for one in live.requests] == ["3001: openBrowser", "node: openPreview"]
     again = scene.attach(ROOT)
@@ -593,9 +597,9 @@ def test_a_variable_is_in_a_port_number_or_nowhere(
     scene.say("devcontainer.json", rules)
     info = ContainerInfo("c", "web", "running", {"devcontainer.local_folder": str(tmp_path)})
     record, warnings = record_for(
-        info, ENDPOINT, CommandContext(variables=ENVIRON), target="web", word_of=lambda _record: ROOT
+        info, ENDPOINT, CommandContext(variables=ENVIRON), target="web", consent_of=lambda _record: ROOT
     )
-    again = configure(record, read_sources(record.sources, word=ROOT))[0]
+    again = configure(record, read_sources(record.sources, consent=ROOT))[0]
     for one in (record, again):
         assert [spec.text for spec in one.declared] == declared
         assert [request.key for request in one.requests] == asks
@@ -630,7 +634,7 @@ def test_what_a_cli_put_in_is_taken_out_again() -> None:
 
 
 def test_requests_are_bounded_and_printable() -> None:
-    asking = Asking(NO_WORD)
+    asking = Asking(NO_CONSENT)
     for number in range(10 * MAX_REQUESTS):
         asking.grants("label", "x\x1b[2J", "bind", number, "y" * 1000, text=f"\u202e{number}\n" + "z" * 1000)
     assert len(asking.requests) == MAX_REQUESTS
@@ -642,33 +646,33 @@ def test_requests_are_bounded_and_printable() -> None:
 
 def test_an_approval_of_include_is_of_all_that_it_brings_back() -> None:
     exclude = PortFilter(((9000, 9001),))
-    asked = Asking(NO_WORD)
+    asked = Asking(NO_CONSENT)
     settle([Layer("workspace", "x", Settings(include=PortFilter(((9999, 9999),)), exclude=exclude))], asked)
-    word = Word(approved=frozenset(one.digest for one in asked.requests))
+    consent = Consent(approved=frozenset(one.digest for one in asked.requests))
     for processes, known in (((), True), ((".",), False)):
         settings = Settings(include=PortFilter(((9999, 9999),), processes), exclude=exclude)
-        asking = Asking(word)
+        asking = Asking(consent)
         assert settle([Layer("workspace", "x", settings)], asking).include_known is known
         assert [one.value for one in asking.requests] == ([] if known else ['2 values: 9999, "."'])
 
 
 def test_what_is_approved_was_shown_whole() -> None:
-    def ask(word: Word, *processes: str) -> tuple[bool, Asking]:
-        asking = Asking(word)
+    def ask(consent: Consent, *processes: str) -> tuple[bool, Asking]:
+        asking = Asking(consent)
         layer = Layer("workspace", "x", Settings(include=PortFilter((), processes)))
         return settle([layer], asking).include_known, asking
 
-    _, asking = ask(NO_WORD, "a" * 200, ".*")
+    _, asking = ask(NO_CONSENT, "a" * 200, ".*")
     [request] = asking.requests
     assert request.value == f'2 values: "{"a" * 200}", ".*"'
-    _, asking = ask(NO_WORD, "a" + " " * 500 + "\u3164\u00a0\u2800\x1b.*")
+    _, asking = ask(NO_CONSENT, "a" + " " * 500 + "\u3164\u00a0\u2800\x1b.*")
     assert [one.value for one in asking.requests] == [r'"a \u3164\xa0\u2800\x1b.*"']
-    _, asking = ask(NO_WORD, "a" * 1000, ".*")
+    _, asking = ask(NO_CONSENT, "a" * 1000, ".*")
     [request] = asking.requests
     assert "too long to be approved" in request.value
-    granted, _ = ask(Word(approved=frozenset({request.digest})), "a" * 1000, ".*")
+    granted, _ = ask(Consent(approved=frozenset({request.digest})), "a" * 1000, ".*")
     assert not granted
-    granted, _ = ask(Word(trusts_files=True), "a" * 1000, ".*")
+    granted, _ = ask(Consent(trusts_files=True), "a" * 1000, ".*")
     assert granted
 
 
@@ -755,7 +759,7 @@ def test_an_ordinary_file_asks_for_nothing(name: str, tmp_path: Path) -> None:
     scene.say("devcontainer.json", REAL_FILES[name])
     record = scene.attach(ROOT)
     assert [one.value for one in record.requests] == ASKS.get(name, [])
-    live = configure(record, read_sources(record.sources, word=ROOT))[0]
+    live = configure(record, read_sources(record.sources, consent=ROOT))[0]
     assert live == record
 
 

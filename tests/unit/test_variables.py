@@ -12,7 +12,7 @@ import pytest
 from autoforward.config.resolve import configure, read_sources
 from autoforward.config.session_record import ConfigSources, SessionRecord
 from autoforward.core.model import ForwardKey
-from autoforward.devcontainers.variables import names_in, places_of, substituted, why_left
+from autoforward.devcontainers.variables import names_in, places_of, substituted, unresolved_reason
 from tests.unit.test_session_config import EMPTY
 
 
@@ -102,7 +102,7 @@ def test_the_id_is_the_one_of_the_official_cli() -> None:
 @pytest.mark.parametrize("text", ["${env:a:" + "b" * 500_000, "${env:a:" * 60_000, "${containerEnv:" * 40_000])
 def test_variables_that_never_end_cost_no_more_than_their_length(text: str) -> None:
     """Quadratic, each of these took minutes: a container may write the file."""
-    assert (names_in(text), substituted(text, {}, {}), why_left(text)) == (frozenset(), text, None)
+    assert (names_in(text), substituted(text, {}, {}), unresolved_reason(text)) == (frozenset(), text, None)
 
 
 def test_a_value_is_not_looked_through_for_variables() -> None:

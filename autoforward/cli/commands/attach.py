@@ -25,7 +25,7 @@ from autoforward.engine.endpoint import resolve_endpoint
 from autoforward.engine.targets import resolve_project, resolve_target
 from autoforward.lanes.agent_install import NOT_BUILT
 from autoforward.state.folder import StatePaths
-from autoforward.trust.widening import Word
+from autoforward.trust.widening import Consent
 from autoforward.trust.writers import Writers, writers_of_rows
 
 
@@ -67,12 +67,12 @@ def caller_of(flags: output.SessionFlags) -> CommandContext:
     )
 
 
-def words_of(*, attaching: bool) -> Callable[[SessionRecord], Word]:
+def consents_of(*, attaching: bool) -> Callable[[SessionRecord], Consent]:
     """What the user has said of a record's workspace, from the state folder. Raises AutoforwardError for one not to be used."""
     paths = StatePaths.locate()
     paths.check()
     approvals = Approvals(paths)
-    return lambda record: approvals.word_of(record, attaching=attaching)
+    return lambda record: approvals.consent_of(record, attaching=attaching)
 
 
 def stored_writers() -> Writers:
@@ -112,7 +112,7 @@ def attach(
         info,
         endpoint,
         caller_of(flags),
-        word_of=words_of(attaching=True),
+        consent_of=consents_of(attaching=True),
         writers=stored_writers(),
         target=target or workspace_folder or info.workspace_folder or info.name,
         specs=specs,

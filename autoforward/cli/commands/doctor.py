@@ -118,7 +118,7 @@ def _examine_ports(
             info,
             engine.endpoint,
             caller_of(output.SessionFlags()),
-            word_of=lambda record: approvals.word_of(record, attaching=True),
+            consent_of=lambda record: approvals.consent_of(record, attaching=True),
             writers=stored_writers(),
             target=target,
             metadata=metadata,

@@ -41,7 +41,7 @@ def _accepts(target: str | None, name: str | None) -> Callable[[Mapping[str, Any
     return matches_target(name, *(spellings(target) if is_folder(target) else ()))
 
 
-def follow_for_ever(since: int | None, target: str | None) -> int:
+def follow_forever(since: int | None, target: str | None) -> int:
     """Events as they happen, across supervisors that come and go, until Ctrl-C (exit 0)."""
     paths = StatePaths.locate()
     paths.ensure()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoforward.cli.commands.attach import caller_of, find_target, stored_writers, words_of
+from autoforward.cli.commands.attach import caller_of, consents_of, find_target, stored_writers
 from autoforward.cli.commands.drain import drain
 from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.interrupt import Interrupted, interruptible
@@ -30,7 +30,7 @@ def forward_ports(
         info,
         endpoint,
         caller_of(flags),
-        word_of=words_of(attaching=False),
+        consent_of=consents_of(attaching=False),
         writers=stored_writers(),
         target=target,
         specs=specs,

@@ -110,8 +110,8 @@ def requests_of(
         requests = record.requests
         try:
             is_new = not record.container_id  # so that no attach has said where its links may lead
-            word = approvals.word(workspace)
-            contents = read_sources(record.sources, os.environ, accept_links=is_new, word=word, writers=writers)
+            consent = approvals.consent(workspace)
+            contents = read_sources(record.sources, os.environ, accept_links=is_new, consent=consent, writers=writers)
         except UsageError as error:
             output.warn(str(error), hint=error.hint)
             unread.add(workspace)

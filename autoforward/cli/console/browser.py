@@ -74,9 +74,9 @@ def begin_opening(what: str | Path) -> Opening | str:
     if url is None:
         raise AutoforwardError("this is not the URL of a forward")
     environment = SessionEnvironment.capture(os.environ)
-    why_not = nobody_looks(environment, sys.platform)
-    if why_not is not None:
-        return why_not
+    reason = no_browser_reason(environment, sys.platform)
+    if reason is not None:
+        return reason
     argv = [*opener(environment, sys.platform), url]
     try:
         return Opening(argv[0], start_opener(argv, environment))
@@ -84,7 +84,7 @@ def begin_opening(what: str | Path) -> Opening | str:
         raise AutoforwardError(f"cannot run {argv[0]}: {error.strerror}", hint="see AUTOFORWARD_BROWSER") from error
 
 
-def nobody_looks(environment: SessionEnvironment, platform: str) -> str | None:
+def no_browser_reason(environment: SessionEnvironment, platform: str) -> str | None:
     """Why a URL is not opened from here, None where it is. `BROWSER` is what `xdg-open` takes without a display."""
     if environment.in_ci:
         return "CI is set"

@@ -359,7 +359,7 @@ class Mux(Multiplexer[ExecStream]):
         if self._is_retired and self.is_idle and self._trunks.is_idle:
             self.close()
             return
-        self._trunks.look_after()
+        self._trunks.maintain()
         self._snapshots = self._processes = self._logged_lines = 0
         self.send(decoder.encode_ping(bytes(8)))
         self._timer = self._loop.call_later(PING_INTERVAL_S, self._ping)

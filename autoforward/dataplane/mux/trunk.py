@@ -70,7 +70,7 @@ class TrunkManager:
         return f"<TrunkManager {self._trunk}>"
 
     def get(self) -> Trunk | None:
-        """The trunk, if new streams may go over it. Where there is none it is asked for, once from one `look_after` on."""
+        """The trunk, if new streams may go over it. Where there is none it is asked for, once from one `maintain` on."""
         if self._gate.address is None:
             self._wanted = True
             return None
@@ -98,7 +98,7 @@ class TrunkManager:
             self._wanted = False
             self.get()
 
-    def look_after(self) -> None:
+    def maintain(self) -> None:
         """With each ping of the mux."""
         if self._trunk is None:
             if time.monotonic() - self._sought_s >= SEEK_AGAIN_S:
@@ -212,17 +212,17 @@ class Trunk(Multiplexer[socket.socket]):
         channel = self._add(number, relay, self._window, datagrams=datagrams)
         self.send(decoder.encode_signed_open(number, signature.digest()[:TAG_SIZE], payload))
         if self._timer is None:
-            self._timer = self._loop.call_later(UNANSWERED_S, self._look)
+            self._timer = self._loop.call_later(UNANSWERED_S, self._check_activity)
         return channel
 
-    def _look(self) -> None:
+    def _check_activity(self) -> None:
         """As long as there are connections."""
         self._timer = None
         if self.is_idle:
             return
         if self._unanswered and time.monotonic() - self._heard_s >= UNANSWERED_S:
             self._trunks.check()
-        self._timer = self._loop.call_later(UNANSWERED_S, self._look)
+        self._timer = self._loop.call_later(UNANSWERED_S, self._check_activity)
 
     def close(self) -> None:
         if self._timer is not None:

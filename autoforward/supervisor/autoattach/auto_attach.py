@@ -28,7 +28,7 @@ from autoforward.supervisor.autoattach.compose_services import ComposeServices
 from autoforward.supervisor.session.actor import FAULT
 from autoforward.supervisor.session.session import Session
 from autoforward.supervisor.session.status_rows import describe
-from autoforward.trust.widening import Word, not_granted
+from autoforward.trust.widening import Consent, not_granted
 from autoforward.trust.writers import Writers
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class AutoAttach:
         while True:
             self._wake.clear()
             try:
-                await self._look()
+                await self._attach_running()
                 failures = 0
                 self._set_problem(None)
             except AutoforwardError as error:
@@ -164,7 +164,7 @@ class AutoAttach:
             log.info("the watch for %s: %s", self.selection, problem or "the engine answers")
             self.tell({"type": "problem", "problem": problem})
 
-    async def _look(self) -> None:
+    async def _attach_running(self) -> None:
         """Attach to what runs and is meant. Raises what the engine raises."""
         engine = self._host.engines.get(self.endpoint).engine
         queries = self.selection.queries
@@ -210,7 +210,7 @@ class AutoAttach:
             if await self._host.siblings.holder_of(before) != "gone":
                 self._tell_once(info, f"{held_by(before.record)}, and it waits until that one is removed")
             else:
-                before.look_again()
+                before.recheck()
             return
         caller = self.caller if before is None else CommandContext.of(before.record)
         record = await self._record(info, caller, image_labels)
@@ -243,7 +243,7 @@ class AutoAttach:
         writers = self._host.writers()
         try:
             record, warnings = await self._in_pool(
-                lambda: record_for(info, self.endpoint, caller, word_of=self._word_of, writers=writers, **how)
+                lambda: record_for(info, self.endpoint, caller, consent_of=self._consent_of, writers=writers, **how)
             )
         except UsageError as error:
             record = await self._in_pool(lambda: self._unconfigured(info, caller, writers, how))
@@ -261,13 +261,13 @@ class AutoAttach:
         except UsageError:  # where it would be does not answer
             record = bare_record(info, self.endpoint, caller, **how, look=False)
         try:
-            contents = read_own(record.sources, word=self._word_of(record), writers=writers)
+            contents = read_own(record.sources, consent=self._consent_of(record), writers=writers)
         except UsageError:  # it is these that are not valid
             contents = SourceContents()
         return configure(record, contents)[0]
 
-    def _word_of(self, record: SessionRecord) -> Word:
-        return self._host.approvals.word_of(record)
+    def _consent_of(self, record: SessionRecord) -> Consent:
+        return self._host.approvals.consent_of(record)
 
     async def _take_over(self, session: Session, record: SessionRecord) -> None:
         """Of `record` only what the session has not: it was begun for single ports."""

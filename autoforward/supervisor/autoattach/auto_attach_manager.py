@@ -89,7 +89,7 @@ class AutoAttachManager:
         if watch_id not in self._returns:
             loop = asyncio.get_running_loop()
             self._returns[watch_id] = loop.call_later(
-                RETURN_S, lambda: self._host.spawn(self._nobody_came(watch_id), "end of a watch")
+                RETURN_S, lambda: self._host.spawn(self._expire(watch_id), "end of a watch")
             )
 
     async def end(self, watch_id: WatchId, drain_s: float) -> list[Session]:
@@ -163,7 +163,7 @@ class AutoAttachManager:
 
     # Ending.
 
-    async def _nobody_came(self, watch_id: WatchId) -> None:
+    async def _expire(self, watch_id: WatchId) -> None:
         log.info("no command watches for %s any more", watch_id[1])
         await self.end(watch_id, 0.0)
 

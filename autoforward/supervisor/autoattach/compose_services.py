@@ -165,7 +165,7 @@ class ComposeServices:
             return False
         if await self.holder_of(before) != "gone":
             return False
-        before.look_again()
+        before.recheck()
         return True
 
     async def take_up_others(
@@ -278,9 +278,9 @@ class ComposeServices:
             return None
         try:
             bare = record
-            word_of, writers = self._host.approvals.word_of, self._host.writers()
+            consent_of, writers = self._host.approvals.consent_of, self._host.writers()
             record, warnings = await self._in_pool(
-                record, lambda: configure(bare, read_sources(bare.sources, word=word_of(bare), writers=writers))
+                record, lambda: configure(bare, read_sources(bare.sources, consent=consent_of(bare), writers=writers))
             )
             for warning in warnings if not record.is_sibling else ():
                 log.warning("%s: %s", info.name, warning)

@@ -26,7 +26,7 @@ from autoforward.foreign.opening import Look, Signature
 from autoforward.net.file_changes import HAS_INOTIFY, Changes
 from autoforward.state.event_log import PortEvent
 from autoforward.supervisor.session.session import Session
-from autoforward.trust.widening import NO_WORD, Word, not_granted
+from autoforward.trust.widening import NO_CONSENT, Consent, not_granted
 from autoforward.trust.writers import NO_WRITERS, Writers, spelled_both_ways, writer_of
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ T = TypeVar("T")
 class LiveConfiguration:
     """`sessions` gives those that there are; `store` writes one whose record has another configuration now.
 
-    `word_of` gives what the user has said of a session's workspace. `refresh` says that sessions came, went or have other
+    `consent_of` gives what the user has said of a session's workspace. `refresh` says that sessions came, went or have other
     files. Owned by the supervisor: `aclose` ends its tasks.
     """
 
@@ -64,12 +64,12 @@ class LiveConfiguration:
         sessions: Callable[[], Iterable[Session]],
         store: Callable[[Session], Awaitable[None]],
         publish: Callable[[PortEvent], Awaitable[object]],
-        word_of: Callable[[SessionRecord], Word] = lambda _record: NO_WORD,
+        consent_of: Callable[[SessionRecord], Consent] = lambda _record: NO_CONSENT,
     ) -> None:
         self._sessions = sessions
         self._store = store
         self._publish = publish
-        self._word_of = word_of
+        self._consent_of = consent_of
         self._wake = asyncio.Event()
         self._is_polling = False
         self._read: dict[str, _Read] = {}
@@ -138,19 +138,19 @@ class LiveConfiguration:
         while True:
             self._wake.clear()
             try:
-                folders = await self._look_once(folders)
+                folders = await self._poll(folders)
             except Exception:
                 log.exception("a fault while configuration files were watched")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), RETRY_S)
 
-    async def _look_once(self, folders: frozenset[str]) -> frozenset[str]:
+    async def _poll(self, folders: frozenset[str]) -> frozenset[str]:
         """Look at the files, and wait until there is a reason to look again; return the folders to watch then."""
         changes = await self._watch(folders)
         try:
             # Watched before the look: what is saved from then on is told.
             survey = await self._survey()
-            self._look(survey)
+            self._reload_changed(survey)
             if survey.folders == folders and await self._is_woken(survey, changes):
                 return folders
         finally:
@@ -195,18 +195,18 @@ class LiveConfiguration:
     async def _survey(self) -> Survey:
         files = {path: None for session in self._sessions() for path in session.record.sources.files}
         writers = self._writers()
-        return await self._in_pool(lambda: look_at_all(files, writers))
+        return await self._in_pool(lambda: survey_files(files, writers))
 
     async def _survey_of(self, session: Session) -> Survey:
         files, writers = session.record.sources.files, self._writers()
-        return await self._in_pool(lambda: look_at_all(files, writers))
+        return await self._in_pool(lambda: survey_files(files, writers))
 
     def _writers(self) -> Writers:
         return writers_of(session.record for session in self._sessions())
 
     # What is done.
 
-    def _look(self, survey: Survey) -> None:
+    def _reload_changed(self, survey: Survey) -> None:
         """Bring up to date each session whose files are not as they were read; in tasks, for one may be busy for long."""
         sessions = {session.record.session_id: session for session in self._sessions()}
         self._read = {key: read for key, read in self._read.items() if key in sessions}
@@ -305,7 +305,7 @@ class LiveConfiguration:
         if read.contents is not None or good is None:
             return read
         try:
-            said = read_own(record.sources, word=self._word_of(record), writers=writers)
+            said = read_own(record.sources, consent=self._consent_of(record), writers=writers)
         except UsageError:  # it is these that are not valid
             return read
         contents = replace(
@@ -314,19 +314,19 @@ class LiveConfiguration:
             user_writer=said.user_writer,
             settings_file=said.settings_file,
             settings_writer=said.settings_writer,
-            word=said.word,
+            consent=said.consent,
         )
         configured, _ = configure(record, contents)
         return read if configured == record else replace(read, configured=configured)
 
     def _read_files(self, record: SessionRecord, writers: Writers) -> _Read:
         sources = record.sources
-        survey = look_at_all(sources.files, writers)
+        survey = survey_files(sources.files, writers)
         state = survey.of(sources)
         if survey.silent:
             return _Read(sources, state, problem=f"{min(survey.silent)}: {SILENT}")
         try:
-            contents = read_sources(sources, word=self._word_of(record), writers=writers)
+            contents = read_sources(sources, consent=self._consent_of(record), writers=writers)
         except UsageError as error:
             return _Read(sources, state, problem=str(error))
         if contents.config is None and sources.config_file is not None:
@@ -374,7 +374,7 @@ FilesState = Mapping[str, tuple[Signature | None, str | None] | None]
 """By path: what differs when a file has been saved, and which container can write it; None where it does not answer."""
 
 
-def look_at_all(paths: Iterable[str], writers: Writers = NO_WRITERS) -> Survey:
+def survey_files(paths: Iterable[str], writers: Writers = NO_WRITERS) -> Survey:
     found = reader.survey(dict.fromkeys(paths))
     looks = {path: look for path, look in found.items() if look is not None}
     return Survey(looks, frozenset(found.keys() - looks.keys()), spelled_both_ways(writers))

@@ -13,7 +13,7 @@ AGENT_REST_S = 60.0
 
 
 class CrashLoopGuard:
-    """`began` and `ended` for each agent; `why_not` before the next one."""
+    """`began` and `ended` for each agent; `refusal_reason` before the next one."""
 
     def __init__(self) -> None:
         self._run = ""
@@ -28,7 +28,7 @@ class CrashLoopGuard:
         is_quick = now_s - self._began_s < WORKED_S
         self._count, self._ended_s, self._reason = (self._count + 1 if is_quick else 0), now_s, reason
 
-    def why_not(self, run: str, now_s: float) -> str | None:
+    def refusal_reason(self, run: str, now_s: float) -> str | None:
         """Why no agent is to be started now; None when one may be. `run` differs once the container has been restarted."""
         if run != self._run or now_s - self._ended_s > AGENT_REST_S:
             self._run, self._count = run, 0

@@ -34,7 +34,7 @@ class DirectSwitch:
         self._rule = None
 
     @property
-    def awaits_look(self) -> bool:
+    def awaits_inspection(self) -> bool:
         """Whether the container's networks have to be looked at before the path can be used."""
         return self.is_automatic and self._path == NOT_LOOKED_AT
 

@@ -147,11 +147,11 @@ class LaneChooser:
         Raises NoShellError where nothing can be run at all, and what the engine raises.
         """
         self._news_told = False
-        agent, why_not = await self._begin_with_agent(info, options)
+        agent, no_agent_reason = await self._begin_with_agent(info, options)
         if agent is not None:
             self._watch = agent
         else:
-            self._watch = detector = await self._begin_with_shell(info, options, why_not)
+            self._watch = detector = await self._begin_with_shell(info, options, no_agent_reason)
             detector.start()
         self._tell_lane(info.name)
         return self._watch
@@ -255,9 +255,11 @@ class LaneChooser:
             return None, None
         await self._judge_last_agent()
         # With `--lane agent` it is tried on for ever.
-        why_not = self._agents.why_not(info.started, time.monotonic()) if options.lane == "auto" else None
-        if why_not is not None:
-            return None, why_not
+        no_agent_reason = (
+            self._agents.refusal_reason(info.started, time.monotonic()) if options.lane == "auto" else None
+        )
+        if no_agent_reason is not None:
+            return None, no_agent_reason
         unusable: dict[str, str] = {}
         tried: list[str] = []
         link: AgentLink | None = None
@@ -322,7 +324,7 @@ class LaneChooser:
             self._agents.ended(*lost)
 
     async def _begin_with_shell(
-        self, info: ContainerInfo, options: SessionOptions, why_no_agent: str | None
+        self, info: ContainerInfo, options: SessionOptions, no_agent_reason: str | None
     ) -> Detector:
         """The shell watcher, and the best of the tools that the container has."""
         self._forwarder.route_over(None)
@@ -330,18 +332,18 @@ class LaneChooser:
         try:
             probe = await self._in_pool(lambda: probe_container(self._engine, info.container_id))
         except NoShellError as error:
-            raise (NoShellError(f"{error}; {why_no_agent}") if why_no_agent else error) from error
+            raise (NoShellError(f"{error}; {no_agent_reason}") if no_agent_reason else error) from error
         lane = options.lane
-        choice = choose_lane(probe, lane) if lane != "agent" else NoLane(why_no_agent or "", ("agent",))
+        choice = choose_lane(probe, lane) if lane != "agent" else NoLane(no_agent_reason or "", ("agent",))
         if isinstance(choice, NoLane):
             tool, problem = None, f"no lane works in this container: {choice.reason}"
-            if why_no_agent and lane == "auto":
-                problem += f"; {why_no_agent}"
+            if no_agent_reason and lane == "auto":
+                problem += f"; {no_agent_reason}"
             self._connections.tool, self._connections.problem = None, problem
         else:
             tool = choice
-            if why_no_agent:
-                note = f"{tool.capabilities.note}; not the agent, because {why_no_agent}"
+            if no_agent_reason:
+                note = f"{tool.capabilities.note}; not the agent, because {no_agent_reason}"
                 tool = replace(tool, capabilities=replace(tool.capabilities, note=note))
             self._connections.tool, self._connections.problem = tool, None
         token = secrets.token_hex(16)

@@ -191,25 +191,25 @@ class Connections:
                 return
             if (holds_s := self._forwarder.holds_s(wanted.forward_id)) > 0:
                 held_until_s = held_until_s or min(until_s, asyncio.get_running_loop().time() + holds_s)
-                if (why_not := await self._wait_for_server(wanted, holds_s, held_until_s)) is not None:
-                    self._services.plane.submit(StreamFailed(wanted.relay_id, why_not))
+                if (failure := await self._wait_for_server(wanted, holds_s, held_until_s)) is not None:
+                    self._services.plane.submit(StreamFailed(wanted.relay_id, failure))
                     return
                 continue
-            if (why_not := await self._start_stream(wanted, until_s)) is None:
+            if (failure := await self._start_stream(wanted, until_s)) is None:
                 return
             try:
                 async with asyncio.timeout_at(min(until_s, asyncio.get_running_loop().time() + LOSS_SHOWS_S)):
                     await self._gate_closed.wait()
             except TimeoutError:
-                self._services.plane.submit(StreamFailed(wanted.relay_id, why_not))
+                self._services.plane.submit(StreamFailed(wanted.relay_id, failure))
                 return
 
     async def _wait_for_server(self, wanted: StreamWanted, holds_s: float, until_s: float) -> str | None:
         """Wait until the server is seen to listen, or the forward changes otherwise; why the client has to be reset."""
-        with self._forwarder.held(wanted.forward_id) as why_not:
+        with self._forwarder.held(wanted.forward_id) as failure:
             task = asyncio.current_task()
-            if why_not is not None or task is None:
-                return why_not
+            if failure is not None or task is None:
+                return failure
             self._held[wanted.relay_id] = task
             try:
                 async with asyncio.timeout_at(until_s):

@@ -210,7 +210,7 @@ class Session:
         """The engine said something about this container, or may have failed to."""
         self._actor.tell(event)
 
-    def look_again(self) -> None:
+    def recheck(self) -> None:
         """Something may have become of its container, or another one may have come after it."""
         self.notice_event(ContainerEvent("recheck", self.record.container_id, self.record.container_name, {}))
 
@@ -316,7 +316,7 @@ class Session:
     async def _live(self) -> None:
         try:
             await self._publisher.publish(self.forwarder.session_event("attached"))
-            await self._watch_for_ever()
+            await self._watch_forever()
         except TargetError as error:
             self._actor.end(str(error))
         except Ending:
@@ -345,7 +345,7 @@ class Session:
             self._settled.set()
             self._on_ended(self, reason)
 
-    async def _watch_for_ever(self) -> None:
+    async def _watch_forever(self) -> None:
         failures = 0
         while True:
             try:
