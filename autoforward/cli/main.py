@@ -197,7 +197,7 @@ def list_(target: str | None, as_json: bool, everything: bool, watch: bool) -> i
     from autoforward.cli.commands.list_ import print_rows, watch_rows
 
     if watch:
-        return watch_rows(session_name(target), as_json)
+        return watch_rows(target, as_json)
     name = session_name(target)
     rows = supervisor_client.list_rows(name)
     if target is not None and name is not None and not rows:

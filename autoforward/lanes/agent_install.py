@@ -46,6 +46,13 @@ NOT_BUILT = "the agent was not built for"
 """So begins the reason where the installation has no agent for a container's processor."""
 
 
+def missing_agent_warning(container_name: str, lane: str | None, note: str) -> str | None:
+    """Of a session's lane and its note: a warning where it is slow because this installation has no agent, else None."""
+    if lane is None or NOT_BUILT not in note:
+        return None
+    return f"connections of {container_name} go over the slower lane {lane}: {note}"
+
+
 class NoAgentError(AutoforwardError):
     """The agent cannot be had in this container; the message is the reason, for `status`."""
 

@@ -16,6 +16,7 @@ from autoforward.config.session_record import SessionRecord, meant, merge_specs,
 from autoforward.control.server import Connection, Handler
 from autoforward.core.errors import AutoforwardError, PortUnavailableError, TargetError
 from autoforward.core.model import ForwardKey, PortSpec
+from autoforward.lanes.agent_install import missing_agent_warning
 from autoforward.lanes.probe import NO_LANE_HINT
 from autoforward.state.document import format_time
 from autoforward.state.event_log import LINE_PREFIX, encode_object, line_of, matches_target, read_events
@@ -108,6 +109,10 @@ class Handlers:
         try:
             try:
                 await self._wait_settled(session, connection)
+                if (tool := session.tool) and (
+                    text := missing_agent_warning(session.record.container_name, tool.lane, tool.capabilities.note)
+                ):
+                    await connection.progress(text)
                 specs = await session.claim(claim_id, specs)
             finally:
                 session.awaited -= 1

@@ -89,6 +89,7 @@ class WatchingCommand:
         return {
             "selection": str(watch.selection),
             "problem": watch.problem,
+            "hint": watch.hint,
             "sessions": [describe(session) for session in watches.sessions_of(watch.id)],
             "others": [describe(session) for session in watches.others_of(watch)],
         }

@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable
@@ -141,6 +142,17 @@ def registry(home: Path) -> Row:
     path = home / "registry.json"
     document: Row = json.loads(path.read_text()) if path.exists() else {"entries": [], "sessions": []}
     return document
+
+
+def begin_supervisor(home: Path, patches: str) -> None:
+    """Start the supervisor of that home with this Python code run first; on return it serves."""
+    reads, ready = os.pipe()
+    program = f"{patches}\nfrom autoforward.supervisor.__main__ import main\nmain()\n"
+    command = [sys.executable, "-c", program, "--ready-fd", str(ready)]
+    subprocess.run(command, env=command_env(home), pass_fds=[ready], check=True, timeout=20)
+    os.close(ready)
+    with os.fdopen(reads, "rb") as said:
+        assert said.read() == b"ready"
 
 
 class Command:

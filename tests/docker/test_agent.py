@@ -8,8 +8,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tarfile
 import time
 import urllib.request
@@ -23,9 +21,9 @@ import pytest
 from docker.types import Mount
 
 from tests.conformance import dial, is_watcher, read_all
-from tests.conftest import ContainerFactory, Runner, command_env, supervisor_of
+from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.containers import LABEL, Container, eventually, fetch, run_id
-from tests.docker.observing import ask, free_port, logged, names, row_of, status_json, wait_event
+from tests.docker.observing import ask, begin_supervisor, free_port, logged, names, row_of, status_json, wait_event
 from tests.images.recipes import HELPER_DIR
 
 AGENT_FILES = "ls /tmp/.autoforward/agent-*"
@@ -361,20 +359,13 @@ from autoforward.dataplane.mux import exec_mux
 from autoforward.lanes import shell_watcher
 exec_mux.SILENCE_LIMIT_S, exec_mux.PING_INTERVAL_S, exec_mux.ENGINE_WORD_S = 1.0, 0.3, 1.0
 shell_watcher.PING_INTERVAL_S, shell_watcher.PONG_TIMEOUT_S, shell_watcher.ENGINE_WORD_S = 0.3, 1.0, 1.0
-from autoforward.supervisor.__main__ import main
-main()
 """
 
 
 @pytest.mark.parametrize("lane", ["agent", "socat"])
 def test_pause_is_no_loss(container: ContainerFactory, run: Runner, home: Path, lane: str) -> None:
     """Also one that is longer than the time after which an agent or a watcher that says nothing is given up."""
-    reads, ready = os.pipe()
-    command = [sys.executable, "-c", IMPATIENT, "--ready-fd", str(ready)]
-    subprocess.run(command, env=command_env(home), pass_fds=[ready], check=True, timeout=20)
-    os.close(ready)
-    with os.fdopen(reads, "rb") as said:
-        assert said.read() == b"ready"
+    begin_supervisor(home, IMPATIENT)
     app = container("full")
     server = app.start_server("echo", port=free_port())
     assert attach(run, app, "--lane", lane)["name"] == lane

@@ -97,6 +97,7 @@ def test_a_watch_says_it_and_the_state_is_that_users_alone(stranger: Stranger) -
         assert process.stderr is not None
         warning = next(line for line in iter(process.stderr.readline, "") if "warning" in line)
         assert "you may not use the engine's socket" in warning
+        assert way_out(stranger.socket_path) in process.stderr.readline()
         made = [stranger.state, *stranger.state.rglob("*")]
         assert len(made) > 1
         for path in made:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.containers import Container, eventually, fetch, is_refused
 from tests.docker.conftest import RecordedCli, WorkspaceFactory
 from tests.docker.observing import (
     Row,
+    begin_supervisor,
     dev_container_labels,
     free_port,
     logged,
@@ -267,3 +269,31 @@ def test_devup_for_all_services_and_devdown(
     assert rows(run) == []
     assert registry(home)["sessions"] == []
     assert not one.containers()
+
+
+NO_AGENT = """
+from pathlib import Path
+from types import SimpleNamespace
+from autoforward.lanes import agent_install
+agent_install.resources = SimpleNamespace(files=lambda _package: Path("/nowhere"))
+"""
+
+
+def test_an_installation_without_the_agent_is_said(service: Services, run: Runner, home: Path, project: str) -> None:
+    """Connections over a shell lane are slow: `attach` warns for each service that has one for this reason, `forward` too."""
+    begin_supervisor(home, NO_AGENT)
+    app, db = service("app"), service("db")
+    warned = run("autoforward", "attach", f"{project}/*", check=0).stderr
+    for one in (app, db):
+        lane = re.search(rf"warning: connections of {one.name} go over the slower lane socat: .*", warned)
+        assert lane is not None, warned
+        assert lane[0].endswith("not the agent, because the agent was not built for amd64 containers")
+    server = db.start_server(port=free_port())
+    said = run("autoforward", "forward", "--detach", db.name, str(server.port), check=0).stderr
+    assert f"connections of {db.name} go over the slower lane socat: " in said
+    assert text_of(row_of(run, server.port, status="active")) == "hello"
+
+
+def test_a_lane_that_was_asked_for_is_no_warning(service: Services, run: Runner, project: str) -> None:
+    service("app")
+    assert "warning" not in run("autoforward", "attach", "--lane", "socat", f"{project}/*", check=0).stderr

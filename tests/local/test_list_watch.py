@@ -262,6 +262,20 @@ def test_in_tmux(home: Path, watch: Open, supervisor: FakeSupervisor) -> None:
         subprocess.run([*command, "kill-server"], capture_output=True, check=False)
 
 
+def test_a_target_that_is_unknown_is_said_until_it_comes(watch: Open, supervisor: FakeSupervisor) -> None:
+    came, supervisor.rows = supervisor.rows, []
+    terminal = watch(script("autoforward"), "list", "--watch", "shopp", columns=140)
+    terminal.wait_for("no session is called shopp, until now; `autoforward attach shopp` begins one")
+    supervisor.rows = came
+    supervisor.changed()
+    terminal.wait_for("http://localhost:3001")
+    supervisor.rows = []
+    supervisor.changed()
+    terminal.wait_for("nothing is forwarded yet")
+    terminal.type("q")
+    assert terminal.wait_ended() == 0
+
+
 # Without a terminal.
 
 
@@ -272,7 +286,12 @@ def lines_of(home: Path, supervisor: FakeSupervisor) -> Iterator[Callable[..., s
     def start(*flags: str) -> subprocess.Popen[str]:
         argv = [script("autoforward"), "list", "--watch", *flags]
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=command_env(home), text=True
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=command_env(home),
+            text=True,
         )
         started.append(process)
         return process
@@ -309,6 +328,17 @@ def test_a_pipe_gets_tables(lines_of: Any, supervisor: FakeSupervisor) -> None:
     supervisor.rows = []
     supervisor.changed()
     assert [process.stdout.readline() for _ in range(2)] == ["\n", "nothing is forwarded\n"]
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_target_that_is_unknown_is_a_warning(
+    flags: tuple[str, ...], lines_of: Any, supervisor: FakeSupervisor
+) -> None:
+    supervisor.rows = []
+    process = lines_of(*flags, "shopp")
+    assert process.stdout.readline() == "autoforward: warning: no session is called shopp, until now\n"
+    assert process.stdout.readline().startswith("autoforward: hint: `autoforward attach shopp` begins one")
+    assert process.stdout.readline() == ("[]\n" if flags else "nothing is forwarded\n")
 
 
 def test_a_locale_without_the_characters_is_no_failure(run: Runner, supervisor: FakeSupervisor) -> None:

@@ -23,7 +23,7 @@ from autoforward.core.settings import layered, settings_from_environment
 from autoforward.engine.client import Engine
 from autoforward.engine.endpoint import resolve_endpoint
 from autoforward.engine.targets import resolve_project, resolve_target
-from autoforward.lanes.agent_install import NOT_BUILT
+from autoforward.lanes.agent_install import missing_agent_warning
 from autoforward.state.folder import StatePaths
 from autoforward.trust.widening import Consent
 from autoforward.trust.writers import Writers, writers_of_rows
@@ -139,8 +139,11 @@ def attach(
     for text in result.get("taken", ()):  # a supervisor of another version knows neither
         output.say(text)
     warnings += result.get("refused", ())
-    if (note := result.get("lane_note") or "") and NOT_BUILT in note:
-        warnings.append(f"connections of {info.name} go over the slower lane {result['lane']}: {note}")
+    lanes = [(info.name, result["lane"], result.get("lane_note"))]
+    lanes += [
+        (one["container_name"], one["lane"]["name"], one["lane"]["note"]) for one in result["others"] if one["lane"]
+    ]
+    warnings += [text for name, lane, note in lanes if (text := missing_agent_warning(name, lane, note or ""))]
     problem = _problem_in(result)
     if problem:
         warnings.append(f"nothing can be forwarded from {info.name}: {problem}")

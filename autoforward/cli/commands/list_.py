@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoforward.cli.console import supervisor_client
+from autoforward.cli.console.output import warn
+from autoforward.cli.console.places import session_name, unknown_yet
 from autoforward.cli.console.printing import draw, show_json, tell
 from autoforward.cli.console.printing import show as print_line
 from autoforward.cli.terminal.table import PLAIN, Look, format_rows, summed_up
@@ -55,14 +57,21 @@ def _is_utf8(environ: Mapping[str, str]) -> bool:
     return "utf8" in named.lower().replace("-", "") and sys.stdout.encoding.lower().replace("-", "") == "utf8"
 
 
-def watch_rows(target: str | None, as_json: bool) -> int:
-    """A screen with keys where there is a terminal to show it on, else the list again whenever it changes."""
+def watch_rows(said: str | None, as_json: bool) -> int:
+    """A screen with keys where there is a terminal to show it on, else the list again whenever it changes.
+
+    A target that has no session is said to be unknown: it may come yet.
+    """
+    target = session_name(said)
     rows = supervisor_client.list_rows(target)
+    unknown = None if rows or said is None or target is None else unknown_yet(said, target)
     if as_json or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        if unknown is not None:
+            warn(unknown[0], hint=unknown[1])
         return _watch_in_lines(rows, target, as_json)
     from autoforward.cli.terminal.live import watch_on_terminal
 
-    return watch_on_terminal(rows, target, look_of_terminal())
+    return watch_on_terminal(rows, target, look_of_terminal(), unknown)
 
 
 def _watch_in_lines(rows: Sequence[Mapping[str, Any]], target: str | None, as_json: bool) -> int:

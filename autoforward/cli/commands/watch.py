@@ -99,7 +99,7 @@ class _Teller:
             case "joined":
                 self._say_attached(message["session"]["container_name"], message["session"]["workspace"])
             case "problem":
-                self._take_problem(message["problem"])
+                self._take_problem(message["problem"], message.get("hint"))
             case "warning":
                 output.warn(message["text"])
             case "declined":
@@ -113,7 +113,7 @@ class _Teller:
             output.say(f"Watching for {message['selection']} on {self._engine}; Ctrl-C ends it")
             for session in message["others"]:
                 output.say(f"{session['container_name']} has a session of its own, which stays as it is")
-        self._take_problem(message["problem"])
+        self._take_problem(message["problem"], message.get("hint"))
         for session in message["sessions"]:
             self._say_attached(session["container_name"], session["workspace"])
 
@@ -122,9 +122,9 @@ class _Teller:
             self._attached.add(name)
             output.say(f"Attached to {name}" + (f" ({workspace})" if workspace else ""))
 
-    def _take_problem(self, problem: str | None) -> None:
+    def _take_problem(self, problem: str | None, hint: str | None) -> None:
         if problem:
-            output.warn(f"{problem}; trying again")
+            output.warn(f"{problem}; trying again", hint=hint)
         elif self._problem:
             output.say("The engine answers again.")
         self._problem = problem

@@ -56,25 +56,27 @@ def stored(what: str) -> Iterator[Row]:
 
 def check_known(target: str, name: str) -> None:
     """Raises TargetError, with the nearest names, where a target that has no ports has no session, and is no place either."""
-    if not is_known(name):
-        text, hint = _unknown(target)
+    if (unknown := _unknown(target, name)) is not None:
+        text, hint = unknown
         raise TargetError(text, hint=hint)
 
 
 def say_unknown(target: str | None, name: str | None, what: str) -> None:
     """The same in words, where it is no error; `what` is what is not done for it."""
-    if target is None or name is None or is_known(name):
-        output.say(f"{what}.")
-        return
-    text, hint = _unknown(target)
-    output.say(f"{what}: {text}; {hint}")
+    unknown = None if target is None or name is None else _unknown(target, name)
+    output.say(f"{what}." if unknown is None else f"{what}: {'; '.join(unknown)}")
 
 
 def warn_unknown(target: str, name: str) -> None:
-    """Of a command that goes on: it may come yet."""
-    if not is_known(name):
-        text, hint = _unknown(target)
-        output.warn(f"{text}, until now", hint=hint)
+    """Of a command that goes on."""
+    if (unknown := unknown_yet(target, name)) is not None:
+        output.warn(unknown[0], hint=unknown[1])
+
+
+def unknown_yet(target: str, name: str) -> tuple[str, str] | None:
+    """A warning and its hint for a command that goes on, for the target may come; None for one that is known."""
+    unknown = _unknown(target, name)
+    return None if unknown is None else (f"{unknown[0]}, until now", unknown[1])
 
 
 def is_known(name: str) -> bool:
@@ -92,7 +94,10 @@ def is_known(name: str) -> bool:
     return any(same_folders(name, remembered)) or any(config_files_of(level) for level in upwards(name))
 
 
-def _unknown(target: str) -> tuple[str, str]:
+def _unknown(target: str, name: str) -> tuple[str, str] | None:
+    """That no session is called so, and a hint with the nearest names; None for a target that is known."""
+    if is_known(name):
+        return None
     hint = nearest_session(_records(), target)
     return (
         f"no session is called {target}",

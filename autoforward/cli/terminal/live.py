@@ -22,7 +22,7 @@ from autoforward.cli.console.cells import Row, local_of, port_of
 from autoforward.cli.terminal.clipboard import copy
 from autoforward.cli.terminal.keyboard import KeyReader
 from autoforward.cli.terminal.live_feed import Feed
-from autoforward.cli.terminal.live_view import View, draw, page_size
+from autoforward.cli.terminal.live_view import EMPTY, View, draw, page_size
 from autoforward.cli.terminal.rates import key_of
 from autoforward.cli.terminal.screen import Screen
 from autoforward.cli.terminal.table import Look
@@ -43,12 +43,17 @@ class _Ended(BaseException):
         self.number = number
 
 
-def watch_on_terminal(rows: Sequence[Row], target: str | None, look: Look) -> int:
-    """Show `rows`, and from then on what there is, until the person has seen enough. Dies of the signal that ends it."""
+def watch_on_terminal(
+    rows: Sequence[Row], target: str | None, look: Look, unknown: tuple[str, str] | None = None
+) -> int:
+    """Show `rows`, and from then on what there is, until the person has seen enough. Dies of the signal that ends it.
+
+    `unknown`: that no session is called like the target, and a hint, to show while there is no row.
+    """
     keyboard = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
     screen = Screen(keyboard, sys.stdout.fileno())
     with selectors.DefaultSelector() as selector, _signals(selector) as woken:
-        live = _Live(selector, screen, keyboard, target, look, woken)
+        live = _Live(selector, screen, keyboard, target, look, woken, unknown)
         try:
             screen.enter()
             live.run(rows)
@@ -120,9 +125,10 @@ class _Live:
         target: str | None,
         look: Look,
         woken: set[int],
+        unknown: tuple[str, str] | None,
     ) -> None:
         self._selector, self._screen, self._keyboard, self._look, self._woken = selector, screen, keyboard, look, woken
-        self._view = View()
+        self._view = View(empty="; ".join(unknown) if unknown else EMPTY)
         self._keys = KeyReader()
         self._feed = Feed(selector, StatePaths.locate(), target, self._on_rows, self._on_state)
         self._openers: dict[str, Opening] = {}

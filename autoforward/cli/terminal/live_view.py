@@ -44,6 +44,8 @@ NARROWER = {**NARROW, "TARGET": 8}
 
 MIN_TREND, MAX_TREND = 6, 40
 
+EMPTY = "nothing is forwarded yet: what starts to listen in a container appears here"
+
 KEYS = (("↑↓", "select"), ("o", "open"), ("c", "copy URL"), ("s", "stop"), ("q", "quit"))
 
 
@@ -59,11 +61,14 @@ class _Still:
 
 @dataclass(slots=True)
 class View:
-    """What is shown. `note` is a line for the person in place of the keys; `absent` says why there are no rows."""
+    """What is shown. `note` is a line for the person in place of the keys; `absent` says why there are no rows, `empty` what to
+    show where there are none to show.
+    """
 
     rows: Sequence[Row] = ()
     rates: Rates = field(default_factory=Rates)
     absent: str | None = None
+    empty: str = EMPTY
     note: str | None = None
     selected: str | None = None
     top: int = 0
@@ -78,6 +83,7 @@ class View:
         at = self.index
         if rows is not self.rows:
             self.rows, self._still = rows, None
+            self.empty = EMPTY if rows else self.empty
         if rows and all(key_of(row) != self.selected for row in rows):
             self.selected = key_of(rows[min(at, len(rows) - 1)])
 
@@ -106,7 +112,7 @@ def draw(view: View, look: Look, height: int) -> list[str]:
     """At most `height` lines, each at most `look.width` columns wide. Scrolls `view` to what is selected."""
     title, foot = _title(view, look), _foot(view, look)
     if view.absent is not None or not view.rows:
-        words = view.absent or "nothing is forwarded yet: what starts to listen in a container appears here"
+        words = view.absent or printable(view.empty)
         header, shown = [], list(reason_lines(words, look))
         room = height - 1 - len(foot)
     else:

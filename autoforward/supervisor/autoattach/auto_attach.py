@@ -76,6 +76,8 @@ class AutoAttach:
         self.caller = caller
         self.declined: dict[str, str] = {}
         self.problem: str | None = None
+        self.hint: str | None = None
+        """The way out of the problem, where there is one to say."""
         self.commands: set[Notes] = set()
         self._host = host
         self._quiet = quiet
@@ -146,7 +148,7 @@ class AutoAttach:
                 self._set_problem(None)
             except AutoforwardError as error:
                 failures += 1
-                self._set_problem(str(error))
+                self._set_problem(str(error), error.hint)
             except Exception as error:
                 log.exception("a fault in the watch for %s", self.selection)
                 failures += 1
@@ -158,11 +160,11 @@ class AutoAttach:
             except TimeoutError:
                 continue
 
-    def _set_problem(self, problem: str | None) -> None:
+    def _set_problem(self, problem: str | None, hint: str | None = None) -> None:
         if problem != self.problem:
-            self.problem = problem
+            self.problem, self.hint = problem, hint
             log.info("the watch for %s: %s", self.selection, problem or "the engine answers")
-            self.tell({"type": "problem", "problem": problem})
+            self.tell({"type": "problem", "problem": problem, "hint": hint})
 
     async def _attach_running(self) -> None:
         """Attach to what runs and is meant. Raises what the engine raises."""
