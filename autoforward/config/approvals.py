@@ -176,7 +176,7 @@ class Approvals:
                 for workspace in workspaces:
                     changed = change(workspace, known.pop(workspace, Answers()))
                     known[workspace] = replace(changed, updated=now)
-                replace_file(path, _encode(dict(list(known.items())[-MAX_WORKSPACES:])))
+                replace_file(path, [_encode(dict(list(known.items())[-MAX_WORKSPACES:]))], durable=True)
         except TimeoutError:
             raise AutoforwardError(f"{path} is locked by another process: waited {LOCK_TIMEOUT_S:g} s") from None
         except OSError as error:

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from autoforward.core.errors import AutoforwardError
 from autoforward.service.units import Definition
+from autoforward.state.locks import replace_file
 
 TIMEOUT_S = 30.0
 
@@ -89,11 +90,8 @@ def read_definition(path: Path) -> str | None:
 
 def write_definition(path: Path, text: str) -> None:
     """Replaced as a whole. A link that another tool manages (dotfiles) is replaced by a file, not written through."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch(mode=0o600)  # a variable may be a secret
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        replace_file(path, [text.encode()])  # for this user alone: a variable may be a secret
     except OSError as error:
         raise AutoforwardError(f"{path} cannot be written: {error.strerror}") from error

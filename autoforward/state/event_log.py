@@ -17,12 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from autoforward.core.addresses import is_own_host
 from autoforward.core.masking.command_line import mask_command_line
 from autoforward.core.model import AppProtocol, EventName, LaneName, OnAutoForward, Source, Status, Transport
 from autoforward.detection.known_servers import not_http
 from autoforward.state.document import format_time
 from autoforward.state.event_shares import kept
 from autoforward.state.folder import StatePaths
+from autoforward.state.locks import replace_file
 
 LINE_PREFIX = "PORT_EVENT: "
 DEFAULT_MAX_BYTES = 4 * 1024 * 1024
@@ -36,7 +38,6 @@ MAX_FOLDER_TEXT = 4096
 
 # The last line is looked for in this much of the end; a line has some 700 bytes.
 _TAIL_BYTES = 64 * 1024
-_LOCAL_ADDRESSES = frozenset({"127.0.0.1", "::1", "0.0.0.0", "::", "localhost"})
 _HTTPS_PORTS = frozenset({443, 8443})
 
 
@@ -114,15 +115,10 @@ def _key_of(name: str) -> str:
     return _KEYS.get(name) or first + "".join(word.capitalize() for word in rest)
 
 
-def is_own_address(host: str | None) -> bool:
-    """Whether this is the container itself, as events and rows say it: not a HOST:PORT target."""
-    return host is None or host in _LOCAL_ADDRESSES
-
-
 def url_of(host_ip: str | None, host_port: int, protocol: AppProtocol | None, container_port: int | None) -> str:
     """The address for a browser. Without a protocol, 443 and 8443 (in the container) mean https."""
     scheme = protocol or ("https" if container_port in _HTTPS_PORTS else "http")
-    if host_ip is None or is_own_address(host_ip):
+    if host_ip is None or is_own_host(host_ip):
         host = "localhost"
     else:
         host = f"[{host_ip.replace('%', '%25')}]" if ":" in host_ip else host_ip
@@ -258,17 +254,12 @@ class EventLog:
     def _rotate(self) -> None:
         """One file of the two, in which each container has its share; without room for it the older one is given up."""
         paths = self._paths
-        merged = paths.rotated_events.with_suffix(".new")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            with os.fdopen(os.open(merged, flags, 0o600), "wb") as file:
-                file.writelines(kept(lambda: _lines(paths), self._max_bytes))
+            replace_file(paths.rotated_events, kept(lambda: _lines(paths), self._max_bytes))
         except OSError:
-            merged.unlink(missing_ok=True)
             paths.events.replace(paths.rotated_events)
-            return
-        merged.replace(paths.rotated_events)
-        paths.events.unlink()
+        else:
+            paths.events.unlink()
 
 
 def read_events(

@@ -12,7 +12,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,22 +50,27 @@ def acquire(lock: fasteners.InterProcessLock, timeout_s: float) -> bool:
     return acquired
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Temporary file, fsync, rename: a reader without the lock sees either the old content or the new. Raises OSError."""
+def replace_file(path: Path, chunks: Iterable[bytes], *, durable: bool = False) -> None:
+    """Private temporary file, rename: a reader without the lock sees either the old content or the new. Raises OSError.
+
+    With `durable` the new content survives a power cut from here on.
+    """
     # One fixed name: the lock makes us the only writer, and what a killed one left is overwritten.
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(data)
+            file.writelines(chunks)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

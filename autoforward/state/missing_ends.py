@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
+from autoforward.core.addresses import is_own_host
 from autoforward.core.model import EventName
-from autoforward.state.event_log import EventLog, PortEvent, is_own_address, read_events
+from autoforward.state.event_log import EventLog, PortEvent, read_events
 from autoforward.state.folder import StatePaths
 
 REASON = "the supervisor was killed"
@@ -75,7 +76,7 @@ def _key_of(event: Mapping[str, Any]) -> _Key:
     return (
         event.get("containerId"),
         event.get("transport"),
-        None if is_own_address(host) else host,
+        None if is_own_host(host) else host,
         event.get("port"),
     )
 

@@ -163,7 +163,7 @@ class Registry:
 
     def _write_file(self, data: bytes) -> None:
         try:
-            replace_file(self._paths.registry, data)
+            replace_file(self._paths.registry, [data], durable=True)
         except OSError as error:
             raise self._cannot_write(error) from error
 

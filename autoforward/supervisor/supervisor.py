@@ -55,6 +55,7 @@ from autoforward.forwards.port_claims import PortClaims
 from autoforward.state.document import current_process
 from autoforward.state.event_log import EventLog
 from autoforward.state.folder import StatePaths
+from autoforward.state.locks import replace_file
 from autoforward.state.missing_ends import tell_endings
 from autoforward.supervisor.autoattach.auto_attach_manager import AutoAttachManager
 from autoforward.supervisor.autoattach.compose_services import ComposeServices
@@ -482,12 +483,7 @@ class Supervisor:
         return events
 
     def _write_info(self, info: dict[str, object]) -> None:
-        """Replaced as a whole: a reader, also after a kill, finds one supervisor's facts or the other's."""
-        temporary = self.paths.supervisor_info.with_name(f"{self.paths.supervisor_info.name}.tmp")
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(info, file)
-            temporary.replace(self.paths.supervisor_info)
+            replace_file(self.paths.supervisor_info, [json.dumps(info).encode()])
         except OSError as error:  # a full disk is no reason not to forward: nothing depends on this file
             self._warn(f"cannot write {self.paths.supervisor_info}: {error.strerror}")

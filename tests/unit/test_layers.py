@@ -59,6 +59,7 @@ PACKAGES: dict[str, dict[str, str]] = {
         "engine": "completion of containers and contexts",
         "foreign": "folders as people type them",
         "forwards": "words of ports that are on the host already",
+        "net": "waits for the control socket or a signal",
         "state": "the registry without a supervisor",
     },
     "supervisor": {
@@ -107,7 +108,7 @@ PACKAGES: dict[str, dict[str, str]] = {
         "service": "whether a unit is installed",
         "state": "folder, registry",
     },
-    "service": {},
+    "service": {"state": "replaces a file as a whole"},
     "ui": {
         "config": "the caller's environment",
         "control": "starts the supervisor",
@@ -144,6 +145,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     "lanes": {
         "detection": "tables of the shell watcher",
         "engine": "exec, copying the agent",
+        "net": "waits for a short command's output",
     },
     "desktop": {
         "config": "the environment of the session",
