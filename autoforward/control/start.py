@@ -7,14 +7,14 @@ The new process keeps nothing of the caller but what is listed in `KEPT_ENVIRONM
 from __future__ import annotations
 
 import os
-import select
 import socket
 import subprocess
 import sys
 
 from autoforward.core.errors import AutoforwardError
-from autoforward.core.text import only_printable
+from autoforward.core.text import printable
 from autoforward.net.peercred import peer_of
+from autoforward.net.poller import wait_readable
 from autoforward.state.folder import HOME_VARIABLE, StateFolderError, StatePaths
 from autoforward.state.locks import acquire, lock_file
 
@@ -143,7 +143,7 @@ def _import_problem(paths: StatePaths) -> str | None:
         timeout=READY_TIMEOUT_S,
     )
     lines = done.stderr.strip().splitlines()
-    return only_printable(lines[-1])[:300] if done.returncode and lines else None
+    return printable(lines[-1], " ")[:300] if done.returncode and lines else None
 
 
 def _environment_for(paths: StatePaths) -> dict[str, str]:
@@ -156,7 +156,7 @@ def _environment_for(paths: StatePaths) -> dict[str, str]:
 
 def _read_until_end(fileno: int) -> str:
     received = b""
-    while select.select([fileno], [], [], READY_TIMEOUT_S)[0]:
+    while wait_readable(fileno, timeout_s=READY_TIMEOUT_S):
         data = os.read(fileno, 4096)
         if not data:
             break
@@ -173,7 +173,7 @@ def log_end(paths: StatePaths) -> str:
     except OSError:
         return ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"; its log ends: {only_printable(last)[:300]}" if last else ""
+    return f"; its log ends: {printable(last, ' ')[:300]}" if last else ""
 
 
 def way_out(paths: StatePaths) -> str:

@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import logging
 import os
-import select
 import socket
 import subprocess
 import threading
@@ -26,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 from autoforward.core.errors import AutoforwardError, EngineUnreachableError
 from autoforward.core.model import EngineEndpoint
+from autoforward.net.poller import wait_readable
 from autoforward.state.folder import StatePaths
 
 log = logging.getLogger(__name__)
@@ -221,7 +221,7 @@ class SshTransport:
         assert process.stdout is not None
         fd, received, told = process.stdout.fileno(), b"", None
         deadline_s = time.monotonic() + LOGIN_TIMEOUT_S
-        while (left_s := deadline_s - time.monotonic()) > 0 and select.select([fd], [], [], left_s)[0]:
+        while (left_s := deadline_s - time.monotonic()) > 0 and wait_readable(fd, timeout_s=left_s):
             data = os.read(fd, 4096)
             received += data
             *lines, received = received.split(b"\n")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Sequence
 
 from autoforward.core.errors import AutoforwardError, ProtocolError
-from autoforward.core.text import printable
+from autoforward.core.text import decoded_line
 from autoforward.engine.client import Engine
 from autoforward.engine.exec_stream import STDERR, STDOUT
 from autoforward.lanes.probe import MAX_REPORT, NOTHING_RUNS, Probe, explain_exec_failure, parse_probe
 from autoforward.lanes.scripts import probe_argv
+from autoforward.net.poller import wait_readable
 
 PROBE_TIMEOUT_S = 15.0
 """A loaded engine takes seconds to start a process; the probe itself takes milliseconds."""
@@ -31,7 +31,7 @@ class NoShellError(AutoforwardError):
 def probe_container(engine: Engine, container_id: str) -> Probe:
     """What is there. Raises NoShellError, or what `Engine.open_exec` raises."""
     stdout, stderr, exec_id = run_in_container(engine, container_id, probe_argv())
-    if engine.goes_by_number(container_id, printable(stdout or stderr)):
+    if engine.goes_by_number(container_id, decoded_line(stdout or stderr)):
         stdout, stderr, exec_id = run_in_container(engine, container_id, probe_argv())
     try:
         return parse_probe(stdout)
@@ -57,8 +57,7 @@ def run_in_container(engine: Engine, container_id: str, argv: Sequence[str]) -> 
             try:
                 chunks = stream.recv()
             except BlockingIOError:
-                remaining_s = deadline_s - time.monotonic()
-                if remaining_s <= 0 or not select.select([stream], [], [], remaining_s)[0]:
+                if not wait_readable(stream.fileno(), timeout_s=deadline_s - time.monotonic()):
                     raise AutoforwardError(f"the container did not answer within {PROBE_TIMEOUT_S:.0f} s") from None
                 continue
             if chunks is None:

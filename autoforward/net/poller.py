@@ -14,6 +14,14 @@ READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
 
+def wait_readable(*fds: int, timeout_s: float | None = None) -> list[int]:
+    """Wait until some of these can be read or have ended, and return them; none after `timeout_s`. `select` ends at 1,024."""
+    poller = select.poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    return [fd for fd, _events in poller.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)]
+
+
 class Poller(Protocol):
     """`change` is told the mask before, too (0: not watched): it keeps no table of its own."""
 

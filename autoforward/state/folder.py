@@ -7,11 +7,13 @@ than repaired.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autoforward.core.errors import AutoforwardError
 from autoforward.state.ownership import parent_problem
@@ -117,6 +119,18 @@ class StatePaths:
         """Like `ensure`, but makes nothing: before anything in the folder is believed. Raises StateFolderError."""
         if os.path.lexists(self.home):
             self.ensure()
+
+    def stored(self, what: str) -> list[dict[str, Any]]:
+        """The registry's rows under this key, read without its lock; without a file none.
+
+        Raises ValueError for what cannot be read: the supervisor sets it aside.
+        """
+        try:
+            return [dict(row) for row in json.loads(self.registry.read_bytes())[what]]
+        except FileNotFoundError:
+            return []
+        except (OSError, KeyError, TypeError) as error:
+            raise ValueError(str(error)) from error
 
     def _files(self) -> tuple[Path, ...]:
         logs = (self.supervisor_log, self.events, self.rotated_events)

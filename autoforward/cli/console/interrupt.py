@@ -1,18 +1,19 @@
 """Turn Ctrl-C and SIGTERM into an exception in commands that keep running, also just before a wait begins.
 
 Python hears a signal between two steps of its own. One that comes after the last of them and before the system call would
-be heard with the next message of the supervisor, which may be tomorrow: so waiting is done with `wait_readable`.
+be heard with the next message of the supervisor, which may be tomorrow: so waiting is done with `wait_for`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 from collections.abc import Iterator
 from types import FrameType
+
+from autoforward.net.poller import wait_readable
 
 
 class Interrupted(BaseException):
@@ -43,16 +44,11 @@ def interruptible() -> Iterator[None]:
         os.close(writer)
 
 
-def wait_readable(sock: socket.socket) -> None:
+def wait_for(sock: socket.socket) -> None:
     """Until there is something to be read, or the end of it; a signal's exception comes out of here at once."""
-    while True:
-        waiting: list[socket.socket | int] = [sock, *_woken]
-        ready, _, _ = select.select(waiting, [], [])
-        for descriptor in _woken:
-            if descriptor in ready:
-                os.read(descriptor, 4096)  # the signal has been heard before, or is within the next step
-        if sock in ready:
-            return
+    while sock.fileno() not in (ready := wait_readable(sock.fileno(), *_woken)):
+        for descriptor in ready:
+            os.read(descriptor, 4096)  # the signal has been heard before, or is within the next step
 
 
 def _interrupted(_number: int, _frame: FrameType | None) -> None:

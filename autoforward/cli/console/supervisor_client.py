@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from autoforward import __version__
-from autoforward.cli.console.interrupt import wait_readable
+from autoforward.cli.console.interrupt import wait_for
 from autoforward.control.protocol import READ_BYTES, Message, MessageDecoder, encode, is_result
 from autoforward.control.start import connect_to_supervisor, ensure_supervisor, log_end, way_out
 from autoforward.core.errors import AutoforwardError
@@ -108,7 +108,7 @@ class Call:
 
     def _receive(self) -> bool:
         """Whether more can come. What has come of a line stays when a signal interrupts the wait."""
-        wait_readable(self._sock)
+        wait_for(self._sock)
         try:
             data = self._sock.recv(READ_BYTES)
         except ConnectionError:
@@ -181,11 +181,8 @@ def has_stored_sessions(paths: StatePaths) -> bool:
     """Whether a supervisor would have something to restore. A file that cannot be read is the supervisor's to report."""
     paths.check()
     try:
-        document = json.loads(paths.registry.read_bytes())
-        return bool(document["sessions"])
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(paths.stored("sessions"))
+    except ValueError:
         return True
 
 
