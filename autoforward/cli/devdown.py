@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,8 @@ from autoforward.foreign.reader import real_path
 from autoforward.state.folder import StatePaths
 
 DEFAULT_TIMEOUT_S = 10.0
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +116,15 @@ def _names_of_sessions(folder: str) -> list[str | None]:
     return list(dict.fromkeys((folder, *same_folders(folder, spelled))))
 
 
-def take_down_all(request: DevdownRequest) -> None:
+def take_down_all(request: DevdownRequest, sessions: Sequence[Row]) -> None:
     """Take down every dev container that has a session. Sessions of other containers stay. Raises like the above."""
     engine = Engine(request.endpoint)
     try:
-        had_session = stored_session_containers(StatePaths.locate())
+        had_session = {row["container_id"] for row in sessions}
         units = group_units(engine, engine.find_containers({LABEL_LOCAL_FOLDER: None}))
         chosen = [u for u in units if any(info.container_id in had_session for info in u.containers)]
         ids = [info.container_id for unit in chosen for info in unit.containers]
-        waiting = _removed_containers(request.endpoint)
+        waiting = _removed_containers(sessions, request.endpoint)
         if ids or waiting:
             _detach(None, [*ids, *waiting], request.timeout_s)
         else:
@@ -134,11 +135,11 @@ def take_down_all(request: DevdownRequest) -> None:
         engine.close()
 
 
-def _removed_containers(endpoint: EngineEndpoint) -> list[str]:
+def _removed_containers(sessions: Sequence[Row], endpoint: EngineEndpoint) -> list[str]:
     """Ids of removed dev containers whose sessions wait for the next one."""
     return [
         record.container_id
-        for record in restorable(stored("sessions"))
+        for record in restorable(sessions)
         if record.removed and record.workspace_folder and record.endpoint.key == endpoint.key
     ]
 
@@ -181,23 +182,20 @@ def _stays_up(primary: ContainerInfo) -> bool:
     return shutdown_action(merged) == "none"
 
 
-def stored_session_containers(paths: StatePaths) -> frozenset[str]:
-    """Return the container ids of all sessions in the registry, those of a supervisor that died included."""
+def stored_sessions() -> list[Row]:
+    """The sessions in the registry, those of a supervisor that died included; a file that cannot be read is said."""
+    paths = StatePaths.locate()
     try:
-        sessions = json.loads(paths.registry.read_bytes())["sessions"]
-        return frozenset(str(session["container_id"]) for session in sessions)
-    except FileNotFoundError:
-        return frozenset()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [{**row, "container_id": str(row["container_id"])} for row in paths.stored("sessions")]
+    except (KeyError, ValueError) as error:
         # Setting a corrupt file aside is the supervisor's business.
         output.warn(f"{paths.registry} cannot be read ({error}): which containers have a session is not known")
-        return frozenset()
+        return []
 
 
-def engines_of_sessions(folder: str | None) -> tuple[EngineEndpoint, ...]:
-    """Where the containers of stored sessions are: of this workspace, by any path, or of all; each engine once."""
+def engines_of_sessions(rows: Sequence[Row], folder: str | None) -> tuple[EngineEndpoint, ...]:
+    """Where the containers of these sessions are: of this workspace, by any path, or of all; each engine once."""
     found: dict[object, EngineEndpoint] = {}
-    rows = list(stored("sessions"))
     same = None if folder is None else same_folders(folder, (str(row.get("workspace") or "/") for row in rows))
     for row in rows:
         if same is None or str(row.get("workspace") or "/") in same:
@@ -211,11 +209,11 @@ def engines_of_sessions(folder: str | None) -> tuple[EngineEndpoint, ...]:
 
 def _level_of(folder: str, find_endpoint: Callable[[], EngineEndpoint]) -> str:
     """This folder, or the nearest above that has a session or a dev container; none above one that has a configuration."""
-    levels = upwards(folder)
+    levels, sessions = upwards(folder), stored("sessions")
     with contextlib.ExitStack() as stack:
         engine: Engine | None = None
         for level in levels if len(levels) > 1 else ():
-            if engines_of_sessions(level):
+            if engines_of_sessions(sessions, level):
                 return level
             if engine is None:
                 engine = Engine(find_endpoint())
@@ -293,6 +291,7 @@ def main(
     if forwards_only and remove:
         raise UsageError("--forwards-only and --remove exclude each other")
     endpoints: tuple[EngineEndpoint, ...] = ()
+    sessions = stored_sessions() if everything else []
     find_endpoint = functools.partial(resolve_endpoint, docker_host, context)
     if not everything and (level := _level_of(workspace_folder, find_endpoint)) != as_typed(workspace_folder):
         if not _confirm(workspace_folder, level, forwards_only=forwards_only):
@@ -300,7 +299,8 @@ def main(
         workspace_folder = level
     if not docker_host and not context:
         # The engine that this shell would take may not be the one on which the workspace was brought up.
-        endpoints = engines_of_sessions(None if everything else workspace_folder)
+        rows = sessions if everything else stored("sessions")
+        endpoints = engines_of_sessions(rows, None if everything else workspace_folder)
     unreachable: EngineUnreachableError | None = None
     for endpoint in endpoints or (find_endpoint(),):
         request = DevdownRequest(
@@ -314,7 +314,7 @@ def main(
         )
         try:
             if everything:
-                take_down_all(request)
+                take_down_all(request, sessions)
             else:
                 take_down_workspace(request)
         except EngineUnreachableError as error:  # the others' containers are taken down all the same

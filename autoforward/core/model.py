@@ -273,8 +273,6 @@ class ContainerInfo:
     """Paths of the engine's machine that it has mounted and may write."""
     read_only: bool = False
     """Whether its file system, but for mounts, cannot be written."""
-    started: str = ""
-    """When it was started last, in the engine's words: another text after a restart."""
     network_of: str | None = None
     """The id of the container whose network this one uses, None where it has its own (or the host's)."""
     started_at: str = ""

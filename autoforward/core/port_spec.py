@@ -18,6 +18,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, TypeGuard
 
+from autoforward.core.addresses import is_own_host
 from autoforward.core.errors import UsageError
 from autoforward.core.model import PortSpec, Transport
 
@@ -28,8 +29,6 @@ MAX_PORT = 65535
 MAX_RANGE_SIZE = 1000
 # Nothing valid is longer than a DNS name (253) and two ports.
 MAX_SPEC_LENGTH = 300
-
-OWN_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})
 
 _DIGITS = re.compile(r"[0-9]+")
 _RANGE = re.compile(r"([0-9]+)-([0-9]+)")
@@ -82,7 +81,7 @@ def parse_host(text: str) -> str | None:
         host = literal
     else:
         raise _BadPartError(f"{_shown(text)} is not a host name")
-    return None if host.lower() in OWN_HOSTS else host
+    return None if is_own_host(host.lower()) else host
 
 
 def is_own_name(host: str | None, own: Collection[str]) -> bool:

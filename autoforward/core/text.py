@@ -11,7 +11,7 @@ MAX_LINE_BYTES = 1024
 """Bytes of a line that a program in the container writes outside a frame, and of a line on its stderr."""
 
 
-def only_printable(text: str, instead: str = " ") -> str:
+def printable(text: str, instead: str = "�") -> str:
     """On one line: each control character (also one that changes the direction of writing) becomes `instead`."""
     return text if text.isprintable() else "".join(char if char.isprintable() else instead for char in text)
 
@@ -52,7 +52,7 @@ class LineSplitter:
         return lines
 
 
-def printable(text: bytes, limit: int = 200) -> str:
+def decoded_line(text: bytes, limit: int = 200) -> str:
     """Text from a container for people: one line, at most `limit` characters, control characters as spaces."""
     decoded = text[: limit * 4].decode("utf-8", "replace")
-    return only_printable(decoded).strip()[:limit]
+    return printable(decoded, " ").strip()[:limit]

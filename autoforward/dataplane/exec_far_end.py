@@ -12,7 +12,7 @@ import selectors
 from collections.abc import Callable
 
 from autoforward.core.errors import ProtocolError
-from autoforward.core.text import LineSplitter, printable
+from autoforward.core.text import LineSplitter, decoded_line
 from autoforward.dataplane.messages import AddressAnswered, KillWanted, PlaneEvent, RelayPlan, RelayStarted
 from autoforward.dataplane.relay import Relay
 from autoforward.engine.exec_stream import STDERR, STDOUT, ExecStream
@@ -214,7 +214,7 @@ class ExecFarEnd:
                     if signal is not None:
                         self._on_signal(signal)
             elif payload:
-                self._broken = self._broken or printable(payload)
+                self._broken = self._broken or decoded_line(payload)
 
     def _take(self, payload: bytes) -> None:
         """What the server says."""
@@ -275,7 +275,7 @@ class ExecFarEnd:
         if relay is None:
             return
         if self._held:
-            relay.refuse(printable(bytes(self._held)))
+            relay.refuse(decoded_line(bytes(self._held)))
         elif self._broken is not None:
             relay.broken(self._broken)
         elif self._confirmed or (self._opened and self._failed_attempts < self._attempts):

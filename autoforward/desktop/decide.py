@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autoforward.config.environment import SessionEnvironment
+from autoforward.core.addresses import is_own_host
 from autoforward.detection.known_servers import is_inspector
 from autoforward.devcontainers.port_attributes import clean_text
 from autoforward.state.event_log import PortEvent
@@ -34,8 +35,6 @@ _URL = re.compile(r"https?://(?:localhost|[0-9.]+|\[[0-9A-Fa-f:.]+(?:%25[\w.-]{1
 
 # Servers on Linux may take the text for markup, or may not: entities would show on the latter, these show on both.
 _NO_MARKUP = str.maketrans({"<": "‹", ">": "›", "&": "+"})
-
-_OWN_HOSTS = frozenset({None, "127.0.0.1", "::1", "localhost"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +163,7 @@ def notification(events: Sequence[PortEvent]) -> tuple[str, str]:
 
 
 def _port(event: PortEvent) -> str:
-    host = "" if event.container_host in _OWN_HOSTS else f"{plain(event.container_host or '')}:"
+    host = "" if is_own_host(event.container_host) else f"{plain(event.container_host or '')}:"
     return f"{host}{event.container_port}"
 
 

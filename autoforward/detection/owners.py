@@ -14,7 +14,7 @@ from autoforward.agent_protocol.frames import MAX_COMMAND
 from autoforward.core.js_regex import MAX_SUBJECT_LENGTH
 from autoforward.core.masking.command_line import mask_command_line
 from autoforward.core.model import ForwardKey, ServerProcess
-from autoforward.core.text import only_printable
+from autoforward.core.text import printable
 from autoforward.detection.proc_net import SocketRow
 
 MAX_EARLY = 256
@@ -82,7 +82,7 @@ def parse_process(command_line: bytes) -> ServerProcess | None:
     Remembered: masking takes some 0.4 ms, and one process may hold thousands of sockets.
     """
     arguments = [
-        only_printable(one) for one in command_line.decode("utf-8", "replace")[:MAX_SUBJECT_LENGTH].split("\0")
+        printable(one, " ") for one in command_line.decode("utf-8", "replace")[:MAX_SUBJECT_LENGTH].split("\0")
     ]
     text = " ".join(arguments).strip()
     shown = mask_command_line("\0".join(arguments), cut=len(command_line) in CUT_LENGTHS)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autoforward.agent_protocol.frames import MAX_ADDRESSES
+from autoforward.core.addresses import WILDCARDS, is_loopback
 from autoforward.core.model import DialAddress, Listener, Snapshot, Transport
 
 SocketState = Literal["listen", "close_wait"]
@@ -125,7 +126,7 @@ def is_reachable(address: str, own_addresses: frozenset[str] = frozenset()) -> b
     """
     if address == ENGINE_DNS:
         return False
-    return address in ("0.0.0.0", "::", "::1") or address.startswith("127.") or address in own_addresses
+    return address in WILDCARDS or is_loopback(address) or address in own_addresses
 
 
 def dial_addresses(

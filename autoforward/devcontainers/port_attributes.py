@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 from autoforward.core.js_regex import MAX_EXPRESSIONS, Budget, Expression
 from autoforward.core.model import ON_AUTO_FORWARD, AppProtocol, ForwardKey, OnAutoForward, PortAttributes
 from autoforward.core.port_spec import MAX_PORT, is_own_name, is_port, parse_host
-from autoforward.core.text import only_printable
+from autoforward.core.text import printable
 
 HTTPS_PORTS = frozenset({443, 8443})
 APP_PROTOCOLS: tuple[AppProtocol, ...] = ("http", "https")
@@ -216,7 +216,7 @@ def quoted(value: object) -> str:
 
 def clean_text(text: str) -> str:
     """Return `text` without control characters (they could drive a terminal), at most MAX_TEXT_LENGTH long."""
-    return only_printable(text[:MAX_TEXT_LENGTH]).strip()
+    return printable(text[:MAX_TEXT_LENGTH], " ").strip()
 
 
 def bounded(warnings: Iterable[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from autoforward.config.session_record import SessionRecord
 from autoforward.core.errors import AutoforwardError
 from autoforward.core.identity.network_sharing import DirectPath
 from autoforward.core.model import FIRST_UNPRIVILEGED, ContainerInfo
-from autoforward.core.text import printable
+from autoforward.core.text import decoded_line
 from autoforward.detection.proc_net import parse_proc_net_tcp
 from autoforward.doctor.container_checks import AgentLook, LanesLook, OwnersLook, PortLook
 from autoforward.engine.client import Engine
@@ -163,7 +163,7 @@ def _look_at_agent(engine: Engine, info: ContainerInfo, inside: Inside) -> Agent
             said = run_in_container(engine, info.container_id, [path, "--version"])[0]
             if said.startswith(VERSION):
                 return AgentLook(True, f"it is there, and runs: {path}")
-            look = PlaceLook(f"it does not run: {printable(said) or 'it says nothing'}", is_there=True)
+            look = PlaceLook(f"it does not run: {decoded_line(said) or 'it says nothing'}", is_there=True)
         elif look.problem is None:
             return AgentLook(True, f"it can be put into {place}")
         problems.append(f"{place}: {look.problem}")

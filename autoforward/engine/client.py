@@ -154,7 +154,7 @@ class Engine:
         url = self._link.sdk_url()  # outside of the lock: it may take a login, and others' failures are shared there
         with self._lock:
             if self._client is None:
-                with self._translated():
+                with self.translated():
                     self._client = _Client(
                         base_url=url, version="auto", timeout=REQUEST_TIMEOUT_S, max_pool_size=20, tls=self._tls()
                     )
@@ -184,7 +184,8 @@ class Engine:
         self._link.close()
 
     @contextlib.contextmanager
-    def _translated(self, what: str = "") -> Iterator[None]:
+    def translated(self, what: str = "") -> Iterator[None]:
+        """Translate the SDK's exceptions at this boundary; `what` is what a 404 is about."""
         try:
             yield
         except NotFound as error:
@@ -207,26 +208,26 @@ class Engine:
             ) from error
 
     def version(self) -> str:
-        with self._translated():
+        with self.translated():
             return str(self.client.version().get("Version", "unknown"))
 
     def about(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """The engine's own words on its version and on itself (`/version`, `/info`)."""
-        with self._translated():
+        with self.translated():
             return cast(Mapping[str, Any], self.client.version()), cast(Mapping[str, Any], self.client.info())
 
     @property
     def tells_owners(self) -> bool:
         """Whether it is true whose files it says they are: Podman names the container's default user for all."""
         if self._tells_owners is None:
-            with self._translated():
+            with self.translated():
                 parts = self.client.version().get("Components") or ()
             self._tells_owners = not any("podman" in str(part.get("Name")).lower() for part in parts)
         return self._tells_owners
 
     def inspect(self, container_ref: str) -> ContainerInfo:
         """One container, by id, unique id prefix or name. Raises TargetError when there is none."""
-        with self._translated(container_ref):
+        with self.translated(container_ref):
             raw = cast(Mapping[str, Any], self.client.api.inspect_container(container_ref))
         return container_info(raw, self._labels_of_image(str(raw.get("Image", "")), platform_of(raw)))
 
@@ -257,7 +258,7 @@ class Engine:
     def asks_for(self, container_id: str) -> frozenset[tuple[str, int]]:
         """The host ports that a container publishes once it starts, as (transport, number); none if it is gone."""
         try:
-            with self._translated(container_id):
+            with self.translated(container_id):
                 raw = cast(Mapping[str, Any], self.client.api.inspect_container(container_id))
         except TargetError:
             return frozenset()
@@ -284,13 +285,13 @@ class Engine:
     def find_ids(self, labels: Mapping[str, str | None], *, all: bool = False) -> list[str]:
         """Claims without a look into each: their ids; those that run (or are paused) only, unless `all`."""
         wanted = [key if value is None else f"{key}={value}" for key, value in labels.items()]
-        with self._translated():
+        with self.translated():
             rows = self.client.api.containers(all=all, filters={"label": wanted} if wanted else {})
         return [str(row["Id"]) for row in sorted(rows, key=lambda row: row.get("Created", 0))]
 
     def running(self, *, all: bool = False) -> list[tuple[str, dict[str, str]]]:
         """Name and own labels of what runs (or of all). Images are asked about only where a label that we know may be theirs."""
-        with self._translated():
+        with self.translated():
             rows = self.client.api.containers(all=all)
         found = []
         for row in rows:
@@ -304,7 +305,7 @@ class Engine:
 
     def running_networks(self) -> list[Running]:
         """What runs, and on which networks, in one request."""
-        with self._translated():
+        with self.translated():
             rows = self.client.api.containers()
         return [
             Running(
@@ -320,7 +321,7 @@ class Engine:
 
     def network(self, network_id: str) -> Network:
         """A network and who is on it, from the moment on in which he is connected: before he runs. Raises AutoforwardError."""
-        with self._translated(f"network {network_id}"):
+        with self.translated(f"network {network_id}"):
             raw = cast(Mapping[str, Any], cast(Any, self.client.api).inspect_network(network_id))
         addresses = {}
         for container_id, attached in (raw.get("Containers") or {}).items():
@@ -333,7 +334,7 @@ class Engine:
 
         `argv[0]` must exist in the container: old engines leak the exec of a missing binary.
         """
-        with self._translated(container_id):
+        with self.translated(container_id):
             api = self.client.api
             # Its own working directory may have been removed, and its user's name: `/` is there, and a number always is.
             place: dict[str, Any] = {"workdir": "/"} if version_gte(str(api.api_version), "1.35") else {}
@@ -356,7 +357,7 @@ class Engine:
         """
         if not any(sign in words for sign in _NO_SUCH_USER) or container_id in self._users:
             return False
-        with self._translated(container_id):
+        with self.translated(container_id):
             api = cast(Any, self.client.api)
             first = str((api.inspect_container(container_id).get("State") or {}).get("Pid", ""))
             rows = [row for row in api.top(container_id, ps_args="-eo pid,uid,gid")["Processes"] if len(row) == 3]
@@ -372,7 +373,7 @@ class Engine:
     def machine(self) -> str:
         """What the engine's kernel runs, in the engine's words: `amd64`; static programs for it run in every container there."""
         if self._machine is None:
-            with self._translated():
+            with self.translated():
                 self._machine = str(self.client.version().get("Arch", "unknown"))
         return self._machine
 
@@ -426,7 +427,7 @@ class Engine:
         """
         api = cast(Any, self.client.api)
         try:
-            with self._translated(image_ref):
+            with self.translated(image_ref):
                 if not platform:
                     return cast(Mapping[str, Any], api.inspect_image(image_ref))
                 url = api._url("/images/{0}/json", image_ref)
@@ -437,7 +438,7 @@ class Engine:
 
     def put_archive(self, container_id: str, folder: str, tar: bytes) -> None:
         """Unpack a tar in the container. An engine may say yes and do nothing (into a tmpfs): look for what was put."""
-        with self._translated(container_id):
+        with self.translated(container_id):
             try:
                 taken = self.client.api.put_archive(container_id, folder, tar)
             except NotFound:
@@ -463,7 +464,7 @@ class Engine:
     def _members(self, container_id: str, path: str, max_bytes: int) -> dict[str, Member]:
         """The first members of the tar of a path, as far as `max_bytes` and something for their heads go."""
         slack = TAR_SLACK_BYTES if max_bytes else HEAD_BYTES
-        with self._translated(container_id):
+        with self.translated(container_id):
             try:
                 chunks, _ = self.client.api.get_archive(container_id, path, chunk_size=slack)
             except NotFound:
@@ -487,7 +488,7 @@ class Engine:
     def exit_code(self, exec_id: str) -> int | None:
         """How a process that was started with `open_exec` ended; None while it runs or when the engine forgot it."""
         try:
-            with self._translated(exec_id):
+            with self.translated(exec_id):
                 code = self.client.api.exec_inspect(exec_id).get("ExitCode")
         except TargetError:  # Podman forgets it when the container restarts
             return None
@@ -501,7 +502,7 @@ class Engine:
         `on_open` is handed the open stream: its `close()` from another thread ends the iteration. Raises
         EngineUnreachableError when the engine goes away.
         """
-        with self._translated():
+        with self.translated():
             stream = self.client.api.events(
                 since=since,
                 filters={"type": ["container", "network"], "event": [*CONTAINER_ACTIONS, *NETWORK_ACTIONS]},

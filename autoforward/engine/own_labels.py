@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
+from autoforward.core.addresses import is_loopback
 from autoforward.core.identity.labels import LABEL_METADATA, bounded, own_labels
 from autoforward.core.identity.network_sharing import may_forge
 from autoforward.core.model import ContainerInfo, PublishedPort, Transport
@@ -52,7 +53,6 @@ def container_info(raw: Mapping[str, Any], image_labels: Mapping[str, str] | Non
         container_id=str(raw["Id"]),
         name=str(raw.get("Name", "")).lstrip("/"),
         state=str((raw.get("State") or {}).get("Status", "unknown")),
-        started=str((raw.get("State") or {}).get("StartedAt", "")),
         labels=own,
         image=str(config.get("Image", "")),
         image_id=image_id,
@@ -96,7 +96,7 @@ def _names_of(raw: Mapping[str, Any]) -> tuple[str, ...]:
         names += [*((attached or {}).get("Aliases") or ()), *((attached or {}).get("DNSNames") or ())]
     for entry in (raw.get("HostConfig") or {}).get("ExtraHosts") or ():
         name, _, address = str(entry).partition(":")
-        if address == "::1" or address.startswith("127."):
+        if is_loopback(address):
             names.append(name)
     return tuple(dict.fromkeys(str(name).lower() for name in names if name))
 

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import requests
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import APIError, NotFound
 
-from autoforward.core.errors import AutoforwardError, EngineUnreachableError
 from autoforward.core.identity.labels import LABEL_PROJECT
 from autoforward.core.model import ContainerInfo
 from autoforward.engine.client import Engine
@@ -111,7 +109,7 @@ def plan_removal(engine: Engine, unit: Unit, *, volumes: bool) -> Removal:
     networks: list[tuple[str, str]] = []
     names: list[str] = []
     left: list[str] = []
-    with translated(engine):
+    with engine.translated():
         for row in api.networks(filters=label):
             if row["Id"] in used_networks:
                 user = _other_user(engine, unit, network=row["Id"])
@@ -166,7 +164,7 @@ def remove_unit(engine: Engine, unit: Unit, removal: Removal, timeout_s: float, 
     """
     stop_unit(engine, unit, timeout_s)
     _side_by_side(engine, unit.containers, lambda info: _remove(engine, info, volumes=volumes))
-    with translated(engine):
+    with engine.translated():
         for network_id, _name in removal.networks:
             with contextlib.suppress(NotFound):
                 engine.client.api.remove_network(network_id)
@@ -185,24 +183,11 @@ def parts_of(unit: Unit, removal: Removal) -> list[str]:
     ]
 
 
-@contextlib.contextmanager
-def translated(engine: Engine) -> Iterator[None]:
-    """Translate the SDK's exceptions at this boundary."""
-    try:
-        yield
-    except APIError as error:
-        raise AutoforwardError(f"the engine says: {error.explanation or error}") from error
-    except (DockerException, requests.RequestException) as error:
-        raise EngineUnreachableError(
-            f"the engine at {engine.endpoint.host} (from {engine.endpoint.source}) does not answer"
-        ) from error
-
-
 def _side_by_side(engine: Engine, containers: Iterable[ContainerInfo], step: Callable[[ContainerInfo], None]) -> None:
     wanted = list(containers)
     if not wanted:
         return
-    with translated(engine), ThreadPoolExecutor(min(MAX_AT_ONCE, len(wanted)), "teardown") as pool:
+    with engine.translated(), ThreadPoolExecutor(min(MAX_AT_ONCE, len(wanted)), "teardown") as pool:
         for done in [pool.submit(step, info) for info in wanted]:
             done.result()
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from autoforward.core.addresses import WILDCARDS, is_loopback
 from autoforward.core.model import (
     FIRST_UNPRIVILEGED,
     DialAddress,
@@ -21,7 +22,7 @@ from autoforward.core.model import (
     Snapshot,
     Source,
 )
-from autoforward.core.setting_values import NOTHING, LocalPorts, PortFilter, host_port_for
+from autoforward.core.setting_values import DEFAULT_MAX_PORTS, NOTHING, LocalPorts, PortFilter, host_port_for
 from autoforward.detection.known_servers import exclusion_reason, may_be_brief
 from autoforward.detection.proc_net import dial_addresses
 from autoforward.devcontainers.port_attributes import NO_RULES, AttributeRules
@@ -38,7 +39,6 @@ BRIEF_S = 2.0
 """A port that a debugger may have opened for a moment (`may_be_brief`) is not forwarded before it has been there for so long:
 0.1 s is what one was seen for, on an idle machine."""
 
-MAX_FORWARDS = 128
 """Forwards of one session, and ports that it shows without forwarding them: a container must not be able to take every
 port of the host, nor to fill the list and the log of events."""
 
@@ -51,7 +51,6 @@ EPHEMERAL_UDP = 32_768
 ON_THE_HOST = "the container is on the host's network: its ports are on the host already"
 ON_OUR_NETWORK = "the container is on the network that autoforward itself is on: its ports are here already"
 
-WILDCARDS = ("0.0.0.0", "::")
 
 NO_PROCESSES: Mapping[ForwardKey, ServerProcess | None] = {}
 
@@ -92,7 +91,7 @@ class SessionRules:
     blocked: str | None = None
     udp: bool = False
     auto_udp: bool = False
-    max_forwards: int = MAX_FORWARDS
+    max_forwards: int = DEFAULT_MAX_PORTS
     default_exclude: bool = False
     elsewhere: Mapping[ForwardKey, ClaimedBy] = field(default_factory=lambda: NOWHERE_ELSE)
     wait_for_server_s: float = 0.0
@@ -381,11 +380,11 @@ def _publications(rules: SessionRules, key: ForwardKey) -> tuple[PublishedPort, 
 
 def _is_here(port: PublishedPort) -> bool:
     """Whether `localhost` reaches what the engine publishes on that address."""
-    return port.host_ip in WILDCARDS or port.host_ip == "::1" or port.host_ip.startswith("127.")
+    return port.host_ip in WILDCARDS or is_loopback(port.host_ip)
 
 
 def _is_on_loopback(seen: ObservedPort | None) -> bool:
-    return seen is not None and all(address == "::1" or address.startswith("127.") for address in seen.addresses)
+    return seen is not None and all(map(is_loopback, seen.addresses))
 
 
 def _elsewhere(rules: SessionRules, key: ForwardKey, seen: ObservedPort | None) -> str | None:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from autoforward.core.addresses import is_loopback
 from autoforward.core.model import EventName, ForwardKey, LaneName, PortAttributes, Status, Transport
 from autoforward.dataplane.messages import ForwardCounters
 from autoforward.forwards.plan import Summary, UnforwardedPort, WantedForward
 from autoforward.net.bound_pair import BoundPair
 from autoforward.state.document import Lease
 from autoforward.state.event_log import PortEvent, list_row
-from autoforward.trust.permissions import is_loopback
 
 LOOPBACK = "127.0.0.1"
 
@@ -22,7 +22,7 @@ IN_USE, WAS_IN_USE = " is in use", " was in use"
 
 def exposure(host_ip: str | None) -> str | None:
     """What everybody has to see of a forward on this address; None on loopback (None: the default)."""
-    return None if is_loopback(host_ip) else f"other machines can reach it: it listens on {host_ip}"
+    return None if host_ip is None or is_loopback(host_ip) else f"other machines can reach it: it listens on {host_ip}"
 
 
 @dataclass(frozen=True, slots=True)

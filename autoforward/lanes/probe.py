@@ -7,7 +7,7 @@ from typing import cast, get_args
 
 from autoforward.core.errors import ProtocolError
 from autoforward.core.model import LaneChoice
-from autoforward.core.text import printable
+from autoforward.core.text import decoded_line
 from autoforward.lanes.relay_tools import Netcat, NetcatFlavour, RelayTool, devtcp_tool, netcat_tool, socat_tool
 
 MAX_REPORT = 64 * 1024
@@ -50,14 +50,14 @@ def parse_probe(report: bytes) -> Probe:
     lines = report[:MAX_REPORT].split(b"\n", MAX_LINES)
     # A shell's start-up file may print things first.
     if b"AF probe 1" not in lines or b"AF probe end" not in lines:
-        raise ProtocolError(f"the container's shell did not finish its report: {printable(report, 80)!r}")
+        raise ProtocolError(f"the container's shell did not finish its report: {decoded_line(report, 80)!r}")
     values: dict[str, str] = {}
     tools: set[str] = set()
     netcats: list[Netcat] = []
     for line in lines[lines.index(b"AF probe 1") + 1 : lines.index(b"AF probe end")]:
         mark, _, rest = line.partition(b" ")
         key, _, value = rest.partition(b" ")
-        text = printable(value, 100)
+        text = decoded_line(value, 100)
         if mark != b"AF":
             continue
         match key:
@@ -113,7 +113,7 @@ _NOT_OF_THE_SHELL = ("unable to find user", "unable to find group", "no matching
 
 def explain_exec_failure(exit_code: int, stdout: bytes, stderr: bytes) -> str:
     """Why a probe or a watcher never ran, for people. Docker: exit 126 or 127 and its words on stdout."""
-    words = printable(stdout or stderr)
+    words = decoded_line(stdout or stderr)
     if exit_code in (126, 127) and any(sign in words for sign in _NOT_OF_THE_SHELL):
         return f"{NOTHING_RUNS}: {words}"
     if exit_code in (126, 127) and ("not found" in words or "no such file" in words.lower()):

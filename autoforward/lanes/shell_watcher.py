@@ -25,7 +25,7 @@ from autoforward.core.budget import (
 from autoforward.core.errors import ProtocolError
 from autoforward.core.masking.command_line import mask_command_line
 from autoforward.core.pause import ENGINE_WORD_S, PauseQuestion
-from autoforward.core.text import LineSplitter, printable
+from autoforward.core.text import LineSplitter, decoded_line
 from autoforward.engine.exec_stream import STDERR, STDOUT, ExecStream
 from autoforward.lanes.watcher_protocol import (
     Answer,
@@ -159,7 +159,7 @@ class Detector:
                     if stream == STDERR:
                         self._lines.extend(self._stderr.feed(payload))
                     elif stream != STDOUT and payload:
-                        self._last_words = printable(payload)
+                        self._last_words = decoded_line(payload)
             self._take_turn(said)
         except BlockingIOError:
             return
@@ -215,7 +215,7 @@ class Detector:
             case Fatal(reason):
                 self._last_words = reason
             case None:
-                log.debug("watcher: %s", mask_command_line(printable(line)))
+                log.debug("watcher: %s", mask_command_line(decoded_line(line)))
             case answer:
                 self._on_answer(answer)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from autoforward.core.text import printable
+from autoforward.core.text import decoded_line
 from autoforward.lanes.relay_tools import Dialect
 
 
@@ -58,7 +58,7 @@ def classify_line(dialect: Dialect, line: bytes) -> RelaySignal | None:
     if pid is not None:
         return RelayPid(int(pid[1]))
     if _NOT_FOUND.match(line):
-        return AttemptFailed(printable(line))
+        return AttemptFailed(decoded_line(line))
     match dialect:
         case "socat":
             return _socat(line)
@@ -72,7 +72,7 @@ def classify_line(dialect: Dialect, line: bytes) -> RelaySignal | None:
             if line.endswith(b" open"):
                 return Opened()
             failed = _TRADITIONAL_FAILED.match(line)
-            return AttemptFailed(printable(failed[1])) if failed else _resolve(line)
+            return AttemptFailed(decoded_line(failed[1])) if failed else _resolve(line)
         case "ncat":
             if line.startswith(b"Ncat: Connected to "):
                 return Opened()
@@ -100,10 +100,10 @@ def _socat(line: bytes) -> RelaySignal | None:
         return None
     # Names read and write by their C signature, as a warning: `read(5, 0x55.., 8192): Connection reset by peer`.
     if text.startswith((b"read(", b"write(")):
-        return Broken(printable(text.rpartition(b"): ")[2])) if b"reset by peer" in text else None
+        return Broken(decoded_line(text.rpartition(b"): ")[2])) if b"reset by peer" in text else None
     # 1.7: `connect(5, AF=2 127.0.0.1:3999, 16): Connection refused`; 1.8: `TCP4:127.0.0.1:3999: Connection refused`.
     if level in b"EF":
-        return AttemptFailed(printable(text.rpartition(b": ")[2]))
+        return AttemptFailed(decoded_line(text.rpartition(b": ")[2]))
     return None
 
 
@@ -111,20 +111,20 @@ def _devtcp(line: bytes) -> RelaySignal | None:
     if line == b"AF open":
         return Opened()
     if line.startswith(b"cat: ") and b"reset by peer" in line:
-        return Broken(printable(line.rpartition(b": ")[2]))
+        return Broken(decoded_line(line.rpartition(b": ")[2]))
     # "Invalid argument" follows the line that says the name is unknown.
     if b": /dev/tcp/" in line and not line.endswith(b"Invalid argument"):
-        return AttemptFailed(printable(line.rpartition(b": ")[2]))
+        return AttemptFailed(decoded_line(line.rpartition(b": ")[2]))
     return _resolve(line)
 
 
 def _after(line: bytes, mark: bytes) -> AttemptFailed | None:
     _, found, reason = line.partition(mark)
-    return AttemptFailed(printable(reason).rstrip(".") or "failed") if found else None
+    return AttemptFailed(decoded_line(reason).rstrip(".") or "failed") if found else None
 
 
 def _resolve(line: bytes) -> AttemptFailed | None:
     lowered = line.lower()
     if b"unknown host" in lowered or b"can't parse" in lowered or b"name or service not known" in lowered:
-        return AttemptFailed(printable(line))
+        return AttemptFailed(decoded_line(line))
     return None

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 
 from autoforward.core.errors import ProtocolError
-from autoforward.core.text import MAX_LINE_BYTES, printable
+from autoforward.core.text import MAX_LINE_BYTES, decoded_line
 from autoforward.detection.proc_net import SocketTable, parse_proc_net_tcp
 from autoforward.lanes.scripts import check_token
 
@@ -153,7 +153,7 @@ Answer = Pong | Killed | Sockets | Owner | Fatal
 def parse_answer(line: bytes) -> Answer | None:
     """One line of the watcher's stderr, without its newline; None for anything else (a shell's complaint)."""
     if line.startswith(b"AF fatal "):
-        return Fatal(printable(line[9:]))
+        return Fatal(decoded_line(line[9:]))
     if owner := _OWNER.fullmatch(line, 0, MAX_LINE_BYTES):
         return Owner(int(owner[1]), int(owner[2]), (owner[3] or b"").replace(b"\1", b"\0").rstrip(b"\0"))
     words = line[:MAX_LINE_BYTES].split()

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from autoforward.core.addresses import is_loopback
 from autoforward.core.model import FIRST_UNPRIVILEGED, PortSpec
 from autoforward.core.setting_values import DEFAULT_MAX_PORTS, NOTHING, LocalPorts, PortFilter
 from autoforward.core.settings import NO_SETTINGS, Settings, layered
-from autoforward.trust.permissions import Source, goes_beyond, is_loopback, is_low
+from autoforward.trust.permissions import Source, goes_beyond, is_low
 from autoforward.trust.widening import Asking
 
 

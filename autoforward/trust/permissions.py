@@ -6,7 +6,6 @@ describes or narrows; what widens counts once the user has approved it. Pure.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,11 +57,6 @@ TABLE: tuple[Row, ...] = (
     Row("trust", "always left out"),
     Row("waitForServer"),
 )
-
-
-def is_loopback(address: str | None) -> bool:
-    """Whether a bind address (None: the default) can be reached from this machine only."""
-    return address is None or ipaddress.ip_address(address).is_loopback
 
 
 def is_low(host_port: int | None) -> bool:

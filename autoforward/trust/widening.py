@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from autoforward.core.model import FIRST_UNPRIVILEGED
-from autoforward.core.text import only_printable
+from autoforward.core.text import printable
 from autoforward.trust.permissions import Source
 
 MAX_REQUESTS = 64
@@ -64,7 +64,7 @@ def digest_of(source: Source, key: str, value: object) -> str:
 
 def shown(text: str) -> str:
     """Foreign text for people: on one line, printable, bounded."""
-    text = only_printable(text[: MAX_SHOWN + 1]).strip()
+    text = printable(text[: MAX_SHOWN + 1], " ").strip()
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
 
 

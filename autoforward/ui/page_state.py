@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autoforward.core.text import only_printable
+from autoforward.core.text import printable
 from autoforward.desktop.decide import safe_url
 
 Json = Mapping[str, Any]
@@ -89,7 +89,7 @@ def text(value: object) -> str | None:
     """As it may be shown; None for what is not a text, or empty."""
     if not isinstance(value, str) or not value:
         return None
-    shown = only_printable(value, "�")
+    shown = printable(value)
     return shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…"
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 LIMITS = {
     # Configuration and settings.
     (
-        "forwards of one session, and ports that it shows without a forward, unless `maxPorts` says otherwise"
-    ): "MAX_FORWARDS",
-    "default of `maxPorts`": "DEFAULT_MAX_PORTS",
+        "default of `maxPorts`: forwards of one session, and as many ports that it shows without a forward"
+    ): "DEFAULT_MAX_PORTS",
     "highest value of `maxPorts`": "HIGHEST_MAX_PORTS",
     "shortest `pollInterval`": "setting_values.MIN_POLL_INTERVAL_S",
     "default of `pollInterval`": "DEFAULT_POLL_INTERVAL_S",

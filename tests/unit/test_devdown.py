@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from docker.errors import NotFound
 
 from autoforward.cli import devdown
 from autoforward.cli.console import supervisor_client
-from autoforward.cli.devdown import DevdownRequest, take_down_all, take_down_workspace
+from autoforward.cli.devdown import DevdownRequest, stored_sessions, take_down_all, take_down_workspace
 from autoforward.core.errors import EngineUnreachableError, TargetError, UsageError
 from autoforward.core.model import ContainerInfo, EngineEndpoint
 
@@ -47,6 +48,9 @@ class FakeEngine:
         self.folder = "/"
         self.made: str | None = "2025-11-27T23:59:58Z"
         """When the volume was; the containers two seconds later."""
+
+    def translated(self) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
 
     def networks(self, filters: Mapping[str, str]) -> list[Row]:
         assert filters == {"label": f"{PROJECT}=p"}
@@ -357,7 +361,7 @@ def test_all_is_every_dev_container_with_a_session(make: Make, tmp_path: Path) -
         info("plain"),
         sessions=("a", "plain"),
     )
-    take_down_all(request)
+    take_down_all(request, stored_sessions())
     assert engine.log == ["detach a", "stop a 3", "close"]
 
 
@@ -365,7 +369,7 @@ def test_all_counts_a_session_of_any_service(make: Make) -> None:
     engine, request = make(
         info("app", **{LOCAL_FOLDER: "/one", PROJECT: "p"}), info("db", **{PROJECT: "p"}), sessions=("db",)
     )
-    take_down_all(request)
+    take_down_all(request, stored_sessions())
     assert sorted(engine.log[1:3]) == ["stop app 3", "stop db 3"]
 
 
@@ -375,7 +379,7 @@ def test_all_without_sessions_is_fine(make: Make, tmp_path: Path, capsys: Captur
     if registry is not None:
         (tmp_path / "home").mkdir()
         (tmp_path / "home" / "registry.json").write_text(registry)
-    take_down_all(request)
+    take_down_all(request, stored_sessions())
     assert engine.log == ["close"]
     err = capsys.readouterr().err
     assert "nothing to end" in err

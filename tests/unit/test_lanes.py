@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from autoforward.core.errors import ProtocolError
 from autoforward.core.model import DialAddress, LaneChoice
-from autoforward.core.text import MAX_LINE_BYTES, LineSplitter, printable
+from autoforward.core.text import MAX_LINE_BYTES, LineSplitter, decoded_line
 from autoforward.lanes import watcher_protocol as w
 from autoforward.lanes.probe import MAX_LINES, NoLane, Probe, choose_lane, explain_exec_failure, parse_probe
 from autoforward.lanes.relay_tools import (
@@ -203,7 +203,7 @@ def test_a_line_without_end_is_bounded() -> None:
     ("text", "shown"), [(b"a\x1b[31mb\r\n\x00c", "a [31mb   c"), (b"\xff", "\ufffd"), (b"x" * 900, "x" * 200)]
 )
 def test_printable(text: bytes, shown: str) -> None:
-    assert printable(text) == shown
+    assert decoded_line(text) == shown
 
 
 # -- relay commands --------------------------------------------------------------------------------

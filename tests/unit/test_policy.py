@@ -11,14 +11,13 @@ import pytest
 from autoforward.config.session_record import told_apart
 from autoforward.core.model import DialAddress, ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
 from autoforward.core.port_spec import parse_port_spec
-from autoforward.core.setting_values import LocalPorts, PortFilter
+from autoforward.core.setting_values import DEFAULT_MAX_PORTS, LocalPorts, PortFilter
 from autoforward.devcontainers.port_attributes import AttributeRules, parse_attributes
 from autoforward.forwards import plan as policy
 from autoforward.forwards.plan import (
     BRIEF_S,
     EPHEMERAL_UDP,
     LOOKED_AT,
-    MAX_FORWARDS,
     ON_THE_HOST,
     PROCESS_WAIT_S,
     WITHDRAWAL_GRACE_S,
@@ -473,9 +472,9 @@ def test_a_stopped_port_is_neither_forwarded_nor_shown() -> None:
 
 
 def test_a_container_cannot_take_every_port_of_the_host() -> None:
-    many = listening(*range(20_000, 20_000 + MAX_FORWARDS + 7))
+    many = listening(*range(20_000, 20_000 + DEFAULT_MAX_PORTS + 7))
     result = planned(SessionRules(manual=specs("80:8080")), many)
-    assert len(result.forwards) == MAX_FORWARDS
+    assert len(result.forwards) == DEFAULT_MAX_PORTS
     assert result.overflow == 8
     assert key(8080) in result.forwards, "what was named comes first"
 
@@ -483,10 +482,13 @@ def test_a_container_cannot_take_every_port_of_the_host() -> None:
 def test_a_container_cannot_fill_the_list_with_ports_that_are_not_forwarded() -> None:
     """Each notice is a row and an event: a container with 2,000 listeners would write 2,000 of them."""
     result = planned(SessionRules(blocked="no lane"), listening(*range(20_000, 22_000)))
-    assert len(result.notices) == MAX_FORWARDS
-    assert result.overflow == 2000 - MAX_FORWARDS
+    assert len(result.notices) == DEFAULT_MAX_PORTS
+    assert result.overflow == 2000 - DEFAULT_MAX_PORTS
     assert result.summary is not None
-    assert result.summary.now == f"{2000 - MAX_FORWARDS} more ports are not forwarded: the limit is {MAX_FORWARDS}"
+    assert (
+        result.summary.now
+        == f"{2000 - DEFAULT_MAX_PORTS} more ports are not forwarded: the limit is {DEFAULT_MAX_PORTS}"
+    )
 
 
 def test_of_ports_beyond_the_limit_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,20 +503,20 @@ def test_of_ports_beyond_the_limit_few_are_looked_at(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(policy, "_refusal", counted)
     result = planned(SessionRules(), listening(*range(20_000, 24_096)))
-    assert (len(result.forwards), result.overflow) == (MAX_FORWARDS, 4096 - MAX_FORWARDS)
-    assert looked_at == MAX_FORWARDS + LOOKED_AT * MAX_FORWARDS
+    assert (len(result.forwards), result.overflow) == (DEFAULT_MAX_PORTS, 4096 - DEFAULT_MAX_PORTS)
+    assert looked_at == DEFAULT_MAX_PORTS + LOOKED_AT * DEFAULT_MAX_PORTS
 
 
 def test_a_port_soon_beyond_the_limit_has_its_reason() -> None:
-    excluded = SessionRules(exclude=PortFilter(((20_000 + MAX_FORWARDS + 5, 20_000 + MAX_FORWARDS + 5),)))
+    excluded = SessionRules(exclude=PortFilter(((20_000 + DEFAULT_MAX_PORTS + 5, 20_000 + DEFAULT_MAX_PORTS + 5),)))
     result = planned(excluded, listening(*range(20_000, 24_096)))
-    assert result.notices[key(20_000 + MAX_FORWARDS + 5)].reason == "excluded"
+    assert result.notices[key(20_000 + DEFAULT_MAX_PORTS + 5)].reason == "excluded"
 
 
 def test_declared_ranges_count_and_come_first() -> None:
     result = planned(SessionRules(declared=specs("3000-3999")), listening(80, 8080))
     assert {wanted.source for wanted in result.forwards.values()} == {"declared"}
-    assert (len(result.forwards), result.overflow) == (MAX_FORWARDS, 1000 + 2 - MAX_FORWARDS)
+    assert (len(result.forwards), result.overflow) == (DEFAULT_MAX_PORTS, 1000 + 2 - DEFAULT_MAX_PORTS)
 
 
 def test_who_has_a_place_below_the_limit_keeps_it() -> None:

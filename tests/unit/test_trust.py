@@ -14,6 +14,7 @@ from autoforward.config.approvals import Approvals, Workspace
 from autoforward.config.caller import CommandContext, record_for
 from autoforward.config.resolve import configure, metadata_of_merged, read_sources
 from autoforward.config.session_record import SessionRecord, mounts_of
+from autoforward.core.addresses import is_loopback
 from autoforward.core.errors import UsageError
 from autoforward.core.model import ContainerInfo, EngineEndpoint, ForwardKey, Listener, ServerProcess
 from autoforward.core.setting_values import LocalPorts, PortFilter
@@ -28,7 +29,7 @@ from autoforward.forwards.plan import plan
 from autoforward.forwards.session_rules import rules_of
 from autoforward.state.folder import StatePaths
 from autoforward.trust.layers import Layer, settle
-from autoforward.trust.permissions import OPENINGS, TABLE, Source, is_loopback
+from autoforward.trust.permissions import OPENINGS, TABLE, Source
 from autoforward.trust.widening import MAX_REQUESTS, NO_CONSENT, Asking, Consent, digest_of, not_granted
 from autoforward.trust.workspace_folders import is_trusted, lies_in, place_of
 from autoforward.trust.writers import NO_WRITERS, Writers, writers_of_rows
@@ -113,7 +114,7 @@ def widened(record: SessionRecord) -> set[str]:
     forwards = plan(rules, seen, {}, 0.0, {ForwardKey("tcp", None, 8080): None}).forwards.values()
     every = [rule.values for rule in record.rules.rules] + [record.rules.others]
     found = {
-        "bind": not is_loopback(options.bind),
+        "bind": options.bind is not None and not is_loopback(options.bind),
         "maxPorts": options.max_ports > 128,
         "defaultExclude": not options.default_exclude,
         "include": bool(options.include) and options.include_known,

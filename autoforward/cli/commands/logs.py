@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -179,16 +178,11 @@ def _names_of(paths: StatePaths, target: str) -> set[str]:
     rows = answer["rows"] if answer is not None else []
     names = {str(row["containerName"]) for row in rows if not is_forward or row["id"] == target}
     try:
-        document = json.loads(paths.registry.read_bytes())
-        for entry in document["entries"]:
-            if entry["id"] == target:
-                names |= {
-                    str(session["container_name"])
-                    for session in document["sessions"]
-                    if session["container_id"] == entry["container_id"]
-                }
-        for record in meant(map(SessionRecord.from_json, document["sessions"]), target):
+        sessions = paths.stored("sessions")
+        ids = {entry["container_id"] for entry in paths.stored("entries") if entry["id"] == target}
+        names |= {str(session["container_name"]) for session in sessions if session["container_id"] in ids}
+        for record in meant(map(SessionRecord.from_json, sessions), target):
             names |= {record.container_name, record.session_id}
-    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is the supervisor's to report
+    except (ValueError, KeyError, TypeError):  # it is the supervisor's to report
         pass
     return names

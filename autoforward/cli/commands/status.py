@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autoforward.cli.console.cells import printable
 from autoforward.cli.console.printing import show
+from autoforward.core.text import printable
 
 UNBOUNDED = 10_000
 """Columns where stdout is no terminal: a program that reads it wants whole lines."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from autoforward.core.text import only_printable
+from autoforward.core.addresses import is_loopback, is_own_host
 
 Row = Mapping[str, Any]
 
@@ -18,8 +18,6 @@ MAX_PROCESS = 40
 """Characters of a command line in the table; the whole is in `--json`."""
 
 _ASCII: Mapping[str, str] = {"…": "~", "↑": "^", "↓": "v", "—": "-", "’": "'"}
-
-OWN_HOSTS = (None, "127.0.0.1", "::1", "0.0.0.0", "::")
 
 
 def columns_of(text: str) -> int:
@@ -45,11 +43,6 @@ def cut_to(text: str, width: int) -> str:
     return f"{text}…"
 
 
-def printable(text: str) -> str:
-    """On one line and without control characters: an escape sequence in a label must not reach the terminal."""
-    return only_printable(text, "�")
-
-
 def in_ascii(text: str) -> str:
     """For a terminal that knows nothing else; as wide as it was."""
     if text.isascii():
@@ -59,24 +52,23 @@ def in_ascii(text: str) -> str:
 
 def port_of(row: Row) -> str:
     where = row["containerHost"]
-    own = where in OWN_HOSTS
     if row["port"] is None:
         return "others" if row["source"] == "detected" else "asked"
-    port = f"{row['port']}" if own else f"{where}:{row['port']}"
+    port = f"{row['port']}" if is_own_host(where) else f"{where}:{row['port']}"
     return f"{port}/udp" if row["transport"] == "udp" else port
 
 
 def is_exposed(row: Row) -> bool:
     """Whether other machines can reach what we listen on for it."""
     host = row["hostIp"]
-    return row["id"] is not None and host is not None and host != "::1" and not host.startswith("127.")
+    return row["id"] is not None and host is not None and not is_loopback(host)
 
 
 def local_of(row: Row) -> str:
     if row["url"] or row["localPort"] is None:
         return str(row["url"] or "-")
     host = row["hostIp"]
-    if host in OWN_HOSTS:
+    if is_own_host(host):
         host = "localhost"
     suffix = "/udp" if row["transport"] == "udp" else ""
     return f"{f'[{host}]' if ':' in host else host}:{row['localPort']}{suffix}"

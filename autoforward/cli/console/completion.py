@@ -15,8 +15,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from autoforward.cli.console.cells import printable
 from autoforward.core.errors import AutoforwardError
+from autoforward.core.text import printable
 
 _PLAIN = re.compile(r"[\w.@%+,/#-]+")
 
@@ -89,11 +89,11 @@ def _stored(what: str) -> list[Mapping[str, Any]]:
     from autoforward.state.folder import StatePaths
 
     try:
-        rows = json.loads(StatePaths.locate().registry.read_bytes())[what]
-        needed = ("id", "host_port", "container_port") if what == "entries" else ("container_name", "target")
-        return [row for row in rows if all(key in row for key in needed)]
-    except (OSError, ValueError, KeyError, TypeError):
+        rows = StatePaths.locate().stored(what)
+    except ValueError:
         return []
+    needed = {"id", "host_port", "container_port"} if what == "entries" else {"container_name", "target"}
+    return [row for row in rows if needed <= row.keys()]
 
 
 def _running(docker_host: str | None, context: str | None) -> list[CompletionItem]:

@@ -22,6 +22,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from autoforward.cli.console.printing import tell
 from autoforward.config.session_record import SessionOptions
+from autoforward.core.addresses import is_loopback, is_own_host
 from autoforward.core.errors import AutoforwardError, UsageError
 from autoforward.core.log_records import line_handler
 from autoforward.core.model import LANE_CHOICES, LaneChoice
@@ -287,9 +288,7 @@ def _checked_address(text: str | None) -> str | None:
 
 def warn_of_bind(options: SessionOptions) -> None:
     """Loudly, each time: what is bound elsewhere than on loopback can be reached by others."""
-    import ipaddress
-
-    if options.bind is not None and not ipaddress.ip_address(options.bind).is_loopback:
+    if options.bind is not None and not is_loopback(options.bind):
         warn(f"forwards listen on {options.bind}: other machines can reach what runs in the container")
 
 
@@ -298,7 +297,7 @@ def describe_mapping(row: Mapping[str, Any]) -> str:
     host = row["hostIp"]
     url = row.get("url") if sys.stderr is not None and sys.stderr.isatty() else None  # to be clicked
     local = url or (f"[{host}]:{row['localPort']}" if host and ":" in host else f"{host}:{row['localPort']}")
-    own = row["containerHost"] in (None, "127.0.0.1", "::1", "0.0.0.0", "::")
+    own = is_own_host(row["containerHost"])
     remote = f"{row['containerName']}:{row['port']}" if own else f"{row['containerHost']}:{row['port']}"
     via = "" if own else f" (through {row['containerName']})"
     label = f" [{row['label']}]" if row["label"] else ""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from autoforward.cli.console import output, supervisor_client
@@ -34,7 +33,7 @@ def folders_with_session(folder: str) -> tuple[str, list[str]] | None:
     """This folder, or the nearest above, that stored sessions are of, and how they spell it; none above a configuration."""
     from autoforward.devcontainers.configuration import config_files_of
 
-    rows = list(stored("sessions"))
+    rows = stored("sessions")
     named = [row.get("workspace") for row in rows] + [_table(row, "sources").get("project_folder") for row in rows]
     known = [path for path in named if isinstance(path, str) and path.startswith("/")]
     for level in upwards(folder) if known else ():
@@ -45,13 +44,12 @@ def folders_with_session(folder: str) -> tuple[str, list[str]] | None:
     return None
 
 
-def stored(what: str) -> Iterator[Row]:
+def stored(what: str) -> list[dict[str, Any]]:
     """The rows of the registry under this key; none of what cannot be read, which is the supervisor's to report."""
     try:
-        rows = json.loads(StatePaths.locate().registry.read_bytes())[what]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    yield from (row for row in rows if isinstance(row, dict))
+        return StatePaths.locate().stored(what)
+    except ValueError:
+        return []
 
 
 def check_known(target: str, name: str) -> None:

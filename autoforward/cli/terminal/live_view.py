@@ -15,20 +15,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from autoforward.cli.console.cells import (
-    CELLS,
-    Row,
-    columns_of,
-    cut_to,
-    in_ascii,
-    is_exposed,
-    local_of,
-    port_of,
-    printable,
-    size,
-)
+from autoforward.cli.console.cells import CELLS, Row, columns_of, cut_to, in_ascii, is_exposed, local_of, port_of, size
 from autoforward.cli.terminal.rates import ASCII_BLOCKS, BLOCKS, Rates, key_of, short_rate, sparkline
 from autoforward.cli.terminal.table import COMFORTABLE, GAP, NARROW, Look, fit, line_of, reason_lines, style
+from autoforward.core.text import printable
 
 MARK = "> "
 """Before the selected row; what other rows have two spaces for."""

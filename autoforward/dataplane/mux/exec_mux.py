@@ -28,7 +28,7 @@ from autoforward.core.budget import (
 from autoforward.core.errors import ProtocolError
 from autoforward.core.model import DialAddress, Transport
 from autoforward.core.pause import ENGINE_WORD_S, PauseQuestion
-from autoforward.core.text import LineSplitter, printable
+from autoforward.core.text import LineSplitter, decoded_line
 from autoforward.dataplane.mux.handshake import DirectConnector
 from autoforward.dataplane.mux.multiplexer import Multiplexer
 from autoforward.dataplane.mux.stream import WINDOW_BYTES, MuxStream, PatientOwner, StreamOwner
@@ -245,7 +245,7 @@ class Mux(Multiplexer[ExecStream]):
                     self._empty += len(payload) // 16
                     self._take_words(self._stderr.feed(payload[-MAX_WORDS_BYTES:]))
                 elif payload:
-                    self._last_words = printable(payload)
+                    self._last_words = decoded_line(payload)
             self._take_turn(said[0] if len(said) == 1 else b"".join(said))
         except BlockingIOError:
             return
@@ -260,9 +260,9 @@ class Mux(Multiplexer[ExecStream]):
     def _take_words(self, lines: Sequence[bytes]) -> None:
         for line in lines[: MAX_LOGGED_LINES - self._logged_lines]:
             self._logged_lines += 1
-            log.info("agent: %s", printable(line))
+            log.info("agent: %s", decoded_line(line))
         if lines:
-            self._last_words = printable(lines[-1])
+            self._last_words = decoded_line(lines[-1])
 
     def _take_hello(self, event: frames.Hello) -> None:
         self._window = event.window

@@ -256,7 +256,7 @@ class LaneChooser:
         await self._judge_last_agent()
         # With `--lane agent` it is tried on for ever.
         no_agent_reason = (
-            self._agents.refusal_reason(info.started, time.monotonic()) if options.lane == "auto" else None
+            self._agents.refusal_reason(info.started_at, time.monotonic()) if options.lane == "auto" else None
         )
         if no_agent_reason is not None:
             return None, no_agent_reason
