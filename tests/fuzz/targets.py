@@ -23,7 +23,7 @@ from autoforward.core.masking.command_line import MAX_COMMAND_LINE, mask_command
 from autoforward.core.model import ContainerInfo, ForwardKey, LaneChoice
 from autoforward.core.port_spec import decode_port_spec, encode_port_spec, parse_port_set, parse_port_spec
 from autoforward.core.settings import parse_settings
-from autoforward.core.text import MAX_LINE_BYTES, LineSplitter, printable
+from autoforward.core.text import MAX_LINE_BYTES, LineSplitter, decoded_line
 from autoforward.detection.proc_net import MAX_DIALS, MAX_ROWS, dial_addresses, parse_proc_net_tcp, snapshot_from_rows
 from autoforward.devcontainers.configuration import (
     LABEL_LOCAL_FOLDER,
@@ -226,7 +226,7 @@ def command_line(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     shown = mask_command_line(text)
     _must(len(shown) <= MAX_COMMAND_LINE, "bounded", shown)
-    for said in (shown, mask_command_line(text, cut=True), printable(data), clean_text(text)):
+    for said in (shown, mask_command_line(text, cut=True), decoded_line(data), clean_text(text)):
         # Control and format characters, surrogates, line and paragraph ends.
         kinds = {unicodedata.category(character) for character in said}
         _must(not kinds & {"Cc", "Cf", "Cs", "Zl", "Zp"}, "one line for people", said)
