@@ -63,17 +63,17 @@ test: lint types engine images ## every promise once; ends 0 only if the tests w
 	@exec env AUTOFORWARD_REQUIRE_ENGINE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(if $(AUTOFORWARD_NIGHTLY),,-m 'not nightly') $(PYTEST_ARGS)
 
 check: lint types ## what to run before a commit, in seconds: form, types, layers, documents against code
-	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/unit/test_layers.py tests/unit/test_docs.py tests/unit/test_architecture_page.py \
-	  tests/unit/test_spec.py tests/unit/test_spec_formats.py tests/unit/test_spec_protocol.py
+	@$(BIN)/python -m pytest -q -p no:cacheprovider tests/product/test_layers.py tests/docs/test_docs.py tests/docs/test_architecture_page.py \
+	  tests/docs/test_spec.py tests/docs/test_spec_formats.py tests/docs/test_spec_protocol.py
 
 unit: $(STAMP) ## the tests that need no engine
-	@$(BIN)/python -m pytest -m 'not docker and not compose' $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m 'unit or local' $(PYTEST_ARGS)
 
 fuzz: $(STAMP) $(FUZZER) ## throws bytes at what reads a container's, the agent in C and Python's side: FUZZ_SECONDS=60 each
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 soak: engine images ## faults without end, every byte compared: SOAK_MINUTES=20
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.faults.soak --minutes $(SOAK_MINUTES) $(SOAK_ARGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.support.soak --minutes $(SOAK_MINUTES) $(SOAK_ARGS)
 
 nightly: fuzz ## everything, long: a minute of fuzzing for each target, all cases (tests/nightly.py), 20 minutes of soak
 	@$(MAKE) --silent --no-print-directory test AUTOFORWARD_NIGHTLY=1 AUTOFORWARD_SOAK_MINUTES=$(SOAK_MINUTES)

@@ -34,9 +34,9 @@ from autoforward.state.folder import StatePaths
 from bench.cost import cpu_ns
 from bench.fake_engine import CONTAINER_PORT, container_id
 from scripts.say import say
-from tests.containers import LABEL, run_id, sweep
 from tests.images.build import ensure_images
 from tests.images.recipes import HELPER_DIR
+from tests.support.containers import LABEL, run_id, sweep
 
 ATTACH_AT_ONCE = 16
 IDLE_S = 10.0

@@ -19,9 +19,9 @@ import psutil
 
 from scripts import engine
 from scripts.say import say
-from tests.containers import LABEL, run_id
 from tests.images.build import ensure_images
-from tests.terminal import Terminal
+from tests.support.containers import LABEL, run_id
+from tests.support.terminal import Terminal
 
 PORTS = range(21000, 21200)
 SECONDS = 20.0

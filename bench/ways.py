@@ -22,7 +22,7 @@ import psutil
 
 from bench.programs import SERVER, SSHD, Load
 from scripts.end_supervisor import end_supervisor
-from tests.containers import LABEL, is_alive, run_id
+from tests.support.containers import LABEL, is_alive, run_id
 
 PORT = 7000
 RUN_LABEL = "autoforward.bench"

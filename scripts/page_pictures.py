@@ -24,8 +24,8 @@ from pathlib import Path
 from scripts.chromium import ensure
 from scripts.end_supervisor import end_supervisor
 from scripts.say import say
-from tests.browser import Browser, Tab
 from tests.images.build import reference
+from tests.support.browser import Browser, Tab
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs/images"
 TRAFFIC_S = 50.0

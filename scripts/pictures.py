@@ -20,8 +20,8 @@ from xml.sax.saxutils import escape
 from autoforward.cli.terminal.rates import MAX_SAMPLES
 from autoforward.state.event_log import PortEvent, list_row
 from scripts.say import say
-from tests.fake_supervisor import FakeSupervisor
-from tests.terminal import Terminal
+from tests.support.fake_supervisor import FakeSupervisor
+from tests.support.terminal import Terminal
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "images"
 WIDTHS = (60, 80, 140)

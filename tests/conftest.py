@@ -30,12 +30,18 @@ import pytest
 from autoforward.core.settings import KEYS
 from scripts.engine import engine_answers
 from scripts.private_apt import AptError
-from tests.agent_build import build
-from tests.containers import LABEL, ComposeProject, Container, event_lines, run_id, sweep, sweep_dead_runs
-from tests.emulation import CannotEmulateError, emulation
 from tests.images.build import CACHE_DIR, ensure_images, reference
 from tests.images.recipes import ARM64
 from tests.nightly import is_nightly
+from tests.support.agent_build import build
+from tests.support.containers import LABEL, ComposeProject, Container, event_lines, run_id, sweep, sweep_dead_runs
+from tests.support.emulation import CannotEmulateError, emulation
+
+# More fixtures: of faults, of the agent and sessions without an engine, of what a devcontainer CLI brings up.
+pytest_plugins = ["tests.support.fault_fixtures", "tests.support.local_fixtures", "tests.support.workspaces"]
+
+SPEEDS = ("faults", "docker", "local", "unit")
+"""Each file with tests has one of these marks; from the slowest to the fastest."""
 
 REPOSITORY_DIR = Path(__file__).resolve().parents[1]
 SETTING_VARIABLES = {key.variable for key in KEYS.values()}
@@ -64,12 +70,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever lives in tests/docker is marked `docker`; what tests/nightly.py names, `nightly`."""
+    """The long ones first: two files at a time end together then. What tests/nightly.py names is marked `nightly`."""
     for item in items:
         if is_nightly(item.nodeid):
             item.add_marker(pytest.mark.nightly)
-        if "docker" in item.path.relative_to(REPOSITORY_DIR).parts:
-            item.add_marker(pytest.mark.docker)
+    items.sort(key=lambda item: next((at for at, speed in enumerate(SPEEDS) if item.get_closest_marker(speed)), -1))
 
 
 @pytest.fixture(autouse=True)

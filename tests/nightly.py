@@ -1,7 +1,7 @@
 """What only `make nightly` runs: cases of which `make test` keeps others, so that each promise has a case in the gate.
 
 By file and test, a pattern that a case's whole id matches. A test all of whose cases are named here is in `LONG`, with what the
-gate has in its place. tests/unit/test_nightly.py holds both tables to the tests that there are.
+gate has in its place. tests/tools/test_nightly.py holds both tables to the tests that there are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def times(gate: int, nightly: int) -> int:
 
 NIGHTLY: Mapping[str, Mapping[str, str]] = {
     # Every way to an engine runs a test of the suite with the agent, and another way each; test_lanes.py has all of `local`.
-    "tests/docker/test_engines.py": {
+    "tests/engine/test_engines.py": {
         "test_fifty_connections_at_once": "(?!tls).*",
         "test_half_close_is_kept": "(?!podman-rootless).*",
         "test_host_and_port_with_nothing_behind_is_a_reset_with_its_reason": "(?!tcp|podman$).*",
@@ -28,13 +28,13 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
         "test_sixty_four_mebibytes_each_way": "(?!ssh).*",
     },
     # What is each tool's own (half-close, the server's end, a refusal's reason) runs on every lane; the rest on one of a kind.
-    "tests/docker/test_lanes.py": {
+    "tests/lanes/test_lanes.py": {
         "test_fifty_connections_at_once": "agent-arm64|openbsd-nc|traditional-nc|ncat|devtcp",
         "test_ipv6_servers": "agent-trunk|agent-arm64|openbsd-nc|ncat",
         "test_sixty_four_mebibytes_each_way": "agent-trunk|agent-arm64|openbsd-nc|ncat|busybox-nc",
     },
     # The scripts alone: test_lanes.py has every netcat through the product.
-    "tests/docker/test_shell_scripts.py": {
+    "tests/lanes/test_shell_scripts.py": {
         "test_64_mib_each_way": ALL,
         "test_falls_to_the_next_address_without_losing_a_byte": "ncat|nc-traditional",
         "test_late_answer_after_half_close": "ncat|nc-traditional",
@@ -43,22 +43,22 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
         "test_watcher_sweeps_its_session_at_eof": "root-full-dash|dev-full-bash|dev-busybox-sh",
         "test_watcher_reports_changes_and_answers_and_leaves": "root-full-dash|dev-full-bash|dev-busybox-sh",
     },
-    # Each value and each place that it may come from, in pairs that cover both; the decisions are tests/unit/test_trust.py's.
-    "tests/docker/test_trust.py": {
+    # Each value and each place that it may come from, in pairs that cover both; the decisions are tests/trust/test_widening.py's.
+    "tests/trust/test_trust.py": {
         "test_no_source_alone_makes_a_host_socket_wider": (
             "bind-devcontainer.json-live|bind-.autoforward.toml-attach|bind-label-attach|localPorts-devcontainer.json-attach|"
             "localPorts-.autoforward.toml-live|forwards-devcontainer.json-live|forwards-.autoforward.toml-attach"
         ),
     },
     # Both CLIs and all kinds of workspaces, in pairs that cover both.
-    "tests/docker/test_devdown.py": {
+    "tests/cli/test_devdown_workspaces.py": {
         "test_all_takes_down_what_has_a_session_and_nothing_else": "node",
         "test_forwards_only": "node",
         "test_no_listener_no_bound_lease_no_running_container": "devcontainer-rs-image|node-compose",
         "test_shutdown_action_none_leaves_the_container_and_ends_the_forwards": "devcontainer-rs",
         "test_what_the_plain_cli_started_is_removed": "node-image|devcontainer-rs-compose",
     },
-    "tests/docker/test_devup.py": {
+    "tests/cli/test_devup_workspaces.py": {
         "test_a_declared_and_a_detected_port_answer_and_stdout_is_the_cli_s": (
             "devcontainer-rs-image|node-dockerfile|devcontainer-rs-compose"
         ),
@@ -70,7 +70,7 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
         "test_the_question_leaves_stdout_and_the_status_alone": "node",
         "test_without_auto_forward_there_is_no_file_and_no_process": "devcontainer-rs",
     },
-    "tests/docker/test_neovim.py": {
+    "tests/docs/test_neovim.py": {
         "test_a_burst_is_one_message": "system",
         "test_a_program_that_is_not_there": "system",
         "test_a_url_that_no_browser_should_get": "system",
@@ -79,52 +79,52 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
         "test_lines_that_are_none_and_lines_in_pieces": "system",
         "test_what_on_auto_forward_says": "system",
     },
-    "tests/docker/test_leftovers.py": {
+    "tests/lanes/test_leftovers.py": {
         "test_client_that_closes_while_its_server_ignores_eof": "socat|devtcp",
         "test_kill_9_of_the_supervisor_leaves_nothing": "nc",
         "test_server_that_dies_takes_its_relays_along": "socat|nc",
         "test_supervisor_told_to_end_leaves_nothing": "nc|devtcp",
         "test_two_hundred_connections_half_of_them_reset": "nc|devtcp",
     },
-    "tests/docker/test_agent.py": {
+    "tests/agent/test_agent_in_containers.py": {
         "test_agent_goes_where_there_is_a_place_for_it": "tmpfs-mount-on-tmp|read-only-with-a-volume",
         "test_read_only_root_falls_to_the_next_lane_and_says_why": "read-only",
     },
-    "tests/docker/test_agent_place.py": {
+    "tests/lanes/test_agent_place.py": {
         "test_a_planted_agent_is_not_run": "file",
         "test_a_volume_in_which_others_can_exchange_it_is_no_place": "mode=0755--None|mode=0777-dev-.*|mode=0755,uid=1000-dev-.*",
     },
-    "tests/docker/test_podman.py": {
+    "tests/engine/test_podman.py": {
         "test_same_port_after_a_restart": "rootful",
         "test_compose_project": "rootful",
         "test_shell_lanes_serve_and_end": "rootful",
     },
-    "tests/docker/test_direct_path.py": {"test_bulk_both_ways_is_whole": "no-direct"},
-    "tests/faults/test_hostile.py": {
+    "tests/dataplane/test_direct_path.py": {"test_bulk_both_ways_is_whole": "no-direct"},
+    "tests/product/test_hostile.py": {
         "test_three_thousand_listeners": "agent",
         "test_a_thousand_ports_a_second_open_and_close": "socat",
         "test_gigabytes_where_our_watcher_or_agent_speaks": "agent-(head|yes).*|socat-cat.*|socat-yes-2",
         "test_grep_that_lies_about_proc": "nonsense",
         "test_relay_tool_that_is_a_trap": "prints for ever on stderr|ends at once",
     },
-    "tests/faults/test_hostile_files.py": {
+    "tests/product/test_hostile_files.py": {
         "test_saved_while_a_session_lasts_it_is_said_once_and_the_last_good_one_stays": "half a megabyte.*|a dotted key.*",
     },
-    "tests/faults/test_hostile_frames.py": {
+    "tests/product/test_hostile_frames.py": {
         "test_valid_frames_without_end": "EOFs.*|credit.*",
         "test_the_same_once_more_keeps_no_more_memory": ALL,
     },
-    "tests/faults/test_container_life.py": {"test_container_goes_and_comes_under_traffic": "stop"},
-    "tests/faults/test_disk.py": {"test_every_command_while_nothing_can_be_written": "read-only"},
-    "tests/faults/test_engine_life.py": {"test_engine_ends_and_starts_under_traffic": "live-restore"},
-    "tests/faults/test_registry.py": {
+    "tests/supervisor/test_container_life.py": {"test_container_goes_and_comes_under_traffic": "stop"},
+    "tests/state/test_disk.py": {"test_every_command_while_nothing_can_be_written": "read-only"},
+    "tests/engine/test_engine_life.py": {"test_engine_ends_and_starts_under_traffic": "live-restore"},
+    "tests/state/test_registry_damage.py": {
         "test_damaged_under_traffic_and_then_the_supervisor_is_killed": "truncated|empty",
     },
 }
 
 LONG: Mapping[tuple[str, str], str] = {
-    ("tests/docker/test_shell_scripts.py", "test_64_mib_each_way"): "test_lanes.py: the same through the product",
-    ("tests/faults/test_hostile_frames.py", "test_the_same_once_more_keeps_no_more_memory"): (
+    ("tests/lanes/test_shell_scripts.py", "test_64_mib_each_way"): "test_lanes.py: the same through the product",
+    ("tests/product/test_hostile_frames.py", "test_the_same_once_more_keeps_no_more_memory"): (
         "test_valid_frames_without_end: memory of the largest snapshots comes back"
     ),
 }

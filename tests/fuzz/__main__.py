@@ -24,9 +24,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent_build import SOURCES, build
 from tests.fuzz.minimize import minimize
 from tests.fuzz.targets import TARGETS
+from tests.support.agent_build import SOURCES, build
 
 ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).parent / "corpus"

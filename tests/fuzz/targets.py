@@ -284,7 +284,7 @@ def _of_file(data: bytes, kind: str, plain: Callable[[str], Any], refused: type[
 
 
 _IN_PROBLEMS = frozenset(string.ascii_letters + string.digits + " :,-_'=`.()")
-"""What may be in a problem by itself: of these the words are fixed, as `tests/unit/test_foreign_texts.py` has it."""
+"""What may be in a problem by itself: of these the words are fixed, as `tests/foreign/test_foreign_texts.py` has it."""
 
 
 def file_of_json(data: bytes) -> None:

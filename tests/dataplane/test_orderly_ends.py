@@ -1,0 +1,44 @@
+"""What is left of a connection after its end: nothing of the client's answer is lost, nothing of its memory is kept."""
+
+from __future__ import annotations
+
+import queue
+import random
+
+import pytest
+
+from autoforward.dataplane import heap
+from autoforward.dataplane import plane as dataplane
+from autoforward.dataplane.messages import RelayEnded
+from autoforward.net import write_buffer
+from tests.support.containers import eventually
+from tests.support.plane_rig import TIMEOUT_S, read_all, rig
+
+pytestmark = pytest.mark.local
+
+
+def test_what_the_kernel_still_holds_survives_an_orderly_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client's socket resets when it is closed, until the server has ended in order: then nothing may be thrown away."""
+    monkeypatch.setattr(write_buffer, "LINGER_S", 0.05)
+    with rig() as here:
+        client, far = here.relay()
+        answer = random.Random(8).randbytes(600_000)
+        far.stdout(answer)
+        far.exit()
+        assert here.expect(RelayEnded).reason is None
+        eventually(lambda: not here.plane._loop._owned, timeout_s=TIMEOUT_S, what="the client's socket is closed")
+        assert read_all(client) == answer
+
+
+def test_the_heap_is_trimmed_once_connections_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(dataplane, "trimmer", lambda: lambda: trimmed.put("trimmed"))
+    monkeypatch.setattr(heap, "QUIET_S", 0.2)
+    with rig() as here:
+        client, far = here.relay()
+        far.exit()
+        here.expect(RelayEnded)
+        client.close()
+        assert trimmed.get(timeout=TIMEOUT_S) == "trimmed"
+        assert here.turns_during(0.6) <= 1, "nobody looks while nothing happens"
+        assert trimmed.empty()

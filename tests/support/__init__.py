@@ -1,0 +1,1 @@
+"""What tests share: fixtures, rigs, stand-ins, engines, clients. No tests."""

@@ -1,0 +1,1 @@
+"""The benchmark, the scripts, the fuzzer, and the suite itself."""
