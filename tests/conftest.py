@@ -36,6 +36,7 @@ from tests.nightly import is_nightly
 from tests.support.agent_build import build
 from tests.support.containers import LABEL, ComposeProject, Container, event_lines, run_id, sweep, sweep_dead_runs
 from tests.support.emulation import CannotEmulateError, emulation
+from tests.support.fork_server import can_fork, fork_server
 
 # More fixtures: of faults, of the agent and sessions without an engine, of what a devcontainer CLI brings up.
 pytest_plugins = ["tests.support.fault_fixtures", "tests.support.local_fixtures", "tests.support.workspaces"]
@@ -369,10 +370,14 @@ def command_env(home: Path, env: Mapping[str, str | None] | None = None) -> dict
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs `autoforward`, `devup`, `devdown` (or anything) with that home, no terminal, and `always` in the environment."""
+    """Runs `autoforward`, `devup`, `devdown` (or anything) with that home, no terminal, and `always` in the environment.
+
+    The product's commands are forked (tests/support/fork_server.py), and with `forks` the supervisors that they start.
+    """
 
     home: Path
     always: Mapping[str, str | None] = field(default_factory=dict)
+    forks: bool = True
 
     def __call__(
         self,
@@ -382,19 +387,27 @@ class Runner:
         cwd: Path | None = None,
         check: int | None = None,
         input: str | None = None,
+        real: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a console script to its end; `check` is the exit status it must have. In `env` None takes a name away."""
-        source = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
-        done = subprocess.run(
-            [script(argv[0]), *argv[1:]],
-            env=command_env(self.home, {**self.always, **(env or {})}),
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-            **source,  # type: ignore[call-overload]
-        )
+        """Run a command to its end; `check` is the exit status it must have. In `env` None takes a name away.
+
+        `real`: by the console script, for tests about how a command or its supervisor starts.
+        """
+        whole = command_env(self.home, {**self.always, **(env or {})})
+        if not real and can_fork(argv, whole):
+            done = fork_server().run(argv, env=whole, cwd=cwd, timeout_s=timeout_s, input=input, forks=self.forks)
+        else:
+            source = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
+            done = subprocess.run(
+                [script(argv[0]), *argv[1:]],
+                env=whole,
+                cwd=cwd,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+                **source,  # type: ignore[call-overload]
+            )
         if check is not None:
             assert done.returncode == check, f"{argv}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
-from tests.conftest import ContainerFactory, Runner
+from tests.conftest import ContainerFactory, Runner, end_everything_of, supervisor_of
 from tests.images.recipes import ARM64, IMAGE_NAMES
 from tests.support.containers import ComposeProject, eventually, is_refused
 from tests.support.observing import free_port, row_of, rows, status_json
@@ -128,3 +132,58 @@ def test_rows_and_status_are_what_the_commands_print(container: ContainerFactory
         rows(run, "no-such-container")
     printed = json.loads(run("autoforward", "status", "--json", check=0).stdout)
     assert {**status_json(run), "uptime_s": 0} == {**printed, "uptime_s": 0}
+
+
+def test_a_forked_command_is_what_its_script_is(container: ContainerFactory, run: Runner, tmp_path: Path) -> None:
+    """tests/support/fork_server.py: status, stdout and stderr, of what succeeds and what fails, with input and in a folder."""
+    app = container()
+    app.start_server(port=free_port())
+    run("autoforward", "attach", app.name, check=0)
+    eventually(lambda: {row["status"] for row in rows(run)} == {"active"})
+    cases: list[tuple[list[str], dict[str, Any]]] = [
+        (["autoforward", "list"], {"env": {"COLUMNS": "70", "FORCE_COLOR": "1"}}),
+        (["autoforward", "attach", "no-such-container"], {}),
+        (["autoforward", "attach", "."], {"cwd": tmp_path}),
+        (["autoforward", "list"], {"env": {"AUTOFORWARD_HOME": "/dev/null/none"}}),
+        (["autoforward", "nonsense"], {}),
+        (["autoforward", "--version"], {}),
+        (["autoforward", "attach", app.name], {"env": {"LC_ALL": "C", "AUTOFORWARD_LANES": "nonsense"}}),
+        (["devup", "--help"], {"input": "y\n"}),
+        (["devdown", "--workspace-folder", str(tmp_path)], {}),
+    ]
+    for argv, more in cases:
+        real, forked = (run(*argv, **more, real=real) for real in (True, False))
+        assert (real.returncode, real.stdout, real.stderr) == (forked.returncode, forked.stdout, forked.stderr), argv
+
+
+def _start_of(process: psutil.Process) -> dict[str, object]:
+    """What a supervisor has of whoever started it."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+    return {
+        "argv": process.cmdline()[:-1],
+        "environment": process.environ(),
+        "name": process.name(),
+        "folder": process.cwd(),
+        "terminal": process.terminal(),
+        "streams": [str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)],
+        "limits": Path(f"/proc/{process.pid}/limits").read_text(),
+        "child of the test": process.ppid() == os.getpid(),
+        "session of the test": os.getsid(process.pid) == os.getsid(0),
+        **{name: status[name].strip() for name in ("Umask", "SigBlk", "SigIgn", "SigCgt", "Groups", "CapEff")},
+    }
+
+
+def test_a_forked_supervisor_is_what_a_started_one_is(
+    container: ContainerFactory, run: Runner, home: Path, tmp_path: Path
+) -> None:
+    app = container()
+    found = []
+    for real in (True, False):
+        run("autoforward", "attach", app.name, check=0, cwd=tmp_path, env={"OF_THE_COMMAND": "1"}, real=real)
+        process = supervisor_of(home)
+        assert process is not None
+        found.append(_start_of(process))
+        run("autoforward", "detach", "--all", check=0)
+        end_everything_of(home)
+    assert found[0] == found[1]
+    assert found[0]["folder"] == "/"
