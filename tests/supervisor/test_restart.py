@@ -27,7 +27,7 @@ def test_the_same_ports_of_another_process(container: ContainerFactory, run: Run
     first = supervisor_of(home)
     assert first is not None
 
-    done = run("autoforward", "restart", check=0)
+    done = run("autoforward", "restart", check=0, real=True)
 
     assert "2 forward(s) on the same host ports" in done.stderr
     assert {row["id"]: (row["port"], row["localPort"]) for row in rows(run)} == before
@@ -63,5 +63,5 @@ def test_another_version_is_told(container: ContainerFactory, run: Runner, home:
     done = run("autoforward", "list", check=0)
     assert "version 0.0.9" in done.stderr
     assert "autoforward restart" in done.stderr
-    run("autoforward", "restart", check=0)
+    run("autoforward", "restart", check=0, real=True)
     assert "version" not in run("autoforward", "list", check=0).stderr

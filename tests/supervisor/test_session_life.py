@@ -250,7 +250,7 @@ def test_containers_that_are_run_otherwise(
 
 def test_supervisor_ends_when_nothing_is_left_to_do(container: ContainerFactory, run: Runner, home: Path) -> None:
     app = container()
-    run("autoforward", "attach", app.name, env={"AUTOFORWARD_IDLE_EXIT_S": "1"}, check=0)
+    run("autoforward", "attach", app.name, env={"AUTOFORWARD_IDLE_EXIT_S": "1"}, check=0, real=True)
     supervisor = supervisor_of(home)
     assert supervisor is not None
     run("autoforward", "detach", app.name, check=0)
@@ -263,7 +263,7 @@ def test_supervisor_ends_when_nothing_is_left_to_do(container: ContainerFactory,
 def test_one_supervisor_for_all(container: ContainerFactory, run: Runner, home: Path) -> None:
     pids = set()
     for _ in range(2):
-        run("autoforward", "attach", container().name, check=0)
+        run("autoforward", "attach", container().name, check=0, real=True)
         supervisor = supervisor_of(home)
         assert supervisor is not None
         pids.add(supervisor.pid)
@@ -277,7 +277,7 @@ def test_lost_supervisor_is_made_good_by_the_next_command(
     app = container()
     servers = [app.start_server(port=free_port(), text=f"hello {index}") for index in range(2)]
     pinned = free_port()
-    run("autoforward", "attach", app.name, f"{pinned}:{servers[1].port}", check=0)
+    run("autoforward", "attach", app.name, f"{pinned}:{servers[1].port}", check=0, real=True)
     with socket.create_server(("127.0.0.1", free_port())) as taken:
         other = app.start_server(port=taken.getsockname()[1])
         remapped = row_of(run, other.port, status="active")

@@ -48,7 +48,7 @@ def test_kill_9_under_traffic(container: ContainerFactory, run: Runner, home: Pa
             kill_9(the_supervisor(home))
             eventually(lambda: is_refused("127.0.0.1", host_port), what="nobody listens any more")
             asked_s = time.time()
-            run("autoforward", "list", check=0)
+            run("autoforward", "list", check=0, real=True)
             row.recovered(traffic.wait_answer(after_s=asked_s).ended_s - asked_s)
         outcomes = traffic.outcomes(since_s=killed_s)
         assert set(outcomes) <= {"answered", "reset", "refused", "cut"}, outcomes

@@ -44,11 +44,17 @@ def fault(request: pytest.FixtureRequest) -> Callable[[str], Fault]:
     return make
 
 
+@pytest.fixture
+def run(home: Path) -> Runner:
+    """Supervisors are started, not forked: their memory is measured, and what they do when they are killed."""
+    return Runner(home, forks=False)
+
+
 @pytest.fixture(scope="module")
 def reference(engine: docker.DockerClient, images: Mapping[str, str]) -> Iterator[Reference]:
     """What neighbours are measured against: one for all tests of a file, for nothing happens to it."""
     with home_folder() as home:
-        run = Runner(home, dict.fromkeys(SETTING_VARIABLES))
+        run = Runner(home, dict.fromkeys(SETTING_VARIABLES), forks=False)
         raw = engine.containers.run(images["full"], ["sleep", "infinity"], detach=True, labels={LABEL: run_id()})
         app = Container(engine, raw, "full")
         try:
