@@ -414,9 +414,12 @@ class Runner:
 
 
 @pytest.fixture
-def run(home: Path) -> Runner:
-    """Runs the product's commands (or anything) with the test's home and no terminal."""
-    return Runner(home)
+def run(home: Path, request: pytest.FixtureRequest) -> Runner:
+    """Runs the product's commands (or anything) with the test's home and no terminal.
+
+    Under faults supervisors are started, not forked: their memory is measured, and what they do when they are killed.
+    """
+    return Runner(home, forks=request.node.get_closest_marker("faults") is None)
 
 
 # -- compose (pytest-docker) ---------------------------------------------------------------------

@@ -44,12 +44,6 @@ def fault(request: pytest.FixtureRequest) -> Callable[[str], Fault]:
     return make
 
 
-@pytest.fixture
-def run(home: Path) -> Runner:
-    """Supervisors are started, not forked: their memory is measured, and what they do when they are killed."""
-    return Runner(home, forks=False)
-
-
 @pytest.fixture(scope="module")
 def reference(engine: docker.DockerClient, images: Mapping[str, str]) -> Iterator[Reference]:
     """What neighbours are measured against: one for all tests of a file, for nothing happens to it."""

@@ -6,7 +6,7 @@ that use the script (`real=True`), and test_fixtures.py holds that both give the
 
 A supervisor that such a command starts is forked by the server too, likewise with what the command gives it.
 
-`python -m tests.support.fork_server FD` serves on a socket that keeps messages apart. A message is JSON, `{argv, env, cwd, forks}`,
+`python -m tests.support.fork_server FD` serves on a socket that keeps messages apart. A message is JSON `{argv, env, cwd, forks}`
 with descriptors: where the answer goes, stdin, stdout, stderr and, for a supervisor, the one on which it says that it is ready.
 `forks`: whether the command's supervisor is forked too. The answer is `PID\n`, and at its end `STATUS\n`, as waitpid has it.
 """
