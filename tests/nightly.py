@@ -35,8 +35,8 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
     },
     # The scripts alone: test_lanes.py has every netcat through the product.
     "tests/lanes/test_shell_scripts.py": {
-        "test_64_mib_each_way": ALL,
-        "test_falls_to_the_next_address_without_losing_a_byte": "ncat|nc-traditional",
+        "test_sixty_four_mebibytes_each_way": ALL,
+        "test_relay_falls_to_the_next_address_without_losing_a_byte": "ncat|nc-traditional",
         "test_late_answer_after_half_close": "ncat|nc-traditional",
         "test_killed_supervisor_leaves_nothing": "root-ncat|root-nc-traditional|root-devtcp|dev-nc-.*|dev-socat",
         "test_watcher_makes_do_with_what_there_is": "(grep|cat)-dash|(sed|None)-bash",
@@ -56,7 +56,7 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
         "test_forwards_only": "node",
         "test_no_listener_no_bound_lease_no_running_container": "devcontainer-rs-image|node-compose",
         "test_shutdown_action_none_leaves_the_container_and_ends_the_forwards": "devcontainer-rs",
-        "test_what_the_plain_cli_started_is_removed": "node-image|devcontainer-rs-compose",
+        "test_container_of_the_plain_cli_is_removed": "node-image|devcontainer-rs-compose",
     },
     "tests/cli/test_devup_workspaces.py": {
         "test_a_declared_and_a_detected_port_answer_and_stdout_is_the_cli_s": (
@@ -65,10 +65,10 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
         "test_a_rebuilt_container_has_the_same_host_port": "node",
         "test_app_port_is_forwarded_instead_of_published": "devcontainer-rs",
         "test_follow_streams_until_ctrl_c": "node",
-        "test_nothing_can_be_forwarded_and_up_is_fine": "devcontainer-rs",
+        "test_up_is_fine_where_forwarding_fails": "devcontainer-rs",
         "test_the_events_of_the_start_come_before_the_result": "devcontainer-rs",
         "test_the_question_leaves_stdout_and_the_status_alone": "node",
-        "test_without_auto_forward_there_is_no_file_and_no_process": "devcontainer-rs",
+        "test_devup_without_auto_forward_leaves_no_file_and_no_process": "devcontainer-rs",
     },
     "tests/docs/test_neovim.py": {
         "test_a_burst_is_one_message": "system",
@@ -76,8 +76,8 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
         "test_a_url_that_no_browser_should_get": "system",
         "test_another_job_after_one_that_ended": "system",
         "test_control_characters_are_shown_escaped": "system",
-        "test_lines_that_are_none_and_lines_in_pieces": "system",
-        "test_what_on_auto_forward_says": "system",
+        "test_malformed_lines_and_lines_in_pieces_are_read": "system",
+        "test_on_auto_forward_decides_what_neovim_shows": "system",
     },
     "tests/lanes/test_leftovers.py": {
         "test_client_that_closes_while_its_server_ignores_eof": "socat|devtcp",
@@ -108,23 +108,26 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
         "test_relay_tool_that_is_a_trap": "prints for ever on stderr|ends at once",
     },
     "tests/product/test_hostile_files.py": {
-        "test_saved_while_a_session_lasts_it_is_said_once_and_the_last_good_one_stays": "half a megabyte.*|a dotted key.*",
+        "test_hostile_save_is_said_once_and_the_last_good_one_stays": "half a megabyte.*|a dotted key.*",
     },
     "tests/product/test_hostile_frames.py": {
         "test_valid_frames_without_end": "EOFs.*|credit.*",
-        "test_the_same_once_more_keeps_no_more_memory": ALL,
+        "test_repeated_flood_of_frames_keeps_no_more_memory": ALL,
     },
     "tests/supervisor/test_container_life.py": {"test_container_goes_and_comes_under_traffic": "stop"},
     "tests/state/test_disk.py": {"test_every_command_while_nothing_can_be_written": "read-only"},
     "tests/engine/test_engine_life.py": {"test_engine_ends_and_starts_under_traffic": "live-restore"},
     "tests/state/test_registry_damage.py": {
-        "test_damaged_under_traffic_and_then_the_supervisor_is_killed": "truncated|empty",
+        "test_registry_damaged_under_traffic_survives_a_killed_supervisor": "truncated|empty",
     },
 }
 
 LONG: Mapping[tuple[str, str], str] = {
-    ("tests/lanes/test_shell_scripts.py", "test_64_mib_each_way"): "test_lanes.py: the same through the product",
-    ("tests/product/test_hostile_frames.py", "test_the_same_once_more_keeps_no_more_memory"): (
+    (
+        "tests/lanes/test_shell_scripts.py",
+        "test_sixty_four_mebibytes_each_way",
+    ): "test_lanes.py: the same through the product",
+    ("tests/product/test_hostile_frames.py", "test_repeated_flood_of_frames_keeps_no_more_memory"): (
         "test_valid_frames_without_end: memory of the largest snapshots comes back"
     ),
 }

@@ -49,7 +49,7 @@ def test_hello_both_ways(start: StartAgent) -> None:
     [b"GET / HTTP/1.1\r\n\r\n", b"\x01", decoder.MAGIC + b"\0\x02\0\0\0\x04\0\0"],
     ids=["http", "byte", "version"],
 )
-def test_wrong_hello_ends_it_without_a_word_on_stdout(start: StartAgent, first: bytes) -> None:
+def test_wrong_hello_ends_the_agent_without_output(start: StartAgent, first: bytes) -> None:
     agent = start(greet=False)
     agent.send(first)
     assert agent.until_end() == 2
@@ -63,7 +63,7 @@ def test_version(binary: Path, start: StartAgent) -> None:
     assert agent.process.wait(10) == 0
 
 
-def test_end_of_stdin_ends_it_at_once_whatever_is_open(start: StartAgent, serve: Callable[..., int]) -> None:
+def test_end_of_stdin_ends_the_agent_at_once_whatever_is_open(start: StartAgent, serve: Callable[..., int]) -> None:
     ends: list[bytes | str] = []
     told = threading.Event()
 
@@ -94,7 +94,7 @@ def test_end_of_stdin_ends_it_at_once_whatever_is_open(start: StartAgent, serve:
     assert ends[0] == "reset", "what a server got of a cut connection must not look whole"
 
 
-def test_end_of_stdin_ends_it_while_nobody_reads_stdout(start: StartAgent, serve: Callable[..., int]) -> None:
+def test_end_of_stdin_ends_the_agent_while_its_stdout_is_not_read(start: StartAgent, serve: Callable[..., int]) -> None:
     def flood(connection: socket.socket) -> None:
         while True:
             connection.sendall(bytes(1 << 16))
@@ -119,7 +119,7 @@ def stuck(agent: AgentClient) -> bool:
         os.close(writer)
 
 
-def test_silence_ends_it(start: StartAgent) -> None:
+def test_silence_of_the_host_ends_the_agent(start: StartAgent) -> None:
     agent = start("--silence-ms", "300")
     began = time.monotonic()
     while time.monotonic() - began < 1.0:
@@ -141,7 +141,7 @@ def test_a_pause_is_not_silence(start: StartAgent) -> None:
     agent.wait(lambda: bool(agent.pongs), "pong")
 
 
-def test_closed_stdout_ends_it(start: StartAgent) -> None:
+def test_closed_stdout_ends_the_agent(start: StartAgent) -> None:
     agent = start()
     assert agent.process.stdout
     agent.process.stdout.close()
@@ -156,7 +156,7 @@ def test_closed_stdout_ends_it(start: StartAgent) -> None:
         (decoder.encode_credit(1, 0), "credit"),
     ],
 )
-def test_what_is_not_the_protocol_ends_it(start: StartAgent, frame: bytes, word: str) -> None:
+def test_malformed_frames_end_the_agent(start: StartAgent, frame: bytes, word: str) -> None:
     agent = start()
     agent.send(frame)
     assert agent.until_end() == 3
@@ -370,7 +370,7 @@ def test_a_server_that_does_not_read_gives_no_credit(start: StartAgent, serve: C
     assert done.wait(30) and digest.digest() == hashlib.sha256(payload).digest()
 
 
-def test_data_beyond_the_credit_ends_it(start: StartAgent, serve: Callable[..., int]) -> None:
+def test_data_beyond_the_credit_ends_the_agent(start: StartAgent, serve: Callable[..., int]) -> None:
     agent = start()
     agent.open(1, serve(lambda connection: threading.Event().wait(20) and None))
     for _ in range(WINDOW // 32_768 * 400):
@@ -381,7 +381,7 @@ def test_data_beyond_the_credit_ends_it(start: StartAgent, serve: Callable[..., 
     assert agent.bye and "credit" in agent.bye.text
 
 
-def test_nothing_is_dropped_while_nobody_reads(start: StartAgent, serve: Callable[..., int]) -> None:
+def test_answers_are_kept_while_the_host_does_not_read(start: StartAgent, serve: Callable[..., int]) -> None:
     agent = start()
     payload = random.randbytes(200_000)
 

@@ -100,7 +100,7 @@ def test_snapshots_are_sorted_and_sent_when_something_changed(start: StartAgent)
     assert raw == sorted(raw)
 
 
-def test_it_names_its_network_namespace_as_this_process_does(start: StartAgent) -> None:
+def test_agent_names_its_network_namespace_as_this_process_does(start: StartAgent) -> None:
     agent = start()
     for count in (1, 2):
         agent.send(decoder.encode_watch(10))
@@ -211,7 +211,7 @@ def test_many_datagrams_over_much_more_than_a_window(start: StartAgent) -> None:
         stop_echo(server)
 
 
-def test_nobody_there_yet(start: StartAgent) -> None:
+def test_datagrams_to_a_port_without_a_server_wait_for_one(start: StartAgent) -> None:
     """An unreachable port says nothing to the host; the server that comes later answers on the same stream."""
     port = free_port()  # none that the agent's own socket could be given meanwhile
     agent = start()

@@ -46,7 +46,7 @@ EADDRNOTAVAIL = 99
 
 
 @pytest.mark.parametrize("address", [LOOPBACK, "::1"])
-def test_it_listens_there_and_nobody_takes_that_for_a_servers_port(far: NewFar, address: str) -> None:
+def test_direct_listener_is_not_shown_as_a_server(far: NewFar, address: str) -> None:
     direct = far(address)
     direct.agent.send(decoder.encode_watch(100))
     direct.agent.wait(lambda: bool(direct.agent.snapshots), "a snapshot")
@@ -54,7 +54,7 @@ def test_it_listens_there_and_nobody_takes_that_for_a_servers_port(far: NewFar, 
     socket.create_connection((address, direct.port), TIMEOUT_S).close()
 
 
-def test_no_address_of_its_own(start: StartAgent) -> None:
+def test_listen_on_a_foreign_address_is_refused(start: StartAgent) -> None:
     agent = start()
     before = descriptors(agent)
     agent.send(decoder.encode_listen(bytes(16), "192.0.2.1"))
@@ -63,7 +63,7 @@ def test_no_address_of_its_own(start: StartAgent) -> None:
     assert descriptors(agent) == before
 
 
-def test_nothing_listens_before_listen(start: StartAgent, serve: Serve) -> None:
+def test_direct_listener_is_closed_before_listen(start: StartAgent, serve: Serve) -> None:
     agent = start()
     stream = agent.open(1, serve(echo))
     agent.wait(lambda: stream.opened == 0, "opening")
@@ -104,7 +104,7 @@ def test_listener_is_closed_and_opened_again_under_what_is_proven(far: NewFar, s
 
 
 @pytest.mark.parametrize("what", ["other words", "another secret", "cut short"])
-def test_who_cannot_prove_it_hears_nothing_and_ends_nothing(far: NewFar, serve: Serve, what: str) -> None:
+def test_client_without_proof_hears_nothing_and_ends_nothing(far: NewFar, serve: Serve, what: str) -> None:
     """However many they are: sixteen in the agent's whole life once ended the listener for good."""
     direct = far()
     agent = direct.agent
@@ -131,7 +131,7 @@ def test_who_cannot_prove_it_hears_nothing_and_ends_nothing(far: NewFar, serve: 
     assert descriptors(agent) == before + 1 + 4  # the proven one, and its pipes
 
 
-def test_a_flood_is_let_in_at_a_rate_and_nothing_else_waits_for_it(far: NewFar, serve: Serve) -> None:
+def test_flood_of_clients_is_accepted_at_a_rate_and_holds_up_nothing_else(far: NewFar, serve: Serve) -> None:
     direct = far()
     agent = direct.agent
     stream = agent.open(1, serve(echo))
@@ -166,7 +166,7 @@ def test_a_flood_is_let_in_at_a_rate_and_nothing_else_waits_for_it(far: NewFar, 
     assert len(agent.listening) == 1
 
 
-def test_the_silent_are_closed_after_a_while_and_hold_nobody_up(far: NewFar, serve: Serve) -> None:
+def test_silent_clients_are_closed_after_a_while_and_hold_up_no_other(far: NewFar, serve: Serve) -> None:
     """As many as the backlog has room for, all before the host."""
     direct = far()
     agent = direct.agent
@@ -186,7 +186,7 @@ def test_the_silent_are_closed_after_a_while_and_hold_nobody_up(far: NewFar, ser
     assert len(agent.listening) == 1
 
 
-def test_without_descriptors_it_waits_for_some(far: NewFar, serve: Serve) -> None:
+def test_listener_without_descriptors_waits_for_some(far: NewFar, serve: Serve) -> None:
     direct = far()
     agent = direct.agent
     stream = agent.open(1, serve(echo))
@@ -238,7 +238,7 @@ def test_a_later_direct_replaces_token_and_connection(far: NewFar, serve: Serve)
     assert second.recv(100) == b"hello"
 
 
-def test_64_at_once(far: NewFar, serve: Serve) -> None:
+def test_sixty_four_direct_connections_at_once(far: NewFar, serve: Serve) -> None:
     direct = far()
     agent = direct.agent
     before = descriptors(agent)
@@ -281,7 +281,7 @@ def test_64_at_once(far: NewFar, serve: Serve) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_not_the_protocol_ends_it(far: NewFar, serve: Serve, frame: bytes, word: str) -> None:
+def test_malformed_direct_frames_end_the_agent(far: NewFar, serve: Serve, frame: bytes, word: str) -> None:
     """Stream 1 is moved, 2 is not, 3 is of UDP."""
     direct = far()
     agent = direct.agent
@@ -295,7 +295,7 @@ def test_what_is_not_the_protocol_ends_it(far: NewFar, serve: Serve, frame: byte
     assert is_reset(connection)
 
 
-def test_what_crosses_the_end_or_the_move_is_passed_over(far: NewFar, serve: Serve) -> None:
+def test_late_frames_of_a_moved_or_unknown_stream_are_ignored(far: NewFar, serve: Serve) -> None:
     direct = far()
     agent = direct.agent
     stream = agent.open(1, serve(echo))
@@ -352,7 +352,7 @@ def test_a_download_moves_while_the_mux_is_stalled(far: NewFar, serve: Serve) ->
     assert stream.received + rest == payload
 
 
-def test_what_the_agent_keeps_for_a_slow_server_goes_first(far: NewFar, serve: Serve) -> None:
+def test_bytes_kept_for_a_slow_server_go_before_those_of_the_direct_connection(far: NewFar, serve: Serve) -> None:
     let_go, done = threading.Event(), threading.Event()
     digest = hashlib.sha256()
 
@@ -383,7 +383,7 @@ def test_what_the_agent_keeps_for_a_slow_server_goes_first(far: NewFar, serve: S
 
 
 @pytest.mark.parametrize("up", [True, False], ids=["a server", "none"])
-def test_moved_while_the_dial_takes_its_time(far: NewFar, serve: Serve, tmp_path: Path, up: bool) -> None:
+def test_stream_moves_while_its_dial_takes_time(far: NewFar, serve: Serve, tmp_path: Path, up: bool) -> None:
     """The nameserver is mute, so that the second address has its turn after 2 s: all is said by then."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as names, socket.create_server((LOOPBACK, 0)) as closed:
         names.bind((LOOPBACK, 0))

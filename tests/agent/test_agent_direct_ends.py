@@ -205,7 +205,7 @@ def test_a_fin_alone_ends_nothing(far: NewFar, serve: Serve) -> None:
     assert agent.process.wait(TIMEOUT_S) == 0
 
 
-def test_given_up_before_the_move(far: NewFar, serve: Serve) -> None:
+def test_direct_connection_given_up_before_the_move_leaves_the_stream_on_the_mux(far: NewFar, serve: Serve) -> None:
     """The stream stays on the mux; one whose MOVE crossed the loss of its connection is reset, and only that one."""
     direct = far()
     agent = direct.agent
@@ -230,7 +230,7 @@ def test_given_up_before_the_move(far: NewFar, serve: Serve) -> None:
     assert connection.recv(100) == b"there"
 
 
-def test_all_said_before_the_move_comes(far: NewFar, serve: Serve) -> None:
+def test_direct_bytes_and_their_end_may_come_before_the_move(far: NewFar, serve: Serve) -> None:
     """Two paths: the end of the one may be there before the MOVE on the other."""
     direct = far()
     agent = direct.agent
@@ -323,7 +323,7 @@ def test_the_end_of_stdin_cuts_busy_connections_at_once(far: NewFar, serve: Serv
 
 
 @pytest.mark.parametrize("who", ["host", "server", "both"])
-def test_who_does_not_read_holds_up_the_other_and_costs_nothing(far: NewFar, serve: Serve, who: str) -> None:
+def test_reader_that_stops_holds_up_the_writer_and_costs_no_cpu(far: NewFar, serve: Serve, who: str) -> None:
     direct = far()
     agent = direct.agent
     go = threading.Event()

@@ -78,7 +78,7 @@ def test_file_uses_only_what_is_below_it(name: str) -> None:
     assert uses(name) <= set(order[order.index(name) + 1 :])
 
 
-def test_what_no_other_file_uses_is_static() -> None:
+def test_functions_of_one_file_are_static() -> None:
     checks = " ".join(path.read_text() for path in (AGENT / "checks").glob("*.c"))
     words = {name: set(re.findall(r"\w+", code_of(name))) for name in FILES}
     compilers = {"main", "start", "memcpy", "memmove", "memset", "memcmp", "__stack_chk_fail"}

@@ -47,7 +47,7 @@ class Elf:
 
 
 @pytest.mark.parametrize("target", ["agent", "agent-aarch64"])
-def test_its_file(target: str) -> None:
+def test_agent_file_is_static_and_position_independent(target: str) -> None:
     """Position-independent and static, nothing both written and run, and what needs no writing after the start read-only."""
     data = build(target).read_bytes()
     elf = Elf(data)
@@ -62,7 +62,7 @@ def test_its_file(target: str) -> None:
     assert len(data) <= LARGEST_BYTES
 
 
-def test_a_compiler_that_has_none_of_it_builds_it_too(tmp_path: Path) -> None:
+def test_compiler_without_hardening_flags_builds_the_agent(tmp_path: Path) -> None:
     build("agent")  # or says why there is no compiler
     none = ["PIE=-no-such-flag", "GUARD=-no-such-flag", "GUARD_64=-no-such-flag"]
     compiler = f"CC={os.environ.get('CC', 'cc')}"
@@ -74,7 +74,7 @@ def test_a_compiler_that_has_none_of_it_builds_it_too(tmp_path: Path) -> None:
     assert b"autoforward-agent" in done.stdout
 
 
-def test_what_is_written_past_an_array_ends_it() -> None:
+def test_write_past_an_array_ends_the_agent() -> None:
     program = build("smash")
     done = subprocess.run([program], capture_output=True, check=False, timeout=TIMEOUT_S)
     assert (done.returncode, done.stdout) == (0, b"came back\n")
@@ -123,13 +123,13 @@ os.kill(int(pid), 0)
 
 
 @as_root
-def test_no_other_process_of_its_user_looks_into_it(process: subprocess.Popen[bytes]) -> None:
+def test_agent_memory_is_closed_to_processes_of_its_user(process: subprocess.Popen[bytes]) -> None:
     """The secret of the direct path is in its memory, and its stdin is what the host says."""
     done = as_nobody(LOOK, str(process.pid))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_its_process(process: subprocess.Popen[bytes]) -> None:
+def test_agent_process_is_private_and_small(process: subprocess.Popen[bytes]) -> None:
     status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
     assert status["NoNewPrivs"].strip() == "1"
     assert int(status["VmRSS"].split()[0]) <= LARGEST_RESIDENT_KB
@@ -137,14 +137,14 @@ def test_its_process(process: subprocess.Popen[bytes]) -> None:
 
 
 @as_root
-def test_what_needs_no_writing_cannot_be_written(process: subprocess.Popen[bytes]) -> None:
+def test_relocations_are_read_only_after_the_start(process: subprocess.Popen[bytes]) -> None:
     of_file = [
         line.split() for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines() if "af-agent" in line
     ]
     assert [row[1] for row in of_file] == ["r-xp", "r--p", "rw-p"]
 
 
-def test_it_lies_at_another_address_each_time() -> None:
+def test_agent_lies_at_another_address_each_time() -> None:
     """Its stack's guard comes from the kernel's chance as well."""
     places = set()
     for _ in range(3):

@@ -195,7 +195,7 @@ def test_bulk_moves_to_a_connection_of_its_own_and_is_whole(far: NewFar, serve: 
     settles_at(direct, before)
 
 
-def test_what_is_said_of_a_stream_of_the_other_path_is_passed_over(far: NewFar, serve: Serve) -> None:
+def test_frames_for_a_stream_of_the_other_path_are_ignored(far: NewFar, serve: Serve) -> None:
     direct = far()
     agent, trunk, port = direct.agent, connect(direct), serve(echo)
     mine, other = agent.open(1, port), trunk.open(2, port)
@@ -220,7 +220,7 @@ def test_trunk_before_listen(start: StartAgent) -> None:
     assert agent.bye and "trunk before listen" in agent.bye.text
 
 
-def test_who_cannot_prove_it_hears_nothing_and_a_token_is_good_once(far: NewFar, serve: Serve) -> None:
+def test_trunk_without_proof_hears_nothing_and_a_token_is_good_once(far: NewFar, serve: Serve) -> None:
     direct = far()
     token = announce(direct)
     assert closed_silently(direct.dial(direct.greeting(token, bytes(16))))
@@ -236,7 +236,7 @@ def test_who_cannot_prove_it_hears_nothing_and_a_token_is_good_once(far: NewFar,
     trunk.wait(lambda: stream.received == b"it is the first's", "echo")
 
 
-def test_a_token_that_was_taken_back_is_nobodys(far: NewFar) -> None:
+def test_token_that_was_taken_back_opens_no_trunk(far: NewFar) -> None:
     direct = far()
     token = announce(direct)
     direct.agent.send(decoder.encode_trunk(b""))
@@ -245,7 +245,7 @@ def test_a_token_that_was_taken_back_is_nobodys(far: NewFar) -> None:
 
 
 @pytest.mark.parametrize("how", ["another comes", "none any more"])
-def test_the_host_has_no_use_for_it_any_more(far: NewFar, serve: Serve, how: str) -> None:
+def test_trunk_that_the_host_gives_up_ends(far: NewFar, serve: Serve, how: str) -> None:
     direct = far()
     agent = direct.agent
     stays = agent.open(1, serve(echo))
@@ -296,7 +296,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_violation_ends_it_and_its_streams_alone(far: NewFar, serve: Serve, what: str) -> None:
+def test_violation_on_the_trunk_ends_its_streams_alone(far: NewFar, serve: Serve, what: str) -> None:
     direct = far()
     agent = direct.agent
     stays = agent.open(1, serve(echo))
@@ -319,7 +319,7 @@ def test_a_violation_ends_it_and_its_streams_alone(far: NewFar, serve: Serve, wh
 
 
 @pytest.mark.parametrize("how", ["FIN", "RST", "half"])
-def test_the_hosts_end_of_it_resets_its_servers_and_nothing_else(far: NewFar, serve: Serve, how: str) -> None:
+def test_hosts_end_of_the_trunk_resets_its_servers_and_nothing_else(far: NewFar, serve: Serve, how: str) -> None:
     """A FIN is no end of a request either: it is what a killed supervisor's socket says."""
     direct = far()
     agent = direct.agent
@@ -340,7 +340,7 @@ def test_the_hosts_end_of_it_resets_its_servers_and_nothing_else(far: NewFar, se
     is_echoed(direct, stays)
 
 
-def test_the_end_of_stdin_ends_it_too(far: NewFar, serve: Serve) -> None:
+def test_end_of_stdin_ends_the_trunk_too(far: NewFar, serve: Serve) -> None:
     direct = far()
     agent = direct.agent
     trunk, server = connect(direct), Server()
@@ -354,7 +354,7 @@ def test_the_end_of_stdin_ends_it_too(far: NewFar, serve: Serve) -> None:
     assert agent.process.wait(TIMEOUT_S) == 0
 
 
-def test_cut_at_each_edge_of_a_conversation_and_between(far: NewFar, serve: Serve) -> None:
+def test_trunk_cut_at_each_edge_of_a_conversation_and_between(far: NewFar, serve: Serve) -> None:
     direct = far()
     agent, port = direct.agent, serve(echo)
     stays = agent.open(1, port)
@@ -406,7 +406,7 @@ def fill(far: Far, serve: Serve) -> tuple[Trunk, list[Stream]]:
     return trunk, streams
 
 
-def test_one_that_is_not_read_loses_nothing_and_costs_nothing(far: NewFar, serve: Serve) -> None:
+def test_trunk_that_is_not_read_loses_nothing_and_costs_nothing(far: NewFar, serve: Serve) -> None:
     direct = far()
     agent = direct.agent
     trunk, streams = fill(direct, serve)
@@ -419,7 +419,7 @@ def test_one_that_is_not_read_loses_nothing_and_costs_nothing(far: NewFar, serve
     agent.wait(lambda: waiting.received == b"comes once there is room", "echo")
 
 
-def test_one_that_is_not_read_can_be_given_up(far: NewFar, serve: Serve) -> None:
+def test_trunk_that_is_not_read_can_be_given_up(far: NewFar, serve: Serve) -> None:
     direct = far()
     agent = direct.agent
     before = descriptors(agent)
@@ -429,7 +429,7 @@ def test_one_that_is_not_read_can_be_given_up(far: NewFar, serve: Serve) -> None
     is_echoed(direct, agent.open(100, serve(echo)))
 
 
-def test_one_that_breaks_while_it_is_full_of_answers(far: NewFar, serve: Serve) -> None:
+def test_trunk_that_breaks_while_it_is_full_of_answers(far: NewFar, serve: Serve) -> None:
     """More questions wait than there is room for answers to: they were read all the same, and the agent ended itself."""
     direct = far()
     before = descriptors(direct.agent)
@@ -445,7 +445,7 @@ def test_one_that_breaks_while_it_is_full_of_answers(far: NewFar, serve: Serve) 
     is_echoed(direct, direct.agent.open(1, serve(echo)))
 
 
-def test_it_costs_nothing_while_nothing_happens(far: NewFar, serve: Serve) -> None:
+def test_idle_trunk_costs_no_cpu(far: NewFar, serve: Serve) -> None:
     direct = far()
     trunk = connect(direct)
     stream = trunk.open(1, serve(echo))

@@ -85,7 +85,9 @@ def test_server_that_is_not_up_is_a_refusal(container: ContainerFactory, run: Ru
     row_of(run, port, status="waiting")
 
 
-def test_nothing_stays_behind(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_agent_for_arm64_leaves_no_process_and_no_connection(
+    container: ContainerFactory, run: Runner, home: Path
+) -> None:
     """Clients that reset leave no connection, a supervisor that is killed leaves no agent."""
     app = container(ARM64)
     server = app.start_server("ignores-eof")

@@ -298,7 +298,7 @@ def outcome(role: frames.Role, pieces: Sequence[bytes]) -> list[Event] | None:
     return [Data(e.stream, e.payload, False) if isinstance(e, Data) else e for e in events]
 
 
-def test_what_is_encoded_is_checked() -> None:
+def test_encoder_refuses_invalid_values() -> None:
     for bad in (0, 1 << 32):
         with pytest.raises(ValueError, match="stream"):
             wire.encode_open(bad, "tcp", 80, ["127.0.0.1"])

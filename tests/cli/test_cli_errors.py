@@ -199,7 +199,7 @@ def test_an_engine_that_does_not_answer_is_named_with_its_origin(run: Runner, ar
 
 
 @pytest.mark.parametrize("host", ["nonsense", "foo://bar", "tcp://127.0.0.1:1", "tcp://127.0.0.1:99999", "tcp://"])
-def test_whatever_is_given_as_an_engine(run: Runner, host: str) -> None:
+def test_engine_address_is_named_in_the_error(run: Runner, host: str) -> None:
     assert host in refused(run("autoforward", "attach", "web", "--docker-host", host), 3)
 
 
@@ -303,7 +303,7 @@ def test_shells_can_complete(run: Runner, command: str, shell: str) -> None:
     assert f"{variable}={shell}_complete" in done.stdout
 
 
-def test_what_is_completed(run: Runner) -> None:
+def test_command_names_are_completed(run: Runner) -> None:
     env = {"_AUTOFORWARD_COMPLETE": "bash_complete", "COMP_WORDS": "autoforward de", "COMP_CWORD": "1"}
     assert run("autoforward", env=env, check=0).stdout == "plain,detach\n"
 

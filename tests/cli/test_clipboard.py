@@ -28,7 +28,7 @@ def test_tools(environ: dict[str, str], platform: str, tools: list[str]) -> None
     assert [argv[0] for argv in clipboard_tools(environ, platform)] == tools
 
 
-def test_what_the_terminal_is_sent() -> None:
+def test_terminal_is_sent_osc_52() -> None:
     assert osc52("hello", {"TERM": "xterm"}) == "\x1b]52;c;aGVsbG8=\x07"
     assert osc52("hello", {"TERM": "screen", "STY": "1.pts"}) == "\x1bP\x1b]52;c;aGVsbG8=\x07\x1b\\"
     assert [osc52("hello", {"TERM": term}) for term in ("linux", "dumb")] == [None, None]
@@ -41,7 +41,7 @@ def a_tool(folder: Path, status: int) -> dict[str, str]:
     return {"DISPLAY": ":0", "PATH": str(folder), "TERM": "xterm"}
 
 
-def test_with_a_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clipboard_tool_gets_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environ = a_tool(tmp_path, 0)
     monkeypatch.setenv("PATH", str(tmp_path))
     sent: list[str] = []
@@ -57,7 +57,7 @@ def test_a_tool_that_fails_is_followed_by_the_terminal(tmp_path: Path, monkeypat
     assert sent == [osc52(URL, environ)]
 
 
-def test_nothing_to_copy_with() -> None:
+def test_copy_without_a_tool_says_so_with_the_url() -> None:
     said = copy(URL, {"TERM": "linux", "PATH": ""}, "linux", lambda text: pytest.fail(text))
     assert said.startswith("cannot copy")
     assert said.endswith(URL)

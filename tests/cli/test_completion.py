@@ -69,7 +69,7 @@ def shell(request: pytest.FixtureRequest, stored: Path) -> Iterator[Terminal]:
         yield terminal
 
 
-def test_tab(shell: Terminal) -> None:
+def test_tab_completes_in_real_shells(shell: Terminal) -> None:
     for typed, completed in (
         ("autoforward det\t", "autoforward detach"),
         ("sho\t", "autoforward detach shop"),
@@ -102,7 +102,7 @@ def items(*words: str) -> list[str]:
         (("attach", "./"), ["./"]),
     ],
 )
-def test_what_is_offered(
+def test_completion_offers_what_is_stored(
     words: tuple[str, ...], offered: list[str], stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOFORWARD_HOME", str(stored))
@@ -110,9 +110,7 @@ def test_what_is_offered(
 
 
 @pytest.mark.parametrize("registry", [None, "", "[]", '{"entries": [7, {}], "sessions": [{}]}'])
-def test_nothing_is_offered_and_nothing_said_where_there_is_nothing(
-    registry: str | None, home: Path, run: Runner
-) -> None:
+def test_completion_is_silent_without_a_valid_registry(registry: str | None, home: Path, run: Runner) -> None:
     env = {"_AUTOFORWARD_COMPLETE": "bash_complete", "DOCKER_HOST": f"unix://{home}/no-engine.sock", "COMP_CWORD": "2"}
     if registry is not None:
         (home / "registry.json").write_text(registry)

@@ -225,20 +225,20 @@ def test_of_several_configurations_one_has_to_be_chosen(make: Make, tmp_path: Pa
 
 
 @pytest.mark.parametrize("state", ["exited", "created", "dead"])
-def test_nothing_running_is_fine(make: Make, tmp_path: Path, capsys: Capture, state: str) -> None:
+def test_devdown_without_a_running_container_is_exit_0(make: Make, tmp_path: Path, capsys: Capture, state: str) -> None:
     engine, request = make(info("a", state, **{LOCAL_FOLDER: str(tmp_path)}))
     take_down_workspace(request)
     assert engine.log == ["detach a", "close"]
     assert "nothing to stop: container name-a is not running" in capsys.readouterr().err
 
 
-def test_nothing_there_is_fine(make: Make, tmp_path: Path, capsys: Capture) -> None:
+def test_devdown_without_a_container_is_exit_0(make: Make, tmp_path: Path, capsys: Capture) -> None:
     _, request = make()
     take_down_workspace(request)
     assert f"nothing to stop: no dev container of {tmp_path}" in capsys.readouterr().err
 
 
-def test_what_goes_away_meanwhile_is_down(make: Make, tmp_path: Path) -> None:
+def test_container_that_goes_away_meanwhile_is_down(make: Make, tmp_path: Path) -> None:
     engine, request = make(info("a", **{LOCAL_FOLDER: str(tmp_path)}))
     engine.gone.add("a")
     take_down_workspace(replace(request, remove=True))
@@ -300,7 +300,7 @@ def test_a_volume_that_was_there_before_its_containers_stays(
     assert "left alone: volume p_data: it was not made together with the containers" in capsys.readouterr().err
 
 
-def test_what_others_use_of_a_project_stays(make: Make, tmp_path: Path, capsys: Capture) -> None:
+def test_networks_and_volumes_that_others_use_stay(make: Make, tmp_path: Path, capsys: Capture) -> None:
     app = info("app", **{LOCAL_FOLDER: str(tmp_path), PROJECT: "p"})
     engine, request = make(replace(app, networks=("net1",), volumes=("p_data",)))
     engine.strangers = {"net1": "shop-web", "p_data": "shop-db"}
@@ -325,7 +325,7 @@ def test_a_project_of_that_name_in_another_folder_stays(make: Make, tmp_path: Pa
     assert "left alone: container name-shop: its project p belongs to /home/me/shop" in capsys.readouterr().err
 
 
-def test_what_an_image_claims_stays(make: Make, tmp_path: Path, capsys: Capture) -> None:
+def test_container_whose_image_claims_the_folder_stays(make: Make, tmp_path: Path, capsys: Capture) -> None:
     engine, request = make(info("app", **{LOCAL_FOLDER: str(tmp_path), PROJECT: "p"}))
     engine.claims = [info("evil")]
     take_down_workspace(replace(request, remove=True))

@@ -44,7 +44,7 @@ def test_no_listener_no_bound_lease_no_running_container(
 
 
 @pytest.mark.parametrize("kind", ["image", "compose"])
-def test_what_the_plain_cli_started_is_removed(
+def test_container_of_the_plain_cli_is_removed(
     cli: RecordedCli, workspace: WorkspaceFactory, run: Runner, home: Path, kind: Kind
 ) -> None:
     one = workspace(kind)

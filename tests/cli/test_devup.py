@@ -210,7 +210,7 @@ def test_app_port_does_not_reach_the_cli(scene: Scene, tmp_path: Path, capfdbina
         ({"forwardPorts": ["8123:8123"]}, ""),
     ],
 )
-def test_what_would_have_been_published_on_all_addresses_is_said(
+def test_app_port_for_all_addresses_is_said_to_be_on_loopback(
     scene: Scene, tmp_path: Path, capfdbinary: Capture, config: dict[str, Any], said: str
 ) -> None:
     """Seen: `"8123:8123"`, which the official CLI publishes on all addresses, became loopback's without a word."""
@@ -281,7 +281,7 @@ def devup_command(tmp_path: Path, *args: str, cli: str = "sys.exit(7)") -> subpr
     )
 
 
-def test_without_auto_forward_it_is_the_cli_and_nothing_else(tmp_path: Path) -> None:
+def test_devup_without_auto_forward_is_the_cli_and_nothing_else(tmp_path: Path) -> None:
     args = ["--workspace-folder", ".", "--mount", "type=bind,source=/a b", "--prebuild", "x", "--id-label=a=b"]
     done = devup_command(tmp_path, *args, cli="print(json.dumps([os.getppid(), *sys.argv[1:]])); sys.exit(7)")
     assert done.returncode == 7

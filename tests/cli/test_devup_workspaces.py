@@ -92,7 +92,7 @@ def test_the_events_of_the_start_come_before_the_result(
     assert port in {event["port"] for event in event_lines("".join(before))}
 
 
-def test_nothing_can_be_forwarded_and_up_is_fine(cli: RecordedCli, workspace: WorkspaceFactory, run: Runner) -> None:
+def test_up_is_fine_where_forwarding_fails(cli: RecordedCli, workspace: WorkspaceFactory, run: Runner) -> None:
     one = workspace(image="nolane", forwardPorts=[free_port()])
     done = devup(run, cli, one, "--lane", "socat")
     assert done.returncode == 0
@@ -131,7 +131,7 @@ def test_the_question_leaves_stdout_and_the_status_alone(
     assert (session["requests"], session["exposed"] is None) == ([], False)
 
 
-def test_without_auto_forward_there_is_no_file_and_no_process(
+def test_devup_without_auto_forward_leaves_no_file_and_no_process(
     cli: RecordedCli, workspace: WorkspaceFactory, run: Runner, home: Path
 ) -> None:
     one = workspace(forwardPorts=[free_port()])

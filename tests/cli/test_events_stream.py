@@ -43,7 +43,7 @@ def _is_event(event: str, container_port: int | None, **values: Any) -> Any:
     return matches
 
 
-def test_what_the_log_holds(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_events_prints_what_the_log_holds(container: ContainerFactory, run: Runner, home: Path) -> None:
     apps = [container(), container()]
     servers = [app.start_server(port=free_port()) for app in apps]
     for app in apps:
@@ -71,7 +71,7 @@ def test_what_the_log_holds(container: ContainerFactory, run: Runner, home: Path
     assert [event["status"] for event in about] == [None, "active", None, None]
 
 
-def test_no_log_is_no_events(run: Runner, home: Path) -> None:
+def test_events_without_a_log_prints_nothing(run: Runner, home: Path) -> None:
     assert run("autoforward", "events", check=0).stdout == ""
     assert supervisor_of(home) is None
 

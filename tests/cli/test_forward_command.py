@@ -27,7 +27,7 @@ def _said(server: Server, host_port: int) -> str:
     return f"Forwarding 127.0.0.1:{host_port} -> {server.container.name}:{server.port}"
 
 
-def test_binds_first_and_then_says_so(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_forward_binds_before_it_prints(container: ContainerFactory, run: Runner, home: Path) -> None:
     app = container()
     server, other = app.start_server(port=free_port()), app.start_server(port=free_port())
     host_port = free_port()
@@ -106,7 +106,7 @@ def test_second_interrupt_cuts_at_once(container: ContainerFactory, home: Path) 
     assert is_refused_soon(host_port)
 
 
-def test_what_does_not_drain_in_time_is_cut(container: ContainerFactory, home: Path) -> None:
+def test_connection_that_does_not_drain_in_time_is_cut(container: ContainerFactory, home: Path) -> None:
     server = container().start_server("ignores-eof", port=free_port())
     host_port = free_port()
     with _forward(home, server, host_port) as command:
@@ -150,7 +150,9 @@ def test_container_removed_meanwhile_is_exit_4(container: ContainerFactory, home
     assert is_refused("127.0.0.1", host_port)
 
 
-def test_detached_hands_over_and_returns(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_detached_forward_is_handed_over_and_the_command_returns(
+    container: ContainerFactory, run: Runner, home: Path
+) -> None:
     server = container().start_server(port=free_port())
     host_port = free_port()
     done = run("autoforward", "forward", "-d", server.container.name, f"{host_port}:{server.port}", check=0)
@@ -170,7 +172,7 @@ def test_detached_hands_over_and_returns(container: ContainerFactory, run: Runne
     assert registry(home)["sessions"] == []
 
 
-def test_detached_as_json(container: ContainerFactory, run: Runner) -> None:
+def test_detached_forward_is_printed_as_json(container: ContainerFactory, run: Runner) -> None:
     server = container().start_server(port=free_port())
     done = run("autoforward", "forward", "-d", "--json", server.container.name, str(server.port), check=0)
     [row] = json.loads(done.stdout)
@@ -207,7 +209,7 @@ def test_server_that_is_not_up_is_waited_for(container: ContainerFactory, home: 
         command.wait_line(f"Forwarding 127.0.0.1:{host_port} -> {app.name}:{container_port}".__eq__)
 
 
-def test_without_a_pin_the_number_may_differ_and_it_says_why(container: ContainerFactory, home: Path) -> None:
+def test_forward_without_a_pin_says_why_its_number_differs(container: ContainerFactory, home: Path) -> None:
     server = container().start_server(port=free_port())
     with (
         socket.create_server(("127.0.0.1", server.port)),
@@ -221,7 +223,9 @@ def test_without_a_pin_the_number_may_differ_and_it_says_why(container: Containe
         assert fetch(f"http://127.0.0.1:{match[1]}/") == "hello\n"
 
 
-def test_beside_an_attached_session(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_forward_beside_an_attached_session_ends_with_its_command(
+    container: ContainerFactory, run: Runner, home: Path
+) -> None:
     """A pinned number of an attached container lives with its command, or until it is stopped; what was detected stays."""
     server = container().start_server(port=free_port())
     run("autoforward", "attach", server.container.name, check=0)
@@ -251,7 +255,7 @@ def test_beside_an_attached_session(container: ContainerFactory, run: Runner, ho
     assert {row["localPort"]: row["id"] for row in rows(run)} == {server.port: detected["id"]}
 
 
-def test_stopped_from_elsewhere(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_forward_stopped_by_another_command_ends_its_own(container: ContainerFactory, run: Runner, home: Path) -> None:
     server = container().start_server(port=free_port())
     host_port = free_port()
     with _forward(home, server, host_port) as command:

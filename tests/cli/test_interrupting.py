@@ -62,7 +62,7 @@ def test_half_a_message_is_not_lost() -> None:
         assert one.result == {"type": "result"}
 
 
-def test_afterwards_everything_is_as_it_was() -> None:
+def test_signal_handlers_are_restored_after_a_wait() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with interruptible():
         assert signal.getsignal(signal.SIGINT) not in before

@@ -72,7 +72,7 @@ def test_a_screen_and_its_end(columns: int, watch: Open, supervisor: FakeSupervi
     assert is_given_back(terminal)
 
 
-def test_keys(watch: Open, supervisor: FakeSupervisor, home: Path) -> None:
+def test_keys_of_the_live_table_do_what_they_say(watch: Open, supervisor: FakeSupervisor, home: Path) -> None:
     opened = home / "opened"
     browser = home / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" >> {opened}\n')
@@ -106,7 +106,7 @@ def test_keys(watch: Open, supervisor: FakeSupervisor, home: Path) -> None:
     assert terminal.wait_ended() == 0
 
 
-def test_without_a_display_the_url_is_said(watch: Open, supervisor: FakeSupervisor) -> None:
+def test_url_is_shown_where_no_browser_can_open(watch: Open, supervisor: FakeSupervisor) -> None:
     terminal = watch()
     terminal.wait_for("q quit")
     terminal.type("o")
@@ -139,7 +139,7 @@ def test_an_event_is_a_look_at_once_and_a_quiet_screen_is_not_written(watch: Ope
     assert len(terminal.raw) - written < 600  # the title and the row, not the screen
 
 
-def test_what_a_container_says_does_not_reach_the_terminal(watch: Open, supervisor: FakeSupervisor) -> None:
+def test_escape_sequences_of_a_container_do_not_reach_the_screen(watch: Open, supervisor: FakeSupervisor) -> None:
     evil = "\x1b]0;owned\x07\x9b2J\r\n"
     for row in supervisor.rows:
         row.update(
@@ -154,7 +154,9 @@ def test_what_a_container_says_does_not_reach_the_terminal(watch: Open, supervis
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(60, 10), (140, 40), (20, 3)])
-def test_another_size(columns: int, lines: int, watch: Open, supervisor: FakeSupervisor) -> None:
+def test_screen_follows_the_size_of_the_terminal(
+    columns: int, lines: int, watch: Open, supervisor: FakeSupervisor
+) -> None:
     terminal = watch(columns=80, lines=24)
     terminal.wait_for("q quit")
     terminal.resize(columns, lines)
@@ -209,7 +211,7 @@ def test_a_fault_of_ours_gives_the_terminal_back(watch: Open, supervisor: FakeSu
     terminal.wait_for("a fault in autoforward: KeyError")
 
 
-def test_stopped_and_continued(watch: Open, supervisor: FakeSupervisor) -> None:
+def test_screen_returns_after_ctrl_z_and_fg(watch: Open, supervisor: FakeSupervisor) -> None:
     """Ctrl-Z, from a shell with job control, and fg."""
     terminal = watch("bash", "--norc", "-i", env={"PS1": "$ "})
     terminal.type(f"{script('autoforward')} list --watch\n")
@@ -228,7 +230,9 @@ def test_stopped_and_continued(watch: Open, supervisor: FakeSupervisor) -> None:
 @pytest.mark.parametrize(
     "env", [{"LC_ALL": "C"}, {"LANG": "en_US.ISO-8859-1"}, {"TERM": "linux"}, {"NO_COLOR": "1", "TERM": "vt100"}]
 )
-def test_less_of_a_terminal(env: dict[str, str | None], watch: Open, supervisor: FakeSupervisor) -> None:
+def test_terminal_with_fewer_abilities_still_shows_the_table(
+    env: dict[str, str | None], watch: Open, supervisor: FakeSupervisor
+) -> None:
     supervisor.rows[0]["containerName"] = "ein-sehr-langer-Name-für-einen-Container"
     terminal = watch(env=env, columns=60)
     lines = terminal.wait_for("q quit")
@@ -241,7 +245,7 @@ def test_less_of_a_terminal(env: dict[str, str | None], watch: Open, supervisor:
     assert terminal.wait_ended() == 0
 
 
-def test_in_tmux(home: Path, watch: Open, supervisor: FakeSupervisor) -> None:
+def test_screen_and_clipboard_work_in_tmux(home: Path, watch: Open, supervisor: FakeSupervisor) -> None:
     """As everywhere; and what is copied is in tmux's buffer, for tmux keeps OSC 52 of a program to itself."""
     tmux = shutil.which("tmux")
     if tmux is None:
@@ -349,7 +353,7 @@ def test_a_locale_without_the_characters_is_no_failure(run: Runner, supervisor: 
     assert "B?ro ?" in done.stdout
 
 
-def test_it_ends_with_its_reader(lines_of: Any, supervisor: FakeSupervisor) -> None:
+def test_list_watch_ends_with_its_reader(lines_of: Any, supervisor: FakeSupervisor) -> None:
     process = lines_of("--json")
     assert process.stdout.readline()
     process.stdout.close()
@@ -364,7 +368,7 @@ def test_a_dumb_terminal_gets_tables(watch: Open, supervisor: FakeSupervisor) ->
     assert terminal.wait_ended() == 0
 
 
-def test_nothing_heavy_is_imported(home: Path) -> None:
+def test_list_watch_imports_nothing_heavy(home: Path) -> None:
     """What takes long to import is not for `list`, nor for its screen."""
     code = (
         "import sys, autoforward.cli.main, autoforward.cli.commands.list_, autoforward.cli.terminal.live;"

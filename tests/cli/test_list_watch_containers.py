@@ -60,7 +60,7 @@ def test_a_person_at_the_screen(container: ContainerFactory, run: Runner, home: 
         assert terminal.wait_ended() == 0
 
 
-def test_it_keeps_no_supervisor_alive(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_list_watch_keeps_no_supervisor_alive(container: ContainerFactory, run: Runner, home: Path) -> None:
     app = container()
     server = app.start_server(port=free_port())
     run("autoforward", "attach", app.name, check=0, env={"AUTOFORWARD_IDLE_EXIT_S": "1"})

@@ -47,7 +47,7 @@ def cells(text: str) -> list[str]:
     return text.split()
 
 
-def test_one_forward() -> None:
+def test_row_of_one_forward() -> None:
     assert format_rows([row()]).splitlines() == [
         "ID            LOCAL                  TARGET  PORT  STATUS  AGE",
         "fwd-1a2b3c4d  http://localhost:3000  web     3000  active  5s",
@@ -112,14 +112,14 @@ def test_an_event_of_a_whole_session_has_no_port() -> None:
 @pytest.mark.parametrize(
     ("seconds", "age"), [(0, "0s"), (59, "59s"), (60, "1m"), (3599, "60m"), (3600, "1h"), (86_400, "1d"), (9e6, "104d")]
 )
-def test_ages(seconds: float, age: str) -> None:
+def test_ages_are_short(seconds: float, age: str) -> None:
     assert format_rows([row(ageSeconds=seconds)]).endswith(age)
 
 
 @pytest.mark.parametrize(
     ("count", "size"), [(1, "1 B"), (999, "999 B"), (1000, "1 kB"), (10**6, "1 MB"), (10**9, "1 GB"), (10**13, "10 TB")]
 )
-def test_sizes(count: int, size: str) -> None:
+def test_sizes_are_short(count: int, size: str) -> None:
     assert f"{size} in, 0 B out" in format_rows([row(bytes={"in": count, "out": 0})])
 
 
@@ -172,7 +172,7 @@ def test_the_scheme_goes_where_there_is_no_room() -> None:
 
 
 @pytest.mark.parametrize("width", range(1, 200))
-def test_what_fits_is_no_wider_than_the_terminal(width: int) -> None:
+def test_table_is_no_wider_than_the_terminal(width: int) -> None:
     natural = {"ID": 12, "LOCAL": 21, "TARGET": 30, **dict.fromkeys((*NICE_TO_HAVE, *WANTED, *NEEDED), 12)}
     widths, shortened = choose_widths(natural, 14, width)
     total = sum(widths.values()) + 2 * (len(widths) - 1)
@@ -199,7 +199,7 @@ def test_a_terminal_that_knows_ascii_only_gets_nothing_else_and_is_as_wide() -> 
     assert [columns_of(line) for line in ascii_only] == [columns_of(line) for line in plain]
 
 
-def test_what_a_container_says_does_not_reach_the_terminal() -> None:
+def test_escape_sequences_of_a_container_do_not_reach_the_table() -> None:
     text = format_rows([row(label="\x1b]0;x\x07", process="a\nb", reason="\x9b31m")], Look(100))
     assert "�]0;x�" in text
     assert "a�b" in text
@@ -218,7 +218,7 @@ def test_links_and_colours_are_there_when_they_are_understood_and_take_no_room()
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured).splitlines() == plain
 
 
-def test_only_urls_of_ours_become_links() -> None:
+def test_only_own_urls_become_links() -> None:
     bad = row(url="http://localhost:1/\x1b\\")
     assert "\x1b]8" not in format_rows([bad], Look(100, links=True))
 
@@ -235,7 +235,9 @@ def test_only_urls_of_ours_become_links() -> None:
         ({"TERM": "dumb"}, Look(72, coloured=False, links=False)),
     ],
 )
-def test_what_the_terminal_can_show(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], look: Look) -> None:
+def test_abilities_of_the_terminal_are_recognised(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], look: Look
+) -> None:
     for name in ("NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"COLUMNS": "72", **environment}.items():

@@ -79,7 +79,7 @@ def test_columns_go_by_what_matters_least(width: int, columns: list[str]) -> Non
 
 @pytest.mark.parametrize("width", [1, 2, 3, 10, 20, 33, 47, 60, 80, 99, 140, 200])
 @pytest.mark.parametrize("height", [1, 2, 3, 4, 5, 6, 24])
-def test_whatever_the_size_it_fits(width: int, height: int) -> None:
+def test_screen_fits_any_size(width: int, height: int) -> None:
     for rows in ([], some_rows(1), [FULL_ROW] * 3, some_rows(50, reason="because")):
         lines = texts(view_of(rows, down=20), width, height)
         assert len(lines) <= height
@@ -87,7 +87,7 @@ def test_whatever_the_size_it_fits(width: int, height: int) -> None:
             assert max(map(columns_of, lines), default=0) <= width
 
 
-def test_what_is_selected_is_on_the_screen() -> None:
+def test_selected_row_is_on_the_screen() -> None:
     view = view_of(some_rows(50))
     for step in (1, 30, -3, 100, -100, 7):
         view.move(step)
@@ -120,7 +120,7 @@ def test_reasons_are_under_their_rows_while_there_is_room_and_else_below() -> No
     assert len(tight) == 10
 
 
-def test_what_is_selected_stays_selected_when_others_come_and_go() -> None:
+def test_selected_row_stays_selected_when_others_come_and_go() -> None:
     view = view_of(some_rows(5), down=2)
     view.update([*some_rows(9)[5:], *some_rows(5)[1:]])
     assert view.row is not None
@@ -131,7 +131,7 @@ def test_what_is_selected_stays_selected_when_others_come_and_go() -> None:
     assert view.row is None
 
 
-def test_no_supervisor_and_nothing() -> None:
+def test_screen_without_a_supervisor_or_rows() -> None:
     assert "nothing is forwarded" in texts(view_of([]), 80)[1]
     view = view_of(some_rows(2))
     view.absent = "no supervisor"

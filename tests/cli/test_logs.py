@@ -38,7 +38,7 @@ LINES = [STARTED, SLEPT, WEB_LANE, WEB_ONE, WEB_TWO, PAUSE_ONE, OTHER, FAULT, TR
     ],
     ids=["all", "target", "forward", "a forward that is not there any more", "nobody"],
 )
-def test_lines_about_something(wanted: LineFilter, lines: list[str]) -> None:
+def test_lines_are_filtered(wanted: LineFilter, lines: list[str]) -> None:
     assert list(filter(wanted, LINES)) == lines
 
 
@@ -51,7 +51,7 @@ def logger_to(path: Path, max_bytes: int) -> tuple[logging.Logger, logging.Handl
 
 
 @pytest.mark.parametrize("every", [1, 3, 7])
-def test_nothing_is_lost_or_said_twice_over_rotations(tmp_path: Path, every: int) -> None:
+def test_lines_are_neither_lost_nor_repeated_over_rotations(tmp_path: Path, every: int) -> None:
     path = tmp_path / "supervisor.log"
     logger, handler = logger_to(path, 200)  # some eight lines
     reader = LogReader(path)

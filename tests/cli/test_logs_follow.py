@@ -27,7 +27,7 @@ while True:
 """
 
 
-def test_what_befalls_a_forward_is_told(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_logs_follow_tells_the_life_of_a_forward(container: ContainerFactory, run: Runner, home: Path) -> None:
     app = container()
     server = app.start_server(port=free_port())
     with socket.create_server(("127.0.0.1", server.port)):
@@ -70,7 +70,7 @@ def test_what_befalls_a_forward_is_told(container: ContainerFactory, run: Runner
         assert of_target.wait() == 0
 
 
-def test_it_ends_with_its_reader(run: Runner, home: Path) -> None:
+def test_logs_follow_ends_with_its_reader(run: Runner, home: Path) -> None:
     argv = [script("autoforward"), "logs", "--follow"]
     with subprocess.Popen(argv, env=command_env(home), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

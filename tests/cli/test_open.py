@@ -19,7 +19,7 @@ def browser(tmp_path: Path) -> FakeBrowser:
     return FakeBrowser(tmp_path)
 
 
-def test_by_port_and_by_id_and_what_is_ambiguous(
+def test_forward_is_opened_by_port_and_by_id_and_an_ambiguous_port_is_refused(
     container: ContainerFactory, run: Runner, browser: FakeBrowser, home: Path
 ) -> None:
     env: dict[str, str | None] = {"AUTOFORWARD_BROWSER": str(browser.path)}

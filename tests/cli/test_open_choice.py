@@ -25,7 +25,7 @@ UDP = row(id="fwd-00000003", port=5353, localPort=5353, transport="udp", url=Non
 IGNORED = row(id=None, port=9229, localPort=None, url=None, status="ignored", reason="excluded")
 
 
-def test_by_id_and_by_either_port() -> None:
+def test_forward_is_found_by_id_and_by_either_port() -> None:
     rows = [WEB, MOVED, UDP, IGNORED]
     assert choose(rows, "fwd-00000002") is MOVED
     assert choose(rows, "3001") is MOVED
@@ -34,7 +34,7 @@ def test_by_id_and_by_either_port() -> None:
     assert choose([MOVED], "3000") is MOVED
 
 
-def test_what_cannot_be_opened_is_no_rival() -> None:
+def test_row_without_a_url_makes_no_port_ambiguous() -> None:
     assert choose([row(id="fwd-00000009", port=3000, localPort=3000, transport="udp", url=None), WEB], "3000") is WEB
 
 
@@ -46,7 +46,7 @@ def test_a_port_of_several_is_named_with_their_ids() -> None:
 
 
 @pytest.mark.parametrize("wanted", ["fwd-0000000f", "1", "99999999999999999999", "٣٠٠٠", "", "-"])
-def test_none(wanted: str) -> None:
+def test_port_without_a_forward_is_an_error(wanted: str) -> None:
     with pytest.raises(TargetError):
         choose([WEB, UDP], wanted)
 
@@ -62,7 +62,7 @@ def test_none(wanted: str) -> None:
         ({"AUTOFORWARD_BROWSER": "/bin/b", "CI": "1"}, "CI"),
     ],
 )
-def test_whether_anybody_looks(variables: dict[str, str], why: str | None) -> None:
+def test_reasons_to_open_no_browser(variables: dict[str, str], why: str | None) -> None:
     said = no_browser_reason(SessionEnvironment.of(variables), "linux")
     assert (said is None) if why is None else (said is not None and why in said)
 
@@ -89,7 +89,9 @@ def test_the_browser_is_given_the_url_alone(
     assert (captured.out, captured.err) == ("http://localhost:3000\n", "")
 
 
-def test_without_a_display_it_is_printed_only(rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_url_is_printed_where_there_is_no_display(
+    rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert open_forward("3000") == 0
     captured = capsys.readouterr()
     assert captured.out == "http://localhost:3000\n"
@@ -97,7 +99,7 @@ def test_without_a_display_it_is_printed_only(rows: list[dict[str, Any]], capsys
     assert "AUTOFORWARD_BROWSER" in captured.err
 
 
-def test_a_program_that_fails_or_is_none(
+def test_browser_that_fails_or_is_missing_is_an_error(
     rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AUTOFORWARD_BROWSER", str(tmp_path / "none"))
@@ -113,7 +115,7 @@ def test_a_program_that_fails_or_is_none(
     assert capsys.readouterr().out.count("http://localhost:3000\n") == 2
 
 
-def test_without_a_url_the_reason_is_said(rows: list[dict[str, Any]]) -> None:
+def test_forward_without_a_url_says_why(rows: list[dict[str, Any]]) -> None:
     rows[:] = [UDP, IGNORED, row(port=5432, localPort=15432, url=None, process=None, label=None)]
     with pytest.raises(AutoforwardError, match="it speaks PostgreSQL, on localhost:15432"):
         open_forward("5432")
@@ -123,7 +125,7 @@ def test_without_a_url_the_reason_is_said(rows: list[dict[str, Any]]) -> None:
         open_forward("9229")
 
 
-def test_a_url_that_is_not_ours_is_never_opened(rows: list[dict[str, Any]]) -> None:
+def test_foreign_url_is_never_opened(rows: list[dict[str, Any]]) -> None:
     rows[:] = [row(url="file:///etc/passwd")]
     with pytest.raises(AutoforwardError, match="no URL"):
         open_forward("3000")

@@ -77,7 +77,7 @@ def test_where_a_forward_listens_and_leads(changes: dict[str, Any], line: str) -
         ),
     ],
 )
-def test_one_line_a_port(capsys: pytest.CaptureFixture[str], changes: dict[str, Any], lines: list[str]) -> None:
+def test_each_port_is_one_line(capsys: pytest.CaptureFixture[str], changes: dict[str, Any], lines: list[str]) -> None:
     output.print_mappings([row(**changes)])
     assert said(capsys) == lines
 
@@ -120,7 +120,7 @@ WAY = "`autoforward list` shows it."
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_what_is_watched_is_said_where_no_port_is(
+def test_attach_without_a_port_says_what_it_watches(
     capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], auto: bool, lines: list[str]
 ) -> None:
     """Seen: where everything is ignored, or no server is up yet, `devup` and `attach` said nothing at all."""
@@ -245,7 +245,7 @@ def test_binding_elsewhere_than_on_loopback_is_said_loudly(
     assert all(bind is not None and bind in line and line.startswith("autoforward: warning: ") for line in lines)
 
 
-def test_on_a_terminal_there_is_a_url_to_click(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_to_click_is_printed_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert output.describe_mapping(row(url="http://localhost:3000")) == "http://localhost:3000 -> web:3000"
     assert output.describe_mapping(row(url=None)) == "127.0.0.1:3000 -> web:3000"

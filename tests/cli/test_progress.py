@@ -41,21 +41,21 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Said:
     return said
 
 
-def test_lines_now_and_then_until_it_is_over(said: Said) -> None:
+def test_progress_lines_come_now_and_then_until_the_end(said: Said) -> None:
     with working("Building"):
         said.wait(2)
     assert not any(one.name == "progress" for one in threading.enumerate())
     assert said == ["Building …", "Building …"]
 
 
-def test_it_ends_with_what_it_is_about(said: Said) -> None:
+def test_progress_ends_with_its_task(said: Said) -> None:
     with pytest.raises(ZeroDivisionError), working("Dividing"):
         said.wait(1)
         _ = 1 / 0
     assert not any(one.name == "progress" for one in threading.enumerate())
 
 
-def test_nothing_where_nobody_reads(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_silent_without_a_terminal(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False)
     with working("Building"):
         assert not any(one.name == "progress" for one in threading.enumerate())

@@ -43,7 +43,7 @@ def lines_of(capsys: pytest.CaptureFixture[str], *sessions: dict[str, Any], **ch
     return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
 
-def test_what_is_as_it_should_be(capsys: pytest.CaptureFixture[str]) -> None:
+def test_healthy_sessions_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines_of(capsys, session(), session(id="ses-2", container_name="a-longer-name", forwards=12, direct=ON)) == [
         "supervisor 0.1.0, pid 7, up 3 s, state in /home/me/state",
         "engine unix:///var/run/docker.sock (the default socket)",
@@ -71,7 +71,7 @@ def test_what_is_as_it_should_be(capsys: pytest.CaptureFixture[str]) -> None:
         ),
     ],
 )
-def test_what_is_not_is_said_below(
+def test_problems_are_below_the_table(
     capsys: pytest.CaptureFixture[str], changes: dict[str, Any], remarks: list[str]
 ) -> None:
     assert lines_of(capsys, session(**changes))[5:] == remarks

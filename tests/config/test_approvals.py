@@ -75,7 +75,7 @@ def test_an_answer_is_for_this_value_of_this_workspace_on_this_engine(paths: Sta
     assert (approvals.consent(SHOP).refused, approvals.revoke(SHOP)) == (frozenset(), 0)
 
 
-def test_what_was_opened_by_itself_is_remembered_also_where_that_is_nothing(paths: StatePaths) -> None:
+def test_openings_of_an_attach_are_remembered_even_if_none(paths: StatePaths) -> None:
     approvals = Approvals(paths)
     assert approvals.consent(SHOP).openings is None
     approvals.saw({SHOP: []})
@@ -130,7 +130,7 @@ def test_a_file_that_is_not_valid_approves_nothing(text: str, paths: StatePaths)
         assert approvals.consent(SHOP).approved == {request().digest}
 
 
-def test_two_that_write_at_the_same_time_both_count(paths: StatePaths) -> None:
+def test_approvals_written_at_the_same_time_both_count(paths: StatePaths) -> None:
     """A command and the supervisor; each has a view of its own."""
     places = [replace(SHOP, place=str(number)) for number in range(20)]
     threads = [
@@ -155,14 +155,14 @@ def test_a_workspace_is_known_by_its_real_path_and_else_by_its_name(tmp_path: Pa
     assert Workspace.of(EMPTY) == Workspace(EMPTY.endpoint.host, "name:web")
 
 
-def test_what_is_stored_is_a_hash_and_what_was_shown(paths: StatePaths) -> None:
+def test_stored_approval_is_a_hash_and_the_text_that_was_shown(paths: StatePaths) -> None:
     Approvals(paths).answer(SHOP, [request()], approved=True)
     [row] = json.loads(paths.approvals.read_text())["workspaces"]
     [answer] = row["answers"]
     assert list(answer) == ["digest", "approved", "source", "key", "value", "time"]
 
 
-def test_what_was_said_of_a_folder_that_is_gone_is_found_by_its_path(
+def test_approvals_of_a_folder_that_is_gone_are_found_by_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AUTOFORWARD_HOME", str(tmp_path / "state"))

@@ -82,7 +82,9 @@ def test_ranges_and_other_hosts_in_forwards_and_forward_ports(
     assert {found[port]["status"] for port in (4100, 4101, 4300, 4301, 4302)} == {"waiting"}
 
 
-def test_what_is_excluded_and_what_is_brought_back(container: ContainerFactory, run: Runner, folder: Path) -> None:
+def test_excluded_ports_and_those_that_include_brings_back(
+    container: ContainerFactory, run: Runner, folder: Path
+) -> None:
     (folder / ".autoforward.toml").write_text('exclude = ["4000-4010"]\ninclude = [4005]\nmaxPorts = 2\n')
     one = dev_container(container, folder)
     for port in (4001, 4005, 4020, 4021):

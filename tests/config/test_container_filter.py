@@ -50,7 +50,7 @@ def test_labels_replace_the_selection_and_all_have_to_hold() -> None:
     assert [dict(query) for query in chosen.queries] == [{"team": "web", "debug": None}]
 
 
-def test_in_words_two_that_select_the_same_are_the_same() -> None:
+def test_filters_that_select_the_same_have_the_same_text() -> None:
     assert str(ContainerFilter()) == "dev containers"
     assert str(ContainerFilter(services=True)) == "dev containers, all services"
     one, other = (ContainerFilter(parse_labels(texts)) for texts in (["a=1", "b"], ["b", "a=1"]))
@@ -59,7 +59,7 @@ def test_in_words_two_that_select_the_same_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("texts", [["=x"], [""], ["a=1", "a=2"], ["a", "a=1"]])
-def test_labels_that_are_none(texts: list[str]) -> None:
+def test_malformed_labels_are_refused(texts: list[str]) -> None:
     with pytest.raises(UsageError, match="--label"):
         parse_labels(texts)
 

@@ -31,7 +31,7 @@ def runtime_dir() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_only_what_a_desktop_needs_is_kept() -> None:
+def test_environment_keeps_only_what_a_desktop_needs() -> None:
     environ = dict.fromkeys(SESSION_VARIABLES, "x") | {"AWS_SECRET_ACCESS_KEY": "s", "PATH": "/bin", "HOME": "/root"}
     kept = SessionEnvironment.capture(environ, nothing_found)
     assert [name for name, _ in kept.values] == list(SESSION_VARIABLES)
@@ -39,7 +39,7 @@ def test_only_what_a_desktop_needs_is_kept() -> None:
 
 
 @pytest.mark.parametrize("value", [None, 7, "", "a\0b", "x" * (MAX_VALUE_LENGTH + 1), ["x"]])
-def test_what_could_be_no_variable_is_left_out(value: object) -> None:
+def test_entries_that_are_not_variables_are_left_out(value: object) -> None:
     assert SessionEnvironment.of({"DISPLAY": value, "BROWSER": "firefox"}).values == (("BROWSER", "firefox"),)
 
 
@@ -69,7 +69,7 @@ def test_the_bus_of_a_login_is_known_by_its_place(runtime_dir: Path) -> None:
     ("value", "is_ci"),
     [("true", True), ("1", True), ("yes", True), ("false", False), ("0", False), ("False", False), (None, False)],
 )
-def test_ci(value: str | None, is_ci: bool) -> None:
+def test_ci_variables_are_recognised(value: str | None, is_ci: bool) -> None:
     assert SessionEnvironment.of({"CI": value}).in_ci is is_ci
 
 
@@ -85,11 +85,13 @@ def test_ci(value: str | None, is_ci: bool) -> None:
         ({"SSH_CONNECTION": "10.0.0.1 1 10.0.0.2 22"}, "darwin", False, False),
     ],
 )
-def test_desktop(variables: dict[str, str], platform: str, display: bool, notifications: bool) -> None:
+def test_desktop_is_recognised_by_its_variables(
+    variables: dict[str, str], platform: str, display: bool, notifications: bool
+) -> None:
     environment = SessionEnvironment.of(variables)
     assert (environment.has_display(platform), environment.has_notifications(platform)) == (display, notifications)
 
 
-def test_nothing_is_nothing() -> None:
+def test_empty_environment_is_no_environment() -> None:
     assert SessionEnvironment.of({}) == NO_ENVIRONMENT
     assert not NO_ENVIRONMENT.in_ci

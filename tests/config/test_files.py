@@ -85,7 +85,7 @@ def test_bytes_that_are_no_text() -> None:
 
 
 @given(st.binary(max_size=60) | st.text(alphabet="[]{}=\"'#.\n ab1,", max_size=60).map(str.encode))
-def test_whatever_the_bytes_are(data: bytes) -> None:
+def test_any_bytes_are_settings_or_an_error(data: bytes) -> None:
     try:
         parse_toml(data, "f")
     except UsageError as error:
@@ -130,7 +130,7 @@ def test_a_configuration_that_does_not_speak_of_us(config: dict[str, object]) ->
     assert read_customizations(Document("x", config)) == NO_SETTINGS
 
 
-def test_where_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_files_are_where_the_documents_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     one.mkdir()
     other.mkdir()

@@ -80,7 +80,7 @@ def container(*entries: dict[str, Any], folder: str | None = "/ws", image: str =
         "no label",
     ],
 )
-def test_what_image_and_features_say(
+def test_ports_of_image_and_features_are_declared(
     info: ContainerInfo, image: list[Any] | None, ports: list[int], original: list[int]
 ) -> None:
     metadata = metadata_of(info, None if image is None else json.dumps(image))

@@ -59,7 +59,7 @@ def test_a_record_survives_the_registry(record: SessionRecord) -> None:
     assert SessionRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
 
 
-def test_what_was_opened_is_remembered_and_bounded() -> None:
+def test_opened_ports_are_remembered_and_bounded() -> None:
     record = RECORD
     for number in range(MAX_OPENED + 1):
         record = record.with_opened(f"fwd-{number:08x}")
@@ -153,7 +153,7 @@ def test_options_that_the_flags_would_not_have_let_through(change: dict[str, Any
         ({"com.docker.compose.service": "api", "com.docker.compose.container-number": "2"}, "name:web", None, 1),
     ],
 )
-def test_what_stays_when_a_container_is_rebuilt(
+def test_identity_stays_when_a_container_is_rebuilt(
     labels: dict[str, str], anchor: str, service: str | None, instance: int
 ) -> None:
     before = identity_of(ENDPOINT, ContainerInfo("c0ffee", "web", "running", labels))
@@ -167,7 +167,7 @@ def test_a_container_number_that_is_none_is_the_first(number: str) -> None:
     assert ContainerInfo("c", "n", "running", {"com.docker.compose.container-number": number}).instance == 1
 
 
-def test_of_specs_for_one_port_the_last_counts() -> None:
+def test_last_of_several_specs_for_a_port_counts() -> None:
     first = (*parse_port_spec("3000"), *parse_port_spec("db:5432"))
     merged = merge_specs(first, (*parse_port_spec("8080:3000"), *parse_port_spec("5432")))
     assert [(spec.container_host, spec.container_port, spec.host_port) for spec in merged] == [

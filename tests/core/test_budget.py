@@ -32,13 +32,13 @@ def test_time_fills_it_up_to_the_burst_and_so_do_earnings() -> None:
     assert budget.spend(10, 1000.0) == 1.0
 
 
-def test_at_its_rate_it_goes_on_for_ever() -> None:
+def test_work_at_the_rate_goes_on_for_ever() -> None:
     budget = Budget(FAILING, 0.0)
     for second in range(1, 1000):
         assert budget.spend(10, float(second)) == 0.0
 
 
-def test_in_debt_for_too_long_is_a_failure_that_says_of_what() -> None:
+def test_debt_for_too_long_is_a_failure_that_says_of_what() -> None:
     budget = Budget(FAILING, 0.0)
     now_s = 0.0
     with pytest.raises(OverBudgetError, match="sends things without end: more than 10 a second for 5 s"):
@@ -47,7 +47,7 @@ def test_in_debt_for_too_long_is_a_failure_that_says_of_what() -> None:
     assert 5 < now_s < 8 + 100 / 10
 
 
-def test_so_is_a_debt_that_takes_longer_than_that_to_rest() -> None:
+def test_debt_larger_than_the_patience_is_a_failure() -> None:
     with pytest.raises(OverBudgetError):
         Budget(FAILING, 0.0).spend(100 + 51, 0.0)
 
@@ -60,7 +60,7 @@ def test_a_peak_that_is_over_is_forgotten() -> None:
     assert budget.spend(1, 20 * 30.0) == 0.0
 
 
-def test_without_patience_to_lose_nobody_fails() -> None:
+def test_budget_without_a_patience_never_fails() -> None:
     budget = Budget(SLOWED, 0.0)
     assert budget.limit.patience_s == math.inf
     assert budget.spend(1_000_000, 0.0) == pytest.approx(99_990)

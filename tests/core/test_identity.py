@@ -93,7 +93,7 @@ def test_no_image_can_hold_its_own_id() -> None:
     ("wanted", "answer"),
     [({}, True), ({"a": "1"}, True), ({"a": None}, True), ({"a": "2"}, False), ({"a": None, "b": None}, False)],
 )
-def test_carries(wanted: dict[str, str | None], answer: bool) -> None:
+def test_labels_are_carried_or_not(wanted: dict[str, str | None], answer: bool) -> None:
     assert carries({"a": "1"}, wanted) is answer
 
 
@@ -121,7 +121,7 @@ def test_networks_by_id_and_volumes_by_name() -> None:
     assert (info.networks, info.volumes) == (("n1", "old"), ("data",))
 
 
-def test_what_compose_run_has_started_has_an_identity_of_its_own() -> None:
+def test_container_of_compose_run_has_an_identity_of_its_own() -> None:
     labels = {**MADE, FOLDER: "/shop"}
     service = ContainerInfo("1", "shop-web-2", "running", labels)
     run = ContainerInfo("2", "shop-web-run-1f", "running", {**labels, f"{PREFIX}oneoff": "True"})
@@ -139,11 +139,11 @@ def test_what_compose_run_has_started_has_an_identity_of_its_own() -> None:
         *((state, "stopped") for state in ("exited", "created", "dead", "stopped", "configured", "unknown", "")),
     ],
 )
-def test_holder(state: str | None, holder: str) -> None:
+def test_holder_by_the_state_of_its_container(state: str | None, holder: str) -> None:
     assert holder_of(state) == holder
 
 
-def test_who_takes_over() -> None:
+def test_session_is_taken_over_by_the_right_container() -> None:
     def allowed(**how: bool) -> list[str]:
         return [holder for holder in ("gone", "stopped", "running") if takes_over(holder, **how)]  # type: ignore[arg-type]
 
@@ -161,7 +161,7 @@ def test_who_takes_over() -> None:
         ({}, "web is known as web already"),
     ],
 )
-def test_who_has_it_in_words(labels: dict[str, str], words: str) -> None:
+def test_holder_is_named_in_an_error(labels: dict[str, str], words: str) -> None:
     info = ContainerInfo("c0ffee", "web", "running", labels)
     assert held_by(bare_record(info, ENDPOINT, CommandContext(), target="web")) == words
 
@@ -274,7 +274,7 @@ def test_events_are_read_up_to_a_length(piece: int) -> None:
     assert db.labels == {"name": "db", "b": "2"}
 
 
-def test_lines_cost_what_they_are_long() -> None:
+def test_cost_of_event_lines_is_linear() -> None:
     """Nothing of a line that is too long is kept, nor read twice."""
     lengths: list[int] = []
 
@@ -300,7 +300,7 @@ def test_labels_of_a_container_are_kept_up_to_a_length() -> None:
 
 @pytest.mark.parametrize("text", [".", "", "shop", "../shop", "/home/me/shop\0", "\0"])
 @pytest.mark.parametrize("key", FOLDERS)
-def test_what_is_no_folder_is_no_label(key: str, text: str) -> None:
+def test_label_that_is_not_a_folder_is_ignored(key: str, text: str) -> None:
     assert own_labels({key: text}, {}) == {}
     assert own_labels({key: "/home/me/shop"}, {}) == {key: "/home/me/shop"}
 

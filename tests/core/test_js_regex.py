@@ -88,7 +88,7 @@ LONG = "a" * (MAX_SUBJECT_LENGTH - 1) + "!"
         ("(?:a{1e<2})", "b", False),
     ],
 )
-def test_it_means_what_javascript_means(source: str, text: str, found: bool) -> None:
+def test_expression_means_what_javascript_means(source: str, text: str, found: bool) -> None:
     if source == r"(a)\10":
         # JavaScript reads an octal number here, for the web's sake; nobody means it.
         with pytest.raises(ExpressionError, match="no group 10"):
@@ -136,7 +136,7 @@ def test_it_means_what_javascript_means(source: str, text: str, found: bool) -> 
         ("a{1025}" * 5, "too large"),
     ],
 )
-def test_what_is_none_is_named(source: str, problem: str) -> None:
+def test_invalid_expression_is_named_with_its_fault(source: str, problem: str) -> None:
     if source == "(?<a>x)(?<a>y)":
         # A fault in JavaScript; the library has no quarrel with it, and neither need we.
         assert Expression(source).is_in("xy")
@@ -156,11 +156,11 @@ def test_what_is_none_is_named(source: str, problem: str) -> None:
         r"\w" * (MAX_EXPRESSION_LENGTH // 2),
     ],
 )
-def test_one_that_repeats_as_real_ones_do_is_taken(source: str) -> None:
+def test_expression_with_ordinary_repeats_is_taken(source: str) -> None:
     Expression(source)
 
 
-def test_what_one_configuration_compiles_is_bounded_together() -> None:
+def test_expressions_of_one_configuration_are_bounded_together() -> None:
     """64 that are each allowed would otherwise take half a second without the GIL."""
     budget = Budget()
     large = "(a?){500}"
@@ -186,7 +186,7 @@ def test_options_that_are_made_have_their_expressions_compiled() -> None:
     assert r"only\x20here" in js_regex._PATTERNS._kept
 
 
-def test_what_was_searched_goes_with_the_options() -> None:
+def test_cache_of_searches_goes_with_the_options() -> None:
     """A container may write others every two seconds, and name its processes as it likes: 1 MB each time."""
     before = SessionOptions(exclude_processes=("one",), include_processes=("both",))
     after = SessionOptions(exclude_processes=("other",), include_processes=("both",))
@@ -210,7 +210,7 @@ def test_lists_of_expressions_that_are_kept_are_bounded() -> None:
     assert compiled(("first of many",)) is not first
 
 
-def test_what_is_kept_compiled_is_bounded_and_compiled_again_when_it_is_used() -> None:
+def test_cache_of_compiled_expressions_is_bounded() -> None:
     first = Expression("first")
     for number in range(60):
         Expression(f"(a?){{500}}{number}")
@@ -228,7 +228,9 @@ def test_the_library_keeps_nothing_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("source", ["(a+)+$", "(a|a)*$", "(?:a|aa)+$", "(?=(a+)+b)", r"(\w+\s?)+$"])
-def test_one_that_does_not_end_is_switched_off_and_said_once(source: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_expression_that_does_not_end_is_switched_off_and_said_once(
+    source: str, caplog: pytest.LogCaptureFixture
+) -> None:
     expression = Expression(source)
     with caplog.at_level(logging.WARNING):
         began_s = time.thread_time()
@@ -313,7 +315,7 @@ def test_a_text_is_searched_once_only() -> None:
     assert expression.fault is None
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_of_searches_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(js_regex, "MAX_REMEMBERED", 3)
     expression = Expression("7")
     assert [expression.is_in(str(n)) for n in range(10)] == [n == 7 for n in range(10)]
@@ -324,7 +326,7 @@ def test_only_the_beginning_of_a_text_counts() -> None:
     assert not Expression("z").is_in("a" * MAX_SUBJECT_LENGTH + "z")
 
 
-def test_equal_by_source() -> None:
+def test_expressions_are_equal_by_source() -> None:
     assert Expression("a") == Expression("a")
     assert len({Expression("a"), Expression("a"), Expression("b")}) == 2
     assert Expression("a") != "a"
@@ -336,7 +338,7 @@ PIECES = st.lists(
 
 
 @given(PIECES.map("".join) | st.text(max_size=60))
-def test_whatever_is_written_compiles_or_is_refused(source: str) -> None:
+def test_any_text_compiles_or_is_refused(source: str) -> None:
     try:
         translated = translate(source)
     except ExpressionError:

@@ -128,7 +128,7 @@ def test_range_with_local_ports_is_pinned_port_by_port() -> None:
         ("a" * 400 + ":80", "longer than 300 characters"),
     ],
 )
-def test_refused_with_the_spec_the_reason_and_the_grammar_on_one_line(text: str, reason: str) -> None:
+def test_malformed_spec_is_refused_on_one_line_with_reason_and_grammar(text: str, reason: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_port_spec(text)
     message = str(caught.value)
@@ -145,7 +145,7 @@ hosts = st.from_regex(r"\A[a-z][a-z0-9_-]{0,20}[a-z0-9]\Z").filter(lambda h: h !
 
 
 @given(local=st.none() | ports, host=st.none() | hosts, remote=ports, transport=transports)
-def test_what_is_written_is_what_is_read(local: int | None, host: str | None, remote: int, transport: str) -> None:
+def test_written_spec_is_read_back_the_same(local: int | None, host: str | None, remote: int, transport: str) -> None:
     text = ":".join(str(part) for part in (local, host, remote) if part is not None) + f"/{transport}"
     (spec,) = parse_port_spec(text)
     assert (spec.host_port, spec.container_host, spec.container_port, spec.transport) == (

@@ -102,7 +102,7 @@ def test_settings_survive_the_registry() -> None:
         ({"notify": "yes"}, ("notify",), "neither true nor false"),
     ],
 )
-def test_what_is_not_valid_is_named_with_its_key(table: object, path: tuple[str, ...], words: str) -> None:
+def test_invalid_setting_is_named_with_its_key(table: object, path: tuple[str, ...], words: str) -> None:
     with pytest.raises(SettingError) as caught:
         parse_settings(table)
     assert caught.value.path == path
@@ -125,7 +125,7 @@ values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(list(KEYS)), values, max_size=4))
-def test_whatever_is_in_a_file_is_settings_or_an_error_with_a_place(table: dict[str, Any]) -> None:
+def test_any_file_is_settings_or_an_error_with_a_place(table: dict[str, Any]) -> None:
     try:
         settings = parse_settings(table)
     except SettingError as error:
@@ -148,7 +148,7 @@ def test_each_key_is_of_the_first_layer_that_sets_it() -> None:
     assert layered() == NO_SETTINGS
 
 
-def test_what_is_switched_off_above_is_not_switched_on_below() -> None:
+def test_switch_that_is_off_in_a_higher_layer_stays_off() -> None:
     """False and an empty list are settings too."""
     above = Settings(notify=False, exclude=PortFilter(), forwards=())
     assert layered(above, PARSED).notify is False

@@ -50,7 +50,7 @@ def test_the_end_can_come_in_every_state_and_is_final(table: Transitions[Any], s
 
 
 @each_table
-def test_what_the_table_does_not_have_is_a_fault(table: Transitions[Any], states: list[Any], last: Any) -> None:
+def test_transition_outside_the_table_is_an_error(table: Transitions[Any], states: list[Any], last: Any) -> None:
     for before, after in itertools.product(states, states):
         if after in table.table[before] or after == before:
             assert table.to(before, after) is after

@@ -353,7 +353,7 @@ def test_a_window_of_small_pieces_is_held_in_little_more_than_its_bytes(plane: P
     assert held_bytes(rig.end.outbox._chunks) < WINDOW_BYTES * 1.1
 
 
-def test_so_is_what_a_client_sends_in_small_pieces(plane: Plane) -> None:
+def test_bytes_of_a_client_in_small_pieces_take_little_more_than_their_size(plane: Plane) -> None:
     rig = Rig(plane, Flood(b"", trunk=False), on_trunk=False)
     channel = rig.carrier._add(2, cast(Any, End()), 0, datagrams=False)
     for number in range(100_000):

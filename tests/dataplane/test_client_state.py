@@ -60,7 +60,7 @@ def test_reset_shows_without_reading(pair: tuple[socket.socket, socket.socket]) 
     assert closed_peers([served]) == set()
 
 
-def test_each_is_judged_by_itself(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_clients_are_judged_one_by_one(pair: tuple[socket.socket, socket.socket]) -> None:
     client, served = pair
     with socket.create_server(("127.0.0.1", 0)) as listener:
         other = socket.create_connection(listener.getsockname())

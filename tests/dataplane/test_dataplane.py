@@ -84,7 +84,7 @@ def test_server_closed_as_seen_from_elsewhere_ends_stdin(here: Rig) -> None:
     assert read_all(client) == b""
 
 
-def test_what_the_client_sent_before_the_server_ended_still_arrives(here: Rig) -> None:
+def test_bytes_sent_before_the_server_ended_still_arrive(here: Rig) -> None:
     client, far = here.relay()
     fill(client, os.urandom(1 << 20))
     taken = here.counters().bytes_in
@@ -229,7 +229,7 @@ def test_client_that_sends_while_its_answer_waits_costs_no_cpu_and_is_not_stuck(
 # -- refusals and resets ---------------------------------------------------------------------------
 
 
-def test_no_stream_is_a_reset_with_a_reason(here: Rig) -> None:
+def test_missing_stream_is_a_reset_with_a_reason(here: Rig) -> None:
     client = here.connect()
     here.plane.submit(StreamFailed(here.expect(StreamWanted).relay_id, "no such container"))
     with pytest.raises(ConnectionResetError):
@@ -425,7 +425,7 @@ def test_accepting_rests_when_descriptors_run_out(here: Rig, monkeypatch: pytest
         done.result(TIMEOUT_S)
 
 
-def test_nobody_waits_for_ever_for_a_plane_that_has_stopped() -> None:
+def test_requests_to_a_stopped_plane_end() -> None:
     with rig() as here:
         client, far = here.relay()
         far.stdout(b"x")

@@ -214,7 +214,7 @@ def test_more_streams_than_may_move_stay_on_the_mux_and_are_whole(direct: Direct
 
 
 @pytest.mark.parametrize("address", [None, "192.0.2.1", "2001:db8::1"])
-def test_where_there_is_no_way_the_mux_carries_everything(binary: Path, address: str | None) -> None:
+def test_mux_carries_everything_where_there_is_no_direct_path(binary: Path, address: str | None) -> None:
     """No address; one that is not the agent's own, on which it cannot listen."""
     with rig() as one:
         path = Direct(one, binary, address)
@@ -276,7 +276,7 @@ def test_drops_of_either_end_at_random_moments(direct: Direct) -> None:
 
 
 @pytest.mark.parametrize("answer", [bytes(PROOF_BYTES), b"HTTP/1.1 400 Bad Request\r\n\r\n....", b"short", b""])
-def test_who_does_not_know_the_secret_gets_no_stream(answer: bytes) -> None:
+def test_client_without_the_secret_gets_no_stream(answer: bytes) -> None:
     with rig() as one, socket.create_server(("127.0.0.1", 0)) as stranger:
         stranger.settimeout(TIMEOUT_S)
         agent = PlayedAgent(one, "127.0.0.1")
@@ -349,7 +349,7 @@ def test_a_way_that_was_not_there_is_found_when_it_is(
 
 
 @pytest.mark.parametrize("lie", [wire.encode_move(1), wire.encode_listening(4000)], ids=["move", "listening"])
-def test_an_agent_that_does_what_nobody_asked_for_loses_its_session_alone(lie: bytes) -> None:
+def test_agent_with_unrequested_frames_loses_its_session_alone(lie: bytes) -> None:
     with rig() as one:
         agent = PlayedAgent(one, None)
         client = one.connect()

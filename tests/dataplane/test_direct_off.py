@@ -137,7 +137,7 @@ def test_trunk_that_still_has_connections_is_taken_up_again(direct: Direct) -> N
     talk(held)
 
 
-def test_off_from_the_start_and_the_first_connection_is_remembered(binary: Path) -> None:
+def test_direct_path_allowed_later_carries_the_next_connection(binary: Path) -> None:
     """The engine may say later than the first client comes that the path may be used: no second client is needed."""
     with rig() as one:
         path = Direct(one, binary, None)

@@ -23,7 +23,7 @@ def here() -> Iterator[Rig]:
 # -- no server -------------------------------------------------------------------------------------
 
 
-def test_refused_is_a_reset_with_the_tools_reason(here: Rig) -> None:
+def test_refusal_is_a_reset_with_the_tools_reason(here: Rig) -> None:
     client = here.connect()
     far = here.stream()
     far.failed()
@@ -63,7 +63,7 @@ def test_engines_word_in_the_servers_place_is_not_the_servers(here: Rig) -> None
     assert here.expect(RelayEnded) == RelayEnded(FORWARD, far.relay_id, True, reason)
 
 
-def test_what_the_server_says_may_overtake_the_process(here: Rig) -> None:
+def test_bytes_of_the_server_may_overtake_the_process(here: Rig) -> None:
     client = here.connect()
     far = here.stream()
     far.stdout(b"220 ready")
@@ -73,7 +73,7 @@ def test_what_the_server_says_may_overtake_the_process(here: Rig) -> None:
     assert read_all(client) == b"220 ready, go on"
 
 
-def test_frame_that_is_none_ends_this_relay_only(here: Rig) -> None:
+def test_malformed_frame_ends_its_relay_only(here: Rig) -> None:
     other, other_far = here.relay()
     client, far = here.relay()
     far.sock.sendall(b"HTTP/1.1 500 oh")
@@ -256,7 +256,7 @@ def test_process_without_a_pid_is_let_go_of(here: Rig, monkeypatch: pytest.Monke
     assert not here.has(KillWanted)
 
 
-def test_words_that_come_late_move_nothing(here: Rig) -> None:
+def test_output_of_the_tool_after_an_abort_is_ignored(here: Rig) -> None:
     """After the abort the process may still talk: its output goes nowhere, and its end is quiet."""
     client, far = here.relay()
     reset(client)

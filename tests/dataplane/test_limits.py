@@ -74,7 +74,7 @@ async def test_a_lane_with_processes_has_a_limit_of_them(world: Any, monkeypatch
 
 
 @closing
-async def test_that_accepting_rests_is_in_the_list(world: Any) -> None:
+async def test_pause_of_accepting_is_in_the_list(world: Any) -> None:
     one, port = world(), free_port()
     await one.begin(port)
     [forward_id] = one.session.forwarder.forward_ids

@@ -40,7 +40,7 @@ def channel(*, datagrams: bool = False) -> tuple[MuxStream, FakeEnds]:
     return MuxStream(cast(Mux, ends), 1, cast(Any, ends), frames.MIN_WINDOW, datagrams=datagrams), ends
 
 
-def test_a_window_is_taken_and_with_what_the_client_took_so_much_more() -> None:
+def test_window_grows_by_what_the_client_took() -> None:
     stream, ends = channel()
     stream.take_data(bytes(WINDOW_BYTES), last=True)
     stream.consumed(CREDIT_STEP_BYTES)
@@ -76,7 +76,7 @@ def test_data_after_the_end_is_a_violation() -> None:
         stream.take_eof()
 
 
-def test_no_bytes_are_a_datagram_and_no_data() -> None:
+def test_empty_data_is_a_datagram_and_a_stream_error() -> None:
     stream, ends = channel(datagrams=True)
     stream.take_data(b"", last=True)
     assert ends.received == 0
@@ -134,7 +134,7 @@ def test_an_answer_that_comes_again_and_again_is_judged_once() -> None:
     assert len(asked) == 4 and asked[2] != asked[0]
 
 
-def test_words_without_end_are_not_all_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_flood_of_agent_messages_is_not_all_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Who writes into the agent's stderr as fast as he can had the supervisor grow by 40 MB a second."""
     caplog.set_level("INFO")
     nobody = cast(Any, None)

@@ -17,7 +17,7 @@ from tests.support.plane_rig import TIMEOUT_S, read_all, rig
 pytestmark = pytest.mark.local
 
 
-def test_what_the_kernel_still_holds_survives_an_orderly_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_in_the_kernel_survive_an_orderly_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client's socket resets when it is closed, until the server has ended in order: then nothing may be thrown away."""
     monkeypatch.setattr(write_buffer, "LINGER_S", 0.05)
     with rig() as here:

@@ -27,7 +27,7 @@ def agent() -> Iterator[PlayedAgent]:
         yield PlayedAgent(one, None)
 
 
-def test_while_the_engine_says_paused_silence_is_no_loss(agent: PlayedAgent) -> None:
+def test_silence_of_a_paused_container_is_no_loss(agent: PlayedAgent) -> None:
     client = agent.rig.connect()
     client.sendall(b"before")
     stream = agent.expect(frames.Data).stream

@@ -177,7 +177,7 @@ def test_a_thousand_connections_leave_the_exec_stream_alone(direct: Direct) -> N
     eventually(lambda: direct.rig.counters().active == 1, "the relays' ends")
 
 
-def test_without_an_address_there_is_none(binary: Path) -> None:
+def test_container_without_an_address_has_no_trunk(binary: Path) -> None:
     with rig() as one:
         path = Direct(one, binary, None)
         before = path.agent_fds()
@@ -189,7 +189,7 @@ def test_without_an_address_there_is_none(binary: Path) -> None:
         path.close()
 
 
-def test_half_closed_both_ways(direct: Direct) -> None:
+def test_half_close_on_the_trunk_both_ways(direct: Direct) -> None:
     bring_up(direct)
     client, served = direct.pair()
     data = pattern(4 << 20)
@@ -208,7 +208,7 @@ def test_half_closed_both_ways(direct: Direct) -> None:
     assert read_all(served) == b"and I"
 
 
-def test_a_reset_is_one_at_the_other_end(direct: Direct) -> None:
+def test_reset_on_the_trunk_arrives_as_a_reset(direct: Direct) -> None:
     bring_up(direct)
     for near, far in (direct.pair(), direct.pair()[::-1]):
         talk((near, far))
@@ -217,7 +217,7 @@ def test_a_reset_is_one_at_the_other_end(direct: Direct) -> None:
             read_all(far)
 
 
-def test_bulk_moves_from_it_to_a_connection_of_its_own_and_is_whole(direct: Direct) -> None:
+def test_bulk_moves_from_the_trunk_to_a_connection_of_its_own(direct: Direct) -> None:
     bring_up(direct)
     client, served = direct.pair()
     before = direct.agent_fds()
@@ -246,7 +246,7 @@ def exactly_large(sock: socket.socket, size: int) -> bytes:
     return b"".join(parts)
 
 
-def test_what_is_too_long_to_be_signed_goes_over_the_exec_stream(direct: Direct) -> None:
+def test_open_too_long_to_be_signed_goes_over_the_exec_stream(direct: Direct) -> None:
     bring_up(direct)
     port = direct.server.getsockname()[1]
     short = (DialAddress("127.0.0.1", port),)
@@ -276,7 +276,7 @@ def test_numbers_that_begin_anew_go_over_the_exec_stream(direct: Direct) -> None
 
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
-def test_one_that_is_cut_resets_its_connections_and_another_comes(direct: Direct, between: Between, how: str) -> None:
+def test_trunk_that_is_cut_resets_its_connections_and_another_comes(direct: Direct, between: Between, how: str) -> None:
     """Half an answer must not look whole."""
     stays = bring_up(direct)
     before = trunk_of(direct)
@@ -326,7 +326,7 @@ def pour(sock: socket.socket) -> None:
             sock.sendall(bytes(1 << 16))
 
 
-def test_one_that_leads_nowhere_is_found(direct: Direct, between: Between, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trunk_that_leads_nowhere_is_found(direct: Direct, between: Between, monkeypatch: pytest.MonkeyPatch) -> None:
     stays = bring_up(direct)
     pair = direct.pair()
     talk(pair)
@@ -339,7 +339,7 @@ def test_one_that_leads_nowhere_is_found(direct: Direct, between: Between, monke
     talk(direct.pair())
 
 
-def test_an_agent_that_stands_still_keeps_it(direct: Direct, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trunk_of_a_stopped_agent_is_kept(direct: Direct, monkeypatch: pytest.MonkeyPatch) -> None:
     """A paused container: nothing comes on either path. And one where nothing is said at all stays, too."""
     monkeypatch.setattr(trunk, "UNANSWERED_S", 0.1)
     monkeypatch.setattr(trunk, "GRACE_S", 0.4)
@@ -369,7 +369,9 @@ def test_an_agent_that_stands_still_keeps_it(direct: Direct, monkeypatch: pytest
     ],
     ids=["HTTP", "hello", "ping", "snapshot", "two ends", "move"],
 )
-def test_who_says_something_else_on_it_gets_no_second_one(direct: Direct, between: Between, lie: bytes) -> None:
+def test_agent_that_breaks_the_trunks_protocol_gets_no_second_trunk(
+    direct: Direct, between: Between, lie: bytes
+) -> None:
     stays = bring_up(direct)
     client, served = direct.pair()
     talk((client, served))

@@ -245,7 +245,7 @@ def test_a_container_that_opens_port_after_port_does_not_open_window_after_windo
 
 
 @in_loop
-async def test_what_a_restored_session_finds_is_not_new() -> None:
+async def test_servers_of_a_restored_session_are_not_new() -> None:
     rig = Rig()
     rig.actions.restore(rig.session)
     rig.event("forwarded", 3000)

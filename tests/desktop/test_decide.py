@@ -89,7 +89,7 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("why", "event", "situation", "action"), TABLE)
-def test_table(why: str, event: dict[str, Any], situation: dict[str, Any], action: str) -> None:
+def test_table_of_actions(why: str, event: dict[str, Any], situation: dict[str, Any], action: str) -> None:
     decision = decide(replace(EVENT, **event), replace(HERE, **situation))
     assert decision.action == action, why
     assert (decision.url == URL) == (action == "open")
@@ -212,7 +212,7 @@ def test_a_server_that_is_back_is_told_by_time_and_command(
 
 
 @pytest.mark.parametrize("value", ["notify", "openBrowser", "openBrowserOnce"])
-def test_nothing_is_done_for_a_server_that_is_back(value: str) -> None:
+def test_server_that_is_back_has_no_action(value: str) -> None:
     event = replace(EVENT, on_auto_forward=value)
     assert decide(event, HERE).action != "nothing"
     assert decide(event, replace(HERE, back=True)) == Decision("nothing", "its server was restarted")

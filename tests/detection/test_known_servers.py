@@ -138,7 +138,7 @@ CHOSEN_PORTS = [
 
 
 @pytest.mark.parametrize(("name", "command_line"), PRIVATE_PORTS)
-def test_what_tools_open_for_themselves(name: str, command_line: str) -> None:
+def test_ports_that_tools_open_for_themselves_are_known(name: str, command_line: str) -> None:
     assert name in (why(40123, command_line) or "")
     assert why(40123, command_line, by_default=False) is None
 
@@ -158,7 +158,7 @@ def test_a_port_that_somebody_has_chosen_is_no_tools_own(port: int, command_line
         (36459, "python3 -m debugpy.adapter", False),
     ],
 )
-def test_what_a_debugger_may_have_opened_for_a_moment(port: int, command_line: str, is_brief: bool) -> None:
+def test_ports_that_a_debugger_opens_for_a_moment_are_known(port: int, command_line: str, is_brief: bool) -> None:
     assert may_be_brief(ForwardKey("tcp", None, port), command_line) is is_brief
 
 
@@ -172,7 +172,7 @@ def test_what_a_debugger_may_have_opened_for_a_moment(port: int, command_line: s
         ("python3 app.py -m autoforward.supervisor", False),
     ],
 )
-def test_what_supervisors_of_autoforward_forward_is_not_forwarded_again(command_line: str, is_ours: bool) -> None:
+def test_forwards_of_other_supervisors_are_not_forwarded_again(command_line: str, is_ours: bool) -> None:
     assert (why(3000, command_line, by_default=False) is not None) is is_ours
 
 
@@ -250,5 +250,7 @@ def test_debuggers_ports() -> None:
         (None, None, None, None),
     ],
 )
-def test_what_does_not_speak_http(port: int | None, process: str | None, label: str | None, spoken: str | None) -> None:
+def test_known_servers_without_http(
+    port: int | None, process: str | None, label: str | None, spoken: str | None
+) -> None:
     assert not_http(port, process, label) == spoken

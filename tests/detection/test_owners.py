@@ -34,7 +34,7 @@ def test_a_port_is_not_there_until_its_socket_was_named() -> None:
     assert known(book) == {WEB: "node server.js"}
 
 
-def test_who_is_not_to_be_found_is_none_and_no_guess() -> None:
+def test_unknown_owner_is_null_and_no_guess() -> None:
     book = ProcessBook()
     book.see([row(3000, 7), row(4000, 0)])
     assert book.note(7, 0, b"")
@@ -57,7 +57,7 @@ def test_names_for_nothing_are_bounded() -> None:
     assert len(book.by_port()) == MAX_EARLY
 
 
-def test_what_is_gone_is_forgotten() -> None:
+def test_closed_port_is_forgotten() -> None:
     book = ProcessBook()
     book.see([row(3000, 7)])
     book.note(7, 12, b"node")
@@ -77,7 +77,7 @@ def test_another_server_on_the_port_is_named_anew() -> None:
     assert known(book) == {WEB: "deno"}
 
 
-def test_the_same_again_is_no_news() -> None:
+def test_unchanged_owner_is_no_change() -> None:
     book = ProcessBook()
     book.see([row(3000, 7)])
     assert [book.note(7, 12, b"node"), book.note(7, 12, b"node"), book.note(7, 12, b"deno")] == [True, False, True]
@@ -119,7 +119,7 @@ def test_command_lines(raw: bytes, process: ServerProcess | None) -> None:
 
 
 @given(st.binary(max_size=3000))
-def test_whatever_a_process_calls_itself_is_bounded_text(raw: bytes) -> None:
+def test_name_of_a_process_is_bounded_text(raw: bytes) -> None:
     process = parse_process(raw)
     assert process is None or (
         process.command_line.isprintable()

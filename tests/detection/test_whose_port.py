@@ -132,7 +132,7 @@ def test_the_restart_of_a_container_without_a_session_is_seen_by_who_uses_its_ne
 
 
 @pytest.mark.parametrize("lane", ["agent", "socat"])
-def test_in_its_own_container_it_forwards_nothing(
+def test_supervisor_in_its_own_container_forwards_nothing(
     container: ContainerFactory, run: Runner, home: Path, lane: str
 ) -> None:
     """autoforward in a dev container that has the engine's socket, attached to that container: its listeners are in it."""

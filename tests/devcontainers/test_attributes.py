@@ -32,7 +32,7 @@ def rules_of(ports: object, others: object = None) -> AttributeRules:
     return rules
 
 
-def test_nothing_said_means_notify_and_nothing_else() -> None:
+def test_port_without_attributes_means_notify_and_nothing_else() -> None:
     assert AttributeRules().resolve(own(3000)) == PortAttributes()
     assert PortAttributes().on_auto_forward == "notify"
 
@@ -117,7 +117,7 @@ def test_https_ports(key: ForwardKey, expected: str | None) -> None:
     assert AttributeRules().resolve(key).protocol == expected
 
 
-def test_what_is_said_beats_the_https_default() -> None:
+def test_attributes_override_the_https_default() -> None:
     assert rules_of({"8443": {"protocol": "http"}}).resolve(own(8443)).protocol == "http"
 
 
@@ -150,7 +150,7 @@ def test_what_is_said_beats_the_https_default() -> None:
         (None, {"label": 1}, "f: otherPortsAttributes: label '1' is not text"),
     ],
 )
-def test_what_is_not_valid_is_named_and_left_out(ports: object, others: object, warning: str) -> None:
+def test_invalid_attributes_are_named_and_left_out(ports: object, others: object, warning: str) -> None:
     rules, warnings = parse_attributes(ports, others, "f")
     assert len(warnings) == 1
     assert warning in warnings[0]

@@ -83,7 +83,7 @@ def test_bad_files(tmp_path: Path) -> None:
         ([], None),
     ],
 )
-def test_where_the_file_is_found(tmp_path: Path, files: list[str], found: str | None) -> None:
+def test_file_is_found_in_the_places_of_the_specification(tmp_path: Path, files: list[str], found: str | None) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
@@ -147,7 +147,7 @@ def test_declared_ports(config: dict[str, Any], expected: list[object]) -> None:
         ({"portsAttributes": {"1": {"label": 1}}}, [], "f: portsAttributes '1': label '1' is not text"),
     ],
 )
-def test_what_is_not_valid_is_named_and_left_out(config: dict[str, Any], left: list[object], warning: str) -> None:
+def test_invalid_values_are_named_and_left_out(config: dict[str, Any], left: list[object], warning: str) -> None:
     ports, warnings = declared(config)
     assert ports == left
     assert len(warnings) == 1
@@ -239,7 +239,7 @@ def test_a_container_has_its_label_and_its_file(tmp_path: Path) -> None:
     assert shutdown_action(merged) == "none"
 
 
-def test_without_its_file_the_label_is_what_there_is(tmp_path: Path) -> None:
+def test_label_alone_counts_where_the_file_is_missing(tmp_path: Path) -> None:
     configuration = asked_for(labelled(tmp_path, {"forwardPorts": [3000]}))
     assert [spec.container_port for spec in configuration.declared] == [3000]
     merged, place, _ = merged_for_container(labelled(tmp_path, {"forwardPorts": [0]}))
@@ -253,7 +253,7 @@ def test_a_file_that_moved_is_found_in_the_workspace(tmp_path: Path) -> None:
     assert [spec.container_port for spec in configuration.declared] == [4000]
 
 
-def test_what_the_caller_names_wins_over_labels(tmp_path: Path) -> None:
+def test_file_named_by_the_caller_wins_over_labels(tmp_path: Path) -> None:
     (tmp_path / ".devcontainer.json").write_text('{"forwardPorts": [4000]}')
     (tmp_path / "mine.json").write_text('{"forwardPorts": [5000]}')
     configuration = asked_for(labelled(tmp_path, []), str(tmp_path), str(tmp_path / "mine.json"))
@@ -318,5 +318,5 @@ def test_features_in_folders_say_what_they_want_in_ports(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("features", [None, [], "x", {}])
-def test_without_features_there_are_none(features: object, tmp_path: Path) -> None:
+def test_folder_without_features_has_none(features: object, tmp_path: Path) -> None:
     assert read_local_features({"features": features}, tmp_path / "devcontainer.json") == ()

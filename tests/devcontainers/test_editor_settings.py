@@ -59,7 +59,7 @@ def test_switches(config: Any, settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("source", ["devcontainer.json", "label"])
-def test_they_count_from_a_file_and_from_a_feature(source: str, tmp_path: Path) -> None:
+def test_editor_settings_count_from_a_file_and_from_a_feature(source: str, tmp_path: Path) -> None:
     """Seen: `remote.otherPortsAttributes` and `remote.autoForwardPorts`, as dotnet/aspire has them, were not read."""
     scene = Scene(tmp_path)
     scene.say(source, editor(otherPortsAttributes={"onAutoForward": "ignore"}, autoForwardPorts=False))

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.unit
         ({"${localEnv:P}": {"label": "${localEnv:L:web}"}}, {"8080": {"label": "web"}}),
     ],
 )
-def test_what_stands_for_what(value: Any, expected: Any) -> None:
+def test_variables_and_their_values(value: Any, expected: Any) -> None:
     assert substituted(value, {"P": "8080"}) == expected
 
 
@@ -43,7 +43,7 @@ def test_names_of_keys_and_values() -> None:
     }
 
 
-def test_only_what_is_said_of_ports_is_kept_and_counts_after_a_reload(tmp_path: Path) -> None:
+def test_variables_of_ports_alone_are_kept_and_count_after_a_reload(tmp_path: Path) -> None:
     file = tmp_path / "devcontainer.json"
     file.write_text(
         json.dumps(
@@ -118,7 +118,7 @@ def read(folder: Path, config: dict[str, Any], environ: dict[str, str] | None, s
     return configure(replace(EMPTY, sources=sources), read_sources(sources, environ))[0]
 
 
-def test_they_count_wherever_the_configuration_speaks_of_ports(tmp_path: Path) -> None:
+def test_variables_count_wherever_the_configuration_speaks_of_ports(tmp_path: Path) -> None:
     """Seen: not in `appPort`, and `${localWorkspaceFolderBasename}` stood as it is in labels."""
     config = {
         "appPort": ["${localEnv:HOST_PORT:18080}:8080", "${env:APP}"],
@@ -152,7 +152,7 @@ def test_they_count_wherever_the_configuration_speaks_of_ports(tmp_path: Path) -
     ],
     ids=str,
 )
-def test_what_has_no_value_here_is_left_out_and_said(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+def test_variable_without_a_value_is_left_out_and_said(tmp_path: Path, config: dict[str, Any], words: str) -> None:
     (tmp_path / "devcontainer.json").write_text(json.dumps(config))
     sources = ConfigSources(config_file=str(tmp_path / "devcontainer.json"))
     record, warnings = configure(replace(EMPTY, sources=sources), read_sources(sources, {}))

@@ -24,7 +24,7 @@ def commands(text: str) -> Iterator[tuple[str, str]]:
             yield command, printed
 
 
-def test_what_is_typed_prints_what_the_page_shows(container: ContainerFactory, run: Runner) -> None:
+def test_console_blocks_print_what_the_page_shows(container: ContainerFactory, run: Runner) -> None:
     app = container()
     server = app.start_server(port=free_port())
     text = PAGE.read_text(encoding="utf-8")

@@ -146,7 +146,9 @@ def test_another_job_after_one_that_ended(
     editor.wait_screen(lambda lines: shows(stays.port, "active")(lines) and lacks(goes.port)(lines))
 
 
-def test_what_on_auto_forward_says(neovim: NeovimFactory, container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_on_auto_forward_decides_what_neovim_shows(
+    neovim: NeovimFactory, container: ContainerFactory, run: Runner, home: Path
+) -> None:
     ports = {name: free_port() for name in ("notify", "silent", "openPreview", "openBrowser")}
     attributes = {str(port): {"onAutoForward": name, "label": f"my {name}"} for name, port in ports.items()}
     app = container(labels=dev_container_labels(new_folder(), portsAttributes=attributes))
@@ -210,7 +212,7 @@ def line_of(number: int, seq: int, **values: Any) -> bytes:
     return encode_line(event_of(number, seq, **values)).encode()
 
 
-def test_lines_that_are_none_and_lines_in_pieces(neovim: NeovimFactory, feed: Feed) -> None:
+def test_malformed_lines_and_lines_in_pieces_are_read(neovim: NeovimFactory, feed: Feed) -> None:
     editor = neovim(command=feed.command)
     editor.keys(":Ports<CR>")
     feed.write(b'hello\n\nPORT_EVENT: {\nPORT_EVENT: [1]\nPORT_EVENT: null\nPORT_EVENT: {"port":1}\n\x00\xff\r\n')

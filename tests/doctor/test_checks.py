@@ -316,7 +316,7 @@ BECOMES_ANYBODY = container_checks.SETUID | container_checks.SETGID
         (1000, 0, False, set(), "ok"),
     ],
 )
-def test_whether_it_can_be_seen_whose_a_port_is(
+def test_check_of_whether_owners_of_ports_can_be_seen(
     user: int, capabilities: int, with_agent: bool, others: set[int], status: str
 ) -> None:
     look = container_checks.OwnersLook(user, capabilities, frozenset(others))
@@ -373,7 +373,7 @@ def test_the_id_of_a_udp_port() -> None:
         (7001, "ok", "host port 7001 is free"),
     ],
 )
-def test_who_has_a_host_port(number: int, status: str, words: str) -> None:
+def test_owner_of_a_host_port_is_named(number: int, status: str, words: str) -> None:
     def row(local: int, port: int, name: str, state: str, reason: str | None = None) -> dict[str, object]:
         return {
             "localPort": local, "port": port, "containerName": name, "status": state, "reason": reason, "id": "fwd-1"

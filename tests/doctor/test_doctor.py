@@ -40,7 +40,7 @@ def snapshot(one: Container) -> tuple[list[str], str]:
     return [process.command for process in one.processes()], json.dumps(one.raw.diff(), sort_keys=True)
 
 
-def test_all_is_well_and_stays_as_it_was(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_doctor_finds_all_well_and_changes_nothing(container: ContainerFactory, run: Runner, home: Path) -> None:
     app = container("full")
     before = snapshot(app), sorted(home.iterdir()), home.stat().st_mode
     found = doctor(run, app.name, check=0)
@@ -65,7 +65,7 @@ def test_all_is_well_and_stays_as_it_was(container: ContainerFactory, run: Runne
     assert found["ports"]["status"] == "ok"
 
 
-def test_for_people(container: ContainerFactory, run: Runner) -> None:
+def test_doctor_prints_findings_and_ways_out(container: ContainerFactory, run: Runner) -> None:
     app = container("full")
     done = run("autoforward", "doctor", app.name, check=0, env={"PYTHONIOENCODING": "utf-8"})
     assert "✓ target           container " in done.stdout
@@ -147,7 +147,7 @@ def test_a_port_that_must_be_the_one_that_somebody_holds(container: ContainerFac
     assert [name for name, finding in found.items() if finding["status"] == "fail"] == [f"port-{held}"]
 
 
-def test_with_a_session_it_says_what_is_in_force(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_doctor_of_a_session_says_what_is_in_force(container: ContainerFactory, run: Runner, home: Path) -> None:
     port = free_port()
     labels = dev_container_labels(new_folder(), forwardPorts=[port])
     app, other = container(labels=labels), container(labels=labels)

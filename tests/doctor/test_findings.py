@@ -41,7 +41,7 @@ def test_the_report_of_a_container() -> None:
         (b"\xff\xfe" * 1000, None),
     ],
 )
-def test_a_report_that_is_short_or_none(report: bytes, has_ipv6: bool | None) -> None:
+def test_short_or_empty_report_is_read(report: bytes, has_ipv6: bool | None) -> None:
     assert parse_report(report)[1] is has_ipv6
 
 

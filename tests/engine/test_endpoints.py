@@ -75,7 +75,7 @@ def use(tmp_path: Path, name: str) -> None:
     (tmp_path / "home/.docker/config.json").write_text(json.dumps({"auths": {}, "currentContext": name}))
 
 
-def test_what_is_nearer_to_the_user_wins(environ: Environ, context: Callable[..., None], tmp_path: Path) -> None:
+def test_flag_wins_over_variable_and_context(environ: Environ, context: Callable[..., None], tmp_path: Path) -> None:
     for name in ("flagged", "named", "current"):
         context(name, f"unix:///{name}.sock")
     use(tmp_path, "current")
@@ -190,6 +190,6 @@ def test_default_by_name_is_what_there_is_without_contexts(environ: Environ, tmp
 
 
 @pytest.mark.parametrize("host", ["tcp://[x", "ssh://a]b", "tcp://h\x1b[2J]"])
-def test_what_is_no_url_is_an_error_that_names_it(host: str) -> None:
+def test_invalid_url_is_an_error_that_names_it(host: str) -> None:
     with pytest.raises(UsageError, match="is not an engine's URL"):
         resolve_endpoint(host, None, {})

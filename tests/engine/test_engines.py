@@ -76,7 +76,7 @@ def test_the_engine_and_its_origin_are_told(attached: Attached, reached: Reached
     assert session["engine_source"] in finding["text"]
 
 
-def test_nothing_stays_behind_a_killed_supervisor(attached: Attached, engine_home: Path) -> None:
+def test_killed_supervisor_leaves_nothing_on_any_engine(attached: Attached, engine_home: Path) -> None:
     """Neither in the container nor here: an ssh that carries the engine, a docker command that carries a stream."""
     attached.attach()
     supervisor = supervisor_of(engine_home)

@@ -56,7 +56,7 @@ def test_a_payload_is_handed_on_before_it_is_complete() -> None:
 
 
 @pytest.mark.parametrize("head", [b"\x04\0\0\0\0\0\0\1", b"\x01\0\0\1\0\0\0\1", b"HTTP/1.1"])
-def test_what_is_no_frame_is_an_error(head: bytes) -> None:
+def test_malformed_frame_is_an_error(head: bytes) -> None:
     with pytest.raises(ProtocolError, match=head.hex()):
         FrameDecoder().feed(head)
 

@@ -76,7 +76,9 @@ BRIDGE = Network("bridge", "bridge", {})
         (None, [member("api-dev", may_forge=False)], None),
     ],
 )
-def test_who_stands_against_it(project: str | None, others: list[Member], expected: str | None) -> None:
+def test_containers_that_forbid_the_direct_path(
+    project: str | None, others: list[Member], expected: str | None
+) -> None:
     target = member("app", project)
     found = objection(BRIDGE, target, [target, *others])
     assert (found is None) == (expected is None)
@@ -112,7 +114,7 @@ def test_network_that_does_not_end_here(driver: str) -> None:
         ),
     ],
 )
-def test_what_is_known_before_a_look(
+def test_direct_path_before_the_first_look(
     endpoint: EngineEndpoint, addresses: tuple[str, ...], wanted: bool | None, path: DirectPath, is_automatic: bool
 ) -> None:
     rule = rule_for(endpoint, ContainerInfo("1", "app", "running", {}, addresses=addresses), wanted)
@@ -189,7 +191,7 @@ def reason_of(look: NetworkLook, target: str = "app", changed: list[str] | None 
     return path.reason
 
 
-def test_alone_and_among_its_own(engine: FakeEngine) -> None:
+def test_direct_path_is_on_alone_and_among_the_projects_own(engine: FakeEngine) -> None:
     engine.add("app", "shop_default", project="shop")
     look = look_at(engine)
     assert look.look(["app"]) == {"app": (DirectPath("10.1.0.1"), "shop_default")}
@@ -211,7 +213,7 @@ def test_the_network_without_foreigners_is_used(engine: FakeEngine) -> None:
     assert look_at(engine).look(["app"]) == {"app": (DirectPath("10.2.0.1"), "shop_default")}
 
 
-def test_who_uses_the_network_of_another_container_is_on_its_networks(engine: FakeEngine) -> None:
+def test_container_on_anothers_network_is_on_its_networks(engine: FakeEngine) -> None:
     engine.add("app", "own")
     engine.add("harmless", "own", may_forge=False)
     look = look_at(engine)
@@ -257,7 +259,7 @@ def test_containers_of_the_hosts_network_do_not_count(engine: FakeEngine) -> Non
     assert reason_of(look_at(engine)) is None
 
 
-def test_who_is_connected_and_does_not_run_yet_counts(engine: FakeEngine) -> None:
+def test_connected_container_that_does_not_run_yet_counts(engine: FakeEngine) -> None:
     """Docker says `connect` before `start`: the network knows him, the list of what runs does not."""
     engine.add("app", "own")
     look = look_at(engine)
@@ -268,7 +270,7 @@ def test_who_is_connected_and_does_not_run_yet_counts(engine: FakeEngine) -> Non
     assert "starting-name" in str(reason_of(look, changed=["own"]))
 
 
-def test_who_has_ended_is_looked_for_until_he_has_left(engine: FakeEngine) -> None:
+def test_ended_container_is_looked_for_until_it_has_left(engine: FakeEngine) -> None:
     """Podman says `die` before it takes him off the network, and no `disconnect` when it has: the list of what runs is the
     same before and after."""
     engine.add("app", "own")
@@ -283,7 +285,7 @@ def test_who_has_ended_is_looked_for_until_he_has_left(engine: FakeEngine) -> No
     assert look.is_settled
 
 
-def test_who_stands_against_it_and_runs_is_not_looked_for_again(engine: FakeEngine) -> None:
+def test_running_foreigner_is_not_looked_for_again(engine: FakeEngine) -> None:
     engine.add("leaving", "own")
     engine.listed_late.add("leaving")
     engine.add("app", "own")
@@ -329,7 +331,7 @@ def test_a_thousand_that_come_and_go_cost_nothing_once_one_foreigner_is_known(en
     assert sum(count for what, count in engine.asked.items() if what.startswith("inspect")) == 2
 
 
-def test_more_than_can_be_looked_at(engine: FakeEngine) -> None:
+def test_more_containers_than_can_be_looked_at(engine: FakeEngine) -> None:
     engine.add("app", "own")
     for number in range(MAX_MEMBERS):
         engine.add(f"one{number}", "own", may_forge=False)
@@ -337,7 +339,7 @@ def test_more_than_can_be_looked_at(engine: FakeEngine) -> None:
     assert sum(count for what, count in engine.asked.items() if what.startswith("inspect")) == 1
 
 
-def test_what_went_meanwhile_is_passed_over(engine: FakeEngine) -> None:
+def test_container_that_went_meanwhile_is_ignored(engine: FakeEngine) -> None:
     engine.add("app", "own")
     engine.add("gone", "own")
     del engine.infos["gone"]

@@ -36,7 +36,7 @@ def server(container_port: int, text: str) -> list[str]:
     return ["python3", f"{HELPER_DIR}/server.py", "http", "--port", str(container_port), "--text", text]
 
 
-def test_one_that_hangs_or_goes_away_leaves_no_trace_on_the_other(
+def test_engine_that_hangs_or_goes_away_leaves_no_trace_on_the_other(
     second: SecondEngine, images: Mapping[str, str], container: ContainerFactory, run: Runner, home: Path
 ) -> None:
     port = free_port()

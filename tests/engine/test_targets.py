@@ -232,7 +232,7 @@ def test_a_folder_that_an_image_claims_is_not_that_container(folder: Path) -> No
     assert str(error).endswith("; container claims-it has that label from its image, which does not count")
 
 
-def test_what_compose_run_has_started_is_no_instance(folder: Path) -> None:
+def test_container_of_compose_run_is_no_instance(folder: Path) -> None:
     one_off = {"com.docker.compose.oneoff": "True"}
     app, job = of_service("shop-app-1", "app", 1), of_service("shop-app-run-1", "app", 1)
     job = replace(job, labels={**job.labels, **one_off})

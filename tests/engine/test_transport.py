@@ -131,7 +131,7 @@ def test_a_path_in_the_url_is_not_asked_for(link: Callable[..., SshTransport], t
         ("head -c 100000 /dev/zero\nexec cat\n", "no shell"),
     ],
 )
-def test_why_ssh_failed_is_said(link: Callable[..., SshTransport], text: str, words: str) -> None:
+def test_failure_of_ssh_is_said_with_its_reason(link: Callable[..., SshTransport], text: str, words: str) -> None:
     with pytest.raises(EngineUnreachableError) as caught:
         link(text).sdk_url()
     assert "ssh://me@there:2222 (from a test)" in str(caught.value)
@@ -139,16 +139,14 @@ def test_why_ssh_failed_is_said(link: Callable[..., SshTransport], text: str, wo
     assert "BatchMode" in str(caught.value.hint)
 
 
-def test_no_ssh_at_all(link: Callable[..., SshTransport], tmp_path: Path) -> None:
+def test_missing_ssh_command_is_an_error(link: Callable[..., SshTransport], tmp_path: Path) -> None:
     one = link(READY)
     (tmp_path / "program").unlink()
     with pytest.raises(EngineUnreachableError, match="cannot run ssh"):
         one.sdk_url()
 
 
-def test_those_who_wait_for_a_login_that_fails_do_not_each_try_one(
-    link: Callable[..., SshTransport], tmp_path: Path
-) -> None:
+def test_waiters_for_a_login_that_fails_do_not_each_try_one(link: Callable[..., SshTransport], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "gate")
     one = link(f"read line <{tmp_path}/gate\necho no >&2\nexit 255\n")
     lock = CountingLock()
@@ -185,7 +183,7 @@ def test_a_login_that_ended_is_made_anew_with_the_agent_of_now(
     assert [call.split()[0] for call in calls(tmp_path)] == ["/agent", "/another"]
 
 
-def test_what_is_closed_logs_in_no_more(link: Callable[..., SshTransport], tmp_path: Path) -> None:
+def test_closed_transport_logs_in_no_more(link: Callable[..., SshTransport], tmp_path: Path) -> None:
     """Whoever was about to use it, in another thread, would leave an ssh behind that nobody ends."""
     one = link(f"echo $$ >{tmp_path}/pid\n{READY}")
     path = Path(one.sdk_url().removeprefix("unix://"))
@@ -221,7 +219,7 @@ def test_a_process_carries_a_connection_and_each_end_of_it(program: Callable[[st
     sock.close()
 
 
-def test_what_a_process_said_of_its_end(program: Callable[[str], str]) -> None:
+def test_stderr_of_a_process_is_the_reason_of_its_end(program: Callable[[str], str]) -> None:
     sock = ChildSocket.start([program("echo 'tls: bad certificate' >&2; exit 1")], os.environ)
     assert sock.recv(10) == b""
     assert sock.words() == "tls: bad certificate"

@@ -73,7 +73,7 @@ THINGS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("thing", THINGS)
 @pytest.mark.parametrize("kind", ["json", "toml"])
-def test_whatever_it_is_it_is_said_and_not_waited_for(
+def test_unreadable_file_of_any_kind_is_named_at_once(
     tmp_path: Path, anywhere: str, thing: str, kind: reader.Kind
 ) -> None:
     make, problem = THINGS[thing]
@@ -365,7 +365,7 @@ def test_child_ends_when_it_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> Non
     mine.close()
 
 
-def test_many_threads_ask_at_once(tmp_path: Path) -> None:
+def test_reader_serves_many_threads_at_once(tmp_path: Path) -> None:
     mine = Children()
     (tmp_path / "x").write_text("{}")
     failures: list[Exception] = []
@@ -457,7 +457,7 @@ def test_name_of_a_folder_that_cannot_be_one(anywhere: str) -> None:
     assert not is_trusted("/src/a\0b", ["/src/x"])
 
 
-def test_what_a_label_calls_a_folder_and_is_none_is_an_ordinary_session(anywhere: str, tmp_path: Path) -> None:
+def test_label_with_a_folder_that_is_none_is_an_ordinary_session(anywhere: str, tmp_path: Path) -> None:
     """A NUL, and more links one after another than the kernel follows, and than Python has frames."""
     last = tmp_path / "0"
     for number in range(1, 1501):

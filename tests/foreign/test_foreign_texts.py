@@ -100,7 +100,7 @@ def test_json_with_comments(text: str, value: object) -> None:
         ("", "1:1: a value is expected"),
     ],
 )
-def test_where_json_is_wrong(text: str, where: str) -> None:
+def test_fault_of_json_has_its_line(text: str, where: str) -> None:
     with pytest.raises(TextError) as caught:
         parse_json(text)
     assert f"{caught.value.line}:{caught.value.column}: {caught.value.problem}".startswith(where)
@@ -266,7 +266,7 @@ def test_the_time_for_a_flood_grows_with_its_length(flood: str) -> None:
     assert took_s(large) < 16 * 4 * max(took_s(small), 0.001)
 
 
-def test_bounds_are_where_they_are_said_to_be() -> None:
+def test_bounds_are_as_documented() -> None:
     within = [
         ("json", "[" * MAX_FILE_DEPTH + "]" * MAX_FILE_DEPTH),
         ("json", "{" + '"a":1,' * (MAX_FILE_KEYS - 1) + "}"),

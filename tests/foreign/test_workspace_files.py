@@ -40,7 +40,7 @@ def timed(run: Runner, argv: list[str], codes: set[int] | None) -> tuple[float, 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_any_file_is_an_error_at_once_and_of_no_effect(
+def test_unreadable_file_is_an_error_at_once_and_of_no_effect(
     container: ContainerFactory, run: Runner, home: Path, tmp_path: Path, command: str
 ) -> None:
     argv, codes = COMMANDS[command]

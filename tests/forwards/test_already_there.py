@@ -51,9 +51,7 @@ def test_a_shared_network_is_forwarded_once_and_taken_over(
     assert fetch(row_of(run, server.port, sidecar.name, status="active")["url"]) == "of both\n"
 
 
-def test_who_begins_in_the_second_container_sees_what_is_published_for_the_first(
-    container: ContainerFactory, run: Runner
-) -> None:
+def test_session_of_the_second_container_sees_ports_of_the_first(container: ContainerFactory, run: Runner) -> None:
     port, host_port = free_port(), free_port()
     app = container(ports={f"{port}/tcp": ("127.0.0.1", host_port)})
     sidecar = container(network=f"container:{app.id}")
@@ -64,7 +62,7 @@ def test_who_begins_in_the_second_container_sees_what_is_published_for_the_first
     assert fetch(row["url"]) == "hello\n"
 
 
-def test_one_that_cannot_forward_leaves_it_to_one_that_can(container: ContainerFactory, run: Runner) -> None:
+def test_session_that_cannot_forward_leaves_the_port_to_one_that_can(container: ContainerFactory, run: Runner) -> None:
     app = container()
     mute = container("nolane", network=f"container:{app.id}", read_only=True)
     server = app.start_server(port=free_port())

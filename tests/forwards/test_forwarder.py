@@ -362,7 +362,7 @@ async def test_ending_everything_frees_numbers_and_reserves_leases(table: Table)
 
 
 @in_loop
-async def test_stopping_one_leaves_the_others(table: Table) -> None:
+async def test_stopped_forward_leaves_the_others(table: Table) -> None:
     first, second = sorted((free_port(), free_port()))
     await table.apply(SessionRules(), first, second)
     await table.forwarder.close_one(ForwardKey("tcp", None, first), "stopped by the user")
@@ -385,7 +385,7 @@ async def test_a_refusal_is_the_reason_until_a_connection_succeeds(table: Table,
 
 
 @in_loop
-async def test_what_a_late_follower_is_told(table: Table) -> None:
+async def test_late_follower_is_told_of_each_forward(table: Table) -> None:
     up, waiting = free_port(), free_port()
     await table.apply(declared(str(waiting)), up)
     [event] = table.forwarder.replay_events(7, "2026-01-01T00:00:00.000Z")

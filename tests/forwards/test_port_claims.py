@@ -76,7 +76,7 @@ def table() -> PortClaims:
     return PortClaims()
 
 
-def test_what_is_declared_beside_one_is_its_own_before_it_can_forward_it(table: PortClaims) -> None:
+def test_port_declared_beside_a_session_is_its_own_before_it_forwards_it(table: PortClaims) -> None:
     app, db = (Session(table, name, f"of {name}", project="shop", service=name) for name in ("app", "db"))
     declared = [spec(5432, "db")]
     table.join(app.part, app.name, *app.place, declared)
@@ -91,14 +91,14 @@ def test_what_is_declared_beside_one_is_its_own_before_it_can_forward_it(table: 
     assert db.forwarded == {5432, 8080}
 
 
-def test_one_that_is_alone_has_all(table: PortClaims) -> None:
+def test_session_alone_has_all_ports(table: PortClaims) -> None:
     app = Session(table, "app", "ns")
     app.plan(3000, 3001)
     assert app.forwarded == {3000, 3001}
     assert app.woken == 0
 
 
-def test_other_namespaces_are_nobodys_business(table: PortClaims) -> None:
+def test_ports_of_other_namespaces_do_not_count(table: PortClaims) -> None:
     app, web = Session(table, "app", "one"), Session(table, "web", "two")
     app.plan(3000)
     web.plan(3000)
@@ -129,7 +129,7 @@ def test_the_first_gets_back_what_the_second_had_before_it_came(table: PortClaim
     assert (app.forwarded, sidecar.forwarded) == ({3000}, set())
 
 
-def test_who_declares_a_port_gets_it(table: PortClaims) -> None:
+def test_session_that_declares_a_port_gets_it(table: PortClaims) -> None:
     app, sidecar = Session(table, "app", "ns"), Session(table, "sidecar", "ns")
     app.plan(3000, 5432)
     sidecar.plan(3000, 5432, declared=[spec(5432)])
@@ -141,7 +141,7 @@ def test_who_declares_a_port_gets_it(table: PortClaims) -> None:
     assert (app.forwarded, sidecar.forwarded) == ({3000, 5432}, set())
 
 
-def test_whoever_sees_a_server_first_the_first_session_gets_it(table: PortClaims) -> None:
+def test_first_session_gets_a_server_whichever_sees_it_first(table: PortClaims) -> None:
     app, sidecar = Session(table, "app", "ns"), Session(table, "sidecar", "ns")
     app.plan()
     sidecar.plan(3000)
@@ -153,7 +153,7 @@ def test_whoever_sees_a_server_first_the_first_session_gets_it(table: PortClaims
     assert sidecar.forwarded == set(), "its own look says a moment later that it is gone"
 
 
-def test_one_that_takes_declared_ports_only_leaves_the_others(table: PortClaims) -> None:
+def test_session_of_declared_ports_only_leaves_the_others(table: PortClaims) -> None:
     app, sidecar = Session(table, "app", "ns"), Session(table, "sidecar", "ns")
     app.takes_all = False
     app.plan(declared=[spec(5432)])
@@ -162,7 +162,7 @@ def test_one_that_takes_declared_ports_only_leaves_the_others(table: PortClaims)
     assert (app.forwarded, sidecar.forwarded) == ({5432}, {3000})
 
 
-def test_three_take_over_in_order(table: PortClaims) -> None:
+def test_three_sessions_take_over_in_order(table: PortClaims) -> None:
     sessions = [Session(table, name, "ns") for name in ("a", "b", "c")]
     for one in reversed(sessions):
         one.plan(3000)

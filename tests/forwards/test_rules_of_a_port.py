@@ -42,7 +42,7 @@ def start_app(one: Container, container_port: int, *arguments: str, name: str = 
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_range_expression_other_host_and_the_rest(
+def test_attributes_by_range_expression_host_and_the_rest(
     container: ContainerFactory, run: Runner, home: Path, lane: str
 ) -> None:
     first, tool, other, database = free_port(), free_port(), free_port(), free_port()

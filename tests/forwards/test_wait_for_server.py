@@ -73,7 +73,7 @@ async def test_a_client_that_comes_before_the_server_has_its_answer(world: Any) 
 
 @pytest.mark.parametrize("wait_s", [0.0, LONG_S])
 @closing
-async def test_without_the_setting_it_is_refused_at_once(world: Any, port: int, wait_s: float) -> None:
+async def test_connection_without_the_setting_is_refused_at_once(world: Any, port: int, wait_s: float) -> None:
     one = world(declaring([port], wait_s))
     await one.begin()
     [row] = one.session.rows({})
@@ -84,7 +84,7 @@ async def test_without_the_setting_it_is_refused_at_once(world: Any, port: int, 
 
 
 @closing
-async def test_after_the_time_it_is_reset(world: Any, port: int) -> None:
+async def test_connection_is_reset_after_its_time(world: Any, port: int) -> None:
     one = world(declaring([port], 0.2))
     await one.begin()
     with pytest.raises(ConnectionResetError), client_of(one.host_port(port)) as client:
@@ -96,7 +96,7 @@ async def test_after_the_time_it_is_reset(world: Any, port: int) -> None:
 
 @pytest.mark.parametrize("limit", ["MAX_HELD", "MAX_HELD_OF_ALL"])
 @closing
-async def test_no_more_wait_than_the_limit_and_those_that_break_off_make_room(
+async def test_waiting_connections_are_bounded_and_those_that_break_off_make_room(
     world: Any, port: int, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     monkeypatch.setattr(forwarder_module, limit, 2)
@@ -138,7 +138,7 @@ async def test_a_server_that_stops_is_waited_for_again(world: Any, port: int, mo
 
 
 @closing
-async def test_it_waits_for_a_container_that_goes_meanwhile_too(world: Any, port: int) -> None:
+async def test_connection_waits_for_a_container_that_goes_meanwhile_too(world: Any, port: int) -> None:
     one = world(declaring([port], LONG_S))
     watcher = await one.begin()
     with contextlib.closing(await waiting_client(one.host_port(port))) as client:

@@ -114,7 +114,7 @@ def test_our_file_in_our_folder_is_ours() -> None:
         {FILE: (member(tarfile.DIRTYPE), b"")},
     ],
 )
-def test_what_somebody_else_could_have_put_there_is_not(changes: dict[str, Any]) -> None:
+def test_file_that_others_could_have_put_there_is_not_ours(changes: dict[str, Any]) -> None:
     """An ordinary user's program of the right name and size was run as the container's root."""
     assert not is_ours(there(**changes))
 
@@ -129,7 +129,7 @@ def info(*mounts: str, tmpfs: tuple[str, ...] = ()) -> ContainerInfo:
 
 
 @pytest.mark.usefixtures("binary")
-def test_what_is_there_is_not_put_there_again() -> None:
+def test_agent_that_is_there_is_not_put_there_again() -> None:
     engine = FakeEngine({})
     path = agent_install.deploy_agent(cast(Engine, engine), info(), "amd64")
     assert path.startswith("/tmp/.autoforward/agent-")
@@ -277,7 +277,7 @@ def test_a_volume_of_the_user_as_whom_it_runs_will_do(user: str, fits: bool) -> 
 
 
 @pytest.mark.usefixtures("binary")
-def test_what_the_engine_does_not_show_is_a_reason_and_a_container_that_is_gone_is_not() -> None:
+def test_place_that_the_engine_does_not_show_has_a_reason() -> None:
     engine = FakeEngine({})
 
     def refuse(error: Exception) -> Any:
@@ -308,7 +308,7 @@ def test_what_the_engine_does_not_show_is_a_reason_and_a_container_that_is_gone_
         ("unknown", "unknown", None, ()),
     ],
 )
-def test_which_agents_may_run(
+def test_agents_that_may_run_by_label_and_machine(
     monkeypatch: pytest.MonkeyPatch, labelled: str, machine: str, elf: int | None, tried: tuple[str, ...]
 ) -> None:
     class Labelled:

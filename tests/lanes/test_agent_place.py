@@ -67,7 +67,7 @@ done
 
 
 @pytest.mark.parametrize("by", ["mode", "owner", "link"])
-def test_where_others_can_exchange_it_it_is_not_put(container: ContainerFactory, run: Runner, by: str) -> None:
+def test_agent_is_not_put_where_others_can_exchange_it(container: ContainerFactory, run: Runner, by: str) -> None:
     """An ordinary user of the container swapped its folder between our look and the start, and ran as root."""
     app = container("full")
     if by == "mode":
@@ -83,7 +83,7 @@ def test_where_others_can_exchange_it_it_is_not_put(container: ContainerFactory,
     assert app.shell("ls -A /tmp").split() == ["theirs"], "it is not even put there for a moment"
 
 
-def test_with_the_sticky_bit_they_cannot(container: ContainerFactory, run: Runner) -> None:
+def test_agent_is_put_in_a_folder_with_the_sticky_bit(container: ContainerFactory, run: Runner) -> None:
     app = container("full")
     app.raw.exec_run(["sh", "-c", SWAP], user="1000", detach=True)
     eventually(lambda: app.shell("ls -d /tmp/theirs").strip() == "/tmp/theirs", what="he is at work")

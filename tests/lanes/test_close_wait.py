@@ -34,7 +34,7 @@ def test_sockets_of_others_are_not_asked_about(tracker: CloseWaitTracker) -> Non
     assert tracker.frame([waiting(9, remote_port=5432)]) == ([], [])
 
 
-def test_asks_once_then_knows(tracker: CloseWaitTracker) -> None:
+def test_inode_of_a_relay_is_asked_for_once(tracker: CloseWaitTracker) -> None:
     assert tracker.frame([waiting(71)]) == ([], [(101, TOKEN), (102, TOKEN)])
     assert tracker.frame([waiting(71)]) == ([], [])
     assert tracker.answer(101, [70, 71]) == [1]

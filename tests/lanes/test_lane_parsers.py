@@ -416,7 +416,7 @@ def test_probe_report_with_a_netcat_of_no_name() -> None:
     "report",
     [b"", REPORT[:-10], REPORT[12:], b"x\n" * MAX_LINES + REPORT, b"sh: not found", b"AF probe end\nAF probe 1\n"],
 )
-def test_probe_report_that_is_none(report: bytes) -> None:
+def test_malformed_probe_report_is_refused(report: bytes) -> None:
     if report == b"AF probe end\nAF probe 1\n":
         assert parse_probe(report) == Probe()
         return

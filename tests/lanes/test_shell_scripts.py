@@ -435,7 +435,7 @@ def test_server_that_closes_first(container: ContainerFactory, image: str, choic
 
 
 @pytest.mark.parametrize(("image", "choice"), [*LANES, ("busybox", "nc")], ids=[*LANE_IDS, "nc-busybox"])
-def test_refused(container: ContainerFactory, image: str, choice: LaneChoice) -> None:
+def test_refused_connection_has_the_tools_reason(container: ContainerFactory, image: str, choice: LaneChoice) -> None:
     one = container(image, sysctls=IPV6)
     relay = Relay(one, tool_for(one, choice), [DialAddress("127.0.0.1", 3999)])
     with cleaned_up(relay):
@@ -445,7 +445,7 @@ def test_refused(container: ContainerFactory, image: str, choice: LaneChoice) ->
 
 
 @pytest.mark.parametrize(("image", "choice"), LANES, ids=LANE_IDS)
-def test_falls_to_the_next_address_without_losing_a_byte(
+def test_relay_falls_to_the_next_address_without_losing_a_byte(
     container: ContainerFactory, image: str, choice: LaneChoice
 ) -> None:
     one = container(image, sysctls=IPV6)
@@ -493,7 +493,7 @@ def test_killed_supervisor_leaves_nothing(
 
 
 @pytest.mark.parametrize(("image", "choice"), LANES, ids=LANE_IDS)
-def test_64_mib_each_way(container: ContainerFactory, image: str, choice: LaneChoice) -> None:
+def test_sixty_four_mebibytes_each_way(container: ContainerFactory, image: str, choice: LaneChoice) -> None:
     one = container(image)
     tool = tool_for(one, choice)
     server = one.start_server("sha")

@@ -104,7 +104,7 @@ def test_a_reserved_number_refuses_and_is_firm(pair: BoundPair) -> None:
     assert_nobody_else_can_have(pair.host_port)
 
 
-def test_it_listens_stops_and_listens_again_after_live_and_closed_connections(pair: BoundPair) -> None:
+def test_pair_listens_stops_and_listens_again(pair: BoundPair) -> None:
     for _ in range(3):
         start_listening(pair)
         for index, address in enumerate(pair.host_ips):
@@ -161,7 +161,7 @@ def test_a_number_with_either_side_taken_is_taken_and_nothing_stays_bound(addres
     bind_pair("127.0.0.1", host_port).close()
 
 
-def test_who_listens_in_the_moment_before_us_wins_and_no_side_of_ours_listens(pair: BoundPair) -> None:
+def test_listener_of_another_process_just_before_wins(pair: BoundPair) -> None:
     # The moment within start_listening: SO_REUSEADDR is set, listen() was not called yet.
     pair.sockets[1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     with socket.socket(socket.AF_INET6) as foreign:

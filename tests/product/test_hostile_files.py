@@ -65,7 +65,7 @@ SMALLEST = {
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_saved_while_a_session_lasts_it_is_said_once_and_the_last_good_one_stays(
+def test_hostile_save_is_said_once_and_the_last_good_one_stays(
     bad: Container,
     run: Runner,
     home: Path,

@@ -144,7 +144,7 @@ def test_valid_frames_without_end(
     harm.check(row)
 
 
-def test_the_same_once_more_keeps_no_more_memory(
+def test_repeated_flood_of_frames_keeps_no_more_memory(
     container: ContainerFactory, run: Runner, neighbour: Neighbour
 ) -> None:
     """What the largest snapshots leave behind is the allocator's, not a list that grows."""

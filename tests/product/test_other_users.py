@@ -92,7 +92,7 @@ def served_by_nobody(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @as_root
-def test_nothing_is_to_be_read_changed_or_signalled(home: Path) -> None:
+def test_another_user_can_read_change_and_signal_nothing(home: Path) -> None:
     paths = StatePaths(home)
     EventLog(paths, print).append(PortEvent(event="waiting", container_port=3000, status="waiting"))
     with Registry(paths, print).transaction() as document:

@@ -21,7 +21,7 @@ MINUTES = float(os.environ.get("AUTOFORWARD_SOAK_MINUTES", "0.33"))
 
 
 @pytest.mark.timeout(600 + MINUTES * 90)
-def test_nothing_is_lost_under_faults(
+def test_soak_loses_nothing_under_faults(
     engine: docker.DockerClient, images: Mapping[str, str], home: Path, fault: Callable[[str], Fault]
 ) -> None:
     said: list[str] = []

@@ -50,7 +50,7 @@ def test_a_plain_unit_has_no_environment_and_does_not_end_the_supervisor() -> No
     assert "WantedBy=default.target\n" in text
 
 
-def test_what_systemd_would_read_otherwise_is_escaped() -> None:
+def test_specifiers_of_systemd_are_escaped() -> None:
     text = systemd_unit(AWKWARD)
     assert (
         r"""ExecStart="/opt/my tools/100%% \"mine\"/autoforward" watch --label "a=$$HOME \\n" --exclude 9229""" in text
@@ -65,7 +65,7 @@ def test_the_program_of_a_definition_is_found_again(definition: Definition) -> N
     assert program_of_plist(launchd_plist(definition)) == definition.argv[0]
 
 
-def test_what_is_no_definition_has_no_program() -> None:
+def test_text_that_is_no_definition_has_no_program() -> None:
     assert program_of_unit("[Unit]\n") is None
     assert program_of_plist("<plist>") is None
     assert program_of_plist(plistlib.dumps({"Label": "x"}).decode()) is None
@@ -227,7 +227,7 @@ def test_units_of_others_stay(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [other]
 
 
-def test_nothing_is_written_where_nobody_would_start_it(tmp_path: Path) -> None:
+def test_no_unit_is_written_without_a_service_manager(tmp_path: Path) -> None:
     for run in (Systemctl(answers=False), lambda _argv: Done(None, "No such file or directory: 'systemctl'")):
         manager = Systemd(run, str(tmp_path))
         with pytest.raises(NoManagerError) as caught:
@@ -328,7 +328,7 @@ LOOK = host_checks.ServiceLook("/u/autoforward.service", "/usr/bin/autoforward",
         (host_checks.ServiceLook("/u", "/p", True, "running", at_login=False), "warn", "not started at login"),
     ],
 )
-def test_what_doctor_says_of_it(look: host_checks.ServiceLook, status: str, word: str) -> None:
+def test_doctor_checks_the_service(look: host_checks.ServiceLook, status: str, word: str) -> None:
     finding = host_checks.check_service(look)
     assert finding.status == status
     assert word in finding.text

@@ -117,7 +117,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("trouble", [full_disk, read_only])
-def test_what_could_not_be_written_is_written_later_and_said_once(
+def test_change_that_cannot_be_written_is_written_later_and_said_once(
     trouble: Callable[[pytest.MonkeyPatch], Any], home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home.registry.transact(adds(LEASE, {"id": "ses-old"}, {"id": "ses-kept", "n": 1}))
@@ -140,7 +140,7 @@ def test_what_could_not_be_written_is_written_later_and_said_once(
     assert (home.registry.problem, home.registry.has_unwritten) == (None, False)
 
 
-def test_what_came_and_went_while_nothing_could_be_written_leaves_nothing_to_write(
+def test_rows_that_came_and_went_on_a_full_disk_leave_nothing_to_write(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home.registry.transact(adds({"id": "ses-1"}))
@@ -180,7 +180,7 @@ def test_a_look_at_a_file_that_is_as_it_was_takes_no_lock(home: Home) -> None:
 
 
 @pytest.mark.parametrize("trouble", [full_disk, read_only])
-def test_damaged_while_nothing_can_be_written(
+def test_registry_damaged_while_nothing_can_be_written_is_restored(
     trouble: Callable[[pytest.MonkeyPatch], Any], home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home.hold()
@@ -207,7 +207,7 @@ def test_a_newer_registry_is_left_alone_while_forwards_go_on(home: Home) -> None
     assert home.sessions() == ["ses-1"]
 
 
-def test_who_cannot_go_on_without_it_is_told(home: Home) -> None:
+def test_strict_change_raises_where_the_registry_cannot_be_read(home: Home) -> None:
     home.paths.registry.write_text('{"version":99}')
     with pytest.raises(RegistryError, match="version 99"):
         home.registry.transact(adds(LEASE), strict=True)
@@ -216,7 +216,7 @@ def test_who_cannot_go_on_without_it_is_told(home: Home) -> None:
     assert not home.paths.registry.exists(), "nothing of it was kept"
 
 
-def test_whoever_hangs_with_the_lock_holds_up_nobody_for_long(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hung_holder_of_the_lock_holds_up_no_one_for_long(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffered_registry, "TROUBLED_LOCK_TIMEOUT_S", 0.05)
     taken, free = threading.Event(), threading.Event()
 

@@ -28,7 +28,7 @@ LOUD, QUIET, OTHER = "10d", "0111e7", "07e3"
         ({b"a": 30, b"b": 30, b"c": 30}, 100, 100),
     ],
 )
-def test_what_some_do_not_need_the_others_have(sizes: dict[bytes, int], total: int, share: int) -> None:
+def test_share_that_one_container_leaves_goes_to_the_others(sizes: dict[bytes, int], total: int, share: int) -> None:
     assert share_of(sizes, total) == share
     assert sum(min(size, share) for size in sizes.values()) <= total
 
@@ -72,7 +72,7 @@ def paths(tmp_path: Path) -> StatePaths:
     return made
 
 
-def test_one_whose_events_never_end_takes_no_others_out_of_the_log(paths: StatePaths) -> None:
+def test_endless_events_of_one_container_leave_the_others_in_the_log(paths: StatePaths) -> None:
     """580 events a second of one session: everybody else's were gone after 25 s."""
     log = log_of(paths)
     for port in range(5):
@@ -109,7 +109,7 @@ def test_a_rotation_that_was_interrupted_shows_nothing_twice(paths: StatePaths) 
     assert numbers == sorted(set(numbers)) and numbers[-1] == 400
 
 
-def test_where_there_is_no_room_for_both_the_older_is_given_up(
+def test_older_log_is_dropped_where_there_is_no_room_for_both(
     paths: StatePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_arguments: object) -> None:

@@ -137,7 +137,7 @@ def test_urls(host_ip: str, protocol: Any, container_port: int, url: str) -> Non
     ],
     ids=str,
 )
-def test_what_is_known_not_to_speak_http_has_no_url(said: dict[str, Any], url: str | None) -> None:
+def test_server_known_not_to_speak_http_has_no_url(said: dict[str, Any], url: str | None) -> None:
     """Seen: `http://localhost:5432` for PostgreSQL, Redis and sshd; a link that no browser can use."""
     assert replace(EVENT, **{"label": None, "process": None, "protocol": None, **said}).url == url
 

@@ -94,7 +94,7 @@ CASES: dict[str, tuple[list[PortEvent], list[tuple[str, str, int | None]]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_left_open(case: str) -> None:
+def test_forwards_and_sessions_without_an_end_are_open(case: str) -> None:
     events, expected = CASES[case]
     assert ends(*events) == expected
 
@@ -114,7 +114,7 @@ EVENTS = st.builds(
 
 
 @given(st.lists(EVENTS, max_size=12))
-def test_once_they_are_told_nothing_is_open(events: list[PortEvent]) -> None:
+def test_told_ends_leave_nothing_open(events: list[PortEvent]) -> None:
     found = left_open(event.to_json() for event in events)
     assert left_open(event.to_json() for event in [*events, *found]) == []
 
@@ -129,7 +129,7 @@ def test_lines_that_somebody_spoilt_do_no_harm(values: dict[str, Any]) -> None:
             event.to_json()
 
 
-def test_they_are_numbered_on_and_told_once(tmp_path: Path) -> None:
+def test_missing_ends_are_numbered_on_and_told_once(tmp_path: Path) -> None:
     paths = StatePaths(tmp_path / "state")
     paths.ensure()
     log = EventLog(paths, print)

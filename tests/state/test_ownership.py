@@ -96,7 +96,7 @@ def test_each_folder_from_the_root_down_is_looked_at(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("absolute", [True, False])
-def test_where_a_link_stands_and_where_it_leads(tmp_path: Path, absolute: bool) -> None:
+def test_folder_of_a_link_and_its_target_are_both_looked_at(tmp_path: Path, absolute: bool) -> None:
     """Who can write beside the link leads us elsewhere; who can write where it leads exchanges what is there."""
     for name in ("from", "to", "to/inner"):
         (tmp_path / name).mkdir(mode=0o755)
@@ -135,7 +135,7 @@ def test_a_state_folder_that_others_can_exchange_is_refused_and_not_made(tmp_pat
     StatePaths(parent / "state").check()
 
 
-def test_what_has_to_be_made_above_it_is_this_users_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_folders_made_above_it_are_this_users_alone_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         StatePaths(tmp_path / "a" / "b" / "state").ensure()

@@ -105,7 +105,7 @@ def test_an_unchanged_document_is_not_written(paths: StatePaths, registry: Regis
     assert paths.registry.stat().st_ino == inode
 
 
-def test_nothing_is_written_when_the_block_raises(paths: StatePaths, registry: Registry) -> None:
+def test_block_that_raises_writes_nothing(paths: StatePaths, registry: Registry) -> None:
     with pytest.raises(ZeroDivisionError), registry.transaction() as document:
         document.upsert(LEASE)
         raise ZeroDivisionError
@@ -148,7 +148,7 @@ def test_a_corrupt_file_is_set_aside_and_reported(
     assert registry.read().entries == [LEASE]
 
 
-def test_of_the_corrupt_files_the_last_ones_are_kept(paths: StatePaths, registry: Registry) -> None:
+def test_last_corrupt_files_are_kept(paths: StatePaths, registry: Registry) -> None:
     for number in range(MAX_SET_ASIDE + 3):
         paths.registry.write_text(f"corrupt {number:02}")
         with registry.transaction() as document:
@@ -157,7 +157,7 @@ def test_of_the_corrupt_files_the_last_ones_are_kept(paths: StatePaths, registry
     assert kept == [f"corrupt {number:02}" for number in range(3, MAX_SET_ASIDE + 3)]
 
 
-def test_after_corruption_the_caller_says_what_is_live(paths: StatePaths) -> None:
+def test_caller_says_what_is_live_after_corruption(paths: StatePaths) -> None:
     paths.registry.write_text("garbage")
     registry = Registry(paths, lambda _: None, recover=lambda: RegistryDocument(entries=[LEASE]))
     with registry.transaction() as document:
@@ -174,7 +174,7 @@ def test_a_newer_version_is_an_error_with_a_way_out_and_stays(paths: StatePaths,
     assert paths.registry.read_text() == '{"version":2,"entries":"of another kind"}'
 
 
-def test_what_is_not_ours_is_kept(paths: StatePaths, registry: Registry) -> None:
+def test_unknown_keys_and_rows_are_kept(paths: StatePaths, registry: Registry) -> None:
     foreign = {"host_port": 9, "container_id": "x", "container_port": 9, "workspace": None, "pid": 1, "label": None}
     entry = {**LEASE.to_json(), "theirs": {"a": [1]}}
     content = {"version": 1, "entries": [foreign, entry], "sessions": [{"id": "s", "x": 1}], "more": [2]}

@@ -37,7 +37,7 @@ def held(home: Path) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_under_traffic_and_then_the_supervisor_is_killed(
+def test_registry_damaged_under_traffic_survives_a_killed_supervisor(
     container: ContainerFactory, run: Runner, home: Path, fault: NewFault, damage: str
 ) -> None:
     app = container()
@@ -63,7 +63,7 @@ def test_damaged_under_traffic_and_then_the_supervisor_is_killed(
     assert {port: row_of(run, port, status="active")["localPort"] for port in before} == before
 
 
-def test_damaged_while_no_supervisor_runs(
+def test_registry_damaged_while_no_supervisor_runs_is_set_aside(
     container: ContainerFactory, run: Runner, home: Path, fault: NewFault
 ) -> None:
     """What nobody knows any more cannot be restored; it is said, kept aside, and the next attach works."""

@@ -50,7 +50,7 @@ def sessions(registry: Registry) -> list[dict[str, Any]]:
     return registry.read().sessions
 
 
-def test_nothing_is_parsed_that_this_very_registry_wrote(paths: StatePaths, parsed: list[bytes]) -> None:
+def test_registry_does_not_parse_its_own_writes(paths: StatePaths, parsed: list[bytes]) -> None:
     """A supervisor with 1,000 containers spent 45 ms on every change, and two minutes on attaching to them all."""
     registry = open_registry(paths)
     for number in range(5):
@@ -59,7 +59,7 @@ def test_nothing_is_parsed_that_this_very_registry_wrote(paths: StatePaths, pars
     assert sessions(registry) == [{"id": f"ses-{number}"} for number in range(5)]
 
 
-def test_what_another_process_wrote_counts(paths: StatePaths, parsed: list[bytes]) -> None:
+def test_writes_of_another_process_count(paths: StatePaths, parsed: list[bytes]) -> None:
     ours, theirs = open_registry(paths), open_registry(paths)
     put(ours, 1)
     put(theirs, 2)

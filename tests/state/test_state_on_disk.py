@@ -114,7 +114,7 @@ async def test_events_are_bounded_while_they_are_followed_and_read(tmp_path: Pat
 
 
 @in_loop
-async def test_nothing_is_looked_at_once_what_it_takes_is_closed(
+async def test_persistence_does_nothing_once_its_log_is_closed(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A supervisor that ends closes its event log before the registry: it must not be flushed after that."""

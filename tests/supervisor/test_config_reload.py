@@ -141,7 +141,7 @@ class CountedChanges(Changes):
 
 
 @pytest.mark.skipif(not HAS_INOTIFY, reason="folders are watched on Linux only")
-def test_one_watcher_for_all_sessions_and_none_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_share_one_watcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_module, "Changes", CountedChanges)
     monkeypatch.setattr(CountedChanges, "watched", [])
 
@@ -182,7 +182,7 @@ def rename_often(folder: Path, times: int) -> None:
 
 
 @pytest.mark.skipif(not HAS_INOTIFY, reason="folders are watched on Linux only")
-def test_of_a_flood_of_names_the_first_is_told_and_no_other(tmp_path: Path) -> None:
+def test_flood_of_names_is_told_once(tmp_path: Path) -> None:
     async def main() -> None:
         changes = Changes()
         try:
@@ -247,7 +247,7 @@ def test_folders_that_cannot_be_watched_are_looked_at(
     assert sum("not watched" in message for message in caplog.messages) == int(HAS_INOTIFY)
 
 
-def test_what_was_saved_before_the_watcher_stood_is_seen(tmp_path: Path) -> None:
+def test_save_before_the_watcher_stood_is_seen(tmp_path: Path) -> None:
     async def story(scene: Scene) -> None:
         path = tmp_path / "x.toml"
         scene.sessions = [FakeSession("one", project_file=path)]

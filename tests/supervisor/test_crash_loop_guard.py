@@ -25,7 +25,7 @@ def test_three_quick_ends_in_a_row_are_enough() -> None:
     assert ends.refusal_reason("run 1", now_s + AGENT_REST_S) is not None
 
 
-def test_it_has_another_chance_after_a_while_and_in_a_container_that_was_restarted() -> None:
+def test_agent_has_another_chance_after_a_while_and_after_a_restart() -> None:
     ends, now_s = ended(MAX_QUICK_ENDS, after_s=0.1)
     assert ends.refusal_reason("run 1", now_s + AGENT_REST_S + 1) is None
     ends, now_s = ended(MAX_QUICK_ENDS, after_s=0.1)
@@ -35,7 +35,7 @@ def test_it_has_another_chance_after_a_while_and_in_a_container_that_was_restart
     assert ends.refusal_reason("run 2", now_s + 0.1) is None, "counted anew"
 
 
-def test_one_that_worked_for_a_while_begins_the_count_anew() -> None:
+def test_agent_that_worked_for_a_while_resets_the_count() -> None:
     ends, now_s = ended(MAX_QUICK_ENDS - 1, after_s=0.1)
     ends.began(now_s)
     ends.ended("the engine went", now_s + WORKED_S + 1)

@@ -226,7 +226,7 @@ def test_files_that_come_and_go_and_folders_too(
     wait_event(home, "waiting", 7000, since=since)
 
 
-def test_what_flags_said_goes_on_to_count(container: ContainerFactory, run: Runner, folder: Path, home: Path) -> None:
+def test_flags_go_on_to_count_after_a_save(container: ContainerFactory, run: Runner, folder: Path, home: Path) -> None:
     save(config_file(folder), {"customizations": {"autoforward": {"exclude": [3000]}}})
     one = dev_container(container, folder)
     for port in (3000, 3001):
@@ -255,7 +255,7 @@ def test_a_file_that_changed_while_nobody_watched(
     wait_event(home, "waiting", 4000, since=since)
 
 
-def test_what_a_cli_wrote_into_the_label_does_not_keep_what_left_the_file(
+def test_label_of_a_cli_does_not_keep_what_left_the_file(
     cli: RecordedCli, workspace: WorkspaceFactory, run: Runner, home: Path
 ) -> None:
     """The official CLI keeps devcontainer.json, as it was at the start, in the container's metadata."""

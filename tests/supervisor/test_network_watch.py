@@ -167,7 +167,7 @@ async def test_newcomer_during_a_look_is_not_overlooked() -> None:
 
 
 @in_loop
-async def test_newcomer_who_is_harmless_takes_it_away_for_a_moment() -> None:
+async def test_harmless_newcomer_takes_the_path_away_for_a_moment() -> None:
     async with started() as world:
         world.join("harmless", may_forge=False)
         world.event("connect", "harmless", "own")
@@ -177,7 +177,7 @@ async def test_newcomer_who_is_harmless_takes_it_away_for_a_moment() -> None:
 
 @pytest.mark.parametrize("last", ["die", "remove"])
 @in_loop
-async def test_who_is_on_the_network_for_some_time_after_he_has_ended(last: str) -> None:
+async def test_ended_container_counts_until_it_has_left_the_network(last: str) -> None:
     """Podman's order: `die`, off the network, perhaps `remove`, and no `disconnect`."""
     async with started() as world:
         world.join("other")
@@ -253,7 +253,7 @@ async def test_gap_in_the_events_is_looked_behind() -> None:
 
 
 @in_loop
-async def test_what_the_user_said_is_not_looked_at() -> None:
+async def test_direct_set_by_the_user_needs_no_look() -> None:
     async with started() as world:
         for wanted, expected in ((True, "on"), (False, "off: the setting direct is false")):
             world.direct.begin(ENDPOINT, world.engine.members["app"], wanted)

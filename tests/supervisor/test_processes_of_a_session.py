@@ -61,7 +61,7 @@ async def test_a_forward_does_not_wait_for_its_process(world: Any, port: int) ->
 
 
 @closing
-async def test_what_an_expression_ignores_is_never_forwarded(world: Any, port: int) -> None:
+async def test_port_that_an_expression_ignores_is_never_forwarded(world: Any, port: int) -> None:
     """It would be for a moment, if the decision did not wait for the process."""
     one = world(replace(RECORD, rules=rules(**{r"node .*lsp\.js --token=x": {"onAutoForward": "ignore"}})))
     watcher = await one.begin()
@@ -83,7 +83,7 @@ async def test_a_process_that_does_not_come_holds_a_port_up_for_a_moment_only(wo
 
 
 @closing
-async def test_one_that_is_not_to_be_found_is_null_at_once(
+async def test_process_that_cannot_be_found_is_null_at_once(
     world: Any, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "PROCESS_WAIT_S", 3600.0)
@@ -129,7 +129,7 @@ async def test_requiring_the_local_port_reopens_what_has_another(world: Any, por
 
 
 @in_loop
-async def test_the_agent_says_it_with_frames_of_its_own() -> None:
+async def test_agent_names_processes_in_frames_of_its_own() -> None:
     said: list[Frame | Owner] = []
     nobody = cast(Any, None)
     link = AgentLink("ses-1", nobody, said.append, said.append, nobody)
@@ -141,7 +141,7 @@ async def test_the_agent_says_it_with_frames_of_its_own() -> None:
 
 
 @closing
-async def test_what_failed_by_a_command_is_tried_again_as_well(
+async def test_session_that_failed_by_a_command_is_tried_again(
     world: Any, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Met on an engine: the session slept on with the timeout from before the command, which was none."""

@@ -15,7 +15,7 @@ from tests.support.observing import free_port, row_of, rows
 pytestmark = pytest.mark.docker
 
 
-def test_the_same_ports_of_another_process(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_restart_keeps_the_ports_in_another_process(container: ContainerFactory, run: Runner, home: Path) -> None:
     app = container()
     server = app.start_server(port=free_port(), text="plain")
     run("autoforward", "attach", app.name, check=0)
@@ -49,13 +49,13 @@ def test_a_port_that_is_lost_is_named_and_exit_1(container: ContainerFactory, ru
     assert (done.returncode, f"host port {host_port} " in done.stderr) == (1, True)
 
 
-def test_nothing_to_restart(run: Runner, home: Path) -> None:
+def test_restart_without_a_supervisor_says_so(run: Runner, home: Path) -> None:
     done = run("autoforward", "restart", check=0)
     assert "Nothing to restart" in done.stderr
     assert supervisor_of(home) is None
 
 
-def test_another_version_is_told(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_supervisor_of_another_version_is_named(container: ContainerFactory, run: Runner, home: Path) -> None:
     app = container()
     run("autoforward", "attach", app.name, check=0)
     info = home / "supervisor.json"

@@ -36,7 +36,7 @@ def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @closing
-async def test_it_has_settled_once_the_first_snapshot_is_applied(world: Any, port: int) -> None:
+async def test_session_has_settled_once_the_first_snapshot_is_applied(world: Any, port: int) -> None:
     one = world()
     one.session.start()
     watcher = await one.engine.watcher()
@@ -82,7 +82,7 @@ async def test_a_connection_is_carried_by_a_process_of_its_own(world: Any, port:
 
 
 @closing
-async def test_without_a_shell_it_fails_until_the_container_starts_anew(world: Any, port: int) -> None:
+async def test_session_without_a_shell_fails_until_the_container_restarts(world: Any, port: int) -> None:
     one = world(probe=b"")
     one.engine.exit_status = 127
     one.session.start()
@@ -98,7 +98,7 @@ async def test_without_a_shell_it_fails_until_the_container_starts_anew(world: A
 
 
 @closing
-async def test_attaching_again_to_one_that_failed_tries_again(world: Any, port: int) -> None:
+async def test_attach_to_a_failed_session_tries_again(world: Any, port: int) -> None:
     """It used to end the session: the command came while nobody expected it."""
     one = world(probe=b"")
     one.engine.exit_status = 127
@@ -113,7 +113,7 @@ async def test_attaching_again_to_one_that_failed_tries_again(world: Any, port: 
 
 
 @closing
-async def test_without_a_lane_ports_fail_with_what_was_tried(world: Any, port: int) -> None:
+async def test_ports_without_a_lane_fail_with_what_was_tried(world: Any, port: int) -> None:
     one = world(probe=NO_TOOLS)
     await one.begin(port)
     [row] = one.session.rows({})
@@ -149,7 +149,7 @@ async def test_problem_says_the_containers_name_where_the_engine_says_its_id(wor
 
 
 @closing
-async def test_attaching_again_while_the_engine_is_away_waits_for_it(
+async def test_attach_while_the_engine_is_away_waits_for_it(
     world: Any, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It used to end the session, when the command came in the pause between two attempts."""
@@ -183,7 +183,7 @@ async def test_the_end_does_not_wait_for_an_engine_that_hangs(world: Any) -> Non
 
 
 @closing
-async def test_whoever_waits_for_a_session_that_ends_is_told(world: Any) -> None:
+async def test_waiters_for_a_session_that_ends_are_answered(world: Any) -> None:
     one = world()
     one.engine.hanging = threading.Event()
     one.session.start()
@@ -329,7 +329,7 @@ async def test_a_stopped_forward_stays_away_until_the_next_attach(world: Any, po
 
 
 @closing
-async def test_a_command_that_fails_tells_its_caller_and_nobody_else(world: Any, port: int) -> None:
+async def test_failing_command_tells_its_caller_alone(world: Any, port: int) -> None:
     one = world()
     await one.begin(port)
 

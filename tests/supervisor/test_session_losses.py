@@ -192,7 +192,7 @@ async def test_a_service_that_is_removed_waits_for_the_next_one(
 
 
 @closing
-async def test_what_waits_for_a_container_is_dormant_at_once_after_long_and_then_forgotten(world: Any) -> None:
+async def test_session_that_waits_for_a_container_is_dormant_and_then_forgotten(world: Any) -> None:
     """As the next supervisor takes it up."""
 
     def removed(days: float) -> SessionRecord:

@@ -56,7 +56,7 @@ def test_declared_port_refuses_until_its_server_is_up_and_again_when_it_stops(
     assert {(event["id"], event["localPort"]) for event in logged(home, port)} == {(row["id"], port)}
 
 
-def test_number_of_a_waiting_port_is_nobody_elses(container: ContainerFactory, run: Runner) -> None:
+def test_number_of_a_waiting_port_is_reserved(container: ContainerFactory, run: Runner) -> None:
     port = free_port()
     app = container(labels=dev_container_labels(new_folder(), forwardPorts=[port]))
     run("autoforward", "attach", app.name, check=0)
@@ -279,7 +279,7 @@ def test_stop_of_what_is_not_there(container: ContainerFactory, run: Runner) -> 
 
 
 @pytest.mark.parametrize(("lane", "processes"), [("agent", 1), ("socat", 2)])
-def test_nothing_stays_in_the_container_after_detach(
+def test_detach_leaves_nothing_in_the_container(
     container: ContainerFactory, run: Runner, lane: str, processes: int
 ) -> None:
     app = container()

@@ -151,7 +151,9 @@ def test_trunk_ends_when_a_foreigner_has_come(container: ContainerFactory, netwo
     assert direct_connections(app) == 0
 
 
-def test_word_of_the_user_keeps_it_on(container: ContainerFactory, network: Network, run: Runner, home: Path) -> None:
+def test_direct_set_by_the_user_stays_on(
+    container: ContainerFactory, network: Network, run: Runner, home: Path
+) -> None:
     name = network()
     app, evil = container(network=name), container(network=name)
     host_port = attached(run, app)
@@ -262,7 +264,7 @@ while True:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("setting", [None, "true"], ids=["automatic", "always"])
-def test_one_that_forges_reads_nothing(
+def test_container_that_forges_addresses_reads_nothing(
     container: ContainerFactory, network: Network, run: Runner, engine: docker.DockerClient, setting: str | None
 ) -> None:
     """With `direct = true` the same container reads what a client says: it is able to."""

@@ -221,7 +221,7 @@ def test_a_service_on_the_network_of_another_is_forwarded_once(service: Services
     assert row_of(run, server.port, beside.name)["status"] == "ignored"
 
 
-def test_ways_in_which_it_cannot_be_meant(service: Services, run: Runner, project: str) -> None:
+def test_services_target_that_cannot_be_meant_is_refused(service: Services, run: Runner, project: str) -> None:
     done = run("autoforward", "attach", "no-such-project/*")
     assert done.returncode == 4
     assert "no compose project is called no-such-project" in done.stderr

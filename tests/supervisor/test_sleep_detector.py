@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize(
     ("slept_s", "told"), [(3600.0, True), (2.5, True), (1.5, False), (0.0, False), (-7200.0, True)]
 )
-def test_a_jump_is_told_once(slept_s: float, told: bool) -> None:
+def test_jump_of_the_clock_is_told_once(slept_s: float, told: bool) -> None:
     wall_s, monotonic_s = 1_000_000.0, 50.0
     jumps: list[float] = []
 
@@ -34,7 +34,7 @@ def test_a_jump_is_told_once(slept_s: float, told: bool) -> None:
     assert jumps == ([pytest.approx(slept_s)] if told else [])
 
 
-def test_it_looks_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sleep_detector_looks_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoforward.supervisor.sleep_detector.LOOK_INTERVAL_S", 0.01)
     offsets = iter([0.0, 0.0, 60.0])
     seen: list[float] = []

@@ -100,7 +100,7 @@ def is_gone(process: psutil.Process) -> bool:
 # -- starting ------------------------------------------------------------------------------------
 
 
-def test_commands_that_start_it_at_once_get_one(home: Path) -> None:
+def test_commands_that_start_a_supervisor_at_once_get_the_same(home: Path) -> None:
     env = command_env(home, {"AUTOFORWARD_IDLE_EXIT_S": "600"})
     commands = [
         subprocess.Popen([sys.executable, "-c", PING], env=env, stdout=subprocess.PIPE, text=True) for _ in range(4)
@@ -113,7 +113,7 @@ def test_commands_that_start_it_at_once_get_one(home: Path) -> None:
     assert (home / "supervisor.log").read_text().count(" started, pid ") == 1
 
 
-def test_it_is_ready_when_the_starting_command_goes_on(paths: StatePaths) -> None:
+def test_supervisor_is_ready_when_its_command_goes_on(paths: StatePaths) -> None:
     process = start(paths)
     assert [answer["type"] for answer in ask(paths, b'{"op":"ping"}\n')] == ["result"]
     info = json.loads(paths.supervisor_info.read_text())
@@ -122,7 +122,7 @@ def test_it_is_ready_when_the_starting_command_goes_on(paths: StatePaths) -> Non
     assert info["version"]
 
 
-def test_what_it_says_of_itself_is_replaced_as_a_whole(paths: StatePaths) -> None:
+def test_supervisor_json_is_replaced_as_a_whole(paths: StatePaths) -> None:
     """A reader found an empty file while the next supervisor wrote it, after a kill -9 for good."""
     process = start(paths)
     before = paths.supervisor_info.read_text()
@@ -134,7 +134,7 @@ def test_what_it_says_of_itself_is_replaced_as_a_whole(paths: StatePaths) -> Non
     assert paths.supervisor_info.read_text() != before
 
 
-def test_what_it_says_of_itself_is_not_needed(paths: StatePaths) -> None:
+def test_supervisor_starts_without_its_supervisor_json(paths: StatePaths) -> None:
     """No room for it on a full disk, say: the supervisor starts, and warns."""
     paths.ensure()
     (paths.home / "supervisor.json.tmp").mkdir()
@@ -143,9 +143,7 @@ def test_what_it_says_of_itself_is_not_needed(paths: StatePaths) -> None:
     eventually(lambda: "cannot write" in paths.supervisor_log.read_text())
 
 
-def test_it_is_nobodys_child_and_keeps_nothing_of_its_first_caller(
-    paths: StatePaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_supervisor_is_detached_from_its_first_caller(paths: StatePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_SECRET", "hunter2")
     process = start(paths)
     assert process.ppid() != os.getpid()
@@ -156,7 +154,7 @@ def test_it_is_nobodys_child_and_keeps_nothing_of_its_first_caller(
     assert process.rlimit(psutil.RLIMIT_NOFILE)[0] >= min(65_536, process.rlimit(psutil.RLIMIT_NOFILE)[1])
 
 
-def test_what_keeps_it_from_starting_is_said(paths: StatePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_to_start_is_said(paths: StatePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOFORWARD_IDLE_EXIT_S", "soon")
     with pytest.raises(AutoforwardError, match=r"could not start.*soon") as caught:
         ensure_supervisor(paths)
@@ -164,7 +162,7 @@ def test_what_keeps_it_from_starting_is_said(paths: StatePaths, monkeypatch: pyt
     assert supervisor_of(paths.home) is None
 
 
-def test_a_socket_file_that_nobody_serves_is_replaced(paths: StatePaths) -> None:
+def test_stale_socket_file_is_replaced(paths: StatePaths) -> None:
     paths.ensure()
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(paths.supervisor_socket))
@@ -174,7 +172,7 @@ def test_a_socket_file_that_nobody_serves_is_replaced(paths: StatePaths) -> None
 
 
 @pytest.mark.parametrize("how", ["removed", "moved away"])
-def test_one_whose_folder_is_gone_ends_and_leaves_the_next_one_alone(
+def test_supervisor_whose_folder_is_gone_ends_and_leaves_the_next_alone(
     paths: StatePaths, tmp_path: Path, how: str
 ) -> None:
     """Nobody would find it: not to list what it forwards, nor to end it."""
@@ -191,7 +189,7 @@ def test_one_whose_folder_is_gone_ends_and_leaves_the_next_one_alone(
     assert paths.supervisor_info.read_text() == said
 
 
-def test_a_socket_that_somebody_removed_is_made_anew(paths: StatePaths) -> None:
+def test_removed_socket_is_made_again(paths: StatePaths) -> None:
     """Those who clean /tmp do: the next command would wait for a supervisor that it cannot reach."""
     process = start(paths)
     with connected(paths) as follower:
@@ -204,7 +202,7 @@ def test_a_socket_that_somebody_removed_is_made_anew(paths: StatePaths) -> None:
         assert [answer["type"] for answer in answers_of(follower)] == ["result"], "what ran before goes on"
 
 
-def test_after_kill_9_the_next_command_starts_another(paths: StatePaths) -> None:
+def test_next_command_after_kill_9_starts_another_supervisor(paths: StatePaths) -> None:
     first = start(paths)
     first.kill()
     eventually(lambda: is_gone(first))
@@ -215,7 +213,7 @@ def test_after_kill_9_the_next_command_starts_another(paths: StatePaths) -> None
 # -- ending --------------------------------------------------------------------------------------
 
 
-def test_it_exits_when_nobody_needs_it(paths: StatePaths) -> None:
+def test_supervisor_exits_without_sessions(paths: StatePaths) -> None:
     process = start(paths, idle_exit_s=0.2)
     eventually(lambda: is_gone(process), timeout_s=TIMEOUT_S)
     assert not paths.supervisor_socket.exists()
@@ -224,7 +222,7 @@ def test_it_exits_when_nobody_needs_it(paths: StatePaths) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_and_leaves_no_socket(paths: StatePaths, number: int) -> None:
+def test_signal_ends_the_supervisor_and_leaves_no_socket(paths: StatePaths, number: int) -> None:
     process = start(paths)
     with connected(paths) as follower:
         follower.sendall(b'{"op":"events"}\n')
@@ -270,7 +268,7 @@ def test_folder_and_files_are_private(paths: StatePaths) -> None:
 
 
 @pytest.mark.parametrize("trap", ["group-writable", "symlink", "file"])
-def test_a_folder_that_somebody_else_could_have_prepared_is_refused(tmp_path: Path, trap: str) -> None:
+def test_folder_that_others_could_have_prepared_is_refused(tmp_path: Path, trap: str) -> None:
     """Also one in which a supervisor seems to listen: it may be anybody's."""
     folder = tmp_path / "state"
     with socket.socket(socket.AF_UNIX) as theirs:
@@ -381,7 +379,7 @@ def test_a_bad_request_is_an_error_for_that_command_only(paths: StatePaths) -> N
     assert process.is_running()
 
 
-def test_whoever_hangs_up_in_mid_request_harms_nobody(paths: StatePaths) -> None:
+def test_client_that_hangs_up_in_mid_request_harms_no_other(paths: StatePaths) -> None:
     start(paths)
     for part in (b"", b'{"op":"pi'):
         with connected(paths) as sock:

@@ -119,7 +119,7 @@ def test_three_dev_containers_one_of_them_later_and_then_the_end(
         eventually(lambda one=one: one.processes(of_tests=False) == [], timeout_s=WAIT_S, what="nothing is left in it")  # type: ignore[misc]
 
 
-def test_what_others_asked_for_is_theirs_before_and_after(marked: Marked, run: Runner, home: Path, mark: str) -> None:
+def test_sessions_of_other_commands_stay_theirs(marked: Marked, run: Runner, home: Path, mark: str) -> None:
     own, forwarded, taken = marked(), marked(), marked()
     server = own.start_server(port=free_port())
     single, beside = forwarded.start_server(port=free_port()), forwarded.start_server(port=free_port())
@@ -142,7 +142,7 @@ def test_what_others_asked_for_is_theirs_before_and_after(marked: Marked, run: R
     assert (left["port"], left["localPort"]) == (single.port, row["localPort"])
 
 
-def test_what_was_detached_by_hand_stays_so_until_it_is_restarted(
+def test_container_detached_by_hand_stays_detached_until_it_restarts(
     marked: Marked, run: Runner, home: Path, mark: str
 ) -> None:
     one, other = marked(), marked()

@@ -54,7 +54,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "tests/engine/test_engine_streams.py::test_a_service_that_started_while_nobody_told_of_it",
     ),
     "machine sleeps": (
-        "tests/supervisor/test_sleep_detector.py::test_a_jump_is_told_once",
+        "tests/supervisor/test_sleep_detector.py::test_jump_of_the_clock_is_told_once",
         "tests/dataplane/test_direct.py::test_after_a_sleep_of_the_machine_an_agent_that_says_nothing_is_lost_at_once",
         "tests/supervisor/test_session_losses.py::test_after_a_sleep_of_the_machine_a_watcher_that_says_nothing_is_replaced",
         "tests/engine/test_pool.py::test_a_stream_that_may_be_dead_begins_anew_after_a_sleep",
@@ -73,7 +73,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "tests/control/test_crash_loops.py::test_one_that_dies_each_time_is_told_of_and_not_started_for_ever",
     ),
     "two commands start it at once": (
-        "tests/supervisor/test_supervisor_process.py::test_commands_that_start_it_at_once_get_one",
+        "tests/supervisor/test_supervisor_process.py::test_commands_that_start_a_supervisor_at_once_get_the_same",
     ),
     # Streams
     "agent is killed": ("tests/agent/test_agent_in_containers.py::test_agent_that_is_killed_is_replaced",),
@@ -92,8 +92,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "readers that stall": ("tests/agent/test_agent_load.py::test_stalled_reader_and_bulk_do_not_hold_up_the_others",),
     # Registry
     "registry is damaged": (
-        "tests/state/test_registry_damage.py::test_damaged_under_traffic_and_then_the_supervisor_is_killed",
-        "tests/state/test_registry_damage.py::test_damaged_while_no_supervisor_runs",
+        "tests/state/test_registry_damage.py::test_registry_damaged_under_traffic_survives_a_killed_supervisor",
+        "tests/state/test_registry_damage.py::test_registry_damaged_while_no_supervisor_runs_is_set_aside",
         "tests/state/test_buffered_registry.py::test_a_look_mends_the_file_from_what_is_live",
     ),
     "registry is from a newer version": ("tests/state/test_registry_damage.py::test_newer_registry_is_left_alone",),
@@ -131,13 +131,13 @@ ROWS: dict[str, tuple[str, ...]] = {
     "another user on the machine": (
         "tests/supervisor/test_supervisor_process.py::test_another_user_has_no_way_in",
         "tests/supervisor/test_supervisor_process.py::test_another_user_is_refused_even_where_the_files_let_him_in",
-        "tests/supervisor/test_supervisor_process.py::test_a_folder_that_somebody_else_could_have_prepared_is_refused",
+        "tests/supervisor/test_supervisor_process.py::test_folder_that_others_could_have_prepared_is_refused",
         "tests/state/test_registry.py::test_a_folder_that_cannot_be_trusted_is_refused",
-        "tests/product/test_other_users.py::test_nothing_is_to_be_read_changed_or_signalled",
+        "tests/product/test_other_users.py::test_another_user_can_read_change_and_signal_nothing",
         "tests/product/test_other_users.py::test_no_command_believes_a_folder_of_somebody_else",
         "tests/product/test_other_users.py::test_a_server_of_somebody_else_is_told_nothing",
         "tests/product/test_other_users.py::test_a_short_socket_folder_that_was_made_before_is_refused",
     ),
     # All of it at once
-    "everything, for minutes": ("tests/product/test_soak.py::test_nothing_is_lost_under_faults",),
+    "everything, for minutes": ("tests/product/test_soak.py::test_soak_loses_nothing_under_faults",),
 }

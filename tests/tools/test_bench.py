@@ -118,7 +118,7 @@ def test_every_check_can_fail() -> None:
     }
 
 
-def test_what_was_not_measured_neither_passes_nor_fails() -> None:
+def test_unmeasured_check_neither_passes_nor_fails() -> None:
     run = document()
     run["ways"]["ssh"] = way("ssh", skipped="no ssh here")
     outcomes = {outcome.check.title: outcome for outcome in judge(run)}

@@ -69,7 +69,7 @@ def test_httpd_where_there_is_no_python(container: ContainerFactory, image: str)
     assert is_refused(one.address(), 8080)
 
 
-def test_behaviours(container: ContainerFactory) -> None:
+def test_behaviours_of_the_test_server(container: ContainerFactory) -> None:
     one = container()
     late = one.start_server("late-answer", bind="0.0.0.0", delay_s=0.1)
     with socket.create_connection((one.address(), late.port), timeout=10) as connection:
@@ -98,7 +98,7 @@ def test_network_has_the_engines_dns(container: ContainerFactory, network: Calla
     assert "0B00007F:" in one.shell("cat /proc/net/tcp")
 
 
-def test_without_network(container: ContainerFactory) -> None:
+def test_container_without_network(container: ContainerFactory) -> None:
     one = container(network="none")
     assert one.start_server("http").port > 0
 

@@ -166,7 +166,7 @@ def test_an_agent_that_breaks_a_law_is_found(tmp_path: Path) -> None:
     assert again.returncode == 1
 
 
-def test_of_inputs_that_reach_the_same_the_shortest_is_kept(tmp_path: Path) -> None:
+def test_shortest_of_equal_inputs_is_kept(tmp_path: Path) -> None:
     def target(data: bytes) -> None:
         targets.parse_port_spec(data.decode())
 

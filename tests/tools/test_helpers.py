@@ -21,7 +21,7 @@ from tests.support.containers import event_lines, eventually, is_alive, is_refus
 pytestmark = pytest.mark.local
 
 
-def test_what_a_test_started_detached_is_ended(home: Path) -> None:
+def test_detached_processes_of_a_test_are_ended(home: Path) -> None:
     code = "import time; print('up', flush=True); time.sleep(600)"
     with subprocess.Popen(
         [sys.executable, "-c", code],
@@ -53,7 +53,7 @@ def test_an_event_that_is_not_of_the_schema_is_found(tmp_path: Path) -> None:
         check_events(tmp_path)
 
 
-def test_no_events_are_fine(tmp_path: Path) -> None:
+def test_empty_event_log_is_valid(tmp_path: Path) -> None:
     assert check_events(tmp_path) == 0
 
 

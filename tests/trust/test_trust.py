@@ -101,7 +101,7 @@ def asked(run: Runner, *target: str) -> list[str]:
 
 
 @needs_low_ports
-def test_what_a_container_writes_into_its_mount_opens_nothing_until_it_is_granted(
+def test_file_written_by_a_container_opens_nothing_until_it_is_granted(
     workspace: Callable[..., Container], run: Runner, folder: Path, home: Path
 ) -> None:
     low, port = free_low_port(), free_port()

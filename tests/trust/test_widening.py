@@ -157,9 +157,7 @@ def test_the_table_is_that_of_the_specification() -> None:
 
 
 @pytest.mark.parametrize(("key", "rules", "source", "moment"), cases())
-def test_nothing_widens_by_a_file_or_a_label_alone(
-    key: str, rules: Rules, source: str, moment: str, tmp_path: Path
-) -> None:
+def test_file_or_label_alone_widens_nothing(key: str, rules: Rules, source: str, moment: str, tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     opens = key in ("onAutoForward", "openPreview")
 
@@ -287,7 +285,7 @@ def test_a_file_in_the_mount_of_another_session_is_a_workspace_s(key: str, how: 
     assert (len(widened(granted)), granted.requests) == (1, ())
 
 
-def test_what_the_user_s_file_narrows_stays_though_a_container_can_write_it(tmp_path: Path) -> None:
+def test_limits_of_the_user_s_file_stay_though_a_container_can_write_it(tmp_path: Path) -> None:
     workspace, own = tmp_path / "ws", tmp_path / "config.toml"
     workspace.mkdir()
     scene, caller = Scene(workspace), CommandContext(user_file=str(own))
@@ -309,7 +307,7 @@ def test_what_the_user_s_file_narrows_stays_though_a_container_can_write_it(tmp_
     assert (record.options.direct, record.options.max_ports, record.options.default_exclude) == (None, 128, True)
 
 
-def test_what_a_container_can_write_is_what_is_bound_and_not_read_only() -> None:
+def test_writable_folders_of_a_container_are_its_mounts_that_are_not_read_only() -> None:
     mounts = [
         {"Type": "bind", "Source": "/src", "RW": True},
         {"Type": "bind", "Source": "/host_mnt/Users/me", "RW": True},
@@ -460,7 +458,7 @@ def test_a_higher_limit_in_the_user_s_file_is_the_limit_of_a_workspace() -> None
         ({"forwards": ["15432:db:5432"]}, False),
     ],
 )
-def test_what_describes_is_not_asked_for(rules: Rules, asks: bool) -> None:
+def test_descriptive_settings_are_not_asked_for(rules: Rules, asks: bool) -> None:
     asking = Asking(ROOT)
     layers = [Layer("workspace", "x", parse_settings(rules))]
     assert bool(settle(layers, asking).settings.to_json()) == (rules.keys() != {"bind"} or not asks)
@@ -512,7 +510,7 @@ def test_a_pin_that_is_not_granted_says_so_where_the_port_is(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("how", ["config.toml", "flag"])
 @pytest.mark.parametrize("source", ["devcontainer.json", "label", ".autoforward.toml"])
-def test_what_the_user_excludes_no_workspace_binds(source: str, how: str, tmp_path: Path) -> None:
+def test_port_that_the_user_excludes_no_workspace_binds(source: str, how: str, tmp_path: Path) -> None:
     """Numbers on every host, expressions once the server is known; what the user names is bound all the same."""
     workspace, own = tmp_path / "ws", tmp_path / "config.toml"
     workspace.mkdir()
@@ -550,7 +548,7 @@ def actions(record: SessionRecord) -> dict[str, str | None]:
     return {rule.key: rule.values.on_auto_forward for rule in record.rules.rules}
 
 
-def test_what_was_there_at_the_last_attach_opens_and_nothing_else(tmp_path: Path) -> None:
+def test_browser_opens_for_what_was_there_at_the_last_attach_alone(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     first = {"3000": {"onAutoForward": "openBrowser"}, "3001": {"onAutoForward": "notify"}}
     scene.say("devcontainer.json", {"portsAttributes": first})
@@ -612,7 +610,7 @@ def test_a_variable_is_in_a_port_number_or_nowhere(
         assert value not in json.dumps([record.to_json(), warnings])
 
 
-def test_what_a_cli_put_in_is_taken_out_again() -> None:
+def test_values_that_a_cli_filled_in_are_taken_out_again() -> None:
     """devcontainer-rs hands over the merged configuration with the values of variables in it."""
     config = {
         "forwardPorts": ["${localEnv:GITHUB_TOKEN}.x.test:80", "${localEnv:PORT}"],
@@ -659,7 +657,7 @@ def test_an_approval_of_include_is_of_all_that_it_brings_back() -> None:
         assert [one.value for one in asking.requests] == ([] if known else ['2 values: 9999, "."'])
 
 
-def test_what_is_approved_was_shown_whole() -> None:
+def test_approved_value_was_shown_whole() -> None:
     def ask(consent: Consent, *processes: str) -> tuple[bool, Asking]:
         asking = Asking(consent)
         layer = Layer("workspace", "x", Settings(include=PortFilter((), processes)))

@@ -132,7 +132,7 @@ def test_a_forward_comes_is_used_and_is_stopped(
         assert ui.command.wait() == 0
 
 
-def test_it_comes_back_by_itself_and_a_new_run_has_another_address(browser: Browser, run: Runner, home: Path) -> None:
+def test_page_comes_back_by_itself_and_a_new_run_has_another_address(browser: Browser, run: Runner, home: Path) -> None:
     port = free_port()
     with ui_of(home, "--port", str(port)) as ui:
         tab = browser.open(ui.url)
@@ -270,7 +270,7 @@ def widths(tab: Tab) -> list[int]:
     return [tab.run("document.documentElement.scrollWidth"), tab.run("innerWidth")]
 
 
-def test_it_fits_narrow_and_wide_windows(
+def test_page_fits_narrow_and_wide_windows(
     browser: Browser, container: ContainerFactory, run: Runner, home: Path
 ) -> None:
     labels = dev_container_labels(new_folder(), otherPortsAttributes={"label": "w" * 200})

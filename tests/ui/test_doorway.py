@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 URL = "http://127.0.0.1:4000/#abc"
 
 
-def test_it_is_this_users_alone_and_leads_there(tmp_path: Path) -> None:
+def test_doorway_file_is_this_users_alone_and_leads_to_the_page(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         path = doorway.make_doorway(tmp_path, URL)
@@ -30,7 +30,7 @@ def test_it_is_this_users_alone_and_leads_there(tmp_path: Path) -> None:
     assert doorway.make_doorway(tmp_path, URL) != path
 
 
-def test_what_is_there_already_is_not_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_file_is_not_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secrets.token_hex", lambda _size: "0")
     elsewhere = tmp_path / "elsewhere"
     (tmp_path / f"{doorway.PREFIX}0.html").symlink_to(elsewhere)
@@ -39,7 +39,7 @@ def test_what_is_there_already_is_not_written_through(tmp_path: Path, monkeypatc
     assert not elsewhere.exists()
 
 
-def test_what_a_run_that_was_killed_has_left_behind_goes(tmp_path: Path) -> None:
+def test_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     old, new = doorway.make_doorway(tmp_path, URL), doorway.make_doorway(tmp_path, URL)
     other = tmp_path / "other.html"
     other.write_text("")

@@ -67,7 +67,7 @@ async def test_each_check_is_made_of_requests_that_hold_the_token(home: Path) ->
 
 
 @in_loop
-async def test_nothing_of_the_api_is_answered_without_the_token(home: Path) -> None:
+async def test_api_answers_nothing_without_the_token(home: Path) -> None:
     async with serving(home) as page, supervised(page) as supervisor:
         port = page.port
         for token in (None, "", "x", page.keys.token[:-1], Keys().token):
@@ -102,7 +102,7 @@ async def test_a_code_is_changed_for_the_token_once(home: Path) -> None:
 
 
 @in_loop
-async def test_what_is_too_long_or_no_request_is_refused(home: Path) -> None:
+async def test_malformed_or_too_long_request_is_refused(home: Path) -> None:
     async with serving(home) as page:
         port, token = page.port, page.keys.token
         chunked = head("POST", "/api/stop", port, token, Transfer_Encoding="chunked")
@@ -122,7 +122,7 @@ async def test_what_is_too_long_or_no_request_is_refused(home: Path) -> None:
 
 
 @in_loop
-async def test_who_says_nothing_or_hangs_up_is_let_go(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_or_aborted_client_is_let_go(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "REQUEST_TIMEOUT_S", 0.2)
     async with serving(home) as page:
         for data in (b"", b"GET / HT", post("/api/stop", page.port, page.keys.token, {"id": "x"})[:-1]):
@@ -220,7 +220,7 @@ async def test_the_stream_follows_what_happens(home: Path) -> None:
 
 
 @in_loop
-async def test_nobody_follows_once_no_page_is_open(home: Path) -> None:
+async def test_supervisor_is_not_followed_once_no_page_is_open(home: Path) -> None:
     async with serving(home) as page, supervised(page) as supervisor:
         async with page.stream() as stream:
             await stream.picture()

@@ -151,7 +151,7 @@ def test_actions_are_post_and_json() -> None:
 
 
 @pytest.mark.parametrize("target", ["/api", "//", "/..", "/page.js", "/?x", "/api/stream?token=x", "*", "http://x/"])
-def test_there_is_nothing_else(target: str) -> None:
+def test_unknown_paths_are_not_found(target: str) -> None:
     assert status_of(request(target=target)) == 404
 
 
@@ -327,7 +327,7 @@ def test_the_policy_names_each_script_and_style_by_its_hash_and_allows_nothing_e
         assert policy[f"{tag}-src"].split() == hashes
 
 
-def test_nothing_comes_from_elsewhere_and_nothing_is_made_markup() -> None:
+def test_page_loads_nothing_from_elsewhere_and_makes_no_markup() -> None:
     html = load_document().body.decode()
     assert not re.search(r"<[^>]*\s(on\w+|style)=", html)
     assert set(re.findall(r"https?://[\w.-]+", html)) == {"http://www.w3.org"}, "a name of SVG's, which nobody fetches"

@@ -83,7 +83,7 @@ def test_a_file_that_was_not_used_goes_with_the_command(home: Path, desk: FakeBr
     assert not page.exists()
 
 
-def test_where_nothing_is_opened_no_file_stays(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_stays_where_no_browser_opens(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = tmp_path / "browser"
     failing.write_text("#!/bin/sh\nexit 3\n")
     failing.chmod(0o755)
