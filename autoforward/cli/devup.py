@@ -25,6 +25,7 @@ from autoforward.cli.commands import trust
 from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.printing import pass_on
 from autoforward.cli.console.progress import working
+from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.caller import sources_for
 from autoforward.config.resolve import Metadata, metadata_of, metadata_of_merged, read_sources
 from autoforward.core.errors import AutoforwardError, UsageError
@@ -67,7 +68,7 @@ class DevupRequest:
     environ: dict[str, str]
     endpoint: EngineEndpoint
     specs: tuple[PortSpec, ...]
-    flags: output.SessionFlags
+    flags: SessionFlags
     ports_events: bool = False
     follow: bool = False
     all_services: bool = False
@@ -305,7 +306,7 @@ def main(
     docker_host: str | None,
     context: str | None,
     up_args: tuple[str, ...],
-    flags: output.SessionFlags,
+    flags: SessionFlags,
     trust_workspace: bool,
 ) -> None:
     environ = engine_environment(os.environ, docker_host, context)

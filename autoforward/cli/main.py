@@ -13,13 +13,9 @@ from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.places import check_known, say_unknown, session_name
 from autoforward.cli.console.printing import show, show_json
 from autoforward.core.errors import AutoforwardError, UsageError
-from autoforward.core.model import LaneName
-from autoforward.foreign.reader import is_folder
 
 if TYPE_CHECKING:
-    from autoforward.cli.console.output import SessionFlags
-
-LANES: tuple[LaneName, ...] = ("agent", "socat", "nc", "devtcp")
+    from autoforward.cli.console.session_flags import SessionFlags
 
 NO_STATUS: Mapping[str, Any] = {"engines": [], "sessions": [], "watches": []}
 
@@ -70,6 +66,7 @@ def attach(
     from autoforward.cli.commands.trust import ask_once
     from autoforward.core.port_spec import parse_port_spec
     from autoforward.engine.targets import project_of
+    from autoforward.foreign.reader import is_folder
     from autoforward.lanes.probe import NO_LANE_HINT
 
     wanted = [spec for text in specs for spec in parse_port_spec(text)]

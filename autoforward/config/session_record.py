@@ -12,25 +12,23 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from autoforward.config.environment import NO_ENVIRONMENT, SessionEnvironment
+from autoforward.core.choices import DEFAULT_POLL_INTERVAL_S, LANE_CHOICES, LaneChoice
 from autoforward.core.identity.labels import LABEL_LOCAL_FOLDER, LABEL_PROJECT, LABEL_SERVICE
 from autoforward.core.identity.names import did_you_mean, project_names
 from autoforward.core.js_regex import compiled, forget_searches
 from autoforward.core.model import (
-    LANE_CHOICES,
     NAME_ANCHOR,
     WORKSPACE_ANCHOR,
     ContainerInfo,
     EngineEndpoint,
     ForwardKey,
     Identity,
-    LaneChoice,
     PortSpec,
     TlsFiles,
 )
 from autoforward.core.port_spec import decode_port_spec, encode_port_spec
 from autoforward.core.setting_values import (
     DEFAULT_MAX_PORTS,
-    DEFAULT_POLL_INTERVAL_S,
     LocalPorts,
     PortFilter,
     parse_interval,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 
 from autoforward.core.errors import AutoforwardError
@@ -93,6 +92,8 @@ def ensure_supervisor(paths: StatePaths) -> socket.socket:
 
 
 def _start(paths: StatePaths) -> None:
+    import subprocess  # not for a command that finds the supervisor running
+
     ready_read, ready_write = os.pipe()
     try:
         with (
@@ -131,6 +132,8 @@ def _start(paths: StatePaths) -> None:
 
 def _import_problem(paths: StatePaths) -> str | None:
     """Why the program itself is not found where the supervisor starts; None where it is."""
+    import subprocess
+
     done = subprocess.run(
         [sys.executable, "-P", "-c", "import autoforward.supervisor.__main__"],
         stdin=subprocess.DEVNULL,

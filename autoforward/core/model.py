@@ -21,8 +21,6 @@ from autoforward.core.identity.labels import (
 )
 
 Transport = Literal["tcp", "udp"]
-LaneName = Literal["agent", "socat", "nc", "devtcp"]
-LaneChoice = Literal["auto", "agent", "socat", "nc", "devtcp"]
 Source = Literal["declared", "detected", "manual"]
 LeaseState = Literal["bound", "reserved"]
 Status = Literal["active", "waiting", "reconnecting", "failed", "published", "ignored"]
@@ -44,7 +42,6 @@ AppProtocol = Literal["http", "https"]
 FIRST_UNPRIVILEGED = 1024
 """The first host port that any user may bind, on a system that was not told otherwise."""
 
-LANE_CHOICES: tuple[LaneChoice, ...] = ("auto", "agent", "socat", "nc", "devtcp")
 ON_AUTO_FORWARD: tuple[OnAutoForward, ...] = (
     "notify",
     "openBrowser",

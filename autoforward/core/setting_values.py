@@ -11,14 +11,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from autoforward.core.choices import LANE_CHOICES, MAX_POLL_INTERVAL_S, MIN_POLL_INTERVAL_S, LaneChoice
 from autoforward.core.errors import UsageError
 from autoforward.core.js_regex import MAX_EXPRESSIONS, Budget, Expression, ExpressionError, compiled
-from autoforward.core.model import LANE_CHOICES, LaneChoice, PortSpec
+from autoforward.core.model import PortSpec
 from autoforward.core.port_spec import MAX_PORT, is_port, parse_port_set, parse_port_spec
-
-DEFAULT_POLL_INTERVAL_S = 0.5
-MIN_POLL_INTERVAL_S = 0.1
-MAX_POLL_INTERVAL_S = 60.0
 
 MAX_WAIT_FOR_SERVER_S = 5.0
 

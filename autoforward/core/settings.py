@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from autoforward.core.choices import LaneChoice
 from autoforward.core.errors import UsageError
-from autoforward.core.model import LaneChoice, PortSpec
+from autoforward.core.model import PortSpec
 from autoforward.core.setting_values import (
     LocalPorts,
     PortFilter,

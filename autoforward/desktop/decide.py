@@ -6,13 +6,12 @@ they become plain, bounded text. URLs are of our own making, and looked at again
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
 from autoforward.config.environment import SessionEnvironment
-from autoforward.core.addresses import is_own_host
+from autoforward.core.addresses import is_own_host, safe_url
 from autoforward.detection.known_servers import is_inspector
 from autoforward.devcontainers.port_attributes import clean_text
 from autoforward.state.event_log import PortEvent
@@ -28,10 +27,6 @@ BACK_S = 60.0
 MAX_NAMED_PORTS = 10
 MAX_NAME_LENGTH = 60
 MAX_BODY_LENGTH = 300
-MAX_URL_LENGTH = 120
-
-# What `events.url_of` makes, and nothing else: no user, path, query, or other scheme.
-_URL = re.compile(r"https?://(?:localhost|[0-9.]+|\[[0-9A-Fa-f:.]+(?:%25[\w.-]{1,32})?\]):[0-9]{1,5}", re.ASCII)
 
 # Servers on Linux may take the text for markup, or may not: entities would show on the latter, these show on both.
 _NO_MARKUP = str.maketrans({"<": "‹", ">": "›", "&": "+"})
@@ -135,11 +130,6 @@ def may_open(opened_at_s: Sequence[float], now_s: float) -> bool:
 def browser_url(event: PortEvent) -> str | None:
     """The event's URL if it is one that a browser may be given."""
     return safe_url(event.url)
-
-
-def safe_url(url: str | None) -> str | None:
-    """A URL if it is one that autoforward makes, and no other: http or https, a host and a port."""
-    return url if url and len(url) <= MAX_URL_LENGTH and _URL.fullmatch(url) else None
 
 
 def plain(text: str, limit: int = MAX_NAME_LENGTH) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from autoforward.core.model import ContainerInfo, LaneChoice, PublishedPort, Transport
+from autoforward.core.choices import LaneChoice
+from autoforward.core.model import ContainerInfo, PublishedPort, Transport
 from autoforward.doctor.findings import Finding, fail, ok, warn
 from autoforward.lanes.probe import NO_LANE_HINT, NoLane, Probe, choose_lane
 from autoforward.lanes.relay_tools import RelayTool

@@ -14,15 +14,8 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from autoforward.core.model import (
-    DialAddress,
-    EventName,
-    ForwardKey,
-    LaneName,
-    Status,
-    Transport,
-    dials_for,
-)
+from autoforward.core.choices import LaneName
+from autoforward.core.model import DialAddress, EventName, ForwardKey, Status, Transport, dials_for
 from autoforward.dataplane.messages import ForwardCounters, Route, Serve, Withdraw
 from autoforward.dataplane.plane import DataPlane
 from autoforward.forwards.allocator import AllocationRequest, Allocator, LeaseRow

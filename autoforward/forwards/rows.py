@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autoforward.core.addresses import is_loopback
-from autoforward.core.model import EventName, ForwardKey, LaneName, PortAttributes, Status, Transport
+from autoforward.core.choices import LaneName
+from autoforward.core.model import EventName, ForwardKey, PortAttributes, Status, Transport
 from autoforward.dataplane.messages import ForwardCounters
 from autoforward.forwards.plan import Summary, UnforwardedPort, WantedForward
 from autoforward.net.bound_pair import BoundPair

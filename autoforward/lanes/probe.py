@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast, get_args
 
+from autoforward.core.choices import LaneChoice
 from autoforward.core.errors import ProtocolError
-from autoforward.core.model import LaneChoice
 from autoforward.core.text import decoded_line
 from autoforward.lanes.relay_tools import Netcat, NetcatFlavour, RelayTool, devtcp_tool, netcat_tool, socat_tool
 

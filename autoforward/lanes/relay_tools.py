@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from autoforward.core.model import DialAddress, LaneCapabilities, LaneName
+from autoforward.core.choices import LaneName
+from autoforward.core.model import DialAddress, LaneCapabilities
 from autoforward.lanes.scripts import script
 
 NetcatFlavour = Literal["openbsd", "openbsd-old", "traditional", "ncat", "busybox"]

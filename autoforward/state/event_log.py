@@ -7,26 +7,25 @@ An event states a fact: it is written after the fact. The schema is `port_event.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from autoforward.core.addresses import is_own_host
+from autoforward.core.choices import LaneName
 from autoforward.core.masking.command_line import mask_command_line
-from autoforward.core.model import AppProtocol, EventName, LaneName, OnAutoForward, Source, Status, Transport
+from autoforward.core.model import AppProtocol, EventName, OnAutoForward, Source, Status, Transport
 from autoforward.detection.known_servers import not_http
 from autoforward.state.document import format_time
+from autoforward.state.event_lines import LINE_PREFIX, all_lines, encode_object, last_seq_in
 from autoforward.state.event_shares import kept
 from autoforward.state.folder import StatePaths
 from autoforward.state.locks import replace_file
 
-LINE_PREFIX = "PORT_EVENT: "
 DEFAULT_MAX_BYTES = 4 * 1024 * 1024
 
 MAX_UNWRITTEN = 1000
@@ -36,8 +35,6 @@ MAX_EVENT_TEXT = 1000
 MAX_FOLDER_TEXT = 4096
 """Characters of a text, and of a folder (no path is longer): a label may have megabytes, and the log has room for 4."""
 
-# The last line is looked for in this much of the end; a line has some 700 bytes.
-_TAIL_BYTES = 64 * 1024
 _HTTPS_PORTS = frozenset({443, 8443})
 
 
@@ -125,11 +122,6 @@ def url_of(host_ip: str | None, host_port: int, protocol: AppProtocol | None, co
     return f"{scheme}://{host}:{host_port}"
 
 
-def encode_object(values: Mapping[str, Any]) -> str:
-    """Compact JSON on one line, ASCII only: no control character, ANSI sequence or line separator survives."""
-    return json.dumps(values, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-
-
 def line_of(event: PortEvent) -> str:
     """The whole line, without its newline: as messages of the control socket carry it."""
     return f"{LINE_PREFIX}{encode_object(event.to_json())}"
@@ -196,7 +188,7 @@ class EventLog:
         self._lock = threading.Lock()
         self._failing = False
         self._unwritten: deque[bytes] = deque(maxlen=MAX_UNWRITTEN)
-        self._last_seq = max(_last_seq_in(paths.events), _last_seq_in(paths.rotated_events))
+        self._last_seq = max(last_seq_in(paths.events), last_seq_in(paths.rotated_events))
 
     def __repr__(self) -> str:
         return f"<EventLog {self._paths.events} seq {self._last_seq}>"
@@ -255,82 +247,8 @@ class EventLog:
         """One file of the two, in which each container has its share; without room for it the older one is given up."""
         paths = self._paths
         try:
-            replace_file(paths.rotated_events, kept(lambda: _lines(paths), self._max_bytes))
+            replace_file(paths.rotated_events, kept(lambda: all_lines(paths), self._max_bytes))
         except OSError:
             paths.events.replace(paths.rotated_events)
         else:
             paths.events.unlink()
-
-
-def read_events(
-    paths: StatePaths, since: int = 0, where: Callable[[Mapping[str, Any]], bool] | None = None
-) -> Iterator[dict[str, Any]]:
-    """The logged events after number `since`, oldest first, that `where` accepts. Torn lines are passed over."""
-    last = since
-    for line in _lines(paths):
-        values = _parse(line)
-        # A rotation while we read can show a line twice.
-        if values is None or values["seq"] <= last:
-            continue
-        last = values["seq"]
-        if where is None or where(values):
-            yield values
-
-
-def matches_target(*targets: str) -> Callable[[Mapping[str, Any]], bool]:
-    """Accepts events of this container (name, or id from 4 characters on), workspace folder or forward id; of several names."""
-
-    def accepts(values: Mapping[str, Any]) -> bool:
-        if any(values.get(key) in targets for key in ("containerName", "workspaceFolder", "id")):
-            return True
-        container_id = values.get("containerId")
-        return isinstance(container_id, str) and any(len(one) >= 4 and container_id.startswith(one) for one in targets)
-
-    return accepts
-
-
-def _lines(paths: StatePaths) -> Iterator[bytes]:
-    # The current file first: if it is rotated in between, the other name leads to the same file, read once.
-    current = _open(paths.events)
-    rotated = _open(paths.rotated_events)
-    if current is not None and rotated is not None and os.path.sameopenfile(current, rotated):
-        os.close(rotated)
-        rotated = None
-    files = [os.fdopen(descriptor, "rb") for descriptor in (rotated, current) if descriptor is not None]
-    try:
-        for file in files:
-            yield from file
-    finally:
-        for file in files:
-            file.close()
-
-
-def _open(path: Path) -> int | None:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(values, dict) or not isinstance(values.get("seq"), int):
-        return None
-    return values
-
-
-def _last_seq_in(path: Path) -> int:
-    descriptor = _open(path)
-    if descriptor is None:
-        return 0
-    with os.fdopen(descriptor, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL_BYTES))
-        for line in reversed(file.read().splitlines()):
-            values = _parse(line)
-            if values is not None:
-                return int(values["seq"])
-    return 0

@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 from autoforward.core.addresses import is_own_host
 from autoforward.core.model import EventName
-from autoforward.state.event_log import EventLog, PortEvent, read_events
+from autoforward.state.event_lines import read_events
+from autoforward.state.event_log import EventLog, PortEvent
 from autoforward.state.folder import StatePaths
 
 REASON = "the supervisor was killed"

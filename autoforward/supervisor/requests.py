@@ -19,7 +19,8 @@ from autoforward.core.model import ForwardKey, PortSpec
 from autoforward.lanes.agent_install import missing_agent_warning
 from autoforward.lanes.probe import NO_LANE_HINT
 from autoforward.state.document import format_time
-from autoforward.state.event_log import LINE_PREFIX, encode_object, line_of, matches_target, read_events
+from autoforward.state.event_lines import LINE_PREFIX, encode_object, matches_target, read_events
+from autoforward.state.event_log import line_of
 from autoforward.supervisor.autoattach.compose_services import Claim
 from autoforward.supervisor.session.session import STOPPED, Session
 from autoforward.supervisor.session.status_rows import describe

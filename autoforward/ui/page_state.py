@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autoforward.core.addresses import safe_url
 from autoforward.core.text import printable
-from autoforward.desktop.decide import safe_url
 
 Json = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ import pytest
 from autoforward.cli import devup
 from autoforward.cli.commands import attach as attaching
 from autoforward.cli.console import supervisor_client
-from autoforward.cli.console.output import SessionFlags
+from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.cli.devup import DevupRequest, run_with_forwarding
 from autoforward.config.session_record import SessionRecord
 from autoforward.core.errors import AutoforwardError, EngineUnreachableError

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from autoforward.cli.console import output
+from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.session_record import SessionOptions
 from autoforward.core.errors import (
     AutoforwardError,
@@ -178,7 +179,7 @@ def flags_of(*argv: str, no_auto: bool = True) -> Any:
     @click.command(cls=output.Command)
     @output.session_options(no_auto=no_auto)
     @output.engine_options
-    def takes(flags: output.SessionFlags, docker_host: str | None, context: str | None) -> None:
+    def takes(flags: SessionFlags, docker_host: str | None, context: str | None) -> None:
         taken.append((flags, docker_host, context))
 
     taken: list[Any] = []
@@ -187,7 +188,7 @@ def flags_of(*argv: str, no_auto: bool = True) -> Any:
 
 
 def test_flags_become_settings() -> None:
-    assert flags_of() == (output.SessionFlags(), None, None)
+    assert flags_of() == (SessionFlags(), None, None)
     argv = ["--lane", "nc", "--bind", "0.0.0.0", "--exclude", "1,2-3", "--exclude", "9", "--poll-interval", "2"]
     argv += ["--no-auto", "--auto-udp", "--no-direct", "--settings", "/a/b.toml"]
     argv += ["--docker-host", "tcp://x", "--context", "c"]
@@ -199,7 +200,7 @@ def test_flags_become_settings() -> None:
         direct=False,
         auto=False,
     )
-    assert flags_of(*argv) == (output.SessionFlags(given, "/a/b.toml", True), "tcp://x", "c")
+    assert flags_of(*argv) == (SessionFlags(given, "/a/b.toml", True), "tcp://x", "c")
 
 
 def test_a_flag_that_is_not_given_leaves_it_to_the_next_layer() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autoforward.cli.commands.attach import caller_of
-from autoforward.cli.console.output import SessionFlags
+from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.caller import CommandContext
 from autoforward.config.container_filter import ContainerFilter, parse_labels
 from autoforward.core.errors import UsageError

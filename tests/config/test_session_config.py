@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autoforward.cli.commands import attach
-from autoforward.cli.console.output import SessionFlags
+from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.caller import record_for
 from autoforward.config.resolve import SourceContents, configure, metadata_of, metadata_of_merged, read_sources
 from autoforward.config.session_record import ConfigSources, SessionRecord

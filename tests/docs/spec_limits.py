@@ -8,9 +8,9 @@ LIMITS = {
         "default of `maxPorts`: forwards of one session, and as many ports that it shows without a forward"
     ): "DEFAULT_MAX_PORTS",
     "highest value of `maxPorts`": "HIGHEST_MAX_PORTS",
-    "shortest `pollInterval`": "setting_values.MIN_POLL_INTERVAL_S",
+    "shortest `pollInterval`": "choices.MIN_POLL_INTERVAL_S",
     "default of `pollInterval`": "DEFAULT_POLL_INTERVAL_S",
-    "longest `pollInterval`": "setting_values.MAX_POLL_INTERVAL_S",
+    "longest `pollInterval`": "choices.MAX_POLL_INTERVAL_S",
     "longest `waitForServer`": "MAX_WAIT_FOR_SERVER_S",
     "entries of one setting": "MAX_ITEMS",
     "ports of one SPEC": "MAX_RANGE_SIZE",

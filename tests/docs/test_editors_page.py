@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from autoforward.core.model import EventName, OnAutoForward, Status
-from autoforward.state.event_log import encode_object
+from autoforward.state.event_lines import encode_object
 from tests.support.consumers import a_life_of_ports, consumer
 
 pytestmark = pytest.mark.unit

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from autoforward.state.event_log import LINE_PREFIX, PortEvent, encode_line, encode_object
+from autoforward.state.event_lines import LINE_PREFIX, encode_object
+from autoforward.state.event_log import PortEvent, encode_line
 from scripts.neovim import KINDS, program
 from tests.conftest import ContainerFactory, Runner, missing, supervisor_of
 from tests.docs.neovim import Neovim

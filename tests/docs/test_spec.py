@@ -21,8 +21,9 @@ from autoforward.config.environment import SESSION_VARIABLES
 from autoforward.config.session_record import SessionOptions
 from autoforward.control.start import KEPT_ENVIRONMENT
 from autoforward.core import budget
+from autoforward.core.choices import LANE_CHOICES
 from autoforward.core.errors import ERRORS_BY_EXIT_CODE
-from autoforward.core.model import LANE_CHOICES, ON_AUTO_FORWARD, ForwardKey
+from autoforward.core.model import ON_AUTO_FORWARD, ForwardKey
 from autoforward.core.port_spec import MAX_RANGE_SIZE, parse_port_spec
 from autoforward.core.setting_values import HIGHEST_MAX_PORTS, MAX_WAIT_FOR_SERVER_S
 from autoforward.core.settings import KEYS

@@ -16,7 +16,8 @@ import pytest
 
 from autoforward.config.session_record import SessionRecord
 from autoforward.core.backoff import delay_s
-from autoforward.core.model import LANE_CHOICES, EngineEndpoint, EventName, Identity, Status
+from autoforward.core.choices import LANE_CHOICES
+from autoforward.core.model import EngineEndpoint, EventName, Identity, Status
 from autoforward.core.port_spec import parse_port_spec
 from autoforward.devcontainers.port_attributes import NO_RULES, AttributeRules
 from autoforward.forwards.allocator import PIN_KEY, REMAP_KEY
@@ -39,7 +40,8 @@ from autoforward.lanes.watcher_protocol import (
     parse_answer,
 )
 from autoforward.state.document import ADDITIONAL_KEY, HELD_KEY, SINCE_KEY, Lease, encode_document, parse_document
-from autoforward.state.event_log import LINE_PREFIX, PortEvent, list_row
+from autoforward.state.event_lines import LINE_PREFIX
+from autoforward.state.event_log import PortEvent, list_row
 from autoforward.state.folder import StatePaths
 from autoforward.supervisor.requests import Handlers
 from autoforward.supervisor.session import session as session_module

@@ -17,10 +17,11 @@ from autoforward.agent_protocol import decoder, frames
 from autoforward.agent_protocol.frames import Event
 from autoforward.config import resolve as session_config
 from autoforward.config.files import parse_toml
+from autoforward.core.choices import LaneChoice
 from autoforward.core.errors import ProtocolError, UsageError
 from autoforward.core.js_regex import Expression, ExpressionError
 from autoforward.core.masking.command_line import MAX_COMMAND_LINE, mask_command_line
-from autoforward.core.model import ContainerInfo, ForwardKey, LaneChoice
+from autoforward.core.model import ContainerInfo, ForwardKey
 from autoforward.core.port_spec import decode_port_spec, encode_port_spec, parse_port_set, parse_port_spec
 from autoforward.core.settings import parse_settings
 from autoforward.core.text import MAX_LINE_BYTES, LineSplitter, decoded_line

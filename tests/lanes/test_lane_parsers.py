@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoforward.core.choices import LaneChoice
 from autoforward.core.errors import ProtocolError
-from autoforward.core.model import DialAddress, LaneChoice
+from autoforward.core.model import DialAddress
 from autoforward.core.text import MAX_LINE_BYTES, LineSplitter, decoded_line
 from autoforward.lanes import watcher_protocol as w
 from autoforward.lanes.probe import MAX_LINES, NoLane, Probe, choose_lane, explain_exec_failure, parse_probe

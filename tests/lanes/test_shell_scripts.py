@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from autoforward.core.model import DialAddress, LaneChoice, Listener
+from autoforward.core.choices import LaneChoice
+from autoforward.core.model import DialAddress, Listener
 from autoforward.core.text import LineSplitter
 from autoforward.detection.proc_net import snapshot_from_rows
 from autoforward.lanes import watcher_protocol as w

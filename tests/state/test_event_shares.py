@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.state.event_log import EventLog, PortEvent, read_events
+from autoforward.state.event_lines import read_events
+from autoforward.state.event_log import EventLog, PortEvent
 from autoforward.state.event_shares import kept, share_of
 from autoforward.state.folder import StatePaths
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from autoforward.core.masking.command_line import MAX_COMMAND_LINE, mask_command_line
 from autoforward.core.model import EventName, OnAutoForward, Status
 from autoforward.state import event_log as events_module
-from autoforward.state.event_log import EventLog, PortEvent, encode_line, list_row, matches_target, read_events, url_of
+from autoforward.state.event_lines import matches_target, read_events
+from autoforward.state.event_log import EventLog, PortEvent, encode_line, list_row, url_of
 from autoforward.state.folder import StatePaths
 
 pytestmark = pytest.mark.unit

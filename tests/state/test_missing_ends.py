@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.state.event_log import EventLog, PortEvent, read_events
+from autoforward.state.event_lines import read_events
+from autoforward.state.event_log import EventLog, PortEvent
 from autoforward.state.folder import StatePaths
 from autoforward.state.missing_ends import REASON, left_open, tell_endings
 

@@ -15,7 +15,8 @@ import pytest
 
 from autoforward.control.start import ensure_supervisor
 from autoforward.state.document import format_time
-from autoforward.state.event_log import EventLog, PortEvent, read_events
+from autoforward.state.event_lines import read_events
+from autoforward.state.event_log import EventLog, PortEvent
 from autoforward.state.folder import StatePaths
 from autoforward.state.registry import Registry
 from autoforward.supervisor import persistence as books_module

@@ -11,6 +11,7 @@ from typing import Any
 from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.places import stored
 from autoforward.cli.console.progress import working
+from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.approvals import Approvals, Workspace
 from autoforward.config.caller import CommandContext, record_for
 from autoforward.config.environment import SessionEnvironment
@@ -54,7 +55,7 @@ def find_target(target: str, docker_host: str | None, context: str | None) -> tu
         engine.close()
 
 
-def caller_of(flags: output.SessionFlags) -> CommandContext:
+def caller_of(flags: SessionFlags) -> CommandContext:
     """This very command, with its flags and its environment. Raises UsageError for bad variables."""
     return CommandContext(
         given=layered(flags.given, settings_from_environment(os.environ)),
@@ -84,7 +85,7 @@ def attach(
     container_ref: str,
     *,
     endpoint: EngineEndpoint,
-    flags: output.SessionFlags,
+    flags: SessionFlags,
     specs: Sequence[PortSpec] = (),
     metadata: Metadata | None = None,
     workspace_folder: str | None = None,
@@ -156,7 +157,7 @@ def attach(
 def attach_project(
     project: str,
     *,
-    flags: output.SessionFlags,
+    flags: SessionFlags,
     docker_host: str | None,
     context: str | None,
     trust_workspace: bool,

@@ -15,6 +15,7 @@ from autoforward import __version__
 from autoforward.cli.commands.attach import caller_of, stored_writers
 from autoforward.cli.console import output
 from autoforward.cli.console.printing import Drawn, draw, show_json
+from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.approvals import Approvals
 from autoforward.config.caller import record_for
 from autoforward.config.environment import SessionEnvironment
@@ -117,7 +118,7 @@ def _examine_ports(
         record, warnings = record_for(
             info,
             engine.endpoint,
-            caller_of(output.SessionFlags()),
+            caller_of(SessionFlags()),
             consent_of=lambda record: approvals.consent_of(record, attaching=True),
             writers=stored_writers(),
             target=target,

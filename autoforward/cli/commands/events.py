@@ -14,9 +14,7 @@ from autoforward.cli.console import supervisor_client
 from autoforward.cli.console.places import check_known, session_name, warn_unknown
 from autoforward.cli.console.printing import show
 from autoforward.control.start import connect_to_supervisor
-from autoforward.foreign.folders import spellings
-from autoforward.foreign.reader import is_folder
-from autoforward.state.event_log import LINE_PREFIX, encode_object, matches_target, read_events
+from autoforward.state.event_lines import LINE_PREFIX, encode_object, matches_target, read_events
 from autoforward.state.folder import StatePaths
 
 
@@ -38,6 +36,9 @@ def _accepts(target: str | None, name: str | None) -> Callable[[Mapping[str, Any
     """A workspace that has no session any more is in the log by the path that it was labelled with."""
     if target is None or name is None:
         return None
+    from autoforward.foreign.folders import spellings
+    from autoforward.foreign.reader import is_folder
+
     return matches_target(name, *(spellings(target) if is_folder(target) else ()))
 
 

@@ -10,6 +10,7 @@ from autoforward.cli.commands.drain import drain
 from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.interrupt import Interrupted, interruptible
 from autoforward.cli.console.printing import show_json
+from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.caller import record_for
 from autoforward.core.port_spec import parse_port_spec
 
@@ -18,7 +19,7 @@ def forward_ports(
     target: str,
     texts: Sequence[str],
     detached: bool,
-    flags: output.SessionFlags,
+    flags: SessionFlags,
     docker_host: str | None,
     context: str | None,
     as_json: bool,

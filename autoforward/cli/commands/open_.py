@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.browser import Row, open_and_wait, url_of
 from autoforward.cli.console.printing import show
+from autoforward.core.addresses import safe_url
 from autoforward.core.errors import TargetError, UsageError
-from autoforward.desktop.decide import safe_url
 
 
 def open_forward(wanted: str) -> int:

@@ -11,6 +11,7 @@ from autoforward.cli.commands.attach import caller_of, stored_writers
 from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.places import session_name
 from autoforward.cli.console.printing import ask, is_answered, show, show_json, tell
+from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.approvals import Answers, Approvals, Workspace, workspaces_of
 from autoforward.config.caller import bare_record
 from autoforward.config.resolve import configure, read_sources
@@ -92,7 +93,7 @@ def records_of(target: str, docker_host: str | None, context: str | None, paths:
         raise TargetError(f"no session is called {target}, and there is no such folder", hint=hint)
     endpoint = resolve_endpoint(docker_host, context)
     info = ContainerInfo("", Path(folder).name, "", {})
-    return [bare_record(info, endpoint, caller_of(output.SessionFlags()), target=folder, workspace_folder=folder)]
+    return [bare_record(info, endpoint, caller_of(SessionFlags()), target=folder, workspace_folder=folder)]
 
 
 def requests_of(

@@ -16,6 +16,7 @@ from autoforward.cli.commands.attach import caller_of
 from autoforward.cli.commands.drain import drain
 from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.interrupt import Interrupted, interruptible
+from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.caller import CommandContext
 from autoforward.config.container_filter import ContainerFilter, parse_labels
 from autoforward.config.files import read_settings_file, read_user_settings
@@ -23,7 +24,7 @@ from autoforward.config.session_record import SessionOptions
 from autoforward.core.backoff import delay_s
 from autoforward.core.errors import AutoforwardError
 from autoforward.engine.endpoint import resolve_endpoint
-from autoforward.state.event_log import LINE_PREFIX
+from autoforward.state.event_lines import LINE_PREFIX
 
 WORKED_S = 10.0
 """A supervisor that lived this long is worth another one at once; one that dies sooner, time after time, is not."""
@@ -35,7 +36,7 @@ MAX_DEATHS = 5
 def watch_containers(
     labels: Sequence[str],
     services: bool,
-    flags: output.SessionFlags,
+    flags: SessionFlags,
     docker_host: str | None,
     context: str | None,
 ) -> int:

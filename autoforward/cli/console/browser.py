@@ -13,8 +13,8 @@ from typing import Any
 from autoforward.cli.console import output
 from autoforward.cli.console.cells import local_of
 from autoforward.config.environment import SessionEnvironment
+from autoforward.core.addresses import safe_url
 from autoforward.core.errors import AutoforwardError
-from autoforward.desktop.decide import safe_url
 from autoforward.desktop.launcher import opener, start_opener
 from autoforward.detection.known_servers import not_http
 

@@ -14,35 +14,28 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from click.exceptions import NoArgsIsHelpError
 
 from autoforward.cli.console.printing import tell
-from autoforward.config.session_record import SessionOptions
 from autoforward.core.addresses import is_loopback, is_own_host
+from autoforward.core.choices import DEFAULT_POLL_INTERVAL_S, LANE_CHOICES, MAX_POLL_INTERVAL_S, MIN_POLL_INTERVAL_S
 from autoforward.core.errors import AutoforwardError, UsageError
 from autoforward.core.log_records import line_handler
-from autoforward.core.model import LANE_CHOICES, LaneChoice
-from autoforward.core.port_spec import parse_port_set
-from autoforward.core.setting_values import (
-    DEFAULT_POLL_INTERVAL_S,
-    MAX_POLL_INTERVAL_S,
-    MIN_POLL_INTERVAL_S,
-    PortFilter,
-    SettingError,
-    parse_bind,
-)
-from autoforward.core.settings import NO_SETTINGS, Settings
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from autoforward.config.session_record import SessionOptions
+
 log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+SESSION_FLAGS = ("lane", "bind", "exclude", "poll_interval", "no_direct", "settings", "auto", "no_auto", "auto_udp")
+"""The options of `session_options`, by the names that click gives their values."""
 
 MAX_REASONS = 3
 """For which ports are ignored, in one line."""
@@ -197,50 +190,16 @@ def watch_options(function: F) -> F:
     )(function)
 
 
-@dataclass(frozen=True, slots=True)
-class SessionFlags:
-    """How to watch and forward, as the flags say; environment and files are still to be read."""
-
-    given: Settings = NO_SETTINGS
-    settings_file: str | None = None
-    auto_udp: bool = False
-
-
 def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
     """The flags that say how to watch and forward, handed on as one `flags`: SessionFlags."""
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
-        def call(
-            *args: Any,
-            lane: LaneChoice | None,
-            bind: str | None,
-            exclude: tuple[str, ...],
-            poll_interval: float | None,
-            no_direct: bool,
-            settings: str | None,
-            auto: bool = False,
-            no_auto: bool = False,
-            auto_udp: bool = False,
-            **rest: Any,
-        ) -> Any:
-            if auto and no_auto:
-                raise UsageError("--auto and --no-auto exclude each other")
-            ranges = tuple(item for text in exclude for item in parse_port_set(text))
-            given = Settings(
-                lane=lane,
-                bind=_checked_address(bind),
-                exclude=PortFilter(ranges) if ranges else None,
-                poll_interval_s=poll_interval,
-                direct=False if no_direct else None,
-                auto=True if auto else False if no_auto else None,
-            )
-            flags = SessionFlags(
-                given,
-                os.path.abspath(settings) if settings else None,  # noqa: PTH100  # keeps symbolic links
-                auto_udp,
-            )
-            return function(*args, flags=flags, **rest)
+        def call(*args: Any, **given: Any) -> Any:
+            from autoforward.cli.console.session_flags import session_flags
+
+            flags = {name: given.pop(name) for name in SESSION_FLAGS if name in given}
+            return function(*args, flags=session_flags(**flags), **given)
 
         flags = [
             click.option("--lane", type=click.Choice(LANE_CHOICES), help="How to carry connections (default auto)."),
@@ -275,15 +234,6 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
         return call  # type: ignore[return-value]  # the same function with other keywords
 
     return decorate
-
-
-def _checked_address(text: str | None) -> str | None:
-    if text is None:
-        return None
-    try:
-        return parse_bind(text)
-    except SettingError as error:
-        raise UsageError(f"--bind: {error.problem}") from error
 
 
 def warn_of_bind(options: SessionOptions) -> None:

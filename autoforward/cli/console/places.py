@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoforward.cli.console import output, supervisor_client
-from autoforward.config.session_record import SessionRecord, meant, nearest_session, restorable
 from autoforward.core.errors import TargetError
-from autoforward.foreign.folders import as_typed, same_folders, spellings, upwards
-from autoforward.foreign.reader import is_folder
 from autoforward.state.folder import StatePaths
+
+if TYPE_CHECKING:
+    from autoforward.config.session_record import SessionRecord
 
 Row = Mapping[str, Any]
 
 
 def session_name(target: str | None, say: Callable[[str], None] = output.say) -> str | None:
     """What to ask a supervisor for. A folder above is taken, and said, where only that has a session; else it is as it is."""
-    if target is None or not is_folder(target):
+    if target is None:
+        return None
+    from autoforward.foreign.folders import as_typed, spellings
+    from autoforward.foreign.reader import is_folder
+
+    if not is_folder(target):
         return target
     found = folders_with_session(target)
     if found is None:
@@ -32,6 +37,7 @@ def session_name(target: str | None, say: Callable[[str], None] = output.say) ->
 def folders_with_session(folder: str) -> tuple[str, list[str]] | None:
     """This folder, or the nearest above, that stored sessions are of, and how they spell it; none above a configuration."""
     from autoforward.devcontainers.configuration import config_files_of
+    from autoforward.foreign.folders import same_folders, upwards
 
     rows = stored("sessions")
     named = [row.get("workspace") for row in rows] + [_table(row, "sources").get("project_folder") for row in rows]
@@ -82,7 +88,10 @@ def is_known(name: str) -> bool:
     answer = supervisor_client.ask({"op": "list", "target": name}, start=False)
     if answer is not None and answer["rows"]:
         return True
+    from autoforward.config.session_record import meant
     from autoforward.devcontainers.configuration import config_files_of
+    from autoforward.foreign.folders import same_folders, upwards
+    from autoforward.foreign.reader import is_folder
 
     if meant(_records(), name):
         return True
@@ -96,6 +105,8 @@ def _unknown(target: str, name: str) -> tuple[str, str] | None:
     """That no session is called so, and a hint with the nearest names; None for a target that is known."""
     if is_known(name):
         return None
+    from autoforward.config.session_record import nearest_session
+
     hint = nearest_session(_records(), target)
     return (
         f"no session is called {target}",
@@ -104,6 +115,8 @@ def _unknown(target: str, name: str) -> tuple[str, str] | None:
 
 
 def _records() -> list[SessionRecord]:
+    from autoforward.config.session_record import restorable
+
     return list(restorable(stored("sessions")))
 
 

@@ -15,8 +15,8 @@ import click
 
 from autoforward.cli.console.cells import CELLS, Row, columns_of, cut_to, in_ascii, is_exposed, status_of
 from autoforward.cli.console.printing import Drawn
+from autoforward.core.addresses import safe_url
 from autoforward.core.text import printable
-from autoforward.desktop.decide import safe_url
 
 GAP = "  "
 INDENT = "    "

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 
 from autoforward.agent_protocol.frames import Hello, Network, Process, SnapshotEvent
+from autoforward.core.choices import DEFAULT_POLL_INTERVAL_S
 from autoforward.core.errors import AutoforwardError
-from autoforward.core.setting_values import DEFAULT_POLL_INTERVAL_S
 from autoforward.dataplane.messages import MuxEnd, MuxLost, MuxPace, MuxPause, MuxRetire, MuxSaid, MuxStart
 from autoforward.detection.proc_net import SocketRow, SocketTable
 from autoforward.engine.exec_stream import SocketStream
