@@ -13,6 +13,8 @@ TEST_JOBS ?= 3
 CODE   := autoforward tests scripts examples bench hatch_build.py
 
 .DEFAULT_GOAL := help
+# Some images set it: each command and supervisor of the tests would compile the program again.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help check demo test unit fuzz soak nightly lint types format wheel examples images engine clean
 
 help: ## this list

@@ -121,27 +121,24 @@ def _ask_engine(endpoint: EngineEndpoint) -> None:
 
 
 def _attach(request: DevupRequest, container_id: str) -> attaching.AttachResult:
-    engine = Engine(request.endpoint)
-    try:
+    with contextlib.closing(Engine(request.endpoint)) as engine:
         # The result may name a short id; sessions are kept by the full one.
         info = engine.inspect(container_id)
         image_label = engine.image_labels(info).get(LABEL_METADATA, "[]")
-    finally:
-        engine.close()
-    path = request.up.config_file()
-    folder = info.workspace_folder or (request.up.folder and real_path(request.up.folder))
-    return attaching.attach(
-        info.container_id,
-        endpoint=request.endpoint,
-        workspace_folder=folder or None,
-        config_file=info.config_file or (real_path(str(path)) if path is not None else None),
-        override_config=str(path) if path is not None else None,
-        metadata=_metadata(request, info, image_label),
-        specs=request.specs,
-        flags=request.flags,
-        siblings=request.all_services,
-        trust_workspace=request.trust_workspace,
-    )
+        path = request.up.config_file()
+        folder = info.workspace_folder or (request.up.folder and real_path(request.up.folder))
+        return attaching.attach(
+            info.container_id,
+            engine=engine,
+            workspace_folder=folder or None,
+            config_file=info.config_file or (real_path(str(path)) if path is not None else None),
+            override_config=str(path) if path is not None else None,
+            metadata=_metadata(request, info, image_label),
+            specs=request.specs,
+            flags=request.flags,
+            siblings=request.all_services,
+            trust_workspace=request.trust_workspace,
+        )
 
 
 def _metadata(request: DevupRequest, info: ContainerInfo, image_label: str) -> Metadata:

@@ -62,40 +62,36 @@ def attach(
 ) -> int:
     """Detect and forward ports in the background. TARGET: a folder, a container, PROJECT/SERVICE[#N], or PROJECT/* (all)."""
     from autoforward.cli.commands.attach import attach as attach_to
-    from autoforward.cli.commands.attach import attach_project, find_target
+    from autoforward.cli.commands.attach import attach_project, find_target, open_engine
     from autoforward.cli.commands.trust import ask_once
     from autoforward.core.port_spec import parse_port_spec
     from autoforward.engine.targets import project_of
     from autoforward.foreign.reader import is_folder
-    from autoforward.lanes.probe import NO_LANE_HINT
 
     wanted = [spec for text in specs for spec in parse_port_spec(text)]
-    if project := project_of(target):
-        if wanted:
-            raise UsageError(
-                f"{wanted[0].text} has to be of one service, not of {target}", hint=f"name it: {project}/SERVICE"
+    project = project_of(target)
+    if project and wanted:
+        raise UsageError(
+            f"{wanted[0].text} has to be of one service, not of {target}", hint=f"name it: {project}/SERVICE"
+        )
+    with open_engine(docker_host, context) as engine:
+        if project:
+            name, result = attach_project(
+                project, engine=engine, flags=flags, trust_workspace=trust_workspace, replace=replace
             )
-        name, result = attach_project(
-            project,
-            flags=flags,
-            docker_host=docker_host,
-            context=context,
-            trust_workspace=trust_workspace,
-            replace=replace,
-        )
-    else:
-        endpoint, info = find_target(target, docker_host, context)
-        folder = info.workspace_folder if is_folder(target) else None
-        result = attach_to(
-            info.container_id,
-            endpoint=endpoint,
-            flags=flags,
-            specs=wanted,
-            target=folder or target,
-            trust_workspace=trust_workspace,
-            replace=replace,
-        )
-        name = info.name
+        else:
+            info = find_target(engine, target)
+            folder = info.workspace_folder if is_folder(target) else None
+            result = attach_to(
+                info.container_id,
+                engine=engine,
+                flags=flags,
+                specs=wanted,
+                target=folder or target,
+                trust_workspace=trust_workspace,
+                replace=replace,
+            )
+            name = info.name
     for warning in result.warnings:
         # The problem is about to be the error.
         if not (result.problem and warning.endswith(result.problem)):
@@ -105,6 +101,8 @@ def attach(
     else:
         output.print_mappings(result.rows)
     if result.problem:
+        from autoforward.lanes.probe import NO_LANE_HINT
+
         raise AutoforwardError(
             f"nothing can be forwarded from {name}: {result.problem}",
             hint=NO_LANE_HINT if result.state == "watching" else None,

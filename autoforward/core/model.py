@@ -39,6 +39,9 @@ EventName = Literal[
 OnAutoForward = Literal["notify", "openBrowser", "openBrowserOnce", "openPreview", "silent", "ignore"]
 AppProtocol = Literal["http", "https"]
 
+ON_THE_HOST = "the container is on the host's network: its ports are on the host already"
+"""Why no port of a session is forwarded."""
+
 FIRST_UNPRIVILEGED = 1024
 """The first host port that any user may bind, on a system that was not told otherwise."""
 

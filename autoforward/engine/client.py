@@ -7,14 +7,13 @@ EngineUnreachableError (the endpoint does not answer), TargetError (no such cont
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import posixpath
 import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import docker
 import requests
@@ -112,6 +111,22 @@ class _Tls(TLSConfig):
         client.mount("https://", _KeptAlive(pool_maxsize=20))
 
 
+class _Beginning:
+    """A file of the first bytes that an iterator gives, for `tarfile`."""
+
+    def __init__(self, chunks: Iterator[bytes], max_bytes: int) -> None:
+        self._chunks = chunks
+        self._left = max_bytes
+        self._data = b""
+
+    def read(self, size: int) -> bytes:
+        while len(self._data) < size and self._left > 0 and (chunk := next(self._chunks, b"")):
+            self._data += chunk[: self._left]
+            self._left -= len(chunk)
+        data, self._data = self._data[:size], self._data[size:]
+        return data
+
+
 class _Api(docker.APIClient):
     """That of the SDK, straight to the engine: proxies and passwords (`.netrc`) of the environment are about the web."""
 
@@ -137,11 +152,11 @@ class Engine:
         self._link = transport_to(endpoint, lambda: self.on_up())
         self._lock = threading.Lock()
         self._client: docker.DockerClient | None = None
-        self._tells_owners: bool | None = None
-        self._machine: str | None = None
+        self._version: Mapping[str, Any] | None = None
         self._users: dict[str, str] = {}
         """By container, where its user's name leads nowhere: the numbers."""
         self._cached_characters = 0
+        self._architectures: dict[tuple[str, str], str] = {}
         self._image_labels: dict[tuple[str, str], dict[str, str] | None] = {}
         """By the image's id, which is a hash of what is in it, and the platform of it that runs: they never change."""
 
@@ -219,11 +234,15 @@ class Engine:
     @property
     def tells_owners(self) -> bool:
         """Whether it is true whose files it says they are: Podman names the container's default user for all."""
-        if self._tells_owners is None:
+        parts = self._asked_version().get("Components") or ()
+        return not any("podman" in str(part.get("Name")).lower() for part in parts)
+
+    def _asked_version(self) -> Mapping[str, Any]:
+        """What the engine said of its version when it was first asked."""
+        if self._version is None:
             with self.translated():
-                parts = self.client.version().get("Components") or ()
-            self._tells_owners = not any("podman" in str(part.get("Name")).lower() for part in parts)
-        return self._tells_owners
+                self._version = cast(Mapping[str, Any], self.client.version())
+        return self._version
 
     def inspect(self, container_ref: str) -> ContainerInfo:
         """One container, by id, unique id prefix or name. Raises TargetError when there is none."""
@@ -372,10 +391,7 @@ class Engine:
     @property
     def machine(self) -> str:
         """What the engine's kernel runs, in the engine's words: `amd64`; static programs for it run in every container there."""
-        if self._machine is None:
-            with self.translated():
-                self._machine = str(self.client.version().get("Arch", "unknown"))
-        return self._machine
+        return str(self._asked_version().get("Arch", "unknown"))
 
     def program_machine(self, info: ContainerInfo) -> int | None:
         """The ELF number (`e_machine`) of what the container's own programs are built for; None where that cannot be seen."""
@@ -393,6 +409,9 @@ class Engine:
 
     def architecture(self, info: ContainerInfo) -> str:
         """What the container's image says it is built for, in the engine's words: `amd64`; `unknown` if its image is gone."""
+        known = self._architectures.get((info.image_id, info.image_platform))
+        if known is not None:
+            return known
         image = self._image(info.image_id or info.image, info.image_platform)
         return "unknown" if image is None else str(image.get("Architecture", "unknown"))
 
@@ -413,9 +432,10 @@ class Engine:
             labels, size = None, 0
         with self._lock:
             if len(self._image_labels) >= MAX_CACHED_IMAGES or self._cached_characters + size > MAX_CACHED_CHARACTERS:
-                self._image_labels = {}
+                self._image_labels, self._architectures = {}, {}
                 self._cached_characters = 0
             self._image_labels[image_id, platform] = labels
+            self._architectures[image_id, platform] = str(image.get("Architecture", "unknown"))[:40]
             self._cached_characters += size
         return labels
 
@@ -451,39 +471,49 @@ class Engine:
 
         Owner, mode and content are the container's word: a folder of any size and a file of any length are only begun.
         """
-        return next(iter(self._members(container_id, path, max_bytes).values()), None)
+        return next((member for _, member in self._members(container_id, path, max_bytes)), None)
 
     def read_folder(
         self, container_id: str, path: str, name: str, max_bytes: int
     ) -> tuple[Member | None, Member | None]:
         """The same of a folder, and of a file in it, with one question; the file is None also if too much lies before it."""
-        found = self._members(container_id, path, max_bytes)
-        folder = next(iter(found), "")
-        return found.get(folder), found.get(f"{folder}/{name}")
+        found = dict(self._members(container_id, path, max_bytes))
+        return found.get(""), found.get(name)
 
-    def _members(self, container_id: str, path: str, max_bytes: int) -> dict[str, Member]:
-        """The first members of the tar of a path, as far as `max_bytes` and something for their heads go."""
+    def read_place(
+        self, container_id: str, path: str, folder: str, name: str, max_bytes: int
+    ) -> tuple[Member | None, Member | None, Member | None]:
+        """The same of a folder, a folder in it and a file in that; these two None also where others come before them.
+
+        An engine takes as long for one question as for the tar of a whole folder.
+        """
+        found: dict[str, Member] = {}
+        for key, member in self._members(container_id, path, max_bytes):
+            found[key] = member
+            if f"{folder}/{name}" in found or key.partition("/")[0] > folder:  # a tar of an engine is in order
+                break
+        return found.get(""), found.get(folder), found.get(f"{folder}/{name}")
+
+    def _members(self, container_id: str, path: str, max_bytes: int) -> Iterator[tuple[str, Member]]:
+        """The first members of the tar of a path, by their names below it, as far as `max_bytes` and their heads go."""
         slack = TAR_SLACK_BYTES if max_bytes else HEAD_BYTES
         with self.translated(container_id):
             try:
                 chunks, _ = self.client.api.get_archive(container_id, path, chunk_size=slack)
             except NotFound:
-                return {}
-            data = b""
-            for chunk in chunks:
-                data += chunk
-                if len(data) >= max_bytes + slack:
-                    break
-            chunks.close()
-        found: dict[str, Member] = {}
-        try:
-            with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as tar:
-                while (member := tar.next()) is not None and (max_bytes or not found):
-                    file = tar.extractfile(member) if member.isreg() and max_bytes else None
-                    found[member.name.rstrip("/")] = member, file.read(max_bytes) if file is not None else b""
-        except (tarfile.TarError, EOFError):  # longer than what was read of it, or no tar
-            pass
-        return found
+                return
+            with contextlib.closing(chunks), contextlib.suppress(tarfile.TarError, EOFError):  # cut, or no tar
+                first = None
+                beginning = cast(BinaryIO, _Beginning(chunks, max_bytes + slack))
+                with tarfile.open(fileobj=beginning, mode="r|", bufsize=HEAD_BYTES) as tar:
+                    while (member := tar.next()) is not None:
+                        name = member.name.rstrip("/")
+                        first = name if first is None else first
+                        file = tar.extractfile(member) if member.isreg() and max_bytes else None
+                        content = file.read(max_bytes) if file is not None else b""
+                        yield name.removeprefix(first).lstrip("/"), (member, content)
+                        if not max_bytes:
+                            return
 
     def exit_code(self, exec_id: str) -> int | None:
         """How a process that was started with `open_exec` ended; None while it runs or when the engine forgot it."""

@@ -48,7 +48,6 @@ LOOKED_AT = 4
 EPHEMERAL_UDP = 32_768
 """From here on a bound UDP socket is most likely a client's (a resolver waiting for its answer), not a server's."""
 
-ON_THE_HOST = "the container is on the host's network: its ports are on the host already"
 ON_OUR_NETWORK = "the container is on the network that autoforward itself is on: its ports are here already"
 
 

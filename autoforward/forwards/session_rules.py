@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Set
 
 from autoforward.config.session_record import SessionRecord
 from autoforward.core.identity.network_namespace import own_namespace
-from autoforward.core.model import ContainerInfo, ForwardKey, PortSpec, Snapshot
+from autoforward.core.model import ON_THE_HOST, ContainerInfo, ForwardKey, PortSpec, Snapshot
 from autoforward.core.setting_values import PortFilter
-from autoforward.forwards.plan import ON_OUR_NETWORK, ON_THE_HOST, SessionRules
+from autoforward.forwards.plan import ON_OUR_NETWORK, SessionRules
 from autoforward.forwards.port_claims import NOWHERE_ELSE, ClaimedBy, PortClaims
 from autoforward.lanes.relay_tools import RelayTool
 from autoforward.net.bound_pair import lowest_bindable_port

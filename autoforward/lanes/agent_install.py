@@ -151,9 +151,9 @@ def look_at(engine: Engine, info: ContainerInfo, place: str, path: str, binary: 
     folders = way_to(place)
     try:
         with ThreadPoolExecutor(len(folders)) as pool:  # one takes the engine as long as all of them at once
-            reads = [pool.submit(engine.read_member, info.container_id, folder) for folder in folders]
-            is_there = _is_there(engine, info, path, binary)
-            way = [read.result() for read in reads]
+            reads = [pool.submit(engine.read_member, info.container_id, folder) for folder in folders[:-1]]
+            at_place, is_there = _look_into(engine, info, place, path, binary)
+            way = [*(read.result() for read in reads), at_place]
     except (TargetError, EngineUnreachableError):
         raise
     except AutoforwardError as error:
@@ -164,6 +164,15 @@ def look_at(engine: Engine, info: ContainerInfo, place: str, path: str, binary: 
         if problem is not None:
             return PlaceLook(f"{folder} {problem}" if folder != place else problem, is_there=False)
     return PlaceLook(None, is_there)
+
+
+def _look_into(engine: Engine, info: ContainerInfo, place: str, path: str, binary: bytes) -> tuple[Member | None, bool]:
+    """The place itself, and whether the agent is there: with one question where little lies beside it."""
+    name = path.rpartition("/")[2]
+    at_place, folder, file = engine.read_place(info.container_id, place, FOLDER, name, MAX_ELF_BYTES)
+    if path == _join(place, FOLDER, name) and file is not None:
+        return at_place, _is_ours(engine, folder, file, binary)
+    return at_place, _is_there(engine, info, path, binary)
 
 
 _OF_ROOT = ("/tmp", "/")  # in the container
@@ -231,16 +240,19 @@ def _is_there(engine: Engine, info: ContainerInfo, path: str, binary: bytes) -> 
     Anybody in the container may have made a folder of that name in `/tmp` first, with a program of his own in it; it
     would run as the container's default user, who may be root.
     """
+    parent, _, name = path.rpartition("/")
+    folder, file = engine.read_folder(info.container_id, parent, name, MAX_ELF_BYTES)
+    if folder is not None and file is None:
+        file = engine.read_member(info.container_id, path, MAX_ELF_BYTES)
+    return _is_ours(engine, folder, file, binary)
 
+
+def _is_ours(engine: Engine, folder: Member | None, file: Member | None, binary: bytes) -> bool:
     def is_safe(member: tarfile.TarInfo) -> bool:
         return (member.uid == 0 or not engine.tells_owners) and not member.mode & 0o022
 
-    parent, _, name = path.rpartition("/")
-    folder, file = engine.read_folder(info.container_id, parent, name, MAX_ELF_BYTES)
     if folder is None or not folder[0].isdir() or not is_safe(folder[0]):
         return False
-    if file is None:
-        file = engine.read_member(info.container_id, path, MAX_ELF_BYTES)
     return file is not None and file[0].isreg() and is_safe(file[0]) and file[1] == binary
 
 

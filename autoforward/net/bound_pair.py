@@ -19,7 +19,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 from autoforward.core.errors import AutoforwardError
-from autoforward.core.masking.command_line import mask_command_line
 from autoforward.core.model import Transport
 
 # Connections that wait for accept(); the kernel lowers it to its own limit (4096 on Linux, 128 on macOS).
@@ -239,6 +238,8 @@ def _close_all(sockets: Collection[socket.socket]) -> None:
 def owners_of_ports(host_ports: Collection[int], transport: Transport = "tcp") -> dict[int, str]:
     """Who holds these numbers, as `nginx (pid 12)`, as far as the system tells; in one walk over the processes (some 10 ms)."""
     import psutil
+
+    from autoforward.core.masking.command_line import mask_command_line  # expressions that a command does not need
 
     owners: dict[int, str] = {}
     if not host_ports:

@@ -19,9 +19,9 @@ from autoforward.core.errors import (
     TargetError,
     UsageError,
 )
+from autoforward.core.model import ON_THE_HOST
 from autoforward.core.setting_values import PortFilter
 from autoforward.core.settings import Settings
-from autoforward.forwards.plan import ON_THE_HOST
 from tests.cli.test_listing import row
 
 pytestmark = pytest.mark.unit

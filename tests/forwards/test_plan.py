@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from autoforward.config.session_record import told_apart
-from autoforward.core.model import DialAddress, ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
+from autoforward.core.model import (
+    ON_THE_HOST,
+    DialAddress,
+    ForwardKey,
+    Listener,
+    PublishedPort,
+    ServerProcess,
+    Snapshot,
+)
 from autoforward.core.port_spec import parse_port_spec
 from autoforward.core.setting_values import DEFAULT_MAX_PORTS, LocalPorts, PortFilter
 from autoforward.devcontainers.port_attributes import AttributeRules, parse_attributes
@@ -18,7 +26,6 @@ from autoforward.forwards.plan import (
     BRIEF_S,
     EPHEMERAL_UDP,
     LOOKED_AT,
-    ON_THE_HOST,
     PROCESS_WAIT_S,
     WITHDRAWAL_GRACE_S,
     ObservedPort,

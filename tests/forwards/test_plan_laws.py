@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.core.model import ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
+from autoforward.core.model import ON_THE_HOST, ForwardKey, Listener, PublishedPort, ServerProcess, Snapshot
 from autoforward.core.port_spec import parse_port_spec
 from autoforward.core.setting_values import PortFilter
 from autoforward.devcontainers.port_attributes import AttributeRules, parse_attributes
-from autoforward.forwards.plan import ON_THE_HOST, ObservedPort, Plan, SessionRules, UnforwardedPort, plan
+from autoforward.forwards.plan import ObservedPort, Plan, SessionRules, UnforwardedPort, plan
 from autoforward.forwards.reconcile import Existing, Steps, reconcile
 
 pytestmark = pytest.mark.unit

@@ -70,6 +70,12 @@ class FakeEngine:
     ) -> tuple[tuple[tarfile.TarInfo, bytes] | None, tuple[tarfile.TarInfo, bytes] | None]:
         return self.read_member(container_id, path), self.read_member(container_id, f"{path}/{name}", max_bytes)
 
+    def read_place(
+        self, container_id: str, path: str, folder: str, name: str, max_bytes: int
+    ) -> tuple[tuple[tarfile.TarInfo, bytes] | None, ...]:
+        below = f"{path.rstrip('/')}/{folder}"
+        return self.read_member(container_id, path), *self.read_folder(container_id, below, name, max_bytes)
+
     def put_archive(self, _container_id: str, folder: str, tar: bytes) -> None:
         self.uploads.append(folder)
         if folder in self._refusing:

@@ -33,7 +33,6 @@ PACKAGES: dict[str, dict[str, str]] = {
         "cli.terminal": "`list --watch`",
         "config": "the caller's wishes become a session record; approvals",
         "control": "`restart` and `events` start a supervisor",
-        "desktop": "`open` decides like onAutoForward",
         "devcontainers": "names of variables in `trust`",
         "doctor": "`doctor` prints what it finds",
         "engine": "targets, endpoints",
@@ -49,7 +48,6 @@ PACKAGES: dict[str, dict[str, str]] = {
     "cli.terminal": {
         "cli.console": "cells of rows, opening a URL",
         "control": "waits for a supervisor to start",
-        "desktop": "safe URLs",
         "state": "where the control socket is",
     },
     "cli.console": {
@@ -60,7 +58,6 @@ PACKAGES: dict[str, dict[str, str]] = {
         "devcontainers": "whether a folder is a workspace",
         "engine": "completion of containers and contexts",
         "foreign": "folders as people type them",
-        "forwards": "words of ports that are on the host already",
         "net": "waits for the control socket or a signal",
         "state": "the registry without a supervisor",
     },
@@ -114,7 +111,6 @@ PACKAGES: dict[str, dict[str, str]] = {
     "ui": {
         "config": "the caller's environment",
         "control": "starts the supervisor",
-        "desktop": "safe URLs",
         "net": "binds the page's port",
         "state": "the control socket; who owns a folder",
     },

@@ -18,6 +18,8 @@ class EngineProxy:
     def __init__(self, path: Path, upstream: str = UPSTREAM) -> None:
         self.path, self._upstream = path, upstream
         self.refuse: Callable[[str], bool] = lambda _line: False
+        self.requests: list[str] = []
+        """The first lines of all requests, in the order in which they came."""
         self._lock = threading.Lock()
         self._pairs: list[tuple[str, socket.socket, socket.socket]] = []
         self._listener: socket.socket | None = None
@@ -80,6 +82,7 @@ class EngineProxy:
             first = client.recv(65536)
             self._flowing.wait()
             line = first.split(b"\r\n")[0].decode(errors="replace")
+            self._note(first)
             if not first or self.refuse(line):
                 return
             engine.connect(self._upstream)
@@ -89,14 +92,22 @@ class EngineProxy:
                 self._pairs.append(pair)
             back = threading.Thread(target=self._pump, args=(engine, client), daemon=True)
             back.start()
-            self._pump(client, engine)
+            self._pump(client, engine, self._note)
             back.join()
             with self._lock:
                 self._pairs.remove(pair)
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _note(self, piece: bytes) -> None:
+        line = piece.split(b"\r\n", 1)[0]
+        if line.endswith(b" HTTP/1.1"):
+            self.requests.append(line.decode(errors="replace"))
+
+    def _pump(
+        self, source: socket.socket, sink: socket.socket, note: Callable[[bytes], None] = lambda _piece: None
+    ) -> None:
         with contextlib.suppress(OSError):
             while piece := source.recv(1 << 16):
+                note(piece)
                 self._flowing.wait()
                 sink.sendall(piece)
         with contextlib.suppress(OSError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from autoforward.config.files import user_settings_path
 from autoforward.config.resolve import Metadata, metadata_of
 from autoforward.config.session_record import SessionRecord, all_services
 from autoforward.core.identity.labels import LABEL_METADATA
-from autoforward.core.model import ContainerInfo, EngineEndpoint, PortSpec
+from autoforward.core.model import ContainerInfo, PortSpec
 from autoforward.core.settings import layered, settings_from_environment
 from autoforward.engine.client import Engine
 from autoforward.engine.endpoint import resolve_endpoint
@@ -45,14 +46,16 @@ class AttachResult:
     state: str = "watching"
 
 
-def find_target(target: str, docker_host: str | None, context: str | None) -> tuple[EngineEndpoint, ContainerInfo]:
-    """The engine that the flags and the environment name, and the running container that is meant. Raises TargetError."""
-    endpoint = resolve_endpoint(docker_host, context)
-    engine = Engine(endpoint)
-    try:
-        return endpoint, resolve_target(engine, target, output.say)
-    finally:
-        engine.close()
+@contextlib.contextmanager
+def open_engine(docker_host: str | None, context: str | None) -> Iterator[Engine]:
+    """The engine that the flags and the environment name, for one command. Raises UsageError."""
+    with contextlib.closing(Engine(resolve_endpoint(docker_host, context))) as engine:
+        yield engine
+
+
+def find_target(engine: Engine, target: str) -> ContainerInfo:
+    """The running container that is meant. Raises TargetError."""
+    return resolve_target(engine, target, output.say)
 
 
 def caller_of(flags: SessionFlags) -> CommandContext:
@@ -84,7 +87,7 @@ def stored_writers() -> Writers:
 def attach(
     container_ref: str,
     *,
-    endpoint: EngineEndpoint,
+    engine: Engine,
     flags: SessionFlags,
     specs: Sequence[PortSpec] = (),
     metadata: Metadata | None = None,
@@ -102,16 +105,12 @@ def attach(
     services of its compose project have sessions too, also those that start later. The configuration is read as
     `record_for` says; with `trust_workspace` what it asks for now is approved. Raises AutoforwardError.
     """
-    engine = Engine(endpoint)
-    try:
-        info = engine.inspect_with_network(container_ref)
-        metadata = metadata or metadata_of(info, engine.image_labels(info).get(LABEL_METADATA, "[]"))
-    finally:
-        engine.close()
+    info = engine.inspect_with_network(container_ref)
+    metadata = metadata or metadata_of(info, engine.image_labels(info).get(LABEL_METADATA, "[]"))
     make_record = functools.partial(
         record_for,
         info,
-        endpoint,
+        engine.endpoint,
         caller_of(flags),
         consent_of=consents_of(attaching=True),
         writers=stored_writers(),
@@ -157,22 +156,16 @@ def attach(
 def attach_project(
     project: str,
     *,
+    engine: Engine,
     flags: SessionFlags,
-    docker_host: str | None,
-    context: str | None,
     trust_workspace: bool,
     replace: bool = False,
 ) -> tuple[str, AttachResult]:
     """Attach to every service of a compose project that runs; the name of the first, and what is forwarded."""
-    endpoint = resolve_endpoint(docker_host, context)
-    engine = Engine(endpoint)
-    try:
-        [first, *_] = resolve_project(engine, project, output.say)
-    finally:
-        engine.close()
+    [first, *_] = resolve_project(engine, project, output.say)
     result = attach(
         first.container_id,
-        endpoint=endpoint,
+        engine=engine,
         flags=flags,
         target=all_services(first.project or project),
         siblings=True,

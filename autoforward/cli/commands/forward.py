@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoforward.cli.commands.attach import caller_of, consents_of, find_target, stored_writers
+from autoforward.cli.commands.attach import caller_of, consents_of, find_target, open_engine, stored_writers
 from autoforward.cli.commands.drain import drain
 from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.interrupt import Interrupted, interruptible
@@ -26,10 +26,11 @@ def forward_ports(
 ) -> int:
     """Exit status. The first Ctrl-C (or SIGTERM) drains, the second ends at once; both are 0."""
     specs = [spec for text in texts for spec in parse_port_spec(text)]
-    endpoint, info = find_target(target, docker_host, context)
+    with open_engine(docker_host, context) as engine:
+        info = find_target(engine, target)
     record, warnings = record_for(
         info,
-        endpoint,
+        engine.endpoint,
         caller_of(flags),
         consent_of=consents_of(attaching=False),
         writers=stored_writers(),

@@ -286,7 +286,7 @@ def say_watching(where: str, rows: Sequence[Mapping[str, Any]], *, auto: bool) -
 
     `auto`: whether detected ports are forwarded.
     """
-    from autoforward.forwards.plan import ON_THE_HOST
+    from autoforward.core.model import ON_THE_HOST
 
     ports = [row for row in rows if row["port"] is not None]
     if any(row["status"] == "failed" or _line_of(row) for row in ports):
