@@ -13,6 +13,7 @@ from autoforward.engine.endpoint import resolve_endpoint
 from autoforward.lanes.agent_install import archive
 from tests.conftest import ContainerFactory, Runner
 from tests.support.containers import LABEL, Container, eventually, run_id
+from tests.support.engine_proxy import EngineProxy
 from tests.support.observing import status_json
 
 pytestmark = pytest.mark.docker
@@ -161,3 +162,28 @@ def test_members_of_a_container_are_read_within_bounds(container: ContainerFacto
     begun = engine.read_member(app.raw.id, "/tmp/.autoforward/agent-x", 100)
     assert begun is not None
     assert len(begun[1]) == 100
+
+
+def test_attach_asks_the_engine_as_little_as_it_can(
+    container: ContainerFactory, run: Runner, proxy: EngineProxy
+) -> None:
+    """Each archive is a process of the engine, 40 ms or more, and they come one after the other."""
+    app, other = container("full"), container("full")
+
+    def asked(one: Container) -> list[str]:
+        proxy.requests.clear()
+        run("autoforward", "attach", one.name, "--docker-host", proxy.host, check=0)
+        return list(proxy.requests)
+
+    def archives(requests: list[str]) -> list[str]:
+        return [line.split()[0] for line in requests if "/archive?" in line]
+
+    run("autoforward", "attach", other.name, "--docker-host", proxy.host, check=0)
+    first = asked(app)
+    # The way there, its end, what is in it (nothing, which costs nothing); then what was put, and that it has arrived.
+    assert archives(first) == ["GET", "GET", "GET", "PUT", "GET"]
+    run("autoforward", "detach", app.name, check=0)
+    again = asked(app)
+    assert archives(again) == ["GET", "GET"]
+    assert sum("/version " in line for line in again) == 1, "the command's; the supervisor knows it"
+    assert sum(f"/images/{app.raw.image.id}" in line for line in again) == 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from autoforward.engine.client import Engine
 from autoforward.engine.endpoint import resolve_endpoint
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.support.containers import Container, eventually, fetch, is_refused
-from tests.support.engine_proxy import EngineProxy, is_reachable
+from tests.support.engine_proxy import EngineProxy
 from tests.support.observing import (
     Command,
     Row,
@@ -189,15 +189,6 @@ def test_supervisor_and_command_are_killed(marked: Marked, run: Runner, home: Pa
         end(command)
     assert rows(run) == []
     assert is_refused("127.0.0.1", row["localPort"])
-
-
-@pytest.fixture
-def proxy(home: Path) -> Iterator[EngineProxy]:
-    if not is_reachable():
-        pytest.skip("the engine is not on the default socket")
-    proxy = EngineProxy(home / "engine")
-    yield proxy
-    proxy.close()
 
 
 def test_engine_is_away_at_first_and_in_between(

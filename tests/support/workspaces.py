@@ -17,6 +17,7 @@ import docker
 import pytest
 
 from tests.support.containers import LABEL, Container, run_id
+from tests.support.engine_proxy import EngineProxy, is_reachable
 
 REPOSITORY_DIR = Path(__file__).resolve().parents[2]
 NODE_CLI_VARIABLE = "AUTOFORWARD_TEST_NODE_CLI"
@@ -194,3 +195,13 @@ def _clean_up(workspace: Workspace) -> None:
         for tag in image.tags:
             if workspace.folder.name in tag:
                 workspace.client.images.remove(tag, force=True)
+
+
+@pytest.fixture
+def proxy(home: Path) -> Iterator[EngineProxy]:
+    """Between the commands and the engine."""
+    if not is_reachable():
+        pytest.skip("the engine is not on the default socket")
+    proxy = EngineProxy(home / "engine")
+    yield proxy
+    proxy.close()
