@@ -52,8 +52,8 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
     },
     # Both CLIs and all kinds of workspaces, in pairs that cover both.
     "tests/cli/test_devdown_workspaces.py": {
-        "test_all_takes_down_what_has_a_session_and_nothing_else": "node",
-        "test_forwards_only": "node",
+        "test_devdown_all_takes_down_what_has_a_session_and_nothing_else": "node",
+        "test_flag_forwards_only_leaves_the_container": "node",
         "test_no_listener_no_bound_lease_no_running_container": "devcontainer-rs-image|node-compose",
         "test_shutdown_action_none_leaves_the_container_and_ends_the_forwards": "devcontainer-rs",
         "test_container_of_the_plain_cli_is_removed": "node-image|devcontainer-rs-compose",

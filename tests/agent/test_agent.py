@@ -57,7 +57,7 @@ def test_wrong_hello_ends_the_agent_without_output(start: StartAgent, first: byt
     assert agent.stderr_text().startswith("agent: not our protocol: ")
 
 
-def test_version(binary: Path, start: StartAgent) -> None:
+def test_version_is_printed(binary: Path, start: StartAgent) -> None:
     agent = start("--version", greet=False)
     assert os.read(agent.stdout, 100) == b"autoforward-agent protocol 1\n"
     assert agent.process.wait(10) == 0
@@ -163,7 +163,7 @@ def test_malformed_frames_end_the_agent(start: StartAgent, frame: bytes, word: s
     assert agent.bye and agent.bye.reason == "protocol error" and word in agent.bye.text
 
 
-def test_ping(start: StartAgent) -> None:
+def test_pings_are_answered(start: StartAgent) -> None:
     agent = start()
     agent.send(decoder.encode_ping(b"12345678") + decoder.encode_ping(b"abcdefgh"))
     agent.wait(lambda: agent.pongs == [b"12345678", b"abcdefgh"], "pongs")
@@ -172,7 +172,7 @@ def test_ping(start: StartAgent) -> None:
 # TCP.
 
 
-def test_refused_then_the_next_address(start: StartAgent, serve: Callable[..., int]) -> None:
+def test_address_after_a_refused_one_is_dialled(start: StartAgent, serve: Callable[..., int]) -> None:
     agent = start()
     refused = agent.open(1, free_port(), LOOPBACK, "::1")
     agent.wait(lambda: refused.refused is not None, "refusal")
@@ -274,7 +274,7 @@ def test_reset_by_the_host_reaches_the_server(start: StartAgent, serve: Callable
 
 
 @pytest.mark.parametrize("one_way", [True, False], ids=["one way", "both ways"])
-def test_bulk(start: StartAgent, serve: Callable[..., int], one_way: bool) -> None:
+def test_bulk_is_whole_each_way(start: StartAgent, serve: Callable[..., int], one_way: bool) -> None:
     """64 MiB through an echo (both ways at once), or hashed by the server and then sent by it."""
     size = 64 * MEBIBYTE
     payload = random.randbytes(MEBIBYTE) * (size // MEBIBYTE)

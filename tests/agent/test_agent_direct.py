@@ -311,7 +311,7 @@ def test_late_frames_of_a_moved_or_unknown_stream_are_ignored(far: NewFar, serve
 
 
 @pytest.mark.parametrize("address", [LOOPBACK, "::1"])
-def test_both_ways_at_once_with_the_switch_in_mid_stream(far: NewFar, serve: Serve, address: str) -> None:
+def test_bytes_both_ways_survive_the_switch_in_mid_stream(far: NewFar, serve: Serve, address: str) -> None:
     direct = far(address)
     agent = direct.agent
     before = descriptors(agent)

@@ -245,7 +245,7 @@ def test_container_that_goes_away_meanwhile_is_down(make: Make, tmp_path: Path) 
     assert engine.log == ["detach a", "close"]
 
 
-def test_forwards_only(make: Make, tmp_path: Path) -> None:
+def test_flag_forwards_only_leaves_the_container(make: Make, tmp_path: Path) -> None:
     engine, request = make(info("a", **{LOCAL_FOLDER: str(tmp_path)}), sessions=("a",))
     take_down_workspace(replace(request, forwards_only=True))
     assert engine.log == ["detach a", "close"]
@@ -356,7 +356,7 @@ def test_a_file_broken_meanwhile_does_not_keep_it_running(make: Make, tmp_path: 
     assert re.search(r"\.devcontainer\.json:1:\d+: ", capsys.readouterr().err)
 
 
-def test_all_is_every_dev_container_with_a_session(make: Make, tmp_path: Path) -> None:
+def test_devdown_all_is_every_dev_container_with_a_session(make: Make, tmp_path: Path) -> None:
     engine, request = make(
         info("a", **{LOCAL_FOLDER: "/one"}),
         info("b", **{LOCAL_FOLDER: "/two"}),
@@ -367,7 +367,7 @@ def test_all_is_every_dev_container_with_a_session(make: Make, tmp_path: Path) -
     assert engine.log == ["detach a", "stop a 3", "close"]
 
 
-def test_all_counts_a_session_of_any_service(make: Make) -> None:
+def test_devdown_all_counts_a_session_of_any_service(make: Make) -> None:
     engine, request = make(
         info("app", **{LOCAL_FOLDER: "/one", PROJECT: "p"}), info("db", **{PROJECT: "p"}), sessions=("db",)
     )
@@ -376,7 +376,9 @@ def test_all_counts_a_session_of_any_service(make: Make) -> None:
 
 
 @pytest.mark.parametrize("registry", [None, "{", "[]", '{"sessions": [{}]}'])
-def test_all_without_sessions_is_fine(make: Make, tmp_path: Path, capsys: Capture, registry: str | None) -> None:
+def test_devdown_all_without_sessions_is_exit_0(
+    make: Make, tmp_path: Path, capsys: Capture, registry: str | None
+) -> None:
     engine, request = make(info("a", **{LOCAL_FOLDER: "/one"}))
     if registry is not None:
         (tmp_path / "home").mkdir()

@@ -74,7 +74,7 @@ def test_shutdown_action_none_leaves_the_container_and_ends_the_forwards(
     assert len(one.containers()) == 1
 
 
-def test_forwards_only(cli: RecordedCli, workspace: WorkspaceFactory, run: Runner) -> None:
+def test_flag_forwards_only_leaves_the_container(cli: RecordedCli, workspace: WorkspaceFactory, run: Runner) -> None:
     one = workspace(forwardPorts=[free_port()])
     assert devup(run, cli, one).returncode == 0
     devdown(run, one, "--forwards-only")
@@ -82,7 +82,7 @@ def test_forwards_only(cli: RecordedCli, workspace: WorkspaceFactory, run: Runne
     assert len(one.containers()) == 1
 
 
-def test_all_takes_down_what_has_a_session_and_nothing_else(
+def test_devdown_all_takes_down_what_has_a_session_and_nothing_else(
     cli: RecordedCli, workspace: WorkspaceFactory, run: Runner
 ) -> None:
     forwarded, other = workspace(forwardPorts=[free_port()]), workspace()
@@ -93,7 +93,7 @@ def test_all_takes_down_what_has_a_session_and_nothing_else(
     assert len(other.containers()) == 1
 
 
-def test_all_ends_sessions_whose_container_was_removed(
+def test_devdown_all_ends_sessions_whose_container_was_removed(
     cli: RecordedCli, workspace: WorkspaceFactory, run: Runner
 ) -> None:
     folder = workspace(forwardPorts=[free_port()])

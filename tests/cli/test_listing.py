@@ -85,7 +85,7 @@ def test_reasons_stand_under_their_row() -> None:
         ({"transport": "udp", "url": None}, "3000/udp"),
     ],
 )
-def test_where_a_forward_leads(changes: dict[str, Any], port: str) -> None:
+def test_target_of_a_forward(changes: dict[str, Any], port: str) -> None:
     assert cells(format_rows([row(**changes)]).splitlines()[1])[3] == port
 
 
@@ -93,7 +93,7 @@ def test_where_a_forward_leads(changes: dict[str, Any], port: str) -> None:
     ("host_ip", "local"),
     [("127.0.0.1", "localhost:53/udp"), ("192.0.2.7", "192.0.2.7:53/udp"), ("fd00::7", "[fd00::7]:53/udp")],
 )
-def test_where_a_forward_without_a_url_is(host_ip: str, local: str) -> None:
+def test_target_of_a_forward_without_a_url(host_ip: str, local: str) -> None:
     udp = row(url=None, transport="udp", hostIp=host_ip, localPort=53)
     assert cells(format_rows([udp]).splitlines()[1])[1] == local
 

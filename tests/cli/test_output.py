@@ -48,7 +48,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
         ({"containerHost": "::"}, "127.0.0.1:3000 -> web:3000"),
     ],
 )
-def test_where_a_forward_listens_and_leads(changes: dict[str, Any], line: str) -> None:
+def test_addresses_of_a_forward_in_its_line(changes: dict[str, Any], line: str) -> None:
     assert output.describe_mapping(row(**changes)) == line
 
 

@@ -43,7 +43,7 @@ os._exit(1)
     [(True, 1, "could not start: it ended without a message"), (False, 2, "ended before it had answered")],
     ids=["before it is ready", "when it is asked"],
 )
-def test_one_that_dies_each_time_is_told_of_and_not_started_for_ever(
+def test_supervisor_that_dies_each_time_is_not_started_for_ever(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, early: bool, starts: int, said: str
 ) -> None:
     paths = StatePaths(home)

@@ -260,7 +260,7 @@ def test_a_command_line_that_the_lane_has_cut_ends_with_a_whole_word(length: int
     st.sampled_from(["--password=", "TOKEN=", "--api-key ", "--api-key\0", "FOO_BAR=", "\0-H\0Authorization: Bearer ", "x://u:p@"]),
     st.sampled_from(["", "@host", "\0--port", " y"]),
 )  # fmt: skip
-def test_whatever_stands_around_it_a_secret_is_hidden(before: str, name: str, after: str) -> None:
+def test_secret_is_hidden_whatever_stands_around_it(before: str, name: str, after: str) -> None:
     if name == "x://u:p@":
         after = "@host"
     shown = mask_command_line(f"{before} {name}hunter2{after}")

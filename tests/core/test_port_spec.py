@@ -52,7 +52,7 @@ pytestmark = pytest.mark.unit
         ("3000-3000", ("tcp", None, 3000, None)),
     ],
 )
-def test_one_port(text: str, expected: tuple[object, ...]) -> None:
+def test_spec_of_one_port(text: str, expected: tuple[object, ...]) -> None:
     (spec,) = parse_port_spec(text)
     assert (spec.transport, spec.container_host, spec.container_port, spec.host_port) == expected
     assert spec.text == text

@@ -133,7 +133,7 @@ def test_second_address_answers(here: Rig) -> None:
     assert here.expect(KillWanted) == KillWanted("session", 42, TOKEN, False)
 
 
-def test_none_of_several_answers(here: Rig) -> None:
+def test_relay_without_an_answering_address_is_reset_with_the_reason(here: Rig) -> None:
     client = here.connect()
     far = here.stream(attempts=2)
     far.failed(41)
@@ -163,7 +163,7 @@ def test_only_address_of_several_that_fails_is_followed_by_the_others(here: Rig)
     assert not here.has(RelayEnded)
 
 
-def test_one_address_answers_is_not_worth_telling(here: Rig) -> None:
+def test_answer_of_a_single_address_is_no_event(here: Rig) -> None:
     client, far = here.relay()
     far.stdout(b"x")
     assert client.recv(1) == b"x"

@@ -127,7 +127,7 @@ def test_open_browser_opens_for_each_server_but_not_for_a_restart_or_a_new_super
     assert event["onAutoForward"] == "openPreview", "this one is an editor's to act on"
 
 
-def test_nothing_is_opened_in_ci_or_without_a_display(
+def test_no_browser_opens_in_ci_or_without_a_display(
     app: Callable[..., Container], run: Runner, home: Path, browser: FakeBrowser
 ) -> None:
     ports = [free_port() for _ in range(3)]

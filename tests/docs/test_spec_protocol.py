@@ -58,7 +58,7 @@ def test_numbers_and_names_of_the_frames() -> None:
     assert [{"END": "EOF"}.get(name, name) for name in in_header] == [name for _, name in rows]
 
 
-def test_who_sends_which_frame() -> None:
+def test_senders_of_the_frames() -> None:
     for row in table("Frames", "type"):
         number, way = int(row[0]), row[2]
         if number == frames.DATA:  # passed on in parts, so without a rule of its own
@@ -68,7 +68,7 @@ def test_who_sends_which_frame() -> None:
         assert readers == {"both": {"agent", "host"}, "→ agent": {"agent"}, "→ host": {"host"}}[way], row[1]
 
 
-def test_what_a_trunk_carries() -> None:
+def test_frames_of_a_trunk() -> None:
     """Of the exec stream's frames only those of streams, and a ping one way; what opens is another."""
     agent, host = frames.RULES["agent-trunk"], frames.RULES["host-trunk"]
     both = {frames.EOF, frames.RESET, frames.CREDIT, frames.MOVE}
@@ -78,7 +78,7 @@ def test_what_a_trunk_carries() -> None:
         assert all(exec_stream[number] == rule for number, rule in trunk.items() if number != frames.SIGNED_OPEN)
 
 
-def test_which_frames_are_of_a_stream() -> None:
+def test_frames_of_a_stream() -> None:
     assert "OPEN to CREDIT, DIRECT, MOVE and SIGNED_OPEN are of a stream, all others are of stream 0" in prose()
     of_stream = {*range(frames.OPEN, frames.CREDIT + 1), frames.DIRECT, frames.MOVE, frames.SIGNED_OPEN}
     for rules in frames.RULES.values():
@@ -204,7 +204,7 @@ def test_limits_of_the_agent(name: str) -> None:
         assert phrase.format(value) in prose()
 
 
-def test_what_may_be_said_on_a_trunk() -> None:
+def test_decoder_of_a_trunk_takes_its_frames_alone() -> None:
     said = re.search(r"To the agent go ([\w, ]+); to the host ([\w, ]+)\.", prose("Trunk"))
     assert said
     to_agent, to_host = ({getattr(frames, name) for name in re.findall(r"[A-Z_]+", names)} for names in said.groups())
@@ -212,7 +212,7 @@ def test_what_may_be_said_on_a_trunk() -> None:
     assert to_host == {frames.DATA, *frames.RULES["host-trunk"]}
 
 
-def test_what_is_signed_begins_with_the_same_words() -> None:
+def test_signed_bytes_begin_with_the_same_text() -> None:
     for words, source in (
         (handshake.HOST_WORDS, "listener.c"),
         (handshake.AGENT_WORDS, "listener.c"),
@@ -228,7 +228,7 @@ def test_reasons_of_bye() -> None:
         assert f"{number} {words[reason]}" in payload("BYE")
 
 
-def test_nothing_but_this_section_describes_it() -> None:
+def test_protocol_is_described_in_its_section_alone() -> None:
     pointer = (ROOT / "agent/PROTOCOL.md").read_text(encoding="utf-8")
     assert "(../SPEC.md#agent-protocol)" in pointer
     assert "|" not in pointer, "a second table would soon be another one"

@@ -54,7 +54,7 @@ def status(run: Runner) -> dict[str, str]:
     return {key: session[key] for key in ("engine", "engine_source", "state")}
 
 
-def test_what_is_chosen_later_moves_no_session(
+def test_context_chosen_later_moves_no_session(
     shell: Runner, docker_command: Docker, box: Container, home: Path, tmp_path: Path
 ) -> None:
     first = box.start_server("http", text="first")

@@ -84,7 +84,7 @@ def test_socket_of_the_engine_goes_and_comes_back(
     assert row.median_s < 10
 
 
-def test_what_the_lost_events_would_have_told_is_seen_all_the_same(
+def test_changes_in_lost_events_are_seen_all_the_same(
     container: ContainerFactory, run: Runner, home: Path, proxy: EngineProxy, fault: NewFault
 ) -> None:
     app = container()

@@ -131,7 +131,7 @@ def test_the_same_number_is_given_listens_and_is_recorded(home: Home, port: int)
     assert len(row["id"]) == 12
 
 
-def test_without_listen_it_is_reserved_and_refuses(home: Home, port: int) -> None:
+def test_number_without_listen_is_reserved_and_refuses(home: Home, port: int) -> None:
     given_one = home.get(wants(port, listen=False))
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=10)
@@ -202,7 +202,7 @@ def settled_on(home: Home, request: AllocationRequest, *, seconds: float = 601) 
     return one
 
 
-def test_two_that_have_settled_keep_their_numbers_in_any_order(home: Home, port: int) -> None:
+def test_settled_forwards_keep_their_numbers_in_any_order(home: Home, port: int) -> None:
     one, two = home.get(wants(port, "one")), home.get(wants(port, "two"))
     home.now += timedelta(minutes=11)
     home.give_back(one)
@@ -265,7 +265,7 @@ def test_a_number_that_another_workspace_declares_is_left_to_it_once_settled(hom
     assert home.get(wants(port, own)).pair.host_port == port, "its own declaration does not count against it"
 
 
-def test_what_was_forwarded_until_a_kill_counts_as_far_as_it_was_written(home: Home, port: int) -> None:
+def test_time_forwarded_until_a_kill_counts_as_far_as_written(home: Home, port: int) -> None:
     one = home.get(wants(port, "one"))
     home.now += timedelta(minutes=9)
     home.allocator.count_time()
@@ -349,7 +349,7 @@ def test_a_burst_is_one_write_and_no_number_comes_twice(home: Home, port: int, m
     assert sorted(row["host_port"] for row in home.rows()) == sorted(ports)
 
 
-def test_who_needs_one_number_is_served_before_who_takes_any(home: Home, port: int) -> None:
+def test_port_that_needs_one_number_is_served_before_those_that_take_any(home: Home, port: int) -> None:
     with foreign(port):
         results = home.ask(wants(port, "any"), wants(80, "pin", pinned_host_port=port + 1))
     assert [result.pair.host_port for result in results if isinstance(result, Allocation)] == [port + 2, port + 1]
@@ -357,7 +357,7 @@ def test_who_needs_one_number_is_served_before_who_takes_any(home: Home, port: i
     assert results[1].remap_reason is None
 
 
-def test_who_had_a_number_is_served_before_who_comes_anew(home: Home, port: int) -> None:
+def test_port_that_had_a_number_is_served_before_new_ones(home: Home, port: int) -> None:
     home.give_back(home.get(wants(port, "old")))
     [new, old] = home.ask(wants(port, "new"), wants(port, "old"))
     assert isinstance(new, Allocation)

@@ -104,7 +104,7 @@ def test_manual_before_declared_before_detected(
     assert (wanted.source, wanted.pinned_host_port, wanted.serving) == (source, pin, True)
 
 
-def test_without_auto_only_what_was_named() -> None:
+def test_named_ports_alone_are_forwarded_without_auto() -> None:
     result = planned(SessionRules(auto=False, declared=specs("3000")), listening(3000, 4000))
     assert list(result.forwards) == [key(3000)]
     assert not result.notices
@@ -233,7 +233,7 @@ PUBLISHED = (PublishedPort("tcp", 3000, "0.0.0.0", 8300),)
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "172.17.0.2"])
 @pytest.mark.parametrize("declared", [False, True])
-def test_what_the_engine_publishes_is_shown_and_not_forwarded(address: str, declared: bool) -> None:
+def test_published_port_is_shown_and_not_forwarded(address: str, declared: bool) -> None:
     rules = SessionRules(published=PUBLISHED, declared=specs("3000") if declared else ())
     result = planned(rules, listening(3000, address=address))
     assert not result.forwards
@@ -327,7 +327,7 @@ def test_a_port_that_a_debugger_opens_for_a_moment_is_never_forwarded_and_one_th
 # -- what the session of another container has ---------------------------------------------------
 
 
-def test_what_another_session_has_is_left_to_it_but_for_what_is_named_on_a_command_line() -> None:
+def test_port_of_another_session_is_left_to_it_unless_named_on_a_command_line() -> None:
     there = {key(port): ClaimedBy("web") for port in (3000, 4000, 5000)}
     rules = SessionRules(elsewhere=there, declared=specs("4000"), manual=specs("5000"))
     result = planned(rules, listening(3000, 3001))
@@ -339,7 +339,7 @@ def test_what_another_session_has_is_left_to_it_but_for_what_is_named_on_a_comma
 
 
 @pytest.mark.parametrize(("address", "is_reached"), [("0.0.0.0", True), ("172.17.0.2", True), ("127.0.0.1", False)])
-def test_what_is_forwarded_from_beside_must_be_reached_from_there(address: str, is_reached: bool) -> None:
+def test_service_forwarded_from_beside_must_be_reachable_from_there(address: str, is_reached: bool) -> None:
     rules = SessionRules(elsewhere={key(5432): ClaimedBy("app", from_beside=True)})
     result = planned(rules, listening(5432, address=address))
     assert set(result.notices if is_reached else result.forwards) == {key(5432)}
@@ -374,7 +374,7 @@ def test_known_servers_are_not_forwarded_by_themselves() -> None:
         assert not plan(replace(rules, attributes=label_of_others), listening(40000), {}, NOW_S, editor).forwards
 
 
-def test_nothing_is_decided_before_it_is_known_whose_it_is() -> None:
+def test_port_waits_undecided_until_its_process_is_known() -> None:
     rules = SessionRules(default_exclude=True)
     first = planned(rules, listening(3000))
     assert not first.forwards
@@ -382,7 +382,7 @@ def test_nothing_is_decided_before_it_is_known_whose_it_is() -> None:
     assert set(plan(rules, listening(3000), first.seen, NOW_S + PROCESS_WAIT_S).forwards) == {key(3000)}
 
 
-def test_what_is_not_decided_yet_has_its_place_below_the_limit() -> None:
+def test_undecided_port_has_its_place_below_the_limit() -> None:
     rules = SessionRules(default_exclude=True, max_forwards=2)
     named: dict[ForwardKey, ServerProcess | None] = {key(3001): NODE, key(3002): NODE}
     first = plan(rules, listening(3000, 3001, 3002), {}, NOW_S, named)
@@ -412,7 +412,7 @@ def test_on_auto_forward_ignore_never_binds_what_is_detected() -> None:
 
 
 @pytest.mark.parametrize("text", ["3000", "13000:3000", "db:5432"])
-def test_what_is_declared_is_forwarded_whatever_on_auto_forward_says(text: str) -> None:
+def test_declared_port_is_forwarded_whatever_on_auto_forward_says(text: str) -> None:
     """`forwardPorts` is "always" in the specification; a server that ignores the rest must not lose what it declares."""
     [spec] = specs(text)
     port = str(spec.container_port)
@@ -528,7 +528,7 @@ def test_declared_ranges_count_and_come_first() -> None:
     assert (len(result.forwards), result.overflow) == (DEFAULT_MAX_PORTS, 1000 + 2 - DEFAULT_MAX_PORTS)
 
 
-def test_who_has_a_place_below_the_limit_keeps_it() -> None:
+def test_forward_below_the_limit_keeps_its_place() -> None:
     rules = SessionRules(max_forwards=2)
     first = planned(rules, listening(3000, 3001, 3002))
     assert set(first.forwards) == {key(3000), key(3001)}
@@ -580,7 +580,7 @@ def test_a_process_that_does_not_come_or_is_not_to_be_found_is_waited_for_no_lon
     assert decided.recheck_at_s is None
 
 
-def test_one_that_comes_late_counts_all_the_same() -> None:
+def test_process_that_is_named_late_counts_all_the_same() -> None:
     first = planned(BY_PROCESS, listening(3000))
     forwarded = plan(BY_PROCESS, listening(3000), first.seen, LATER_S)
     assert forwarded.forwards
@@ -596,7 +596,7 @@ def test_a_declared_port_waits_undecided_too() -> None:
     assert plan(rules, listening(3000), first.seen, NOW_S, known(3000, None)).forwards[key(3000)].serving
 
 
-def test_what_went_undecided_was_never_there() -> None:
+def test_undecided_port_that_went_was_never_there() -> None:
     first = planned(BY_PROCESS, listening(3000))
     gone = plan(BY_PROCESS, (), first.seen, NOW_S + 0.1)
     assert (gone.forwards, gone.seen, gone.recheck_at_s) == ({}, {}, None)

@@ -157,7 +157,7 @@ def test_there_is_one_door_for_what_is_logged() -> None:
         ("x" * (MAX_LINE + 1), "x" * (MAX_LINE - 1) + "…"),
     ],
 )
-def test_one_line(text: str, line: str) -> None:
+def test_text_is_made_one_line(text: str, line: str) -> None:
     assert one_line(text) == line
 
 

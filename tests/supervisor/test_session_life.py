@@ -260,7 +260,7 @@ def test_supervisor_ends_when_nothing_is_left_to_do(container: ContainerFactory,
     assert supervisor_of(home) is None, "listing nothing starts nothing"
 
 
-def test_one_supervisor_for_all(container: ContainerFactory, run: Runner, home: Path) -> None:
+def test_all_sessions_share_one_supervisor(container: ContainerFactory, run: Runner, home: Path) -> None:
     pids = set()
     for _ in range(2):
         run("autoforward", "attach", container().name, check=0, real=True)

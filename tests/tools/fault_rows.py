@@ -50,7 +50,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "tests/supervisor/test_session_losses.py::test_an_engine_that_hangs_is_said_to_before_it_times_out",
     ),
     "engine's events are lost": (
-        "tests/engine/test_engine_streams.py::test_what_the_lost_events_would_have_told_is_seen_all_the_same",
+        "tests/engine/test_engine_streams.py::test_changes_in_lost_events_are_seen_all_the_same",
         "tests/engine/test_engine_streams.py::test_a_service_that_started_while_nobody_told_of_it",
     ),
     "machine sleeps": (
@@ -70,7 +70,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "tests/supervisor/test_session_life.py::test_container_that_went_away_with_the_supervisor",
     ),
     "supervisor dies each time": (
-        "tests/control/test_crash_loops.py::test_one_that_dies_each_time_is_told_of_and_not_started_for_ever",
+        "tests/control/test_crash_loops.py::test_supervisor_that_dies_each_time_is_not_started_for_ever",
     ),
     "two commands start it at once": (
         "tests/supervisor/test_supervisor_process.py::test_commands_that_start_a_supervisor_at_once_get_the_same",

@@ -27,7 +27,7 @@ def test_tables_name_what_there_is_and_leave_the_gate_a_case() -> None:
 
 
 def test_case_is_matched_whole() -> None:
-    down = "tests/cli/test_devdown_workspaces.py::test_forwards_only"
+    down = "tests/cli/test_devdown_workspaces.py::test_flag_forwards_only_leaves_the_container"
     assert is_nightly(f"{down}[node]")
     assert not is_nightly(f"{down}[node-image]")
     assert not is_nightly(down)

@@ -677,7 +677,7 @@ def test_approved_value_was_shown_whole() -> None:
     assert granted
 
 
-def test_one_source_s_approval_is_not_another_s() -> None:
+def test_approval_of_one_source_is_not_anothers() -> None:
     assert digest_of("workspace", "bind", "0.0.0.0") != digest_of("label", "bind", "0.0.0.0")
     assert digest_of("label", "bind", "0.0.0.0") != digest_of("label", "bind", "0.0.0.1")
 
