@@ -20,9 +20,10 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from autoforward.agent_protocol.decoder import Decoder, encode_hello, encode_pong, encode_process, encode_snapshot
-from autoforward.agent_protocol.frames import Ping, SocketEntry, Watch
+from autoforward.agent_protocol.decoder import encode_hello, encode_pong
+from autoforward.agent_protocol.frames import Ping, SocketEntry
 from autoforward.lanes.agent_install import FOLDER, agent_binary, agent_name
+from tests.support.agent_wire import Decoder, Watch, encode_process, encode_snapshot
 
 CONTAINER_PORT = 3000
 """Where the one server of every container listens: all projects are alike."""

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Final
 
 from autoforward.agent_protocol.frames import (
-    BYE,
-    BYE_REASONS,
     CREDIT,
     DATA,
     DIRECT,
@@ -26,28 +24,20 @@ from autoforward.agent_protocol.frames import (
     HEADER_SIZE,
     HELLO_SIZE,
     LISTEN,
-    LISTENING,
     MAGIC,
     MAX_ADDRESSES,
-    MAX_BYE_TEXT,
     MAX_ENTRIES,
     MAX_NAME,
     MAX_STREAM,
     MAX_WINDOW,
     MIN_WINDOW,
     MOVE,
-    NETWORK,
     OPEN,
-    OPENED,
     PING,
     PONG,
-    PROCESS,
-    REFUSED,
     RESET,
-    RULES,
     SECRET_SIZE,
     SIGNED_OPEN,
-    SNAPSHOT,
     SNAPSHOT_CUT,
     SNAPSHOT_MORE,
     TAG_SIZE,
@@ -55,20 +45,18 @@ from autoforward.agent_protocol.frames import (
     TRUNK,
     VERSION,
     WATCH,
-    ByeReason,
     Data,
     Event,
-    Role,
     SnapshotEvent,
     SocketEntry,
 )
 from autoforward.agent_protocol.payloads import (
     ENTRY,
+    FROM_AGENT,
     HELLO,
-    PARSERS,
-    PROCESS_HEAD,
     TRANSPORTS,
     U32,
+    Rule,
     parse_entry,
     parse_hello,
 )
@@ -82,32 +70,27 @@ _VALUE_FRAME = struct.Struct(">BBHII")
 
 
 class Decoder:
-    """Bytes in, events out, for one side: `role` is who reads ("host": what an agent sends) and where.
+    """Bytes in, events out, by `rules`. The first event is Hello, but on a trunk, where nothing greets (`greeted`).
 
-    The first event is Hello, but on a trunk. DATA is passed on in the parts in which it arrives, since the engine's
-    frames and ours do not align. After a ProtocolError the decoder must not be used again.
+    DATA is passed on in the parts in which it arrives, since the engine's frames and ours do not align. After a
+    ProtocolError the decoder must not be used again.
     """
 
-    def __init__(self, role: Role = "host") -> None:
-        self._rules = RULES[role]
+    def __init__(self, rules: Mapping[int, Rule] = FROM_AGENT, *, greeted: bool = False) -> None:
+        self._rules = rules
         # An incomplete hello, header or frame, and how much it takes until looking at it again is of use: a frame that
         # comes byte by byte must not cost the square of its size.
         self._rest = bytearray()
         self._needed = 0
         self.has_more = False
         """Whether `feed` stopped at its limit: another call goes on with what is left, and needs no new bytes."""
-        self._greeted = role.endswith("-trunk")
+        self._greeted = greeted
         self._data_stream = 0
         self._data_left = 0
         self._entries: list[SocketEntry] = []
 
     def __repr__(self) -> str:
         return f"<Decoder greeted={self._greeted} rest={len(self._rest)} data_left={self._data_left}>"
-
-    @property
-    def between_frames(self) -> bool:
-        """Whether the bytes so far end where a frame does: at EOF, whether something was cut off."""
-        return not self._rest and not self._data_left
 
     def feed(self, data: bytes, most: int = sys.maxsize) -> list[Event]:
         """The events that `data` completes; ProtocolError when it is not the protocol.
@@ -178,12 +161,12 @@ class Decoder:
                 break
             payload = data[at + HEADER_SIZE : stop]
             at = stop
-            if kind == SNAPSHOT:
+            if rule.parse is None:
                 self._take_entries(payload, flags, events)
                 most -= 1 + size // ENTRY.size
             else:
                 most -= 1
-                append(PARSERS[kind](stream, payload))
+                append(rule.parse(stream, payload))
         self._data_left = left
         self._data_stream = stream
         return events
@@ -227,11 +210,6 @@ def encode_open_payload(stream: int, payload: bytes) -> bytes:
     if not 0 < stream <= MAX_STREAM:
         raise ValueError(f"stream {stream}")
     return _frame(OPEN, stream, payload)
-
-
-def encode_open(stream: int, transport: Transport, port: int, addresses: Sequence[str]) -> bytes:
-    """See `open_payload` and `encode_open_payload`."""
-    return encode_open_payload(stream, open_payload(transport, port, addresses))
 
 
 def encode_signed_open(stream: int, tag: bytes, payload: bytes) -> bytes:
@@ -320,46 +298,3 @@ def encode_trunk(token: bytes) -> bytes:
 def encode_move(stream: int) -> bytes:
     """What we say on this stream after this comes over the direct connection."""
     return _HEADER.pack(MOVE, 0, 0, stream)
-
-
-# What an agent sends; the host needs these for its tests alone.
-
-
-def encode_opened(stream: int, index: int) -> bytes:
-    """The address with that index answered."""
-    return _frame(OPENED, stream, bytes((index,)))
-
-
-def encode_refused(stream: int, errno: int) -> bytes:
-    """None answered."""
-    return _VALUE_FRAME.pack(REFUSED, 0, 4, stream, errno)
-
-
-def encode_snapshot(entries: Sequence[SocketEntry], *, more: bool = False, cut: bool = False) -> bytes:
-    """One frame of a snapshot; `more` when others follow."""
-    rows = []
-    for entry in entries:
-        address = ip_address(entry.address)
-        number = _TRANSPORT_NUMBERS[entry.transport]
-        rows.append(ENTRY.pack(number, address.version, entry.port, entry.uid, entry.inode, address.packed))
-    return _frame(SNAPSHOT, 0, b"".join(rows), more * SNAPSHOT_MORE | cut * SNAPSHOT_CUT)
-
-
-def encode_process(inode: int, pid: int, command_line: bytes) -> bytes:
-    """Who holds the socket with that inode."""
-    return _frame(PROCESS, 0, PROCESS_HEAD.pack(inode, pid) + command_line)
-
-
-def encode_bye(reason: ByeReason, text: str = "") -> bytes:
-    """The last frame."""
-    return _frame(BYE, 0, bytes((BYE_REASONS.index(reason) + 1,)) + text.encode()[:MAX_BYE_TEXT])
-
-
-def encode_listening(port: int, errno: int = 0) -> bytes:
-    """Direct connections are taken at `port`; 0: nowhere."""
-    return _frame(LISTENING, 0, struct.pack(">HI", port, errno))
-
-
-def encode_network(namespace: bytes) -> bytes:
-    """The network namespace that the agent is in."""
-    return _frame(NETWORK, 0, namespace)

@@ -24,6 +24,7 @@ MAX_STREAMS: Final = 4096  # open at once; the agent refuses more with EMFILE
 MAX_ERRNO: Final = 4095
 MAX_ADDRESSES: Final = 8
 MAX_NAME: Final = 253  # of DNS
+MAX_OPEN: Final = 4 + MAX_ADDRESSES * (2 + MAX_NAME)
 MAX_ENTRIES: Final = 4096  # of a snapshot, over all its frames
 ENTRY_SIZE: Final = 32
 SNAPSHOT_MORE, SNAPSHOT_CUT = 1, 2  # flags: another frame follows; there were more sockets than told
@@ -40,9 +41,6 @@ MAX_SIGNED_PAYLOAD: Final = 60
 OPEN, OPENED, REFUSED, DATA, EOF, RESET, CREDIT, PING, PONG, WATCH, SNAPSHOT, PROCESS, BYE = range(1, 14)
 LISTEN, LISTENING, DIRECT, MOVE, TRUNK, SIGNED_OPEN, NETWORK = range(14, 21)
 
-Role = Literal["host", "agent", "host-trunk", "agent-trunk"]
-"""Who reads, and on which of the two paths."""
-
 ByeReason = Literal["stdin ended", "silence", "protocol error"]
 BYE_REASONS: Final[tuple[ByeReason, ...]] = ("stdin ended", "silence", "protocol error")
 
@@ -51,15 +49,6 @@ class Hello(NamedTuple):
     """The first event of either side. `window`: bytes of DATA it accepts on each stream before it gives CREDIT."""
 
     window: int
-
-
-class Open(NamedTuple):
-    """`addresses` are tried in order: IPv4 and IPv6 addresses as text, or names."""
-
-    stream: int
-    transport: Transport
-    port: int
-    addresses: tuple[str, ...]
 
 
 class Opened(NamedTuple):
@@ -116,13 +105,6 @@ class Pong(NamedTuple):
     payload: bytes
 
 
-class Watch(NamedTuple):
-    """`interval_ms` 0 stops."""
-
-    interval_ms: int
-    udp: bool
-
-
 class SocketEntry(NamedTuple):
     """A listening TCP socket or a bound UDP socket in the container; `address` may be a wildcard."""
 
@@ -165,28 +147,11 @@ class Bye(NamedTuple):
     text: str
 
 
-class Listen(NamedTuple):
-    """Listen for direct connections on `address`, one of the container's own. `secret`: SECRET_SIZE bytes.
-
-    Both empty: listen no more.
-    """
-
-    secret: bytes
-    address: str
-
-
 class Listening(NamedTuple):
     """Where direct connections are taken; port 0: nowhere, with the reason."""
 
     port: int
     errno: int
-
-
-class Direct(NamedTuple):
-    """The direct connection that brings this `token` (TOKEN_SIZE bytes) is for this stream."""
-
-    stream: int
-    token: bytes
 
 
 class Move(NamedTuple):
@@ -195,66 +160,9 @@ class Move(NamedTuple):
     stream: int
 
 
-class Trunk(NamedTuple):
-    """The direct connection that brings this `token` (TOKEN_SIZE bytes) is the trunk; no bytes: there is none any more."""
-
-    token: bytes
-
-
-class SignedOpen(NamedTuple):
-    """An OPEN on a trunk. `tag`: TAG_SIZE bytes that show who says so."""
-
-    stream: int
-    tag: bytes
-    transport: Transport
-    port: int
-    addresses: tuple[str, ...]
-
-
-_OfStream = Open | SignedOpen | Opened | Refused | Data | Eof | Reset | Credit | Direct | Move
-Event = _OfStream | Hello | Ping | Pong | Watch | SnapshotEvent | Process | Network | Bye | Listen | Listening | Trunk
+_OfStream = Opened | Refused | Data | Eof | Reset | Credit | Move
+Event = _OfStream | Hello | Ping | Pong | SnapshotEvent | Process | Network | Bye | Listening
+"""What an agent says."""
 
 MuxEvent = Hello | Network | SnapshotEvent | Process
 """What an agent says that is not about one connection."""
-
-
-class Rule(NamedTuple):
-    """What a frame may measure, whether it belongs to a stream, and which flags it may have."""
-
-    min_size: int
-    max_size: int
-    of_stream: bool
-    flags: int = 0
-
-
-MAX_OPEN: Final = 4 + MAX_ADDRESSES * (2 + MAX_NAME)
-_ON_TRUNKS: Final = {
-    EOF: Rule(0, 0, True),
-    RESET: Rule(4, 4, True),
-    CREDIT: Rule(4, 4, True),
-    MOVE: Rule(0, 0, True),
-}
-_BOTH_WAYS: Final = _ON_TRUNKS | {PING: Rule(8, 8, False), PONG: Rule(8, 8, False)}
-RULES: Final[dict[Role, dict[int, Rule]]] = {
-    "agent": _BOTH_WAYS
-    | {
-        OPEN: Rule(7, MAX_OPEN, True),
-        WATCH: Rule(5, 5, False),
-        LISTEN: Rule(0, SECRET_SIZE + 1 + 16, False),
-        DIRECT: Rule(TOKEN_SIZE, TOKEN_SIZE, True),
-        TRUNK: Rule(0, TOKEN_SIZE, False),
-    },
-    "host": _BOTH_WAYS
-    | {
-        OPENED: Rule(1, 1, True),
-        REFUSED: Rule(4, 4, True),
-        SNAPSHOT: Rule(0, MAX_PAYLOAD // ENTRY_SIZE * ENTRY_SIZE, False, SNAPSHOT_MORE | SNAPSHOT_CUT),
-        PROCESS: Rule(12, 12 + MAX_COMMAND, False),
-        BYE: Rule(1, 1 + MAX_BYE_TEXT, False),
-        LISTENING: Rule(6, 6, False),
-        NETWORK: Rule(1, MAX_NETWORK, False),
-    },
-    "agent-trunk": _ON_TRUNKS
-    | {PING: Rule(8, 8, False), SIGNED_OPEN: Rule(TAG_SIZE + 7, TAG_SIZE + MAX_SIGNED_PAYLOAD, True)},
-    "host-trunk": _ON_TRUNKS | {OPENED: Rule(1, 1, True), REFUSED: Rule(4, 4, True), PONG: Rule(8, 8, False)},
-}

@@ -8,60 +8,51 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
-from ipaddress import ip_address
-from typing import Final
+from typing import Final, NamedTuple
 
 from autoforward.agent_protocol.frames import (
     BYE,
     BYE_REASONS,
     CREDIT,
-    DIRECT,
+    ENTRY_SIZE,
     EOF,
-    LISTEN,
     LISTENING,
     MAX_ADDRESSES,
+    MAX_BYE_TEXT,
+    MAX_COMMAND,
     MAX_CREDIT,
     MAX_ERRNO,
-    MAX_NAME,
+    MAX_NETWORK,
+    MAX_PAYLOAD,
     MAX_WINDOW,
     MIN_WINDOW,
     MOVE,
     NETWORK,
-    OPEN,
     OPENED,
     PING,
     PONG,
     PROCESS,
     REFUSED,
     RESET,
-    SECRET_SIZE,
-    SIGNED_OPEN,
-    TAG_SIZE,
-    TOKEN_SIZE,
-    TRUNK,
+    SNAPSHOT,
+    SNAPSHOT_CUT,
+    SNAPSHOT_MORE,
     VERSION,
-    WATCH,
     Bye,
     Credit,
-    Direct,
     Eof,
     Event,
     Hello,
-    Listen,
     Listening,
     Move,
     Network,
-    Open,
     Opened,
     Ping,
     Pong,
     Process,
     Refused,
     Reset,
-    SignedOpen,
     SocketEntry,
-    Trunk,
-    Watch,
 )
 from autoforward.core.errors import ProtocolError
 from autoforward.core.model import Transport
@@ -82,36 +73,8 @@ def parse_hello(data: bytes) -> Hello:
     return Hello(window)
 
 
-def _parse_open(stream: int, payload: bytes) -> Open:
-    transport, port, count = TRANSPORTS.get(payload[0]), payload[1] << 8 | payload[2], payload[3]
-    if transport is None or not port or not 1 <= count <= MAX_ADDRESSES:
-        raise ProtocolError(f"OPEN of transport {payload[0]}, port {port}, {count} addresses")
-    addresses = []
-    at = 4
-    for _ in range(count):
-        kind, size = payload[at : at + 2] if at + 2 <= len(payload) else (255, 0)
-        value = payload[at + 2 : at + 2 + size]
-        at += 2 + size
-        if len(value) != size or ((kind, size) not in ((4, 4), (6, 16)) and (kind or not 1 <= size <= MAX_NAME)):
-            raise ProtocolError(f"OPEN with an address of kind {kind} and {size} bytes")
-        addresses.append(str(ip_address(value)) if kind else value.decode("ascii", "replace"))
-    if at != len(payload):
-        raise ProtocolError(f"OPEN with {len(payload) - at} bytes too many")
-    return Open(stream, transport, port, tuple(addresses))
-
-
-def _parse_signed_open(stream: int, payload: bytes) -> Event:
-    _, transport, port, addresses = _parse_open(stream, payload[TAG_SIZE:])
-    return SignedOpen(stream, payload[:TAG_SIZE], transport, port, addresses)
-
-
-def _parse_trunk(_: int, payload: bytes) -> Event:
-    if len(payload) not in (0, TOKEN_SIZE):
-        raise ProtocolError(f"TRUNK with a token of {len(payload)} bytes")
-    return Trunk(payload)
-
-
-def _parse_errno(payload: bytes) -> int:
+def parse_errno(payload: bytes) -> int:
+    """A number of Linux. Raises ProtocolError for what is none."""
     (number,) = U32.unpack(payload)
     if number > MAX_ERRNO:
         raise ProtocolError(f"an error number of {number}")
@@ -123,12 +86,6 @@ def _parse_credit(stream: int, payload: bytes) -> Event:
     if not 0 < size <= MAX_CREDIT:
         raise ProtocolError(f"a credit of {size}")
     return Credit(stream, size)
-
-
-def _parse_watch(_: int, payload: bytes) -> Event:
-    if payload[4] > 1:
-        raise ProtocolError(f"WATCH with flags {payload[4]}")
-    return Watch(U32.unpack_from(payload)[0], payload[4] == 1)
 
 
 def parse_entry(transport: int, family: int, port: int, uid: int, inode: int, address: bytes) -> SocketEntry:
@@ -158,38 +115,40 @@ def _parse_opened(stream: int, payload: bytes) -> Event:
     return Opened(stream, payload[0])
 
 
-def _parse_listen(_: int, payload: bytes) -> Event:
-    if not payload:
-        return Listen(b"", "")
-    if len(payload) <= SECRET_SIZE:
-        raise ProtocolError(f"LISTEN of {len(payload)} bytes")
-    kind, address = payload[SECRET_SIZE], payload[SECRET_SIZE + 1 :]
-    if (kind, len(address)) not in ((4, 4), (6, 16)):
-        raise ProtocolError(f"LISTEN on an address of kind {kind} and {len(address)} bytes")
-    return Listen(payload[:SECRET_SIZE], str(ip_address(address)))
-
-
 def _parse_listening(_: int, payload: bytes) -> Event:
-    return Listening(int.from_bytes(payload[:2], "big"), _parse_errno(payload[2:]))
+    return Listening(int.from_bytes(payload[:2], "big"), parse_errno(payload[2:]))
 
 
-PARSERS: Final[dict[int, Callable[[int, bytes], Event]]] = {
-    OPEN: _parse_open,
-    OPENED: _parse_opened,
-    REFUSED: lambda stream, payload: Refused(stream, _parse_errno(payload)),
-    EOF: lambda stream, _: Eof(stream),
-    RESET: lambda stream, payload: Reset(stream, _parse_errno(payload)),
-    CREDIT: _parse_credit,
-    PING: lambda _, payload: Ping(payload),
-    PONG: lambda _, payload: Pong(payload),
-    WATCH: _parse_watch,
-    PROCESS: _parse_process,
-    BYE: _parse_bye,
-    LISTEN: _parse_listen,
-    LISTENING: _parse_listening,
-    NETWORK: lambda _, payload: Network(payload),
-    DIRECT: Direct,
-    MOVE: lambda stream, _: Move(stream),
-    TRUNK: _parse_trunk,
-    SIGNED_OPEN: _parse_signed_open,
+class Rule(NamedTuple):
+    """What a frame may measure, whether it belongs to a stream, how its payload is parsed, and which flags it may have.
+
+    `parse` gets the stream and the payload; None: the decoder puts the frame together with others.
+    """
+
+    min_size: int
+    max_size: int
+    of_stream: bool
+    parse: Callable[[int, bytes], Event] | None
+    flags: int = 0
+
+
+FROM_TRUNK: Final[dict[int, Rule]] = {
+    OPENED: Rule(1, 1, True, _parse_opened),
+    REFUSED: Rule(4, 4, True, lambda stream, payload: Refused(stream, parse_errno(payload))),
+    EOF: Rule(0, 0, True, lambda stream, _: Eof(stream)),
+    RESET: Rule(4, 4, True, lambda stream, payload: Reset(stream, parse_errno(payload))),
+    CREDIT: Rule(4, 4, True, _parse_credit),
+    MOVE: Rule(0, 0, True, lambda stream, _: Move(stream)),
+    PONG: Rule(8, 8, False, lambda _, payload: Pong(payload)),
 }
+"""What an agent may send on a trunk, by the number of the frame; DATA, which is passed on in parts, has no rule."""
+
+FROM_AGENT: Final[dict[int, Rule]] = FROM_TRUNK | {
+    PING: Rule(8, 8, False, lambda _, payload: Ping(payload)),
+    SNAPSHOT: Rule(0, MAX_PAYLOAD // ENTRY_SIZE * ENTRY_SIZE, False, None, SNAPSHOT_MORE | SNAPSHOT_CUT),
+    PROCESS: Rule(PROCESS_HEAD.size, PROCESS_HEAD.size + MAX_COMMAND, False, _parse_process),
+    BYE: Rule(1, 1 + MAX_BYE_TEXT, False, _parse_bye),
+    LISTENING: Rule(6, 6, False, _parse_listening),
+    NETWORK: Rule(1, MAX_NETWORK, False, lambda _, payload: Network(payload)),
+}
+"""The same on the exec stream."""

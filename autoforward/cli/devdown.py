@@ -59,8 +59,7 @@ def take_down_workspace(request: DevdownRequest) -> None:
     Raises EngineUnreachableError after that, and UsageError where a configuration has to be chosen.
     """
     folder = real_path(request.workspace_folder)
-    engine = Engine(request.endpoint)
-    try:
+    with contextlib.closing(Engine(request.endpoint)) as engine:
         unreachable: EngineUnreachableError | None = None
         own: list[ContainerInfo] = []
         claims: list[ContainerInfo] = []
@@ -86,8 +85,6 @@ def take_down_workspace(request: DevdownRequest) -> None:
             output.say(f"left alone: container {info.name} {NOT_ITS_OWN}")
         for unit in units:
             _take_down(engine, unit, request)
-    finally:
-        engine.close()
 
 
 def _chosen(containers: list[ContainerInfo], request: DevdownRequest) -> list[ContainerInfo]:
@@ -118,8 +115,7 @@ def _names_of_sessions(folder: str) -> list[str | None]:
 
 def take_down_all(request: DevdownRequest, sessions: Sequence[Row]) -> None:
     """Take down every dev container that has a session. Sessions of other containers stay. Raises like the above."""
-    engine = Engine(request.endpoint)
-    try:
+    with contextlib.closing(Engine(request.endpoint)) as engine:
         had_session = {row["container_id"] for row in sessions}
         units = group_units(engine, engine.find_containers({LABEL_LOCAL_FOLDER: None}))
         chosen = [u for u in units if any(info.container_id in had_session for info in u.containers)]
@@ -131,8 +127,6 @@ def take_down_all(request: DevdownRequest, sessions: Sequence[Row]) -> None:
             output.say("nothing to end: no dev container has a session")
         for unit in chosen if not request.forwards_only else ():
             _take_down(engine, unit, request)
-    finally:
-        engine.close()
 
 
 def _removed_containers(sessions: Sequence[Row], endpoint: EngineEndpoint) -> list[str]:
@@ -241,7 +235,7 @@ def _detach(folder: str | None, container_ids: Sequence[str], timeout_s: float) 
     """End the sessions of these, wait until their listeners are closed, say so; return the forwards that ended."""
     try:
         with working("Ending the forwards"):
-            rows = supervisor_client.detach(folder, container_ids=container_ids, timeout_s=timeout_s)
+            rows: list[Row] = supervisor_client.detach(folder, container_ids=container_ids, timeout_s=timeout_s)["rows"]
     except TargetError:
         return []  # no session there: that is how it should be
     for row in rows:

@@ -10,8 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
@@ -165,14 +163,11 @@ def _check_configuration(request: DevupRequest) -> None:
 
 def _end_old_forwards(request: DevupRequest) -> None:
     """End the forwards of the container that `--remove-existing-container` is about to remove."""
-    engine = Engine(request.endpoint)
-    try:
+    with contextlib.closing(Engine(request.endpoint)) as engine:
         ids = [info.container_id for info in _containers_of(engine, request.up)]
-    finally:
-        engine.close()
     if ids:
         with working("Ending the old container's forwards"):
-            supervisor_client.detach(None, container_ids=ids, timeout_s=None)
+            supervisor_client.detach(None, container_ids=ids)
 
 
 def _containers_of(engine: Engine, up: UpArguments) -> list[ContainerInfo]:
@@ -225,41 +220,23 @@ def _tolerating_failure(step: Callable[[], Result], consequence: str) -> Result 
 
 def _run_alone(cli: DevcontainerCli, up_args: Sequence[str], environ: dict[str, str]) -> NoReturn:
     """Become the CLI (exec): signals and exit status are the CLI's own."""
-    command = [cli.path, "up", *up_args]
-    if sys.platform == "win32":
-        # exec there returns to the shell before the new program ends.
-        raise SystemExit(subprocess.run(command, env=environ, check=False).returncode)
     try:
-        os.execve(cli.path, command, environ)
+        os.execve(cli.path, [cli.path, "up", *up_args], environ)
     except OSError as error:
         raise AutoforwardError(f"{cli.path} cannot be run: {error.strerror or error}") from None
 
 
-NEEDS_AUTO_FORWARD = {
-    "forward_ports": "--forward-port",
-    "ports_events": "--ports-events",
-    "follow": "--follow",
-    "services": "--services",
-    "trust_workspace": "--trust-workspace",
-    "lane": "--lane",
-    "bind": "--bind",
-    "exclude": "--exclude",
-    "poll_interval": "--poll-interval",
-    "auto": "--auto",
-    "no_auto": "--no-auto",
-    "auto_udp": "--auto-udp",
-    "no_direct": "--no-direct",
-    "settings": "--settings",
-}
+WITHOUT_AUTO_FORWARD = frozenset({"devcontainer_path", "docker_host", "context", "up_args"})
+"""What has an effect on `devcontainer up` alone; all other flags are about forwarding."""
 
 
 def _require_auto_forward(context: click.Context) -> None:
     """Refuse flags that would have no effect: without --auto-forward, nothing is forwarded."""
-    for name, flag in NEEDS_AUTO_FORWARD.items():
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise UsageError(
-                f"{flag} needs --auto-forward", hint="without --auto-forward, devup runs `devcontainer up` only"
-            )
+    for option in context.command.params:
+        is_given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if is_given and option.name not in WITHOUT_AUTO_FORWARD:
+            hint = "without --auto-forward, devup runs `devcontainer up` only"
+            raise UsageError(f"{option.opts[0]} needs --auto-forward", hint=hint)
 
 
 EPILOG = """\b
@@ -316,9 +293,6 @@ def main(
     if endpoint.is_found:  # the CLI would look at the default socket
         environ = engine_environment(environ, endpoint.host, None)
     cli = find_cli(devcontainer_path, os.environ)
-    if sys.platform == "win32":
-        output.warn("ports are not forwarded: Linux and macOS are supported, Windows is not yet")
-        _run_alone(cli, up_args, environ)
     up = parse_up_arguments(up_args)
     request = DevupRequest(
         cli, up, environ, endpoint, specs, flags, ports_events, follow, services == "all", trust_workspace

@@ -143,7 +143,7 @@ def detach(target: str | None, everything: bool, as_json: bool) -> int:
     """End a session and its forwards."""
     _require_one(target, everything)
     name = session_name(target)
-    result = supervisor_client.end_sessions(name, everything=everything)
+    result = supervisor_client.detach(name, everything=everything)
     if as_json:
         show_json(result["rows"])
     elif result["sessions"]:

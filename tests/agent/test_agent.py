@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from autoforward.agent_protocol import decoder
+from tests.support import agent_wire
 from tests.support.agent_client import WINDOW, AgentClient, cpu_s, descriptors, echo, wait_until
 
 pytestmark = pytest.mark.local
@@ -151,7 +152,7 @@ def test_closed_stdout_ends_the_agent(start: StartAgent) -> None:
 @pytest.mark.parametrize(
     ("frame", "word"),
     [
-        (decoder.encode_opened(1, 0), "frame type"),
+        (agent_wire.encode_opened(1, 0), "frame type"),
         (decoder.encode_data_header(0, 1) + b"x", "stream number"),
         (decoder.encode_credit(1, 0), "credit"),
     ],
@@ -440,10 +441,14 @@ def test_the_host_may_go_at_any_byte(binary: Path, serve: Callable[..., int]) ->
     """Whatever the host had got to say when it went: the agent ends, by itself and in order."""
     port = serve(echo)
     script = decoder.encode_hello(WINDOW) + decoder.encode_watch(100, udp=True)
-    script += decoder.encode_open(1, "tcp", port, [LOOPBACK]) + decoder.encode_data(1, b"hello") + decoder.encode_eof(1)
-    script += decoder.encode_open(2, "udp", port, [LOOPBACK]) + decoder.encode_data(2, b"hello")
     script += (
-        decoder.encode_credit(1, 5) + decoder.encode_open(3, "tcp", port, ["::1", LOOPBACK]) + decoder.encode_reset(3)
+        agent_wire.encode_open(1, "tcp", port, [LOOPBACK]) + decoder.encode_data(1, b"hello") + decoder.encode_eof(1)
+    )
+    script += agent_wire.encode_open(2, "udp", port, [LOOPBACK]) + decoder.encode_data(2, b"hello")
+    script += (
+        decoder.encode_credit(1, 5)
+        + agent_wire.encode_open(3, "tcp", port, ["::1", LOOPBACK])
+        + decoder.encode_reset(3)
     )
     for size in range(len(script) + 1):
         done = subprocess.run([binary], input=script[:size], capture_output=True, timeout=30, check=False)

@@ -16,6 +16,7 @@ import pytest
 from autoforward.agent_protocol import decoder
 from autoforward.agent_protocol.frames import SocketEntry
 from autoforward.core.identity.network_namespace import own_namespace
+from tests.support import agent_wire
 from tests.support.agent_build import build
 from tests.support.agent_client import AgentClient
 from tests.support.harness import free_port
@@ -96,7 +97,7 @@ def test_snapshots_are_sorted_and_sent_when_something_changed(start: StartAgent)
             threading.Event().wait(0.01)
     for before, after in itertools.pairwise(agent.snapshots):
         assert before != after
-    raw = [decoder.encode_snapshot([entry])[8:] for entry in agent.snapshots[-1].entries]
+    raw = [agent_wire.encode_snapshot([entry])[8:] for entry in agent.snapshots[-1].entries]
     assert raw == sorted(raw)
 
 

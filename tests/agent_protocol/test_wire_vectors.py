@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 
 from autoforward.agent_protocol import decoder as wire
 from autoforward.agent_protocol import frames
-from autoforward.agent_protocol.frames import Data, Event, Hello, Ping, SocketEntry
+from autoforward.agent_protocol.frames import Data, Hello, Ping, SocketEntry
 from autoforward.core.errors import ProtocolError
+from tests.support import agent_wire
 from tests.support.agent_build import build
+from tests.support.agent_wire import Event
 
 pytestmark = pytest.mark.unit
 
@@ -43,7 +45,7 @@ _TRANSPORTS = {"tcp": 6, "udp": 17}
 
 def event_of(row: Sequence[Any]) -> Event:
     """An event from its JSON: the name of its class, then its fields, bytes in hexadecimal."""
-    kind = getattr(frames, row[0])
+    kind = getattr(frames, row[0], None) or getattr(agent_wire, row[0])
     values: list[Any] = []
     for name, value in zip(kind._fields, row[1:], strict=True):
         if name in _BYTES:
@@ -65,14 +67,14 @@ def joined(events: Sequence[Event]) -> list[Event]:
     return result
 
 
-def tail_of(role: frames.Role) -> bytes:
+def tail_of(role: agent_wire.Role) -> bytes:
     """A frame that may follow any other there."""
     return wire.encode_pong(b"the tail") if role == "host-trunk" else _TAIL
 
 
-def decode(role: frames.Role, pieces: Sequence[bytes]) -> list[Event]:
+def decode(role: agent_wire.Role, pieces: Sequence[bytes]) -> list[Event]:
     """After a hello, but on a trunk, where there is none."""
-    decoder = wire.Decoder(role)
+    decoder = agent_wire.Decoder(role)
     if not role.endswith("-trunk"):
         assert isinstance(decoder.feed(_HELLO)[0], Hello)
     return joined([event for piece in pieces for event in decoder.feed(piece)])
@@ -145,7 +147,7 @@ def test_host_refuses(vector: dict[str, Any]) -> None:
 def test_host_greets(vector: dict[str, Any]) -> None:
     data = bytes.fromhex(vector["bytes"])
     for pieces in ([data], single_bytes(data), [data + _TAIL]):
-        decoder = wire.Decoder("host")
+        decoder = agent_wire.Decoder("host")
         if "error" in vector:
             with pytest.raises(ProtocolError):
                 for piece in pieces:
@@ -213,12 +215,12 @@ def c_entry(checker: Checker, entry: Sequence[Any]) -> str:
 def c_line(event: Event) -> str:
     """The line that wire_check prints of this event."""
     match event:
-        case frames.Open():
-            payload = wire.encode_open(event.stream, event.transport, event.port, event.addresses)[8:]
+        case agent_wire.Open():
+            payload = agent_wire.encode_open(event.stream, event.transport, event.port, event.addresses)[8:]
             return f"1 {event.stream} 0 0 {payload.hex()}"
-        case frames.SignedOpen():
+        case agent_wire.SignedOpen():
             return f"19 {event.stream} 0 0 {signed_open(event)[8:].hex()}"
-        case frames.Trunk():
+        case agent_wire.Trunk():
             return f"18 0 0 0 {event.token.hex()}"
         case frames.Data():
             return f"4 {event.stream} 0 0 {event.payload.hex()}"
@@ -232,18 +234,18 @@ def c_line(event: Event) -> str:
             return f"8 0 0 0 {event.payload.hex()}"
         case frames.Pong():
             return f"9 0 0 0 {event.payload.hex()}"
-        case frames.Watch():
+        case agent_wire.Watch():
             return f"10 0 {event.interval_ms} {int(event.udp)} {event.interval_ms:08x}{int(event.udp):02x}"
-        case frames.Listen():
+        case agent_wire.Listen():
             return f"14 0 0 0 {wire.encode_listen(event.secret, event.address)[8:].hex()}"
-        case frames.Direct():
+        case agent_wire.Direct():
             return f"16 {event.stream} 0 0 {event.token.hex()}"
         case frames.Move():
             return f"17 {event.stream} 0 0 "
     raise AssertionError(event)
 
 
-def signed_open(event: frames.SignedOpen) -> bytes:
+def signed_open(event: agent_wire.SignedOpen) -> bytes:
     payload = wire.open_payload(event.transport, event.port, event.addresses)
     return wire.encode_signed_open(event.stream, event.tag, payload)
 
@@ -253,20 +255,20 @@ def test_frames_of_direct_connections_are_encoded_as_decoded() -> None:
     for vector in (param.values[0] for param in GOOD):
         for event in (event_of(row) for row in vector["events"]):
             match event:
-                case frames.Listen():
+                case agent_wire.Listen():
                     again.append(wire.encode_listen(*event))
                 case frames.Listening():
-                    again.append(wire.encode_listening(*event))
-                case frames.Direct():
+                    again.append(agent_wire.encode_listening(*event))
+                case agent_wire.Direct():
                     again.append(wire.encode_direct(*event))
                 case frames.Move():
                     again.append(wire.encode_move(*event))
-                case frames.Trunk():
+                case agent_wire.Trunk():
                     again.append(wire.encode_trunk(*event))
-                case frames.SignedOpen():
+                case agent_wire.SignedOpen():
                     again.append(signed_open(event))
                 case frames.Network():
-                    again.append(wire.encode_network(*event))
+                    again.append(agent_wire.encode_network(*event))
                 case _:
                     continue
             assert again[-1].hex() in vector["bytes"]
@@ -275,22 +277,22 @@ def test_frames_of_direct_connections_are_encoded_as_decoded() -> None:
 
 def test_a_snapshot_is_bounded_over_its_frames() -> None:
     entry = SocketEntry("tcp", 3000, "127.0.0.1", 0, 1)
-    full = wire.encode_snapshot([entry] * 1024, more=True)
+    full = agent_wire.encode_snapshot([entry] * 1024, more=True)
     decoder = wire.Decoder()
     decoder.feed(_HELLO + full * 4)
     with pytest.raises(ProtocolError, match="4096"):
-        decoder.feed(wire.encode_snapshot([entry]))
+        decoder.feed(agent_wire.encode_snapshot([entry]))
 
 
-@given(st.binary(max_size=600), st.lists(st.integers(0, 600), max_size=8), st.sampled_from(sorted(frames.RULES)))
-def test_any_bytes_cut_anywhere_mean_the_same(data: bytes, cuts: list[int], role: frames.Role) -> None:
+@given(st.binary(max_size=600), st.lists(st.integers(0, 600), max_size=8), st.sampled_from(sorted(agent_wire.RULES)))
+def test_any_bytes_cut_anywhere_mean_the_same(data: bytes, cuts: list[int], role: agent_wire.Role) -> None:
     """Events, or ProtocolError and nothing else."""
     edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     pieces = [data[a:b] for a, b in itertools.pairwise(edges)]
     assert outcome(role, pieces) == outcome(role, [data])
 
 
-def outcome(role: frames.Role, pieces: Sequence[bytes]) -> list[Event] | None:
+def outcome(role: agent_wire.Role, pieces: Sequence[bytes]) -> list[Event] | None:
     try:
         events = decode(role, pieces)
     except ProtocolError:
@@ -301,11 +303,11 @@ def outcome(role: frames.Role, pieces: Sequence[bytes]) -> list[Event] | None:
 def test_encoder_refuses_invalid_values() -> None:
     for bad in (0, 1 << 32):
         with pytest.raises(ValueError, match="stream"):
-            wire.encode_open(bad, "tcp", 80, ["127.0.0.1"])
+            agent_wire.encode_open(bad, "tcp", 80, ["127.0.0.1"])
     with pytest.raises(ValueError, match="address"):
-        wire.encode_open(1, "tcp", 80, [])
+        agent_wire.encode_open(1, "tcp", 80, [])
     with pytest.raises(ValueError, match="254"):
-        wire.encode_open(1, "tcp", 80, ["a" * 254])
+        agent_wire.encode_open(1, "tcp", 80, ["a" * 254])
     with pytest.raises(ValueError, match="window"):
         wire.encode_hello(1)
     with pytest.raises(ValueError, match="db"):

@@ -127,11 +127,11 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         engine = FakeEngine(list(containers), log)
         engine.folder = str(tmp_path)
 
-        def detach(target: str | None, *, container_ids: list[str], timeout_s: float) -> list[dict[str, Any]]:
+        def detach(target: str | None, *, container_ids: list[str], timeout_s: float) -> dict[str, Any]:
             log.append(f"detach {','.join(container_ids)}")
             if not set(container_ids) & set(sessions):
                 raise TargetError("no session")
-            return [{"containerName": "name-a", "port": 3000, "localPort": 3000}]
+            return {"rows": [{"containerName": "name-a", "port": 3000, "localPort": 3000}]}
 
         monkeypatch.setattr(devdown, "Engine", lambda endpoint: engine)
         monkeypatch.setattr(supervisor_client, "detach", detach)

@@ -117,9 +117,9 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
             raise made.attached
         return made.attached
 
-    def detach(target: str | None, **given: Any) -> list[dict[str, Any]]:
+    def detach(target: str | None, **given: Any) -> dict[str, Any]:
         made.calls.append(f"detach {given['container_ids']}")
-        return []
+        return {"rows": []}
 
     monkeypatch.setattr(devup, "Engine", FakeEngine)
     monkeypatch.setattr(attaching, "attach", attach)
@@ -229,7 +229,7 @@ def test_the_old_container_s_forwards_end_before_it_is_removed(
     ended_first: list[bool] = []
     detach = supervisor_client.detach
 
-    def watched(target: str | None, **given: Any) -> list[dict[str, Any]]:
+    def watched(target: str | None, **given: Any) -> dict[str, Any]:
         ended_first.append(not (tmp_path / "ran").exists())
         return detach(target, **given)
 

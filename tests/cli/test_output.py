@@ -257,7 +257,7 @@ def test_detach_counts_what_was_forwarded(monkeypatch: pytest.MonkeyPatch) -> No
 
     rows = [row(), row(id=None, status="ignored", localPort=None)]
     monkeypatch.setattr(
-        "autoforward.cli.console.supervisor_client.end_sessions",
+        "autoforward.cli.console.supervisor_client.detach",
         lambda *_args, **_how: {"rows": rows, "sessions": ["ses-1"]},
     )
     assert CliRunner().invoke(main, ["detach", "web"]).output == "Ended 1 session(s), 1 port(s).\n"

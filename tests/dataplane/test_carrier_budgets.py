@@ -33,6 +33,7 @@ from autoforward.dataplane.mux.stream import WINDOW_BYTES, MuxStream
 from autoforward.dataplane.mux.trunk import Trunk
 from autoforward.engine.exec_stream import STDERR, STDOUT
 from autoforward.net.write_buffer import WriteBuffer
+from tests.support import agent_wire
 
 pytestmark = pytest.mark.unit
 
@@ -191,8 +192,8 @@ def plane(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plane]:
 EMPTY = {
     "EOF of no stream": decoder.encode_eof(UNKNOWN),
     "RESET of no stream": decoder.encode_reset(UNKNOWN, 104),
-    "REFUSED of no stream": decoder.encode_refused(UNKNOWN, 111),
-    "OPENED again": decoder.encode_opened(KNOWN, 0),
+    "REFUSED of no stream": agent_wire.encode_refused(UNKNOWN, 111),
+    "OPENED again": agent_wire.encode_opened(KNOWN, 0),
     "CREDIT of no stream": decoder.encode_credit(UNKNOWN, 65536),
     "CREDIT of a byte": decoder.encode_credit(KNOWN, 1),
     "DATA of no stream": decoder.encode_data(UNKNOWN, b"x"),
@@ -201,7 +202,7 @@ EMPTY = {
 }
 ON_THE_EXEC_STREAM = {
     "PING": decoder.encode_ping(PING),
-    "BYE": decoder.encode_bye("silence", "again"),
+    "BYE": agent_wire.encode_bye("silence", "again"),
 }
 FLOODS = [
     *((name, one, False) for name, one in (EMPTY | ON_THE_EXEC_STREAM).items()),
@@ -263,7 +264,9 @@ def test_a_thousand_connections_at_once_again_and_again_are_not_slowed(plane: Pl
             number += 1
             rig.carrier._add(number, cast(Any, End()), 65536, datagrams=False).abort()
             said += (
-                decoder.encode_opened(number, 0) + decoder.encode_data(number, b"x" * 100) + decoder.encode_eof(number)
+                agent_wire.encode_opened(number, 0)
+                + decoder.encode_data(number, b"x" * 100)
+                + decoder.encode_eof(number)
             )
         rig.carrier._take_turn(said)
         began_s = plane.now_s
@@ -277,7 +280,7 @@ def test_a_thousand_connections_at_once_again_and_again_are_not_slowed(plane: Pl
 
 def test_a_turn_counts_the_sockets_of_a_snapshot(plane: Plane) -> None:
     entries = [SocketEntry("tcp", 1000 + n, "127.0.0.1", 0, n) for n in range(1024)]
-    rig = Rig(plane, Flood(decoder.encode_snapshot(entries), trunk=False), on_trunk=False)
+    rig = Rig(plane, Flood(agent_wire.encode_snapshot(entries), trunk=False), on_trunk=False)
     for expected in range(1, 5):
         plane.turn()
         assert rig.taken == expected, "one of 1,024 is all of a turn"
@@ -285,7 +288,7 @@ def test_a_turn_counts_the_sockets_of_a_snapshot(plane: Plane) -> None:
 
 def snapshots(count: int, sockets: int) -> list[bytes]:
     return [
-        decoder.encode_snapshot([SocketEntry("tcp", 1000 + n, "127.0.0.1", 0, seed + n) for n in range(sockets)])
+        agent_wire.encode_snapshot([SocketEntry("tcp", 1000 + n, "127.0.0.1", 0, seed + n) for n in range(sockets)])
         for seed in range(count)
     ]
 

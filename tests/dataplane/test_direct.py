@@ -26,6 +26,7 @@ from autoforward.dataplane import splice
 from autoforward.dataplane.messages import MuxCheck, MuxLost
 from autoforward.dataplane.mux import handshake as direct_module
 from autoforward.dataplane.mux.handshake import PROOF_BYTES
+from tests.support import agent_wire
 from tests.support.agent_build import build
 from tests.support.direct_rig import (
     SESSION,
@@ -281,11 +282,11 @@ def test_client_without_the_secret_gets_no_stream(answer: bytes) -> None:
         stranger.settimeout(TIMEOUT_S)
         agent = PlayedAgent(one, "127.0.0.1")
         client = one.connect()
-        secret = agent.expect(frames.Listen).secret
-        number = agent.expect(frames.Open).stream
+        secret = agent.expect(agent_wire.Listen).secret
+        number = agent.expect(agent_wire.Open).stream
         agent.bulk(client, number)
-        agent.sock.sendall(wire.encode_listening(stranger.getsockname()[1]))
-        tokens = [agent.announced(frames.Trunk), agent.announced(frames.Direct)]
+        agent.sock.sendall(agent_wire.encode_listening(stranger.getsockname()[1]))
+        tokens = [agent.announced(agent_wire.Trunk), agent.announced(agent_wire.Direct)]
         for token in tokens:
             far, _ = stranger.accept()
             far.settimeout(TIMEOUT_S)
@@ -321,10 +322,10 @@ def test_a_way_that_was_not_there_is_found_when_it_is(
             address = listener.getsockname()
         agent = PlayedAgent(one, "127.0.0.1")
         client = one.connect()
-        secret = agent.expect(frames.Listen).secret
-        number = agent.expect(frames.Open).stream
-        agent.sock.sendall(wire.encode_listening(address[1]))
-        agent.announced(frames.Trunk)
+        secret = agent.expect(agent_wire.Listen).secret
+        number = agent.expect(agent_wire.Open).stream
+        agent.sock.sendall(agent_wire.encode_listening(address[1]))
+        agent.announced(agent_wire.Trunk)
         eventually(lambda: "no direct path" in caplog.text, "a refused connection")
         with socket.create_server(address) as back:
             back.settimeout(TIMEOUT_S)
@@ -335,10 +336,10 @@ def test_a_way_that_was_not_there_is_found_when_it_is(
                 if not rest_s:
                     agent.sock.sendall(wire.encode_ping(b"so far: "))
                     agent.expect(frames.Pong)
-                    assert not any(isinstance(frame, frames.Direct) for frame in agent.seen), (
+                    assert not any(isinstance(frame, agent_wire.Direct) for frame in agent.seen), (
                         "in the rest it is left alone"
                     )
-            token = agent.announced(frames.Direct)
+            token = agent.announced(agent_wire.Direct)
             far, _ = back.accept()
             hello = exactly(far, 64)
             assert hello[:16] == token
@@ -348,7 +349,7 @@ def test_a_way_that_was_not_there_is_found_when_it_is(
         assert caplog.text.count("no direct path") == 1
 
 
-@pytest.mark.parametrize("lie", [wire.encode_move(1), wire.encode_listening(4000)], ids=["move", "listening"])
+@pytest.mark.parametrize("lie", [wire.encode_move(1), agent_wire.encode_listening(4000)], ids=["move", "listening"])
 def test_agent_with_unrequested_frames_loses_its_session_alone(lie: bytes) -> None:
     with rig() as one:
         agent = PlayedAgent(one, None)
@@ -366,12 +367,12 @@ def test_data_on_the_mux_after_the_move_ends_the_session() -> None:
         listener.settimeout(TIMEOUT_S)
         agent = PlayedAgent(one, "127.0.0.1")
         client = one.connect()
-        secret = agent.expect(frames.Listen).secret
-        number = agent.expect(frames.Open).stream
+        secret = agent.expect(agent_wire.Listen).secret
+        number = agent.expect(agent_wire.Open).stream
         agent.bulk(client, number)
-        agent.sock.sendall(wire.encode_listening(listener.getsockname()[1]))
-        agent.announced(frames.Trunk)
-        agent.announced(frames.Direct)
+        agent.sock.sendall(agent_wire.encode_listening(listener.getsockname()[1]))
+        agent.announced(agent_wire.Trunk)
+        agent.announced(agent_wire.Direct)
         listener.accept()[0].close()  # no trunk
         far, _ = listener.accept()
         hello = exactly(far, 64)

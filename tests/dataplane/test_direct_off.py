@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.agent_protocol import decoder, frames
 from autoforward.dataplane.messages import MuxDirect
 from autoforward.dataplane.mux import exec_mux, trunk
 from autoforward.dataplane.mux.trunk import Trunk
+from tests.support import agent_wire
 from tests.support.agent_build import build
 from tests.support.direct_rig import (
     SESSION,
@@ -175,18 +175,18 @@ def test_answer_of_the_listener_before_is_passed_over() -> None:
     with rig() as one:
         agent = PlayedAgent(one, ADDRESS)
         one.connect()
-        first = agent.expect(frames.Listen)
+        first = agent.expect(agent_wire.Listen)
         one.plane.submit(MuxDirect(SESSION, None))
         one.plane.submit(MuxDirect(SESSION, ADDRESS))
-        stop = agent.expect(frames.Listen)
+        stop = agent.expect(agent_wire.Listen)
         assert (stop.secret, stop.address) == (b"", "")
         with socket.create_server((ADDRESS, 0)) as old, socket.create_server((ADDRESS, 0)) as new:
-            agent.sock.sendall(decoder.encode_listening(old.getsockname()[1]))
+            agent.sock.sendall(agent_wire.encode_listening(old.getsockname()[1]))
             one.connect()
-            second = agent.expect(frames.Listen)  # after the ping behind the stop was answered
+            second = agent.expect(agent_wire.Listen)  # after the ping behind the stop was answered
             assert second.secret != first.secret
-            agent.sock.sendall(decoder.encode_listening(new.getsockname()[1]))
-            agent.announced(frames.Trunk)
+            agent.sock.sendall(agent_wire.encode_listening(new.getsockname()[1]))
+            agent.announced(agent_wire.Trunk)
             new.settimeout(10)
             new.accept()[0].close()
             old.setblocking(False)

@@ -21,6 +21,7 @@ from autoforward.dataplane.mux import exec_mux, trunk
 from autoforward.dataplane.mux.exec_mux import Mux
 from autoforward.dataplane.mux.handshake import DirectConnector
 from autoforward.dataplane.mux.trunk import Trunk
+from tests.support import agent_wire
 from tests.support.agent_build import build
 from tests.support.direct_rig import (
     SESSION,
@@ -363,7 +364,7 @@ def test_trunk_of_a_stopped_agent_is_kept(direct: Direct, monkeypatch: pytest.Mo
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         decoder.encode_hello(65_535),
         decoder.encode_ping(b"question"),
-        decoder.encode_snapshot([]),
+        agent_wire.encode_snapshot([]),
         decoder.encode_eof(2) * 2,
         decoder.encode_move(2),
     ],

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoforward.agent_protocol.decoder import Decoder, encode_hello, encode_open
-from autoforward.agent_protocol.frames import MIN_WINDOW, Open
+from autoforward.agent_protocol.decoder import encode_hello
+from autoforward.agent_protocol.frames import MIN_WINDOW
 from autoforward.core.model import DialAddress, Listener
 from autoforward.detection.proc_net import (
     MAX_LINE,
@@ -19,6 +19,7 @@ from autoforward.detection.proc_net import (
     parse_proc_net_tcp,
     snapshot_from_rows,
 )
+from tests.support.agent_wire import Decoder, Open, encode_open
 
 pytestmark = pytest.mark.unit
 

@@ -12,6 +12,7 @@ from autoforward.agent_protocol import frames
 from autoforward.dataplane.mux import handshake
 from autoforward.dataplane.mux.stream import WINDOW_BYTES
 from autoforward.lanes import agent_install
+from tests.support import agent_wire
 from tests.support.spec_text import ROOT, section, table, ticked
 
 pytestmark = pytest.mark.unit
@@ -51,7 +52,7 @@ def payload(name: str) -> str:
 def test_numbers_and_names_of_the_frames() -> None:
     rows = [(int(row[0]), row[1]) for row in table("Frames", "type")]
     assert rows == [(getattr(frames, name), name) for _, name in rows]
-    assert {number for number, _ in rows} == {frames.DATA}.union(*frames.RULES.values())
+    assert {number for number, _ in rows} == {frames.DATA}.union(*agent_wire.RULES.values())
     header = re.search(r"OPEN = 1,(.*?)\};", (ROOT / "agent/wire.h").read_text(), re.DOTALL)
     assert header
     in_header = ["OPEN", *re.findall(r"\w+", header[1])]
@@ -64,30 +65,32 @@ def test_senders_of_the_frames() -> None:
         if number == frames.DATA:  # passed on in parts, so without a rule of its own
             assert way == "both"
             continue
-        readers = {role.removesuffix("-trunk") for role, rules in frames.RULES.items() if number in rules}
+        readers = {role.removesuffix("-trunk") for role, rules in agent_wire.RULES.items() if number in rules}
         assert readers == {"both": {"agent", "host"}, "→ agent": {"agent"}, "→ host": {"host"}}[way], row[1]
 
 
 def test_frames_of_a_trunk() -> None:
     """Of the exec stream's frames only those of streams, and a ping one way; what opens is another."""
-    agent, host = frames.RULES["agent-trunk"], frames.RULES["host-trunk"]
+    agent, host = agent_wire.RULES["agent-trunk"], agent_wire.RULES["host-trunk"]
     both = {frames.EOF, frames.RESET, frames.CREDIT, frames.MOVE}
     assert set(agent) == both | {frames.SIGNED_OPEN, frames.PING}
     assert set(host) == both | {frames.OPENED, frames.REFUSED, frames.PONG}
-    for trunk, exec_stream in ((agent, frames.RULES["agent"]), (host, frames.RULES["host"])):
+    for trunk, exec_stream in ((agent, agent_wire.RULES["agent"]), (host, agent_wire.RULES["host"])):
         assert all(exec_stream[number] == rule for number, rule in trunk.items() if number != frames.SIGNED_OPEN)
 
 
 def test_frames_of_a_stream() -> None:
     assert "OPEN to CREDIT, DIRECT, MOVE and SIGNED_OPEN are of a stream, all others are of stream 0" in prose()
     of_stream = {*range(frames.OPEN, frames.CREDIT + 1), frames.DIRECT, frames.MOVE, frames.SIGNED_OPEN}
-    for rules in frames.RULES.values():
+    for rules in agent_wire.RULES.values():
         assert all(rule.of_stream == (number in of_stream) for number, rule in rules.items())
 
 
 def test_flags_are_those_of_a_snapshot() -> None:
     assert "Flags are 0 but for SNAPSHOT" in prose()
-    flagged = {number: rule.flags for rules in frames.RULES.values() for number, rule in rules.items() if rule.flags}
+    flagged = {
+        number: rule.flags for rules in agent_wire.RULES.values() for number, rule in rules.items() if rule.flags
+    }
     assert flagged == {frames.SNAPSHOT: 1 << 0 | 1 << 1}
     assert "bit 0 set when more frames" in payload("SNAPSHOT")
     assert "flag bit 1 says that there were more" in prose()
@@ -100,7 +103,7 @@ def fields(text: str) -> int:
 
 
 def test_sizes_of_the_frames() -> None:
-    host, agent = frames.RULES["host"], frames.RULES["agent"]
+    host, agent = agent_wire.RULES["host"], agent_wire.RULES["agent"]
     assert fields(payload("OPENED")) == host[frames.OPENED].max_size
     assert fields(payload("REFUSED")) == host[frames.REFUSED].max_size
     assert fields(payload("RESET")) == agent[frames.RESET].max_size
@@ -118,7 +121,7 @@ def test_sizes_of_the_frames() -> None:
     assert fields(payload("LISTENING")) == host[frames.LISTENING].max_size
     assert fields(payload("DIRECT")) == agent[frames.DIRECT].max_size
     assert fields(payload("TRUNK")) == agent[frames.TRUNK].max_size
-    signed = frames.RULES["agent-trunk"][frames.SIGNED_OPEN]
+    signed = agent_wire.RULES["agent-trunk"][frames.SIGNED_OPEN]
     assert fields(payload("SIGNED_OPEN")) == frames.TAG_SIZE
     least, most = signed.min_size - frames.TAG_SIZE, signed.max_size - frames.TAG_SIZE
     assert f"what OPEN has, {least} to {most} bytes" in payload("SIGNED_OPEN")
@@ -208,8 +211,8 @@ def test_decoder_of_a_trunk_takes_its_frames_alone() -> None:
     said = re.search(r"To the agent go ([\w, ]+); to the host ([\w, ]+)\.", prose("Trunk"))
     assert said
     to_agent, to_host = ({getattr(frames, name) for name in re.findall(r"[A-Z_]+", names)} for names in said.groups())
-    assert to_agent == {frames.DATA, *frames.RULES["agent-trunk"]}
-    assert to_host == {frames.DATA, *frames.RULES["host-trunk"]}
+    assert to_agent == {frames.DATA, *agent_wire.RULES["agent-trunk"]}
+    assert to_host == {frames.DATA, *agent_wire.RULES["host-trunk"]}
 
 
 def test_signed_bytes_begin_with_the_same_text() -> None:

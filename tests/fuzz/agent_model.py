@@ -17,6 +17,7 @@ from autoforward.agent_protocol import frames
 from autoforward.dataplane.mux.handshake import AGENT_WORDS, HOST_WORDS, TRUNK_WORDS, proof
 from tests.fuzz.client_model import pattern
 from tests.fuzz.laws import must
+from tests.support import agent_wire
 
 WINDOW: Final = 128 * 1024
 HOST_WINDOW: Final = 1024 * 1024
@@ -47,9 +48,9 @@ class AgentStream:
 class Path:
     """Stdin and stdout, or the trunk. `sent` is what waits for the socket to take it."""
 
-    def __init__(self, sock: socket.socket, role: frames.Role, *, framed: bool) -> None:
+    def __init__(self, sock: socket.socket, role: agent_wire.Role, *, framed: bool) -> None:
         self.sock = sock
-        self.decoder = wire.Decoder(role)
+        self.decoder = agent_wire.Decoder(role)
         self.out = bytearray()
         self.reads = True
         self.closed = False
@@ -71,8 +72,8 @@ class Path:
                     self.close()
         return before - len(self.out)
 
-    def hear(self) -> list[frames.Event]:
-        found: list[frames.Event] = []
+    def hear(self) -> list[agent_wire.Event]:
+        found: list[agent_wire.Event] = []
         try:
             while self.reads and not self.closed:
                 data = self.sock.recv(1 << 18)
@@ -122,34 +123,34 @@ class ModelAgent:
             if stream.direct is not None and stream.host_moved:
                 self._hear_direct(stream, stream.direct)
 
-    def _take(self, event: frames.Event, path: Path) -> None:
+    def _take(self, event: agent_wire.Event, path: Path) -> None:
         match event:
             case frames.Hello():
                 must(event.window == HOST_WINDOW, "the host's window", event)
-            case frames.Open(number, transport) | frames.SignedOpen(number, _, transport):
+            case agent_wire.Open(number, transport) | agent_wire.SignedOpen(number, _, transport):
                 open_ones = {one.number for one in self.streams if not one.over}
                 must(number not in open_ones, "a number is not used twice", event)
-                if isinstance(event, frames.SignedOpen):
+                if isinstance(event, agent_wire.SignedOpen):
                     payload = wire.open_payload(event.transport, event.port, event.addresses)
                     digest = hmac.digest(self.trunk_key, number.to_bytes(4, "big") + payload, "sha256")
                     must(hmac.compare_digest(digest[: frames.TAG_SIZE], event.tag), "an OPEN is signed", event)
                     must(number > self.largest, "numbers on a trunk grow", event)
                     self.largest = number
                 self.streams.append(AgentStream(number, path, transport == "udp", HOST_WINDOW))
-            case frames.Listen(secret, _):
+            case agent_wire.Listen(secret, _):
                 must(not secret or not self.listens, "LISTEN while it does not listen", event)
                 self.listens = bool(secret)
                 self.secret = secret or self.secret
-            case frames.Trunk(token):
+            case agent_wire.Trunk(token):
                 self.end_trunk()
                 self.trunk_token = token
-            case frames.Direct(number, token):
+            case agent_wire.Direct(number, token):
                 for stream in self.streams:
                     if stream.number == number and not stream.over:
                         stream.token = token
             case frames.Ping(payload):
                 self.pings.append((path, payload))
-            case frames.Watch() | frames.Pong():
+            case agent_wire.Watch() | frames.Pong():
                 pass
             case _:
                 number = event.stream  # type: ignore[union-attr]
@@ -157,7 +158,7 @@ class ModelAgent:
                     if stream.number == number and stream.path is path and not stream.over:
                         self._take_of(stream, event)
 
-    def _take_of(self, stream: AgentStream, event: frames.Event) -> None:
+    def _take_of(self, stream: AgentStream, event: agent_wire.Event) -> None:
         match event:
             case frames.Data(_, payload, _):
                 must(not stream.host_ended and not stream.host_moved, "no DATA after the end or MOVE", stream)
@@ -265,12 +266,12 @@ class ModelAgent:
     def say_opened(self, stream: AgentStream) -> None:
         if not stream.answered and not stream.over:
             stream.answered = True
-            stream.path.say(wire.encode_opened(stream.number, 0))
+            stream.path.say(agent_wire.encode_opened(stream.number, 0))
 
     def say_refused(self, stream: AgentStream, errno: int) -> None:
         if not stream.answered and not stream.over:
             stream.over = True
-            stream.path.say(wire.encode_refused(stream.number, errno))
+            stream.path.say(agent_wire.encode_refused(stream.number, errno))
 
     def say_data(self, stream: AgentStream, size: int) -> None:
         size = min(size, stream.may_say, frames.MAX_DATAGRAM)

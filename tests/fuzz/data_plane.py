@@ -44,6 +44,7 @@ from autoforward.net.poller import default_poller
 from tests.fuzz.agent_model import WINDOW, AgentStream, ModelAgent, Path
 from tests.fuzz.client_model import SMALL_BYTES, Client
 from tests.fuzz.laws import cost_of, must, must_be_cheap
+from tests.support import agent_wire
 
 TURN_LIMIT: Final = 4096
 """Frames in one turn of the loop."""
@@ -219,7 +220,7 @@ class World:
             case 17 if agent.listens:
                 port = (self._direct_port, self._direct_port, 1, 0)[self._next() % 4]
                 agent.listens = bool(port)
-                agent.exec_path.say(decoder.encode_listening(port, 0 if port else 98))
+                agent.exec_path.say(agent_wire.encode_listening(port, 0 if port else 98))
             case 18 | 19:
                 agent.greet(right=what < 200)
             case 20:
@@ -235,7 +236,7 @@ class World:
             case 24:
                 self._snapshot(self._next())
             case 25:
-                agent.exec_path.say(decoder.encode_process(self._next(), 7, b"node\0x"))
+                agent.exec_path.say(agent_wire.encode_process(self._next(), 7, b"node\0x"))
             case 26:
                 self._flood(self._next())
             case 27:
@@ -252,7 +253,7 @@ class World:
 
     def _snapshot(self, how: int) -> None:
         entries = [frames.SocketEntry("tcp", 1 + port, "127.0.0.1", 0, 100 + port) for port in range(how % 40)]
-        self.agent.exec_path.say(decoder.encode_snapshot(entries, cut=how > 200))
+        self.agent.exec_path.say(agent_wire.encode_snapshot(entries, cut=how > 200))
 
     def _command(self, how: int) -> None:
         match how % 8:
@@ -283,7 +284,7 @@ class World:
                 self.agent.say_data(stream, 2)
         else:
             self._out_of_budget()
-            self.agent.exec_path.say(decoder.encode_snapshot([]) * 90)
+            self.agent.exec_path.say(agent_wire.encode_snapshot([]) * 90)
 
     def _out_of_budget(self) -> None:
         """It is allowed frame by frame; to give that agent up is allowed as well."""

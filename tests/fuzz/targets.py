@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from autoforward.agent_protocol import decoder, frames
-from autoforward.agent_protocol.frames import Event
 from autoforward.config import resolve as session_config
 from autoforward.config.files import parse_toml
 from autoforward.core.choices import LaneChoice
@@ -44,6 +43,8 @@ from autoforward.lanes.tool_output import classify_line
 from autoforward.lanes.watcher_protocol import WatcherStream, parse_answer
 from tests.fuzz.data_plane import carrier
 from tests.fuzz.laws import must as _must
+from tests.support import agent_wire
+from tests.support.agent_wire import Event
 
 Target = Callable[[bytes], None]
 
@@ -80,41 +81,41 @@ def _joined(events: Sequence[Event]) -> list[Event]:
 
 _SIMPLE: dict[type, Callable[[Any], bytes]] = {
     frames.Hello: lambda e: decoder.encode_hello(e.window),
-    frames.Opened: lambda e: decoder.encode_opened(e.stream, e.address_index),
-    frames.Refused: lambda e: decoder.encode_refused(e.stream, e.errno),
+    frames.Opened: lambda e: agent_wire.encode_opened(e.stream, e.address_index),
+    frames.Refused: lambda e: agent_wire.encode_refused(e.stream, e.errno),
     frames.Data: lambda e: decoder.encode_data(e.stream, e.payload),
     frames.Eof: lambda e: decoder.encode_eof(e.stream),
     frames.Reset: lambda e: decoder.encode_reset(e.stream, e.errno),
     frames.Credit: lambda e: decoder.encode_credit(e.stream, e.size),
     frames.Ping: lambda e: decoder.encode_ping(e.payload),
     frames.Pong: lambda e: decoder.encode_pong(e.payload),
-    frames.Watch: lambda e: decoder.encode_watch(e.interval_ms, udp=e.udp),
-    frames.Process: lambda e: decoder.encode_process(e.inode, e.pid, e.command_line),
-    frames.Listen: lambda e: decoder.encode_listen(e.secret, e.address),
-    frames.Network: lambda e: decoder.encode_network(e.namespace),
-    frames.Listening: lambda e: decoder.encode_listening(e.port, e.errno),
-    frames.Direct: lambda e: decoder.encode_direct(e.stream, e.token),
+    agent_wire.Watch: lambda e: decoder.encode_watch(e.interval_ms, udp=e.udp),
+    frames.Process: lambda e: agent_wire.encode_process(e.inode, e.pid, e.command_line),
+    agent_wire.Listen: lambda e: decoder.encode_listen(e.secret, e.address),
+    frames.Network: lambda e: agent_wire.encode_network(e.namespace),
+    frames.Listening: lambda e: agent_wire.encode_listening(e.port, e.errno),
+    agent_wire.Direct: lambda e: decoder.encode_direct(e.stream, e.token),
     frames.Move: lambda e: decoder.encode_move(e.stream),
-    frames.Trunk: lambda e: decoder.encode_trunk(e.token),
+    agent_wire.Trunk: lambda e: decoder.encode_trunk(e.token),
 }
 """Of these there is one way to write them."""
 
 _FREE: dict[type, Callable[[Any], bytes]] = {
-    frames.Open: lambda e: decoder.encode_open(e.stream, e.transport, e.port, e.addresses),
-    frames.SignedOpen: lambda e: decoder.encode_signed_open(
+    agent_wire.Open: lambda e: agent_wire.encode_open(e.stream, e.transport, e.port, e.addresses),
+    agent_wire.SignedOpen: lambda e: decoder.encode_signed_open(
         e.stream, e.tag, decoder.open_payload(e.transport, e.port, e.addresses)
     ),
-    frames.Bye: lambda e: decoder.encode_bye(e.reason, e.text),
+    frames.Bye: lambda e: agent_wire.encode_bye(e.reason, e.text),
     frames.SnapshotEvent: lambda e: b"".join(
-        decoder.encode_snapshot(e.entries[at : at + 1024], more=at + 1024 < len(e.entries), cut=e.cut)
+        agent_wire.encode_snapshot(e.entries[at : at + 1024], more=at + 1024 < len(e.entries), cut=e.cut)
         for at in range(0, len(e.entries) or 1, 1024)
     ),
 }
 """Of these more than one: a number's name, text that was not UTF-8, a snapshot in other pieces."""
 
 
-def _wire(role: frames.Role, data: bytes) -> None:
-    whole, by_byte = decoder.Decoder(role), decoder.Decoder(role)
+def _wire(role: agent_wire.Role, data: bytes) -> None:
+    whole, by_byte = agent_wire.Decoder(role), agent_wire.Decoder(role)
     events, error = _fed(whole.feed, [data])
     in_bytes, error_in_bytes = _fed(by_byte.feed, _bytes_of(data))
     # The error's own piece gives no events: one piece that ends in an error gives none at all.
@@ -131,11 +132,11 @@ def _wire(role: frames.Role, data: bytes) -> None:
         _must(again == data, "encode(decode(x)) == x", again)
     elif not any("\ufffd" in text for event in events for text in _texts(event)):
         again = b"".join((_SIMPLE.get(type(event)) or _FREE[type(event)])(event) for event in events)
-        _must(decoder.Decoder(role).feed(again) == events, "decode(encode(decode(x))) == decode(x)", events)
+        _must(agent_wire.Decoder(role).feed(again) == events, "decode(encode(decode(x))) == decode(x)", events)
 
 
 def _texts(event: Event) -> Sequence[str]:
-    if isinstance(event, frames.Open | frames.SignedOpen):
+    if isinstance(event, agent_wire.Open | agent_wire.SignedOpen):
         return event.addresses
     return [event.text] if isinstance(event, frames.Bye) else []
 

@@ -20,6 +20,7 @@ from autoforward.agent_protocol.frames import SocketEntry
 from autoforward.core.budget import EVENTS, PATIENCE_S
 from tests.conftest import ContainerFactory, Runner
 from tests.product.test_hostile import in_background
+from tests.support import agent_wire
 from tests.support.containers import PTRACE, Container, eventually
 from tests.support.fault_report import Fault
 from tests.support.neighbour import Neighbour, memory_of, watched
@@ -87,11 +88,11 @@ def snapshot(seed: int, sockets: int) -> bytes:
     """As many sockets as there may be, each with another inode whenever the seed is another."""
     entries = [SocketEntry("tcp", 10_000 + n, "127.0.0.1", 0, seed * 10_000 + n + 1) for n in range(sockets)]
     pieces = [entries[at : at + 1024] for at in range(0, sockets, 1024)]
-    return b"".join(decoder.encode_snapshot(piece, more=piece is not pieces[-1]) for piece in pieces)
+    return b"".join(agent_wire.encode_snapshot(piece, more=piece is not pieces[-1]) for piece in pieces)
 
 
 def names(seed: int) -> bytes:
-    return b"".join(decoder.encode_process(n + 1, 1, b"server-%d" % (seed * 1000 + n)) for n in range(128))
+    return b"".join(agent_wire.encode_process(n + 1, 1, b"server-%d" % (seed * 1000 + n)) for n in range(128))
 
 
 FLOODS: dict[str, tuple[bytes, float]] = {

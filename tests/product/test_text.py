@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from autoforward.agent_protocol import decoder
 from tests.conftest import ContainerFactory, Runner, command_env, script
 from tests.core.test_masking import HARMLESS, SECRETS
+from tests.support import agent_wire
 from tests.support.containers import PTRACE, Container, eventually
 from tests.support.observing import Command, dev_container_labels, free_port, registry, row_of, rows
 from tests.support.page_client import Stream
@@ -190,7 +190,9 @@ def test_no_control_character_in_any_output(
     outputs.run("autoforward", "list", f"--no{NASTY}", status=2)
 
     # The agent's last word.
-    code, said = app.exec(["python3", "-c", SAY_BYE, decoder.encode_bye("silence", f"bye {NASTY}").hex()], user="root")
+    code, said = app.exec(
+        ["python3", "-c", SAY_BYE, agent_wire.encode_bye("silence", f"bye {NASTY}").hex()], user="root"
+    )
     assert (code, said.strip()) == (0, "said")
     shown = "bye \\x1b[2J\\x1b]0;owned\\x07\\n2026-01-01 00:00:00,000 INFO forged\\r\\t\\x9b31m\\x85\\u2028\\u202e"
     eventually(lambda: shown in (home / "supervisor.log").read_text(), timeout_s=30, what="its word in the log")

@@ -24,12 +24,13 @@ from autoforward.agent_protocol.frames import Hello
 from autoforward.core.model import DialAddress
 from autoforward.dataplane.messages import MuxEnd, MuxSaid, MuxStart, Route
 from autoforward.engine.exec_stream import STDOUT
+from tests.support import agent_wire
 from tests.support.agent_client import LOOKED_INTO
 from tests.support.plane_rig import FORWARD, TIMEOUT_S, Rig
 
 SESSION = "ses-direct"
 WINDOW = 256 * 1024
-F = TypeVar("F", bound=frames.Event)
+F = TypeVar("F", bound=agent_wire.Event)
 
 
 def descriptors(pid: int | str) -> int:
@@ -162,9 +163,9 @@ class PlayedAgent:
         ours, self.sock = socket.socketpair()
         one.keep(self.sock)
         self.sock.settimeout(TIMEOUT_S)
-        self.decoder = wire.Decoder("agent")
-        self.frames: deque[frames.Event] = deque()
-        self.seen: list[frames.Event] = []
+        self.decoder = agent_wire.Decoder("agent")
+        self.frames: deque[agent_wire.Event] = deque()
+        self.seen: list[agent_wire.Event] = []
         self.saw_move = False
         one.plane.submit(Route(FORWARD, SESSION, "tcp", (DialAddress("127.0.0.1", 80),)))
         one.plane.submit(MuxStart(SESSION, AgentStream(ours), 0, address))
@@ -184,7 +185,7 @@ class PlayedAgent:
                     return frame
             self.frames.extend(self.decoder.feed(self.sock.recv(1 << 16)))
 
-    def announced(self, kind: type[frames.Trunk] | type[frames.Direct]) -> bytes:
+    def announced(self, kind: type[agent_wire.Trunk] | type[agent_wire.Direct]) -> bytes:
         """The token of the next such connection, which is dialled now that the ping behind it is answered."""
         token = self.expect(kind).token
         self.expect(frames.Ping)

@@ -11,6 +11,7 @@ import termios
 from pathlib import Path
 
 from autoforward.agent_protocol import decoder
+from tests.support import agent_wire
 from tests.support.agent_client import WINDOW, Conversation, Stream, wait_until
 from tests.support.direct_far import Far, proof
 
@@ -21,7 +22,7 @@ class Trunk(Conversation):
     def __init__(self, far: Far, sock: socket.socket, token: bytes) -> None:
         writer = sock.dup()  # a selector takes a descriptor once
         far.sockets.append(writer)
-        super().__init__(writer.fileno(), sock.fileno(), decoder.Decoder("host-trunk"))
+        super().__init__(writer.fileno(), sock.fileno(), agent_wire.Decoder("host-trunk"))
         self.far = far
         self.sock, self.writer = sock, writer
         self.window = WINDOW  # the agent's, of its hello: as large as ours

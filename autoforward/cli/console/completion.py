@@ -6,6 +6,7 @@ container that nothing is forwarded from yet, the engine is asked, and that only
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -105,11 +106,8 @@ def _running(docker_host: str | None, context: str | None) -> list[CompletionIte
         endpoint = resolve_endpoint(docker_host, context)
         if endpoint.socket_path is None:
             return []
-        engine = Engine(endpoint)
-        try:
+        with contextlib.closing(Engine(endpoint)) as engine:
             found = engine.running()
-        finally:
-            engine.close()
     except AutoforwardError:
         return []
     infos = [ContainerInfo("", name, "running", labels) for name, labels in found]

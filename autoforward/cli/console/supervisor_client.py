@@ -197,21 +197,13 @@ def detach(
     target: str | None,
     *,
     container_ids: Sequence[str] = (),
-    all: bool = False,
-    timeout_s: float | None = None,
-) -> list[Message]:
-    """End sessions and wait until their listeners are closed; the rows of the forwards that ended."""
-    return list(end_sessions(target, container_ids=container_ids, everything=all, timeout_s=timeout_s)["rows"])
-
-
-def end_sessions(
-    target: str | None,
-    *,
-    container_ids: Sequence[str] = (),
     everything: bool = False,
     timeout_s: float | None = None,
 ) -> Message:
-    """`rows` that ended and `sessions` by id. Those of a killed supervisor are ended on disk, so that none is restored."""
+    """End sessions and wait until their listeners are closed: `rows` of the forwards that ended, and `sessions` by id.
+
+    Those of a killed supervisor are ended on disk, so that none is restored.
+    """
     request = {"target": target, "container_ids": list(container_ids), "all": everything, "timeout_s": timeout_s}
     paths = StatePaths.locate()
     deadline_s = time.monotonic() + NO_ANSWER_S

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from autoforward.agent_protocol import decoder, frames
 from autoforward.agent_protocol.frames import MAX_SIGNED_PAYLOAD, TAG_SIZE
+from autoforward.agent_protocol.payloads import FROM_TRUNK
 from autoforward.core.errors import ProtocolError
 from autoforward.dataplane.mux.handshake import DirectConnector
 from autoforward.dataplane.mux.multiplexer import Multiplexer
@@ -177,7 +178,7 @@ class Trunk(Multiplexer[socket.socket]):
     def __init__(
         self, loop: Loop, trunks: TrunkManager, sock: socket.socket, direct: DirectConnector, key: bytes, window: int
     ) -> None:
-        super().__init__(loop, sock, decoder.Decoder("host-trunk"), direct)
+        super().__init__(loop, sock, decoder.Decoder(FROM_TRUNK, greeted=True), direct)
         self._trunks = trunks
         self._hmac = hmac.new(key, digestmod="sha256")
         self._window = window
