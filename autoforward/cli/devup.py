@@ -25,7 +25,8 @@ from autoforward.cli.console.printing import pass_on
 from autoforward.cli.console.progress import working
 from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.caller import sources_for
-from autoforward.config.resolve import Metadata, metadata_of, metadata_of_merged, read_sources
+from autoforward.config.metadata import Metadata, metadata_of, metadata_of_merged
+from autoforward.config.resolve import read_sources
 from autoforward.core.errors import AutoforwardError, UsageError
 from autoforward.core.identity.labels import LABEL_METADATA
 from autoforward.core.model import ContainerInfo, EngineEndpoint, PortSpec

@@ -13,7 +13,8 @@ from typing import Any
 
 from autoforward.config.environment import NO_ENVIRONMENT, SessionEnvironment
 from autoforward.config.files import project_settings_path
-from autoforward.config.resolve import NO_METADATA, Metadata, configure, metadata_of, read_sources
+from autoforward.config.metadata import NO_METADATA, Metadata, metadata_of
+from autoforward.config.resolve import configure, contents_of
 from autoforward.config.session_record import (
     ConfigSources,
     SessionOptions,
@@ -22,6 +23,7 @@ from autoforward.config.session_record import (
     mounts_of,
     new_session_id,
 )
+from autoforward.config.source_files import SourceFiles, read_files
 from autoforward.core.model import ContainerInfo, EngineEndpoint, PortSpec
 from autoforward.core.settings import NO_SETTINGS, Settings, parse_settings
 from autoforward.devcontainers.configuration import config_file_of, of_itself, usual_config_files
@@ -189,30 +191,50 @@ def bare_record(
     )
 
 
-def record_for(
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A record and what its files say, read once: what of it counts is decided by what the user has said."""
+
+    record: SessionRecord
+    files: SourceFiles
+    environ: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+    def decided(self, consent: Consent) -> tuple[SessionRecord, tuple[str, ...]]:
+        """What the supervisor is asked for, and warnings. No I/O. Raises UsageError for settings that are not valid."""
+        contents = contents_of(self.record.sources, self.files, self.environ, consent)
+        record, warnings = configure(self.record, contents)
+        return record, (*self.warnings, *warnings)
+
+
+def draft_of(
     info: ContainerInfo,
     endpoint: EngineEndpoint,
     caller: CommandContext,
     *,
     metadata: Metadata | None = None,
-    consent_of: Callable[[SessionRecord], Consent] = lambda _record: NO_CONSENT,
     writers: Writers = NO_WRITERS,
     **how: Any,
-) -> tuple[SessionRecord, tuple[str, ...]]:
-    """What the supervisor is asked for, and warnings; `how` as of `bare_record`. Raises UsageError for bad files.
+) -> Draft:
+    """Read all that a record is decided by; `how` as of `bare_record`. Raises UsageError for bad files.
 
-    `metadata` is given where it is known better than from the container's label. `consent_of` gives what the user has said of
-    the record's workspace, `writers` are those of other sessions.
+    `metadata` is given where it is known better than from the container's label. `writers` are those of other sessions.
     """
     metadata = metadata or metadata_of(info)
     record = bare_record(info, endpoint, caller, metadata=metadata, **how)
-    contents = read_sources(
-        record.sources,
-        caller.variables,
-        accept_links=caller.links is None,
-        consent=consent_of(record),
-        writers=writers,
-    )
-    record = replace(record, sources=replace(record.sources, links=contents.links))
-    configured, warnings = configure(record, contents)
-    return configured, (*metadata.warnings, *warnings)
+    files = read_files(record.sources, accept_links=caller.links is None, writers=writers)
+    record = replace(record, sources=replace(record.sources, links=files.links))
+    return Draft(record, files, caller.variables, metadata.warnings)
+
+
+def record_for(
+    info: ContainerInfo,
+    endpoint: EngineEndpoint,
+    caller: CommandContext,
+    *,
+    consent_of: Callable[[SessionRecord], Consent] = lambda _record: NO_CONSENT,
+    **how: Any,
+) -> tuple[SessionRecord, tuple[str, ...]]:
+    """A draft, decided by what the user has said of its workspace; `how` as of `draft_of`."""
+    draft = draft_of(info, endpoint, caller, **how)
+    return draft.decided(consent_of(draft.record))

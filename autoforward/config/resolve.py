@@ -1,19 +1,20 @@
 """Resolve a session's configuration files to its options, declared ports and rules.
 
-The same for a command that begins a session and for the supervisor when a file has changed: `read_sources` reads,
-`configure` decides. Order, key by key: what was given (flags, then environment), `--settings`, devcontainer.json,
+The same for a command that begins a session and for the supervisor when a file has changed: `source_files` reads,
+`contents_of` and `configure` decide.
+Order, key by key: what was given (flags, then environment), `--settings`, devcontainer.json,
 `.autoforward.toml`, image and features, the user's file, the defaults. What of it counts is decided in `trust`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autoforward.config.files import customizations_of, read_customizations, read_settings_file, read_user_file
+from autoforward.config.files import customizations_of, read_customizations
+from autoforward.config.metadata import metadata_of, raw_base
 from autoforward.config.session_record import (
     ConfigSources,
     SessionOptions,
@@ -22,36 +23,26 @@ from autoforward.config.session_record import (
     mounts_of,
     new_session_id,
 )
+from autoforward.config.source_files import SourceFiles, read_files
 from autoforward.core.model import ContainerInfo, PortSpec
 from autoforward.core.setting_values import SettingError
 from autoforward.core.settings import NO_SETTINGS, Settings, layered, parse_settings
-from autoforward.devcontainers import editor_settings
 from autoforward.devcontainers.configuration import (
     CUSTOMIZATIONS,
     config_file_of,
     merge_configurations,
     of_itself,
-    parse_metadata_label,
     ports_from_configuration,
-    read_config_file,
-    read_local_features,
 )
 from autoforward.devcontainers.editor_settings import switches_of, with_attributes
-from autoforward.devcontainers.port_attributes import NO_RULES, bounded
-from autoforward.devcontainers.variables import places_of, texts_in
-from autoforward.foreign import reader
-from autoforward.foreign.opening import Rule
-from autoforward.foreign.reader import ANYWHERE, Document
-from autoforward.trust.caller_variables import Substitution, counting, without_values
+from autoforward.devcontainers.port_attributes import NO_RULES
+from autoforward.devcontainers.variables import places_of
+from autoforward.trust.caller_variables import Substitution
 from autoforward.trust.layers import Layer, settle
 from autoforward.trust.ports import Origin, granted_pins, granted_rules
 from autoforward.trust.widening import NO_CONSENT, Asking, Consent, Request
-from autoforward.trust.workspace_folders import has_moved, is_trusted, place_of
-from autoforward.trust.writers import NO_WRITERS, THE_CONTAINER, Writers, named, spelled_both_ways, writer_of
-
-PORT_KEYS = ("forwardPorts", "portsAttributes", "otherPortsAttributes")
-
-_MERGED_KEYS = (*PORT_KEYS, CUSTOMIZATIONS[0])
+from autoforward.trust.workspace_folders import place_of
+from autoforward.trust.writers import NO_WRITERS, Writers, named
 
 MOVED = "your approvals do not count: it is not the folder of your last attach, or a link that the container can change"
 
@@ -64,9 +55,6 @@ NOT_ONLY_YOURS = "what it narrows stays so, what it widens needs your approval a
 IMAGE = "the image's metadata"
 FEATURE = "devcontainer-feature.json"
 BY_EDITOR = "settings of VS Code"
-
-BUILT_BY_CLI = "vsc-"
-"""What the names of images begin with that the official CLI has built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,48 +96,38 @@ def read_sources(
     consent: Consent = NO_CONSENT,
     writers: Writers = NO_WRITERS,
 ) -> SourceContents:
-    """Read all files. Raises UsageError, with file, line and key, for the first that is not valid.
+    """Read all files, and say what counts of them: `read_files`, then `contents_of`. Raises UsageError."""
+    files = read_files(sources, accept_links=accept_links, writers=writers)
+    return contents_of(sources, files, environ, consent)
+
+
+def contents_of(
+    sources: ConfigSources, files: SourceFiles, environ: Mapping[str, str] | None, consent: Consent
+) -> SourceContents:
+    """What files say to a user who has given this consent. No I/O. Raises UsageError for settings that are not valid.
 
     `environ` is the environment of who begins the session; without it (in the supervisor) what it was then counts.
-    `accept_links`: the user is here, and what leads out of the workspace leads where it may; else only where it led then.
-    `consent` is what the user has said of the workspace, which the container may write; `writers` what those of other
-    sessions may write.
     """
-    files = _Files(sources, accept_links)
-    user, user_document = (NO_SETTINGS, None) if sources.user_file is None else read_user_file(sources.user_file)
-    writers = spelled_both_ways({**writers, **dict.fromkeys(_own_places(sources), THE_CONTAINER)})
-    user_writer = _writer_of(user_document, writers)
-    patterns = (user.trust or ()) if user_writer is None else ()
-    consent = replace(consent, trusts_files=is_trusted(sources.place, patterns))
-    place_warnings: tuple[str, ...] = ()
-    if user_writer is not None and user != NO_SETTINGS:
-        place_warnings = (f"{sources.user_file}: {user_writer} can write it: {NOT_ONLY_YOURS}",)
-    if sources.folder is not None and (sources.place is None or has_moved(sources.folder, sources.place)):
+    consent = replace(consent, trusts_files=files.is_trusted)
+    warnings: tuple[str, ...] = ()
+    if files.user_writer is not None and files.user != NO_SETTINGS:
+        warnings = (f"{sources.user_file}: {files.user_writer} can write it: {NOT_ONLY_YOURS}",)
+    if files.has_moved:
         consent = replace(consent, approved=frozenset(), trusts_files=False)
-        place_warnings += (f"{sources.folder}: {MOVED}",)
-    config: Mapping[str, Any] | None = None
-    document: Document | None = None
-    customizations = NO_SETTINGS
-    features: tuple[Mapping[str, Any], ...] = ()
+        warnings += (f"{sources.folder}: {MOVED}",)
     asking = Asking(consent)
-    if sources.config_file is not None:
-        path = Path(sources.config_file)
-        try:
-            document = files.read_config(path)
-        except FileNotFoundError:
-            config = None
-        else:
-            config = with_attributes(document.table)
-            features = read_local_features(config, path, files.read_config)
-    places = places_of(config or sources.original, sources.folder, sources.config_file, _top_of(sources, config))
+    document = files.config
+    config = None if document is None else with_attributes(document.table)
+    said = config or sources.original
     variables = Substitution(
-        [config or sources.original, *features, sources.base],
+        [said, *files.features, sources.base],
         environ,
         variables=sources.variables,
         withheld=sources.withheld,
         unset=sources.unset,
-        places=places,
+        places=places_of(said, sources.folder, sources.config_file, files.top),
     )
+    customizations, features = NO_SETTINGS, files.features
     original: Mapping[str, Any] = {}
     if config is not None and document is not None:
         config = variables.of(config, "workspace", Path(document.path).name, asking)
@@ -158,90 +136,31 @@ def read_sources(
     else:
         original = variables.of(sources.original, "label", IMAGE, asking)
     base = variables.of(sources.base, "label", IMAGE, asking)
-    settings_file, settings_document = files.settings_in(sources.settings_file, required=True)
     return SourceContents(
         config,
         customizations,
-        settings_file,
-        files.settings_in(sources.project_file)[0],
-        user,
+        files.settings_file,
+        files.project,
+        files.user,
         features,
         # Where there is no file now, it may be back in a moment.
         variables.variables if config is not None else {**sources.variables, **variables.variables},
         files.links,
         variables.withheld,
-        (*place_warnings, *variables.warnings),
+        (*warnings, *variables.warnings),
         asking.requests,
         consent,
-        _writer_of(settings_document, writers),
-        user_writer,
+        files.settings_writer,
+        files.user_writer,
         base,
         original,
         variables.unset,
     )
 
 
-def _top_of(sources: ConfigSources, config: Mapping[str, Any] | None) -> str | None:
-    """The folder that a CLI mounts by default: that of the Git repository in which the workspace is. Raises UsageError."""
-    if (
-        config is None
-        or sources.folder is None
-        or not any("containerWorkspaceFolder" in text for text in texts_in(counting(config)))
-    ):
-        return None
-    above = [sources.folder, *(str(parent) for parent in Path(sources.folder).parents)]
-    found = reader.look([f"{folder}/.git" for folder in above])
-    return next((folder for folder in above if found[f"{folder}/.git"].kind is not None), None)
-
-
 def read_own(sources: ConfigSources, *, consent: Consent, writers: Writers) -> SourceContents:
     """What the user's own files say, whatever is wrong with the others. Raises UsageError where it is these."""
     return read_sources(replace(sources, config_file=None, project_file=None), consent=consent, writers=writers)
-
-
-def _own_places(sources: ConfigSources) -> list[str]:
-    """What the container of the session can write."""
-    place = sources.place if sources.folder is not None else None
-    return [path for path in (sources.folder, place, *sources.mounts) if path is not None]
-
-
-def _writer_of(document: Document | None, writers: Writers) -> str | None:
-    """Which container can write the file that was read."""
-    return None if document is None or document.real is None else writer_of(document.real, writers)
-
-
-class _Files:
-    """Reads the files of one session, and keeps in `links` where those really are that are not where they belong."""
-
-    def __init__(self, sources: ConfigSources, accept_links: bool) -> None:
-        self._sources = sources
-        self._accept_links = accept_links
-        self.links: dict[str, str] = {}
-
-    def read_config(self, path: Path) -> Document:
-        """devcontainer.json, or that of a feature. Raises UsageError, FileNotFoundError."""
-        belongs_to = self._sources.folder or os.path.dirname(path)  # noqa: PTH120
-        return self._seen(read_config_file(path, self._rule(str(path), belongs_to), belongs_to))
-
-    def settings_in(self, path: str | None, *, required: bool = False) -> tuple[Settings, Document | None]:
-        if path is None:
-            return NO_SETTINGS, None
-        belongs_to = self._sources.folder
-        if belongs_to is None or not path.startswith(f"{belongs_to}/"):  # where the command has named it
-            belongs_to = os.path.dirname(path)  # noqa: PTH120
-        rule = self._rule(path, belongs_to)
-        settings, document = read_settings_file(path, rule, belongs_to, required=required)
-        if document is not None:
-            self._seen(document)
-        return settings, document
-
-    def _rule(self, path: str, belongs_to: str | None) -> Rule:
-        return ANYWHERE if self._accept_links else Rule(belongs_to, self._sources.links.get(path))
-
-    def _seen(self, document: Document) -> Document:
-        if document.outside is not None:
-            self.links[document.path] = document.outside
-        return document
 
 
 def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionRecord, tuple[str, ...]]:
@@ -257,7 +176,7 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
     # Where there is no file to read, what the container was made with is the next best.
     base = sources.base if contents.base is None else contents.base
     if contents.config is None:
-        base = _raw_base([base, sources.original if contents.original is None else contents.original])
+        base = raw_base([base, sources.original if contents.original is None else contents.original])
     of_image, warnings = _customizations_of_image(base)
     settled = settle(_layers(sources, contents, of_image, switches_of(base)), asking)
     settings = settled.settings
@@ -363,106 +282,6 @@ def sibling_of(anchor: SessionRecord, info: ContainerInfo) -> SessionRecord:
         is_sibling=info.workspace_folder is None,
         watch=anchor.watch,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """What a container brings along. `base`: of image and features. `original`: devcontainer.json as it once was."""
-
-    base: Mapping[str, Any] = field(default_factory=dict)
-    original: Mapping[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-
-NO_METADATA = Metadata()
-
-
-def metadata_of(info: ContainerInfo, image_label: str | None = None) -> Metadata:
-    """From the label `devcontainer.metadata` of the container, and that of its image (None: not known).
-
-    The official CLI writes image, features and devcontainer.json into the container's, the last as it was when the
-    container was made: the last entry, one without the `id` of a feature. The file may have changed since, so that one
-    counts only where there is no file. devcontainer-rs writes none of them, so the image's label is needed.
-    """
-    own, warnings = parse_metadata_label(info.metadata or "[]")
-    image, more = parse_metadata_label(image_label or "[]")
-    warnings = bounded((*warnings, *more))
-    if own[: len(image)] != image:
-        return Metadata(_raw_base([*image, *own]), {}, warnings)
-    # An image that the CLI built carries it all; of any other image all entries are the image's.
-    beyond = own if image_label is None or info.image.startswith(BUILT_BY_CLI) else own[len(image) :]
-    if beyond and info.workspace_folder is not None and "id" not in beyond[-1]:
-        return Metadata(_raw_base(own[:-1]), _raw_base(own[-1:]), warnings)
-    return Metadata(_raw_base(own), {}, warnings)
-
-
-def moved(record: SessionRecord, info: ContainerInfo, metadata: Metadata) -> SessionRecord:
-    """The record in the next container of its workspace or service, with what that one's image and features say.
-
-    The files are read again by who watches them. A label without ports (devcontainer-rs) says nothing new.
-    """
-    record = record.in_container(info)
-    if record.is_sibling or not metadata.base:
-        return record
-    return replace(record, sources=replace(record.sources, base=metadata.base, original=metadata.original))
-
-
-def metadata_of_merged(
-    info: ContainerInfo,
-    image_label: str | None,
-    merged: Mapping[str, Any],
-    config: Mapping[str, Any] | None,
-    environ: Mapping[str, str] | None = None,
-) -> Metadata:
-    """The same, with what a CLI's merged configuration has beyond the file `config`.
-
-    The CLI has put variables of `environ` into it: what holds the value of one that the file names is left out.
-
-    devcontainer-rs has features only there. (The official CLI's is no help: for a container that is there already it is
-    what the label says, devcontainer.json as it once was included.)
-    """
-    metadata = metadata_of(info, image_label)
-    entries, _ = parse_metadata_label(info.metadata or "[]")
-    if any("id" in entry or set(entry) & set(PORT_KEYS) for entry in entries):
-        return metadata
-    config = config or {}
-    merged = {name: without_values(merged[name], config, environ or {}) for name in _MERGED_KEYS if name in merged}
-    declared = {spec.key for spec in ports_from_configuration(config, "").declared}
-    beyond: dict[str, Any] = {}
-    ports = merged.get("forwardPorts")
-    if isinstance(ports, list):
-        beyond["forwardPorts"] = [
-            port
-            for port in ports
-            if not {spec.key for spec in ports_from_configuration({"forwardPorts": [port]}, "").declared} & declared
-        ]
-    attributes, own = merged.get("portsAttributes"), config.get("portsAttributes")
-    if isinstance(attributes, Mapping):
-        known = own if isinstance(own, Mapping) else {}
-        beyond["portsAttributes"] = {name: value for name, value in attributes.items() if name not in known}
-    if "otherPortsAttributes" in merged and "otherPortsAttributes" not in config:
-        beyond["otherPortsAttributes"] = merged["otherPortsAttributes"]
-    tables = customizations_of(merged)
-    if isinstance(tables, list):  # of features and the file, in the order in which they count
-        own = customizations_of(config)
-        beyond[CUSTOMIZATIONS[0]] = {CUSTOMIZATIONS[1]: _one_table([table for table in tables if table != own])}
-    return replace(metadata, base=_raw_base([metadata.base, beyond]))
-
-
-def _raw_base(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Entries put together, with the keys that count here only."""
-    merged = merge_configurations(with_attributes(entry) for entry in entries)
-    base = {name: merged[name] for name in PORT_KEYS if merged.get(name)}
-    table = _one_table([customizations_of(entry) for entry in entries])
-    editor = _one_table([editor_settings.kept(entry) for entry in entries])
-    customizations = {CUSTOMIZATIONS[1]: table} if table else {}
-    if editor:
-        customizations["vscode"] = {"settings": editor}
-    return {**base, CUSTOMIZATIONS[0]: customizations} if customizations else base
-
-
-def _one_table(tables: Sequence[object]) -> dict[str, Any]:
-    return {name: value for table in tables if isinstance(table, Mapping) for name, value in table.items()}
 
 
 def _customizations_of_image(base: Mapping[str, Any]) -> tuple[Settings, tuple[str, ...]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from autoforward.foreign import reader
+from autoforward.foreign.opening import Look
 
 MAX_LEVELS = 64
 """Folders above one that are looked at."""
@@ -30,13 +31,15 @@ def same_folders(folder: str, others: Iterable[str]) -> list[str]:
 
 def upwards(folder: str) -> list[str]:
     """This folder, and those above it up to the top level of its git work tree; without one, this folder alone."""
-    typed = as_typed(folder)
-    for path in spellings(folder):
-        above = [path]
-        while len(above) < MAX_LEVELS and (parent := os.path.dirname(above[-1])) != above[-1]:  # noqa: PTH120
-            above.append(parent)
-        looks = reader.survey(f"{one}/.git" for one in above)
-        for level, look in enumerate(looks.values()):
-            if look is not None and look.kind is not None:
-                return [typed, *above[1 : level + 1]]
-    return [typed]
+    above = next((levels[1:] for path in spellings(folder) if (levels := up_to_git(path, reader.survey))), [])
+    return [as_typed(folder), *above]
+
+
+def up_to_git(folder: str, look: Callable[[Iterable[str]], Mapping[str, Look | None]]) -> list[str]:
+    """This path, and those above it up to the first that has a `.git`; [] where none has. `look` as of `reader`."""
+    levels = [folder]
+    while len(levels) < MAX_LEVELS and (parent := os.path.dirname(levels[-1])) != levels[-1]:  # noqa: PTH120
+        levels.append(parent)
+    found = look([f"{level}/.git" for level in levels])
+    tops = (n for n, one in enumerate(found.values(), 1) if one is not None and one.kind is not None)
+    return levels[: next(tops, 0)]

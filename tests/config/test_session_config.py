@@ -12,7 +12,8 @@ import pytest
 from autoforward.cli.commands import attach
 from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.caller import record_for
-from autoforward.config.resolve import SourceContents, configure, metadata_of, metadata_of_merged, read_sources
+from autoforward.config.metadata import metadata_of, metadata_of_merged
+from autoforward.config.resolve import SourceContents, configure, read_sources
 from autoforward.config.session_record import ConfigSources, SessionRecord
 from autoforward.core.errors import UsageError
 from autoforward.core.model import ContainerInfo, EngineEndpoint, ForwardKey, Identity

@@ -12,7 +12,8 @@ import pytest
 
 from autoforward.config.approvals import Approvals, Workspace
 from autoforward.config.caller import CommandContext, record_for
-from autoforward.config.resolve import configure, metadata_of_merged, read_sources
+from autoforward.config.metadata import metadata_of_merged
+from autoforward.config.resolve import configure, read_sources
 from autoforward.config.session_record import SessionRecord, mounts_of
 from autoforward.core.addresses import is_loopback
 from autoforward.core.errors import UsageError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +13,10 @@ from autoforward.cli.console.places import stored
 from autoforward.cli.console.progress import working
 from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.approvals import Approvals, Workspace
-from autoforward.config.caller import CommandContext, record_for
+from autoforward.config.caller import CommandContext, draft_of
 from autoforward.config.environment import SessionEnvironment
 from autoforward.config.files import user_settings_path
-from autoforward.config.resolve import Metadata, metadata_of
+from autoforward.config.metadata import Metadata, metadata_of
 from autoforward.config.session_record import SessionRecord, all_services
 from autoforward.core.identity.labels import LABEL_METADATA
 from autoforward.core.model import ContainerInfo, PortSpec
@@ -103,16 +102,15 @@ def attach(
 
     With `replace` it takes the session of its identity over from a container that runs. With `siblings` the other
     services of its compose project have sessions too, also those that start later. The configuration is read as
-    `record_for` says; with `trust_workspace` what it asks for now is approved. Raises AutoforwardError.
+    `draft_of` says; with `trust_workspace` what it asks for now is approved. Raises AutoforwardError.
     """
     info = engine.inspect_with_network(container_ref)
     metadata = metadata or metadata_of(info, engine.image_labels(info).get(LABEL_METADATA, "[]"))
-    make_record = functools.partial(
-        record_for,
+    consent_of = consents_of(attaching=True)
+    draft = draft_of(
         info,
         engine.endpoint,
         caller_of(flags),
-        consent_of=consents_of(attaching=True),
         writers=stored_writers(),
         target=target or workspace_folder or info.workspace_folder or info.name,
         specs=specs,
@@ -122,11 +120,11 @@ def attach(
         override_config=override_config,
         siblings=siblings,
     )
-    record, found = make_record()
+    record, found = draft.decided(consent_of(draft.record))
     if trust_workspace and record.requests:
         # What is approved is what was read, whatever the files say by now.
         Approvals(StatePaths.locate()).answer(Workspace.of(record), record.requests, approved=True)
-        record, found = make_record()
+        record, found = draft.decided(consent_of(draft.record))
     warnings = list(found)
     if siblings and not record.siblings:
         warnings.append(f"{info.name} is of no compose project: there are no other services")

@@ -19,7 +19,7 @@ from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.approvals import Approvals
 from autoforward.config.caller import record_for
 from autoforward.config.environment import SessionEnvironment
-from autoforward.config.resolve import metadata_of
+from autoforward.config.metadata import metadata_of
 from autoforward.core.errors import AutoforwardError, TargetError
 from autoforward.core.identity.labels import LABEL_METADATA
 from autoforward.core.model import ContainerInfo

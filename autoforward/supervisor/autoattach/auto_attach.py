@@ -16,7 +16,8 @@ from typing import Any, Protocol, TypeVar
 from autoforward.config.approvals import Approvals
 from autoforward.config.caller import CommandContext, bare_record, record_for
 from autoforward.config.container_filter import ContainerFilter
-from autoforward.config.resolve import SourceContents, configure, metadata_of, read_own
+from autoforward.config.metadata import metadata_of
+from autoforward.config.resolve import SourceContents, configure, read_own
 from autoforward.config.session_record import SessionRecord, held_by
 from autoforward.core.backoff import delay_s
 from autoforward.core.errors import AutoforwardError, EngineUnreachableError, TargetError, UsageError

@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from autoforward.config.resolve import metadata_of, moved
+from autoforward.config.metadata import metadata_of, moved
 from autoforward.config.session_record import SessionRecord, merge_specs, told_apart
 from autoforward.core.backoff import SHOWN_AS_FAILED_AFTER, delay_s
 from autoforward.core.budget import ATTEMPTS, LEFT_ALONE_S, PLANS, Budget, OverBudgetError, plan_cost
