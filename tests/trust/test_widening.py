@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from autoforward.config.approvals import Approvals, Workspace
-from autoforward.config.caller import CommandContext, record_for
+from autoforward.config.caller import CommandContext, draft_of, record_for
 from autoforward.config.metadata import metadata_of_merged
 from autoforward.config.resolve import configure, read_sources
 from autoforward.config.session_record import SessionRecord, mounts_of
@@ -127,6 +128,17 @@ def widened(record: SessionRecord) -> set[str]:
         "the environment": SECRET in json.dumps(record.to_json()),
     }
     return {name for name, is_so in found.items() if is_so}
+
+
+def test_a_draft_is_decided_by_what_was_read_once(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.say("devcontainer.json", {"bind": "0.0.0.0"})
+    draft = draft_of(scene.info, ENDPOINT, CommandContext(variables=ENVIRON), target="web")
+    shutil.rmtree(tmp_path)
+    asked, _ = draft.decided(NO_CONSENT)
+    assert asked.options.bind is None
+    approved, _ = draft.decided(Consent(approved=frozenset(request.digest for request in asked.requests)))
+    assert (approved.options.bind, approved.requests) == ("0.0.0.0", ())
 
 
 def cases() -> list[Any]:
