@@ -22,10 +22,8 @@ from dataclasses import dataclass, field
 
 from autoforward.dataplane.agents import Agents
 from autoforward.dataplane.client_state import ClosedClientPoller
-from autoforward.dataplane.connection_limits import ConnectionLimits
-from autoforward.dataplane.drains import Drains
+from autoforward.dataplane.connections import MAX_CONNECTIONS, QUIET_S, ConnectionLimits, Drains, HeapKeeper, trimmer
 from autoforward.dataplane.exec_far_end import ExecFarEnd
-from autoforward.dataplane.heap import HeapKeeper, trimmer
 from autoforward.dataplane.messages import (
     AcceptPaused,
     Command,
@@ -78,7 +76,9 @@ class _Served:
 class DataPlane:
     """Owns the thread, the selector, all relays. `start`, then `submit`, at the end `stop` (idempotent, joins)."""
 
-    def __init__(self, notify: Callable[[PlaneEvent], None]) -> None:
+    def __init__(
+        self, notify: Callable[[PlaneEvent], None], *, max_connections: int = MAX_CONNECTIONS, quiet_s: float = QUIET_S
+    ) -> None:
         self._notify = notify
         self._commands: deque[Command] = deque()
         self._gate = threading.Lock()
@@ -89,8 +89,8 @@ class DataPlane:
         self._loop = Loop("autoforward-data", self._each_turn, self._end)
         self._peers = ClosedClientPoller(self._loop)
         self._drains = Drains(self._loop, self._open_relays)
-        self._limits = ConnectionLimits()
-        self._heap = HeapKeeper(self._loop, trimmer())
+        self._limits = ConnectionLimits(max_connections)
+        self._heap = HeapKeeper(self._loop, trimmer(), quiet_s)
         self._muxes = Agents(self._loop, notify)
         self._accepting: list[tuple[str, socket.socket]] = []
 

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from autoforward.dataplane.heap import trimmer
+from autoforward.dataplane.connections import trimmer
 
 pytestmark = pytest.mark.unit
 
 # Blocks of every size up to where they would have pages of their own, each between two small ones that stay.
 _SCRIPT = """
 import random
-from autoforward.dataplane.heap import trimmer
+from autoforward.dataplane.connections import trimmer
 
 def resident():
     with open("/proc/self/statm") as file:

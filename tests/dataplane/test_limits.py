@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from autoforward.dataplane import connection_limits
-from autoforward.dataplane.connection_limits import ConnectionLimits
+from autoforward.dataplane.connections import ConnectionLimits
 from autoforward.dataplane.messages import AcceptPaused, RelayEnded
 from autoforward.supervisor.session import openings as connections_module
 from tests.support.containers import eventually
@@ -20,9 +19,8 @@ from tests.support.world import client_of, closing, received
 pytestmark = pytest.mark.local
 
 
-def test_a_forward_has_a_limit_of_open_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_limits, "MAX_CONNECTIONS", 3)
-    with rig() as here:
+def test_a_forward_has_a_limit_of_open_connections() -> None:
+    with rig(max_connections=3) as here:
         pairs = [here.relay() for _ in range(3)]
         for _ in range(2):
             with pytest.raises(ConnectionResetError):

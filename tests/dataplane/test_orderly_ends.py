@@ -7,7 +7,6 @@ import random
 
 import pytest
 
-from autoforward.dataplane import heap
 from autoforward.dataplane import plane as dataplane
 from autoforward.dataplane.messages import RelayEnded
 from autoforward.net import write_buffer
@@ -33,8 +32,7 @@ def test_bytes_in_the_kernel_survive_an_orderly_end(monkeypatch: pytest.MonkeyPa
 def test_the_heap_is_trimmed_once_connections_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     trimmed: queue.Queue[str] = queue.Queue()
     monkeypatch.setattr(dataplane, "trimmer", lambda: lambda: trimmed.put("trimmed"))
-    monkeypatch.setattr(heap, "QUIET_S", 0.2)
-    with rig() as here:
+    with rig(quiet_s=0.2) as here:
         client, far = here.relay()
         far.exit()
         here.expect(RelayEnded)

@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from autoforward.dataplane.messages import (
     Drain,
@@ -97,11 +97,11 @@ class Far:
 class Rig:
     """The control side. `notices` are taken in order of their kind; what is not asked for is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         self._arrived: queue.Queue[PlaneEvent] = queue.Queue()
         self._kept: list[PlaneEvent] = []
         self._closing = contextlib.ExitStack()
-        self.plane = DataPlane(self._arrived.put)
+        self.plane = DataPlane(self._arrived.put, **options)
         self.plane.start()
         self.listener = self.serve(FORWARD)
 
@@ -188,8 +188,9 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rig() -> Iterator[Rig]:
-    one = Rig()
+def rig(**options: Any) -> Iterator[Rig]:
+    """`options` as of `DataPlane`."""
+    one = Rig(**options)
     try:
         yield one
     finally:
