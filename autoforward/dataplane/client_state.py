@@ -96,15 +96,12 @@ def _inode(table: bytes, token: bytes) -> bytes | None:
     return columns[6] if len(columns) > 6 else None
 
 
-PEER_CHECK_INTERVAL_S = 0.5
-"""How often clients that are not being read are looked at for having closed altogether, or reset."""
-
-
 class ClosedClientPoller:
     """An eye on clients that are not read: a reset does not show there, and a full close looks like a half."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, interval_s: float) -> None:
         self._loop = loop
+        self._interval_s = interval_s
         self._relays: set[Relay] = set()
         self._timer: Timer | None = None
 
@@ -112,7 +109,7 @@ class ClosedClientPoller:
         """Until it is read again, or ends."""
         self._relays.add(relay)
         if self._timer is None:
-            self._timer = self._loop.call_later(PEER_CHECK_INTERVAL_S, self._poll)
+            self._timer = self._loop.call_later(self._interval_s, self._poll)
 
     def forget(self, relay: Relay) -> None:
         self._relays.discard(relay)
@@ -128,4 +125,4 @@ class ClosedClientPoller:
             self._relays.discard(clients[client])
             clients[client].client_has_gone()
         if self._relays:
-            self._timer = self._loop.call_later(PEER_CHECK_INTERVAL_S, self._poll)
+            self._timer = self._loop.call_later(self._interval_s, self._poll)

@@ -18,9 +18,6 @@ MAX_CONNECTIONS = 4096
 RESERVED_DESCRIPTORS = 64
 """Kept from clients: for commands, the registry, the engine, new listeners."""
 
-QUIET_S = 2.0
-"""Without the end of a connection, then the heap is trimmed."""
-
 
 class ConnectionLimits:
     """As of the moment in which it is made: descriptors are raised before the data plane begins."""
@@ -84,7 +81,7 @@ class HeapKeeper:
     before. `malloc_trim` hands those pages back; it takes a millisecond or three.
     """
 
-    def __init__(self, loop: Loop, trim: Callable[[], object] | None, quiet_s: float = QUIET_S) -> None:
+    def __init__(self, loop: Loop, trim: Callable[[], object] | None, quiet_s: float) -> None:
         self._loop = loop
         self._trim = trim
         self._quiet_s = quiet_s
@@ -95,7 +92,7 @@ class HeapKeeper:
         self._ended_s = time.monotonic()
         if not self._is_due and self._trim is not None:
             self._is_due = True
-            self._loop.call_later(QUIET_S, self._check)
+            self._loop.call_later(self._quiet_s, self._check)
 
     def _check(self) -> None:
         left_s = self._ended_s + self._quiet_s - time.monotonic()

@@ -15,18 +15,13 @@ from autoforward.core.errors import ProtocolError
 from autoforward.core.text import LineSplitter, decoded_line
 from autoforward.dataplane.messages import AddressAnswered, KillWanted, PlaneEvent, RelayPlan, RelayStarted
 from autoforward.dataplane.relay import Relay
+from autoforward.dataplane.times import Times
 from autoforward.engine.exec_stream import STDERR, STDOUT, ExecStream
 from autoforward.lanes.tool_output import AttemptFailed, Broken, Opened, RelayPid, RelaySignal, ServerEof, classify_line
 from autoforward.net.loop import Loop, Timer
 from autoforward.net.write_buffer import WriteBuffer
 
 log = logging.getLogger(__name__)
-
-OPEN_TIMEOUT_S = 30.0
-"""A relay tool that neither connects nor fails by then is not waited for."""
-
-HARD_KILL_AFTER_S = 0.8
-ABANDON_AFTER_S = 5.0
 
 MAX_HELD_BYTES = 512 * 1024
 """Said by the server before we know that there is a process; the two streams of one may come in any order."""
@@ -48,8 +43,10 @@ class ExecFarEnd:
         stream: ExecStream,
         plan: RelayPlan,
         relay: Relay | None,
+        times: Times,
     ) -> None:
         self._loop = loop
+        self._times = times
         self._notify = notify
         self._stream = stream
         self._plan = plan
@@ -81,7 +78,7 @@ class ExecFarEnd:
             self.abort()
         else:
             self._relay.attach(self)
-            self._timer = self._loop.call_later(OPEN_TIMEOUT_S, self._open_timed_out)
+            self._timer = self._loop.call_later(self._times.open_timeout_s, self._open_timed_out)
             if not self._plan.tool.capabilities.confirms_connect:
                 self._open()
         self._watch()
@@ -151,7 +148,7 @@ class ExecFarEnd:
         if self._container_pid is not None:
             self._ask_to_die(hard=False)
         else:
-            self._timer = self._loop.call_later(ABANDON_AFTER_S, self._abandon)
+            self._timer = self._loop.call_later(self._times.abandon_after_s, self._abandon)
 
     # The stream.
 
@@ -288,7 +285,7 @@ class ExecFarEnd:
     def _open_timed_out(self) -> None:
         relay = self._relay
         if relay is not None and not self._opened:
-            relay.refuse(f"no connection to the server within {OPEN_TIMEOUT_S:.0f} s")
+            relay.refuse(f"no connection to the server within {self._times.open_timeout_s:.0f} s")
 
     def _ask_to_die(self, *, hard: bool) -> None:
         """One rung of the ladder: stdin has ended; TERM now, KILL later, at last only our end is closed."""
@@ -297,9 +294,9 @@ class ExecFarEnd:
         self._notify(KillWanted(self._plan.session_id, self._container_pid, self._plan.token, hard))
         self._cancel_timer()
         if hard:
-            self._timer = self._loop.call_later(ABANDON_AFTER_S, self._abandon)
+            self._timer = self._loop.call_later(self._times.abandon_after_s, self._abandon)
         else:
-            self._timer = self._loop.call_later(HARD_KILL_AFTER_S, lambda: self._ask_to_die(hard=True))
+            self._timer = self._loop.call_later(self._times.hard_kill_after_s, lambda: self._ask_to_die(hard=True))
 
     def _abandon(self) -> None:
         if self._stream.fileno() >= 0:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from autoforward.dataplane.agents import Agents
 from autoforward.dataplane.client_state import ClosedClientPoller
-from autoforward.dataplane.connections import MAX_CONNECTIONS, QUIET_S, ConnectionLimits, Drains, HeapKeeper, trimmer
+from autoforward.dataplane.connections import MAX_CONNECTIONS, ConnectionLimits, Drains, HeapKeeper, trimmer
 from autoforward.dataplane.exec_far_end import ExecFarEnd
 from autoforward.dataplane.messages import (
     AcceptPaused,
@@ -49,6 +49,7 @@ from autoforward.dataplane.messages import (
     Withdraw,
 )
 from autoforward.dataplane.relay import Relay
+from autoforward.dataplane.times import TIMES, Times
 from autoforward.dataplane.udp import UdpServer
 from autoforward.net.loop import Loop
 from autoforward.net.poller import READ
@@ -56,9 +57,6 @@ from autoforward.net.write_buffer import prepare_listener
 
 ACCEPTS_PER_TURN = 64
 """Connections taken from one listener before other sockets have their turn."""
-
-ACCEPT_PAUSE_S = 0.5
-"""How long accepting rests after the process ran out of descriptors or memory."""
 
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -77,8 +75,9 @@ class DataPlane:
     """Owns the thread, the selector, all relays. `start`, then `submit`, at the end `stop` (idempotent, joins)."""
 
     def __init__(
-        self, notify: Callable[[PlaneEvent], None], *, max_connections: int = MAX_CONNECTIONS, quiet_s: float = QUIET_S
+        self, notify: Callable[[PlaneEvent], None], *, max_connections: int = MAX_CONNECTIONS, times: Times = TIMES
     ) -> None:
+        self.times = times
         self._notify = notify
         self._commands: deque[Command] = deque()
         self._gate = threading.Lock()
@@ -87,10 +86,10 @@ class DataPlane:
         self._served: dict[str, _Served] = {}
         self._relays: dict[int, Relay] = {}
         self._loop = Loop("autoforward-data", self._each_turn, self._end)
-        self._peers = ClosedClientPoller(self._loop)
+        self._peers = ClosedClientPoller(self._loop, times.peer_check_interval_s)
         self._drains = Drains(self._loop, self._open_relays)
         self._limits = ConnectionLimits(max_connections)
-        self._heap = HeapKeeper(self._loop, trimmer(), quiet_s)
+        self._heap = HeapKeeper(self._loop, trimmer(), times.quiet_s)
         self._muxes = Agents(self._loop, notify)
         self._accepting: list[tuple[str, socket.socket]] = []
 
@@ -195,7 +194,8 @@ class DataPlane:
                 done.set_result(None)
             case StreamReady(relay_id, stream, plan):
                 # None: cut while the process was being started. The channel then ends the process.
-                ExecFarEnd(self._loop, self._notify, stream, plan, self._relays.get(relay_id)).start()
+                relay = self._relays.get(relay_id)
+                ExecFarEnd(self._loop, self._notify, stream, plan, relay, self.times).start()
             case StreamFailed(relay_id, reason):
                 if (relay := self._relays.get(relay_id)) is not None:
                     relay.refuse(reason)
@@ -310,7 +310,7 @@ class DataPlane:
             if served is not None and listener in served.sockets:
                 self._watch_listener(forward_id, listener)
 
-        self._loop.call_later(ACCEPT_PAUSE_S, resume)
+        self._loop.call_later(self.times.accept_pause_s, resume)
 
     def _withdraw(self, forward_id: str, reset: bool) -> None:
         served = self._served.get(forward_id)

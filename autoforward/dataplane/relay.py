@@ -19,17 +19,12 @@ from autoforward.core.transitions import Transitions
 from autoforward.dataplane.far_end import FarEnd
 from autoforward.dataplane.messages import ForwardCounters, StreamWanted
 from autoforward.dataplane.splice import Splicer
+from autoforward.dataplane.times import Times
 from autoforward.net.loop import Loop
 from autoforward.net.write_buffer import CLOSE_IN_ORDER, RECEIVE_BYTES, RESET_ON_CLOSE, Linger, WriteBuffer
 
 HIGH_WATER_BYTES = 512 * 1024
 """What one direction of one relay may hold before its source is not read any more."""
-
-GONE_GRACE_S = 1.0
-"""After the client closed altogether, how long the server may take to notice, from the last byte that moved."""
-
-STALLED_S = 60.0
-"""After the client closed altogether, how long a server that reads nothing holds back what the client has sent."""
 
 
 class Stage(enum.Enum):
@@ -59,6 +54,8 @@ STAGES = Transitions(
 
 class RelayOwner(Protocol):
     """What a relay tells the data plane."""
+
+    times: Times
 
     def notify(self, notice: StreamWanted) -> None: ...
 
@@ -321,12 +318,12 @@ class Relay:
                 return
             if self._progress() != progress:
                 self._wait_for_the_rest(0.0)
-            elif progress[1] and stalled_s < STALLED_S:
-                self._wait_for_the_rest(stalled_s + GONE_GRACE_S)
+            elif progress[1] and stalled_s < self._owner.times.stalled_s:
+                self._wait_for_the_rest(stalled_s + self._owner.times.gone_grace_s)
             else:
                 self.cut("the client has gone")
 
-        self._loop.call_later(GONE_GRACE_S, check)
+        self._loop.call_later(self._owner.times.gone_grace_s, check)
 
     def _progress(self) -> tuple[int, int]:
         """Something that differs once bytes have moved, and how many still wait to go to the server."""
@@ -443,7 +440,7 @@ class Relay:
         if self._client_ended:
             client.close()
         else:
-            Linger(self._loop, client)
+            Linger(self._loop, client, self._owner.times.linger_s)
 
     def _end_with_reset(self, *, refused: bool, reason: str) -> None:
         channel, self._channel = self._channel, None

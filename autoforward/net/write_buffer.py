@@ -23,10 +23,6 @@ MAX_GATHERED = 64
 
 _MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux
 
-LINGER_S = 2.0
-"""After the server's end, how long a client may still send before its connection is cut: closing a socket with unread
-bytes resets it, and the reset can overtake the answer."""
-
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
 """SO_LINGER: what is not sent yet is thrown away and the other end told so, or it goes out and a FIN behind it."""
@@ -108,10 +104,10 @@ class Linger:
 
     __slots__ = ("_client", "_loop", "_timer")
 
-    def __init__(self, loop: Loop, client: socket.socket) -> None:
+    def __init__(self, loop: Loop, client: socket.socket, timeout_s: float) -> None:
         self._loop = loop
         self._client = client
-        self._timer = loop.call_later(LINGER_S, self.close)
+        self._timer = loop.call_later(timeout_s, self.close)
         loop.adopt(self)
         loop.watch(client.fileno(), selectors.EVENT_READ, self._on_ready)
 

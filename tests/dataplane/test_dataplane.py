@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.dataplane import client_state, relay
-from autoforward.dataplane import plane as dataplane
+from autoforward.dataplane import relay
 from autoforward.dataplane.messages import (
     AcceptPaused,
     KillWanted,
@@ -30,10 +29,10 @@ from autoforward.dataplane.messages import (
     Withdraw,
 )
 from autoforward.dataplane.relay import HIGH_WATER_BYTES
-from autoforward.net import write_buffer
+from autoforward.dataplane.times import TIMES
 from autoforward.net.write_buffer import RECEIVE_BYTES
 from tests.support.containers import eventually
-from tests.support.plane_rig import FORWARD, TIMEOUT_S, Rig, fill, read_all, reset, rig
+from tests.support.plane_rig import FORWARD, TIMEOUT_S, Rig, fill, read_all, reset, rig, waiting
 
 pytestmark = pytest.mark.local
 
@@ -45,8 +44,8 @@ IDLE_TURNS = 12
 
 
 @pytest.fixture
-def here() -> Iterator[Rig]:
-    with rig() as one:
+def here(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with rig(times=getattr(request, "param", TIMES)) as one:
         yield one
 
 
@@ -291,8 +290,8 @@ def test_fault_in_one_relay_spares_the_others(here: Rig, monkeypatch: pytest.Mon
 # -- closed altogether, or only half ---------------------------------------------------------------
 
 
-def test_client_that_closed_is_told_from_one_that_half_closed(here: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "GONE_GRACE_S", 0.2)
+@waiting(gone_grace_s=0.2)
+def test_client_that_closed_is_told_from_one_that_half_closed(here: Rig) -> None:
     half, half_far = here.relay()
     half.sendall(b"half")
     half.shutdown(socket.SHUT_WR)
@@ -310,8 +309,8 @@ def test_client_that_closed_is_told_from_one_that_half_closed(here: Rig, monkeyp
     assert read_all(half) == b"answer"
 
 
-def test_bytes_of_a_client_that_has_gone_reach_a_slow_server(here: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "GONE_GRACE_S", 0.1)
+@waiting(gone_grace_s=0.1)
+def test_bytes_of_a_client_that_has_gone_reach_a_slow_server(here: Rig) -> None:
     client, far = here.relay()
     sent = fill(client, bytes(1 << 20))
     client.close()
@@ -321,12 +320,9 @@ def test_bytes_of_a_client_that_has_gone_reach_a_slow_server(here: Rig, monkeypa
     assert len(far.read_all()) == sent
 
 
-def test_server_that_never_reads_does_not_keep_a_client_that_has_gone(
-    here: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@waiting(gone_grace_s=0.1, stalled_s=0.3)
+def test_server_that_never_reads_does_not_keep_a_client_that_has_gone(here: Rig) -> None:
     """All bytes were read from the client, and wait for a process whose server reads none of them."""
-    monkeypatch.setattr(relay, "GONE_GRACE_S", 0.1)
-    monkeypatch.setattr(relay, "STALLED_S", 0.3)
     client, far = here.relay()
     far.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.sendall(bytes(HIGH_WATER_BYTES))
@@ -406,8 +402,8 @@ class _Exhausted(socket.socket):
         return super().accept()
 
 
-def test_accepting_rests_when_descriptors_run_out(here: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataplane, "ACCEPT_PAUSE_S", 0.2)
+@waiting(accept_pause_s=0.2)
+def test_accepting_rests_when_descriptors_run_out(here: Rig) -> None:
     with _Exhausted() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -453,11 +449,9 @@ def _descriptors() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")
-def test_three_hundred_connections_leave_no_descriptor(here: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+@waiting(gone_grace_s=0.05, linger_s=0.2, peer_check_interval_s=0.05)
+def test_three_hundred_connections_leave_no_descriptor(here: Rig) -> None:
     """Every end that a connection can come to closes its client, its stream, and takes both off the selector."""
-    monkeypatch.setattr(relay, "GONE_GRACE_S", 0.05)
-    monkeypatch.setattr(write_buffer, "LINGER_S", 0.2)
-    monkeypatch.setattr(client_state, "PEER_CHECK_INTERVAL_S", 0.05)
     before = _descriptors()
     assert here.counters().total == 0  # the listener is being watched by now
     watched = len(here.plane._loop._watched)

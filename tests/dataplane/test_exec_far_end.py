@@ -7,16 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from autoforward.dataplane import exec_far_end
 from autoforward.dataplane.messages import AddressAnswered, KillWanted, RelayEnded, RelayStarted, StreamWanted
-from tests.support.plane_rig import BUSYBOX, FORWARD, TOKEN, Rig, read_all, reset, rig
+from autoforward.dataplane.times import TIMES
+from tests.support.plane_rig import BUSYBOX, FORWARD, TOKEN, Rig, read_all, reset, rig, waiting
 
 pytestmark = pytest.mark.local
 
 
 @pytest.fixture
-def here() -> Iterator[Rig]:
-    with rig() as one:
+def here(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    with rig(times=getattr(request, "param", TIMES)) as one:
         yield one
 
 
@@ -84,8 +84,8 @@ def test_malformed_frame_ends_its_relay_only(here: Rig) -> None:
     assert other.recv(100) == b"fine"
 
 
-def test_tool_that_never_connects_is_not_waited_for(here: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exec_far_end, "OPEN_TIMEOUT_S", 0.1)
+@waiting(open_timeout_s=0.1)
+def test_tool_that_never_connects_is_not_waited_for(here: Rig) -> None:
     client = here.connect()
     far = here.stream()
     far.stderr("AF pid 41")
@@ -210,11 +210,8 @@ def test_silent_tool_that_fails_is_a_refusal(here: Rig) -> None:
 # -- the ladder ------------------------------------------------------------------------------------
 
 
-def test_abort_ends_stdin_then_kills_then_kills_for_good_then_lets_go(
-    here: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exec_far_end, "HARD_KILL_AFTER_S", 0.1)
-    monkeypatch.setattr(exec_far_end, "ABANDON_AFTER_S", 0.1)
+@waiting(hard_kill_after_s=0.1, abandon_after_s=0.1)
+def test_abort_ends_stdin_then_kills_then_kills_for_good_then_lets_go(here: Rig) -> None:
     client, far = here.relay()
     reset(client)
     assert here.expect(KillWanted) == KillWanted("session", 41, TOKEN, False)
@@ -223,8 +220,8 @@ def test_abort_ends_stdin_then_kills_then_kills_for_good_then_lets_go(
     assert not here.has(KillWanted)
 
 
-def test_process_that_obeys_is_not_killed_for_good(here: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exec_far_end, "HARD_KILL_AFTER_S", 0.2)
+@waiting(hard_kill_after_s=0.2)
+def test_process_that_obeys_is_not_killed_for_good(here: Rig) -> None:
     client, far = here.relay()
     reset(client)
     here.expect(KillWanted)
@@ -247,8 +244,8 @@ def test_pid_that_comes_late_is_killed_all_the_same(here: Rig) -> None:
     assert here.expect(KillWanted).container_pid == 43
 
 
-def test_process_without_a_pid_is_let_go_of(here: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exec_far_end, "ABANDON_AFTER_S", 0.1)
+@waiting(abandon_after_s=0.1)
+def test_process_without_a_pid_is_let_go_of(here: Rig) -> None:
     client = here.connect()
     far = here.stream()
     reset(client)

@@ -9,17 +9,16 @@ import pytest
 
 from autoforward.dataplane import plane as dataplane
 from autoforward.dataplane.messages import RelayEnded
-from autoforward.net import write_buffer
+from autoforward.dataplane.times import Times
 from tests.support.containers import eventually
 from tests.support.plane_rig import TIMEOUT_S, read_all, rig
 
 pytestmark = pytest.mark.local
 
 
-def test_bytes_in_the_kernel_survive_an_orderly_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_in_the_kernel_survive_an_orderly_end() -> None:
     """A client's socket resets when it is closed, until the server has ended in order: then nothing may be thrown away."""
-    monkeypatch.setattr(write_buffer, "LINGER_S", 0.05)
-    with rig() as here:
+    with rig(times=Times(linger_s=0.05)) as here:
         client, far = here.relay()
         answer = random.Random(8).randbytes(600_000)
         far.stdout(answer)
@@ -32,7 +31,7 @@ def test_bytes_in_the_kernel_survive_an_orderly_end(monkeypatch: pytest.MonkeyPa
 def test_the_heap_is_trimmed_once_connections_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     trimmed: queue.Queue[str] = queue.Queue()
     monkeypatch.setattr(dataplane, "trimmer", lambda: lambda: trimmed.put("trimmed"))
-    with rig(quiet_s=0.2) as here:
+    with rig(times=Times(quiet_s=0.2)) as here:
         client, far = here.relay()
         far.exit()
         here.expect(RelayEnded)

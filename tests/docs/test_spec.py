@@ -6,6 +6,7 @@ The formats (files, events, protocols) are in `test_spec_formats.py`.
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import re
 from collections import Counter
@@ -195,8 +196,12 @@ def constants() -> dict[str, float]:
         if not path.endswith(".py"):
             continue
         module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        for node in ast.parse(text).body:
+        tree = ast.parse(text)
+        times = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Times"]
+        for node in itertools.chain(tree.body, *times):
             match node:
+                case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) if node not in tree.body:
+                    found[f"{module}.{name.upper()}"] = number(value)
                 case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.isupper():
                     found[f"{module}.{name}"] = number(value)
                 case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) if name.isupper():

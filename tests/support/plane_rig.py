@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import pytest
+
 from autoforward.dataplane.messages import (
     Drain,
     ForwardCounters,
@@ -25,6 +27,7 @@ from autoforward.dataplane.messages import (
     StreamWanted,
 )
 from autoforward.dataplane.plane import DataPlane
+from autoforward.dataplane.times import Times
 from autoforward.engine.exec_stream import SocketStream
 from autoforward.lanes.relay_tools import Netcat, RelayTool, netcat_tool, socat_tool
 
@@ -195,6 +198,11 @@ def rig(**options: Any) -> Iterator[Rig]:
         yield one
     finally:
         one.close()
+
+
+def waiting(**times: float) -> pytest.MarkDecorator:
+    """A test whose rig (`here`) waits for these times."""
+    return pytest.mark.parametrize("here", [Times(**times)], indirect=True, ids=["quick"])
 
 
 def reset(client: socket.socket) -> None:
