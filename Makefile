@@ -15,7 +15,7 @@ CODE   := autoforward tests scripts examples bench hatch_build.py
 .DEFAULT_GOAL := help
 # Some images set it: each command and supervisor of the tests would compile the program again.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help check demo test unit fuzz soak nightly lint types format wheel examples images engine clean
+.PHONY: help check demo test unit fuzz soak nightly lint types format dist examples images engine clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -99,13 +99,8 @@ engine: $(STAMP)
 images: engine
 	@$(BIN)/python -m tests.images.build >/dev/null
 
-wheel: $(CROSS) ## the release wheel, with the agent for amd64 and arm64 inside
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check build
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) --silent --no-print-directory -C agent OUT=../build/agent all aarch64
-	@machine=$$(uname -m) && mkdir -p autoforward/agentbin && \
-	  { [ "$$machine" != x86_64 ] || cp build/agent/agent autoforward/agentbin/agent-linux-amd64; } && \
-	  cp build/agent/agent-aarch64 autoforward/agentbin/agent-linux-arm64
-	@$(BIN)/python -m build --wheel --outdir dist >/dev/null && ls dist/*.whl
+dist: $(STAMP) ## a release in dist/: sdist, wheel with all agents, single file, SBOM, provenance, sums
+	@$(BIN)/python -m scripts.dist
 
 examples: engine ## each example runs and checks itself
 	@$(BIN)/python -m scripts.engine compose

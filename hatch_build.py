@@ -1,7 +1,12 @@
 """Build hook: compiles the in-container agent with the machine's C compiler, for the machine's own architecture.
 
 Without a compiler (or on a machine that is not Linux) the package still installs: the shell lanes carry everything, and
-`autoforward status` says why the agent does not. `make wheel` builds for all architectures beforehand; those are kept.
+`autoforward status` says why the agent does not. `make dist` builds the agents for all architectures beforehand; those are
+kept.
+
+The tag of the wheel: the host's code is Python alone, and the agents are data, copied into containers whose architecture is
+not the host's to choose. So a wheel with all agents is right on every machine (`py3-none-any`), and one that holds only what
+this machine compiled is tagged for this machine.
 """
 
 from __future__ import annotations
@@ -12,13 +17,15 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}
+"""The kernel's name of a machine, and the engine's."""
 
 
 class AgentBuildHook(BuildHookInterface[Any]):
@@ -33,6 +40,17 @@ class AgentBuildHook(BuildHookInterface[Any]):
         except (OSError, subprocess.CalledProcessError) as error:
             self.app.display_warning(f"the agent is not built ({error}): connections will go over the shell lanes")
         build_data["artifacts"].append("/autoforward/agentbin/agent-*")
+        if self.target_name == "wheel":
+            build_data["tag"] = wheel_tag(folder, root / "agent")
+
+
+def wheel_tag(folder: Path, source: Path) -> str:
+    """For every machine if all agents are there, built from `source`; else for this one."""
+    digest = source_digest(source)
+    stamps = [folder / f"agent-linux-{name}.source" for name in ARCHITECTURES.values()]
+    if all(stamp.exists() and stamp.read_text() == digest for stamp in stamps):
+        return "py3-none-any"
+    return f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
 
 def compile_agent(source: Path, folder: Path) -> None:

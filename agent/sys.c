@@ -42,6 +42,10 @@ void chunk_give(void *chunk) {
 #if defined(__x86_64__)
 __asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall start\n\thlt\n");
 enum { RELATIVE = 8 }; /* R_X86_64_RELATIVE */
+#elif defined(__riscv)
+__asm__(".globl _start\n_start:\n\t.option push\n\t.option norelax\n\tlla gp, __global_pointer$\n\t.option pop\n"
+        "\tmv a0, sp\n\tandi sp, sp, -16\n\tcall start\n\tebreak\n");
+enum { RELATIVE = 3 }; /* R_RISCV_RELATIVE */
 #else
 __asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x30, #0\n\tmov x0, sp\n\tbl start\n\tbrk #0\n");
 enum { RELATIVE = 1027 }; /* R_AARCH64_RELATIVE */

@@ -1,6 +1,6 @@
 /* The thin layer under everything: types, system calls without a libc, bytes, time, and a bounded pool of memory.
  *
- * Struct layouts and numbers come from the kernel's own headers, so that x86_64 and aarch64 share all sources. Calls return
+ * Struct layouts and numbers come from the kernel's own headers, so that x86_64, aarch64 and riscv64 share all sources. Calls return
  * what the kernel returns: a negative errno on failure. */
 #ifndef AGENT_SYS_H
 #define AGENT_SYS_H
@@ -51,8 +51,13 @@ static inline long sys6(long number, long a, long b, long c, long d, long e, lon
 	register long x3 __asm__("x3") = d, x4 __asm__("x4") = e, x5 __asm__("x5") = f;
 	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory", "cc");
 	return x0;
+#elif defined(__riscv) && __riscv_xlen == 64
+	register long a7 __asm__("a7") = number, a0 __asm__("a0") = a, a1 __asm__("a1") = b, a2 __asm__("a2") = c;
+	register long a3 __asm__("a3") = d, a4 __asm__("a4") = e, a5 __asm__("a5") = f;
+	__asm__ volatile("ecall" : "+r"(a0) : "r"(a7), "r"(a1), "r"(a2), "r"(a3), "r"(a4), "r"(a5) : "memory");
+	return a0;
 #else
-#error "the agent is written for x86_64 and aarch64"
+#error "the agent is written for x86_64, aarch64 and riscv64"
 #endif
 }
 #endif

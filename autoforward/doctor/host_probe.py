@@ -38,7 +38,7 @@ from autoforward.state.folder import StatePaths
 
 log = logging.getLogger(__name__)
 
-AGENT_ARCHITECTURES = ("amd64", "arm64")
+AGENT_ARCHITECTURES = ("amd64", "arm64", "riscv64")
 
 CLI_TIMEOUT_S = 20.0
 """The official CLI starts Node: well under a second, more on a loaded machine."""

@@ -59,7 +59,7 @@ class NoAgentError(AutoforwardError):
 
 @cache
 def agent_binary(architecture: str) -> bytes:
-    """The agent for a Linux container of this architecture (`amd64`, `arm64`). Raises NoAgentError."""
+    """The agent for a Linux container of this architecture (`amd64`, `arm64`, `riscv64`). Raises NoAgentError."""
     file = resources.files("autoforward").joinpath("agentbin", f"agent-linux-{architecture}")
     try:
         return file.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import struct
 import subprocess
@@ -18,7 +19,7 @@ from tests.support.agent_client import TIMEOUT_S, WINDOW
 
 pytestmark = pytest.mark.local
 
-EXEC, DYN, MACHINES = 2, 3, (62, 183)
+EXEC, DYN, MACHINES = 2, 3, {"agent-x86_64": 62, "agent-aarch64": 183, "agent-riscv64": 243}
 LOAD, DYNAMIC, INTERP, STACK, RELRO = 1, 2, 3, 0x6474E551, 0x6474E552
 EXECUTE, WRITE = 1, 2
 NEEDED, FLAGS, BIND_NOW = 1, 30, 8
@@ -46,13 +47,13 @@ class Elf:
         return [segment for segment in self.segments if segment[0] == kind]
 
 
-@pytest.mark.parametrize("target", ["agent", "agent-aarch64"])
+@pytest.mark.parametrize("target", ["agent", *MACHINES])
 def test_agent_file_is_static_and_position_independent(target: str) -> None:
     """Position-independent and static, nothing both written and run, and what needs no writing after the start read-only."""
     data = build(target).read_bytes()
     elf = Elf(data)
     assert elf.kind == DYN
-    assert elf.machine == MACHINES[target != "agent"]
+    assert elf.machine == MACHINES.get(target, MACHINES[f"agent-{platform.machine()}"])
     assert not elf.of(INTERP) and NEEDED not in dict(elf.dynamic), "it needs no loader and no library"
     assert dict(elf.dynamic)[FLAGS] & BIND_NOW
     assert len(elf.of(RELRO)) == 1
