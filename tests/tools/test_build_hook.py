@@ -9,7 +9,6 @@ import pytest
 
 from hatch_build import ARCHITECTURES, source_digest, wheel_tag
 
-
 pytestmark = pytest.mark.unit
 
 
