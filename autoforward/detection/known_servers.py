@@ -9,6 +9,7 @@ named, or given a label is what the user wants and is not looked up here. Pure.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from autoforward.core.model import ForwardKey
@@ -186,15 +187,21 @@ def not_http(container_port: int | None, process: str | None, label: str | None)
     return _BY_NUMBER.get(container_port or 0)
 
 
+_PYTHON = re.compile(r"(?:\S*/)?python[\d.]*(?:\s|$)", re.ASCII)
 _DEBUGGED = re.compile(r"\s(?:-m\s+debugpy|\S*/debugpy)(?:\s|$)", re.ASCII)
 
 
-def may_be_brief(key: ForwardKey, command_line: str) -> bool:
-    """Whether this may be a port that a debugger opens for a moment within the program that it debugs, to hear of its adapter.
+def may_be_brief(key: ForwardKey, command_line: str, addresses: Iterable[str]) -> bool:
+    """Whether debugpy may have opened this port for a moment within the program that it debugs, to hear of its adapter.
 
-    The program's own servers cannot be told from it but by staying.
+    The program runs under debugpy, or calls `debugpy.listen()` itself: then its command line does not tell, and the port is on
+    loopback. The program's own servers cannot be told from it but by staying.
     """
-    return key.transport == "tcp" and key.container_port in EPHEMERAL and _DEBUGGED.search(command_line) is not None
+    if key.transport != "tcp" or key.container_port not in EPHEMERAL:
+        return False
+    if _DEBUGGED.search(command_line) is not None:
+        return True
+    return _PYTHON.match(command_line) is not None and set(addresses) <= {"127.0.0.1", "::1"}
 
 
 def is_inspector(container_port: int | None) -> bool:

@@ -37,7 +37,7 @@ that is to be ignored would be forwarded for a moment. Usually it is known with 
 
 BRIEF_S = 2.0
 """A port that a debugger may have opened for a moment (`may_be_brief`) is not forwarded before it has been there for so long:
-0.1 s is what one was seen for, on an idle machine."""
+0.1 s is what one was seen for on an idle machine, 0.7 s on a busy one."""
 
 """Forwards of one session, and ports that it shows without forwarding them: a container must not be able to take every
 port of the host, nor to fill the list and the log of events."""
@@ -297,7 +297,7 @@ def _observe(
             process, decide_at_s = last.process, last.decide_at_s
         elif key not in processes and wait_s is not None:
             decide_at_s = now_s + wait_s
-        elif wait_s is not None and process is not None and may_be_brief(key, process.command_line):
+        elif wait_s is not None and process is not None and may_be_brief(key, process.command_line, found or ()):
             is_known = last is not None and last.process == process
             decide_at_s = last.decide_at_s if last is not None and is_known else now_s + BRIEF_S
         if decide_at_s is not None and decide_at_s <= now_s:

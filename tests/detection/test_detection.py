@@ -183,3 +183,43 @@ def test_idle_session_starts_no_process(engine: docker.DockerClient, container: 
     assert not idle, json.dumps(idle)
     # The relay of the fetch afterwards shows that the count does count.
     assert any(event["timeNano"] / 1e9 > ended_s for event in created)
+
+
+# What `debugpy.listen(5678)` in a program does, as seen of debugpy 1.8: a port in the program for as long as its adapter takes
+# to start, and two ports of the adapter, one of which the program has chosen.
+_DEBUGGED = """
+import socket, subprocess, sys
+listener = socket.create_server(("127.0.0.1", 0))
+number = str(listener.getsockname()[1])
+subprocess.Popen([sys.executable, "/tmp/debugpy/adapter", "--for-server", number, "--host", "127.0.0.1", "--port", sys.argv[1]])
+print(number, listener.accept()[0].recv(16).decode(), flush=True)
+listener.close()
+input()
+"""
+_ADAPTER = """
+import socket, sys, time
+time.sleep(0.7)
+servers, clients = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", int(sys.argv[6])))
+socket.create_connection(("127.0.0.1", int(sys.argv[2]))).sendall(str(servers.getsockname()[1]).encode())
+time.sleep(60)
+"""
+
+
+def test_of_a_debugger_in_a_program_only_the_chosen_port_is_forwarded(
+    container: ContainerFactory, run: Runner, home: Any
+) -> None:
+    app, chosen = container(), free_port()
+    app.shell(
+        f"mkdir /tmp/debugpy && cat >/tmp/debugpy/adapter <<'end'\n{_ADAPTER}end\ncat >/tmp/app.py <<'end'\n{_DEBUGGED}end"
+    )
+    run("autoforward", "attach", app.name, check=0)
+    command = ["docker", "exec", "-i", app.id, "python3", "/tmp/app.py", str(chosen)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        brief, private = map(int, client.stdout.readline().split())
+        row_of(run, chosen, status="active")
+        assert row_of(run, private)["reason"].startswith("a debugger's own port (debugpy)")
+        client.communicate("\n", timeout=20)
+    assert names(logged(home, chosen))[0] == "forwarded"
+    assert "forwarded" not in names(logged(home, private))
+    assert logged(home, brief) == []

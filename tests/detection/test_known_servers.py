@@ -149,17 +149,26 @@ def test_a_port_that_somebody_has_chosen_is_no_tools_own(port: int, command_line
 
 
 @pytest.mark.parametrize(
-    ("port", "command_line", "is_brief"),
+    ("port", "command_line", "on_any_address", "on_loopback"),
     [
-        (36459, "/usr/bin/python3 -m debugpy --listen 5678 app.py", True),
-        (36459, "python3 -Xfrozen_modules=off /x/debugpy --connect 127.0.0.1:4 app.py", True),
-        (5000, "python3 -m debugpy --listen 5678 app.py", False),
-        (36459, "python3 app.py", False),
-        (36459, "python3 -m debugpy.adapter", False),
+        (36459, "/usr/bin/python3 -m debugpy --listen 5678 app.py", True, True),
+        (36459, "python3 -Xfrozen_modules=off /x/debugpy --connect 127.0.0.1:4 app.py", True, True),
+        (5000, "python3 -m debugpy --listen 5678 app.py", False, False),
+        (36459, "python3 app.py", False, True),  # debugpy.listen() in it
+        (36459, "/opt/venv/bin/python /opt/venv/bin/uvicorn app:app", False, True),
+        (36459, "python3.12 -m app", False, True),
+        (5000, "python3 app.py", False, False),
+        (36459, "node server.js --runtime python", False, False),
+        (36459, "/usr/bin/python3-config", False, False),
     ],
 )
-def test_ports_that_a_debugger_opens_for_a_moment_are_known(port: int, command_line: str, is_brief: bool) -> None:
-    assert may_be_brief(ForwardKey("tcp", None, port), command_line) is is_brief
+def test_ports_that_a_debugger_opens_for_a_moment_are_known(
+    port: int, command_line: str, on_any_address: bool, on_loopback: bool
+) -> None:
+    key = ForwardKey("tcp", None, port)
+    assert may_be_brief(key, command_line, {"0.0.0.0", "127.0.0.1"}) is on_any_address
+    assert may_be_brief(key, command_line, {"127.0.0.1"}) is on_loopback
+    assert may_be_brief(key, command_line, {"127.0.0.1", "::1"}) is on_loopback
 
 
 @pytest.mark.parametrize(

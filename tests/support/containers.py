@@ -7,8 +7,10 @@ after a failed test. A run id names the pytest process, so that the next run rem
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import random
 import shlex
 import socket
 import subprocess
@@ -40,6 +42,10 @@ for d in /proc/[0-9]*; do
 done
 echo "self $$"
 """
+
+
+_numbers = itertools.count(random.SystemRandom().randrange(10_000))
+"""Ports of servers that ask for none."""
 
 
 def run_id() -> str:
@@ -200,13 +206,15 @@ class Container:
         delay_s: float = 2.0,
         user: str = "",
     ) -> Server:
-        """Start a server and return when it listens. Port 0 takes a free one (see `.port`).
+        """Start a server and return when it listens. Port 0 takes one from 10000 to 19999 (see `.port`): on a random number of
+        the kernel a Python server may be a debugger's, which is not forwarded at once.
 
         Images without python3 (busybox, nolane) have `http` only, with a fixed page and a port that must be given.
         """
         if self.image in ("busybox", "nolane"):
             server = self._start_httpd(behaviour, bind, port, user)
         else:
+            port = port or 10_000 + next(_numbers) % 10_000
             argv = ["python3", f"{HELPER_DIR}/server.py", behaviour, "--bind", bind, "--port", str(port)]
             argv += ["--text", text, "--delay", str(delay_s)]
             words = self._first_line(argv, user).split()
