@@ -16,6 +16,7 @@ from typing import Any
 
 from autoforward.config.session_record import SessionRecord
 from autoforward.core.errors import AutoforwardError, UsageError
+from autoforward.core.model import IN_FOLDER
 from autoforward.net.bound_pair import lowest_bindable_port
 from autoforward.state.document import format_time
 from autoforward.state.folder import StatePaths
@@ -60,8 +61,9 @@ class Workspace:
             )
         if folder and place:
             return cls(record.endpoint.host, place)
-        where = f" in {project}" if record.project and project else ""
-        return cls(record.endpoint.host, f"{record.identity.anchor}{where}")
+        anchor = record.identity.in_folder(project).anchor
+        where = f"{IN_FOLDER}{project}" if record.project and project else ""
+        return cls(record.endpoint.host, anchor if anchor.endswith(where) else f"{anchor}{where}")
 
 
 def _are_related(one: str, other: str) -> bool:

@@ -17,6 +17,7 @@ from autoforward.core.identity.labels import LABEL_LOCAL_FOLDER, LABEL_PROJECT, 
 from autoforward.core.identity.names import did_you_mean, project_names
 from autoforward.core.js_regex import compiled, forget_searches
 from autoforward.core.model import (
+    COMPOSE_ANCHOR,
     NAME_ANCHOR,
     WORKSPACE_ANCHOR,
     ContainerInfo,
@@ -314,7 +315,7 @@ class SessionRecord:
             session_id=str(row["id"]),
             identity=Identity(
                 str(identity["engine"]), str(identity["anchor"]), _text(identity["service"]), int(identity["instance"])
-            ),
+            ).in_folder(sources.project_folder),
             endpoint=parse_endpoint(row["engine"]),
             container_id=str(row["container_id"]),
             container_name=str(row["container_name"]),
@@ -371,7 +372,9 @@ class SessionRecord:
     def in_container(self, info: ContainerInfo) -> SessionRecord:
         mounts = tuple(dict.fromkeys((*self.sources.mounts, *mounts_of(self.endpoint, info))))
         sources = replace(self.sources, mounts=mounts, project_folder=info.project_folder, own_names=info.own_names)
-        return replace(self.named(info.name), container_id=info.container_id, sources=sources, removed=None)
+        named = self.named(info.name)
+        identity = named.identity.in_folder(info.project_folder)
+        return replace(named, identity=identity, container_id=info.container_id, sources=sources, removed=None)
 
     def named(self, name: str) -> SessionRecord:
         """The same under another name of its container: what was known by the old name is known by the new one."""
@@ -457,7 +460,7 @@ def new_session_id() -> str:
 
 
 def identity_of(endpoint: EngineEndpoint, info: ContainerInfo) -> Identity:
-    """What stays when this container is rebuilt: workspace and config file, else compose project, else its name.
+    """What stays when this container is rebuilt: workspace and config file, else compose project and folder, else its name.
 
     What `docker compose run` has started goes by its name: it is beside the service, under the same labels.
     """
@@ -466,10 +469,10 @@ def identity_of(endpoint: EngineEndpoint, info: ContainerInfo) -> Identity:
     if info.workspace_folder and not info.is_one_off:
         anchor = f"{WORKSPACE_ANCHOR}{info.workspace_folder}:{info.config_file or ''}"
     elif service:
-        anchor = f"compose:{info.project}"
+        anchor = f"{COMPOSE_ANCHOR}{info.project}"
     else:
         anchor = f"{NAME_ANCHOR}{info.name}"
-    return Identity(endpoint.host, anchor, service, instance)
+    return Identity(endpoint.host, anchor, service, instance).in_folder(info.project_folder)
 
 
 def held_by(record: SessionRecord) -> str:

@@ -6,7 +6,7 @@ Vocabulary is that of SPEC.md, "Words". The side is always in the name: `host_po
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from autoforward.core.identity.labels import (
@@ -167,15 +167,17 @@ class LaneCapabilities:
     ipv6: bool = True
 
 
-WORKSPACE_ANCHOR, NAME_ANCHOR = "workspace:", "name:"
+WORKSPACE_ANCHOR, COMPOSE_ANCHOR, NAME_ANCHOR = "workspace:", "compose:", "name:"
+IN_FOLDER = " in "
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What stays when a container is rebuilt; the key of sticky leases.
 
-    `engine` is the endpoint; `anchor` is `workspace:<folder>:<config file>`, `compose:<project>` or `name:<name>`;
-    `service` and `instance` tell compose services apart.
+    `engine` is the endpoint; `anchor` is `workspace:<folder>:<config file>`, `compose:<project> in <folder>` (without
+    ` in <folder>` where the project's folder is not known) or `name:<name>`; `service` and `instance` tell compose services
+    apart.
     """
 
     engine: str
@@ -186,6 +188,12 @@ class Identity:
     def __str__(self) -> str:
         suffix = f"/{self.service}#{self.instance}" if self.service else ""
         return f"{self.engine}|{self.anchor}{suffix}"
+
+    def in_folder(self, project_folder: str | None) -> Identity:
+        """The same of the compose project in that folder, where this one does not say which."""
+        if project_folder is None or not self.anchor.startswith(COMPOSE_ANCHOR) or f"{IN_FOLDER}/" in self.anchor:
+            return self
+        return replace(self, anchor=f"{self.anchor}{IN_FOLDER}{project_folder}")
 
     @property
     def is_name(self) -> bool:

@@ -217,6 +217,8 @@ class Allocator:
         self._registry.transact(change)
 
     def _serve(self, document: RegistryDocument, now: datetime, attempts: Sequence[_Attempt]) -> None:
+        for identity in {attempt.request.identity for attempt in attempts}:
+            document.carry_over(identity)
         holders = _Holders(document, {self._process: True})
         # Who can take one number only comes first, then who had one: no other forward of this burst is given it.
         for attempt in sorted(attempts, key=lambda item: _rank(item.request, document)):
@@ -380,9 +382,10 @@ def _is_beside(one: Lease, other: Lease) -> bool:
 
 
 def _identity_of(session: Session) -> str:
-    identity = session.get("identity")
+    identity, sources = session.get("identity"), session.get("sources")
+    folder = sources.get("project_folder") if isinstance(sources, dict) else None
     try:
-        return str(Identity(**identity)) if isinstance(identity, dict) else ""
+        return str(Identity(**identity).in_folder(folder)) if isinstance(identity, dict) else ""
     except TypeError:
         return ""
 

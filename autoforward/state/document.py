@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -14,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from autoforward.core.errors import AutoforwardError
-from autoforward.core.model import ForwardKey, LeaseState, Source, Transport
+from autoforward.core.model import IN_FOLDER, ForwardKey, LeaseState, Source, Transport
 
 VERSION = 1
 RESERVATION_LIFE = timedelta(days=30)
@@ -157,6 +158,9 @@ SINCE_KEY = "bound_since"
 # Marks a lease of a forward in addition to the ordinary one of its port.
 ADDITIONAL_KEY = "additional"
 
+_IN_FOLDER = re.compile(r"(\|compose:[^/]*?)" + IN_FOLDER + r"/.*(?=/[^/]*#\d+$)", re.DOTALL)
+"""In the text of an identity: see `model.Identity`."""
+
 _MISSING = object()
 _LEASE_KEYS = tuple(item.name for item in fields(Lease) if item.name != "extra")
 _TEXT_KEYS = frozenset({"container_id", "id", "host_ip", "updated", "identity"})
@@ -203,6 +207,16 @@ class RegistryDocument:
         """The leases of (identity, transport, container_host, container_port), last updated first."""
         found = [lease for lease in self.entries if lease.identity == identity and lease.key == key]
         return sorted(found, key=lambda lease: lease.updated, reverse=True)
+
+    def carry_over(self, identity: str) -> None:
+        """Leases that an earlier version wrote of a compose service, without the project's folder, go to the first project of
+        that name that asks: it shared them with those in other folders.
+        """
+        before = _IN_FOLDER.sub(r"\1", identity)
+        if before != identity:
+            self.entries[:] = [
+                replace(lease, identity=identity) if lease.identity == before else lease for lease in self.entries
+            ]
 
     def upsert(self, lease: Lease) -> None:
         """Replace the entry with this id where it stands, or append it."""

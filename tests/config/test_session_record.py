@@ -142,6 +142,16 @@ def test_options_that_the_flags_would_not_have_let_through(change: dict[str, Any
         ),
         (
             {
+                "com.docker.compose.project": "shop",
+                "com.docker.compose.project.working_dir": "/src/shop",
+                "com.docker.compose.service": "api",
+            },
+            "compose:shop in /src/shop",
+            "api",
+            1,
+        ),
+        (
+            {
                 "devcontainer.local_folder": "/home/me/web",
                 "com.docker.compose.project": "shop",
                 "com.docker.compose.service": "api",
@@ -160,6 +170,21 @@ def test_identity_stays_when_a_container_is_rebuilt(
     assert before == Identity("unix:///engine", anchor, service, instance)
     assert identity_of(ENDPOINT, ContainerInfo("decaf0", "web", "exited", labels, image="other")) == before
     assert identity_of(EngineEndpoint("tcp://other", ""), ContainerInfo("c0ffee", "web", "running", labels)) != before
+
+
+def test_a_session_that_was_stored_without_its_projects_folder_is_of_that_folder() -> None:
+    labels = {
+        "com.docker.compose.project": "shop",
+        "com.docker.compose.project.working_dir": "/src/shop",
+        "com.docker.compose.service": "api",
+    }
+    info = ContainerInfo("c0ffee", "web", "running", labels)
+    before = replace(RECORD, identity=Identity(ENDPOINT.host, "compose:shop", "api"), project="shop", service="api")
+    for folder in ("/src/shop", None):  # still older ones say nothing of a folder
+        row = replace(before, sources=replace(before.sources, project_folder=folder)).to_json()
+        restored = SessionRecord.from_json(row)
+        assert restored.in_container(info).identity == identity_of(ENDPOINT, info)
+        assert restored.identity.anchor == ("compose:shop in /src/shop" if folder else "compose:shop")
 
 
 @pytest.mark.parametrize("number", ["", "x", "-1", "123456", "²", "1" * 5000])

@@ -235,6 +235,34 @@ def test_services_of_one_project_keep_their_numbers_in_whatever_order_they_come(
     assert home.get(of("db")).pair.host_port == port, "the other has not had it for long"
 
 
+def test_projects_of_one_name_in_two_folders_share_no_number(home: Home, port: int) -> None:
+    """What an earlier version wrote of both is the first one's; that one's stored session is no rival of its own."""
+
+    def of(folder: str) -> AllocationRequest:
+        return replace(wants(port, f"unix:///x|compose:shop{folder}/web#1"), row=replace(ROW, workspace=None))
+
+    with foreign(port):
+        stored = home.get(of(""))
+    home.give_back(stored)
+    home.now += timedelta(minutes=1)
+    with foreign(port):
+        one = home.get(of(" in /src/a"))
+        two = home.get(of(" in /src/b"))
+    assert (one.lease.id, one.pair.host_port) == (stored.lease.id, stored.pair.host_port)
+    assert two.lease.id != stored.lease.id
+    assert two.pair.host_port not in (port, one.pair.host_port)
+    identity = {"engine": "unix:///x", "anchor": "compose:shop", "service": "web", "instance": 1}
+    declared = [{"transport": "tcp", "container_port": port}]
+    session = {"id": "s", "identity": identity, "declared": declared, "sources": {"project_folder": "/src/a"}}
+    home.registry.transact(lambda document, _now: document.upsert_session(session))
+    home.now += timedelta(minutes=11)
+    home.give_back(one)
+    home.give_back(two)
+    again = home.get(of(" in /src/b"))
+    assert again.remap_reason == f"host port {port} is declared by None"
+    assert home.get(of(" in /src/a")).pair.host_port == port
+
+
 @pytest.mark.parametrize(("one_s", "two_s"), [(601, 30), (30, 601)])
 def test_a_port_keeps_another_number_only_if_both_have_settled(
     home: Home, port: int, one_s: float, two_s: float

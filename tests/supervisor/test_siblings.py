@@ -299,3 +299,19 @@ def test_an_installation_without_the_agent_is_said(service: Services, run: Runne
 def test_a_lane_that_was_asked_for_is_no_warning(service: Services, run: Runner, project: str) -> None:
     service("app")
     assert "warning" not in run("autoforward", "attach", "--lane", "socat", f"{project}/*", check=0).stderr
+
+
+def test_projects_of_one_name_in_two_folders_are_two(
+    container: ContainerFactory, run: Runner, home: Path, project: str
+) -> None:
+    """They may run at once: each service has its session and its numbers."""
+    port, found = free_port(), {}
+    for folder in ("/src/a", "/src/b"):
+        labels = {"project": project, "project.working_dir": folder, "service": "web", "container-number": "1"}
+        app = container(labels={f"com.docker.compose.{key}": value for key, value in labels.items()})
+        app.start_server(port=port, text=folder)
+        run("autoforward", "attach", app.name, check=0)
+        found[folder] = row_of(run, port, app.name, status="active")
+    assert {folder: text_of(row) for folder, row in found.items()} == {"/src/a": "/src/a", "/src/b": "/src/b"}
+    identities = {entry["identity"].partition("|")[2] for entry in registry(home)["entries"]}
+    assert identities == {f"compose:{project} in {folder}/web#1" for folder in found}

@@ -17,7 +17,7 @@ from autoforward.config.caller import bare_record
 from autoforward.config.resolve import configure, read_sources
 from autoforward.config.session_record import SessionRecord, meant, nearest_session, restorable
 from autoforward.core.errors import AutoforwardError, TargetError, UsageError
-from autoforward.core.model import ContainerInfo
+from autoforward.core.model import IN_FOLDER, ContainerInfo
 from autoforward.devcontainers.variables import names_in
 from autoforward.engine.endpoint import resolve_endpoint
 from autoforward.foreign.reader import is_folder, real_path
@@ -208,8 +208,13 @@ def _answers_for(target: str | None, approvals: Approvals) -> dict[Workspace, An
     return {
         workspace: known
         for workspace, known in approvals.all().items()
-        if known.answers and (places is None or workspace.place in places)
+        if known.answers and (places is None or _known_as(workspace.place) in places)
     }
+
+
+def _known_as(place: str) -> str:
+    """A real path as it is, a compose project or a container without the folder that tells it from others."""
+    return place if place.startswith("/") else place.partition(f"{IN_FOLDER}/")[0]
 
 
 def _places_of(target: str) -> Collection[str]:
