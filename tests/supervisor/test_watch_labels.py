@@ -95,7 +95,7 @@ async def test_a_fault_at_one_container_is_the_end_of_considering_that_one(
 
     monkeypatch.setattr(watch, "_adopt", adopt)
     for _ in range(2):
-        await watch._look()
+        await watch._attach_running()
     assert watch._has_looked
     assert adopted == ["good", "good"]
     assert looked_at.count("bad") == 1
