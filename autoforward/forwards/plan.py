@@ -206,17 +206,19 @@ def plan(
     overflow = undecided = looked_at = 0
 
     candidates: dict[ForwardKey, tuple[Source, PortSpec | None]] = {}
-    for declared in rules.manual:
-        candidates[declared.key] = ("manual", declared)
-    for declared in rules.declared:
-        candidates.setdefault(declared.key, ("declared", declared))
+    for spec in rules.manual:
+        candidates[spec.key] = ("manual", spec)
+    for spec in rules.declared:
+        source, asked = candidates.setdefault(spec.key, ("declared", spec))
+        if spec.host_port is not None and asked is not None and asked.host_port is None:
+            candidates[spec.key] = (source, spec)  # a SPEC without a host port changes none that a file asks for
     if rules.auto and rules.ports_are_here is None:
         # In the order in which they came: who has a place below the limit keeps it when a lower number turns up.
         for key in seen:
             if key.transport == "tcp" or key.container_port < EPHEMERAL_UDP:
                 candidates.setdefault(key, ("detected", None))
 
-    for key, (source, spec) in candidates.items():
+    for key, (source, asked) in candidates.items():
         here = seen.get(key.ordinary)
         is_open = here is not None and here.decide_at_s is not None
         if key in rules.stopped:
@@ -232,14 +234,14 @@ def plan(
                 continue
         process = here.process if here else None
         attributes = rules.attributes.resolve(key, process.command_line if process else None)
-        notice = _refusal(rules, key, source, spec, here, attributes)
+        notice = _refusal(rules, key, source, asked, here, attributes)
         if notice is not None and len(notices) < rules.max_forwards:
             notices[key] = notice
         elif notice is not None or len(forwards) + undecided >= rules.max_forwards:
             overflow += 1
         else:
-            pin = _pin(rules, key, spec)
-            refused = _refused_pin(rules, key, source, spec) or _refused_elevation(rules, key, process, pin)
+            pin = _pin(rules, key, asked)
+            refused = _refused_pin(rules, key, asked) or _refused_elevation(rules, key, process, pin)
             wanted = _wanted_forward(key, source, None if refused else pin, None if is_open else here, attributes)
             holds_s = 0.0 if wanted.serving else rules.wait_for_server_s
             held = f"new connections wait up to {holds_s:g} s for its server first" if holds_s else None
@@ -344,13 +346,13 @@ def _refusal(
         return notice("ignored", "onAutoForward is ignore")
     if source != "manual" and (elsewhere := _elsewhere(rules, key, seen)) is not None:
         return notice("ignored", elsewhere)
-    if source != "manual" and (published := _published(rules, key, source, spec, seen, attributes)) is not None:
+    if source != "manual" and (published := _published(rules, key, spec, seen, attributes)) is not None:
         return notice("published", f"published by the engine on {published.host_ip}:{published.host_port}", published)
     if rules.blocked is not None:
         return notice("failed", rules.blocked)
     if key.transport == "udp" and not rules.udp:
         return notice("failed", "UDP needs the agent lane, which is not available")
-    if attributes.require_local_port and (refused := _refused_pin(rules, key, source, spec)) is not None:
+    if attributes.require_local_port and (refused := _refused_pin(rules, key, spec)) is not None:
         return notice("failed", refused)
     return None
 
@@ -358,14 +360,13 @@ def _refusal(
 def _published(
     rules: SessionRules,
     key: ForwardKey,
-    source: Source,
     spec: PortSpec | None,
     seen: ObservedPort | None,
     attributes: PortAttributes,
 ) -> PublishedPort | None:
     """Where the engine publishes this port, if that will do: its server is reached there, under the number that is asked for."""
     there = () if _is_on_loopback(seen) else _publications(rules, key)
-    pin = None if _refused_pin(rules, key, source, spec) else _pin(rules, key, spec)
+    pin = None if _refused_pin(rules, key, spec) else _pin(rules, key, spec)
     wanted = pin or (key.container_port if attributes.require_local_port else None)
     return next((port for port in there if wanted is None or (port.host_port == wanted and _is_here(port))), None)
 
@@ -403,7 +404,7 @@ def _pin(rules: SessionRules, key: ForwardKey, spec: PortSpec | None) -> int | N
     return host_port_for(rules.local_ports, key.container_port) if key.container_host is None else None
 
 
-def _refused_pin(rules: SessionRules, key: ForwardKey, source: Source, spec: PortSpec | None) -> str | None:
+def _refused_pin(rules: SessionRules, key: ForwardKey, spec: PortSpec | None) -> str | None:
     """Why the pin does not count: one of the system's numbers, which the user has not granted. None where it does.
 
     A number that cannot be bound is left to the bind, which says so.
@@ -411,7 +412,7 @@ def _refused_pin(rules: SessionRules, key: ForwardKey, source: Source, spec: Por
     pin = _pin(rules, key, spec)
     if pin is None or not rules.lowest_port <= pin < FIRST_UNPRIVILEGED:
         return None
-    if source == "manual" and spec is not None and spec.host_port is not None:
+    if spec is not None and spec.host_port is not None and spec in rules.manual:
         return None
     for one in rules.low_ports:
         if one.low <= key.container_port <= one.high and one.host_low + key.container_port - one.low == pin:

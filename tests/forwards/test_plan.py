@@ -91,7 +91,8 @@ def test_a_port_that_listens_is_forwarded_at_once() -> None:
         (("3000",), (), "declared", None),
         (("3000",), ("3000",), "manual", None),
         (("3000",), ("8080:3000",), "manual", 8080),
-        (("9090:3000",), ("3000",), "manual", None),
+        (("9090:3000",), ("3000",), "manual", 9090),
+        (("9090:3000",), ("8080:3000",), "manual", 8080),
         ((), ("3000:3000",), "manual", 3000),
     ],
 )
@@ -108,6 +109,17 @@ def test_named_ports_alone_are_forwarded_without_auto() -> None:
     result = planned(SessionRules(auto=False, declared=specs("3000")), listening(3000, 4000))
     assert list(result.forwards) == [key(3000)]
     assert not result.notices
+
+
+def test_a_low_number_that_a_file_asks_for_is_not_granted_by_a_spec_that_names_none() -> None:
+    rules = SessionRules(
+        declared=specs("443:3000", "444:db:3000"), manual=specs("3000", "db:3000"), lowest_port=0, way_out="?"
+    )
+    for forward in planned(rules, listening(3000)).forwards.values():
+        assert (forward.source, forward.pinned_host_port) == ("manual", None)
+        assert "is not granted to it: ?" in (forward.note or "")
+    [own] = planned(replace(rules, manual=specs("443:3000"), declared=()), listening(3000)).forwards.values()
+    assert (own.pinned_host_port, own.note) == (443, None)
 
 
 @pytest.mark.parametrize("source", ["declared", "manual"])
