@@ -24,7 +24,17 @@ from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.images.recipes import HELPER_DIR
 from tests.support.conformance import dial, is_watcher, read_all
 from tests.support.containers import LABEL, Container, eventually, fetch, run_id
-from tests.support.observing import ask, begin_supervisor, free_port, logged, names, row_of, status_json, wait_event
+from tests.support.observing import (
+    IMPATIENT,
+    ask,
+    begin_supervisor,
+    free_port,
+    logged,
+    names,
+    row_of,
+    status_json,
+    wait_event,
+)
 
 pytestmark = pytest.mark.docker
 
@@ -354,14 +364,6 @@ def test_restart_of_the_container_gets_a_new_agent(container: ContainerFactory, 
     eventually(answers, timeout_s=20, what="the server behind its new agent")
     again = row_of(run, port, status="active")
     assert (again["localPort"], again["id"], again["lane"]) == (row["localPort"], row["id"], "agent")
-
-
-IMPATIENT = """
-from autoforward.dataplane.mux import exec_mux
-from autoforward.lanes import shell_watcher
-exec_mux.SILENCE_LIMIT_S, exec_mux.PING_INTERVAL_S, exec_mux.ENGINE_WORD_S = 1.0, 0.3, 1.0
-shell_watcher.PING_INTERVAL_S, shell_watcher.PONG_TIMEOUT_S, shell_watcher.ENGINE_WORD_S = 0.3, 1.0, 1.0
-"""
 
 
 @pytest.mark.parametrize("lane", ["agent", "socat"])

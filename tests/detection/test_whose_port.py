@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,29 @@ def serve_as(app: Container, user: str, port: int, program: str = "/tmp/tool/app
     app.raw.exec_run([program, "-c", LISTEN.format(port=port)], user=user, detach=True)
 
 
+PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+
+
+@pytest.fixture(params=[None, "1", "2"], ids=["as it is", "ptrace_scope 1", "ptrace_scope 2"])
+def ptrace_scope(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Who may look into a process: its parents, or only who may trace any; as it was afterwards. It is the engine's kernel's."""
+    if request.param is None:
+        yield
+        return
+    if not PTRACE_SCOPE.exists():
+        pytest.skip("this kernel has no yama: there is no ptrace_scope")
+    before = PTRACE_SCOPE.read_text()
+    try:
+        PTRACE_SCOPE.write_text(request.param)
+    except OSError as error:
+        pytest.skip(f"ptrace_scope is {before.strip()} here, and cannot be {request.param}: {error.strerror}")
+    try:
+        yield
+    finally:
+        PTRACE_SCOPE.write_text(before)
+
+
+@pytest.mark.usefixtures("ptrace_scope")
 def test_servers_of_another_user_in_a_roots_container(container: ContainerFactory, run: Runner, home: Path) -> None:
     """Nearly all published dev container images: root, `remoteUser` is somebody else."""
     folder = new_folder()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,9 +20,20 @@ from autoforward.engine.client import ContainerEvent, Engine
 from tests.conftest import Runner
 from tests.dataplane.test_direct_path import PIECE, SIZE, echo_of, listening_on_its_address
 from tests.images.recipes import HELPER_DIR
+from tests.support.conformance import dial
 from tests.support.containers import Container, eventually, fetch
 from tests.support.engines.podman import PodmanService, podman_with
-from tests.support.observing import free_port, row_of, status_json
+from tests.support.observing import (
+    IMPATIENT,
+    ask,
+    begin_supervisor,
+    free_port,
+    logged,
+    row_of,
+    status_json,
+    steps,
+    wait_event,
+)
 
 pytestmark = pytest.mark.docker
 
@@ -126,6 +138,27 @@ def test_life_of_a_container_is_told(box: Callable[..., Container], podman: Podm
     mine = [event for event in heard if event.container_id == app.id]
     assert [event.action for event in mine] == ["create", "start", "die", "remove"]
     assert {(event.name, event.labels["color"]) for event in mine} == {(app.name, "blue")}
+
+
+@pytest.mark.parametrize("lane", ["agent", "socat"])
+def test_connections_survive_a_pause(box: Callable[..., Container], run: Runner, home: Path, lane: str) -> None:
+    """Also one that is longer than the time after which an agent or a watcher that says nothing is given up."""
+    begin_supervisor(home, IMPATIENT)
+    port = free_port()
+    app = box("python3", SERVER, "echo", "--port", str(port))
+    run("autoforward", "attach", app.name, "--lane", lane, check=0)
+    with dial(row_of(run, port, status="active")["localPort"]) as client:
+        assert ask(client, b"before\n", ends=b"\n") == b"before\n"
+        app.raw.pause()
+        try:
+            wait_event(home, "reconnecting", port)
+            assert "paused" in row_of(run, port)["reason"]
+            time.sleep(4)  # beyond all limits of this supervisor
+        finally:
+            app.raw.unpause()
+        assert ask(client, b"after\n", ends=b"\n") == b"after\n"
+    row_of(run, port, status="active")
+    assert steps(logged(home, port)) == ["forwarded", "reconnecting", "reconnected"]
 
 
 def test_shell_lanes_serve_and_end(box: Callable[..., Container], run: Runner) -> None:
