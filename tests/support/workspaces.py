@@ -191,8 +191,8 @@ def _clean_up(workspace: Workspace) -> None:
         label = {"label": f"com.docker.compose.project={project}"}
         for network in workspace.client.networks.list(filters=label):
             network.remove()
-    for image in workspace.client.images.list():
-        for tag in image.tags:
+    for image in workspace.client.api.images():  # one request; `images.list` inspects each
+        for tag in image["RepoTags"] or ():
             if workspace.folder.name in tag:
                 workspace.client.images.remove(tag, force=True)
 
