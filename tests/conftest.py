@@ -36,7 +36,7 @@ from tests.nightly import is_nightly
 from tests.support.agent_build import build
 from tests.support.containers import LABEL, ComposeProject, Container, event_lines, run_id, sweep, sweep_dead_runs
 from tests.support.emulation import CannotEmulateError, emulation
-from tests.support.fork_server import can_fork, fork_server
+from tests.support.fork_server import as_text, can_fork, fork_server
 
 # More fixtures: of faults, of the agent and sessions without an engine, of what a devcontainer CLI brings up.
 pytest_plugins = ["tests.support.fault_fixtures", "tests.support.local_fixtures", "tests.support.workspaces"]
@@ -395,7 +395,9 @@ class Runner:
         """
         whole = command_env(self.home, {**self.always, **(env or {})})
         if not real and can_fork(argv, whole):
-            done = fork_server().run(argv, env=whole, cwd=cwd, timeout_s=timeout_s, input=input, forks=self.forks)
+            done = as_text(
+                fork_server().run(argv, env=whole, cwd=cwd, timeout_s=timeout_s, input=input, forks=self.forks)
+            )
         else:
             source = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
             done = subprocess.run(

@@ -19,6 +19,7 @@ from autoforward.agent_protocol import decoder
 from autoforward.agent_protocol.frames import SocketEntry
 from autoforward.core.budget import EVENTS, PATIENCE_S
 from tests.conftest import ContainerFactory, Runner
+from tests.nightly import times
 from tests.product.test_hostile import in_background
 from tests.support import agent_wire
 from tests.support.containers import PTRACE, Container, eventually
@@ -29,7 +30,7 @@ from tests.support.traffic import Traffic
 
 pytestmark = pytest.mark.faults
 
-ATTEMPTS = 200
+ATTEMPTS = times(100, 200)
 
 # Stops what speaks for us and says `said`, over and over: in the agent's place, or as the watcher, from its second frame on.
 SPEAK = """
@@ -75,13 +76,13 @@ while True:
 FOR_EVER = 1 << 60
 
 
-def speak(bad: Container, said: bytes, *, pause_s: float = 0.0, times: int = FOR_EVER) -> None:
+def speak(bad: Container, said: bytes, *, pause_s: float = 0.0, count: int = FOR_EVER) -> None:
     """In the agent's place; no bytes: snapshots of the shell watcher, none of them with a socket in it."""
     mark = "/.autoforward/agent-" if said else "autoforward-watcher"
     packed = zlib.compress(said, 9).hex()
     assert len(packed) < 100_000, "more than an argument may have"
     # The mark not as it is: this command line would be taken for ours.
-    in_background(bad, ["python3", "-c", SPEAK, f"-{mark}", packed, str(pause_s), str(times)])
+    in_background(bad, ["python3", "-c", SPEAK, f"-{mark}", packed, str(pause_s), str(count)])
 
 
 def snapshot(seed: int, sockets: int) -> bytes:
@@ -181,7 +182,7 @@ def test_a_window_of_data_in_pieces_of_two_bytes(
     host_port = row_of(run, server.port, status="active")["localPort"]
     with watched(neighbour) as harm, socket.create_connection(("127.0.0.1", host_port), timeout=20) as client:
         client.sendall(b"GET ")  # half a request: the server says nothing
-        speak(bad, decoder.encode_data(1, b"xx") * 400, times=(1 << 20) // 2 // 400)
+        speak(bad, decoder.encode_data(1, b"xx") * 400, count=(1 << 20) // 2 // 400)
         harm.last(2 * ATTEMPTS)
         assert client.recv(6) == b"xxxxxx"
     row = fault("container sends a megabyte in pieces of two bytes")

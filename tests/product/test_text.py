@@ -19,6 +19,7 @@ from tests.conftest import ContainerFactory, Runner, command_env, script
 from tests.core.test_masking import HARMLESS, SECRETS
 from tests.support import agent_wire
 from tests.support.containers import PTRACE, Container, eventually
+from tests.support.fork_server import can_fork, fork_server
 from tests.support.observing import Command, dev_container_labels, free_port, registry, row_of, rows
 from tests.support.page_client import Stream
 from tests.support.terminal import Terminal
@@ -44,14 +45,18 @@ class Outputs:
         self.said = b""
 
     def run(self, *argv: str, status: int | None = 0, **env: str) -> bytes:
-        done = subprocess.run(
-            [script(argv[0]), *argv[1:]],
-            env=command_env(self._home, env),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
+        whole = command_env(self._home, env)
+        if can_fork(argv, whole):
+            done = fork_server().run(argv, env=whole, cwd=None, timeout_s=120)
+        else:
+            done = subprocess.run(
+                [script(argv[0]), *argv[1:]],
+                env=whole,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=120,
+                check=False,
+            )
         both = done.stdout + done.stderr
         assert status in (None, done.returncode), (argv, both)
         assert controls(both) == set(), (argv, both)

@@ -129,7 +129,7 @@ class ForkServer:
         timeout_s: float,
         input: str | None = None,
         forks: bool = True,
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> subprocess.CompletedProcess[bytes]:
         """As subprocess.run does, also in that it waits until the last that has its stdout has closed it."""
         deadline_s = time.monotonic() + timeout_s
         with contextlib.ExitStack() as stack:
@@ -162,7 +162,7 @@ def _source(text: str | None) -> int:
     return read
 
 
-def _read_all(streams: Sequence[int], deadline_s: float) -> list[str]:
+def _read_all(streams: Sequence[int], deadline_s: float) -> list[bytes]:
     got = {fd: bytearray() for fd in streams}
     with selectors.DefaultSelector() as selector:
         for fd in streams:
@@ -176,8 +176,13 @@ def _read_all(streams: Sequence[int], deadline_s: float) -> list[str]:
                 got[key.fd] += piece
                 if not piece:
                     selector.unregister(key.fd)
-    # As a text stream has it.
-    return [re.sub("\r\n?", "\n", bytes(got[fd]).decode()) for fd in streams]
+    return [bytes(got[fd]) for fd in streams]
+
+
+def as_text(done: subprocess.CompletedProcess[bytes]) -> subprocess.CompletedProcess[str]:
+    """As subprocess.run has it with `text=True`."""
+    stdout, stderr = (re.sub("\r\n?", "\n", data.decode()) for data in (done.stdout, done.stderr))
+    return subprocess.CompletedProcess(done.args, done.returncode, stdout, stderr)
 
 
 @functools.cache
