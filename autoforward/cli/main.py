@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoforward import __version__
-from autoforward.cli.commands.service_texts import service
+from autoforward.cli.commands.service import service
 from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.places import check_known, say_unknown, session_name
 from autoforward.cli.console.printing import show, show_json

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -14,9 +14,9 @@ from click.core import ParameterSource
 from autoforward.cli.console import output
 from autoforward.cli.console.printing import show, show_json
 from autoforward.core.errors import AutoforwardError
-from autoforward.service import manager_of
-from autoforward.service.manager import NoManagerError
-from autoforward.service.units import Definition, parse_variable
+
+if TYPE_CHECKING:
+    from autoforward.service.units import Definition
 
 WORTH_GIVING = ("AUTOFORWARD_HOME", "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG")
 """Set here and not for the service, these make it another engine's, or another supervisor's."""
@@ -24,40 +24,32 @@ WORTH_GIVING = ("AUTOFORWARD_HOME", "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CON
 NOT_INSTALLED = 4
 
 
-def flags_given(context: click.Context, command: click.Command) -> list[str]:
-    """The flags of `command` that were given to this one, as they would be typed; files by their full path."""
-    words: list[str] = []
-    for option in command.params:
-        if not isinstance(option, click.Option) or option.name is None or option.name not in context.params:
-            continue
-        if context.get_parameter_source(option.name) is not ParameterSource.COMMANDLINE:
-            continue
-        value, flag = context.params[option.name], option.opts[0]
-        if option.is_flag:
-            words.append(flag)
-            continue
-        for one in value if option.multiple else [value]:
-            words += [flag, os.path.abspath(one) if flag == "--settings" else str(one)]  # noqa: PTH100  # keeps links
-    return words
+@click.group(cls=output.Group, epilog="\b\nExamples:\n  autoforward service install\n  autoforward service status")
+def service() -> None:
+    """Start `autoforward watch` at login, with your own systemd (Linux) or launchd (macOS). Never needs root."""
 
 
-def definition_of(flags: Sequence[str], variables: Sequence[str]) -> Definition:
-    """What is started at login. Raises UsageError for variables that cannot be had."""
-    environment = dict(parse_variable(text, dict(os.environ)) for text in variables)
-    return Definition((our_program(), "watch", *flags), tuple(sorted(environment.items())))
+@service.command(
+    epilog="\b\nExamples:\n  autoforward service install\n  autoforward service install --env DOCKER_HOST\n"
+    "  autoforward service install --print"
+)
+@click.option("--print", "print_only", is_flag=True, help="Print the unit, change nothing.")
+@click.option(
+    "--env", "variables", multiple=True, metavar="NAME[=VALUE]", help="Set an environment variable of the service."
+)
+@output.watch_options
+@output.session_options()
+@output.engine_options
+@click.pass_context
+def install(context: click.Context, /, *, print_only: bool, variables: tuple[str, ...], **_flags: object) -> int:
+    """Install the service, enable and start it. Takes the flags of `autoforward watch`, which it hands on.
 
+    Prints what it did. Run it again with other flags to change the service and restart it.
+    """
+    from autoforward.service import manager_of
+    from autoforward.service.manager import NoManagerError
 
-def our_program() -> str:
-    """The console script that runs now; a link to it stays a link, for upgrades."""
-    called = Path(sys.argv[0])
-    if called.name == "autoforward" and (found := shutil.which(called)):
-        return os.path.abspath(found)  # noqa: PTH100  # keeps links
-    beside = Path(sys.executable).with_name("autoforward")
-    return str(beside) if beside.exists() else shutil.which("autoforward") or str(beside)
-
-
-def install(definition: Definition, *, print_only: bool) -> int:
-    """Exit status. With `print_only` nothing is changed and no service manager is asked."""
+    definition = _definition_of(_flags_given(context, _watch(context)), variables)
     manager = manager_of()
     if print_only:
         for line in manager.text(definition).splitlines():
@@ -77,15 +69,26 @@ def install(definition: Definition, *, print_only: bool) -> int:
     return 0
 
 
+@service.command(epilog="\b\nExamples:\n  autoforward service uninstall")
 def uninstall() -> int:
-    """Exit status. Nothing there is fine."""
+    """Stop the service and remove all that `install` made. Succeeds also if nothing is installed."""
+    from autoforward.service import manager_of
+
     for line in manager_of().uninstall() or ["Nothing to do: it is not installed"]:
         output.say(f"{line}.")
     return 0
 
 
-def status(as_json: bool) -> int:
-    """Exit status: 0 it runs, 1 it does not, 4 it is not installed."""
+@service.command(
+    name="status", epilog="\b\nExamples:\n  autoforward service status\n  autoforward service status --json"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def service_status(as_json: bool) -> int:
+    """Show the service's state: exit 0 if it runs, 1 if it does not, 4 if it is not installed."""
+    import shutil
+
+    from autoforward.service import manager_of
+
     manager = manager_of()
     program = manager.program()
     if program is None:
@@ -118,3 +121,46 @@ def status(as_json: bool) -> int:
         if not there:
             output.warn(f"{program}, which it starts, is not there any more", hint="`autoforward service install`")
     return 0 if health.state == "running" else 1
+
+
+def _flags_given(context: click.Context, command: click.Command) -> list[str]:
+    """The flags of `command` that were given to this one, as they would be typed; files by their full path."""
+    words: list[str] = []
+    for option in command.params:
+        if not isinstance(option, click.Option) or option.name is None or option.name not in context.params:
+            continue
+        if context.get_parameter_source(option.name) is not ParameterSource.COMMANDLINE:
+            continue
+        value, flag = context.params[option.name], option.opts[0]
+        if option.is_flag:
+            words.append(flag)
+            continue
+        for one in value if option.multiple else [value]:
+            words += [flag, os.path.abspath(one) if flag == "--settings" else str(one)]  # noqa: PTH100  # keeps links
+    return words
+
+
+def _watch(context: click.Context) -> click.Command:
+    """The command that the service runs: its flags are those of `install`."""
+    root = context.find_root().command
+    assert isinstance(root, click.Group)
+    return root.commands["watch"]
+
+
+def _definition_of(flags: Sequence[str], variables: Sequence[str]) -> Definition:
+    """What is started at login. Raises UsageError for variables that cannot be had."""
+    from autoforward.service.units import Definition, parse_variable
+
+    environment = dict(parse_variable(text, dict(os.environ)) for text in variables)
+    return Definition((_our_program(), "watch", *flags), tuple(sorted(environment.items())))
+
+
+def _our_program() -> str:
+    """The console script that runs now; a link to it stays a link, for upgrades."""
+    import shutil
+
+    called = Path(sys.argv[0])
+    if called.name == "autoforward" and (found := shutil.which(called)):
+        return os.path.abspath(found)  # noqa: PTH100  # keeps links
+    beside = Path(sys.executable).with_name("autoforward")
+    return str(beside) if beside.exists() else shutil.which("autoforward") or str(beside)
