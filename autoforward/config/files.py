@@ -75,11 +75,6 @@ def read_user_file(path: str | Path) -> tuple[Settings, Document | None]:
     return read_settings_file(path)
 
 
-def parse_toml(text: str | bytes, place: str) -> Settings:
-    """Raises UsageError `PLACE:LINE: KEY: …` (`PLACE:LINE:COLUMN: …` for what is no TOML)."""
-    return settings_of(reader.parse(text, "toml", place))
-
-
 def customizations_of(config: Mapping[str, object]) -> object | None:
     """`customizations.autoforward` of a devcontainer.json or a metadata entry, None where there is none."""
     customizations = config.get(CUSTOMIZATIONS[0])

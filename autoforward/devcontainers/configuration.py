@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeGuard
 from autoforward.core.errors import UsageError
 from autoforward.core.identity.labels import LABEL_CONFIG_FILE, LABEL_LOCAL_FOLDER, LABEL_METADATA
 from autoforward.core.model import ForwardKey, PortSpec
-from autoforward.core.port_spec import decode_port_spec, encode_port_spec, is_own_name, is_port, parse_port_spec
+from autoforward.core.port_spec import is_own_name, is_port, parse_port_spec
 from autoforward.devcontainers.port_attributes import NO_RULES, AttributeRules, bounded, parse_attributes, quoted
 from autoforward.foreign import reader
 from autoforward.foreign.limits import MAX_CONFIG_BYTES
@@ -48,36 +48,6 @@ class PortConfiguration:
     declared: tuple[PortSpec, ...] = ()
     rules: AttributeRules = NO_RULES
     warnings: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form, as sessions are stored; `from_json` is its inverse."""
-        return {
-            "declared": [encode_port_spec(spec) for spec in self.declared],
-            "rules": self.rules.to_json(),
-            "warnings": list(self.warnings),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PortConfiguration:
-        """Return what `to_json` wrote. Raises ValueError on anything else."""
-        declared, rules, warnings = data.get("declared", []), data.get("rules", {}), data.get("warnings", [])
-        if not isinstance(declared, list) or not isinstance(rules, Mapping) or not isinstance(warnings, list):
-            raise ValueError("not a stored port configuration")
-        if not all(isinstance(spec, Mapping) for spec in declared):
-            raise ValueError("not a stored port configuration: declared holds no SPECs")
-        return cls(
-            tuple(decode_port_spec(spec) for spec in declared),
-            AttributeRules.from_json(rules),
-            tuple(str(warning) for warning in warnings),
-        )
-
-
-def parse_config_text(text: str | bytes, place: str) -> dict[str, Any]:
-    """The text of a devcontainer.json: JSON with comments and trailing commas, an object at the top.
-
-    Raises UsageError "PLACE:LINE:COLUMN: ..." (both from 1) on anything else.
-    """
-    return dict(reader.parse(text, "json", place).table)
 
 
 def read_config_file(path: str | Path, rule: Rule = ANYWHERE, belongs_to: str | None = None) -> Document:

@@ -367,8 +367,3 @@ class DocumentEncoder:
         return f'{{"version":{document.version},\n"entries":{entries},\n"sessions":{sessions}{extra}}}\n'.encode(
             "ascii"
         )
-
-
-def encode_document(document: RegistryDocument) -> bytes:
-    """One document as `DocumentEncoder` has it."""
-    return DocumentEncoder().encode(document)

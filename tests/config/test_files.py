@@ -9,16 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoforward.config.files import (
-    parse_toml,
     project_settings_path,
     read_customizations,
     read_settings_file,
+    settings_of,
     user_settings_path,
 )
 from autoforward.core.errors import UsageError
 from autoforward.core.setting_values import LocalPorts
 from autoforward.core.settings import NO_SETTINGS, Settings
 from autoforward.devcontainers.configuration import read_config_file
+from autoforward.foreign import reader
 from autoforward.foreign.reader import Document
 
 pytestmark = pytest.mark.unit
@@ -70,24 +71,24 @@ def test_a_file_that_is_not_there_sets_nothing_unless_it_was_named(tmp_path: Pat
 )
 def test_line_and_key_of_what_is_wrong(text: str, problem: str) -> None:
     if not problem:
-        assert parse_toml(text.encode(), "f") == NO_SETTINGS
+        assert settings_of(reader.parse(text.encode(), "toml", "f")) == NO_SETTINGS
         return
     with pytest.raises(UsageError) as caught:
-        parse_toml(text.encode(), "f")
+        settings_of(reader.parse(text.encode(), "toml", "f"))
     assert str(caught.value).startswith(problem)
     assert "\n" not in str(caught.value)
 
 
 def test_bytes_that_are_no_text() -> None:
     with pytest.raises(UsageError, match=r"^f:2:9: not UTF-8"):
-        parse_toml(b"# x\nlane = '\xff'", "f")
-    assert parse_toml(b"\xef\xbb\xbflane = 'nc'", "f") == Settings(lane="nc")
+        settings_of(reader.parse(b"# x\nlane = '\xff'", "toml", "f"))
+    assert settings_of(reader.parse(b"\xef\xbb\xbflane = 'nc'", "toml", "f")) == Settings(lane="nc")
 
 
 @given(st.binary(max_size=60) | st.text(alphabet="[]{}=\"'#.\n ab1,", max_size=60).map(str.encode))
 def test_any_bytes_are_settings_or_an_error(data: bytes) -> None:
     try:
-        parse_toml(data, "f")
+        settings_of(reader.parse(data, "toml", "f"))
     except UsageError as error:
         assert str(error).startswith("f:")
 

@@ -19,14 +19,14 @@ from autoforward.devcontainers.configuration import (
     find_config_file,
     merge_configurations,
     merged_for_container,
-    parse_config_text,
     parse_metadata_label,
     ports_from_configuration,
     read_config_file,
     read_local_features,
     shutdown_action,
 )
-from autoforward.devcontainers.port_attributes import MAX_WARNINGS, parse_attributes
+from autoforward.devcontainers.port_attributes import MAX_WARNINGS
+from autoforward.foreign import reader
 from autoforward.foreign.limits import MAX_FILE_VALUES
 
 pytestmark = pytest.mark.unit
@@ -34,11 +34,11 @@ pytestmark = pytest.mark.unit
 
 def test_comments_and_trailing_commas() -> None:
     text = '// c\n{ /* c */ "forwardPorts": [3000, 4000,], "name": "a//b", }\n'
-    assert parse_config_text(text, "f") == {"forwardPorts": [3000, 4000], "name": "a//b"}
+    assert reader.parse(text, "json", "f").table == {"forwardPorts": [3000, 4000], "name": "a//b"}
 
 
 def test_byte_order_mark_and_variables_are_left_alone() -> None:
-    assert parse_config_text('\ufeff{"name": "${localEnv:HOME}"}', "f") == {"name": "${localEnv:HOME}"}
+    assert reader.parse('\ufeff{"name": "${localEnv:HOME}"}', "json", "f").table == {"name": "${localEnv:HOME}"}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_byte_order_mark_and_variables_are_left_alone() -> None:
 )
 def test_bad_json_says_where(text: str, where: str) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_config_text(text, "f")
+        reader.parse(text, "json", "f")
     assert str(caught.value).startswith(where)
     assert "\n" not in str(caught.value)
 
@@ -291,20 +291,6 @@ def test_a_label_of_the_largest_size_costs_little(entry: str) -> None:
     assert len(configuration.declared) == MAX_DECLARED
     said = "only the first 1000 are used" if entry == "many" else "is left out: there are"
     assert any(said in warning for warning in configuration.warnings)
-
-
-def test_json_round_trip() -> None:
-    rules, _ = parse_attributes({"3000": {"label": "web"}}, {"onAutoForward": "silent"}, "f")
-    configuration = ports_from_configuration({"forwardPorts": [3000, "db:5432", 0], "appPort": "8080:80"}, "f")
-    configuration = PortConfiguration(configuration.declared, rules, configuration.warnings)
-    assert configuration.warnings
-    assert PortConfiguration.from_json(json.loads(json.dumps(configuration.to_json()))) == configuration
-
-
-@pytest.mark.parametrize("data", [{"declared": 5}, {"declared": [5]}, {"declared": [{}]}, {"rules": 1}])
-def test_a_damaged_stored_form_is_refused(data: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="not a stored"):
-        PortConfiguration.from_json(data)
 
 
 def test_features_in_folders_say_what_they_want_in_ports(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from autoforward.lanes.watcher_protocol import (
     encode_sockets,
     parse_answer,
 )
-from autoforward.state.document import ADDITIONAL_KEY, HELD_KEY, SINCE_KEY, Lease, encode_document, parse_document
+from autoforward.state.document import ADDITIONAL_KEY, HELD_KEY, SINCE_KEY, DocumentEncoder, Lease, parse_document
 from autoforward.state.event_lines import LINE_PREFIX
 from autoforward.state.event_log import PortEvent, list_row
 from autoforward.state.folder import StatePaths
@@ -79,7 +79,7 @@ def test_the_registry_example_is_one_that_we_write() -> None:
     document = parse_document(text.encode())
     assert not document.foreign_entries
     assert not document.extra
-    assert encode_document(document).decode() == text
+    assert DocumentEncoder().encode(document).decode() == text
     # Through JSON: tuples are written as arrays.
     read = [SessionRecord.from_json(row).to_json() for row in document.sessions]
     assert json.loads(json.dumps(read)) == document.sessions

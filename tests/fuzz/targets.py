@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from autoforward.agent_protocol import decoder, frames
 from autoforward.config import resolve as session_config
-from autoforward.config.files import parse_toml
+from autoforward.config.files import settings_of
 from autoforward.core.choices import LaneChoice
 from autoforward.core.errors import ProtocolError, UsageError
 from autoforward.core.js_regex import Expression, ExpressionError
@@ -28,15 +28,13 @@ from autoforward.detection.proc_net import MAX_DIALS, MAX_ROWS, dial_addresses, 
 from autoforward.devcontainers.configuration import (
     LABEL_LOCAL_FOLDER,
     LABEL_METADATA,
-    PortConfiguration,
     merge_configurations,
-    parse_config_text,
     parse_metadata_label,
     ports_from_configuration,
 )
 from autoforward.devcontainers.port_attributes import AttributeRules, clean_text, parse_attributes
 from autoforward.engine.exec_stream import FrameDecoder
-from autoforward.foreign import work
+from autoforward.foreign import reader, work
 from autoforward.lanes.probe import choose_lane, explain_exec_failure, parse_probe
 from autoforward.lanes.relay_tools import Dialect
 from autoforward.lanes.tool_output import classify_line
@@ -239,8 +237,10 @@ def command_line(data: bytes) -> None:
 
 def _configuration(entries: Sequence[dict[str, Any]]) -> None:
     configuration = ports_from_configuration(merge_configurations(entries), "label")
-    stored = json.loads(json.dumps(configuration.to_json()))
-    _must(PortConfiguration.from_json(stored) == configuration, "stored and read again", configuration)
+    stored = json.loads(json.dumps(configuration.rules.to_json()))
+    _must(AttributeRules.from_json(stored) == configuration.rules, "stored and read again", configuration)
+    specs = json.loads(json.dumps([encode_port_spec(spec) for spec in configuration.declared]))
+    _must(tuple(map(decode_port_spec, specs)) == configuration.declared, "stored and read again", configuration)
     for warning in configuration.warnings:
         _must(warning.isprintable(), "a warning is one line", warning)
     _resolve(configuration.rules)
@@ -299,7 +299,7 @@ def file_of_toml(data: bytes) -> None:
 
 def config_file(data: bytes) -> None:
     try:
-        config = parse_config_text(data.decode("utf-8", "replace"), "devcontainer.json")
+        config = dict(reader.parse(data.decode("utf-8", "replace"), "json", "devcontainer.json").table)
     except UsageError:
         return
     _configuration([config])
@@ -307,7 +307,7 @@ def config_file(data: bytes) -> None:
 
 def settings(data: bytes) -> None:
     try:
-        found = parse_toml(data, "config.toml")
+        found = settings_of(reader.parse(data, "toml", "config.toml"))
     except UsageError as error:
         _must(str(error).isprintable(), "an error is one line", error)
         return

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from autoforward.core.model import ForwardKey
 from autoforward.state import folder as paths_module
-from autoforward.state.document import MAX_RESERVED, encode_document, parse_document, parse_time
+from autoforward.state.document import MAX_RESERVED, DocumentEncoder, parse_document, parse_time
 from autoforward.state.folder import StateFolderError, StatePaths
 from autoforward.state.registry import (
     MAX_SET_ASIDE,
@@ -127,7 +127,7 @@ def test_block_that_raises_writes_nothing(paths: StatePaths, registry: Registry)
         b'{"version":1,"sessions":[{}]}',
         b"\xff\xfe",
         b"[" * 100_000,
-        encode_document(RegistryDocument())[:-3],
+        DocumentEncoder().encode(RegistryDocument())[:-3],
     ],
     ids=lambda data: repr(data[:30]),
 )
@@ -342,7 +342,7 @@ SESSIONS = st.builds(lambda name, more: {**more, "id": name}, TEXT, st.dictionar
 @given(st.lists(LEASES, max_size=4), st.lists(SESSIONS, max_size=3))
 def test_a_document_survives_the_file(leases: list[Lease], sessions: list[dict[str, str]]) -> None:
     document = RegistryDocument(entries=leases, sessions=sessions)
-    data = encode_document(document)
+    data = DocumentEncoder().encode(document)
     assert parse_document(data) == document
     assert len(data.splitlines()) == 3 + len(leases) + len(sessions)
 
