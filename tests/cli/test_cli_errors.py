@@ -99,6 +99,7 @@ def test_devup_names_a_bad_spec_too(run: Runner) -> None:
         (["autoforward", "attach", "web", "--context", "nope"], "'nope'"),
         (["devdown", "--context", "nope"], "'nope'"),
         (["devdown", "--frobnicate"], "--frobnicate"),
+        (["devdown", "--forwards-olny"], "Did you mean '--forwards-only'?"),
         (["devup", "--forward-port", "3000", "--workspace-folder", "."], "--auto-forward"),
         (["devup", "--auto-forward", "--lane", "pigeon"], "'pigeon'"),
     ],

@@ -14,6 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from autoforward import __version__
 from autoforward.cli import devdown, devup
 from autoforward.cli.main import main
 from scripts import man
@@ -52,6 +53,22 @@ def path_of(name: str) -> Path:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_what_was_agreed_on(name: str) -> None:
     assert help_of(name) == path_of(name).read_text()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_short_help_flag_is_the_long_one(name: str) -> None:
+    """Seen: `devdown -h` was no option."""
+    text = help_of(name)
+    program, *rest = name.split()
+    COMMANDS[name]._help_option = None
+    result = CliRunner().invoke(COMMANDS[program], [*rest, "-h"], prog_name=program, terminal_width=100)
+    assert (result.exit_code, result.stdout) == (0, text)
+
+
+@pytest.mark.parametrize("program", ["autoforward", "devup", "devdown"])
+def test_every_program_says_its_version(program: str) -> None:
+    result = CliRunner().invoke(COMMANDS[program], ["--version"], prog_name=program)
+    assert (result.exit_code, result.stdout) == (0, f"{program}, version {__version__}\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
