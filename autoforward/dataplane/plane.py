@@ -12,12 +12,14 @@ Why not asyncio here: a plain selector loop took 93 µs of CPU for a relayed con
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from autoforward.dataplane.agents import Agents
@@ -111,6 +113,12 @@ class DataPlane:
             self._refuse(command)
         else:
             self._loop.wake()
+
+    async def drain(self, forward_ids: frozenset[str], timeout_s: float) -> bool:
+        """Wait until the connections of these forwards have ended; False when they were cut at the deadline."""
+        done: Future[bool] = Future()
+        self.submit(Drain(forward_ids, timeout_s, done))
+        return await asyncio.wrap_future(done)
 
     def stop(self) -> None:
         """End the loop and cut what is left. Idempotent. Relays' processes end with their session's watcher."""

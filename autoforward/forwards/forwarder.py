@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -311,8 +311,8 @@ class Forwarder:
         """End every forward: listeners closed, connections cut, leases reserved, events written."""
         await self._close(list(self._forwards.values()), reason, reset=True)
         notices, self._notices = self._notices, {}
-        for notice in notices.values():
-            await self._publish_notice("unforwarded", replace(notice, reason=reason))
+        ends = [self._notice_event("unforwarded", replace(notice, reason=reason)) for notice in notices.values()]
+        await self._publish_all(ends)
         await self._summarise(None)
 
     async def give_up(self, numbers: Set[tuple[str, int]]) -> None:
@@ -398,7 +398,7 @@ class Forwarder:
         """The server is gone: refuse connections, keep the number."""
         if row.pair is None or row.forward_id is None:
             return
-        await self._stop_accepting(row.forward_id, reset=False)
+        await self._stop_accepting([row.forward_id], reset=False)
         stop_listening(row.pair)
         row.wanted, row.status = wanted, "waiting"
         self._tell_waiting()
@@ -417,26 +417,30 @@ class Forwarder:
 
     async def _close(self, rows: Sequence[Forward], reason: str | None, *, reset: bool) -> None:
         """End these. Without `reset` open connections live on: their server may still be answering them."""
-        ended = []
+        bound = {}
         for row in rows:
             del self._forwards[row.wanted.key]
             if row.pair is not None and row.forward_id is not None:
                 del self._by_id[row.forward_id]
-                await self._stop_accepting(row.forward_id, reset=reset)
-                row.pair.close()
-                ended.append(row.forward_id)
+                bound[row.forward_id] = row.pair
+        await self._stop_accepting(bound, reset=reset)
+        for pair in bound.values():
+            pair.close()
         self._tell_waiting()
-        if ended:
-            await self._on_disk(lambda: self._services.allocator.release(ended))
+        if bound:
+            await self._on_disk(lambda: self._services.allocator.release(list(bound)))
+        events = []
         for row in rows:
             why = reason or ("the server stopped" if row.wanted.source == "detected" else "no longer asked for")
-            event = replace(self._event("unforwarded", row), status=None, auto_forwarded=False, reason=why)
-            await self._services.publisher.publish(event)
+            events.append(replace(self._event("unforwarded", row), status=None, auto_forwarded=False, reason=why))
+        await self._publish_all(events)
 
-    async def _stop_accepting(self, forward_id: str, *, reset: bool) -> None:
-        done: Future[None] = Future()
-        self._services.plane.submit(Withdraw(forward_id, reset, done))
-        await asyncio.wrap_future(done)
+    async def _stop_accepting(self, forward_ids: Iterable[str], *, reset: bool) -> None:
+        """All at once: one after the other, each would wait for a turn of the data plane."""
+        withdrawals = [Withdraw(forward_id, reset, Future()) for forward_id in forward_ids]
+        for withdrawal in withdrawals:
+            self._services.plane.submit(withdrawal)
+        await asyncio.gather(*(asyncio.wrap_future(one.done) for one in withdrawals))
 
     async def _on_disk(self, job: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._services.disk, job)
@@ -473,6 +477,13 @@ class Forwarder:
     async def _publish(self, event: EventName, row: Forward) -> None:
         await self._services.publisher.publish(self._event(event, row))
 
+    async def _publish_all(self, events: Iterable[PortEvent]) -> None:
+        """In this order, without waiting for each before the next one."""
+        await asyncio.gather(*(self._services.publisher.publish(event) for event in events))
+
     async def _publish_notice(self, event: EventName, notice: UnforwardedPort) -> None:
+        await self._services.publisher.publish(self._notice_event(event, notice))
+
+    def _notice_event(self, event: EventName, notice: UnforwardedPort) -> PortEvent:
         facts = unforwarded_event(self.place, event, notice)
-        await self._services.publisher.publish(replace(facts, status=None) if event == "unforwarded" else facts)
+        return replace(facts, status=None) if event == "unforwarded" else facts

@@ -31,7 +31,6 @@ from autoforward.core.model import EngineEndpoint
 from autoforward.dataplane.messages import (
     AcceptPaused,
     AddressAnswered,
-    Drain,
     ForwardCounters,
     KillWanted,
     MuxCheck,
@@ -184,13 +183,15 @@ class Supervisor:
         self._control.stop_accepting()
         self.watches.close()
         await self.live.aclose()
-        forward_ids = frozenset(key for session in self.sessions.values() for key in session.forwarder.forward_ids)
-        await self.drain(forward_ids, DRAIN_S)
         await self.persistence.run(
             self.persistence.registry.check
         )  # the last moment in which what is live can mend a registry
-        # The rows stay in the registry's sessions: the next supervisor takes them up again.
-        await self._end_all(self.sessions.values(), "the supervisor ended", forget=False)
+        # The rows stay in the registry's sessions: the next supervisor takes them up again. Each session ends as soon as it
+        # has no connection: a container that floods is heard no longer than that.
+        await self._end_all(self.sessions.values(), "the supervisor ended", forget=False, drain_s=DRAIN_S)
+        await self._end_all(
+            self.sessions.values(), "the supervisor ended", forget=False
+        )  # begun meanwhile by a command
         self.actions.close()
         self.engines.close()
         self.plane.stop()
@@ -218,9 +219,7 @@ class Supervisor:
 
     async def drain(self, forward_ids: frozenset[str], timeout_s: float) -> bool:
         """Wait until the connections of these forwards have ended; False when they were cut at the deadline."""
-        done: Future[bool] = Future()
-        self.plane.submit(Drain(forward_ids, timeout_s, done))
-        return await asyncio.wrap_future(done)
+        return await self.plane.drain(forward_ids, timeout_s)
 
     async def counters(self) -> dict[str, ForwardCounters]:
         done: Future[dict[str, ForwardCounters]] = Future()
@@ -280,20 +279,21 @@ class Supervisor:
     async def end_sessions(self, sessions: Iterable[Session], reason: str) -> None:
         await self._end_all(sessions, reason, forget=True)
 
-    async def _end_all(self, sessions: Iterable[Session], reason: str, *, forget: bool) -> None:
+    async def _end_all(self, sessions: Iterable[Session], reason: str, *, forget: bool, drain_s: float = 0.0) -> None:
         ending = list(sessions)
         if forget:
             await self.persistence.forget(session.record.session_id for session in ending)
-        await asyncio.gather(*(session.end(reason) for session in ending))
+        await asyncio.gather(*(session.end(reason, drain_s=drain_s) for session in ending))
 
     def _on_session_ended(self, session: Session, reason: str) -> None:
         """A session is over, for any reason; one whose container is gone is not stored any more."""
         log.info("session %s of %s ended: %s", session.record.session_id, session.record.container_name, reason)
+        if self._stop.is_set():  # it stays stored, and nothing comes after it
+            return
         self.sessions.pop(session.record.session_id, None)
         self.live.refresh()
         self.leave_engines()
-        if not self._stop.is_set():
-            self.spawn(self.persistence.forget([session.record.session_id]), "forget a session")
+        self.spawn(self.persistence.forget([session.record.session_id]), "forget a session")
         self.watches.on_session_ended(session, reason)
         self.siblings.on_session_ended(session)
         self.check_idle()
@@ -386,6 +386,8 @@ class Supervisor:
         self.spawn(self.store_session(session), "store what was opened")
 
     def _on_engine_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
+        if self._stop.is_set():
+            return
         if event is not None and event.action == "create":
             self._make_room(endpoint, event.container_id)
             return

@@ -111,10 +111,14 @@ class Connections:
         self._gate.clear()
         self._gate_closed.set()
 
-    async def aclose(self) -> None:
-        """Give up what waits, and wait (not for ever) for the processes that are being started."""
+    def take_no_more(self) -> None:
+        """New connections are reset from now on; what is open goes on."""
         self.close_gate()
         self._closed = True
+
+    async def aclose(self) -> None:
+        """Give up what waits, and wait (not for ever) for the processes that are being started."""
+        self.take_no_more()
         for task in self._opening:
             task.cancel()
         self._watch_of.clear()

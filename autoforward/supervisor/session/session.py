@@ -130,6 +130,7 @@ class Session:
         self._stopped_at_s: float | None = None
         self._is_paused = False
         self._next_try_s: float | None = None
+        self._drained_by_s = 0.0
 
     def __repr__(self) -> str:
         return f"<Session {self.record.session_id} {self.record.container_name} {self.state}>"
@@ -139,8 +140,12 @@ class Session:
     def start(self) -> None:
         self._task = asyncio.create_task(self._live(), name=f"session {self.record.container_name}")
 
-    async def end(self, reason: str) -> None:
-        """End it and every forward of it; returns when the listeners are closed and the events are written."""
+    async def end(self, reason: str, *, drain_s: float = 0.0) -> None:
+        """End it and every forward of it; returns when the listeners are closed and the events are written.
+
+        From now on nothing that the container does is followed. Open connections have `drain_s` to end by themselves.
+        """
+        self._drained_by_s = time.monotonic() + drain_s
         self._actor.end(reason)
         if self._task is not None:
             await asyncio.wait([self._task])
@@ -328,8 +333,10 @@ class Session:
             await self._wind_up(self._actor.end_reason)
 
     async def _wind_up(self, reason: str) -> None:
-        self.connections.close_gate()
+        self.connections.take_no_more()
         try:
+            if drain_s := self._drain_s:
+                await self._services.plane.drain(self.forwarder.forward_ids, drain_s)
             await self.forwarder.close_all(reason)
         finally:
             # The watcher ends last: what it finds of this session's relays it takes with it.
@@ -535,6 +542,10 @@ class Session:
             if self.record.container_id == info.container_id:
                 self._watching.retire()
             raise
+        except Ending:
+            if self._drain_s:
+                self._watching.retire()
+            raise
         finally:
             self._drop_watch()
 
@@ -658,6 +669,11 @@ class Session:
             self.state, self.problem = "watching", self.connections.problem
             await self._replan()
             self.connections.open_gate()
+
+    @property
+    def _drain_s(self) -> float:
+        """How long open connections may go on, now that the session ends."""
+        return max(0.0, self._drained_by_s - time.monotonic())
 
     def _drop_watch(self) -> None:
         self.connections.close_gate()
