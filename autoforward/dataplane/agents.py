@@ -27,9 +27,10 @@ MuxCommand = MuxStart | MuxDirect | MuxPace | MuxRetire | MuxEnd | MuxCheck | Mu
 class Agents:
     """By session. All calls are made in the data plane's thread; `notify` is how control hears of it."""
 
-    def __init__(self, loop: Loop, notify: Callable[[PlaneEvent], None]) -> None:
+    def __init__(self, loop: Loop, notify: Callable[[PlaneEvent], None], is_behind: Callable[[], bool]) -> None:
         self._loop = loop
         self._notify = notify
+        self._is_behind = is_behind
         self._working: dict[str, Mux] = {}
         self._retired: dict[str, list[Mux]] = {}
 
@@ -88,7 +89,7 @@ class Agents:
         def unsure() -> None:
             self._notify(PauseUnsure(session_id))
 
-        mux = Mux(self._loop, command.stream, said, lost, unsure, command.direct_address)
+        mux = Mux(self._loop, command.stream, said, lost, unsure, command.direct_address, self._is_behind)
         before, self._working[session_id] = self._working.get(session_id), mux
         if before is not None:
             before.close()

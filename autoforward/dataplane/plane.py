@@ -77,8 +77,14 @@ class DataPlane:
     """Owns the thread, the selector, all relays. `start`, then `submit`, at the end `stop` (idempotent, joins)."""
 
     def __init__(
-        self, notify: Callable[[PlaneEvent], None], *, max_connections: int = MAX_CONNECTIONS, times: Times = TIMES
+        self,
+        notify: Callable[[PlaneEvent], None],
+        is_behind: Callable[[], bool] = lambda: False,
+        *,
+        max_connections: int = MAX_CONNECTIONS,
+        times: Times = TIMES,
     ) -> None:
+        """`is_behind`: whether the owner has much to take yet, so that what can wait or be replaced had better."""
         self.times = times
         self._notify = notify
         self._commands: deque[Command] = deque()
@@ -92,7 +98,7 @@ class DataPlane:
         self._drains = Drains(self._loop, self._open_relays)
         self._limits = ConnectionLimits(max_connections)
         self._heap = HeapKeeper(self._loop, trimmer(), times.quiet_s)
-        self._muxes = Agents(self._loop, notify)
+        self._muxes = Agents(self._loop, notify, is_behind)
         self._accepting: list[tuple[str, socket.socket]] = []
 
     def __repr__(self) -> str:

@@ -7,7 +7,6 @@ Phases: `start` (lock, registry, data plane, restored sessions, control socket),
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import itertools
 import json
@@ -60,6 +59,7 @@ from autoforward.supervisor.autoattach.auto_attach_manager import AutoAttachMana
 from autoforward.supervisor.autoattach.compose_services import ComposeServices
 from autoforward.supervisor.event_hub import EventHub
 from autoforward.supervisor.network_watch import NetworkWatch
+from autoforward.supervisor.notices import NoticeQueue
 from autoforward.supervisor.persistence import Persistence
 from autoforward.supervisor.session.config_reload import LiveConfiguration
 from autoforward.supervisor.session.session import Session
@@ -134,8 +134,9 @@ class Supervisor:
         if not await asyncio.to_thread(self._lock.acquire, timeout=INSTANCE_LOCK_TIMEOUT_S):
             raise AutoforwardError("another supervisor runs and does not answer")
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop, f"signal {signal.Signals(number).name}")
-        self.plane = DataPlane(lambda notice: self._hand_over(loop, notice))
+            self._heed(number, loop)
+        notices = NoticeQueue(loop, self._on_notice)
+        self.plane = DataPlane(notices.put, notices.is_long)
         self.persistence = Persistence(self.paths, self.sessions, self._warn)
         process = current_process()
         self.actions = Actions(self._session_of, self._remember_opened, Desktop())
@@ -202,6 +203,12 @@ class Supervisor:
         await self.persistence.aclose()
         self.paths.supervisor_info.unlink(missing_ok=True)
         self._lock.release()
+
+    def _heed(self, number: signal.Signals, loop: asyncio.AbstractEventLoop) -> None:
+        """Stop at this signal. Twice: the loop's own way is a byte in a pipe, which may be full."""
+        reason = f"signal {number.name}"
+        loop.add_signal_handler(number, self.stop, reason)
+        signal.signal(number, lambda _number, _frame: loop.call_soon_threadsafe(self.stop, reason))
 
     def stop(self, reason: str) -> None:
         self._stop_reason = self._stop_reason or reason
@@ -336,10 +343,6 @@ class Supervisor:
             self.stop("nothing to do")
 
     # What comes in.
-
-    def _hand_over(self, loop: asyncio.AbstractEventLoop, notice: PlaneEvent) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has closed: no receiver is left
-            loop.call_soon_threadsafe(self._on_notice, notice)
 
     def _on_notice(self, notice: PlaneEvent) -> None:
         match notice:

@@ -58,6 +58,9 @@ SILENCE_LIMIT_S = 13.0
 """The agent answers a ping at once; three unanswered ones, and a fourth that is due, mean that it is gone."""
 
 
+BEHIND_REST_S = 0.05
+"""How long snapshots and names wait for control to take what it has been told before."""
+
 AT_THE_PAUSE = b"paused??"
 
 
@@ -75,11 +78,16 @@ class Mux(Multiplexer[ExecStream]):
         on_lost: Callable[[str], None],
         on_unsure: Callable[[], None],
         direct_address: str | None = None,
+        is_behind: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`direct_address`: one of the container's own at which this machine may reach it now; None: no direct path."""
+        """`direct_address`: one of the container's own at which this machine may reach it now; None: no direct path.
+
+        `is_behind`: whether control has so much to take that snapshots and names wait.
+        """
         super().__init__(loop, stream, decoder.Decoder(), None)
         self._on_event = on_event
         self._on_lost = on_lost
+        self._is_behind = is_behind
         self._pause = PauseQuestion(on_unsure)
         self._stderr = LineSplitter()
         self._last_number = 0
@@ -319,17 +327,20 @@ class Mux(Multiplexer[ExecStream]):
         if self._tells_later:
             return
         now_s = time.monotonic()
-        if self._newest is not None and not (rest_s := self._snapshot_budget.rest_s(now_s)):
+        if self._newest is not None and not (rest_s := self._rest_s(self._snapshot_budget, now_s)):
             event, self._newest = self._newest, None
             self._snapshot_budget.spend(SNAPSHOT_COST + len(event.entries), now_s)
             self._on_event(event)
-        while self._newest is None and self._names and not (rest_s := self._name_budget.rest_s(now_s)):
+        while self._newest is None and self._names and not (rest_s := self._rest_s(self._name_budget, now_s)):
             _inode, name = self._names.popitem(last=False)
             self._name_budget.spend(name_cost(len(name.command_line)), now_s)
             self._on_event(name)
         if self._newest is not None or self._names:
             self._tells_later = True
             self._loop.call_later(rest_s, self._tell_the_rest)
+
+    def _rest_s(self, budget: Budget, now_s: float) -> float:
+        return BEHIND_REST_S if self._is_behind() else budget.rest_s(now_s)
 
     def _tell_the_rest(self) -> None:
         self._tells_later = False
