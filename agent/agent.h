@@ -76,6 +76,7 @@ enum { UNRELATED = -1, FAILED = -2 };
 u32 dns_parse(const u8 *answer, u32 size, u16 id, int *which, struct address *found, u32 most);
 bool parse_address(const u8 *text, u32 size, struct address *address);
 long read_file(const char *path, u8 *to, u32 size);
+int hex_digit(u8 c); /* -1: it is none */
 /* Makes a socket address; returns its size. */
 u32 socket_address(struct sockaddr_in6 *to, const struct address *address, u32 port);
 int connect_address(int type, const struct address *address, u32 port, int *fd); /* 0, -EINPROGRESS or why not */

@@ -32,12 +32,6 @@ static void add_entry(u32 transport, u32 family, const u8 *address, u32 port, u3
 	wire_entry(fresh + fresh_count++ * ENTRY_SIZE, transport, family, port, uid, inode, address);
 }
 
-static void add_message(const struct inet_diag_msg *m, u32 transport) {
-	const u8 *address = (const u8 *)m->id.idiag_src;
-	u32 port = get_u16((const u8 *)&m->id.idiag_sport);
-	add_entry(transport, m->idiag_family == AF_INET ? 4 : 6, address, port, m->idiag_uid, m->idiag_inode);
-}
-
 /* One dump; false when the kernel cannot, or was interrupted. The answer is there as soon as the request is sent.
  *
  * The walk over the kernel's table of listeners is what costs, whatever it finds: TCPDIAG_GETSOCK, the older request,
@@ -70,17 +64,18 @@ static bool dump(u32 transport, u8 family) {
 		for (u32 left = (u32)size; NLMSG_OK(m, left); m = NLMSG_NEXT(m, left)) {
 			if (m->nlmsg_type == NLMSG_DONE) return !(m->nlmsg_flags & NLM_F_DUMP_INTR);
 			if (m->nlmsg_type == NLMSG_ERROR) return false;
-			if (m->nlmsg_len >= NLMSG_LENGTH(sizeof(struct inet_diag_msg))) add_message(NLMSG_DATA(m), transport);
+			if (m->nlmsg_len < NLMSG_LENGTH(sizeof(struct inet_diag_msg))) continue;
+			const struct inet_diag_msg *found = NLMSG_DATA(m);
+			u32 port = get_u16((const u8 *)&found->id.idiag_sport), its_family = found->idiag_family == AF_INET ? 4 : 6;
+			add_entry(transport, its_family, (const u8 *)found->id.idiag_src, port, found->idiag_uid, found->idiag_inode);
 		}
 	}
 }
 
-static int hex(u8 c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; }
-
 /* Hexadecimal digits at *at; returns how many there were. */
 static u32 parse_hex(const u8 **at, u32 most, u32 *value) {
 	u32 digits = 0;
-	for (*value = 0; digits < most && hex(**at) >= 0; digits++) *value = *value << 4 | (u32)hex(*(*at)++);
+	for (*value = 0; digits < most && hex_digit(**at) >= 0; digits++) *value = *value << 4 | (u32)hex_digit(*(*at)++);
 	return digits;
 }
 
@@ -368,7 +363,6 @@ void watch_start(u32 interval_ms, bool udp) {
 }
 
 static void poll(void) {
-	next_poll = now + pace;
 	if (!collect()) {
 		next_poll = now + (use_netlink ? 10 : 0);
 		return;

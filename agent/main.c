@@ -4,6 +4,7 @@
 #include "agent.h"
 
 enum { EVENTS = 64, STDIN_KEY = 0, STDOUT_KEY = 1, SILENCE_MS = 15000, FAREWELL_MS = 40 };
+enum { PIPE_SIZE = 1 << 20 }; /* what any user may ask for */
 enum bye_reason { BYE_STDIN = 1, BYE_SILENCE = 2, BYE_PROTOCOL = 3 };
 enum exit_status { EXIT_FINE = 0, EXIT_USAGE = 2, EXIT_PROTOCOL = 3, EXIT_SILENCE = 4 };
 
@@ -47,17 +48,13 @@ _Noreturn static void end(enum bye_reason reason, int status, const char *what, 
 	leave(status);
 }
 
-_Noreturn static void wrong(const char *what) {
-	end(BYE_PROTOCOL, exec_path.decoder.greeted ? EXIT_PROTOCOL : EXIT_USAGE, "not our protocol: ", what);
-}
-
 static void read_stdin(void) {
 	const char *error;
 	long size = path_read(&exec_path, &error);
 	if (size == -EAGAIN || size == -EINTR) return;
 	if (size <= 0) end(BYE_STDIN, EXIT_FINE, "stdin ended", "");
 	last_heard = now;
-	if (error) wrong(error);
+	if (error) end(BYE_PROTOCOL, exec_path.decoder.greeted ? EXIT_PROTOCOL : EXIT_USAGE, "not our protocol: ", error);
 }
 
 static void watch_pipe(int fd, u64 key, u32 events) {
@@ -93,8 +90,6 @@ static void wait_for_room(int timeout_ms) {
 	if (trunk_room && polls[2].revents & ~POLLOUT) trunk_ready(polls[2].revents);
 	else if (polls[2].revents & (POLLHUP | POLLERR)) trunk_end(); /* what it said last is unread, with no room for answers */
 }
-
-enum { PIPE_SIZE = 1 << 20 }; /* what any user may ask for */
 
 static void flush(void) {
 	if (out_flush(&exec_path) < 0) leave(EXIT_FINE); /* the reader is gone */

@@ -1,17 +1,15 @@
 /* What waits to go to the host: a ring for each path, written with as few calls as it takes. See agent.h. */
 #include "agent.h"
 
-enum { SIZE = PATH_RING };
-
 static u8 exec_ring[PATH_RING], exec_datagram[MAX_PAYLOAD];
 struct path exec_path = {.in = 0, .out = 1, .ring = exec_ring, .datagram = exec_datagram};
 
-u32 out_room(const struct path *to) { return SIZE - (to->tail - to->head); }
+u32 out_room(const struct path *to) { return PATH_RING - (to->tail - to->head); }
 bool out_pending(const struct path *to) { return to->tail != to->head; }
 
 /* The ring from `from` on, `size` bytes, as one or two pieces. */
 static long pieces(struct path *to, struct iovec *parts, u32 from, u32 size) {
-	u32 start = from % SIZE, first = lesser(size, SIZE - start);
+	u32 start = from % PATH_RING, first = lesser(size, PATH_RING - start);
 	parts[0] = (struct iovec){to->ring + start, first};
 	parts[1] = (struct iovec){to->ring, size - first};
 	return size > first ? 2 : 1;

@@ -18,7 +18,7 @@ long read_file(const char *path, u8 *to, u32 size) {
 	return got < 0 ? got : (long)have;
 }
 
-static int hex_digit(u8 c) {
+int hex_digit(u8 c) {
 	if (c >= '0' && c <= '9') return c - '0';
 	c |= 0x20;
 	return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;

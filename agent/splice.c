@@ -32,39 +32,24 @@ bool open_pump(struct pump *p) {
 	return true;
 }
 
-/* Without a pipe: a turn's worth of what the source has. What the sink does not take is left with the source. */
-static enum fault copy(struct pump *p, int source, int sink, int *error) {
-	static u8 bytes[PUMP_COPY];
-	for (u32 sum = 0; sum < PUMP_TURN;) {
-		long got = p->done ? -EAGAIN : sys_peek(source, bytes, sizeof bytes);
-		p->done = p->done || got == 0;
-		p->held = got < 0 ? 0 : (u32)got;
-		if (p->done || got == -EAGAIN || got == -EINTR) return NONE;
-		if (got < 0) return *error = (int)-got, SOURCE;
-		long put = sys_send(sink, bytes, got);
-		if (put == -EAGAIN || put == -EINTR) return NONE;
-		if (put <= 0) return *error = put ? (int)-put : EIO, SINK;
-		sys_discard(source, put);
-		p->held -= (u32)put;
-		sum += (u32)put;
-	}
-	return NONE;
-}
-
-/* What waits in the pipe first, then what the source has, a turn's worth of it. */
+/* A turn's worth of bytes: what waits in the pipe first, then what the source has. Without a pipe they are copied, and what
+ * the sink does not take is left with the source. */
 static enum fault pump(struct pump *p, int source, int sink, int *error) {
-	if (p->from < 0) return copy(p, source, sink, error);
+	static u8 bytes[PUMP_COPY];
+	bool copies = p->from < 0;
 	for (u32 sum = 0; sum < PUMP_TURN;) {
-		if (!p->held) {
-			long got = p->done ? -EAGAIN : sys_splice(source, p->to, PUMP_PIPE);
+		if (copies || !p->held) {
+			long got = -EAGAIN;
+			if (!p->done) got = copies ? sys_peek(source, bytes, sizeof bytes) : sys_splice(source, p->to, PUMP_PIPE);
 			p->done = p->done || got == 0;
+			p->held = got < 0 ? 0 : (u32)got;
 			if (p->done || got == -EAGAIN || got == -EINTR) return NONE;
 			if (got < 0) return *error = (int)-got, SOURCE;
-			p->held = (u32)got;
 		}
-		long put = sys_splice(p->from, sink, p->held);
+		long put = copies ? sys_send(sink, bytes, p->held) : sys_splice(p->from, sink, p->held);
 		if (put == -EAGAIN || put == -EINTR) return NONE;
 		if (put <= 0) return *error = put ? (int)-put : EIO, SINK;
+		if (copies) sys_discard(source, put);
 		p->held -= (u32)put;
 		sum += (u32)put;
 	}

@@ -6,8 +6,6 @@
 
 enum { TURN = 32 * 1024, MAX_DATAGRAM = 65507, UDP_IDLE_MS = 60000 };
 
-static void refuse(struct path *to, u32 number, int error) { out_value(to, REFUSED, number, (u32)error); }
-
 /* Asks epoll for what this stream can do now. May end it: the caller must not use it afterwards. */
 static void refresh(struct stream *s) {
 	if (s->moved) return direct_refresh(s);
@@ -52,7 +50,7 @@ static void opened(struct stream *s) {
 static void dialled(struct stream *s, enum dial_outcome outcome) {
 	if (outcome == DIAL_WAITS) return;
 	if (outcome == DIAL_OPEN) return opened(s);
-	refuse(s->path, s->number, s->dial->error);
+	out_value(s->path, REFUSED, s->number, (u32)s->dial->error);
 	finish(s);
 }
 
@@ -122,7 +120,7 @@ const char *stream_open(u32 number, const u8 *payload, u32 size, struct path *fr
 	struct dial *d = s ? chunk_take() : NULL;
 	if (!d) {
 		if (s) finish(s);
-		refuse(from, number, s ? ENOBUFS : EMFILE);
+		out_value(from, REFUSED, number, s ? ENOBUFS : EMFILE);
 		return NULL;
 	}
 	memset(d, 0, sizeof *d);
@@ -158,19 +156,13 @@ const char *stream_data(struct stream *s, const struct event *e) {
 	if (s->moved) return "data after move";
 	if (e->size > s->granted) return "credit";
 	s->granted -= e->size;
-	if (s->udp) {
-		on_datagram(s, e);
-		return NULL;
-	}
+	if (s->udp) return on_datagram(s, e), NULL;
 	if (!e->size) return "frame length";
 	if (s->write_error) return NULL;
 	long sent = 0;
 	if (s->state == CONNECTED && !s->first) {
 		sent = sys_send(s->fd, e->bytes, e->size);
-		if (sent < 0 && sent != -EAGAIN) {
-			write_failed(s, (int)-sent);
-			return NULL;
-		}
+		if (sent < 0 && sent != -EAGAIN) return write_failed(s, (int)-sent), NULL;
 		if (sent < 0) sent = 0;
 		give_back(s, (u32)sent);
 	}

@@ -65,14 +65,13 @@ void host_hello(u32 window) {
 }
 
 static u32 address(u8 *to, u32 kind, u32 index) {
-	static const u8 loopback[16] = {[0] = 0xfd};
 	to[0] = (u8)kind;
-	if (kind == 4) return to[1] = 4, to[2] = 127, to[3] = to[4] = 0, to[5] = (u8)index, 6;
-	if (kind == 6) {
-		to[1] = 16;
-		memcpy(to + 2, loopback, 16);
-		to[17] = (u8)index;
-		return 18;
+	if (kind) {
+		to[1] = kind == 4 ? 4 : 16;
+		memset(to + 2, 0, to[1]);
+		to[2] = kind == 4 ? 127 : 0xfd;
+		to[1 + to[1]] = (u8)index;
+		return 2u + to[1];
 	}
 	static const char *const names[] = {"box", "localhost", "db.example.", "a..b"};
 	const char *name = names[index % 4];
@@ -88,7 +87,7 @@ void host_open(u8 how, u8 where, bool on_trunk) {
 	if (h->count == STREAMS || !h->paths[on_trunk].is_there) return;
 	u32 index = h->count, size = 4, count = 1 + (how & 3) % 3;
 	struct host_stream *s = &h->streams[index];
-	*s = (struct host_stream){.number = ++h->last_number, .open = true, .udp = how >> 7, .on_trunk = on_trunk, .direct = -1};
+	*s = (struct host_stream){.number = ++h->last_number, .udp = how >> 7, .on_trunk = on_trunk, .direct = -1};
 	s->may_send = WINDOW;
 	s->agent_may_send = h->window;
 	open[0] = s->udp ? TRANSPORT_UDP : TRANSPORT_TCP;
@@ -218,12 +217,12 @@ void host_trunk(bool any) {
 
 /* -- connections ---------------------------------------------------------------------------------- */
 
-static void mac_of(const char *label, const u8 *bytes, u8 *mac) {
+static void mac_of(const u8 *secret, const char *label, const u8 *bytes, u32 size, u8 *mac) {
 	u8 message[HMAC_MOST];
-	u32 size = (u32)text_size(label);
-	memcpy(message, label, size);
-	memcpy(message + size, bytes, 32);
-	hmac_sha256(h->secret, SECRET_SIZE, message, size + 32, mac);
+	u32 before = (u32)text_size(label);
+	memcpy(message, label, before);
+	memcpy(message + before, bytes, size);
+	hmac_sha256(secret, SECRET_SIZE, message, before + size, mac);
 }
 
 /* `with`: a stream's token, the trunk's, or what is wrong; some stay short. Which stream, and whether an answer is due. */
@@ -235,7 +234,7 @@ u32 greeting_of(u8 with, u8 *to, u32 *index, bool *as_trunk, u32 *serial) {
 	*index = s ? which : NOBODY;
 	memcpy(to, *as_trunk ? h->trunk_token : s ? s->token : none, TOKEN_SIZE);
 	memset(to + TOKEN_SIZE, with, 16);
-	mac_of("autoforward direct host", to, to + 32);
+	mac_of(h->secret, "autoforward direct host", to, 32, to + 32);
 	*serial = *as_trunk || (s && s->expects) ? get_u32(to) : 0;
 	if (with < 200) return 64;
 	*serial = *as_trunk = false;
@@ -265,11 +264,7 @@ static void proven(struct file *f) {
 		s->direct = (int)(f - k->files);
 		return;
 	}
-	static const u8 label[] = "autoforward trunk key";
-	u8 message[HMAC_MOST];
-	memcpy(message, label, sizeof label - 1);
-	memcpy(message + sizeof label - 1, h->trunk_token, TOKEN_SIZE);
-	hmac_sha256(f->secret, SECRET_SIZE, message, sizeof label - 1 + TOKEN_SIZE, h->trunk_key);
+	mac_of(f->secret, "autoforward trunk key", h->trunk_token, TOKEN_SIZE, h->trunk_key);
 	h->wants_trunk = false;
 	h->trunk_fd = (int)(f - k->files);
 	h->paths[1] = (struct path_state){.is_there = true, .valid = true, .greeted = true};
@@ -323,12 +318,10 @@ static void of_stream(u32 path, enum frame_type type, u32 number, const u8 *payl
 	if (s->over) broken("a frame after the stream's end", index, type);
 	switch (type) {
 	case OPENED:
-		if (s->answered) broken("an OPEN is answered twice", index, type);
-		s->answered = true;
-		break;
 	case REFUSED:
 		if (s->answered) broken("an OPEN is answered twice", index, type);
-		s->answered = s->over = true;
+		s->answered = true;
+		s->over = type == REFUSED;
 		break;
 	case DATA:
 		if (!s->answered) broken("DATA before OPENED", index, size);

@@ -59,6 +59,12 @@ static u32 unread(const struct file *f) {
 	return literal + (f->end - f->at);
 }
 
+static int take_error(struct file *f) {
+	int error = f->error;
+	f->error = 0;
+	return error;
+}
+
 u32 readiness(const struct file *f) {
 	u32 is = 0;
 	switch (f->kind) {
@@ -94,11 +100,7 @@ static long receive(struct file *f, u8 *to, u32 size, bool peek) {
 	}
 	u32 has = limited(lesser(unread(f), size)), at = f->at, literal_at = f->literal.at;
 	if (!has && size) {
-		if (f->error && f->kind != STDIN) {
-			int error = f->error;
-			f->error = 0;
-			return -error;
-		}
+		if (f->error && f->kind != STDIN) return -take_error(f);
 		return f->ended ? 0 : -EAGAIN;
 	}
 	u32 literal = lesser(has, f->literal.size - literal_at);
@@ -118,12 +120,7 @@ static long transmit(struct file *f, const u8 *bytes, u32 size) {
 	if (f->kind == STDOUT) {
 		if (f->error) return -EPIPE;
 	} else if (f->shut) {
-		if (f->error) {
-			int error = f->error;
-			f->error = 0;
-			return -error;
-		}
-		return -EPIPE;
+		return f->error ? -take_error(f) : -EPIPE;
 	}
 	if (f->connecting) return -EAGAIN;
 	if (f->udp) {
@@ -371,13 +368,6 @@ static long read_from(long fd, u8 *to, u32 size) {
 	}
 }
 
-static long error_of(long fd, int *to) {
-	struct file *f = file_of(fd, UNUSED_FILE);
-	*to = f->error;
-	f->error = 0;
-	return 0;
-}
-
 static long name_of(long fd, u8 *to) {
 	struct file *f = file_of(fd, UNUSED_FILE);
 	put_u16(to + 2, f->kind == LISTENER ? 4444 : f->met_itself ? PORT_MEETS_ITSELF : 50000);
@@ -432,8 +422,8 @@ long sys6(long number, long a, long b, long c, long d, long e, long f) {
 	case __NR_recvfrom: return receive(file_of(a, SOCKET), (u8 *)b, (u32)c, d == 2);
 	case __NR_shutdown: file_of(a, SOCKET)->shut = true; return 0;
 	case __NR_getsockname: return name_of(a, (u8 *)b);
-	case __NR_setsockopt: file_of(a, UNUSED_FILE)->lingers |= b == SOL_SOCKET && c == SO_LINGER; return 0;
-	case __NR_getsockopt: return error_of(a, (int *)d);
+	case __NR_setsockopt: return file_of(a, UNUSED_FILE), 0;
+	case __NR_getsockopt: *(int *)d = take_error(file_of(a, UNUSED_FILE)); return 0;
 	case __NR_bind: return fails(AT_LISTEN) ? -EADDRNOTAVAIL : 0;
 	case __NR_listen: file_of(a, SOCKET)->kind = LISTENER; return 0;
 	case __NR_accept4: return file_of(a, LISTENER), accept_from();

@@ -21,7 +21,7 @@ struct bytes { /* literally those */
 /* A descriptor of the agent's, and who is at its other end. */
 struct file {
 	u8 kind, who; /* `who`: the stream whose server it is, or that it carries; NOBODY: not known */
-	bool registered, udp, connecting, connected, met_itself, lingers;
+	bool registered, udp, connecting, connected, met_itself;
 	bool direct, trunk; /* the other end is the host */
 	bool stale;         /* the host has asked for another meanwhile */
 	bool broke;         /* by the script's will */
@@ -67,7 +67,7 @@ struct simulation {
 	u32 crumb; /* the most that one call moves */
 	u8 faults[FAULT_CLASSES];
 	u32 chunks, calls_without_progress;
-	bool faulty, over; /* faults were asked for; the script has been read to its end */
+	bool faulty; /* faults were asked for */
 	/* The container. */
 	u8 backlog[8], backlog_count; /* connections of the host that wait for accept: 1 + what they greet with */
 	struct listening rows[16];
@@ -107,7 +107,7 @@ void script_goes_on(u64 until); /* nothing is ready: the next step, or time pass
 enum { STREAMS = 48 };
 struct host_stream {
 	u32 number;
-	bool open, udp, on_trunk, answered, ended_by_agent, ended_by_host, over, forgotten;
+	bool udp, on_trunk, answered, ended_by_agent, ended_by_host, over, forgotten;
 	bool expects, moved_by_host, moved_by_agent, ended_before_move;
 	bool disturbed; /* its server or its direct connection has broken off, so that it may be reset */
 	u64 taken, offered; /* by its server, which has said so much when its connection is closed */

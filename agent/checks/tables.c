@@ -61,7 +61,6 @@ long text_of(struct file *f, u8 *to, u32 size) {
 	return has;
 }
 
-static bool begins(const char *text, const char *with) { return !strncmp(text, with, text_size(with)); }
 #define same(a, b) (!strcmp(a, b))
 
 long open_path(long folder, const char *path) {
@@ -74,7 +73,7 @@ long open_path(long folder, const char *path) {
 	if (fd < 0) return fd;
 	struct file *f = &k->files[fd];
 	f->who = (u8)pid;
-	if (begins(path, "/proc/net/")) {
+	if (!strncmp(path, "/proc/net/", 10)) {
 		f->way = 1;
 		f->udp = path[10] == 'u';
 		f->questions[1] = path[13] == '6' ? 6 : 4;
