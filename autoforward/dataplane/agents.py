@@ -7,6 +7,7 @@ from collections.abc import Callable
 from autoforward.agent_protocol.frames import Hello, MuxEvent
 from autoforward.dataplane.messages import (
     MuxCheck,
+    MuxCommand,
     MuxDirect,
     MuxEnd,
     MuxLost,
@@ -20,8 +21,6 @@ from autoforward.dataplane.messages import (
 )
 from autoforward.dataplane.mux.exec_mux import Mux
 from autoforward.net.loop import Loop
-
-MuxCommand = MuxStart | MuxDirect | MuxPace | MuxRetire | MuxEnd | MuxCheck | MuxPause
 
 
 class Agents:

@@ -1,11 +1,8 @@
-"""What connections have in common: how many may be open, how forwards are drained of them, and the heap after their end."""
+"""What connections have in common: how many may be open, and how forwards are drained of them."""
 
 from __future__ import annotations
 
-import ctypes
 import resource
-import sys
-import time
 from collections.abc import Callable, Collection
 
 from autoforward.dataplane.messages import Drain
@@ -63,42 +60,3 @@ class Drains:
             for relay in self._open_relays(drain.forward_ids):
                 relay.cut("not drained in time")
             drain.done.set_result(False)
-
-
-def trimmer() -> Callable[[], object] | None:
-    """What gives free memory back to the system; None where the C library has no such call (musl, macOS)."""
-    if sys.platform != "linux":
-        return None
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return None if trim is None else lambda: trim(0)
-
-
-class HeapKeeper:
-    """Hears of each connection that ends, and trims the heap once after the last of them. An idle plane makes no turns.
-
-    Bulk goes through buffers of every size in all threads, and what glibc's allocator has freed between two blocks that are
-    in use it keeps: after a hundred transfers that was 4 to 6 MB of a supervisor of 31 MB, with as many Python objects as
-    before. `malloc_trim` hands those pages back; it takes a millisecond or three.
-    """
-
-    def __init__(self, loop: Loop, trim: Callable[[], object] | None, quiet_s: float) -> None:
-        self._loop = loop
-        self._trim = trim
-        self._quiet_s = quiet_s
-        self._ended_s = 0.0
-        self._is_due = False
-
-    def connection_ended(self) -> None:
-        self._ended_s = time.monotonic()
-        if not self._is_due and self._trim is not None:
-            self._is_due = True
-            self._loop.call_later(self._quiet_s, self._check)
-
-    def _check(self) -> None:
-        left_s = self._ended_s + self._quiet_s - time.monotonic()
-        if left_s > 0:
-            self._loop.call_later(left_s, self._check)
-            return
-        self._is_due = False
-        if self._trim is not None:
-            self._trim()

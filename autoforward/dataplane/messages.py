@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import socket
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -37,9 +36,6 @@ class ForwardCounters:
     refused: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-
-    def copy(self) -> ForwardCounters:
-        return copy.copy(self)
 
 
 # Commands, control to data plane.
@@ -189,23 +185,9 @@ class ReadCounters:
     done: Future[dict[str, ForwardCounters]]
 
 
+MuxCommand = MuxStart | MuxDirect | MuxPace | MuxRetire | MuxEnd | MuxCheck | MuxPause
 Command = (
-    Serve
-    | Route
-    | MuxStart
-    | MuxDirect
-    | MuxPace
-    | MuxRetire
-    | MuxEnd
-    | MuxCheck
-    | MuxPause
-    | OpenOnMux
-    | Withdraw
-    | StreamReady
-    | StreamFailed
-    | ServerClosed
-    | Drain
-    | ReadCounters
+    MuxCommand | Serve | Route | OpenOnMux | Withdraw | StreamReady | StreamFailed | ServerClosed | Drain | ReadCounters
 )
 
 

@@ -20,23 +20,18 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
+from copy import copy
 from dataclasses import dataclass, field
 
 from autoforward.dataplane.agents import Agents
 from autoforward.dataplane.client_state import ClosedClientPoller
-from autoforward.dataplane.connections import MAX_CONNECTIONS, ConnectionLimits, Drains, HeapKeeper, trimmer
+from autoforward.dataplane.connections import MAX_CONNECTIONS, ConnectionLimits, Drains
 from autoforward.dataplane.exec_far_end import ExecFarEnd
 from autoforward.dataplane.messages import (
     AcceptPaused,
     Command,
     Drain,
     ForwardCounters,
-    MuxCheck,
-    MuxDirect,
-    MuxEnd,
-    MuxPace,
-    MuxPause,
-    MuxRetire,
     MuxStart,
     OpenOnMux,
     PlaneEvent,
@@ -86,7 +81,7 @@ class DataPlane:
     ) -> None:
         """`is_behind`: whether the owner has much to take yet, so that what can wait or be replaced had better."""
         self.times = times
-        self._notify = notify
+        self.notify = notify
         self._commands: deque[Command] = deque()
         self._gate = threading.Lock()
         self._ended = False
@@ -97,7 +92,6 @@ class DataPlane:
         self._peers = ClosedClientPoller(self._loop, times.peer_check_interval_s)
         self._drains = Drains(self._loop, self._open_relays)
         self._limits = ConnectionLimits(max_connections)
-        self._heap = HeapKeeper(self._loop, trimmer(), times.quiet_s)
         self._muxes = Agents(self._loop, notify, is_behind)
         self._accepting: list[tuple[str, socket.socket]] = []
 
@@ -135,10 +129,7 @@ class DataPlane:
         """Turns of the loop so far: an idle data plane makes none."""
         return self._loop.turns
 
-    # What relays call (`RelayOwner`), in the data plane's thread.
-
-    def notify(self, notice: PlaneEvent) -> None:
-        self._notify(notice)
+    # What relays call (`RelayOwner`, with `notify`), in the data plane's thread.
 
     def watch_peer(self, relay: Relay) -> None:
         """Have an eye on this relay's client, which is not read: a reset does not show, a full close looks like a half."""
@@ -159,8 +150,7 @@ class DataPlane:
         else:
             news = refused
         if news or not relay.routed:
-            self._notify(RelayEnded(relay.forward_id, relay.relay_id, refused, reason))
-        self._heap.connection_ended()
+            self.notify(RelayEnded(relay.forward_id, relay.relay_id, refused, reason))
         self._drains.settle()
 
     # The loop.
@@ -199,8 +189,6 @@ class DataPlane:
                 served.route = command
                 for server in served.udp:
                     server.route(command)
-            case MuxStart() | MuxDirect() | MuxPace() | MuxRetire() | MuxEnd() | MuxCheck() | MuxPause():
-                self._muxes.obey(command)
             case OpenOnMux():
                 self._open_on_mux(command)
             case Withdraw(forward_id, reset, done):
@@ -209,7 +197,7 @@ class DataPlane:
             case StreamReady(relay_id, stream, plan):
                 # None: cut while the process was being started. The channel then ends the process.
                 relay = self._relays.get(relay_id)
-                ExecFarEnd(self._loop, self._notify, stream, plan, relay, self.times).start()
+                ExecFarEnd(self._loop, self.notify, stream, plan, relay, self.times).start()
             case StreamFailed(relay_id, reason):
                 if (relay := self._relays.get(relay_id)) is not None:
                     relay.refuse(reason)
@@ -219,7 +207,9 @@ class DataPlane:
             case Drain():
                 self._drains.begin(command)
             case ReadCounters(done):
-                done.set_result({key: served.counters.copy() for key, served in self._served.items()})
+                done.set_result({key: copy(served.counters) for key, served in self._served.items()})
+            case _:
+                self._muxes.obey(command)
 
     def _refuse(self, command: Command) -> None:
         """A command that came after the end: its caller must not wait for ever."""
@@ -232,10 +222,6 @@ class DataPlane:
                 read.set_result({})
             case StreamReady(stream=stream) | MuxStart(stream=stream):
                 stream.close()
-            case Serve() | Route() | OpenOnMux() | StreamFailed() | ServerClosed():
-                pass
-            case MuxDirect() | MuxPace() | MuxRetire() | MuxEnd() | MuxCheck() | MuxPause():
-                pass
 
     # Agents.
 
@@ -245,7 +231,7 @@ class DataPlane:
             return
         if mux is None:  # lost since control has answered
             wanted = StreamWanted(relay.forward_id, relay.relay_id, until_s=command.until_s, ipv6=relay.is_ipv6)
-            self._notify(wanted)
+            self.notify(wanted)
             return
         mux.join(relay, command.transport, command.dials)
 
@@ -292,7 +278,7 @@ class DataPlane:
                 served.counters.refused += 1
                 if served.ended_last != reason:  # once is enough to be told
                     served.ended_last = reason
-                    self._notify(RelayEnded(forward_id, relay_id, True, reason))
+                    self.notify(RelayEnded(forward_id, relay_id, True, reason))
                 continue
             try:
                 relay = Relay(self._loop, self, forward_id, relay_id, client, served.counters)
@@ -307,17 +293,17 @@ class DataPlane:
             if route is not None and mux is not None:
                 relay.routed = True
                 if mux.join(relay, route.transport, route.dials_of(ipv6=relay.is_ipv6)):
-                    relay.read_now()
+                    relay.read_client()
                 else:
                     self.watch_peer(relay)
                 continue
             self.watch_peer(relay)
-            self._notify(StreamWanted(forward_id, relay_id, ipv6=relay.is_ipv6))
+            self.notify(StreamWanted(forward_id, relay_id, ipv6=relay.is_ipv6))
 
     def _pause_accepting(self, forward_id: str, listener: socket.socket, error: OSError) -> None:
         self._unwatch_listener(listener)
         reason = self._served[forward_id].ended_last = error.strerror or str(error)
-        self._notify(AcceptPaused(forward_id, reason))
+        self.notify(AcceptPaused(forward_id, reason))
 
         def resume() -> None:
             served = self._served.get(forward_id)

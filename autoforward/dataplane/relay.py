@@ -71,7 +71,6 @@ class Relay:
 
     __slots__ = (
         "_channel",
-        "_client_ended",
         "_counters",
         "_ended_on_mux",
         "_far",
@@ -87,6 +86,7 @@ class Relay:
         "_splicer",
         "_told_end",
         "client",
+        "client_ended",
         "forward_id",
         "relay_id",
         "routed",
@@ -114,7 +114,8 @@ class Relay:
         self._channel: FarEnd | None = None
         self._outbox = WriteBuffer()
         self._reading = False
-        self._client_ended = False
+        self.client_ended = False
+        """Whether the client's FIN has been read: it half-closed, or closed altogether."""
         self._server_ended = False
         self._server_half_ended = False
         self._told_end = False
@@ -151,10 +152,6 @@ class Relay:
         self._reading = True
         self._watch()
 
-    def read_now(self) -> None:
-        """Once open: most clients speak first, and their first bytes are there before the loop would look."""
-        self._read_client()
-
     def data(self, chunk: bytes) -> None:
         self._counters.bytes_out += len(chunk)
         self._moved += 1
@@ -166,7 +163,7 @@ class Relay:
     def drained(self) -> None:
         """The far end has taken what was written."""
         self._moved += 1
-        if not self._client_ended and not self.is_over:
+        if not self.client_ended and not self.is_over:
             self._reading = True
             self._watch()
 
@@ -189,7 +186,7 @@ class Relay:
         if self.stage is not Stage.STREAMING:
             return
         # Read on and discard: a client that sends before it reads would otherwise wait for us, and we for it.
-        self._reading = not self._client_ended
+        self._reading = not self.client_ended
         self._watch()
 
     def refuse(self, reason: str) -> None:
@@ -244,7 +241,7 @@ class Relay:
             self._half_finish()
         try:
             self._splicer = Splicer(
-                self._loop, self, client, far, client_ended=self._client_ended, server_ended=self._ended_on_mux
+                self._loop, self, client, far, client_ended=self.client_ended, server_ended=self._ended_on_mux
             )
         except OSError as error:
             far.close()
@@ -266,26 +263,20 @@ class Relay:
         self._moved += 1
 
     def client_said_all(self) -> None:
-        self._client_ended = True
+        self.client_ended = True
         if self._channel is not None:
             self._channel.write_eof()
         if self._told_end and not self.is_over:
             self._finish()
 
     def server_said_all(self) -> None:
-        if self._client_ended:
+        if self.client_ended:
             self._finish()
         else:
             self._half_finish()
 
     def stopped_reading(self) -> None:
         self._owner.watch_peer(self)
-
-    def client_broke(self, reason: str) -> None:
-        self.cut(reason)
-
-    def far_broke(self, reason: str) -> None:
-        self.broken(reason)
 
     # What the data plane calls.
 
@@ -300,11 +291,6 @@ class Relay:
     def is_reading(self) -> bool:
         """Whether the client's socket is watched, so that its end is noticed."""
         return (self._reading if self._splicer is None else self._splicer.reads_client) and not self.is_over
-
-    @property
-    def client_ended(self) -> bool:
-        """Whether the client's FIN has been read: it half-closed, or closed altogether."""
-        return self._client_ended
 
     def client_has_gone(self) -> None:
         """The client holds its socket no more: let what it sent arrive, then end the far end, server or not."""
@@ -349,11 +335,12 @@ class Relay:
 
     def _on_client(self, events: int) -> None:
         if events & selectors.EVENT_READ:
-            self._read_client()
+            self.read_client()
         if events & selectors.EVENT_WRITE and self.client is not None:
             self._flush_client()
 
-    def _read_client(self) -> None:
+    def read_client(self) -> None:
+        """Also at once when it is open: most clients speak first, and their first bytes are there before the loop would look."""
         if self.client is None:
             return
         try:
@@ -364,7 +351,7 @@ class Relay:
             self.cut(f"the client broke off: {error.strerror}")
             return
         if not data:
-            self._client_ended = True
+            self.client_ended = True
             self._reading = False
             self._watch()
             if self._channel is not None:
@@ -416,9 +403,7 @@ class Relay:
 
     def _half_finish(self) -> None:
         """The client has everything: tell it so, and read on."""
-        if self.client is None or self._server_ended:
-            return
-        if self._told_end:
+        if self.client is None or self._server_ended or self._told_end:
             return
         self._told_end = True
         try:
@@ -437,7 +422,7 @@ class Relay:
         except OSError:  # the client has gone meanwhile
             client.close()
             return
-        if self._client_ended:
+        if self.client_ended:
             client.close()
         else:
             Linger(self._loop, client, self._owner.times.linger_s)

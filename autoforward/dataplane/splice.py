@@ -142,9 +142,11 @@ class SplicerOwner(Protocol):
     def stopped_reading(self) -> None:
         """The client's socket is not watched for what it says: its reset would not show."""
 
-    def client_broke(self, reason: str) -> None: ...
+    def cut(self, reason: str) -> None:
+        """The client broke off."""
 
-    def far_broke(self, reason: str) -> None: ...
+    def broken(self, reason: str) -> None:
+        """The far end did."""
 
 
 class Splicer:
@@ -242,7 +244,7 @@ class Splicer:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._owner.client_broke(f"the client broke off: {error.strerror}")
+                self._owner.cut(f"the client broke off: {error.strerror}")
                 return
             self._drain_up()
         if events & WRITE and self._is_open and self._down.held:
@@ -262,7 +264,7 @@ class Splicer:
                     self._down.ended = True
                     self._settle()
                 else:
-                    self._owner.far_broke(f"the direct connection to the container broke: {error.strerror}")
+                    self._owner.broken(f"the direct connection to the container broke: {error.strerror}")
                 return
             self._drain_down()
         self._watch()
@@ -272,7 +274,7 @@ class Splicer:
             self._owner.up_moved(self._up.drain(self._far))
         except OSError as error:
             if self._down.ended:
-                self._owner.far_broke(f"the direct connection to the container broke: {error.strerror}")
+                self._owner.broken(f"the direct connection to the container broke: {error.strerror}")
                 return
             # It takes no more. What the server has said is still to be read; how it ended comes from there.
             self._up.held = 0
@@ -292,7 +294,7 @@ class Splicer:
         try:
             self._owner.down_moved(self._down.drain(self._client))
         except OSError as error:
-            self._owner.client_broke(f"the client broke off: {error.strerror}")
+            self._owner.cut(f"the client broke off: {error.strerror}")
             return
         self._settle()
 

@@ -24,8 +24,6 @@ class Times:
     linger_s: float = 2.0
     """After the server's end, how long a client may still send before its connection is cut: closing a socket with unread
     bytes resets it, and the reset can overtake the answer."""
-    quiet_s: float = 2.0
-    """Without the end of a connection, then the heap is trimmed."""
 
 
 TIMES = Times()

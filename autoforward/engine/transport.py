@@ -72,7 +72,7 @@ class DirectTransport:
         """Nothing is kept open."""
 
 
-class TlsTransport:
+class TlsTransport(DirectTransport):
     """An engine on TCP with TLS. The SDK does it itself; a stream is carried by the docker command (`dial-stdio`).
 
     Python's TLS cannot end one direction of a connection and go on reading the other, which is how a process in a
@@ -80,11 +80,8 @@ class TlsTransport:
     """
 
     def __init__(self, endpoint: EngineEndpoint, tls: TlsFiles) -> None:
-        self.endpoint = endpoint
+        super().__init__(endpoint)
         self._tls = tls
-
-    def sdk_url(self) -> str:
-        return self.endpoint.host
 
     def connect(self) -> socket.socket:
         host, tls = self.endpoint.host, self._tls
@@ -101,15 +98,6 @@ class TlsTransport:
                 f"streams to {host} need the `docker` command, which is not on the PATH",
                 hint="install the docker command line, or restart the supervisor where it is on the PATH",
             ) from error
-
-    def words(self) -> str:
-        return ""
-
-    def check(self, timeout_s: float) -> None:
-        """Nothing is kept open but streams, which are asked themselves."""
-
-    def close(self) -> None:
-        """Each connection has its own process, which ends with it."""
 
 
 def connect(host: str) -> socket.socket:

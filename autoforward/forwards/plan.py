@@ -39,9 +39,6 @@ BRIEF_S = 2.0
 """A port that a debugger may have opened for a moment (`may_be_brief`) is not forwarded before it has been there for so long:
 0.1 s is what one was seen for on an idle machine, 0.7 s on a busy one."""
 
-"""Forwards of one session, and ports that it shows without forwarding them: a container must not be able to take every
-port of the host, nor to fill the list and the log of events."""
-
 LOOKED_AT = 4
 """Times the limit: of ports beyond it, how many are looked at for a reason of their own. All of 4,096 took 30 ms."""
 

@@ -170,15 +170,4 @@ def list_rows(
         others.append((summary_event(place, "ignored", summary.now), "detected"))
     others += [(summary_event(place, "ignored", remark), "declared") for remark in remarks]
     for event, source in others:
-        yield list_row(
-            event,
-            target=target,
-            source=source,
-            lane=None,
-            age_s=0.0,
-            connections_active=0,
-            connections_total=0,
-            connections_refused=0,
-            bytes_in=0,
-            bytes_out=0,
-        )
+        yield list_row(event, target=target, source=source, lane=None, age_s=0.0)

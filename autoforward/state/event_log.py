@@ -139,11 +139,11 @@ def list_row(
     source: Source,
     lane: LaneName | None,
     age_s: float,
-    connections_active: int,
-    connections_total: int,
-    connections_refused: int,
-    bytes_in: int,
-    bytes_out: int,
+    connections_active: int = 0,
+    connections_total: int = 0,
+    connections_refused: int = 0,
+    bytes_in: int = 0,
+    bytes_out: int = 0,
     last_refusal: str | None = None,
 ) -> dict[str, Any]:
     """A row of `list --json`: the event's object less `event`, `seq`, `time`, plus what only a list knows."""

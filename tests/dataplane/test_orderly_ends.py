@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 import random
 
 import pytest
 
-from autoforward.dataplane import plane as dataplane
 from autoforward.dataplane.messages import RelayEnded
 from autoforward.dataplane.times import Times
 from tests.support.containers import eventually
@@ -26,16 +24,3 @@ def test_bytes_in_the_kernel_survive_an_orderly_end() -> None:
         assert here.expect(RelayEnded).reason is None
         eventually(lambda: not here.plane._loop._owned, timeout_s=TIMEOUT_S, what="the client's socket is closed")
         assert read_all(client) == answer
-
-
-def test_the_heap_is_trimmed_once_connections_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    trimmed: queue.Queue[str] = queue.Queue()
-    monkeypatch.setattr(dataplane, "trimmer", lambda: lambda: trimmed.put("trimmed"))
-    with rig(times=Times(quiet_s=0.2)) as here:
-        client, far = here.relay()
-        far.exit()
-        here.expect(RelayEnded)
-        client.close()
-        assert trimmed.get(timeout=TIMEOUT_S) == "trimmed"
-        assert here.turns_during(0.6) <= 1, "nobody looks while nothing happens"
-        assert trimmed.empty()

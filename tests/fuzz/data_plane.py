@@ -58,7 +58,7 @@ FLOOD: Final = 16_384
 FLOODS: Final = 3
 SETTLE_TURNS: Final = 300
 _MUX = [f"dataplane.mux.{name}" for name in ("exec_mux", "multiplexer", "trunk")]
-_CLOCKED = ("net.loop", *_MUX, "dataplane.udp", "dataplane.connections")
+_CLOCKED = ("net.loop", *_MUX, "dataplane.udp")
 
 
 class World:

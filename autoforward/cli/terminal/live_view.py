@@ -15,9 +15,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from autoforward.cli.console.cells import CELLS, Row, columns_of, cut_to, in_ascii, is_exposed, local_of, port_of, size
+from autoforward.cli.console.cells import CELLS, Row, columns_of, cut_to, in_ascii, local_of, port_of, size
 from autoforward.cli.terminal.rates import ASCII_BLOCKS, BLOCKS, Rates, key_of, short_rate, sparkline
-from autoforward.cli.terminal.table import COMFORTABLE, GAP, NARROW, Look, fit, line_of, reason_lines, style
+from autoforward.cli.terminal.table import (
+    GAP,
+    NARROW,
+    Layout,
+    Look,
+    choose_widths,
+    line_of,
+    natural_widths,
+    reason_lines,
+    reasons_under,
+    style,
+)
 from autoforward.core.text import printable
 
 MARK = "> "
@@ -27,10 +38,13 @@ STILL = ("LOCAL", "TARGET", "SERVICE", "PORT", "PROCESS", "LABEL", "STATUS")
 MOVING = ("AGE", "CONNECTIONS")
 """Columns of `list` that are here too. The id is in the line about the selected row, for there are keys."""
 
-GOES = ("SERVICE", "AGE", "CONNECTIONS", "LABEL", "PROCESS", "PORT", "TREND", "UP/s", "DOWN/s", "STATUS")
-"""Columns that go when cutting is not enough, in this order. `http://` goes before any of them."""
-
-NARROWER = {**NARROW, "TARGET": 8}
+LIVE = Layout(
+    ("SERVICE", "AGE", "CONNECTIONS", "LABEL", "PROCESS", "PORT", "TREND", "UP/s", "DOWN/s", "STATUS"),
+    nice=3,
+    long=0,
+    narrow={**NARROW, "TARGET": 8},
+)
+"""`http://` goes before any column."""
 
 MIN_TREND, MAX_TREND = 6, 40
 
@@ -44,9 +58,7 @@ class _Still:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.cells = [{name: printable(CELLS[name](row)) for name in STILL} for row in rows]
-        used = [name for name in STILL if any(one[name] for one in self.cells)]
-        self.widths = {name: max(map(columns_of, (name, *(one[name] for one in self.cells)))) for name in used}
-        self.short = max(map(columns_of, ("LOCAL", *(_short_local(one["LOCAL"]) for one in self.cells))))
+        self.widths, self.short = natural_widths(self.cells)
 
 
 @dataclass(slots=True)
@@ -136,8 +148,6 @@ class _Table:
     def line(self, number: int) -> str:
         row, look = self._view.rows[number], self._look
         texts = {**self._view.still.cells[number], **{name: CELLS[name](row) for name in MOVING}}
-        if self._widths["LOCAL"] < columns_of(texts["LOCAL"]):
-            texts["LOCAL"] = _short_local(texts["LOCAL"])
         rate, is_forward = self._view.rates.of(row), row["id"] is not None
         texts["UP/s"] = short_rate(rate.up).rjust(len("UP/s")) if is_forward else ""
         texts["DOWN/s"] = short_rate(rate.down).rjust(len("DOWN/s")) if is_forward else ""
@@ -148,11 +158,8 @@ class _Table:
     def with_reasons(self) -> list[str]:
         lines = []
         for number, row in enumerate(self._view.rows):
-            lines.append(self.line(number))
-            if row["reason"]:
-                # Without the column nothing else says which port is ignored.
-                what = "" if "PORT" in self._widths else f"port {self._view.still.cells[number]['PORT']}: "
-                lines += reason_lines(what + printable(row["reason"]), self._look, loud=is_exposed(row))
+            port = self._view.still.cells[number]["PORT"]
+            lines += [self.line(number), *reasons_under(row, port, self._widths, self._look)]
         return lines
 
 
@@ -163,20 +170,13 @@ def _widths(view: View, width: int) -> dict[str, int]:
         if widest := max(len(CELLS[name](row)) for row in view.rows):
             used[name] = max(widest, len(name))
     used |= {"UP/s": len("UP/s"), "DOWN/s": len("DOWN/s"), "TREND": MIN_TREND}
-    brief = {**used, "LOCAL": view.still.short}
-    for dropped in range(len(GOES) + 1):
-        least = COMFORTABLE if dropped < GOES.index("LABEL") else NARROWER
-        for columns in (used, brief):
-            if (widths := fit(columns, GOES[:dropped], least, width)) is not None:
-                if "TREND" in widths:
-                    rest = width - sum(widths.values()) - len(GAP) * (len(widths) - 1)
-                    widths["TREND"] = min(MIN_TREND + rest, MAX_TREND)
-                return widths
-    return {name: min(size, max(width, 1)) for name, size in brief.items() if name == "LOCAL"}
-
-
-def _short_local(text: str) -> str:
-    return text.partition("://")[2] or text
+    widths = choose_widths(used, view.still.short, width, LIVE)
+    rest = width - sum(widths.values()) - len(GAP) * (len(widths) - 1)
+    if rest < 0:
+        return {"LOCAL": min(widths["LOCAL"], max(width, 1))}
+    if "TREND" in widths:
+        widths["TREND"] = min(MIN_TREND + rest, MAX_TREND)
+    return widths
 
 
 def _title(view: View, look: Look) -> str:

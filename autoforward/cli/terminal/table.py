@@ -6,6 +6,7 @@ is what other commands are given. No `rich` here: importing it would take longer
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,12 +34,21 @@ COMFORTABLE: Mapping[str, int] = {"PROCESS": 20, "LABEL": 12, "TARGET": 16}
 NARROW: Mapping[str, int] = {"PROCESS": 10, "LABEL": 10, "TARGET": 10}
 """The same for the columns that matter."""
 
-NICE_TO_HAVE = ("SERVICE", "TRAFFIC", "AGE", "CONNECTIONS")
-"""Columns that go when cutting is not enough, in this order."""
 
-WANTED = ("LABEL", "PROCESS")
-NEEDED = ("PORT", "STATUS")
-"""Columns that go after them. LOCAL loses its `http://` before the port goes."""
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a table gives up where it does not fit: `goes` are the columns that go when cutting is not enough, in this order.
+
+    The first `nice` of them go before the others are cut to `narrow`; LOCAL loses its `http://` once `long` have gone.
+    """
+
+    goes: tuple[str, ...]
+    nice: int
+    long: int
+    narrow: Mapping[str, int]
+
+
+LISTED = Layout(("SERVICE", "TRAFFIC", "AGE", "CONNECTIONS", "LABEL", "PROCESS", "PORT", "STATUS"), 4, 6, NARROW)
 
 _COLOURS: Mapping[str, Mapping[str, Any]] = {
     "active": {"fg": "green"},
@@ -68,23 +78,12 @@ PLAIN = Look()
 def format_rows(rows: Sequence[Row], look: Look = PLAIN) -> Drawn:
     """Aligned columns, those that are empty left out, with each row's reason below it. No newline at the end."""
     cells = [{name: printable(cell(row)) for name, cell in CELLS.items()} for row in rows]
-    used = [name for name in CELLS if any(one[name] for one in cells)]
-    natural = {name: max(map(columns_of, (name, *(one[name] for one in cells)))) for name in used}
-    widths = dict(natural)
+    widths, short = natural_widths(cells)
     if look.width:
-        # What stands before it is the same everywhere; a link leads there all the same.
-        short = [one["LOCAL"].partition("://")[2] or one["LOCAL"] for one in cells]
-        widths, shortened = choose_widths(natural, max(map(columns_of, ("LOCAL", *short))), look.width)
-        if shortened:
-            for one, text in zip(cells, short, strict=True):
-                one["LOCAL"] = text
+        widths = choose_widths(widths, short, look.width, LISTED)
     lines = [line_of({name: name for name in widths}, widths, look)]
     for row, one in zip(rows, cells, strict=True):
-        lines.append(line_of(one, widths, look, row))
-        if row["reason"]:
-            # Without the column nothing else says which port is ignored.
-            what = "" if "PORT" in widths else f"port {one['PORT']}: "
-            lines += reason_lines(what + printable(row["reason"]), look, loud=is_exposed(row))
+        lines += [line_of(one, widths, look, row), *reasons_under(row, one["PORT"], widths, look)]
     return Drawn("\n".join(lines))
 
 
@@ -122,30 +121,32 @@ def _spans(rows: Sequence[Row]) -> str:
     return ", ".join([*texts[:MAX_SPANS], *(["…"] if len(texts) > MAX_SPANS else [])])
 
 
-def choose_widths(natural: Mapping[str, int], short_local: int, width: int) -> tuple[dict[str, int], bool]:
-    """The columns that are left and how wide each is, and whether LOCAL is the short one.
+def natural_widths(cells: Sequence[Mapping[str, str]]) -> tuple[dict[str, int], int]:
+    """The columns that are not empty, each as wide as its widest cell, and how wide LOCAL is without its `http://`."""
+    used = [name for name in cells[0] if any(one[name] for one in cells)]
+    widths = {name: max(map(columns_of, (name, *(one[name] for one in cells)))) for name in used}
+    return widths, max(map(columns_of, ("LOCAL", *(_short(one["LOCAL"]) for one in cells))))
 
-    Wider than `width` only where nothing is left to cut or to drop.
-    """
+
+def _short(local: str) -> str:
+    """What stands before it is the same everywhere; a link leads there all the same."""
+    return local.partition("://")[2] or local
+
+
+def choose_widths(natural: Mapping[str, int], short_local: int, width: int, layout: Layout) -> dict[str, int]:
+    """The columns that are left, and how wide each is. Wider than `width` only where nothing is left to cut or to drop."""
     brief = {**natural, "LOCAL": short_local}
-    for dropped in range(len(NICE_TO_HAVE) + 1):
-        if (widths := fit(natural, NICE_TO_HAVE[:dropped], COMFORTABLE, width)) is not None:
-            return widths, False
-    for dropped in range(len(WANTED) + 1):
-        if (widths := fit(natural, (*NICE_TO_HAVE, *WANTED[:dropped]), NARROW, width)) is not None:
-            return widths, False
-    for dropped in range(len(NEEDED) + 1):
-        gone = (*NICE_TO_HAVE, *WANTED, *NEEDED[:dropped])
-        for columns in (natural, brief):
-            if (widths := fit(columns, gone, NARROW, width)) is not None:
-                return widths, columns is brief
-    least = {
-        name: min(size, NARROW.get(name, size)) for name, size in brief.items() if name in ("ID", "LOCAL", "TARGET")
-    }
-    return least, True
+    for dropped in range(len(layout.goes) + 1):
+        leasts = [COMFORTABLE] * (dropped <= layout.nice) + [layout.narrow] * (dropped >= layout.nice)
+        for least, columns in itertools.product(leasts, [natural] + [brief] * (dropped >= layout.long)):
+            if (widths := _fit(columns, layout.goes[:dropped], least, width)) is not None:
+                return widths
+    return {name: min(size, layout.narrow.get(name, size)) for name, size in brief.items() if name not in layout.goes}
 
 
-def fit(columns: Mapping[str, int], gone: Iterable[str], least: Mapping[str, int], width: int) -> dict[str, int] | None:
+def _fit(
+    columns: Mapping[str, int], gone: Iterable[str], least: Mapping[str, int], width: int
+) -> dict[str, int] | None:
     """The columns without those, cut as far as they may be; None where that is not enough."""
     widths = {name: size for name, size in columns.items() if name not in gone}
     over = sum(widths.values()) + len(GAP) * (len(widths) - 1) - width
@@ -161,11 +162,22 @@ def line_of(texts: Mapping[str, str], widths: Mapping[str, int], look: Look, row
     """One line of the table; without a row it is the header. Decorations take no room: what is missing is counted before."""
     parts = []
     for name, width in widths.items():
-        text = cut_to(texts[name], width)
+        text = texts[name]
+        if name == "LOCAL" and columns_of(text) > width:
+            text = _short(text)
+        text = cut_to(text, width)
         gap = " " * (width - columns_of(text))
         text = in_ascii(text) if look.ascii else text
         parts.append((style(look, text, bold=True) if row is None else _decorated(look, row, name, text)) + gap)
     return GAP.join(parts).rstrip()
+
+
+def reasons_under(row: Row, port: str, widths: Mapping[str, int], look: Look) -> Iterable[str]:
+    """The lines of a row's reason, if it has one; without the column nothing else says which port is ignored."""
+    if not row["reason"]:
+        return []
+    what = "" if "PORT" in widths else f"port {port}: "
+    return reason_lines(what + printable(row["reason"]), look, loud=is_exposed(row))
 
 
 def reason_lines(text: str, look: Look, *, loud: bool = False) -> Iterable[str]:
