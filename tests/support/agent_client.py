@@ -52,7 +52,6 @@ class Stream:
     received: bytearray = field(default_factory=bytearray)
     datagrams: list[bytes] = field(default_factory=list)
     owed: int = 0
-    first_byte_at: float = 0.0
     outgoing: bytearray = field(default_factory=bytearray)
 
     @property
@@ -182,7 +181,6 @@ class Conversation:
 
     def _take(self, event: Data) -> None:
         stream = self.streams[event.stream]
-        stream.first_byte_at = stream.first_byte_at or time.monotonic()
         if stream.udp:
             self.partial[stream.number] += event.payload
             if event.last:
