@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from autoforward.config.environment import NO_ENVIRONMENT, SessionEnvironment
@@ -191,25 +191,7 @@ class ConfigSources:
         return tuple(path for path in named if path is not None)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "config_file": self.config_file,
-            "project_file": self.project_file,
-            "settings_file": self.settings_file,
-            "user_file": self.user_file,
-            "given": self.given.to_json(),
-            "base": dict(self.base),
-            "original": dict(self.original),
-            "variables": dict(self.variables),
-            "folder": self.folder,
-            "links": dict(self.links),
-            "withheld": list(self.withheld),
-            "openings": None if self.openings is None else list(self.openings),
-            "place": self.place,
-            "mounts": list(self.mounts),
-            "project_folder": self.project_folder,
-            "unset": None if self.unset is None else list(self.unset),
-            "own_names": list(self.own_names),
-        }
+        return {**{item.name: getattr(self, item.name) for item in fields(self)}, "given": self.given.to_json()}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ConfigSources:
