@@ -20,6 +20,8 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+from autoforward.agent_protocol import decoder
+from autoforward.agent_protocol.frames import Hello
 from hatch_build import ARCHITECTURES, source_digest
 from scripts.say import SetupError, say
 
@@ -143,9 +145,23 @@ def _build_agents(source: Path, environ: dict[str, str]) -> None:
             raise SetupError(
                 f"the agent for {architecture} is no program for {machine} of at most {MAX_AGENT_BYTES} bytes"
             )
+        if machine == platform.machine():
+            _check_that_it_runs(out / f"agent-{machine}")
         target = folder / f"agent-linux-{architecture}"
         target.write_bytes(data)
         target.with_name(f"{target.name}.source").write_text(digest)
+
+
+def _check_that_it_runs(program: Path) -> None:
+    """Its answer to our HELLO is its own."""
+    with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as agent:
+        assert agent.stdin is not None and agent.stdout is not None
+        agent.stdin.write(decoder.encode_hello(65536))
+        agent.stdin.flush()
+        answer = list(decoder.Decoder().feed(os.read(agent.stdout.fileno(), 65536)))
+        agent.kill()
+    if not answer or not isinstance(answer[0], Hello):
+        raise SetupError(f"the agent for this machine does not run: exit {agent.returncode}")
 
 
 def _write_provenance(made: Path, version: str, commit: str, epoch: str) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import platform
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from autoforward.agent_protocol import decoder
+from hatch_build import ARCHITECTURES
 from tests.supervisor.test_supervisor_process import as_nobody, as_root, become_nobody
 from tests.support.agent_build import SOURCES, build
-from tests.support.agent_client import TIMEOUT_S, WINDOW
+from tests.support.agent_client import TIMEOUT_S, WINDOW, AgentClient, echo
 
 pytestmark = pytest.mark.local
 
@@ -73,6 +77,24 @@ def test_compiler_without_hardening_flags_builds_the_agent(tmp_path: Path) -> No
     assert Elf((tmp_path / "agent").read_bytes()).kind == EXEC
     done = subprocess.run([tmp_path / "agent", "--version"], capture_output=True, check=True, timeout=TIMEOUT_S)
     assert b"autoforward-agent" in done.stdout
+
+
+def test_agent_of_a_release_carries_a_connection(tmp_path: Path, serve: Callable[..., int]) -> None:
+    """`make dist` builds all agents with zig; the one for this machine carries a connection."""
+    machine = platform.machine()
+    if importlib.util.find_spec("ziglang") is None or machine not in ARCHITECTURES:
+        pytest.skip("no zig, or a machine without an agent")
+    environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(
+        ["make", "-s", "-C", SOURCES, f"OUT={tmp_path}", "ONLY_ZIG=1", "ZIG=python3 -m ziglang", machine],
+        check=True,
+        timeout=4 * TIMEOUT_S,
+        env=environ,
+    )
+    with contextlib.closing(AgentClient(tmp_path / f"agent-{machine}")) as agent:
+        stream = agent.open(1, serve(echo))
+        agent.upload(stream, b"hello")
+        agent.wait(lambda: bytes(stream.received) == b"hello", "the echo")
 
 
 def test_write_past_an_array_ends_the_agent() -> None:
