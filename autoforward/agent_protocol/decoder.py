@@ -16,40 +16,8 @@ from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Final
 
-from autoforward.agent_protocol.frames import (
-    CREDIT,
-    DATA,
-    DIRECT,
-    EOF,
-    HEADER_SIZE,
-    HELLO_SIZE,
-    LISTEN,
-    MAGIC,
-    MAX_ADDRESSES,
-    MAX_ENTRIES,
-    MAX_NAME,
-    MAX_STREAM,
-    MAX_WINDOW,
-    MIN_WINDOW,
-    MOVE,
-    OPEN,
-    PING,
-    PONG,
-    RESET,
-    SECRET_SIZE,
-    SIGNED_OPEN,
-    SNAPSHOT_CUT,
-    SNAPSHOT_MORE,
-    TAG_SIZE,
-    TOKEN_SIZE,
-    TRUNK,
-    VERSION,
-    WATCH,
-    Data,
-    Event,
-    SnapshotEvent,
-    SocketEntry,
-)
+from autoforward.agent_protocol import frames
+from autoforward.agent_protocol.frames import DATA, HEADER_SIZE, Data, Event
 from autoforward.agent_protocol.payloads import (
     ENTRY,
     FROM_AGENT,
@@ -87,7 +55,7 @@ class Decoder:
         self._greeted = greeted
         self._data_stream = 0
         self._data_left = 0
-        self._entries: list[SocketEntry] = []
+        self._entries: list[frames.SocketEntry] = []
 
     def __repr__(self) -> str:
         return f"<Decoder greeted={self._greeted} rest={len(self._rest)} data_left={self._data_left}>"
@@ -108,15 +76,15 @@ class Decoder:
             self._rest.clear()
         at, end = 0, len(data)
         if not self._greeted:
-            if MAGIC[:end] != data[: len(MAGIC)]:
+            if frames.MAGIC[:end] != data[: len(frames.MAGIC)]:
                 said = data[:200].decode("utf-8", "replace")
                 raise ProtocolError(f"its first words are not the protocol: {said!r}")
-            if end < HELLO_SIZE:
+            if end < frames.HELLO_SIZE:
                 self._keep(data, 0)
                 return events
             append(parse_hello(data))
             self._greeted = True
-            at = HELLO_SIZE
+            at = frames.HELLO_SIZE
         unpack_header = _HEADER.unpack_from
         left = self._data_left
         stream = self._data_stream
@@ -179,10 +147,10 @@ class Decoder:
         if len(payload) % ENTRY.size:
             raise ProtocolError(f"a snapshot of {len(payload)} bytes")
         self._entries.extend(parse_entry(*fields) for fields in ENTRY.iter_unpack(payload))
-        if len(self._entries) > MAX_ENTRIES or (flags & SNAPSHOT_MORE and not payload):
-            raise ProtocolError(f"a snapshot of more than {MAX_ENTRIES} sockets")
-        if not flags & SNAPSHOT_MORE:
-            events.append(SnapshotEvent(tuple(self._entries), bool(flags & SNAPSHOT_CUT)))
+        if len(self._entries) > frames.MAX_ENTRIES or (flags & frames.SNAPSHOT_MORE and not payload):
+            raise ProtocolError(f"a snapshot of more than {frames.MAX_ENTRIES} sockets")
+        if not flags & frames.SNAPSHOT_MORE:
+            events.append(frames.SnapshotEvent(tuple(self._entries), bool(flags & frames.SNAPSHOT_CUT)))
             self._entries.clear()
 
 
@@ -192,14 +160,14 @@ def _frame(kind: int, stream: int, payload: bytes = b"", flags: int = 0) -> byte
 
 def encode_hello(window: int) -> bytes:
     """The first bytes of either side; `window` within MIN_WINDOW and MAX_WINDOW (ValueError)."""
-    if not MIN_WINDOW <= window <= MAX_WINDOW:
-        raise ValueError(f"window {window} is not within {MIN_WINDOW} and {MAX_WINDOW}")
-    return HELLO.pack(MAGIC, VERSION, 0, window)
+    if not frames.MIN_WINDOW <= window <= frames.MAX_WINDOW:
+        raise ValueError(f"window {window} is not within {frames.MIN_WINDOW} and {frames.MAX_WINDOW}")
+    return HELLO.pack(frames.MAGIC, frames.VERSION, 0, window)
 
 
 def open_payload(transport: Transport, port: int, addresses: Sequence[str]) -> bytes:
     """`addresses`: 1 to MAX_ADDRESSES, IPv4, IPv6 or names of at most MAX_NAME ASCII characters (ValueError)."""
-    if not 1 <= len(addresses) <= MAX_ADDRESSES or not 0 < port <= 65_535:
+    if not 1 <= len(addresses) <= frames.MAX_ADDRESSES or not 0 < port <= 65_535:
         raise ValueError(f"port {port} of {len(addresses)} addresses")
     parts = [struct.pack(">BHB", _TRANSPORT_NUMBERS[transport], port, len(addresses))]
     return b"".join(parts + [_encode_address(text) for text in addresses])
@@ -207,14 +175,14 @@ def open_payload(transport: Transport, port: int, addresses: Sequence[str]) -> b
 
 def encode_open_payload(stream: int, payload: bytes) -> bytes:
     """OPEN with a payload of `open_payload`; `stream` from 1 to MAX_STREAM (ValueError)."""
-    if not 0 < stream <= MAX_STREAM:
+    if not 0 < stream <= frames.MAX_STREAM:
         raise ValueError(f"stream {stream}")
-    return _frame(OPEN, stream, payload)
+    return _frame(frames.OPEN, stream, payload)
 
 
 def encode_signed_open(stream: int, tag: bytes, payload: bytes) -> bytes:
     """On a trunk. `tag`: TAG_SIZE bytes of HMAC-SHA256 of number and `payload` (`open_payload`)."""
-    return _HEADER.pack(SIGNED_OPEN, 0, TAG_SIZE + len(payload), stream) + tag + payload
+    return _HEADER.pack(frames.SIGNED_OPEN, 0, frames.TAG_SIZE + len(payload), stream) + tag + payload
 
 
 def _encode_address(text: str) -> bytes:
@@ -222,7 +190,7 @@ def _encode_address(text: str) -> bytes:
         address = ip_address(text)
     except ValueError:
         name = text.encode("ascii")  # UnicodeEncodeError is a ValueError
-        if not 1 <= len(name) <= MAX_NAME:
+        if not 1 <= len(name) <= frames.MAX_NAME:
             raise ValueError(f"a name of {len(name)} characters") from None
         return bytes((0, len(name))) + name
     return bytes((address.version, len(address.packed))) + address.packed
@@ -240,32 +208,32 @@ def encode_data(stream: int, payload: bytes) -> bytes:
 
 def encode_eof(stream: int) -> bytes:
     """No more DATA from us."""
-    return _HEADER.pack(EOF, 0, 0, stream)
+    return _HEADER.pack(frames.EOF, 0, 0, stream)
 
 
 def encode_reset(stream: int, errno: int = 0) -> bytes:
     """The stream is over; the agent closes the server's connection with a reset."""
-    return _VALUE_FRAME.pack(RESET, 0, 4, stream, errno)
+    return _VALUE_FRAME.pack(frames.RESET, 0, 4, stream, errno)
 
 
 def encode_credit(stream: int, size: int) -> bytes:
     """`size` bytes more are accepted: as many as the far socket has taken."""
-    return _VALUE_FRAME.pack(CREDIT, 0, 4, stream, size)
+    return _VALUE_FRAME.pack(frames.CREDIT, 0, 4, stream, size)
 
 
 def encode_ping(payload: bytes) -> bytes:
     """`payload`: 8 bytes that the PONG brings back."""
-    return _frame(PING, 0, payload)
+    return _frame(frames.PING, 0, payload)
 
 
 def encode_pong(payload: bytes) -> bytes:
     """The answer to a PING."""
-    return _frame(PONG, 0, payload)
+    return _frame(frames.PONG, 0, payload)
 
 
 def encode_watch(interval_ms: int, *, udp: bool = False) -> bytes:
     """Ask for snapshots at that pace, 0 to stop; each WATCH is answered by a complete one."""
-    return _frame(WATCH, 0, U32.pack(interval_ms) + bytes((udp,)))
+    return _frame(frames.WATCH, 0, U32.pack(interval_ms) + bytes((udp,)))
 
 
 def encode_listen(secret: bytes, address: str) -> bytes:
@@ -274,14 +242,14 @@ def encode_listen(secret: bytes, address: str) -> bytes:
     Both empty: listen no more.
     """
     if not secret and not address:
-        return _frame(LISTEN, 0)
+        return _frame(frames.LISTEN, 0)
     own = ip_address(address)
-    return _frame(LISTEN, 0, _sized(secret, SECRET_SIZE) + bytes((own.version,)) + own.packed)
+    return _frame(frames.LISTEN, 0, _sized(secret, frames.SECRET_SIZE) + bytes((own.version,)) + own.packed)
 
 
 def encode_direct(stream: int, token: bytes) -> bytes:
     """`token`: TOKEN_SIZE bytes (ValueError), random, of this stream alone, in the place of the one before."""
-    return _frame(DIRECT, stream, _sized(token, TOKEN_SIZE))
+    return _frame(frames.DIRECT, stream, _sized(token, frames.TOKEN_SIZE))
 
 
 def _sized(value: bytes, size: int) -> bytes:
@@ -292,9 +260,9 @@ def _sized(value: bytes, size: int) -> bytes:
 
 def encode_trunk(token: bytes) -> bytes:
     """`token`: TOKEN_SIZE random bytes, for one trunk alone; none: there is no trunk any more (else ValueError)."""
-    return _frame(TRUNK, 0, _sized(token, TOKEN_SIZE) if token else b"")
+    return _frame(frames.TRUNK, 0, _sized(token, frames.TOKEN_SIZE) if token else b"")
 
 
 def encode_move(stream: int) -> bytes:
     """What we say on this stream after this comes over the direct connection."""
-    return _HEADER.pack(MOVE, 0, 0, stream)
+    return _HEADER.pack(frames.MOVE, 0, 0, stream)

@@ -5,20 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autoforward.agent_protocol.frames import Hello, MuxEvent
-from autoforward.dataplane.messages import (
-    MuxCheck,
-    MuxCommand,
-    MuxDirect,
-    MuxEnd,
-    MuxLost,
-    MuxPace,
-    MuxPause,
-    MuxRetire,
-    MuxSaid,
-    MuxStart,
-    PauseUnsure,
-    PlaneEvent,
-)
+from autoforward.dataplane import messages
 from autoforward.dataplane.mux.exec_mux import Mux
 from autoforward.net.loop import Loop
 
@@ -26,7 +13,9 @@ from autoforward.net.loop import Loop
 class Agents:
     """By session. All calls are made in the data plane's thread; `notify` is how control hears of it."""
 
-    def __init__(self, loop: Loop, notify: Callable[[PlaneEvent], None], is_behind: Callable[[], bool]) -> None:
+    def __init__(
+        self, loop: Loop, notify: Callable[[messages.PlaneEvent], None], is_behind: Callable[[], bool]
+    ) -> None:
         self._loop = loop
         self._notify = notify
         self._is_behind = is_behind
@@ -41,30 +30,30 @@ class Agents:
         mux = self._working.get(session_id)
         return mux if mux is not None and mux.is_up else None
 
-    def obey(self, command: MuxCommand) -> None:
+    def obey(self, command: messages.MuxCommand) -> None:
         match command:
-            case MuxStart():
+            case messages.MuxStart():
                 self._start(command)
-            case MuxPace(session_id, interval_ms):
+            case messages.MuxPace(session_id, interval_ms):
                 if (mux := self._working.get(session_id)) is not None:
                     mux.watch(interval_ms, udp=True)
-            case MuxDirect(session_id, address):
+            case messages.MuxDirect(session_id, address):
                 for one in self._all_of(session_id):
                     one.allow_direct(address)
-            case MuxPause(session_id, paused):
+            case messages.MuxPause(session_id, paused):
                 for one in self._all_of(session_id):
                     one.pause(paused)
-            case MuxRetire(session_id):
+            case messages.MuxRetire(session_id):
                 if (mux := self._working.pop(session_id, None)) is not None:
                     mux.retire()
                     kept = [one for one in self._retired.get(session_id, ()) if not one.is_closed]
                     self._retired[session_id] = [*kept, mux]
-            case MuxEnd(session_id):
+            case messages.MuxEnd(session_id):
                 if (mux := self._working.pop(session_id, None)) is not None:
                     mux.close()
                 for mux in self._retired.pop(session_id, ()):
                     mux.close()
-            case MuxCheck(timeout_s):
+            case messages.MuxCheck(timeout_s):
                 for mux in self._working.values():
                     mux.check(timeout_s)
 
@@ -72,21 +61,21 @@ class Agents:
         working = self._working.get(session_id)
         return [*([working] if working is not None else []), *self._retired.get(session_id, ())]
 
-    def _start(self, command: MuxStart) -> None:
+    def _start(self, command: messages.MuxStart) -> None:
         session_id = command.session_id
 
         def said(event: MuxEvent) -> None:
             if isinstance(event, Hello):
                 mux.watch(command.poll_interval_ms, udp=True)
-            self._notify(MuxSaid(session_id, event))
+            self._notify(messages.MuxSaid(session_id, event))
 
         def lost(reason: str) -> None:
             if self._working.get(session_id) is mux:
                 del self._working[session_id]
-                self._notify(MuxLost(session_id, reason, mux.is_over_budget))
+                self._notify(messages.MuxLost(session_id, reason, mux.is_over_budget))
 
         def unsure() -> None:
-            self._notify(PauseUnsure(session_id))
+            self._notify(messages.PauseUnsure(session_id))
 
         mux = Mux(self._loop, command.stream, said, lost, unsure, command.direct_address, self._is_behind)
         before, self._working[session_id] = self._working.get(session_id), mux

@@ -23,28 +23,11 @@ from concurrent.futures import Future
 from copy import copy
 from dataclasses import dataclass, field
 
+from autoforward.dataplane import messages
 from autoforward.dataplane.agents import Agents
 from autoforward.dataplane.client_state import ClosedClientPoller
 from autoforward.dataplane.connections import MAX_CONNECTIONS, ConnectionLimits, Drains
 from autoforward.dataplane.exec_far_end import ExecFarEnd
-from autoforward.dataplane.messages import (
-    AcceptPaused,
-    Command,
-    Drain,
-    ForwardCounters,
-    MuxStart,
-    OpenOnMux,
-    PlaneEvent,
-    ReadCounters,
-    RelayEnded,
-    Route,
-    Serve,
-    ServerClosed,
-    StreamFailed,
-    StreamReady,
-    StreamWanted,
-    Withdraw,
-)
 from autoforward.dataplane.relay import Relay
 from autoforward.dataplane.times import TIMES, Times
 from autoforward.dataplane.udp import UdpServer
@@ -62,10 +45,10 @@ OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class _Served:
     sockets: tuple[socket.socket, ...] = ()
     relays: dict[int, Relay] = field(default_factory=dict)
-    route: Route | None = None
+    route: messages.Route | None = None
     ended_last: str | None = None
     udp: tuple[UdpServer, ...] = ()
-    counters: ForwardCounters = field(default_factory=ForwardCounters)
+    counters: messages.ForwardCounters = field(default_factory=messages.ForwardCounters)
 
 
 class DataPlane:
@@ -73,7 +56,7 @@ class DataPlane:
 
     def __init__(
         self,
-        notify: Callable[[PlaneEvent], None],
+        notify: Callable[[messages.PlaneEvent], None],
         is_behind: Callable[[], bool] = lambda: False,
         *,
         max_connections: int = MAX_CONNECTIONS,
@@ -82,7 +65,7 @@ class DataPlane:
         """`is_behind`: whether the owner has much to take yet, so that what can wait or be replaced had better."""
         self.times = times
         self.notify = notify
-        self._commands: deque[Command] = deque()
+        self._commands: deque[messages.Command] = deque()
         self._gate = threading.Lock()
         self._ended = False
         self._numbers = itertools.count(1)
@@ -103,7 +86,7 @@ class DataPlane:
     def start(self) -> None:
         self._loop.start()
 
-    def submit(self, command: Command) -> None:
+    def submit(self, command: messages.Command) -> None:
         """Hand a command over; thread-safe, returns at once. After the end its `done` is resolved all the same."""
         with self._gate:
             ended = self._ended
@@ -117,7 +100,7 @@ class DataPlane:
     async def drain(self, forward_ids: frozenset[str], timeout_s: float) -> bool:
         """Wait until the connections of these forwards have ended; False when they were cut at the deadline."""
         done: Future[bool] = Future()
-        self.submit(Drain(forward_ids, timeout_s, done))
+        self.submit(messages.Drain(forward_ids, timeout_s, done))
         return await asyncio.wrap_future(done)
 
     def stop(self) -> None:
@@ -150,7 +133,7 @@ class DataPlane:
         else:
             news = refused
         if news or not relay.routed:
-            self.notify(RelayEnded(relay.forward_id, relay.relay_id, refused, reason))
+            self.notify(messages.RelayEnded(relay.forward_id, relay.relay_id, refused, reason))
         self._drains.settle()
 
     # The loop.
@@ -172,9 +155,9 @@ class DataPlane:
         while self._commands:
             self._refuse(self._commands.popleft())
 
-    def _obey(self, command: Command) -> None:
+    def _obey(self, command: messages.Command) -> None:
         match command:
-            case Serve(forward_id, sockets):
+            case messages.Serve(forward_id, sockets):
                 served = self._served.setdefault(forward_id, _Served())
                 if sockets and sockets[0].type == socket.SOCK_DGRAM:
                     self._serve_udp(served, sockets)
@@ -184,53 +167,55 @@ class DataPlane:
                 served.sockets = sockets
                 for listener in sockets:
                     self._watch_listener(forward_id, listener)
-            case Route(forward_id):
+            case messages.Route(forward_id):
                 served = self._served.setdefault(forward_id, _Served())
                 served.route = command
                 for server in served.udp:
                     server.route(command)
-            case OpenOnMux():
+            case messages.OpenOnMux():
                 self._open_on_mux(command)
-            case Withdraw(forward_id, reset, done):
+            case messages.Withdraw(forward_id, reset, done):
                 self._withdraw(forward_id, reset)
                 done.set_result(None)
-            case StreamReady(relay_id, stream, plan):
+            case messages.StreamReady(relay_id, stream, plan):
                 # None: cut while the process was being started. The channel then ends the process.
                 relay = self._relays.get(relay_id)
                 ExecFarEnd(self._loop, self.notify, stream, plan, relay, self.times).start()
-            case StreamFailed(relay_id, reason):
+            case messages.StreamFailed(relay_id, reason):
                 if (relay := self._relays.get(relay_id)) is not None:
                     relay.refuse(reason)
-            case ServerClosed(relay_id):
+            case messages.ServerClosed(relay_id):
                 if (relay := self._relays.get(relay_id)) is not None:
                     relay.server_closed()
-            case Drain():
+            case messages.Drain():
                 self._drains.begin(command)
-            case ReadCounters(done):
+            case messages.ReadCounters(done):
                 done.set_result({key: copy(served.counters) for key, served in self._served.items()})
             case _:
                 self._muxes.obey(command)
 
-    def _refuse(self, command: Command) -> None:
+    def _refuse(self, command: messages.Command) -> None:
         """A command that came after the end: its caller must not wait for ever."""
         match command:
-            case Withdraw(_, _, done):
+            case messages.Withdraw(_, _, done):
                 done.set_result(None)
-            case Drain(_, _, drained):
+            case messages.Drain(_, _, drained):
                 drained.set_result(True)
-            case ReadCounters(read):
+            case messages.ReadCounters(read):
                 read.set_result({})
-            case StreamReady(stream=stream) | MuxStart(stream=stream):
+            case messages.StreamReady(stream=stream) | messages.MuxStart(stream=stream):
                 stream.close()
 
     # Agents.
 
-    def _open_on_mux(self, command: OpenOnMux) -> None:
+    def _open_on_mux(self, command: messages.OpenOnMux) -> None:
         relay, mux = self._relays.get(command.relay_id), self._muxes.get(command.session_id)
         if relay is None:
             return
         if mux is None:  # lost since control has answered
-            wanted = StreamWanted(relay.forward_id, relay.relay_id, until_s=command.until_s, ipv6=relay.is_ipv6)
+            wanted = messages.StreamWanted(
+                relay.forward_id, relay.relay_id, until_s=command.until_s, ipv6=relay.is_ipv6
+            )
             self.notify(wanted)
             return
         mux.join(relay, command.transport, command.dials)
@@ -278,7 +263,7 @@ class DataPlane:
                 served.counters.refused += 1
                 if served.ended_last != reason:  # once is enough to be told
                     served.ended_last = reason
-                    self.notify(RelayEnded(forward_id, relay_id, True, reason))
+                    self.notify(messages.RelayEnded(forward_id, relay_id, True, reason))
                 continue
             try:
                 relay = Relay(self._loop, self, forward_id, relay_id, client, served.counters)
@@ -298,12 +283,12 @@ class DataPlane:
                     self.watch_peer(relay)
                 continue
             self.watch_peer(relay)
-            self.notify(StreamWanted(forward_id, relay_id, ipv6=relay.is_ipv6))
+            self.notify(messages.StreamWanted(forward_id, relay_id, ipv6=relay.is_ipv6))
 
     def _pause_accepting(self, forward_id: str, listener: socket.socket, error: OSError) -> None:
         self._unwatch_listener(listener)
         reason = self._served[forward_id].ended_last = error.strerror or str(error)
-        self.notify(AcceptPaused(forward_id, reason))
+        self.notify(messages.AcceptPaused(forward_id, reason))
 
         def resume() -> None:
             served = self._served.get(forward_id)

@@ -27,22 +27,7 @@ from autoforward.control.server import ControlServer, Handler
 from autoforward.core.errors import AutoforwardError
 from autoforward.core.identity.labels import carries
 from autoforward.core.model import EngineEndpoint
-from autoforward.dataplane.messages import (
-    AcceptPaused,
-    AddressAnswered,
-    ForwardCounters,
-    KillWanted,
-    MuxCheck,
-    MuxLost,
-    MuxSaid,
-    PauseUnsure,
-    PlaneEvent,
-    ReadCounters,
-    RelayEnded,
-    RelayStarted,
-    StreamFailed,
-    StreamWanted,
-)
+from autoforward.dataplane import messages
 from autoforward.dataplane.plane import DataPlane
 from autoforward.desktop.actions import ActingSession, Actions
 from autoforward.desktop.launcher import Desktop
@@ -228,9 +213,9 @@ class Supervisor:
         """Wait until the connections of these forwards have ended; False when they were cut at the deadline."""
         return await self.plane.drain(forward_ids, timeout_s)
 
-    async def counters(self) -> dict[str, ForwardCounters]:
-        done: Future[dict[str, ForwardCounters]] = Future()
-        self.plane.submit(ReadCounters(done))
+    async def counters(self) -> dict[str, messages.ForwardCounters]:
+        done: Future[dict[str, messages.ForwardCounters]] = Future()
+        self.plane.submit(messages.ReadCounters(done))
         return await asyncio.wrap_future(done)
 
     # Sessions.
@@ -344,37 +329,37 @@ class Supervisor:
 
     # What comes in.
 
-    def _on_notice(self, notice: PlaneEvent) -> None:
+    def _on_notice(self, notice: messages.PlaneEvent) -> None:
         match notice:
-            case StreamWanted(forward_id, relay_id):
+            case messages.StreamWanted(forward_id, relay_id):
                 session = self._session_with(forward_id)
                 if session is None:
-                    self.plane.submit(StreamFailed(relay_id, "the forward has ended"))
+                    self.plane.submit(messages.StreamFailed(relay_id, "the forward has ended"))
                 else:
                     session.connections.on_stream_wanted(notice)
-            case MuxSaid(session_id):
+            case messages.MuxSaid(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
                     session.on_mux_said(notice)
-            case MuxLost(session_id):
+            case messages.MuxLost(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
                     session.on_mux_lost(notice)
-            case PauseUnsure(session_id):
+            case messages.PauseUnsure(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
                     session.on_pause_unsure()
-            case RelayStarted(session_id):
+            case messages.RelayStarted(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
                     session.connections.on_relay_started(notice)
-            case AddressAnswered(forward_id):
+            case messages.AddressAnswered(forward_id):
                 if (session := self._session_with(forward_id)) is not None:
                     session.connections.on_address_answered(notice)
-            case KillWanted(session_id):
+            case messages.KillWanted(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
                     session.connections.on_kill_wanted(notice)
-            case RelayEnded():
+            case messages.RelayEnded():
                 # To all: its forward may have ended before it.
                 for session in self.sessions.values():
                     session.connections.on_relay_ended(notice)
-            case AcceptPaused(forward_id):
+            case messages.AcceptPaused(forward_id):
                 if (session := self._session_with(forward_id)) is not None:
                     session.connections.on_accept_paused(notice)
 
@@ -429,7 +414,7 @@ class Supervisor:
 
     def _on_clock_jump(self, _seconds: float) -> None:
         """The machine was asleep. What does not answer now is replaced."""
-        self.plane.submit(MuxCheck(AWAKE_TIMEOUT_S))
+        self.plane.submit(messages.MuxCheck(AWAKE_TIMEOUT_S))
         for session in self.sessions.values():
             session.check_streams(AWAKE_TIMEOUT_S)
         self.engines.reconnect()

@@ -16,20 +16,7 @@ import time
 
 from autoforward.core.errors import AutoforwardError
 from autoforward.core.model import DialAddress
-from autoforward.dataplane.messages import (
-    AcceptPaused,
-    AddressAnswered,
-    KillWanted,
-    MuxEnd,
-    OpenOnMux,
-    RelayEnded,
-    RelayPlan,
-    RelayStarted,
-    ServerClosed,
-    StreamFailed,
-    StreamReady,
-    StreamWanted,
-)
+from autoforward.dataplane import messages
 from autoforward.engine.client import Engine
 from autoforward.engine.exec_stream import SocketStream
 from autoforward.forwards.forwarder import Forwarder
@@ -123,32 +110,32 @@ class Connections:
             task.cancel()
         self._watch_of.clear()
         self._close_retired()
-        self._services.plane.submit(MuxEnd(self._session_id))
+        self._services.plane.submit(messages.MuxEnd(self._session_id))
         if self._starting:
             await asyncio.wait(self._starting, timeout=LATE_STREAM_S)
 
     # Notices of the data plane.
 
-    def on_stream_wanted(self, notice: StreamWanted) -> None:
+    def on_stream_wanted(self, notice: messages.StreamWanted) -> None:
         if self._closed:
-            self._services.plane.submit(StreamFailed(notice.relay_id, "the forward has ended"))
+            self._services.plane.submit(messages.StreamFailed(notice.relay_id, "the forward has ended"))
             return
         task = asyncio.create_task(self._open_stream(notice), name=f"stream for relay {notice.relay_id}")
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
-    def on_relay_started(self, notice: RelayStarted) -> None:
+    def on_relay_started(self, notice: messages.RelayStarted) -> None:
         dials = self._dialled.get(notice.relay_id)
         if dials is not None and self.tool is not None and self.tool.needs_close_wait:
             ports = frozenset(dial.port for dial in dials)
             self._tracker.started(notice.relay_id, notice.container_pid, notice.relay_token, ports)
 
-    def on_address_answered(self, notice: AddressAnswered) -> None:
+    def on_address_answered(self, notice: messages.AddressAnswered) -> None:
         dials = self._dialled.get(notice.relay_id, ())
         if notice.attempt < len(dials):
             self._answered[notice.forward_id] = dials[notice.attempt]
 
-    def on_relay_ended(self, notice: RelayEnded) -> None:
+    def on_relay_ended(self, notice: messages.RelayEnded) -> None:
         """Of any session: the forward may have ended before its last relay, and then its session is unknown."""
         if (task := self._held.pop(notice.relay_id, None)) is not None:
             task.cancel()  # its client has gone
@@ -166,19 +153,19 @@ class Connections:
         elif notice.reason:
             self._say("%s %s: a connection was cut: %s", name, notice)
 
-    def _say(self, text: str, name: str, notice: RelayEnded) -> None:
+    def _say(self, text: str, name: str, notice: messages.RelayEnded) -> None:
         self._log.info(text, name, notice.forward_id, notice.reason, now_s=time.monotonic())
 
-    def on_accept_paused(self, notice: AcceptPaused) -> None:
+    def on_accept_paused(self, notice: messages.AcceptPaused) -> None:
         reason = f"accepting connections is paused: {notice.reason}"
         if self._forwarder.note_refusal(notice.forward_id, reason):
             log.warning("%s %s: %s", self._forwarder.place.container_name, notice.forward_id, reason)
 
-    def on_kill_wanted(self, notice: KillWanted) -> None:
+    def on_kill_wanted(self, notice: messages.KillWanted) -> None:
         if self._detector is not None:
             self._detector.send(encode_kill(notice.container_pid, notice.relay_token, hard=notice.hard))
 
-    async def _open_stream(self, wanted: StreamWanted) -> None:
+    async def _open_stream(self, wanted: messages.StreamWanted) -> None:
         """Where the way turns out to have been lost before anything was sent there, the next one is waited for."""
         until_s = wanted.until_s or asyncio.get_running_loop().time() + HOLD_S
         held_until_s = None
@@ -191,12 +178,12 @@ class Connections:
             except TimeoutError:
                 what = "its server" if self._gate.is_set() else "the container"
                 reason = f"{what} was out of reach for {HOLD_S:.0f} s"
-                self._services.plane.submit(StreamFailed(wanted.relay_id, reason))
+                self._services.plane.submit(messages.StreamFailed(wanted.relay_id, reason))
                 return
             if (holds_s := self._forwarder.holds_s(wanted.forward_id)) > 0:
                 held_until_s = held_until_s or min(until_s, asyncio.get_running_loop().time() + holds_s)
                 if (failure := await self._wait_for_server(wanted, holds_s, held_until_s)) is not None:
-                    self._services.plane.submit(StreamFailed(wanted.relay_id, failure))
+                    self._services.plane.submit(messages.StreamFailed(wanted.relay_id, failure))
                     return
                 continue
             if (failure := await self._start_stream(wanted, until_s)) is None:
@@ -205,10 +192,10 @@ class Connections:
                 async with asyncio.timeout_at(min(until_s, asyncio.get_running_loop().time() + LOSS_SHOWS_S)):
                     await self._gate_closed.wait()
             except TimeoutError:
-                self._services.plane.submit(StreamFailed(wanted.relay_id, failure))
+                self._services.plane.submit(messages.StreamFailed(wanted.relay_id, failure))
                 return
 
-    async def _wait_for_server(self, wanted: StreamWanted, holds_s: float, until_s: float) -> str | None:
+    async def _wait_for_server(self, wanted: messages.StreamWanted, holds_s: float, until_s: float) -> str | None:
         """Wait until the server is seen to listen, or the forward changes otherwise; why the client has to be reset."""
         with self._forwarder.held(wanted.forward_id) as failure:
             task = asyncio.current_task()
@@ -225,7 +212,7 @@ class Connections:
                 self._held.pop(wanted.relay_id, None)
         return None
 
-    async def _start_stream(self, wanted: StreamWanted, until_s: float) -> str | None:
+    async def _start_stream(self, wanted: messages.StreamWanted, until_s: float) -> str | None:
         """Have it carried by what carries connections now; why the engine could start no process for it."""
         plane = self._services.plane
         known, tool, token = (
@@ -234,22 +221,22 @@ class Connections:
             secrets.token_hex(16),
         )
         if known is None or tool is None:
-            plane.submit(StreamFailed(wanted.relay_id, self.problem or "the forward has ended"))
+            plane.submit(messages.StreamFailed(wanted.relay_id, self.problem or "the forward has ended"))
             return None
         if tool.lane == "agent":
             transport = self._forwarder.transport_of(wanted.forward_id)
-            plane.submit(OpenOnMux(wanted.relay_id, self._session_id, transport, known, until_s))
+            plane.submit(messages.OpenOnMux(wanted.relay_id, self._session_id, transport, known, until_s))
             return None
         if wanted.relay_id not in self._watch_of and len(self._watch_of) >= MAX_PROCESSES:
             what = f"{MAX_PROCESSES} connections are open, each a process in the container: the {tool.lane} lane has no more"
-            plane.submit(StreamFailed(wanted.relay_id, what))
+            plane.submit(messages.StreamFailed(wanted.relay_id, what))
             return None
         container_id, environment = self._forwarder.place.container_id, relay_environment(token, self._session_token)
         try:
             usable = usable_addresses(tool, known)
             dials = self._dialled[wanted.relay_id] = self._choose(wanted, tool, usable)
             self._watch_of[wanted.relay_id] = self._session_token
-            plan = RelayPlan(self._session_id, token, tool, len(dials), fallback=len(dials) < len(usable))
+            plan = messages.RelayPlan(self._session_id, token, tool, len(dials), fallback=len(dials) < len(usable))
             argv = relay_argv(tool, dials)
             opening = asyncio.get_running_loop().run_in_executor(
                 self._services.engine_pool, lambda: self._engine.open_exec(container_id, argv, environment)
@@ -262,15 +249,15 @@ class Connections:
                 opening.add_done_callback(_discard)
                 raise
         except ValueError as error:
-            plane.submit(StreamFailed(wanted.relay_id, str(error)))
+            plane.submit(messages.StreamFailed(wanted.relay_id, str(error)))
             return None
         except AutoforwardError as error:
             return str(error).replace(container_id, self._forwarder.place.container_name)
-        plane.submit(StreamReady(wanted.relay_id, stream, plan))
+        plane.submit(messages.StreamReady(wanted.relay_id, stream, plan))
         return None
 
     def _choose(
-        self, wanted: StreamWanted, tool: RelayTool, usable: tuple[DialAddress, ...]
+        self, wanted: messages.StreamWanted, tool: RelayTool, usable: tuple[DialAddress, ...]
     ) -> tuple[DialAddress, ...]:
         """What this stream dials: the address that answered last time, or all."""
         if wanted.retry:
@@ -301,7 +288,7 @@ class Connections:
 
     def _tell_closed(self, relay_ids: list[int]) -> None:
         for relay_id in relay_ids:
-            self._services.plane.submit(ServerClosed(relay_id))
+            self._services.plane.submit(messages.ServerClosed(relay_id))
 
 
 def _discard(opening: asyncio.Future[SocketStream]) -> None:
