@@ -9,7 +9,7 @@ FUZZER := $(VENV)/.fuzzer
 FUZZ_SECONDS ?= 60
 SOAK_MINUTES ?= 20
 # How many tests at a time; those of one file stay together. Most of a test with an engine is waiting.
-TEST_JOBS ?= 3
+TEST_JOBS ?= 4
 CODE   := autoforward tests scripts examples bench hatch_build.py
 
 .DEFAULT_GOAL := help

@@ -18,7 +18,27 @@ def times(gate: int, nightly: int) -> int:
     return nightly if os.environ.get("AUTOFORWARD_NIGHTLY") else gate
 
 
+PLAIN = "agent(?!-asan|-copies).*"
+"""Of what the agent with the sanitizers does in the gate; the plain one carries the tests with an engine."""
+
 NIGHTLY: Mapping[str, Mapping[str, str]] = {
+    "tests/agent/test_agent.py": {"test_bulk_is_whole_each_way": PLAIN},
+    "tests/agent/test_agent_direct.py": {
+        "test_bytes_both_ways_survive_the_switch_in_mid_stream": PLAIN,
+        "test_client_without_proof_hears_nothing_and_ends_nothing": PLAIN,
+        "test_stream_moves_while_its_dial_takes_time": PLAIN,
+    },
+    "tests/agent/test_agent_direct_ends.py": {
+        "test_a_hang_up_while_the_host_reads_nothing_costs_nothing": PLAIN,
+        "test_reader_that_stops_holds_up_the_writer_and_costs_no_cpu": "agent-asan-(host|server)",
+    },
+    "tests/dataplane/test_direct.py": {
+        "test_a_server_that_ends_first_still_hears_the_client": PLAIN,
+        "test_a_stalled_client_holds_up_nobody_and_loses_nothing": PLAIN,
+        "test_both_ways_at_once_and_half_closed": PLAIN,
+        "test_drops_of_either_end_at_random_moments": PLAIN,
+    },
+    "tests/dataplane/test_trunk.py": {"test_agent_that_breaks_the_trunks_protocol_gets_no_second_trunk": PLAIN},
     # Every way to an engine runs a test of the suite with the agent, and another way each; test_lanes.py has all of `local`.
     "tests/engine/test_engines.py": {
         "test_fifty_connections_at_once": "(?!tls).*",
@@ -70,9 +90,20 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
         "test_the_question_leaves_stdout_and_the_status_alone": "node",
         "test_devup_without_auto_forward_leaves_no_file_and_no_process": "devcontainer-rs",
     },
+    "tests/devcontainers/test_real_shapes.py": {
+        "test_app_ports_a_feature_s_ports_and_ranges_that_ignore_the_rest": "devcontainer-rs",
+        "test_services_by_name_with_labels_by_host_and_port": "node",
+    },
+    "tests/forwards/test_rules_of_a_port.py": {
+        "test_image_feature_and_file_give_the_same_attributes_with_either_cli": "node",
+    },
+    "tests/supervisor/test_siblings.py": {"test_devup_for_all_services_and_devdown": "devcontainer-rs"},
+    # test_hostile.py has three thousand of this lane, beside a neighbour.
+    "tests/forwards/test_already_there.py": {"test_two_thousand_listeners": "socat"},
     "tests/docs/test_neovim.py": {
         "test_a_burst_is_one_message": "system",
         "test_a_program_that_is_not_there": "system",
+        "test_the_list_is_whole_after_another_supervisor": "system",
         "test_a_url_that_no_browser_should_get": "system",
         "test_another_job_after_one_that_ended": "system",
         "test_control_characters_are_shown_escaped": "system",
@@ -81,7 +112,7 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
     },
     "tests/lanes/test_leftovers.py": {
         "test_client_that_closes_while_its_server_ignores_eof": "socat|devtcp",
-        "test_kill_9_of_the_supervisor_leaves_nothing": "nc",
+        "test_kill_9_of_the_supervisor_leaves_nothing": "nc|devtcp",
         "test_server_that_dies_takes_its_relays_along": "socat|nc",
         "test_supervisor_told_to_end_leaves_nothing": "nc|devtcp",
         "test_two_hundred_connections_half_of_them_reset": "nc|devtcp",
