@@ -72,6 +72,7 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
     },
     # Both CLIs and all kinds of workspaces, in pairs that cover both.
     "tests/cli/test_devdown_workspaces.py": {
+        "test_devdown_all_ends_sessions_whose_container_was_removed": "devcontainer-rs",
         "test_devdown_all_takes_down_what_has_a_session_and_nothing_else": "node",
         "test_flag_forwards_only_leaves_the_container": "node",
         "test_no_listener_no_bound_lease_no_running_container": "devcontainer-rs-image|node-compose",
@@ -97,6 +98,7 @@ NIGHTLY: Mapping[str, Mapping[str, str]] = {
     "tests/forwards/test_rules_of_a_port.py": {
         "test_image_feature_and_file_give_the_same_attributes_with_either_cli": "node",
     },
+    "tests/supervisor/test_live_configuration.py": {"test_label_of_a_cli_does_not_keep_what_left_the_file": "node"},
     "tests/supervisor/test_siblings.py": {"test_devup_for_all_services_and_devdown": "devcontainer-rs"},
     # test_hostile.py has three thousand of this lane, beside a neighbour.
     "tests/forwards/test_already_there.py": {"test_two_thousand_listeners": "socat"},
