@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from autoforward.agent_protocol import decoder
+from autoforward.agent_protocol import decoder, frames
 from tests.support import agent_wire
 from tests.support.agent_client import WINDOW, AgentClient, cpu_s, descriptors, echo, wait_until
 
@@ -47,7 +47,7 @@ def test_hello_both_ways(start: StartAgent) -> None:
 
 @pytest.mark.parametrize(
     "first",
-    [b"GET / HTTP/1.1\r\n\r\n", b"\x01", decoder.MAGIC + b"\0\x02\0\0\0\x04\0\0"],
+    [b"GET / HTTP/1.1\r\n\r\n", b"\x01", frames.MAGIC + b"\0\x02\0\0\0\x04\0\0"],
     ids=["http", "byte", "version"],
 )
 def test_wrong_hello_ends_the_agent_without_output(start: StartAgent, first: bytes) -> None:

@@ -298,11 +298,15 @@ async def test_a_pin_that_is_handed_over_is_stored_as_the_forward_of_its_own_tha
         check_idle=lambda: None,
     )
     supervisor.siblings = ComposeServices(cast(Any, supervisor))
+    told: list[str] = []
+
+    async def progress(text: str) -> None:
+        told.append(text)
 
     async def forward(host_port: int) -> Any:
         record = replace(RECORD, attached=False, manual=parse_port_spec(f"{host_port}:{port}"))
         request = {"record": record.to_json(), "detached": True}
-        answer = await Handlers(cast(Any, supervisor)).forward(request, cast(Any, None))
+        answer = await Handlers(cast(Any, supervisor)).forward(request, cast(Any, SimpleNamespace(progress=progress)))
         return [row["localPort"] for row in answer["rows"]]
 
     assert await forward(first) == [first]
@@ -310,6 +314,8 @@ async def test_a_pin_that_is_handed_over_is_stored_as_the_forward_of_its_own_tha
     assert await forward(second) == [second]
     numbers = {row.host_port: row.wanted.source for row in one.session.forwarder.forwards}
     assert numbers == {port: "detected", first: "manual", second: "manual"}
+    assert all("over the slower lane" in text for text in told), "this engine's containers can have no agent"
+    assert len(told) == 2
     assert [spec.key.pin for spec in SessionRecord.from_json(one.session.record.to_json()).manual] == [first, second]
     assert "unforwarded" not in one.publisher.names
 
