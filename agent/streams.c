@@ -4,7 +4,7 @@
  * epoll with its bytes unread and comes back with the next CREDIT. */
 #include "streams.h"
 
-enum { TURN = 32 * 1024, MAX_DATAGRAM = 65507, UDP_IDLE_MS = 60000 };
+enum { TURN = 60 * 1024, MAX_DATAGRAM = 65507, UDP_IDLE_MS = 60000 };
 
 /* Asks epoll for what this stream can do now. May end it: the caller must not use it afterwards. */
 static void refresh(struct stream *s) {
