@@ -91,6 +91,7 @@ class SessionRules:
     default_exclude: bool = False
     elsewhere: Mapping[ForwardKey, ClaimedBy] = field(default_factory=lambda: NOWHERE_ELSE)
     wait_for_server_s: float = 0.0
+    withdrawal_grace_s: float = WITHDRAWAL_GRACE_S
 
     @property
     def look_at_processes(self) -> bool:
@@ -197,7 +198,7 @@ def plan(
     `processes` has whose the ports are: None where that is not to be found, nothing where it may still come.
     """
     wait_s = PROCESS_WAIT_S if rules.look_at_processes else None
-    seen, recheck_at_s = _observe(snapshot, before, now_s, processes, wait_s)
+    seen, recheck_at_s = _observe(snapshot, before, now_s, processes, wait_s, rules.withdrawal_grace_s)
     forwards: dict[ForwardKey, WantedForward] = {}
     notices: dict[ForwardKey, UnforwardedPort] = {}
     overflow = undecided = looked_at = 0
@@ -268,11 +269,12 @@ def _observe(
     now_s: float,
     processes: Mapping[ForwardKey, ServerProcess | None],
     wait_s: float | None,
+    grace_s: float,
 ) -> tuple[dict[ForwardKey, ObservedPort], float | None]:
     """What listens now, and what vanished so recently that it still counts; when to look again without news.
 
-    `wait_s` is how long a new port's process is waited for. A server that took the place of another is taken for that one
-    until it is known: servers restart.
+    `wait_s` is how long a new port's process is waited for, `grace_s` how long what vanished counts. A server that took
+    the place of another is taken for that one until it is known: servers restart.
     """
     addresses: dict[ForwardKey, set[str]] = {}
     for listener in snapshot:
@@ -285,7 +287,7 @@ def _observe(
         last, found = before.get(key), addresses.get(key)
         if last is not None and found is None:
             gone_at_s = now_s if last.gone_at_s is None else last.gone_at_s
-            expires_at_s = gone_at_s + WITHDRAWAL_GRACE_S
+            expires_at_s = gone_at_s + grace_s
             # What went before anything was decided about it was never there.
             if now_s < expires_at_s and last.decide_at_s is None:
                 seen[key] = ObservedPort(last.addresses, gone_at_s, last.returning, last.process)

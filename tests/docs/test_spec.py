@@ -197,7 +197,11 @@ def constants() -> dict[str, float]:
             continue
         module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         tree = ast.parse(text)
-        times = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Times"]
+        times = [
+            node.body
+            for node in tree.body
+            if isinstance(node, ast.ClassDef) and node.name in ("Times", "SessionLimits")
+        ]
         for node in itertools.chain(tree.body, *times):
             match node:
                 case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) if node not in tree.body:

@@ -15,7 +15,7 @@ import pytest
 from autoforward.config.session_record import SessionRecord
 from autoforward.core.port_spec import parse_port_spec
 from autoforward.forwards import forwarder as forwarder_module
-from autoforward.forwards import plan
+from autoforward.supervisor.session.shared import SessionLimits
 from tests.support.fake_engine import OPENED
 from tests.support.harness import LOOPBACK, TIMEOUT_S, accepts, free_port
 from tests.support.world import RECORD, World, client_of, closing, received
@@ -123,9 +123,8 @@ async def test_waiting_connections_are_bounded_and_those_that_break_off_make_roo
 
 
 @closing
-async def test_a_server_that_stops_is_waited_for_again(world: Any, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "WITHDRAWAL_GRACE_S", 0.05)
-    one = world(declaring([port], LONG_S))
+async def test_a_server_that_stops_is_waited_for_again(world: Any, port: int) -> None:
+    one = world(declaring([port], LONG_S), limits=SessionLimits(withdrawal_grace_s=0.05))
     watcher = await one.begin(port)
     for number in (1, 2):
         one.publisher.take()

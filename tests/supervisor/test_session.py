@@ -18,6 +18,7 @@ from autoforward.dataplane.messages import ForwardCounters
 from autoforward.supervisor.autoattach.compose_services import ComposeServices
 from autoforward.supervisor.requests import Handlers
 from autoforward.supervisor.session import session as session_module
+from autoforward.supervisor.session.shared import SessionLimits
 from autoforward.supervisor.session.status_rows import describe
 from tests.support.containers import eventually
 from tests.support.fake_engine import NO_TOOLS, OPENED, FakeEngine
@@ -52,9 +53,8 @@ async def test_session_has_settled_once_the_first_snapshot_is_applied(world: Any
 
 
 @closing
-async def test_servers_come_and_go_with_the_snapshots(world: Any, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoforward.forwards.plan.WITHDRAWAL_GRACE_S", 0.05)
-    one = world()
+async def test_servers_come_and_go_with_the_snapshots(world: Any, port: int) -> None:
+    one = world(limits=SessionLimits(withdrawal_grace_s=0.05))
     watcher = await one.begin()
     watcher.listen(port)
     await one.publisher.wait_for("forwarded")

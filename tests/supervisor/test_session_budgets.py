@@ -20,9 +20,9 @@ from autoforward.lanes import shell_watcher as detector_module
 from autoforward.lanes.shell_watcher import TURN_FRAMES, TURN_LINES, Detector
 from autoforward.lanes.watcher_protocol import Frame
 from autoforward.supervisor.session import session as session_module
-from autoforward.supervisor.session import telling
 from autoforward.supervisor.session.actor import Actor
 from autoforward.supervisor.session.lane_choice import Item, Lost, NeighboursChanged, ProcessesKnown, place_of
+from autoforward.supervisor.session.shared import SessionLimits
 from autoforward.supervisor.session.telling import SparingLog
 from tests.support.containers import eventually
 from tests.support.fake_engine import Process
@@ -234,13 +234,14 @@ def pour(watcher: Process) -> None:
 
 @closing
 async def test_processes_that_rename_themselves_are_told_of_at_the_pace_of_the_budget(
-    world: Any, port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: Any, port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """580 events a second were written; now none is left out that is true, and the newest name is the one that is told."""
     limit = replace(EVENTS, rate=5, burst=20)
-    monkeypatch.setattr(telling, "EVENTS", limit)
-    monkeypatch.setattr(session_module, "SLOWED_S", 0.1)
-    one = world(replace(RECORD, options=replace(RECORD.options, default_exclude=True)))
+    one = world(
+        replace(RECORD, options=replace(RECORD.options, default_exclude=True)),
+        limits=SessionLimits(slowed_s=0.1, events=limit),
+    )
     watcher = await one.begin()
     watcher.listen(port)
     began_s = time.monotonic()
@@ -259,8 +260,7 @@ async def test_ports_that_come_and_go_are_decided_on_at_the_pace_of_the_budget(
     world: Any, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = replace(PLANS, rate=5, burst=10)
-    monkeypatch.setattr(session_module, "PLANS", limit)
-    one = world()
+    one = world(limits=SessionLimits(plans=limit))
     decided = 0
     plan = session_module.plan
 
@@ -282,13 +282,9 @@ async def test_ports_that_come_and_go_are_decided_on_at_the_pace_of_the_budget(
 
 
 @closing
-async def test_a_watch_that_begins_does_not_wait_for_all_that_was_told_before(
-    world: Any, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_watch_that_begins_does_not_wait_for_all_that_was_told_before(world: Any, port: int) -> None:
     """A command may wait for it: `attach` hung for as long."""
-    monkeypatch.setattr(telling, "EVENTS", replace(EVENTS, rate=0.01, burst=2))
-    monkeypatch.setattr(session_module, "FIRST_WAIT_S", 0.2)
-    one = world()
+    one = world(limits=SessionLimits(first_wait_s=0.2, events=replace(EVENTS, rate=0.01, burst=2)))
     watcher = await one.begin(port, free_port(), free_port())
     assert one.session._rest_s(time.monotonic()) > 100
     watcher.end()
@@ -299,11 +295,10 @@ async def test_a_watch_that_begins_does_not_wait_for_all_that_was_told_before(
 
 @closing
 async def test_a_container_that_restarts_all_the_time_is_looked_at_at_the_pace_of_the_budget(
-    world: Any, port: int, monkeypatch: pytest.MonkeyPatch
+    world: Any, port: int
 ) -> None:
     limit = replace(ATTEMPTS, rate=2, burst=5)
-    monkeypatch.setattr(session_module, "ATTEMPTS", limit)
-    one = world()
+    one = world(limits=SessionLimits(attempts=limit))
     await one.begin(port)
     one.engine.change(state="exited")
     began_s = time.monotonic()

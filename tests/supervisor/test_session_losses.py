@@ -22,6 +22,7 @@ from autoforward.state.document import format_time
 from autoforward.supervisor.session import actor as actor_module
 from autoforward.supervisor.session import openings as connections_module
 from autoforward.supervisor.session import session as session_module
+from autoforward.supervisor.session.shared import SessionLimits
 from tests.support.containers import eventually
 from tests.support.fake_engine import NO_TOOLS, OPENED
 from tests.support.harness import TIMEOUT_S, accepts, free_port
@@ -85,13 +86,8 @@ async def test_a_container_that_restarts_keeps_its_host_port(world: Any, port: i
 
 
 @closing
-async def test_the_servers_of_a_restarted_container_have_a_time_to_come_back(
-    world: Any, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session_module, "RESTART_GRACE_S", 0.3)
-    monkeypatch.setattr(session_module, "WITHDRAWAL_GRACE_S", 0.05)
-    monkeypatch.setattr("autoforward.forwards.plan.WITHDRAWAL_GRACE_S", 0.05)
-    one = world()
+async def test_the_servers_of_a_restarted_container_have_a_time_to_come_back(world: Any, port: int) -> None:
+    one = world(limits=SessionLimits(restart_grace_s=0.3, withdrawal_grace_s=0.05))
     watcher = await one.begin(port)
     watcher.end()
     (await one.engine.watcher(2)).listen()
@@ -253,8 +249,7 @@ async def test_a_pause_within_the_grace_is_not_a_busy_loop(
     world: Any, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The grace ran out while nothing could be decided, and the session asked the clock over and over."""
-    monkeypatch.setattr("autoforward.forwards.plan.WITHDRAWAL_GRACE_S", 0.1)
-    one = world()
+    one = world(limits=SessionLimits(withdrawal_grace_s=0.1))
     watcher = await one.begin(port)
     watcher.listen()
     await asyncio.to_thread(eventually, lambda: one.session._recheck_at_s is not None)

@@ -15,7 +15,7 @@ from autoforward.core.model import Identity
 from autoforward.dataplane.messages import PlaneEvent
 from autoforward.engine.client import ContainerEvent, Engine
 from autoforward.supervisor.session.session import Session
-from autoforward.supervisor.session.shared import SessionServices
+from autoforward.supervisor.session.shared import LIMITS, SessionLimits, SessionServices
 from tests.support.containers import eventually
 from tests.support.fake_engine import FakeEngine, Process
 from tests.support.harness import LOOPBACK, TIMEOUT_S, Bench, in_loop
@@ -35,14 +35,14 @@ RECORD = SessionRecord(
 class World(Bench):
     """One session, its fake engine, and the way of the data plane's notices to it."""
 
-    def __init__(self, folder: Path, engine: FakeEngine, record: SessionRecord) -> None:
+    def __init__(self, folder: Path, engine: FakeEngine, record: SessionRecord, limits: SessionLimits) -> None:
         super().__init__(folder, self._hand_over)
         self.publisher.connects = False
         self.engine = engine
         self.pool = ThreadPoolExecutor(8, thread_name_prefix="engine")
         self.ended: list[str] = []
         self._loop = asyncio.get_running_loop()
-        services = SessionServices(self.plane, self.allocator, self.publisher, self.disk, self.pool)
+        services = SessionServices(self.plane, self.allocator, self.publisher, self.disk, self.pool, limits=limits)
         self.session = Session(
             record, cast(Engine, engine), services, lambda _session, reason: self.ended.append(reason), lambda: None
         )
@@ -88,8 +88,8 @@ class Worlds:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def __call__(self, record: SessionRecord = RECORD, **engine: Any) -> World:
-        return World(self._folder, FakeEngine(**engine), record)
+    def __call__(self, record: SessionRecord = RECORD, limits: SessionLimits = LIMITS, **engine: Any) -> World:
+        return World(self._folder, FakeEngine(**engine), record, limits)
 
 
 def closing(test: Any) -> Any:
@@ -98,8 +98,8 @@ def closing(test: Any) -> Any:
     async def run(world: Worlds, **fixtures: Any) -> None:
         made: list[World] = []
 
-        def make(record: SessionRecord = RECORD, **engine: Any) -> World:
-            made.append(world(record, **engine))
+        def make(record: SessionRecord = RECORD, **options: Any) -> World:
+            made.append(world(record, **options))
             return made[-1]
 
         try:

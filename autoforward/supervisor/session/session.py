@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from autoforward.config.metadata import metadata_of, moved
 from autoforward.config.session_record import SessionRecord, merge_specs, told_apart
 from autoforward.core.backoff import SHOWN_AS_FAILED_AFTER, delay_s
-from autoforward.core.budget import ATTEMPTS, LEFT_ALONE_S, PLANS, Budget, OverBudgetError, plan_cost
+from autoforward.core.budget import LEFT_ALONE_S, Budget, OverBudgetError, plan_cost
 from autoforward.core.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.core.identity.labels import LABEL_METADATA
 from autoforward.core.model import ContainerInfo, ForwardKey, PortSpec, Snapshot
@@ -28,7 +28,7 @@ from autoforward.detection.proc_net import snapshot_from_rows
 from autoforward.engine.client import ContainerEvent, Engine
 from autoforward.engine.targets import container_after
 from autoforward.forwards.forwarder import RETRY_FAILED_S, Forwarder
-from autoforward.forwards.plan import WITHDRAWAL_GRACE_S, ObservedPort, plan
+from autoforward.forwards.plan import ObservedPort, plan
 from autoforward.forwards.rows import LOOPBACK, Place
 from autoforward.forwards.session_rules import SessionClaims, rules_of
 from autoforward.lanes.probing import NoShellError
@@ -59,17 +59,8 @@ from autoforward.trust.widening import not_granted
 
 log = logging.getLogger(__name__)
 
-RESTART_GRACE_S = 10.0
-"""How long the servers of a restarted container have to come back before their ports are withdrawn."""
-
 SETTLED_AFTER_S = 10.0
 """An attempt that fails after more than this is answer enough for a command that waits."""
-
-SLOWED_S = 1.0
-"""A decision that waits longer than this for its budget is worth a word."""
-
-FIRST_WAIT_S = 5.0
-"""The longest that the first decision of a watch waits for its budget: a command may wait for it."""
 
 DORMANT_AFTER_S = 300.0
 """A container stopped, or removed, for this long keeps neither its host ports nor the supervisor."""
@@ -102,15 +93,16 @@ class Session:
         self.problem: str | None = None
         self.config_problem: str | None = None
         now_s = time.monotonic()
-        self._plans = Budget(PLANS, now_s)
-        self._attempts = Budget(ATTEMPTS, now_s)
-        self._publisher = MeteredPublisher(services.publisher, now_s)
+        self._plans = Budget(services.limits.plans, now_s)
+        self._attempts = Budget(services.limits.attempts, now_s)
+        self._publisher = MeteredPublisher(services.publisher, services.limits.events, now_s)
         services = replace(services, publisher=self._publisher)
         self._slowed_told = False
         self._cost_told = ""
         self.forwarder = Forwarder(services, self._place(record))
         self.connections = Connections(record.session_id, engine, services, self.forwarder)
         self._services = services
+        self._limits = services.limits
         self._on_ended = on_ended
         self._on_change = on_change
         self._on_moved = on_moved
@@ -572,7 +564,7 @@ class Session:
                 retry_at_s = None
             rest_s = self._rest_s(now_s)
             if not frames:
-                rest_s = min(rest_s, max(0.0, began_s + FIRST_WAIT_S - now_s))
+                rest_s = min(rest_s, max(0.0, began_s + self._limits.first_wait_s - now_s))
             if (newest is not None or is_due) and not rest_s:
                 frame, newest, is_due = newest, None, False
                 self._plans.spend(plan_cost(len(frame.table.rows if frame else self._snapshot)), now_s)
@@ -620,7 +612,7 @@ class Session:
     def _rest_s(self, now_s: float) -> float:
         """How long the next decision has to wait: what changes all the time is followed at the pace of its budget."""
         rest_s = max(self._plans.rest_s(now_s), self._publisher.rest_s(now_s))
-        if rest_s > SLOWED_S and not self._slowed_told:
+        if rest_s > self._limits.slowed_s and not self._slowed_told:
             self._slowed_told = True
             name = self.record.container_name
             log.warning("%s: its ports and processes change all the time: they are followed with a delay", name)
@@ -681,7 +673,7 @@ class Session:
 
     def _extend_grace(self) -> None:
         """Servers of a container that was away may take a while to come back: their ports wait for them."""
-        until_s = time.monotonic() + RESTART_GRACE_S - WITHDRAWAL_GRACE_S
+        until_s = time.monotonic() + self._limits.restart_grace_s - self._limits.withdrawal_grace_s
         self._seen = {key: replace(seen, gone_at_s=until_s, returning=True) for key, seen in self._seen.items()}
 
     # Deciding.
@@ -705,6 +697,7 @@ class Session:
             elsewhere,
             self._watching.network,
         )
+        rules = replace(rules, withdrawal_grace_s=self._limits.withdrawal_grace_s)
         wanted = plan(rules, self._snapshot, self._seen, time.monotonic(), self._watching.processes())
         self._seen = dict(wanted.seen)
         self._recheck_at_s = wanted.recheck_at_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from autoforward.core.budget import EVENTS, LOG_LINES, Budget
+from autoforward.core.budget import LOG_LINES, Budget, Limit
 from autoforward.forwards.forwarder import Publisher
 from autoforward.state.event_log import PortEvent
 
@@ -13,9 +13,9 @@ from autoforward.state.event_log import PortEvent
 class MeteredPublisher:
     """Passes every event on, for each is a fact, and counts it: over the budget no new ones are to be caused (`rest_s`)."""
 
-    def __init__(self, publisher: Publisher, now_s: float) -> None:
+    def __init__(self, publisher: Publisher, limit: Limit, now_s: float) -> None:
         self._publisher = publisher
-        self._budget = Budget(EVENTS, now_s)
+        self._budget = Budget(limit, now_s)
 
     async def publish(self, event: PortEvent) -> PortEvent:
         self._budget.spend(1, time.monotonic())
