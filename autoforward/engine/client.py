@@ -27,6 +27,7 @@ from autoforward.core.errors import AutoforwardError, EngineUnreachableError, Ta
 from autoforward.core.identity.labels import KNOWN, bounded, carries, own_labels
 from autoforward.core.identity.network_sharing import Network
 from autoforward.core.model import ContainerInfo, EngineEndpoint
+from autoforward.engine.answers import CHUNK_BYTES, read_answer
 from autoforward.engine.endpoint import way_to_socket
 from autoforward.engine.exec_stream import SocketStream, start_exec
 from autoforward.engine.own_labels import container_info, platform_of, texts
@@ -135,6 +136,22 @@ class _Api(docker.APIClient):
         if str(self.base_url).startswith("http://"):
             self.mount("http://", _KeptAlive(pool_maxsize=20))
         return str(cast(Any, super())._retrieve_server_version())
+
+    def _get(self, url: str, **options: Any) -> Any:  # `_result` reads it
+        return cast(Any, super())._get(url, **{"stream": True, **options})
+
+    def _result(self, response: Any, json: bool = False, binary: bool = False) -> Any:
+        if not json:
+            return cast(Any, super())._result(response, json, binary)
+        cast(Any, self)._raise_for_status(response)
+        return read_answer(response.iter_content(CHUNK_BYTES))
+
+    def _stream_helper(self, response: Any, decode: bool = False) -> Iterator[Any]:
+        """Of the SDK, but for long events, which it has in one piece."""
+        if decode or not response.raw.chunked:
+            yield from cast(Any, super())._stream_helper(response, decode)
+        else:
+            yield from response.raw.stream(CHUNK_BYTES)
 
 
 class _Client(docker.DockerClient):
