@@ -173,7 +173,7 @@ def test_names_in_its_workspace_and_labels_of_megabytes(
     labels = {"devcontainer.local_folder": str(folder)}
     bad = container(labels=labels, volumes={str(folder): {"bind": "/ws", "mode": "rw"}})
     run("autoforward", "attach", bad.name, check=0)
-    large = container(labels={"x": "x" * 1_000_000, "devcontainer.metadata": "[" * 1_000_000})
+    large = container(labels={"x": "x" * 5_000_000, "devcontainer.metadata": "[" * 5_000_000})
     with watched(neighbour) as harm:
         in_background(bad, ["python3", "-c", RENAMES])
         for _ in range(3):  # the engine's events have its labels in them
