@@ -81,14 +81,11 @@ static u32 parse_hex(const u8 **at, u32 most, u32 *value) {
 
 /* `sl: ADDRESS:PORT REMOTE STATE queues timer retransmits UID timeout INODE …`; the line ends in a newline. */
 static void add_line(const u8 *at, u32 transport) {
-	struct {
-		u32 words[4];
-	} address;
-	u32 words = 0, port, state, column = 0;
+	u32 address[4], words = 0, port, state, column = 0;
 	u64 number[2] = {0, 0};
 	while (*at != ':' && *at != '\n') at++;
 	while (*at == ':' || *at == ' ') at++;
-	while (words < 4 && parse_hex(&at, 8, &address.words[words]) == 8) words++; /* words as the kernel has them in memory */
+	while (words < 4 && parse_hex(&at, 8, &address[words]) == 8) words++; /* words as the kernel has them in memory */
 	if ((words != 1 && words != 4) || *at++ != ':' || parse_hex(&at, 4, &port) != 4 || *at++ != ' ') return;
 	while (*at != ' ' && *at != '\n') at++;
 	if (*at++ != ' ' || parse_hex(&at, 2, &state) != 2) return;
@@ -100,7 +97,7 @@ static void add_line(const u8 *at, u32 transport) {
 		while (*at != ' ' && *at != '\n') at++;
 		if (column == 4 || column == 6) parse_number(word, (size_t)(at - word), &number[column == 6]);
 	}
-	add_entry(transport, words == 1 ? 4 : 6, (const u8 *)address.words, port, (u32)number[0], number[1]);
+	add_entry(transport, words == 1 ? 4 : 6, (const u8 *)address, port, (u32)number[0], number[1]);
 }
 
 /* Opened again at each poll: some kernels go wrong on a seek to 0. A file that is not there has no sockets. */

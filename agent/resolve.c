@@ -27,15 +27,12 @@ int hex_digit(u8 c) {
 static bool parse_v4(const u8 *at, u32 size, u8 *to) {
 	for (u32 i = 0; i < 4; i++) {
 		u64 number;
+		if (i && (!size-- || *at++ != '.')) return false;
 		u32 used = (u32)parse_number(at, size, &number);
 		if (!used || used > 3 || number > 255) return false;
 		to[i] = (u8)number;
 		at += used;
 		size -= used;
-		if (i < 3) {
-			if (!size || *at != '.') return false;
-			at++, size--;
-		}
 	}
 	return size == 0;
 }

@@ -104,9 +104,8 @@ static long receive(struct file *f, u8 *to, u32 size, bool peek) {
 		return f->ended ? 0 : -EAGAIN;
 	}
 	u32 literal = lesser(has, f->literal.size - literal_at);
-	if (to) memcpy(to, f->literal.of + literal_at, literal);
-	if (to)
-		for (u32 i = literal; i < has; i++) to[i] = byte_of(f->who, f->way, at + i - literal);
+	for (u32 i = 0; to && i < has; i++)
+		to[i] = i < literal ? f->literal.of[literal_at + i] : byte_of(f->who, f->way, at + i - literal);
 	if (peek) return has;
 	f->literal.at += literal;
 	f->at += has - literal;

@@ -16,22 +16,12 @@ from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Final
 
-from autoforward.agent_protocol import frames
+from autoforward.agent_protocol import frames, payloads
 from autoforward.agent_protocol.frames import DATA, HEADER_SIZE, Data, Event
-from autoforward.agent_protocol.payloads import (
-    ENTRY,
-    FROM_AGENT,
-    HELLO,
-    TRANSPORTS,
-    U32,
-    Rule,
-    parse_entry,
-    parse_hello,
-)
 from autoforward.core.errors import ProtocolError
 from autoforward.core.model import Transport
 
-_TRANSPORT_NUMBERS: Final = {name: number for number, name in TRANSPORTS.items()}
+_TRANSPORT_NUMBERS: Final = {name: number for number, name in payloads.TRANSPORTS.items()}
 
 _HEADER = struct.Struct(">BBHI")
 _VALUE_FRAME = struct.Struct(">BBHII")
@@ -44,7 +34,7 @@ class Decoder:
     ProtocolError the decoder must not be used again.
     """
 
-    def __init__(self, rules: Mapping[int, Rule] = FROM_AGENT, *, greeted: bool = False) -> None:
+    def __init__(self, rules: Mapping[int, payloads.Rule] = payloads.FROM_AGENT, *, greeted: bool = False) -> None:
         self._rules = rules
         # An incomplete hello, header or frame, and how much it takes until looking at it again is of use: a frame that
         # comes byte by byte must not cost the square of its size.
@@ -82,7 +72,7 @@ class Decoder:
             if end < frames.HELLO_SIZE:
                 self._keep(data, 0)
                 return events
-            append(parse_hello(data))
+            append(payloads.parse_hello(data))
             self._greeted = True
             at = frames.HELLO_SIZE
         unpack_header = _HEADER.unpack_from
@@ -131,7 +121,7 @@ class Decoder:
             at = stop
             if rule.parse is None:
                 self._take_entries(payload, flags, events)
-                most -= 1 + size // ENTRY.size
+                most -= 1 + size // payloads.ENTRY.size
             else:
                 most -= 1
                 append(rule.parse(stream, payload))
@@ -144,9 +134,9 @@ class Decoder:
         self._needed = needed
 
     def _take_entries(self, payload: bytes, flags: int, events: list[Event]) -> None:
-        if len(payload) % ENTRY.size:
+        if len(payload) % payloads.ENTRY.size:
             raise ProtocolError(f"a snapshot of {len(payload)} bytes")
-        self._entries.extend(parse_entry(*fields) for fields in ENTRY.iter_unpack(payload))
+        self._entries.extend(payloads.parse_entry(*fields) for fields in payloads.ENTRY.iter_unpack(payload))
         if len(self._entries) > frames.MAX_ENTRIES or (flags & frames.SNAPSHOT_MORE and not payload):
             raise ProtocolError(f"a snapshot of more than {frames.MAX_ENTRIES} sockets")
         if not flags & frames.SNAPSHOT_MORE:
@@ -162,7 +152,7 @@ def encode_hello(window: int) -> bytes:
     """The first bytes of either side; `window` within MIN_WINDOW and MAX_WINDOW (ValueError)."""
     if not frames.MIN_WINDOW <= window <= frames.MAX_WINDOW:
         raise ValueError(f"window {window} is not within {frames.MIN_WINDOW} and {frames.MAX_WINDOW}")
-    return HELLO.pack(frames.MAGIC, frames.VERSION, 0, window)
+    return payloads.HELLO.pack(frames.MAGIC, frames.VERSION, 0, window)
 
 
 def open_payload(transport: Transport, port: int, addresses: Sequence[str]) -> bytes:
@@ -233,7 +223,7 @@ def encode_pong(payload: bytes) -> bytes:
 
 def encode_watch(interval_ms: int, *, udp: bool = False) -> bytes:
     """Ask for snapshots at that pace, 0 to stop; each WATCH is answered by a complete one."""
-    return _frame(frames.WATCH, 0, U32.pack(interval_ms) + bytes((udp,)))
+    return _frame(frames.WATCH, 0, payloads.U32.pack(interval_ms) + bytes((udp,)))
 
 
 def encode_listen(secret: bytes, address: str) -> bytes:

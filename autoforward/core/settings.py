@@ -11,35 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from autoforward.core import setting_values
 from autoforward.core.choices import LaneChoice
 from autoforward.core.errors import UsageError
 from autoforward.core.model import PortSpec
-from autoforward.core.setting_values import (
-    LocalPorts,
-    PortFilter,
-    SettingError,
-    parse_bind,
-    parse_flag,
-    parse_forwards,
-    parse_interval,
-    parse_lane,
-    parse_local_ports,
-    parse_max_ports,
-    parse_selection,
-    parse_trust,
-    parse_wait_for_server,
-    shown,
-)
+from autoforward.core.setting_values import SettingError
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """One layer, or several put together. None: not set."""
 
-    local_ports: tuple[LocalPorts, ...] | None = None
+    local_ports: tuple[setting_values.LocalPorts, ...] | None = None
     forwards: tuple[PortSpec, ...] | None = None
-    exclude: PortFilter | None = None
-    include: PortFilter | None = None
+    exclude: setting_values.PortFilter | None = None
+    include: setting_values.PortFilter | None = None
     bind: str | None = None
     max_ports: int | None = None
     poll_interval_s: float | None = None
@@ -73,7 +59,7 @@ def layered(*layers: Settings) -> Settings:
 def parse_settings(table: object) -> Settings:
     """The settings of a parsed file. Raises SettingError for the first thing in it that is not valid."""
     if not isinstance(table, Mapping):
-        raise SettingError((), f"expected a table of settings, not {shown(table)}")
+        raise SettingError((), f"expected a table of settings, not {setting_values.shown(table)}")
     values: dict[str, Any] = {}
     for name, value in table.items():
         key = KEYS.get(name)
@@ -110,33 +96,34 @@ class Key:
 
 
 KEYS: Mapping[str, Key] = {
-    "localPorts": Key("local_ports", parse_local_ports),
-    "forwards": Key("forwards", parse_forwards),
-    "exclude": Key("exclude", parse_selection),
-    "include": Key("include", parse_selection),
-    "bind": Key("bind", parse_bind, "AUTOFORWARD_BIND"),
-    "maxPorts": Key("max_ports", parse_max_ports, "AUTOFORWARD_MAX_PORTS"),
-    "pollInterval": Key("poll_interval_s", parse_interval, "AUTOFORWARD_POLL_INTERVAL"),
-    "lane": Key("lane", parse_lane, "AUTOFORWARD_LANE"),
-    "notify": Key("notify", parse_flag, "AUTOFORWARD_NOTIFY"),
-    "direct": Key("direct", parse_flag, "AUTOFORWARD_DIRECT"),
-    "defaultExclude": Key("default_exclude", parse_flag, "AUTOFORWARD_DEFAULT_EXCLUDE"),
-    "trust": Key("trust", parse_trust),
-    "auto": Key("auto", parse_flag, "AUTOFORWARD_AUTO"),
-    "waitForServer": Key("wait_for_server_s", parse_wait_for_server, "AUTOFORWARD_WAIT_FOR_SERVER"),
+    "localPorts": Key("local_ports", setting_values.parse_local_ports),
+    "forwards": Key("forwards", setting_values.parse_forwards),
+    "exclude": Key("exclude", setting_values.parse_selection),
+    "include": Key("include", setting_values.parse_selection),
+    "bind": Key("bind", setting_values.parse_bind, "AUTOFORWARD_BIND"),
+    "maxPorts": Key("max_ports", setting_values.parse_max_ports, "AUTOFORWARD_MAX_PORTS"),
+    "pollInterval": Key("poll_interval_s", setting_values.parse_interval, "AUTOFORWARD_POLL_INTERVAL"),
+    "lane": Key("lane", setting_values.parse_lane, "AUTOFORWARD_LANE"),
+    "notify": Key("notify", setting_values.parse_flag, "AUTOFORWARD_NOTIFY"),
+    "direct": Key("direct", setting_values.parse_flag, "AUTOFORWARD_DIRECT"),
+    "defaultExclude": Key("default_exclude", setting_values.parse_flag, "AUTOFORWARD_DEFAULT_EXCLUDE"),
+    "trust": Key("trust", setting_values.parse_trust),
+    "auto": Key("auto", setting_values.parse_flag, "AUTOFORWARD_AUTO"),
+    "waitForServer": Key("wait_for_server_s", setting_values.parse_wait_for_server, "AUTOFORWARD_WAIT_FOR_SERVER"),
 }
 """By the name in files."""
 
+_NUMBERS = (setting_values.parse_max_ports, setting_values.parse_interval, setting_values.parse_wait_for_server)
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 def _from_text(text: str, parse: Callable[[object], object]) -> object:
     """A variable's text as the value that a file would hold, or as it is: the parser then says what is wrong with it."""
-    if parse is parse_flag:
+    if parse is setting_values.parse_flag:
         return _WORDS.get(text.lower(), text)
-    if parse in (parse_max_ports, parse_interval, parse_wait_for_server) and len(text) <= 20:
+    if len(text) <= 20 and parse in _NUMBERS:
         try:
-            return int(text) if parse is parse_max_ports else float(text)
+            return int(text) if parse is setting_values.parse_max_ports else float(text)
         except ValueError:
             return text
     return text
@@ -149,7 +136,7 @@ def _encode(name: str, value: Any) -> object:
         return list(dict.fromkeys(spec.text for spec in value))
     if name == "trust":
         return list(value)
-    if isinstance(value, PortFilter):
+    if isinstance(value, setting_values.PortFilter):
         return [*(f"{low}-{high}" for low, high in value.ranges), *value.processes]
     return value
 

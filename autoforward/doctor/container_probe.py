@@ -20,17 +20,7 @@ from autoforward.engine.network_rule import rule_for
 from autoforward.forwards.candidates import not_taken
 from autoforward.forwards.plan import plan
 from autoforward.forwards.session_rules import rules_of
-from autoforward.lanes.agent_install import (
-    FOLDER,
-    NoAgentError,
-    PlaceLook,
-    agent_binary,
-    agent_name,
-    architectures,
-    built_for,
-    look_at,
-    places,
-)
+from autoforward.lanes import agent_install
 from autoforward.lanes.probe import Probe
 from autoforward.lanes.probing import NoShellError, probe_container, run_in_container
 from autoforward.net.bound_pair import (
@@ -141,12 +131,12 @@ def look_at_direct(
 
 def _look_at_agent(engine: Engine, info: ContainerInfo, inside: Inside) -> AgentLook:
     try:
-        binary = agent_binary(built_for(architectures(engine, info))[0])
-    except NoAgentError as error:
+        binary = agent_install.agent_binary(agent_install.built_for(agent_install.architectures(engine, info))[0])
+    except agent_install.NoAgentError as error:
         return AgentLook(False, str(error))
     if inside.nothing_runs:
         return AgentLook(False, inside.problem)
-    found = [place for place in places(info) if not info.read_only or place in info.writable_volumes]
+    found = [place for place in agent_install.places(info) if not info.read_only or place in info.writable_volumes]
     if not found:
         return AgentLook(False, "it cannot be put there: the file system is read-only, and there is no volume")
     found = [place for place in found if not is_noexec(place, inside.mounts)]
@@ -154,16 +144,16 @@ def _look_at_agent(engine: Engine, info: ContainerInfo, inside: Inside) -> Agent
         return AgentLook(False, "it cannot run there: what can be written is mounted noexec")
     problems = []
     for place in found:
-        path = f"{place.rstrip('/')}/{FOLDER}/{agent_name(binary)}"
+        path = f"{place.rstrip('/')}/{agent_install.FOLDER}/{agent_install.agent_name(binary)}"
         try:
-            look = look_at(engine, info, place, path, binary)
+            look = agent_install.look_at(engine, info, place, path, binary)
         except AutoforwardError as error:
-            look = PlaceLook(str(error), is_there=False)
+            look = agent_install.PlaceLook(str(error), is_there=False)
         if look.problem is None and look.is_there:
             said = run_in_container(engine, info.container_id, [path, "--version"])[0]
             if said.startswith(VERSION):
                 return AgentLook(True, f"it is there, and runs: {path}")
-            look = PlaceLook(f"it does not run: {decoded_line(said) or 'it says nothing'}", is_there=True)
+            look = agent_install.PlaceLook(f"it does not run: {decoded_line(said) or 'it says nothing'}", is_there=True)
         elif look.problem is None:
             return AgentLook(True, f"it can be put into {place}")
         problems.append(f"{place}: {look.problem}")

@@ -19,16 +19,7 @@ from typing import Literal
 from autoforward.control.protocol import READ_BYTES, Message, MessageDecoder, encode
 from autoforward.core.errors import AutoforwardError, UsageError
 from autoforward.devcontainers.cli import ENVIRONMENT_VARIABLE, find_cli
-from autoforward.doctor.host_checks import (
-    CliLook,
-    EngineAbout,
-    EngineLook,
-    FolderLook,
-    LoopbackLook,
-    ServiceLook,
-    SocketAccess,
-    SupervisorLook,
-)
+from autoforward.doctor import host_checks
 from autoforward.engine.client import Engine
 from autoforward.engine.endpoint import resolve_endpoint
 from autoforward.lanes.agent_install import NoAgentError, agent_binary
@@ -47,12 +38,12 @@ SUPERVISOR_TIMEOUT_S = 10.0
 """It waits up to 5 s for sessions that are being restored."""
 
 
-def look_at_engine(docker_host: str | None, context: str | None) -> tuple[EngineLook, Engine | None]:
+def look_at_engine(docker_host: str | None, context: str | None) -> tuple[host_checks.EngineLook, Engine | None]:
     """What the flags and the environment name, and the engine if it answers; the caller closes it."""
     try:
         endpoint = resolve_endpoint(docker_host, context)
     except UsageError as error:
-        return EngineLook(None, problem=str(error), hint=error.hint), None
+        return host_checks.EngineLook(None, problem=str(error), hint=error.hint), None
     access, why = _access(endpoint.host)
     engine = Engine(endpoint)
     try:
@@ -60,11 +51,13 @@ def look_at_engine(docker_host: str | None, context: str | None) -> tuple[Engine
     except AutoforwardError as error:
         engine.close()
         cause = error.__cause__
-        return EngineLook(endpoint, access, problem=why or _last_words(cause or error), hint=error.hint), None
-    return EngineLook(endpoint, access, about), engine
+        return host_checks.EngineLook(
+            endpoint, access, problem=why or _last_words(cause or error), hint=error.hint
+        ), None
+    return host_checks.EngineLook(endpoint, access, about), engine
 
 
-def _access(host: str) -> tuple[SocketAccess, str]:
+def _access(host: str) -> tuple[host_checks.SocketAccess, str]:
     """Of a Unix socket: connected to and left again, which an engine does not mind."""
     scheme, _, path = host.partition("://")
     if scheme != "unix":
@@ -82,7 +75,7 @@ def _access(host: str) -> tuple[SocketAccess, str]:
     return "usable", ""
 
 
-def _about(engine: Engine) -> EngineAbout:
+def _about(engine: Engine) -> host_checks.EngineAbout:
     before = time.time()
     version, info = engine.about()
     between = (before + time.time()) / 2
@@ -90,7 +83,7 @@ def _about(engine: Engine) -> EngineAbout:
     component = str(components[0].get("Name", ""))
     platform = str((version.get("Platform") or {}).get("Name") or "")
     said = parse_time(str(info.get("SystemTime", "")))
-    return EngineAbout(
+    return host_checks.EngineAbout(
         # Podman calls itself so in its component, and has its distribution for a platform.
         name=(platform or "Docker") if component == "Engine" else component or platform,
         version=str(version.get("Version", "unknown")),
@@ -106,7 +99,7 @@ def _last_words(error: BaseException) -> str:
     return words if len(words) <= 200 else f"… {words[-200:]}"
 
 
-def look_at_state_folder(paths: StatePaths) -> FolderLook:
+def look_at_state_folder(paths: StatePaths) -> host_checks.FolderLook:
     folder = paths.home
     kind: Literal["folder", "link", "other"] | None = None
     owner, mode = os.getuid(), 0o700
@@ -118,7 +111,7 @@ def look_at_state_folder(paths: StatePaths) -> FolderLook:
     while not there.exists() and there != there.parent:
         there = there.parent
     space = os.statvfs(there)
-    return FolderLook(
+    return host_checks.FolderLook(
         str(folder),
         kind,
         owner,
@@ -130,16 +123,16 @@ def look_at_state_folder(paths: StatePaths) -> FolderLook:
     )
 
 
-def look_at_supervisor(paths: StatePaths) -> SupervisorLook:
+def look_at_supervisor(paths: StatePaths) -> host_checks.SupervisorLook:
     """Ask the one that runs. Only in a folder that can be trusted: in another, another user may be listening."""
     try:
         result = _ask(paths, "status")
         rows = _ask(paths, "list") if result is not None else None
     except (OSError, ValueError, AutoforwardError) as error:
-        return SupervisorLook("silent", problem=_last_words(error))
+        return host_checks.SupervisorLook("silent", problem=_last_words(error))
     if result is None:
-        return SupervisorLook("none", stored=_stored_sessions(paths))
-    return SupervisorLook(
+        return host_checks.SupervisorLook("none", stored=_stored_sessions(paths))
+    return host_checks.SupervisorLook(
         "running",
         version=str(result["version"])[:40],
         pid=int(result["pid"]),
@@ -171,7 +164,7 @@ def _stored_sessions(paths: StatePaths) -> int:
         return 0
 
 
-def look_at_service() -> ServiceLook | None:
+def look_at_service() -> host_checks.ServiceLook | None:
     """None where none is installed."""
     try:
         manager = manager_of()
@@ -182,16 +175,18 @@ def look_at_service() -> ServiceLook | None:
     except AutoforwardError as error:
         log.debug("no service: %s", error)
         return None
-    return ServiceLook(
+    return host_checks.ServiceLook(
         str(manager.path), program, shutil.which(program) is not None, health.state, health.at_login, health.detail
     )
 
 
-def look_at_devcontainer_cli(environ: Mapping[str, str]) -> CliLook:
+def look_at_devcontainer_cli(environ: Mapping[str, str]) -> host_checks.CliLook:
     try:
         cli = find_cli(None, environ)
     except AutoforwardError as error:
-        return CliLook(None, problem=str(error), hint=error.hint, named=bool(environ.get(ENVIRONMENT_VARIABLE)))
+        return host_checks.CliLook(
+            None, problem=str(error), hint=error.hint, named=bool(environ.get(ENVIRONMENT_VARIABLE))
+        )
     try:
         done = subprocess.run(
             [cli.path, "--version"],
@@ -203,11 +198,11 @@ def look_at_devcontainer_cli(environ: Mapping[str, str]) -> CliLook:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return CliLook(cli.path, cli.source, problem=_last_words(error))
+        return host_checks.CliLook(cli.path, cli.source, problem=_last_words(error))
     version = done.stdout.strip().splitlines()
     if done.returncode or not version:
-        return CliLook(cli.path, cli.source, problem=f"`--version` ended with status {done.returncode}")
-    return CliLook(cli.path, cli.source, version[-1][:60])
+        return host_checks.CliLook(cli.path, cli.source, problem=f"`--version` ended with status {done.returncode}")
+    return host_checks.CliLook(cli.path, cli.source, version[-1][:60])
 
 
 def look_at_agents() -> dict[str, bool]:
@@ -222,7 +217,7 @@ def _is_built(architecture: str) -> bool:
     return True
 
 
-def look_at_loopback() -> LoopbackLook:
+def look_at_loopback() -> host_checks.LoopbackLook:
     def problem(family: socket.AddressFamily, address: str) -> str | None:
         try:
             with socket.socket(family, socket.SOCK_STREAM) as sock:
@@ -231,7 +226,7 @@ def look_at_loopback() -> LoopbackLook:
             return str(error.strerror or error).lower()
         return None
 
-    return LoopbackLook(problem(socket.AF_INET, "127.0.0.1"), problem(socket.AF_INET6, "::1"))
+    return host_checks.LoopbackLook(problem(socket.AF_INET, "127.0.0.1"), problem(socket.AF_INET6, "::1"))
 
 
 def descriptor_limit() -> int | None:

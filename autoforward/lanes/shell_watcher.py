@@ -13,29 +13,13 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from autoforward.core.budget import (
-    SNAPSHOT_COST,
-    SNAPSHOTS,
-    WATCHER_FRAMES,
-    WATCHER_LINES,
-    Budget,
-    OverBudgetError,
-    name_cost,
-)
+from autoforward.core import budget
 from autoforward.core.errors import ProtocolError
 from autoforward.core.masking.command_line import mask_command_line
 from autoforward.core.pause import ENGINE_WORD_S, PauseQuestion
 from autoforward.core.text import LineSplitter, decoded_line
 from autoforward.engine.exec_stream import STDERR, STDOUT, ExecStream
-from autoforward.lanes.watcher_protocol import (
-    Answer,
-    Fatal,
-    Frame,
-    Pong,
-    WatcherStream,
-    encode_ping,
-    parse_answer,
-)
+from autoforward.lanes import watcher_protocol
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +40,14 @@ class Detector:
     def __init__(
         self,
         stream: ExecStream,
-        on_frame: Callable[[Frame], None],
-        on_answer: Callable[[Answer], None],
+        on_frame: Callable[[watcher_protocol.Frame], None],
+        on_answer: Callable[[watcher_protocol.Answer], None],
         on_lost: Callable[[str], None],
         on_unsure: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._stream = stream
-        self._parser = WatcherStream()
+        self._parser = watcher_protocol.WatcherStream()
         self._stderr = LineSplitter()
         self._on_frame = on_frame
         self._on_answer = on_answer
@@ -80,9 +64,9 @@ class Detector:
         """The network namespace that it says it is in; known before the first frame, or not at all."""
         self._lines: deque[bytes] = deque()
         now_s = self._loop.time()
-        self._frame_budget = Budget(WATCHER_FRAMES, now_s)
-        self._socket_budget = Budget(SNAPSHOTS, now_s)
-        self._line_budget = Budget(WATCHER_LINES, now_s)
+        self._frame_budget = budget.Budget(budget.WATCHER_FRAMES, now_s)
+        self._socket_budget = budget.Budget(budget.SNAPSHOTS, now_s)
+        self._line_budget = budget.Budget(budget.WATCHER_LINES, now_s)
 
     def __repr__(self) -> str:
         return f"<Detector on {self._stream!r}>"
@@ -163,7 +147,7 @@ class Detector:
             self._take_turn(said)
         except BlockingIOError:
             return
-        except OverBudgetError as error:
+        except budget.OverBudgetError as error:
             self.is_over_budget = True
             self._lose(f"the watcher costs too much: {error}")
         except (OSError, ProtocolError) as error:
@@ -180,9 +164,9 @@ class Detector:
             self._take_answer(line)
         frames = 0
         rows = 0
-        newest: Frame | None = None
+        newest: watcher_protocol.Frame | None = None
         for event in self._parser.feed(said, TURN_FRAMES):
-            if isinstance(event, Frame):
+            if isinstance(event, watcher_protocol.Frame):
                 frames, rows, newest = frames + 1, rows + len(event.table.rows), event
             else:
                 self.network = event.network
@@ -191,8 +175,8 @@ class Detector:
         now_s = self._loop.time()
         rest_s = max(
             self._frame_budget.spend(frames, now_s),
-            self._socket_budget.spend(rows + frames * SNAPSHOT_COST, now_s),
-            self._line_budget.spend(sum(name_cost(len(line)) for line in lines), now_s),
+            self._socket_budget.spend(rows + frames * budget.SNAPSHOT_COST, now_s),
+            self._line_budget.spend(sum(budget.name_cost(len(line)) for line in lines), now_s),
         )
         if (rest_s or self._has_more) and self._stream.fileno() >= 0:
             self._loop.remove_reader(self._stream.fileno())
@@ -204,15 +188,15 @@ class Detector:
             self._read()
 
     def _take_answer(self, line: bytes) -> None:
-        match parse_answer(line):
-            case Pong(number):
+        match watcher_protocol.parse_answer(line):
+            case watcher_protocol.Pong(number):
                 if self._pause.is_paused:
                     self._pause.ask()
                 elif number == self._awaited_pong:
                     self._awaited_pong = None
                     self._pause.is_asked = False
                     self._schedule(PING_INTERVAL_S, self._ping)
-            case Fatal(reason):
+            case watcher_protocol.Fatal(reason):
                 self._last_words = reason
             case None:
                 log.debug("watcher: %s", mask_command_line(decoded_line(line)))
@@ -234,7 +218,7 @@ class Detector:
 
     def _ping(self, timeout_s: float = PONG_TIMEOUT_S) -> None:
         self._awaited_pong = next(self._pings)
-        self.send(encode_ping(self._awaited_pong))
+        self.send(watcher_protocol.encode_ping(self._awaited_pong))
         self._schedule(timeout_s, self._no_answer)
 
     def _schedule(self, delay_s: float, callback: Callable[[], None]) -> None:

@@ -6,16 +6,7 @@ import os
 from pathlib import Path
 
 from autoforward.core.errors import AutoforwardError
-from autoforward.service.manager import (
-    Done,
-    Health,
-    NoManagerError,
-    Run,
-    State,
-    read_definition,
-    run_quietly,
-    write_definition,
-)
+from autoforward.service import manager
 from autoforward.service.units import LABEL, Definition, program_of_unit, systemd_unit
 
 
@@ -24,7 +15,7 @@ class Systemd:
 
     name = "systemd --user"
 
-    def __init__(self, run: Run = run_quietly, config_home: str | None = None) -> None:
+    def __init__(self, run: manager.Run = manager.run_quietly, config_home: str | None = None) -> None:
         self._run = run
         base = config_home or os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
         self.unit = f"{LABEL}.service"
@@ -34,7 +25,7 @@ class Systemd:
         return systemd_unit(definition)
 
     def program(self) -> str | None:
-        text = read_definition(self.path)
+        text = manager.read_definition(self.path)
         return program_of_unit(text) if text is not None else None
 
     def check(self) -> None:
@@ -43,19 +34,19 @@ class Systemd:
             instead = f"in WSL 2, `systemd=true` below [boot] of /etc/wsl.conf brings one; else {instead}"
         done = self._systemctl("show-environment")
         if done.status is None:
-            raise NoManagerError(f"this system has no systemd: {done.output}", hint=instead)
+            raise manager.NoManagerError(f"this system has no systemd: {done.output}", hint=instead)
         if done.status != 0:
             why = done.output.splitlines()[-1] if done.output else f"status {done.status}"
             hint = f"after `sudo`, `su` or in a container there is no user manager: log in as this user; or {instead}"
-            raise NoManagerError(f"no systemd of this user answers: {why}", hint=hint)
+            raise manager.NoManagerError(f"no systemd of this user answers: {why}", hint=hint)
 
     def install(self, definition: Definition) -> list[str]:
         self.check()
         text = self.text(definition)
         said = []
-        changed = read_definition(self.path) != text
+        changed = manager.read_definition(self.path) != text
         if changed:
-            write_definition(self.path, text)
+            manager.write_definition(self.path, text)
             said.append(f"Wrote {self.path}")
             self._must("daemon-reload")
         before = self.health()
@@ -76,9 +67,9 @@ class Systemd:
         try:
             self.check()
             answers = True
-        except NoManagerError:
+        except manager.NoManagerError:
             answers = False  # then nothing runs, and the files are all there is
-        health = self.health() if answers else Health("unknown")
+        health = self.health() if answers else manager.Health("unknown")
         if health.state in ("running", "starting", "failed"):
             self._must("stop", self.unit)
             said.append("Stopped it")
@@ -97,15 +88,15 @@ class Systemd:
             self._systemctl("reset-failed", self.unit)
         return said
 
-    def health(self) -> Health:
+    def health(self) -> manager.Health:
         done = self._systemctl("show", self.unit, "--property=ActiveState,SubState,MainPID,UnitFileState,Result")
         if done.status != 0:
-            return Health("unknown", at_login=self._is_linked(), detail=done.output)
+            return manager.Health("unknown", at_login=self._is_linked(), detail=done.output)
         facts = dict(line.partition("=")[::2] for line in done.output.splitlines())
-        states: dict[str, State] = {"active": "running", "activating": "starting", "failed": "failed"}
+        states: dict[str, manager.State] = {"active": "running", "activating": "starting", "failed": "failed"}
         state = states.get(facts.get("ActiveState", ""), "stopped")
         pid = facts.get("MainPID", "0")
-        return Health(
+        return manager.Health(
             state,
             int(pid) if pid.isdecimal() and pid != "0" else None,
             facts.get("UnitFileState", "") == "enabled",
@@ -115,7 +106,7 @@ class Systemd:
     def _is_linked(self) -> bool:
         return (self.path.parent / "default.target.wants" / self.unit).is_symlink()
 
-    def _systemctl(self, *words: str) -> Done:
+    def _systemctl(self, *words: str) -> manager.Done:
         return self._run(["systemctl", "--user", "--no-pager", *words])
 
     def _must(self, *words: str) -> None:

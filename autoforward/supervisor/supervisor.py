@@ -339,13 +339,13 @@ class Supervisor:
                     session.connections.on_stream_wanted(notice)
             case messages.MuxSaid(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
-                    session.on_mux_said(notice)
+                    session.watching.on_mux_said(notice)
             case messages.MuxLost(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
-                    session.on_mux_lost(notice)
+                    session.watching.on_mux_lost(notice)
             case messages.PauseUnsure(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
-                    session.on_pause_unsure()
+                    session.watching.on_unsure()
             case messages.RelayStarted(session_id):
                 if (session := self.sessions.get(session_id)) is not None:
                     session.connections.on_relay_started(notice)

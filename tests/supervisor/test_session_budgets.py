@@ -196,7 +196,7 @@ async def test_a_watcher_that_never_stops_is_slowed_and_lost(stream: int, one: b
 async def test_the_session_has_failed_with_the_reason_and_is_tried_again(
     world: Any, port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(detector_module, "WATCHER_FRAMES", replace(WATCHER_FRAMES, patience_s=0.3))
+    monkeypatch.setattr(detector_module.budget, "WATCHER_FRAMES", replace(WATCHER_FRAMES, patience_s=0.3))
     monkeypatch.setattr(session_module, "LEFT_ALONE_S", 1.0)
     one = world()
     first = await one.begin(port)

@@ -23,7 +23,7 @@ from autoforward.core.budget import LEFT_ALONE_S, Budget, OverBudgetError, plan_
 from autoforward.core.errors import AutoforwardError, EngineUnreachableError, TargetError
 from autoforward.core.identity.labels import LABEL_METADATA
 from autoforward.core.model import ContainerInfo, ForwardKey, PortSpec, Snapshot
-from autoforward.dataplane.messages import ForwardCounters, MuxLost, MuxSaid
+from autoforward.dataplane.messages import ForwardCounters
 from autoforward.detection.proc_net import snapshot_from_rows
 from autoforward.engine.client import ContainerEvent, Engine
 from autoforward.engine.targets import container_after
@@ -35,22 +35,10 @@ from autoforward.lanes.probing import NoShellError
 from autoforward.lanes.relay_tools import RelayTool
 from autoforward.lanes.watcher_protocol import Frame
 from autoforward.state.document import format_time, parse_time
+from autoforward.supervisor.session import lane_choice
 from autoforward.supervisor.session.actor import FAULT, Actor, Ending, Restart
 from autoforward.supervisor.session.crash_loop_guard import WORKED_S
 from autoforward.supervisor.session.direct_switch import DirectSwitch
-from autoforward.supervisor.session.lane_choice import (
-    ConfigurationChanged,
-    Item,
-    LaneChooser,
-    Lost,
-    NeighboursChanged,
-    NetworkChanged,
-    NumbersAsked,
-    PauseUnclear,
-    ProcessesKnown,
-    Watch,
-    place_of,
-)
 from autoforward.supervisor.session.openings import Connections
 from autoforward.supervisor.session.session_states import SESSION, State
 from autoforward.supervisor.session.shared import SessionServices
@@ -106,9 +94,11 @@ class Session:
         self._on_ended = on_ended
         self._on_change = on_change
         self._on_moved = on_moved
-        self._actor: Actor[Item] = Actor(record.container_name, place_of, self._engine_is_slow)
-        self._watching = LaneChooser(record.session_id, engine, services, self._actor, self.connections, self.forwarder)
-        self._beside = SessionClaims(services.neighbours, lambda: self._actor.tell(NeighboursChanged()))
+        self._actor: Actor[lane_choice.Item] = Actor(record.container_name, lane_choice.place_of, self._engine_is_slow)
+        self.watching = lane_choice.LaneChooser(
+            record.session_id, engine, services, self._actor, self.connections, self.forwarder
+        )
+        self._beside = SessionClaims(services.neighbours, lambda: self._actor.tell(lane_choice.NeighboursChanged()))
         self._task: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         self._claims: dict[int, tuple[PortSpec, ...]] = {}
@@ -178,7 +168,7 @@ class Session:
     @property
     def direct(self) -> DirectSwitch:
         """Whether its connections may go past the engine."""
-        return self._watching.direct
+        return self.watching.direct
 
     @property
     def keeps_supervisor_alive(self) -> bool:
@@ -201,7 +191,7 @@ class Session:
 
     def notice_network(self) -> None:
         """Something happened to the container whose network this one uses: what the engine publishes may be another one's."""
-        self._actor.tell(NetworkChanged())
+        self._actor.tell(lane_choice.NetworkChanged())
 
     def notice_event(self, event: ContainerEvent) -> None:
         """The engine said something about this container, or may have failed to."""
@@ -218,11 +208,11 @@ class Session:
 
     def numbers_asked(self, numbers: frozenset[tuple[str, int]]) -> None:
         """Another container publishes them as soon as it starts."""
-        self._actor.tell(NumbersAsked(numbers))
+        self._actor.tell(lane_choice.NumbersAsked(numbers))
 
     def check_streams(self, timeout_s: float) -> None:
         """The machine was asleep: is the watcher still there? (The agent is asked by the data plane.)"""
-        self._watching.ping_now(timeout_s)
+        self.watching.ping_now(timeout_s)
 
     async def update(self, record: SessionRecord) -> None:
         """Take over new options, ports and container; returns once they are in force."""
@@ -261,13 +251,13 @@ class Session:
             or self.state != "watching"
             or self.tool is None
         )
-        if rewatch or (repaced and not self._watching.set_pace(record.options.poll_interval_s)):
+        if rewatch or (repaced and not self.watching.set_pace(record.options.poll_interval_s)):
             self._settled.clear()
             raise Restart
         if at_once:
             await self._replan()
         else:
-            self._actor.tell(ConfigurationChanged())
+            self._actor.tell(lane_choice.ConfigurationChanged())
 
     def told_apart(self, specs: tuple[PortSpec, ...]) -> tuple[PortSpec, ...]:
         """These as they are beside what there is: a port that has a forward on another number gets a further one."""
@@ -337,7 +327,7 @@ class Session:
             self._beside.leave()
             # Not only once the collector comes to the circle that a session is: thousands of sockets are megabytes.
             self._snapshot, self._seen = (), {}
-            self._watching.forget()
+            self.watching.forget()
             self.record.options.forget_searches()
             self.state, self.problem = "ended", reason
             await self._publisher.publish(self.forwarder.session_event("detached", reason))
@@ -488,7 +478,7 @@ class Session:
             item = await self._actor.next_item(remaining_s)
             if item is None and self.state == "dormant":
                 return
-            if isinstance(item, NumbersAsked):
+            if isinstance(item, lane_choice.NumbersAsked):
                 await self.forwarder.give_up(item.numbers)
                 continue
             if item is None:
@@ -526,31 +516,22 @@ class Session:
             self._extend_grace()
         self._is_paused = False
         try:
-            watch = await self._watching.begin(info, self.record.options)
+            watch = await self.watching.begin(info, self.record.options)
             self.problem = self.connections.problem
             await self._follow(watch)
         except Restart:
             # Only how to watch has changed: connections that are open now keep their watcher, and it keeps them.
             if self.record.container_id == info.container_id:
-                self._watching.retire()
+                self.watching.retire()
             raise
         except Ending:
             if self._drain_s:
-                self._watching.retire()
+                self.watching.retire()
             raise
         finally:
             self._drop_watch()
 
-    def on_mux_said(self, notice: MuxSaid) -> None:
-        self._watching.on_mux_said(notice)
-
-    def on_pause_unsure(self) -> None:
-        self._watching.on_unsure()
-
-    def on_mux_lost(self, notice: MuxLost) -> None:
-        self._watching.on_mux_lost(notice)
-
-    async def _follow(self, watch: Watch) -> None:
+    async def _follow(self, watch: lane_choice.Watch) -> None:
         frames = 0
         began_s = time.monotonic()
         retry_at_s: float | None = None
@@ -580,7 +561,7 @@ class Session:
             match item:
                 case Frame():
                     newest = item
-                case Lost(lost, reason) if lost is watch:
+                case lane_choice.Lost(lost, reason) if lost is watch:
                     self.connections.close_gate()
                     if watch.is_over_budget:
                         raise OverBudgetError(reason)
@@ -588,14 +569,16 @@ class Session:
                         log.info("%s: the watch was lost: %s", self.record.container_name, reason)
                         return
                     raise AutoforwardError(f"the watch on the container failed: {reason}")
-                case PauseUnclear():
+                case lane_choice.PauseUnclear():
                     await self._look_for_pause()
                 case ContainerEvent():
                     await self._take_event(item)
-                case NetworkChanged():
+                case lane_choice.NetworkChanged():
                     await self._look_at_network()
                     is_due = True
-                case ProcessesKnown() | NeighboursChanged() | ConfigurationChanged():
+                case (
+                    lane_choice.ProcessesKnown() | lane_choice.NeighboursChanged() | lane_choice.ConfigurationChanged()
+                ):
                     is_due = True
                 case None:
                     if retry_at_s is not None and time.monotonic() >= retry_at_s:
@@ -624,7 +607,7 @@ class Session:
         if first:
             self.state = "watching"
             if self.info is not None:
-                self._beside.join(self.record, self.info, self._watching.network)
+                self._beside.join(self.record, self.info, self.watching.network)
         await asyncio.sleep(0)  # a large one is some work, and so is the plan: others have their turn between
         await self._replan()
         if first:
@@ -654,7 +637,7 @@ class Session:
     async def _pause(self, paused: bool) -> None:
         """Connections and the watch stay as they are for as long as the engine says that it is paused."""
         was_paused, self._is_paused = self._is_paused, paused
-        self._watching.pause(paused)
+        self.watching.pause(paused)
         if paused:
             await self._become("reconnecting", "the container is paused")
         elif was_paused and self.state == "reconnecting":
@@ -669,7 +652,7 @@ class Session:
 
     def _drop_watch(self) -> None:
         self.connections.close_gate()
-        self._watching.drop()
+        self.watching.drop()
 
     def _extend_grace(self) -> None:
         """Servers of a container that was away may take a while to come back: their ports wait for them."""
@@ -695,10 +678,10 @@ class Session:
             self.tool,
             self.problem,
             elsewhere,
-            self._watching.network,
+            self.watching.network,
         )
         rules = replace(rules, withdrawal_grace_s=self._limits.withdrawal_grace_s)
-        wanted = plan(rules, self._snapshot, self._seen, time.monotonic(), self._watching.processes())
+        wanted = plan(rules, self._snapshot, self._seen, time.monotonic(), self.watching.processes())
         self._seen = dict(wanted.seen)
         self._recheck_at_s = wanted.recheck_at_s
         self._stopped_keys = {key for key in self._stopped_keys if key in wanted.seen or self._is_named(key)}
