@@ -1,4 +1,4 @@
-/* What the host's proofs rest on: the secret of LISTEN. */
+/* The secret of LISTEN, on which the host's proofs rest. */
 #include "auth.h"
 
 static bool asked;

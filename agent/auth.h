@@ -5,10 +5,10 @@
 #include "wire.h"
 
 /* auth.c */
-void auth_start(const u8 *secret); /* LISTEN has come */
+void auth_start(const u8 *secret); /* on LISTEN */
 bool auth_asked(void);
 void auth_sign(const char *label, const u8 *bytes, u32 size, u8 *mac);
-bool differ(const u8 *a, const u8 *b, u32 size); /* takes as long wherever they do */
+bool differ(const u8 *a, const u8 *b, u32 size); /* in constant time */
 
 /* sha256.c */
 enum { DIGEST_SIZE = 32, HMAC_MOST = 64 };

@@ -1,7 +1,7 @@
-/* Which sockets listen, and whose they are.
+/* Find listening sockets and their processes.
  *
- * NETLINK_SOCK_DIAG gives listening sockets alone (0.1 % of a core at 100 ms, where /proc costs 5.6 %). Where the kernel
- * has none (gVisor), /proc/net is read instead, more slowly, and more slowly still where reading takes long. */
+ * NETLINK_SOCK_DIAG returns only listening sockets (0.1 % of a core at 100 ms, /proc takes 5.6 %). If the kernel lacks it
+ * (gVisor), /proc/net is read instead, less often, and still less often where reading is slow. */
 #include "agent.h"
 
 #include <linux/inet_diag.h>
@@ -9,7 +9,7 @@
 #include <linux/sock_diag.h>
 
 enum { MAX_ENTRIES = 4096, ENTRIES_PER_FRAME = 1024, MAX_COMMAND = 1024, LOOKUPS_PER_TURN = 256 };
-enum { TCP_STATE_LISTEN = 10, STATE_CLOSED = 7 /* bound UDP sockets that are not connected */ };
+enum { TCP_STATE_LISTEN = 10, STATE_CLOSED = 7 /* bound UDP sockets without a peer */ };
 enum { PROC_FACTOR = 5, PROC_BASE_MS = 500, PROC_LIMIT_MS = 2000, PROC_COST_FACTOR = 100, PATIENCE = 3 };
 
 static u8 tables[2][MAX_ENTRIES * ENTRY_SIZE], *shown = tables[0], *fresh = tables[1];
@@ -34,8 +34,8 @@ static void add_entry(u32 transport, u32 family, const u8 *address, u32 port, u3
 
 /* One dump; false when the kernel cannot, or was interrupted. The answer is there as soon as the request is sent.
  *
- * The walk over the kernel's table of listeners is what costs, whatever it finds: TCPDIAG_GETSOCK, the older request,
- * gives both families in one. UDP has only the newer one, family by family. */
+ * The walk over the kernel's table of listeners is the cost, whatever it finds: TCPDIAG_GETSOCK, the older request, returns
+ * both families at once. UDP has only the newer one, per family. */
 static bool dump(u32 transport, u8 family) {
 	struct {
 		struct nlmsghdr header;
@@ -100,7 +100,7 @@ static void add_line(const u8 *at, u32 transport) {
 	add_entry(transport, words == 1 ? 4 : 6, (const u8 *)address, port, (u32)number[0], number[1]);
 }
 
-/* Opened again at each poll: some kernels go wrong on a seek to 0. A file that is not there has no sockets. */
+/* Opened again at each poll: some kernels mishandle a seek to 0. A missing file means no sockets. */
 static void read_table(const char *path, u32 transport) {
 	int fd = sys_open(path, O_RDONLY);
 	if (fd < 0) return;
@@ -115,7 +115,7 @@ static void read_table(const char *path, u32 transport) {
 			heading = false;
 			start = i + 1;
 		}
-		if (!start && have == sizeof buffer) break; /* no table has such a line */
+		if (!start && have == sizeof buffer) break; /* no table has such a long line */
 		memmove(buffer, buffer + start, have - start);
 		have -= start;
 	}
@@ -131,7 +131,7 @@ static bool collect(void) {
 		             (!with_udp || (dump(TRANSPORT_UDP, AF_INET) && dump(TRANSPORT_UDP, AF_INET6)));
 		if (whole) failures = 0;
 		if (whole) return true;
-		/* What is left of an answer must not be taken for the next one. */
+		/* The rest of an answer must not be taken for the next one. */
 		if (netlink_fd >= 0) sys_close(netlink_fd);
 		netlink_fd = -1;
 		use_netlink = ++failures < PATIENCE;
@@ -148,7 +148,7 @@ static bool collect(void) {
 	return true;
 }
 
-/* Shell sort: nearly sorted already, no recursion. Doubles, which an interrupted walk of the kernel can give, go. */
+/* Shell sort: the input is nearly sorted; no recursion. Removes duplicates, which an interrupted kernel walk can return. */
 static void sort_fresh(void) {
 	u8 held[ENTRY_SIZE];
 	for (u32 gap = fresh_count / 2; gap; gap /= 2)
@@ -171,18 +171,18 @@ static void sort_fresh(void) {
 
 /* Inodes to find the process of; one walk over /proc serves all that were wanted when it began. */
 static u64 wanted[MAX_ENTRIES];
-static u32 wanted_count, walk_count; /* the walk is about the first walk_count */
+static u32 wanted_count, walk_count; /* the walk covers the first walk_count */
 static int proc_fd = -1, fds_fd = -1;
 static u8 proc_names[4096], fds_names[4096];
 static u32 proc_at, proc_size, fds_at, fds_size, walk_pid;
 
-/* Another user's descriptors: a root without CAP_SYS_PTRACE, as containers have it, may not read them, that user may. So
- * each process is looked at as its own user, in one respect: fsuid and fsgid, by which the kernel judges access to files and to
- * /proc/PID/fd. The user IDs by which it judges signals and ptrace stay root's: no process of that user can do anything to this
- * one, and what it holds stays out of reach. Each change makes it as dumpable as fs.suid_dumpable says, for a moment;
- * where that is 1, for everybody, there are no changes. */
+/* A root without CAP_SYS_PTRACE, the usual one in containers, may not read another user's descriptors, but that user may. So
+ * each process is inspected with its own user's fsuid and fsgid, by which the kernel judges access to files and /proc/PID/fd.
+ * The user IDs for signals and ptrace stay root's: that user's processes can neither signal this one nor read its memory.
+ * Each change makes this process as dumpable as fs.suid_dumpable says, for a moment; if that is 1, for everyone, it is not
+ * done. */
 static bool may_look_as_others;
-static u32 own[2], looks_as[2], walk_owner[2]; /* user, group; the last: of the process that a walk stopped at */
+static u32 own[2], looks_as[2], walk_owner[2]; /* user, group; walk_owner: of the process that a walk stopped at */
 
 static void look_as(u32 user, u32 group) {
 	if (user == looks_as[0] && group == looks_as[1]) return;
@@ -201,7 +201,7 @@ static void look_as_owner(const char *pid) {
 
 static u64 inode_of(const u8 *entry) { return (u64)get_u32(entry + 8) << 32 | get_u32(entry + 12); }
 
-/* Both tables are sorted: what is in the fresh one alone is new. */
+/* Both tables are sorted: entries only in the fresh one are new. */
 static void want_new(void) {
 	for (u32 i = 0, j = 0; i < fresh_count; i++) {
 		const u8 *entry = fresh + i * ENTRY_SIZE;
@@ -229,7 +229,7 @@ static void tell_process(u64 inode, u32 pid) {
 	out_frame(&exec_path, PROCESS, 0, 0, payload, 12 + size);
 }
 
-/* The next name in a folder that is a number; false at its end. */
+/* The next numeric name in a folder; false at its end. */
 static bool next_number(int fd, u8 *names, u32 *at, u32 *have, const char **name, u32 *number) {
 	struct dirent64 {
 		u64 inode, offset;
@@ -265,7 +265,7 @@ static void check_link(const char *name) {
 	for (u32 i = 0; i < walk_count; i++) {
 		if (wanted[i] != inode) continue;
 		tell_process(inode, walk_pid);
-		wanted[i] = wanted[--walk_count]; /* keep those of this walk in front */
+		wanted[i] = wanted[--walk_count]; /* keep this walk's inodes in front */
 		wanted[walk_count] = wanted[--wanted_count];
 		return;
 	}
@@ -277,7 +277,7 @@ static void end_walk(void) {
 	fds_fd = proc_fd = -1;
 }
 
-/* Looks at a bounded number of descriptors; true when there is more to do. */
+/* Inspects a bounded number of descriptors; true if there are more. */
 static bool walk_on(void) {
 	const char *name;
 	u32 number;
@@ -297,7 +297,7 @@ static bool walk_on(void) {
 			fds_fd = -1;
 		}
 		if (proc_fd < 0 || !next_number(proc_fd, proc_names, &proc_at, &proc_size, &name, &walk_pid)) {
-			/* The last look through all: what was not found belongs to someone whose descriptors we may not see. */
+			/* The last pass: the inodes still wanted belong to processes whose descriptors are unreadable. */
 			tell_process(wanted[--walk_count], 0);
 			wanted[walk_count] = wanted[--wanted_count];
 			continue;
@@ -330,7 +330,7 @@ static void send_snapshot(void) {
 	sent_count += count;
 }
 
-/* Which network namespace this is, of which start of which machine: "BOOT_ID net:[INODE]". Not said where it is not known. */
+/* The network namespace and the machine's boot: "BOOT_ID net:[INODE]". Omitted if unknown. */
 static void tell_network(void) {
 	u8 text[MAX_NETWORK];
 	long size = read_file("/proc/sys/kernel/random/boot_id", text, MAX_NETWORK / 2);
@@ -369,7 +369,7 @@ static void poll(void) {
 	bool same = fresh_count == shown_count && cut_short == cut_shown && !memcmp(fresh, shown, fresh_count * ENTRY_SIZE);
 	if (same && !first) return;
 	if (first) {
-		shown_count = 0; /* the host asked again, and hears of all processes again */
+		shown_count = 0; /* the host asked again: send all processes again */
 		tell_network();
 	}
 	want_new();
@@ -384,7 +384,7 @@ static void poll(void) {
 }
 
 u64 watch_turn(void) {
-	if (out_room(&exec_path) < ROOM_FOR_STREAMS) return next_poll; /* the loop comes back when stdout has taken something */
+	if (out_room(&exec_path) < ROOM_FOR_STREAMS) return next_poll; /* called again when stdout has drained */
 	if (!sending && now >= next_poll) poll();
 	while (sending && out_room(&exec_path) >= ROOM_FOR_STREAMS) send_snapshot();
 	if (sending) return 0;

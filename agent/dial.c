@@ -1,11 +1,11 @@
-/* From an OPEN to a connection: names looked up, addresses dialled in the order that the host gave. */
+/* From an OPEN to a connection: resolve names, dial addresses in the host's order. */
 #include "streams.h"
 
 enum { CONNECT_MS = 20000, DNS_MS = 2000, DNS_SECOND_ANSWER_MS = 200 };
-/* As many nameservers as other resolvers ask. A silent one has this long before the next is asked, the last has DNS_MS. */
+/* As many nameservers as other resolvers query. A silent one has this long before the next is queried; the last has DNS_MS. */
 enum { MAX_NAMESERVERS = 3, NEXT_NAMESERVER_MS = 1000 };
 
-/* A dial of a port without a listener can meet itself, where the kernel picked that very port to dial from. */
+/* Dialling a port without a listener can connect to itself, if the kernel picks that port as the source. */
 static bool met_itself(struct stream *s, u32 port) {
 	struct sockaddr_in6 own = {0};
 	int size = sizeof own;
@@ -18,7 +18,7 @@ static void dial_failed(struct stream *s, int error) {
 	s->dial->error = error;
 }
 
-/* Asks the nameserver `d->server`, or the first after it that can be asked; false when there is none. */
+/* Queries nameserver `d->server`, or the first after it that can be queried; false if there is none. */
 static bool ask(struct stream *s) {
 	struct dial *d = s->dial;
 	const u8 *name = d->payload + d->at - d->name_size;
@@ -40,7 +40,7 @@ static bool ask(struct stream *s) {
 	return false;
 }
 
-/* Goes on with the next address: to a connection, a wait, or, after the last, a refusal for `error`. */
+/* Continues with the next address: to a connection, a wait, or, after the last, a refusal with `error`. */
 enum dial_outcome dial_next(struct stream *s) {
 	struct dial *d = s->dial;
 	u32 port = get_u16(d->payload + 1);
@@ -81,7 +81,7 @@ enum dial_outcome dial_next(struct stream *s) {
 	}
 }
 
-/* The nameserver that was asked does not answer, or not this: the next one is asked, else what is known counts. */
+/* The nameserver did not answer this query: query the next one; without one, use what is known. */
 static enum dial_outcome ask_next(struct stream *s) {
 	close_socket(s);
 	s->dial->server++;
@@ -93,7 +93,7 @@ static enum dial_outcome dns_ready(struct stream *s) {
 	u8 answer[1500];
 	long size = sys_read(s->fd, answer, sizeof answer);
 	if (size == -EAGAIN) return DIAL_WAITS;
-	int which = FAILED; /* as it is where the nameserver's address has no listener */
+	int which = FAILED; /* also if nothing listens at the nameserver's address */
 	u32 count = size < 0 ? 0 : dns_parse(answer, (u32)size, d->id, &which, d->found + d->found_count, MAX_FOUND / 2);
 	if (which == FAILED) return ask_next(s);
 	if (which < 0 || d->answered & 1 << which) return DIAL_WAITS;

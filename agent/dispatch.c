@@ -1,7 +1,7 @@
-/* What the host says, frame by frame, and who does it. */
+/* Dispatch the host's frames. */
 #include "streams.h"
 
-/* What is wrong, or NULL. */
+/* Returns what is wrong, or NULL. */
 static const char *handle(const struct event *e, struct path *from) {
 	u8 hello[HELLO_SIZE];
 	switch (e->type) {
@@ -22,7 +22,7 @@ static const char *handle(const struct event *e, struct path *from) {
 	}
 	struct stream *s = stream_find(e->stream);
 	if (e->type == DIRECT) return direct_expect(s, e->bytes);
-	if (!s || s->path != from) return NULL; /* it ended; the frames crossed */
+	if (!s || s->path != from) return NULL; /* it has ended; the frames crossed */
 	switch (e->type) {
 	case DATA: return stream_data(s, e);
 	case END: return stream_end(s);
@@ -46,7 +46,7 @@ long path_read(struct path *from, const char **error) {
 
 void trunk_ready(u32 events) {
 	const char *error;
-	if (trunk_path.in < 0 || !(events & ~(u32)EPOLLOUT)) return; /* what there is to write goes out before the next wait */
+	if (trunk_path.in < 0 || !(events & ~(u32)EPOLLOUT)) return; /* queued output is written before the next wait */
 	long size = path_read(&trunk_path, &error);
 	if (error || (size <= 0 && size != -EAGAIN && size != -EINTR)) trunk_end();
 }

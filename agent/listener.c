@@ -1,15 +1,15 @@
-/* The listener for connections from the host: direct connections, which carry one stream each, and the trunk.
+/* The listener for connections from the host: direct connections, one stream each, and the trunk.
  *
- * Who connects proves with an HMAC that it knows the secret of LISTEN and the token of a stream, or of the trunk. Until
- * MOVE a direct connection only waits; then splice.c moves its bytes. */
+ * The peer proves with an HMAC that it knows the secret of LISTEN and the token of a stream or of the trunk. Until MOVE a
+ * direct connection is idle; then splice.c moves its bytes. */
 #include "streams.h"
 
 enum { NONCE_SIZE = 16, GREETING_MS = 2000, CROWDED_MS = 100 };
-enum { BAD_BURST = 64, BAD_MS = 10 }; /* of the bad, so many at once, and then one each so often */
+enum { BAD_BURST = 64, BAD_MS = 10 }; /* invalid connections: this many at once, then one per BAD_MS */
 enum { ACCEPT_PAUSE_MS = 1000 };
 
 static u32 greetings;
-static u64 paid; /* when what the bad have cost is paid off; nothing is accepted while that is too far ahead */
+static u64 paid; /* when the cost of invalid connections is paid off; nothing is accepted while that is too far ahead */
 static bool listener_watched;
 static int listener = -1;
 u64 direct_inode = UINT64_MAX;
@@ -23,7 +23,7 @@ static void say_listening(u32 port, int error) {
 
 static void charge(u64 cost_ms) { paid = (paid > now ? paid : now) + cost_ms; }
 
-/* Others can keep us as busy as this allows, and no longer than they go on: the others wait in the backlog. */
+/* Bounds the work that others can cause; further connections wait in the backlog. */
 static bool may_accept(void) {
 	u64 when = paid > BAD_BURST * BAD_MS ? paid - BAD_BURST * BAD_MS : 0;
 	if (when > now && when < directs_due) directs_due = when;
@@ -67,7 +67,7 @@ static int open_listener(const struct address *address, u32 *port) {
 	return (int)-error;
 }
 
-/* The host wants no new connections here: those that are proven go on. */
+/* The host wants no new connections here; established ones continue. */
 static void listen_no_more(void) {
 	if (listener >= 0) sys_close(listener);
 	listener = -1;
@@ -93,7 +93,7 @@ static void accept_some(void) {
 	while (may_accept()) {
 		int fd = sys_accept(listener);
 		if (fd == -EAGAIN || fd == -EINTR || fd == -ECONNABORTED) return;
-		if (fd < 0) { /* no descriptors, say: to try again and again would be all that we do */
+		if (fd < 0) { /* for example no descriptors: retrying at once would be a busy loop */
 			charge(BAD_BURST * BAD_MS + ACCEPT_PAUSE_MS);
 			break;
 		}
@@ -105,7 +105,7 @@ static void accept_some(void) {
 		sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 		if (!watch_direct(d, EPOLLIN)) end_greeting(d);
 	}
-	/* The host's words are there by then. So silence costs those behind it little. */
+	/* The host's greeting has arrived by then, so a silent peer hardly delays those behind it. */
 	for (struct direct *d = slots; greetings == GREETINGS && d < slots + SLOTS; d++)
 		if (d->state == GREETING && d->deadline > now + CROWDED_MS) set_limit(d, now + CROWDED_MS);
 	watch_listener();
@@ -141,7 +141,7 @@ static void read_greeting(struct direct *d) {
 	if (trunk_takes(d->greeting)) return become_trunk(d, mac);
 	u32 others = 0;
 	for (u32 i = 0; i < SLOTS; i++) others += slots[i].state > GREETING;
-	struct stream *s = expecting(d->greeting); /* none: it has ended meanwhile, most likely */
+	struct stream *s = expecting(d->greeting); /* none: most likely the stream has ended meanwhile */
 	if (!s || others == CONNECTIONS || !open_pump(&d->up) || !open_pump(&d->down) || !watch_direct(d, EPOLLRDHUP) ||
 	    sys_send(d->fd, mac, sizeof mac) != sizeof mac)
 		return end_greeting(d);
@@ -178,11 +178,11 @@ void direct_ready(u64 key, u32 events) {
 	}
 	struct direct *d = &slots[key - DIRECT_KEY - 1];
 	switch ((enum direct_state)d->state) {
-	case UNUSED: break; /* gone since epoll told of it */
+	case UNUSED: break; /* closed since epoll reported it */
 	case GREETING: read_greeting(d); break;
 	case PROVEN:
 		if (events & (EPOLLHUP | EPOLLERR)) return lose(d);
-		/* Given up, or all said before the MOVE that is on its way. */
+		/* Abandoned, or complete before the MOVE that is on its way. */
 		set_limit(d, now + LEAVE_MS);
 		watch_direct(d, 0);
 		break;

@@ -1,6 +1,6 @@
-/* The agent: one exec carries every connection into a container. PROTOCOL.md says what is spoken on stdin and stdout.
+/* The agent: one exec carries every connection into a container. SPEC.md, "Agent protocol", specifies stdin and stdout.
  *
- * It never forks, writes no file, and ends when the host does: at the end of stdin, or after 15 s of silence. */
+ * It never forks, writes no file, and exits when the host does: at EOF on stdin, or after 15 s of silence. */
 #include "agent.h"
 
 enum { EVENTS = 64, STDIN_KEY = 0, STDOUT_KEY = 1, SILENCE_MS = 15000, FAREWELL_MS = 40 };
@@ -28,7 +28,7 @@ _Noreturn static void leave(int status) {
 	sys_exit(status);
 }
 
-/* Says why, as far as stdout takes it within a blink. */
+/* Sends BYE, as far as stdout takes it within a moment. */
 _Noreturn static void end(enum bye_reason reason, int status, const char *what, const char *detail) {
 	u8 payload[128];
 	u32 size = 0;
@@ -67,19 +67,19 @@ static void watch_pipe(int fd, u64 key, u32 events) {
 	known[fd] = true;
 }
 
-/* Both paths have room for what a server may say: which of them it is for shows late. */
+/* Both paths need room for a server's data: which one it is for is known late. */
 static bool is_room(void) {
 	return out_room(&exec_path) >= ROOM_FOR_STREAMS && (trunk_path.out < 0 || out_room(&trunk_path) >= ROOM_FOR_STREAMS);
 }
 
-/* A path is full: wait for it, and for what the host says as far as there is room for the answers. */
+/* A path is full: wait for it, and for the host's frames as far as there is room for the answers. */
 static void wait_for_room(int timeout_ms) {
 	bool room = out_room(&exec_path) >= ROOM_FOR_INPUT, trunk_room = out_room(&trunk_path) >= ROOM_FOR_INPUT;
 	short out = out_pending(&exec_path) ? POLLOUT : 0, trunk_out = out_pending(&trunk_path) ? POLLOUT : 0;
 	struct pollfd polls[3] = {
 		{0, (short)(POLLRDHUP | (room ? POLLIN : 0)), 0},
 		{1, out, 0},
-		{trunk_path.in, (short)((trunk_room ? POLLIN : 0) | trunk_out), 0}, /* -1 is passed over */
+		{trunk_path.in, (short)((trunk_room ? POLLIN : 0) | trunk_out), 0}, /* poll ignores -1 */
 	};
 	struct __kernel_timespec timeout = {timeout_ms / 1000, timeout_ms % 1000 * 1000000LL};
 	if (sys_ppoll(polls, 3, &timeout) <= 0) return;
@@ -88,7 +88,7 @@ static void wait_for_room(int timeout_ms) {
 	else if (polls[0].revents & (POLLHUP | POLLRDHUP | POLLERR)) end(BYE_STDIN, EXIT_FINE, "stdin ended", "");
 	if (polls[1].revents & (POLLHUP | POLLERR)) leave(EXIT_FINE);
 	if (trunk_room && polls[2].revents & ~POLLOUT) trunk_ready(polls[2].revents);
-	else if (polls[2].revents & (POLLHUP | POLLERR)) trunk_end(); /* what it said last is unread, with no room for answers */
+	else if (polls[2].revents & (POLLHUP | POLLERR)) trunk_end(); /* its last frames stay unread: there is no room for answers */
 }
 
 static void flush(void) {
@@ -103,7 +103,7 @@ static void serve(void) {
 	for (;;) {
 		flush();
 		now = now_ms();
-		/* After a pause of the container the host's words are there, only not read yet. */
+		/* After a pause of the container, the host's frames are there but unread. */
 		if (now - last_heard >= silence_ms && out_room(&exec_path) >= ROOM_FOR_INPUT) read_stdin();
 		if (now - last_heard >= silence_ms) end(BYE_SILENCE, EXIT_SILENCE, "no word from the host", "");
 		u64 wake = last_heard + silence_ms, next;
@@ -117,7 +117,7 @@ static void serve(void) {
 			wait_for_room(timeout_ms);
 			continue;
 		}
-		/* What an earlier turn left over comes first: epoll would tell of the same busy streams again. */
+		/* The rest of an earlier turn comes first: epoll would report the same busy streams again. */
 		if (at == count) {
 			if (out_pending(&exec_path) != want_out) watch_pipe(1, STDOUT_KEY, (want_out = !want_out) ? EPOLLOUT : 0);
 			count = sys_epoll_wait(epoll_fd, events, EVENTS, timeout_ms);
@@ -138,7 +138,7 @@ static void serve(void) {
 
 static bool same_text(const char *a, const char *b) { return text_size(a) == text_size(b) && !memcmp(a, b, text_size(a)); }
 
-/* Only tests give arguments, and `--version`, with which the host sees that we can run here. */
+/* Only tests pass arguments, and `--version`, with which the host checks that the agent runs. */
 static void parse_arguments(int argc, char **argv) {
 	for (int i = 1; i < argc; i++) {
 		const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
@@ -172,18 +172,18 @@ int agent_main(int argc, char **argv) {
 	} ignore = {(void (*)(int))1 /* SIG_IGN */, 0, NULL, 0};
 	u64 limits[2];
 	parse_arguments(argc, argv);
-	stay_private(); /* the secret of LISTEN is nothing for the others of this user */
+	stay_private(); /* other processes of this user must not read the secret of LISTEN */
 	SYS(prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0);
 	SYS(rt_sigaction, 13 /* SIGPIPE */, &ignore, 0, 8, 0, 0);
 	if (SYS(prlimit64, 0, 7 /* NOFILE */, 0, limits, 0, 0) == 0) {
 		limits[0] = limits[1];
 		SYS(prlimit64, 0, 7, limits, 0, 0, 0);
 	}
-	/* The ends that we hold are ours alone in an exec; put back at the end for a shell that runs us by hand. */
+	/* In an exec the agent owns both ends; restored at exit for a shell that runs it by hand. */
 	for (int fd = 0; fd < 2; fd++) {
 		old_flags[fd] = sys_fcntl(fd, F_GETFL, 0);
 		sys_fcntl(fd, F_SETFL, old_flags[fd] | O_NONBLOCK);
-		/* The engine reads what is there: larger pipes, larger pieces. No pipe, or too much: as it was. */
+		/* The engine reads what is there: larger pipes make larger chunks. Ignored if it is no pipe, or too much. */
 		sys_fcntl(fd, F_SETPIPE_SZ, PIPE_SIZE);
 	}
 	now = last_heard = now_ms();

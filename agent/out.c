@@ -1,4 +1,4 @@
-/* What waits to go to the host: a ring for each path, written with as few calls as it takes. See agent.h. */
+/* Output to the host: a ring per path, written with as few calls as possible. See agent.h. */
 #include "agent.h"
 
 static u8 exec_ring[PATH_RING], exec_datagram[MAX_PAYLOAD];
@@ -7,7 +7,7 @@ struct path exec_path = {.in = 0, .out = 1, .ring = exec_ring, .datagram = exec_
 u32 out_room(const struct path *to) { return PATH_RING - (to->tail - to->head); }
 bool out_pending(const struct path *to) { return to->tail != to->head; }
 
-/* The ring from `from` on, `size` bytes, as one or two pieces. */
+/* The ring from `from`, `size` bytes, as one or two iovecs. */
 static long pieces(struct path *to, struct iovec *parts, u32 from, u32 size) {
 	u32 start = from % PATH_RING, first = lesser(size, PATH_RING - start);
 	parts[0] = (struct iovec){to->ring + start, first};
@@ -23,7 +23,7 @@ static void put(struct path *to, u32 at, const u8 *bytes, u32 size) {
 }
 
 void out_bytes(struct path *to, const u8 *bytes, u32 size) {
-	if (size > out_room(to)) sys_exit(5); /* the rooms in agent.h make this impossible; never write over what waits */
+	if (size > out_room(to)) sys_exit(5); /* impossible with the rooms in agent.h; never overwrite queued bytes */
 	put(to, to->tail, bytes, size);
 	to->tail += size;
 }
@@ -58,7 +58,7 @@ long out_flush(struct path *to) {
 		if (written < 0) return written == -EAGAIN || written == -EINTR ? 0 : written;
 		bool all = (u32)written == to->tail - to->head;
 		to->head += (u32)written;
-		/* A full pipe is drained a page at a time: to try again now would feed the engine crumbs. */
+		/* A full pipe drains a page at a time: retrying now would send the engine tiny chunks. */
 		if (!all) return 0;
 	}
 	return 0;

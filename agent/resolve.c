@@ -1,6 +1,6 @@
-/* Names: /etc/hosts, then the nameservers of /etc/resolv.conf. Both are read each time: they may change.
+/* Names: /etc/hosts, then the nameservers in /etc/resolv.conf. Both are read each time, because they may change.
  *
- * Search domains are not used: the engine's own DNS (127.0.0.11) knows services by their short names. */
+ * Search domains are not used: the engine's DNS (127.0.0.11) resolves services by their short names. */
 #include "agent.h"
 
 enum { RESOLVER_FILE_LIMIT = 64 * 1024, TYPE_A = 1, TYPE_AAAA = 28, DNS_HEADER = 12 };
@@ -39,7 +39,7 @@ static bool parse_v4(const u8 *at, u32 size, u8 *to) {
 
 static bool parse_v6(const u8 *at, u32 size, u8 *to) {
 	u8 groups[16] = {0};
-	u32 have = 0, gap = 16; /* where `::` stood */
+	u32 have = 0, gap = 16; /* position of `::` */
 	if (size >= 2 && at[0] == ':' && at[1] == ':') gap = 0, at += 2, size -= 2;
 	while (size) {
 		u32 value = 0, digits = 0;
@@ -71,7 +71,7 @@ static bool parse_v6(const u8 *at, u32 size, u8 *to) {
 
 bool parse_address(const u8 *at, u32 size, struct address *address) {
 	for (u32 i = 0; i < size; i++)
-		if (at[i] == '%') size = i; /* a scope: link-local, of no use for loopback servers and nameservers */
+		if (at[i] == '%') size = i; /* a scope: link-local, useless for loopback servers and nameservers */
 	address->family = 4;
 	if (parse_v4(at, size, address->bytes)) return true;
 	address->family = 6;
@@ -113,7 +113,7 @@ u32 hosts_lookup(const u8 *name, u32 size, struct address *found, u32 most) {
 				break;
 			}
 	}
-	static const u8 loopback[] = "localhost"; /* what it means does not depend on a file (RFC 6761) */
+	static const u8 loopback[] = "localhost"; /* its meaning does not depend on a file (RFC 6761) */
 	if (!count && size == sizeof loopback - 1 && same_name(name, loopback, size) && most >= 2) {
 		found[0] = (struct address){4, {127, 0, 0, 1}};
 		found[1] = (struct address){6, {[15] = 1}};
@@ -136,7 +136,7 @@ bool nameserver(u32 index, struct address *address) {
 	return false;
 }
 
-/* A query for `name`; 0 when it is no name that DNS can carry. */
+/* A query for `name`; 0 if DNS cannot carry that name. */
 static u32 dns_query(u8 *to, const u8 *name, u32 size, u16 id, u32 type) {
 	memset(to, 0, DNS_HEADER);
 	put_u16(to, id);
@@ -178,7 +178,7 @@ int connect_address(int type, const struct address *address, u32 port, int *fd) 
 	*fd = sys_socket(where.sin6_family, type, 0);
 	if (*fd < 0) return *fd;
 	int result = (int)sys_connect(*fd, &where, size);
-	/* Over loopback the handshake is done by now: asking again is cheaper than a turn through epoll. */
+	/* Over loopback the handshake is complete by now: checking is cheaper than a turn through epoll. */
 	if (result == -EINPROGRESS) result = (int)sys_connect(*fd, &where, size);
 	if (result == -EISCONN) result = 0;
 	if (result == -EALREADY) result = -EINPROGRESS;
@@ -205,7 +205,7 @@ int dns_send(u32 index, const u8 *name, u32 size, u16 id) {
 	return fd;
 }
 
-/* Passes over a name at `at`; 0 when it runs out of the message. */
+/* Skips a name at `at`; 0 if it exceeds the message. */
 static u32 skip_name(const u8 *message, u32 size, u32 at) {
 	while (at < size && message[at]) {
 		if (message[at] >= 0xc0) return at + 2;
@@ -219,14 +219,14 @@ u32 dns_parse(const u8 *answer, u32 size, u16 id, int *which, struct address *fo
 	*which = UNRELATED;
 	if (size < DNS_HEADER || !(answer[2] & 0x80) || (get_u16(answer) ^ id) > 1 || get_u16(answer + 4) != 1) return 0;
 	u32 code = answer[3] & 15;
-	*which = code == 2 || code == 5 ? FAILED : (int)(get_u16(answer) ^ id); /* SERVFAIL, REFUSED: it does not know */
+	*which = code == 2 || code == 5 ? FAILED : (int)(get_u16(answer) ^ id); /* SERVFAIL, REFUSED: no answer */
 	if (*which == FAILED) return 0;
 	u32 type = *which ? TYPE_AAAA : TYPE_A, length = *which ? 16 : 4;
 	u32 at = skip_name(answer, size, DNS_HEADER);
 	if (!at) return 0;
 	at += 4;
 	for (u32 left = get_u16(answer + 6); left && count < most; left--) {
-		/* A chain of aliases ends in addresses under another name: any address in the answer is ours. */
+		/* A chain of aliases ends in addresses under another name: any address in the answer counts. */
 		at = skip_name(answer, size, at);
 		if (!at || size < 10 || at > size - 10) break;
 		u32 has = get_u16(answer + at + 8);

@@ -1,4 +1,4 @@
-/* SHA-256 (FIPS 180-4) and HMAC (RFC 2104), for short messages: all that a direct connection has to prove. */
+/* SHA-256 (FIPS 180-4) and HMAC (RFC 2104) for short messages: the proofs of direct connections. */
 #include "agent.h"
 
 enum { BLOCK = 64 };
@@ -34,7 +34,7 @@ static void take_block(u32 *state, const u8 *block) {
 	for (u32 i = 0; i < 8; i++) state[i] += after[i];
 }
 
-/* `bytes` has room for BLOCK + 9 more than `size`: the padding. */
+/* `bytes` has room for `size` + BLOCK + 9: the padding. */
 static void sha256(u8 *bytes, u32 size, u8 *digest) {
 	u32 state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
 	                0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};

@@ -1,19 +1,19 @@
 /* The bytes of a stream that has moved to its direct connection.
  *
- * They go from socket to socket through a pipe for each direction; a pipe is filled only when it is empty, so that what
- * waits is known, and a stalled side holds up its source in the kernel. Where the user has more in pipes than the kernel
- * likes (/proc/sys/fs/pipe-user-pages-soft counts those outside of the container too), a new one has two pages: bytes are
- * copied then, which is faster. */
+ * They go from socket to socket through a pipe per direction; a pipe is filled only when it is empty, so that the amount
+ * queued is known, and a stalled side holds up its source in the kernel. If the user's pipes exceed
+ * /proc/sys/fs/pipe-user-pages-soft (which counts those outside the container too), a new one has two pages; then bytes
+ * are copied, which is faster. */
 #include "streams.h"
 
-enum { PUMP_PIPE = 512 * 1024 }; /* all pipes together: what the kernel lets a user have */
+enum { PUMP_PIPE = 512 * 1024 }; /* all pipes together: the kernel's limit per user */
 enum { PUMP_COPY = 256 * 1024 };
 #ifndef PUMP_LEAST
-#define PUMP_LEAST 65536 /* tests ask for more than there ever is */
+#define PUMP_LEAST 65536 /* tests: more than a pipe ever holds */
 #endif
 enum fault { NONE, SOURCE, SINK };
 
-static bool no_splice; /* forbidden here, or not known: bytes are copied */
+static bool no_splice; /* forbidden or not implemented here: bytes are copied */
 
 void splice_check(void) { no_splice = is_missing(sys_splice(-1, -1, 0)); }
 
@@ -61,7 +61,7 @@ void direct_refresh(struct stream *s) {
 	bool blocked = s->first || d->up.held;
 	u32 server = (!s->server_end && !d->down.held ? EPOLLIN : 0) | (blocked ? EPOLLOUT : 0);
 	u32 host = (!d->up.done && !blocked ? EPOLLIN : 0) | (d->down.held ? EPOLLOUT : 0);
-	/* A server that has ended and hangs up has reset: that is to be told. */
+	/* A server that has ended and hangs up has reset, which must be reported. */
 	if (!server && !s->server_end) park(s);
 	else if (!watch_socket(s, server)) return reset(s, ENOMEM);
 	if (!watch_direct(d, host)) reset(s, ENOMEM);

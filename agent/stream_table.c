@@ -1,5 +1,5 @@
-/* The table of streams and of direct connections: what the others share of them, how their sockets are watched, how the
- * host's bytes reach a server, and how a stream ends. See streams.h. */
+/* The tables of streams and direct connections: shared state, epoll registration, writing the host's bytes to a server, and
+ * how a stream ends. See streams.h. */
 #include "streams.h"
 
 struct stream streams[MAX_STREAMS];
@@ -63,7 +63,7 @@ int socket_error(struct stream *s) {
 }
 
 void close_socket(struct stream *s) {
-	if (s->fd >= 0) sys_close(s->fd); /* leaves epoll with it */
+	if (s->fd >= 0) sys_close(s->fd); /* closing removes it from epoll */
 	s->fd = -1;
 	s->in_epoll = false;
 }
@@ -78,7 +78,7 @@ static void drop_buffer(struct stream *s) {
 
 static u64 key_of(const struct direct *d) { return DIRECT_KEY + 1 + (u64)(d - slots); }
 
-/* Mask 0 takes it out of epoll, which reports a hang-up with every mask. */
+/* Mask 0 removes it from epoll, which reports a hang-up with every mask. */
 bool watch_direct(struct direct *d, u32 mask) {
 	if (mask == d->mask) return true;
 	if (!mask) unwatch(d->fd);
@@ -99,7 +99,7 @@ void close_pump(struct pump *p) {
 }
 
 void release(struct direct *d) {
-	if (d->fd >= 0) sys_close(d->fd); /* leaves epoll with it */
+	if (d->fd >= 0) sys_close(d->fd); /* closing removes it from epoll */
 	close_pump(&d->up);
 	close_pump(&d->down);
 	if (d->stream) d->stream->direct = NULL;
@@ -107,7 +107,7 @@ void release(struct direct *d) {
 	d->mask = 0;
 }
 
-/* Lets the direct connection of a stream end in order, without the stream. */
+/* Lets a stream's direct connection end normally, without the stream. */
 static void direct_leave(struct stream *s) {
 	struct direct *d = s->direct;
 	if (!d) return;
@@ -115,7 +115,7 @@ static void direct_leave(struct stream *s) {
 	d->stream = NULL;
 	d->state = LEAVING;
 	set_limit(d, now + LEAVE_MS);
-	/* To close with bytes unread would be a reset, and that overtakes what the host has not read yet. */
+	/* Closing with unread bytes would be a reset, which overtakes what the host has not read yet. */
 	sys_shutdown(d->fd, SHUT_WR);
 	if (!watch_direct(d, EPOLLIN)) release(d);
 }
@@ -137,13 +137,13 @@ void finish(struct stream *s) {
 	unused = at;
 }
 
-/* From now on closing it is a reset, also when the kernel does it. */
+/* From now on closing is a reset, even when the kernel does it. */
 static void close_with_reset(int fd) {
 	static const int linger[2] = {1, 0};
 	sys_setsockopt(fd, SOL_SOCKET, SO_LINGER, linger, sizeof linger);
 }
 
-/* Closes so that the server sees a reset: what it has got of this connection may not be whole. */
+/* Closes with a reset: the server's data of this connection may be incomplete. */
 void stream_cut(struct stream *s) {
 	if (s->fd >= 0 && !s->udp) close_with_reset(s->fd);
 	if (s->direct) close_with_reset(s->direct->fd);
@@ -161,18 +161,18 @@ void streams_cut(const struct path *path) {
 		if (streams[i].number && streams[i].path == path) stream_cut(&streams[i]);
 }
 
-/* The server has all that the host will ever say. */
+/* The server has all of the host's bytes. */
 static bool host_through(struct stream *s) {
 	return s->host_end && !s->first && (!s->moved || (s->direct->up.done && !s->direct->up.held));
 }
 
 void pass_host_end(struct stream *s) {
-	if (s->shut || s->write_error || s->server_end || !host_through(s)) return; /* at the server's end closing does it */
+	if (s->shut || s->write_error || s->server_end || !host_through(s)) return; /* at the server's end, closing does it */
 	sys_shutdown(s->fd, SHUT_WR);
 	s->shut = true;
 }
 
-/* Both directions are through: false when the stream is gone. */
+/* Both directions are complete: false if the stream is gone. */
 bool still_open(struct stream *s) {
 	if (!s->server_end || !host_through(s)) return true;
 	finish(s);
@@ -187,7 +187,7 @@ void give_back(struct stream *s, u32 size) {
 	s->owed = 0;
 }
 
-/* The server takes no more. What it still has to say is read to its end; then comes the reset. */
+/* The server takes no more. Read its output to the end, then reset. */
 bool write_failed(struct stream *s, int error) {
 	drop_buffer(s);
 	s->write_error = error;
@@ -196,7 +196,7 @@ bool write_failed(struct stream *s, int error) {
 	return false;
 }
 
-/* Appends to the buffer; false when the pool is used up. */
+/* Appends to the buffer; false if the pool is exhausted. */
 bool keep(struct stream *s, const u8 *bytes, u32 size) {
 	while (size) {
 		if (!s->first || s->last->end == sizeof s->last->bytes) {
@@ -231,7 +231,7 @@ void take_kept(struct stream *s, u8 *to, u32 size) {
 	}
 }
 
-/* Writes what is kept until the server takes no more; false when the stream is gone. */
+/* Writes buffered bytes until the server takes no more; false if the stream is gone. */
 bool write_kept(struct stream *s) {
 	while (s->first) {
 		struct iovec parts[16];

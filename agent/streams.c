@@ -1,7 +1,7 @@
 /* Streams: bytes both ways between the host and a server's connection, under credit. See streams.h.
  *
- * epoll reports a hang-up with every mask. Where it comes while the host gives no credit, the socket leaves
- * epoll with its bytes unread and comes back with the next CREDIT. */
+ * epoll reports a hang-up with every mask. If it comes while the host gives no credit, the socket leaves epoll with unread
+ * bytes and returns with the next CREDIT. */
 #include "streams.h"
 
 enum { TURN = 60 * 1024, MAX_DATAGRAM = 65507, UDP_IDLE_MS = 60000 };
@@ -16,15 +16,15 @@ static void refresh(struct stream *s) {
 	if (!watch_socket(s, mask)) reset(s, ENOMEM);
 }
 
-/* The call may report "port unreachable" of an earlier datagram instead of sending this one: then it is sent again. */
+/* The call may report "port unreachable" for an earlier datagram instead of sending this one: then send again. */
 static void send_datagram(struct stream *s, const u8 *bytes, u32 size) {
 	if (sys_send(s->fd, bytes, size) == -ECONNREFUSED) sys_send(s->fd, bytes, size);
 	give_back(s, size);
 }
 
-/* What came while the name was looked up: each with its size before it. */
+/* Datagrams that came while the name was resolved, each preceded by its size. */
 static void send_kept_datagrams(struct stream *s) {
-	static u8 kept[MAX_PAYLOAD]; /* the path's may hold the beginning of another */
+	static u8 kept[MAX_PAYLOAD]; /* the path's may hold the start of another */
 	while (s->first) {
 		take_kept(s, kept, 2);
 		u32 size = get_u16(kept);
@@ -58,7 +58,7 @@ static void receive_datagrams(struct stream *s) {
 	for (u32 sum = 0; sum < TURN && s->credit >= MAX_DATAGRAM && out_room(s->path) >= ROOM_FOR_STREAMS;) {
 		long size = out_receive(s->path, s->fd, s->number, MAX_DATAGRAM, true);
 		sum += 256; /* empty ones count too */
-		if (size == -ECONNREFUSED) continue; /* the server was not there for an earlier one; it may be now */
+		if (size == -ECONNREFUSED) continue; /* an earlier datagram found no server; this one may */
 		if (size < 0) break;
 		s->credit -= (u32)size;
 		sum += (u32)size;
@@ -105,7 +105,7 @@ void streams_ready(u64 key, u32 events) {
 	if (s->state != CONNECTED) {
 		dialled(s, dial_ready(s));
 	} else if (s->udp) {
-		if (events & EPOLLERR) socket_error(s); /* read, so that it does not wake us again */
+		if (events & EPOLLERR) socket_error(s); /* read it, so that it does not wake the loop again */
 		receive_datagrams(s);
 	} else if (s->moved && !(s->server_end && events & (EPOLLHUP | EPOLLERR))) {
 		direct_run(s, events & ~(u32)EPOLLIN, events & ~(u32)EPOLLOUT);

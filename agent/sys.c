@@ -1,11 +1,11 @@
-/* See sys.h. With AGENT_HOSTED (sanitizer and fuzz builds) libc starts us, ends us and gives the memory. */
+/* See sys.h. With AGENT_HOSTED (sanitizer and fuzz builds) libc starts and ends the process and allocates memory. */
 #include "sys.h"
 
 int agent_main(int argc, char **argv);
 
 u64 now;
 #if defined(AGENT_HOSTED) && !defined(AGENT_SIMULATED)
-bool may_be_dumped = true; /* a leak sanitizer has to look into its own process */
+bool may_be_dumped = true; /* a leak sanitizer inspects its own process */
 #else
 bool may_be_dumped;
 #endif
@@ -51,7 +51,7 @@ __asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x30, #0\n\tmov x0, sp\n\tb
 enum { RELATIVE = 1027 }; /* R_AARCH64_RELATIVE */
 #endif
 
-/* What the compiler compares at the end of a function with arrays. */
+/* Compared by the compiler at the end of functions with arrays. */
 __attribute__((used, visibility("hidden"))) unsigned long __stack_chk_guard;
 __attribute__((used)) _Noreturn void __stack_chk_fail(void);
 void __stack_chk_fail(void) {
@@ -65,8 +65,8 @@ void __stack_chk_fail(void) {
 extern const Elf64_Ehdr __ehdr_start __attribute__((visibility("hidden")));
 extern const Elf64_Dyn _DYNAMIC[] __attribute__((visibility("hidden")));
 
-/* We are our own loader, at an address that is another one each time: pointers in data are moved along, and what needs no
- * writing after that is made read-only. */
+/* The agent is its own loader, at a random address: relocate pointers in data, then make what is no longer written
+ * read-only. */
 static void relocate(unsigned long page) {
 	unsigned long base = (unsigned long)&__ehdr_start, size = 0;
 	const Elf64_Rela *at = NULL;
@@ -83,22 +83,22 @@ static void relocate(unsigned long page) {
 	}
 }
 
-#else /* the tool chain has no -static-pie */
+#else /* a tool chain without -static-pie */
 static void relocate(unsigned long page) { (void)page; }
 #endif
 
 __attribute__((used)) _Noreturn void start(long *stack);
-void start(long *stack) { /* has no array, and does not return: the guard may come about in it */
+void start(long *stack) { /* no array, and does not return: the guard may change here */
 	unsigned long page = 4096;
 	const void *random = NULL;
 	long *word = stack + 1 + stack[0] + 1;
-	while (*word++) continue; /* the environment */
+	while (*word++) continue; /* skip the environment */
 	for (; *word != AT_NULL; word += 2) {
 		if (*word == AT_PAGESZ) page = (unsigned long)word[1];
 		if (*word == AT_RANDOM) random = (const void *)word[1];
 	}
 	relocate(page);
-	if (random) __stack_chk_guard = *(const unsigned long *)random & ~0xFFUL; /* what is copied as text ends before it */
+	if (random) __stack_chk_guard = *(const unsigned long *)random & ~0xFFUL; /* the zero byte ends strings copied over it */
 	sys_exit(agent_main((int)stack[0], (char **)(stack + 1)));
 }
 
@@ -107,7 +107,7 @@ void sys_exit(int status) {
 }
 
 void *memcpy(void *restrict to, const void *restrict from, size_t size) {
-	typedef u64 __attribute__((may_alias, aligned(1))) word; /* as it lies */
+	typedef u64 __attribute__((may_alias, aligned(1))) word; /* unaligned */
 	u8 *t = to;
 	const u8 *f = from;
 	for (; size >= sizeof(word); size -= sizeof(word), t += sizeof(word), f += sizeof(word)) *(word *)t = *(const word *)f;
@@ -138,7 +138,7 @@ int memcmp(const void *a, const void *b, size_t size) {
 	return 0;
 }
 
-/* Slabs of 256 KiB, cut up; all given back as soon as no piece is in use, so that one busy hour costs nothing after. */
+/* Slabs of 256 KiB, cut into chunks; all are freed once no chunk is in use, so that a busy hour leaves nothing. */
 enum { SLAB = 256 * 1024 };
 static void *slabs[POOL_LIMIT / SLAB];
 static u32 slab_count, chunks_used;
@@ -216,7 +216,7 @@ long sys_ppoll(struct pollfd *fds, long count, const struct __kernel_timespec *t
 	return got;
 }
 
-/* For what must not be guessed; not for keys. */
+/* For unpredictable values; not for keys. */
 void sys_random(void *to, size_t size) {
 	if (SYS(getrandom, to, size, 0, 0, 0, 0) == (long)size) return;
 	int fd = sys_open("/dev/urandom", O_RDONLY);

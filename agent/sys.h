@@ -1,7 +1,7 @@
-/* The thin layer under everything: types, system calls without a libc, bytes, time, and a bounded pool of memory.
+/* The lowest layer: types, system calls without a libc, bytes, time, and a bounded memory pool.
  *
- * Struct layouts and numbers come from the kernel's own headers, so that x86_64, aarch64 and riscv64 share all sources. Calls return
- * what the kernel returns: a negative errno on failure. */
+ * Struct layouts and numbers come from the kernel's headers, so that x86_64, aarch64 and riscv64 share all sources. Calls return what
+ * the kernel returns: a negative errno on failure. */
 #ifndef AGENT_SYS_H
 #define AGENT_SYS_H
 
@@ -30,7 +30,7 @@ typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;
 
-/* Not in the headers that the kernel exports. */
+/* Missing in the kernel's exported headers. */
 enum { AF_INET = 2, AF_INET6 = 10, AF_NETLINK = 16, SOCK_STREAM = 1, SOCK_DGRAM = 2, SOCK_RAW = 3 };
 enum { SHUT_WR = 1, MSG_NOSIGNAL = 0x4000, SOCK_FLAGS = O_NONBLOCK | O_CLOEXEC };
 
@@ -91,7 +91,7 @@ static inline long sys6(long number, long a, long b, long c, long d, long e, lon
 #define sys_mmap(size) SYS(mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
 #define sys_munmap(at, size) SYS(munmap, at, size, 0, 0, 0, 0)
 
-/* Calls that an older kernel, gVisor or a seccomp profile may not have: then older ones do the same, where there are any. */
+/* Calls that an older kernel, gVisor or a seccomp profile may lack: older equivalents are used, if any. */
 struct pollfd;
 static inline bool is_missing(long result) { return result == -ENOSYS || result == -EPERM; }
 int sys_accept(int fd);
@@ -104,12 +104,12 @@ void sys_random(void *to, size_t size);
 enum { EXIT_BROKEN = 5 };
 
 _Noreturn void sys_exit(int status);
-u64 now_ms(void); /* monotonic; stands still while the machine sleeps, so that waking up is not silence */
-u64 cpu_us(void); /* what we have used ourselves */
+u64 now_ms(void); /* monotonic; stops while the machine sleeps, so that a sleep is no silence */
+u64 cpu_us(void); /* CPU time of this process */
 extern u64 now;   /* of this turn of the loop, as now_ms() */
 
-extern bool may_be_dumped; /* only tests are */
-/* No core, no ptrace, no descriptors in /proc for other processes without CAP_SYS_PTRACE, root's neither. */
+extern bool may_be_dumped; /* only tests set it */
+/* No core dump, no ptrace, no descriptors in /proc for other processes without CAP_SYS_PTRACE, even root's. */
 void stay_private(void);
 
 void *memcpy(void *to, const void *from, size_t size);
@@ -120,7 +120,7 @@ size_t text_size(const char *text);
 /* Decimal digits at `text`; returns how many were read (0: none, or more than 19). */
 size_t parse_number(const u8 *text, size_t size, u64 *number);
 
-/* Pieces of CHUNK bytes for what servers do not take at once: 64 MiB at most (256 stalled windows), NULL beyond. */
+/* Chunks of CHUNK bytes for what servers do not take at once: at most 64 MiB (256 stalled windows), then NULL. */
 enum { CHUNK = 4096, POOL_LIMIT = 64 << 20 };
 void *chunk_take(void);
 void chunk_give(void *chunk);

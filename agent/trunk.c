@@ -1,9 +1,8 @@
-/* The trunk: a TCP connection from the host that carries many streams, as stdin and stdout do, past the engine.
+/* The trunk: a TCP connection from the host that carries many streams, like stdin and stdout, past the engine.
  *
- * It comes in by the listener for direct connections, with a token of its own (TRUNK), and replaces the one before. From
- * then on both sides say frames there. Who can change what is said on the network must not open connections in here:
- * every OPEN carries a signature, and its stream's number is larger than all before it. A trunk that breaks takes its
- * streams with it, nothing else. */
+ * It arrives at the listener for direct connections, with its own token (TRUNK), and replaces the one before. From then on
+ * both sides send frames there. Someone who can change the network's traffic must not open connections here: every OPEN is
+ * signed, and its stream number is larger than all before it. A broken trunk ends its own streams only. */
 #include "streams.h"
 
 static u8 ring[PATH_RING], datagram[MAX_PAYLOAD];
@@ -18,7 +17,7 @@ void trunk_end(void) {
 	trunk_path.in = trunk_path.out = -1;
 	trunk_path.head = trunk_path.tail = 0;
 	streams_cut(&trunk_path);
-	sys_close(fd); /* leaves epoll with it */
+	sys_close(fd); /* closing removes it from epoll */
 }
 
 const char *trunk_expect(const u8 *bytes, u32 size) {

@@ -1,4 +1,4 @@
-/* See wire.h and PROTOCOL.md. */
+/* See wire.h and SPEC.md, "Agent protocol". */
 #include "wire.h"
 
 static const u8 MAGIC[8] = {0x00, 0xff, 0x61, 0x66, 0x0d, 0x0a, 0x1a, 0x00};
@@ -48,8 +48,8 @@ u32 wire_entry(u8 *to, u32 transport, u32 family, u32 port, u32 uid, u64 inode, 
 	return ENTRY_SIZE;
 }
 
-/* What each frame may measure, where it may come, and whether it belongs to a stream. Types that are not here are not for
- * the agent. */
+/* For each frame: its size, the paths that it may come on, and whether it belongs to a stream. Other types are not for the
+ * agent. */
 enum { EXEC = 1, TRUNKS = 2, BOTH = EXEC | TRUNKS };
 static const struct {
 	u16 min, max;
@@ -127,7 +127,7 @@ static const char *check_hello(const u8 *hello, u32 have) {
 	return window < MIN_WINDOW || window > MAX_WINDOW ? "window" : NULL;
 }
 
-/* Collects up to `need` bytes of the frame; false when there are not enough yet. */
+/* Collects up to `need` bytes of the frame; false if there are not enough yet. */
 static bool collect(struct decoder *decoder, const u8 **input, size_t *size, u32 need) {
 	u32 missing = need - decoder->have;
 	u32 take = *size < missing ? (u32)*size : missing;
@@ -171,7 +171,7 @@ bool wire_next(struct decoder *decoder, const u8 **input, size_t *size, struct e
 			decoder->data_first = true;
 			decoder->data_left = get_u16(header + 2);
 			decoder->data_stream = get_u32(header + 4);
-			/* An empty datagram is passed on at once; of anything else there may be no byte here yet. */
+			/* An empty datagram is passed on at once; other frames may have no byte here yet. */
 			return (*size || !decoder->data_left) && pass_data(decoder, input, size, event);
 		}
 	}

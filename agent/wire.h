@@ -1,11 +1,11 @@
-/* The protocol's bytes (PROTOCOL.md): a decoder of what the host sends, encoders of what we send. No I/O, no globals. */
+/* The protocol's bytes (SPEC.md, "Agent protocol"): decode the host's frames, encode the agent's. No I/O, no globals. */
 #ifndef AGENT_WIRE_H
 #define AGENT_WIRE_H
 
 #include "sys.h"
 
 enum frame_type {
-	HELLO = 0, /* not on the wire: the decoder's word for the host's hello */
+	HELLO = 0, /* not on the wire: the decoder's event for the host's hello */
 	OPEN = 1,
 	OPENED,
 	REFUSED,
@@ -47,22 +47,22 @@ enum {
 	TOKEN_SIZE = 16,
 	TAG_SIZE = 16,
 	MAX_NETWORK = 128,
-	MAX_SIGNED_OPEN = TAG_SIZE + 60, /* number and OPEN are what one HMAC takes */
+	MAX_SIGNED_OPEN = TAG_SIZE + 60, /* number and OPEN fit one HMAC */
 };
 
 enum { TRANSPORT_TCP = 6, TRANSPORT_UDP = 17 };
 
 struct decoder {
 	bool greeted;
-	bool trunk;    /* reads a trunk: no hello, and other frames are allowed */
+	bool trunk;    /* reads a trunk: no hello, other frames allowed */
 	u32 have;      /* bytes in `frame` */
-	u32 data_left; /* of the DATA frame that is being passed on */
+	u32 data_left; /* of the DATA frame being passed on */
 	bool data_first;
 	u32 data_stream;
 	u8 frame[HEADER_SIZE + MAX_OPEN];
 };
 
-/* `bytes` point into the input or the decoder and hold until the next call. DATA comes in parts, as it arrives. */
+/* `bytes` point into the input or the decoder and are valid until the next call. DATA comes in parts, as it arrives. */
 struct event {
 	enum frame_type type;
 	u32 stream;

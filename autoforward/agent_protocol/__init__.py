@@ -1,1 +1,1 @@
-"""The agent's wire protocol (agent/PROTOCOL.md), without I/O: frames, encoder, decoder."""
+"""The agent's wire protocol (SPEC.md, "Agent protocol"), without I/O: frames, encoder, decoder."""

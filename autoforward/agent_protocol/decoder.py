@@ -1,8 +1,8 @@
 """Decoder and encoder of the agent's protocol: received bytes to events, values to bytes. Pure, no I/O.
 
-agent/PROTOCOL.md is the text that this follows; `agent/wire.c` is the other end, and both are held to the same vectors.
-What comes out of a container is hostile until parsed: every length, count and text has a named limit here, and what
-breaks one raises ProtocolError, which ends that session's use of the agent.
+SPEC.md, "Agent protocol", is the specification; `agent/wire.c` is the other end, and both pass the same test vectors.
+Bytes from a container are hostile until parsed: every length, count and text has a named limit here. A violation
+raises ProtocolError, which ends the session's use of the agent.
 
 Cost, CPython 3.11 on one core (best of five): DATA frames of 32 KiB decode at 11 to 16 GB/s (0.35 million frames/s) fed
 16 or 64 KiB at a time, those of 100 bytes at 2.3 million frames/s; 9 million headers/s are encoded.
@@ -36,12 +36,12 @@ class Decoder:
 
     def __init__(self, rules: Mapping[int, payloads.Rule] = payloads.FROM_AGENT, *, greeted: bool = False) -> None:
         self._rules = rules
-        # An incomplete hello, header or frame, and how much it takes until looking at it again is of use: a frame that
-        # comes byte by byte must not cost the square of its size.
+        # An incomplete hello, header or frame, and the size at which parsing it again makes sense: a frame that arrives
+        # byte by byte must not cost the square of its size.
         self._rest = bytearray()
         self._needed = 0
         self.has_more = False
-        """Whether `feed` stopped at its limit: another call goes on with what is left, and needs no new bytes."""
+        """Whether `feed` stopped at its limit: call it again, with or without new bytes, to continue."""
         self._greeted = greeted
         self._data_stream = 0
         self._data_left = 0
@@ -51,9 +51,9 @@ class Decoder:
         return f"<Decoder greeted={self._greeted} rest={len(self._rest)} data_left={self._data_left}>"
 
     def feed(self, data: bytes, most: int = sys.maxsize) -> list[Event]:
-        """The events that `data` completes; ProtocolError when it is not the protocol.
+        """Return the events that `data` completes. Raises ProtocolError.
 
-        It stops after `most` frames, where each socket of a snapshot counts as one: what is left is kept (`has_more`).
+        It stops after `most` frames, where each socket of a snapshot counts as one, and keeps the rest (`has_more`).
         """
         events: list[Event] = []
         append = events.append
@@ -164,7 +164,7 @@ def open_payload(transport: Transport, port: int, addresses: Sequence[str]) -> b
 
 
 def encode_open_payload(stream: int, payload: bytes) -> bytes:
-    """OPEN with a payload of `open_payload`; `stream` from 1 to MAX_STREAM (ValueError)."""
+    """An OPEN frame with a payload of `open_payload`; `stream` from 1 to MAX_STREAM (ValueError)."""
     if not 0 < stream <= frames.MAX_STREAM:
         raise ValueError(f"stream {stream}")
     return _frame(frames.OPEN, stream, payload)
@@ -187,7 +187,7 @@ def _encode_address(text: str) -> bytes:
 
 
 def encode_data_header(stream: int, size: int) -> bytes:
-    """What goes before `size` bytes (at most MAX_PAYLOAD, else struct.error), for writes that gather."""
+    """The header of a DATA frame of `size` bytes (at most MAX_PAYLOAD, else struct.error), for gathering writes."""
     return _HEADER.pack(DATA, 0, size, stream)
 
 
@@ -197,22 +197,22 @@ def encode_data(stream: int, payload: bytes) -> bytes:
 
 
 def encode_eof(stream: int) -> bytes:
-    """No more DATA from us."""
+    """End of DATA from this side."""
     return _HEADER.pack(frames.EOF, 0, 0, stream)
 
 
 def encode_reset(stream: int, errno: int = 0) -> bytes:
-    """The stream is over; the agent closes the server's connection with a reset."""
+    """End the stream both ways; the agent resets the server's connection."""
     return _VALUE_FRAME.pack(frames.RESET, 0, 4, stream, errno)
 
 
 def encode_credit(stream: int, size: int) -> bytes:
-    """`size` bytes more are accepted: as many as the far socket has taken."""
+    """Accept `size` more bytes: as many as the receiving socket has taken."""
     return _VALUE_FRAME.pack(frames.CREDIT, 0, 4, stream, size)
 
 
 def encode_ping(payload: bytes) -> bytes:
-    """`payload`: 8 bytes that the PONG brings back."""
+    """`payload`: 8 bytes that the PONG repeats."""
     return _frame(frames.PING, 0, payload)
 
 
@@ -222,14 +222,14 @@ def encode_pong(payload: bytes) -> bytes:
 
 
 def encode_watch(interval_ms: int, *, udp: bool = False) -> bytes:
-    """Ask for snapshots at that pace, 0 to stop; each WATCH is answered by a complete one."""
+    """Ask for snapshots every `interval_ms` (0 stops them); each WATCH is answered by a complete snapshot."""
     return _frame(frames.WATCH, 0, payloads.U32.pack(interval_ms) + bytes((udp,)))
 
 
 def encode_listen(secret: bytes, address: str) -> bytes:
-    """`secret`: SECRET_SIZE bytes that prove a direct connection; `address`: IPv4 or IPv6 (ValueError).
+    """`secret`: SECRET_SIZE bytes that authenticate direct connections; `address`: IPv4 or IPv6 (ValueError).
 
-    Both empty: listen no more.
+    Both empty: stop listening.
     """
     if not secret and not address:
         return _frame(frames.LISTEN, 0)
@@ -238,7 +238,7 @@ def encode_listen(secret: bytes, address: str) -> bytes:
 
 
 def encode_direct(stream: int, token: bytes) -> bytes:
-    """`token`: TOKEN_SIZE bytes (ValueError), random, of this stream alone, in the place of the one before."""
+    """`token`: TOKEN_SIZE random bytes (ValueError) for this stream only; replaces the token before it."""
     return _frame(frames.DIRECT, stream, _sized(token, frames.TOKEN_SIZE))
 
 
@@ -249,10 +249,10 @@ def _sized(value: bytes, size: int) -> bytes:
 
 
 def encode_trunk(token: bytes) -> bytes:
-    """`token`: TOKEN_SIZE random bytes, for one trunk alone; none: there is no trunk any more (else ValueError)."""
+    """`token`: TOKEN_SIZE random bytes for one trunk, or none to end the trunk (ValueError for other sizes)."""
     return _frame(frames.TRUNK, 0, _sized(token, frames.TOKEN_SIZE) if token else b"")
 
 
 def encode_move(stream: int) -> bytes:
-    """What we say on this stream after this comes over the direct connection."""
+    """The sender's bytes after this frame arrive on the direct connection."""
     return _HEADER.pack(frames.MOVE, 0, 0, stream)

@@ -1,6 +1,6 @@
 """The frames of the agent's protocol as values, and their limits.
 
-agent/PROTOCOL.md is the text that this follows. `decoder` turns these values into bytes and back.
+SPEC.md, "Agent protocol", is the specification. `decoder` encodes and decodes these values.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ HELLO_SIZE: Final = 16
 HEADER_SIZE: Final = 8
 MAX_PAYLOAD: Final = 65_535
 MAX_DATAGRAM: Final = 65_507
-"""What fits UDP over IPv4. The agent reads a UDP socket only while the stream's credit is at least that."""
+"""The most that UDP over IPv4 carries. The agent reads a UDP socket only while the stream's credit is at least this."""
 MIN_WINDOW: Final = 65_535  # a datagram of any size fits in an untouched window
 MAX_WINDOW: Final = 16 << 20  # bounds what one stalled stream can cost either side
 MAX_CREDIT: Final = 0x7FFF_FFFF
 MAX_STREAM: Final = 0xFFFF_FFFF
-MAX_STREAMS: Final = 4096  # open at once; the agent refuses more with EMFILE
+MAX_STREAMS: Final = 4096  # open at once; beyond it the agent refuses with EMFILE
 MAX_ERRNO: Final = 4095
 MAX_ADDRESSES: Final = 8
 MAX_NAME: Final = 253  # of DNS
 MAX_OPEN: Final = 4 + MAX_ADDRESSES * (2 + MAX_NAME)
-MAX_ENTRIES: Final = 4096  # of a snapshot, over all its frames
+MAX_ENTRIES: Final = 4096  # in one snapshot, over all its frames
 ENTRY_SIZE: Final = 32
-SNAPSHOT_MORE, SNAPSHOT_CUT = 1, 2  # flags: another frame follows; there were more sockets than told
+SNAPSHOT_MORE, SNAPSHOT_CUT = 1, 2  # flags: another frame follows; the container has more sockets than the snapshot
 MAX_COMMAND: Final = 1024
 MAX_BYE_TEXT: Final = 255
 MAX_NETWORK: Final = 128
@@ -36,7 +36,7 @@ SECRET_SIZE: Final = 16
 TOKEN_SIZE: Final = 16
 TAG_SIZE: Final = 16
 MAX_SIGNED_PAYLOAD: Final = 60
-"""Of an OPEN on a trunk: with the stream's number, what one HMAC of the agent takes."""
+"""The bytes that the agent signs with one HMAC for an OPEN on a trunk, together with the stream's number."""
 
 OPEN, OPENED, REFUSED, DATA, EOF, RESET, CREDIT, PING, PONG, WATCH, SNAPSHOT, PROCESS, BYE = range(1, 14)
 LISTEN, LISTENING, DIRECT, MOVE, TRUNK, SIGNED_OPEN, NETWORK = range(14, 21)
@@ -46,13 +46,13 @@ BYE_REASONS: Final[tuple[ByeReason, ...]] = ("stdin ended", "silence", "protocol
 
 
 class Hello(NamedTuple):
-    """The first event of either side. `window`: bytes of DATA it accepts on each stream before it gives CREDIT."""
+    """The first event of either side. `window`: bytes of DATA that it accepts on each stream before it sends CREDIT."""
 
     window: int
 
 
 class Opened(NamedTuple):
-    """`address_index` is that of the address that answered."""
+    """`address_index`: which address answered."""
 
     stream: int
     address_index: int
@@ -66,7 +66,7 @@ class Refused(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Bytes as they arrived. `last` is False when more of the same frame follows: for UDP the datagram goes on."""
+    """Bytes as they arrived. `last` is False when the same frame continues: for UDP, the datagram continues."""
 
     stream: int
     payload: bytes
@@ -74,7 +74,7 @@ class Data(NamedTuple):
 
 
 class Eof(NamedTuple):
-    """No more DATA this way."""
+    """No more DATA in this direction."""
 
     stream: int
 
@@ -87,14 +87,14 @@ class Reset(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """So many bytes more are accepted."""
+    """`size` more bytes are accepted."""
 
     stream: int
     size: int
 
 
 class Ping(NamedTuple):
-    """To be answered at once by a PONG with the same 8 bytes."""
+    """Answered at once by a PONG with the same 8 bytes."""
 
     payload: bytes
 
@@ -116,26 +116,26 @@ class SocketEntry(NamedTuple):
 
 
 class SnapshotEvent(NamedTuple):
-    """All sockets at one moment, from however many frames. `cut`: there were more than the agent tells of."""
+    """All sockets at one moment, from any number of frames. `cut`: the container has more sockets than these."""
 
     entries: tuple[SocketEntry, ...]
     cut: bool
 
 
 class Process(NamedTuple):
-    """Who holds a socket; pid 0 when that was not to be found. Arguments are apart by NUL; hostile text."""
+    """The process that holds a socket; pid 0 when it was not found. Arguments are separated by NUL; hostile text."""
 
     inode: int
     pid: int
     command_line: bytes
 
     def __repr__(self) -> str:
-        """Without what may not be written: it stands in the text of faults."""
+        """Without the command line, because the repr appears in error messages."""
         return f"<Process {self.pid} of socket {self.inode}>"
 
 
 class Network(NamedTuple):
-    """The network namespace that the agent is in, as `networks.namespace` writes it; hostile text."""
+    """The agent's network namespace, as `network_namespace.own_namespace` writes it; hostile text."""
 
     namespace: bytes
 
@@ -148,21 +148,21 @@ class Bye(NamedTuple):
 
 
 class Listening(NamedTuple):
-    """Where direct connections are taken; port 0: nowhere, with the reason."""
+    """The port for direct connections; port 0: none, with the errno."""
 
     port: int
     errno: int
 
 
 class Move(NamedTuple):
-    """Every byte of the sender's after this comes over the direct connection."""
+    """The sender's bytes after this frame arrive on the direct connection."""
 
     stream: int
 
 
 _OfStream = Opened | Refused | Data | Eof | Reset | Credit | Move
 Event = _OfStream | Hello | Ping | Pong | SnapshotEvent | Process | Network | Bye | Listening
-"""What an agent says."""
+"""The events that an agent's frames decode to."""
 
 MuxEvent = Hello | Network | SnapshotEvent | Process
-"""What an agent says that is not about one connection."""
+"""Frames of the agent that concern no single connection."""

@@ -1,6 +1,6 @@
-"""Parse a frame's payload: bytes of a length that `decoder` has checked in, one value of `frames` out.
+"""Parse a frame's payload: bytes whose length `decoder` has checked in, one value of `frames` out.
 
-What breaks a limit raises ProtocolError.
+Raises ProtocolError for a value beyond its limit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ U32: Final = struct.Struct(">I")
 
 
 def parse_hello(data: bytes) -> frames.Hello:
-    """`data` holds HELLO_SIZE bytes or more; the magic is the caller's to look at."""
+    """`data` holds HELLO_SIZE bytes or more; the caller has checked the magic."""
     _, version, flags, window = HELLO.unpack_from(data)
     if version != frames.VERSION or flags or not frames.MIN_WINDOW <= window <= frames.MAX_WINDOW:
         raise ProtocolError(
@@ -48,7 +48,7 @@ def _parse_credit(stream: int, payload: bytes) -> frames.Event:
 
 
 def parse_entry(transport: int, family: int, port: int, uid: int, inode: int, address: bytes) -> frames.SocketEntry:
-    """The fields of an ENTRY."""
+    """Parse the fields of an ENTRY."""
     name = TRANSPORTS.get(transport)
     if name is None or not port or family not in (4, 6) or (family == 4 and any(address[4:])):
         raise ProtocolError(f"a socket of transport {transport}, family {family}, port {port}")

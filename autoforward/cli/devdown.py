@@ -1,6 +1,6 @@
 """`devdown`: end a workspace's forwards, then stop or remove its container or compose project.
 
-Works for containers that any devcontainer CLI or editor started: they are found by their label. Nothing there is fine.
+It finds containers by their labels, whichever devcontainer CLI or editor started them. None found is success.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class DevdownRequest:
-    """What the user asked for. `timeout_s` bounds the wait for forwards, and for each container before it is killed.
+    """The command line. `timeout_s` bounds the wait for forwards, and for each container before it is killed.
 
-    `config_file`: of a folder with several configurations, the one that is meant.
+    `config_file`: which of the folder's configurations, if it has several.
     """
 
     endpoint: EngineEndpoint
@@ -54,9 +54,9 @@ class DevdownRequest:
 
 
 def take_down_workspace(request: DevdownRequest) -> None:
-    """Take one workspace down. Forwards end first, also where the engine does not answer.
+    """Take one workspace down. Forwards end first, also if the engine does not answer.
 
-    Raises EngineUnreachableError after that, and UsageError where a configuration has to be chosen.
+    Raises EngineUnreachableError after that, and UsageError if a configuration must be chosen.
     """
     folder = real_path(request.workspace_folder)
     with contextlib.closing(Engine(request.endpoint)) as engine:
@@ -88,7 +88,7 @@ def take_down_workspace(request: DevdownRequest) -> None:
 
 
 def _chosen(containers: list[ContainerInfo], request: DevdownRequest) -> list[ContainerInfo]:
-    """Those of the configuration that is meant. Raises UsageError where the folder has containers of several and none is."""
+    """The containers of the chosen configuration. Raises UsageError if the folder has several and none is chosen."""
     files = list(dict.fromkeys(info.config_file for info in containers if info.config_file))
     if request.config_file is not None:
         meant = set(same_folders(request.config_file, files))
@@ -108,13 +108,13 @@ def _chosen(containers: list[ContainerInfo], request: DevdownRequest) -> list[Co
 
 
 def _names_of_sessions(folder: str) -> list[str | None]:
-    """How sessions spell this folder, which is real; it itself where there are none."""
+    """How stored sessions spell this real path; the path itself if none has it."""
     spelled = [str(row["workspace"]) for row in stored("sessions") if row.get("workspace")]
     return list(dict.fromkeys((folder, *same_folders(folder, spelled))))
 
 
 def take_down_all(request: DevdownRequest, sessions: Sequence[Row]) -> None:
-    """Take down every dev container that has a session. Sessions of other containers stay. Raises like the above."""
+    """Take down every dev container that has a session. Sessions of other containers stay. Raises as `take_down_workspace`."""
     with contextlib.closing(Engine(request.endpoint)) as engine:
         had_session = {row["container_id"] for row in sessions}
         units = group_units(engine, engine.find_containers({LABEL_LOCAL_FOLDER: None}))
@@ -130,7 +130,7 @@ def take_down_all(request: DevdownRequest, sessions: Sequence[Row]) -> None:
 
 
 def _removed_containers(sessions: Sequence[Row], endpoint: EngineEndpoint) -> list[str]:
-    """Ids of removed dev containers whose sessions wait for the next one."""
+    """Ids of removed dev containers whose sessions wait for their next container."""
     return [
         record.container_id
         for record in restorable(sessions)
@@ -170,39 +170,39 @@ def _stays_up(primary: ContainerInfo) -> bool:
     try:
         merged, _, _ = merged_for_container({**primary.labels, **metadata})
     except UsageError as error:
-        # A file that was broken meanwhile is no reason to leave containers running.
+        # A file that became invalid meanwhile is no reason to leave containers running.
         output.warn(f"{error}; its shutdownAction is not known")
         merged, _, _ = merged_for_container(metadata)
     return shutdown_action(merged) == "none"
 
 
 def stored_sessions() -> list[Row]:
-    """The sessions in the registry, those of a supervisor that died included; a file that cannot be read is said."""
+    """The sessions in the registry, including those of a killed supervisor; an unreadable file is a warning."""
     paths = StatePaths.locate()
     try:
         return [{**row, "container_id": str(row["container_id"])} for row in paths.stored("sessions")]
     except (KeyError, ValueError) as error:
-        # Setting a corrupt file aside is the supervisor's business.
+        # The supervisor sets a corrupt file aside.
         output.warn(f"{paths.registry} cannot be read ({error}): which containers have a session is not known")
         return []
 
 
 def engines_of_sessions(rows: Sequence[Row], folder: str | None) -> tuple[EngineEndpoint, ...]:
-    """Where the containers of these sessions are: of this workspace, by any path, or of all; each engine once."""
+    """The engines of these sessions, of this workspace (by any path) or of all; each once."""
     found: dict[object, EngineEndpoint] = {}
     same = None if folder is None else same_folders(folder, (str(row.get("workspace") or "/") for row in rows))
     for row in rows:
         if same is None or str(row.get("workspace") or "/") in same:
             with contextlib.suppress(
                 ValueError, KeyError, TypeError
-            ):  # said where the sessions themselves are looked for
+            ):  # reported where the sessions themselves are looked up
                 endpoint = parse_endpoint(row["engine"])
                 found.setdefault(endpoint.key, endpoint)
     return tuple(found.values())
 
 
 def _level_of(folder: str, find_endpoint: Callable[[], EngineEndpoint]) -> str:
-    """This folder, or the nearest above that has a session or a dev container; none above one that has a configuration."""
+    """The nearest of this folder and its parents with a session or a dev container; not above a configuration."""
     levels, sessions = upwards(folder), stored("sessions")
     with contextlib.ExitStack() as stack:
         engine: Engine | None = None
@@ -212,7 +212,7 @@ def _level_of(folder: str, find_endpoint: Callable[[], EngineEndpoint]) -> str:
             if engine is None:
                 engine = Engine(find_endpoint())
                 stack.callback(engine.close)
-            with contextlib.suppress(EngineUnreachableError):  # it is said in a moment
+            with contextlib.suppress(EngineUnreachableError):  # reported again by the next call
                 if any(find_workspace_claims(engine, level)):
                     return level
             if config_files_of(level):
@@ -221,7 +221,7 @@ def _level_of(folder: str, find_endpoint: Callable[[], EngineEndpoint]) -> str:
 
 
 def _confirm(folder: str, level: str, *, forwards_only: bool) -> bool:
-    """Whether the folder above is to be taken. Raises UsageError where stdin is no terminal to ask on."""
+    """Ask whether to use the parent folder. Raises UsageError if stdin is no terminal."""
     if forwards_only:
         output.say(f"{level} is used: {as_typed(folder)} is in it")
         return True
@@ -232,12 +232,12 @@ def _confirm(folder: str, level: str, *, forwards_only: bool) -> bool:
 
 
 def _detach(folder: str | None, container_ids: Sequence[str], timeout_s: float) -> list[dict[str, Any]]:
-    """End the sessions of these, wait until their listeners are closed, say so; return the forwards that ended."""
+    """End these sessions, wait until their listeners are closed, print it; returns the ended forwards."""
     try:
         with working("Ending the forwards"):
             rows: list[Row] = supervisor_client.detach(folder, container_ids=container_ids, timeout_s=timeout_s)["rows"]
     except TargetError:
-        return []  # no session there: that is how it should be
+        return []  # no session is fine
     for row in rows:
         if row.get("localPort") is not None:
             output.say(f"no longer forwarded: {row.get('containerName')} port {row.get('port')}")
@@ -292,7 +292,7 @@ def main(
             return
         workspace_folder = level
     if not docker_host and not context:
-        # The engine that this shell would take may not be the one on which the workspace was brought up.
+        # The engine of this shell may not be the one that runs the workspace.
         rows = sessions if everything else stored("sessions")
         endpoints = engines_of_sessions(rows, None if everything else workspace_folder)
     unreachable: EngineUnreachableError | None = None
@@ -311,7 +311,7 @@ def main(
                 take_down_all(request, sessions)
             else:
                 take_down_workspace(request)
-        except EngineUnreachableError as error:  # the others' containers are taken down all the same
+        except EngineUnreachableError as error:  # containers on other engines are still taken down
             unreachable = unreachable or error
     if unreachable is not None:
         raise unreachable

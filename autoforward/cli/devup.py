@@ -1,7 +1,7 @@
 """`devup`: run a devcontainer CLI's `up`, then forward what the container listens on.
 
-Everything that is not ours is passed on. stdout is the CLI's, with the result JSON last, byte for byte; ours, for
-people, goes to stderr. The exit status is the CLI's: whatever goes wrong with forwarding is a warning.
+Unknown flags go to the CLI. stdout is the CLI's, with the result JSON last, byte for byte; autoforward's messages go to
+stderr. The exit status is the CLI's: a failure to forward is a warning.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ EVENT_PREFIX = "PORT_EVENT: "
 
 @dataclass(frozen=True, slots=True)
 class DevupRequest:
-    """What the user asked of us, validated; the rest of the command line is the CLI's."""
+    """The validated flags of autoforward; the CLI gets the rest of the command line."""
 
     cli: DevcontainerCli
     up: UpArguments
@@ -75,7 +75,7 @@ class DevupRequest:
 
 
 def run_with_forwarding(request: DevupRequest) -> int:
-    """Run `up` and forward; return the exit status. Raises UsageError for files that are not valid."""
+    """Run `up` and forward; returns the exit status. Raises UsageError for invalid files."""
     _check_configuration(request)
     with without_app_port(request.up, output.warn) as args:
         if request.up.remove_existing_container:
@@ -114,14 +114,14 @@ def run_with_forwarding(request: DevupRequest) -> int:
 
 
 def _ask_engine(endpoint: EngineEndpoint) -> None:
-    """Raises EngineUnreachableError, with the way out that the CLI does not name, where it failed for want of an engine."""
+    """Raises EngineUnreachableError, with a hint that the CLI does not give, if the engine is unreachable."""
     with contextlib.closing(Engine(endpoint)) as engine:
         engine.version()
 
 
 def _attach(request: DevupRequest, container_id: str) -> attaching.AttachResult:
     with contextlib.closing(Engine(request.endpoint)) as engine:
-        # The result may name a short id; sessions are kept by the full one.
+        # The result may hold a short id; sessions use the full one.
         info = engine.inspect(container_id)
         image_label = engine.image_labels(info).get(LABEL_METADATA, "[]")
         path = request.up.config_file()
@@ -141,7 +141,7 @@ def _attach(request: DevupRequest, container_id: str) -> attaching.AttachResult:
 
 
 def _metadata(request: DevupRequest, info: ContainerInfo, image_label: str) -> Metadata:
-    """What image and features ask for: the CLI knows them; where it has no answer, the label."""
+    """The metadata of image and features, from the CLI; from the label if the CLI has no answer."""
     try:
         with working("Reading the merged configuration"):
             merged = read_merged_configuration(request.cli, request.up, request.environ)
@@ -157,7 +157,7 @@ def _metadata(request: DevupRequest, info: ContainerInfo, image_label: str) -> M
 
 
 def _check_configuration(request: DevupRequest) -> None:
-    """Raises UsageError for files that are not valid: before the CLI has done anything."""
+    """Raises UsageError for invalid files, before the CLI runs."""
     caller = attaching.caller_of(request.flags)
     read_sources(sources_for(caller, request.up.config_file(), request.up.folder), caller.variables, accept_links=True)
 
@@ -181,13 +181,13 @@ def _containers_of(engine: Engine, up: UpArguments) -> list[ContainerInfo]:
     found, _claims = find_workspace_claims(engine, up.folder)
     if config_file is None:
         return found
-    # One folder may hold several configurations, each with its container.
+    # One folder may have several configurations, each with its container.
     meant = same_folders(str(config_file), (info.config_file for info in found if info.config_file))
     return [info for info in found if not info.config_file or info.config_file in meant]
 
 
 def _follow(request: DevupRequest, outcome: UpOutcome, events: Sequence[str]) -> None:
-    """Stream events until Ctrl-C; those already written with --ports-events are not written again."""
+    """Print events until Ctrl-C; skips those that --ports-events has printed."""
     since = _last_seq(events) if request.ports_events else None
     with contextlib.suppress(KeyboardInterrupt):
         for line in supervisor_client.follow_events(since, _followed(request, outcome), since is None):
@@ -195,7 +195,7 @@ def _follow(request: DevupRequest, outcome: UpOutcome, events: Sequence[str]) ->
 
 
 def _followed(request: DevupRequest, outcome: UpOutcome) -> str | None:
-    """The container; with all of its services, its folder, which they have in common."""
+    """The target to follow: the container, or with `--services all` the folder."""
     folder = request.up.folder if request.all_services else None
     return real_path(folder) if folder is not None else outcome.container_id()
 
@@ -206,7 +206,7 @@ def _last_seq(events: Sequence[str]) -> int | None:
 
 
 def _tolerating_failure(step: Callable[[], Result], consequence: str) -> Result | None:
-    """Run one step of forwarding whose failure must never fail `up`: it becomes a loud warning, and None."""
+    """Run one step of forwarding; its failure becomes a warning and None, and never fails `up`."""
     try:
         return step()
     except AutoforwardError as error:
@@ -220,7 +220,7 @@ def _tolerating_failure(step: Callable[[], Result], consequence: str) -> Result 
 
 
 def _run_alone(cli: DevcontainerCli, up_args: Sequence[str], environ: dict[str, str]) -> NoReturn:
-    """Become the CLI (exec): signals and exit status are the CLI's own."""
+    """Replace this process with the CLI (exec): signals and exit status are the CLI's."""
     try:
         os.execve(cli.path, [cli.path, "up", *up_args], environ)
     except OSError as error:
@@ -228,7 +228,7 @@ def _run_alone(cli: DevcontainerCli, up_args: Sequence[str], environ: dict[str, 
 
 
 WITHOUT_AUTO_FORWARD = frozenset({"devcontainer_path", "docker_host", "context", "up_args"})
-"""What has an effect on `devcontainer up` alone; all other flags are about forwarding."""
+"""The flags that affect only `devcontainer up`; all others are about forwarding."""
 
 
 def _require_auto_forward(context: click.Context) -> None:
@@ -291,7 +291,7 @@ def main(
         _run_alone(find_cli(devcontainer_path, os.environ), up_args, environ)
     specs = tuple(spec for text in forward_ports for spec in parse_port_spec(text))
     endpoint = resolve_endpoint(docker_host, context)
-    if endpoint.is_found:  # the CLI would look at the default socket
+    if endpoint.is_found:  # the CLI would use the default socket
         environ = engine_environment(environ, endpoint.host, None)
     cli = find_cli(devcontainer_path, os.environ)
     up = parse_up_arguments(up_args)

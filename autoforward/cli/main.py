@@ -1,4 +1,4 @@
-"""`autoforward`: the commands. Each parses, calls, prints; what they do is elsewhere."""
+"""`autoforward`: the commands. Each parses, calls, prints; other modules do the work."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def attach(
             )
             name = info.name
     for warning in result.warnings:
-        # The problem is about to be the error.
+        # The problem becomes the error below.
         if not (result.problem and warning.endswith(result.problem)):
             output.warn(warning)
     if as_json:
@@ -147,7 +147,7 @@ def detach(target: str | None, everything: bool, as_json: bool) -> int:
     if as_json:
         show_json(result["rows"])
     elif result["sessions"]:
-        ended = sum(row["id"] is not None for row in result["rows"])  # others were never forwarded
+        ended = sum(row["id"] is not None for row in result["rows"])  # the others were never forwarded
         output.say(f"Ended {len(result['sessions'])} session(s), {ended} port(s).")
     else:
         say_unknown(target, name, "Nothing to end")

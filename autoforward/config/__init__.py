@@ -1,1 +1,1 @@
-"""What the user asked for: configuration files, the session record, and how the layers resolve into it."""
+"""The user's configuration: files, the session record, and how the layers resolve into it."""

@@ -1,7 +1,7 @@
-"""The user's answers to the requests of workspaces: `approvals.json` in the state folder, where no container writes.
+"""The user's answers to the requests of workspaces: `approvals.json` in the state folder, which no container can write.
 
-A workspace is an engine and a folder (its real path); without a folder the compose project or the container's name. Kept
-are digests of widening values, with the texts that people were shown; never a value of an environment variable.
+A workspace is an engine and a folder (its real path), else the compose project or the container's name. The file holds
+digests of widening values, with the texts that the user was shown; never a value of an environment variable.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 MAX_WORKSPACES = 1000
-"""The oldest is forgotten, and asks again."""
+"""The oldest is dropped, and asks again."""
 MAX_ANSWERS = 500
-"""Of one workspace; the oldest is forgotten."""
+"""Of one workspace; the oldest is dropped."""
 MAX_FILE_BYTES = 64 * 1024 * 1024
 LOCK_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """`place` is a real path, or what else the container is known by."""
+    """`place`: a real path, or what else identifies the container."""
 
     engine: str
     place: str
 
     @classmethod
     def of(cls, record: SessionRecord) -> Workspace:
-        """Raises UsageError where the folder's place at the attach is not known, and where the folder is not the container's.
+        """Raises UsageError if the folder's place at the attach is unknown, or if the folder does not belong to the
+        container.
 
-        A compose file can give its containers a folder of anybody's as a label: one that has nothing to do with the
-        project's own folder. Projects of one name are told apart by theirs.
+        A compose file can label its containers with any folder, such as one unrelated to the project's own. Projects of
+        one name are distinguished by folder.
         """
         folder, place, project = record.workspace_folder, record.sources.place, record.sources.project_folder
         if folder and place is None:
@@ -67,12 +68,12 @@ class Workspace:
 
 
 def _are_related(one: str, other: str) -> bool:
-    """Whether one of these paths is the other, or lies in it."""
+    """Whether one of these paths is the other, or inside it."""
     return Path(one).is_relative_to(other) or Path(other).is_relative_to(one)
 
 
 def workspaces_of(records: Iterable[SessionRecord]) -> list[Workspace | None]:
-    """Of each; None where that is not known."""
+    """The workspace of each record; None if unknown."""
     found: list[Workspace | None] = []
     for record in records:
         try:
@@ -96,7 +97,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All that is remembered of one workspace. `openings` as in `Consent`; None: it was not attached to yet."""
+    """Everything stored about one workspace. `openings` as in `Consent`; None before the first attach."""
 
     answers: tuple[Answer, ...] = ()
     openings: frozenset[str] | None = None
@@ -104,14 +105,14 @@ class Answers:
 
 
 class Approvals:
-    """The file of one state folder. Safe to use from any thread; every method may block on the disk."""
+    """The approvals file of one state folder. Thread-safe; every method may block on the disk."""
 
     def __init__(self, paths: StatePaths) -> None:
         self._paths = paths
         self._last: tuple[tuple[int, int, int], Mapping[Workspace, Answers]] | None = None
 
     def all(self) -> Mapping[Workspace, Answers]:
-        """A file that cannot be read, or is not valid, holds no approval."""
+        """All answers. A file that cannot be read, or is not valid, holds none."""
         try:
             status = self._paths.approvals.stat()
         except OSError:
@@ -122,14 +123,14 @@ class Approvals:
         return last[1]
 
     def consent_of(self, record: SessionRecord, *, attaching: bool = False) -> Consent:
-        """As `consent`, of a record's workspace; nothing is approved where that is not known."""
+        """`consent` of a record's workspace; nothing is approved if that is unknown."""
         (workspace,) = workspaces_of([record])
         if workspace is None:
             return Consent(openings=None if attaching else frozenset(), lowest_port=lowest_bindable_port() or 1)
         return self.consent(workspace, attaching=attaching)
 
     def consent(self, workspace: Workspace, *, attaching: bool = False) -> Consent:
-        """What counts of this workspace. `attaching`: the user does so now, with what would open a browser."""
+        """The user's consent for this workspace. `attaching`: the user attaches now, which also allows opening a browser."""
         known = self.all().get(workspace, Answers())
         return Consent(
             approved=frozenset(one.digest for one in known.answers if one.approved),
@@ -139,7 +140,7 @@ class Approvals:
         )
 
     def answer(self, workspace: Workspace, requests: Iterable[Request], *, approved: bool) -> None:
-        """Remember it. Raises AutoforwardError."""
+        """Store the user's answer. Raises AutoforwardError."""
         now = format_time(datetime.now(UTC))
         new = {one.digest: Answer(one.digest, approved, one.source, one.key, one.value, now) for one in requests}
 
@@ -151,14 +152,14 @@ class Approvals:
             self._change([workspace], change)
 
     def revoke(self, workspace: Workspace) -> int:
-        """Forget every answer to this workspace; how many there were. Raises AutoforwardError."""
+        """Delete every answer for this workspace; returns how many. Raises AutoforwardError."""
         count = len(self.all().get(workspace, Answers()).answers)
         if count:
             self._change([workspace], lambda _workspace, known: replace(known, answers=()))
         return count
 
     def saw(self, openings: Mapping[Workspace, Iterable[str]]) -> None:
-        """The user attached, or a watch met the workspace: this is opened by itself there. Raises AutoforwardError."""
+        """Store what may open a browser, at an attach or at a watch's first sight of the workspace. Raises AutoforwardError."""
         known = self.all()
         seen = {workspace: frozenset(digests) for workspace, digests in openings.items()}
         new = {one: digests for one, digests in seen.items() if known.get(one, Answers()).openings != digests}
@@ -210,7 +211,7 @@ def _version_of(data: bytes) -> int:
 
 
 def _decode(data: bytes) -> dict[Workspace, Answers]:
-    """In the order of the file: the last that changed comes last. Raises KeyError, TypeError or ValueError."""
+    """In the file's order: last changed last. Raises KeyError, TypeError or ValueError."""
     document = json.loads(data)
     if document["version"] != VERSION:
         raise ValueError(f"version {document['version']!r}")

@@ -1,6 +1,6 @@
-"""What a session takes from the command that begins it, and the record that comes of that and of a container.
+"""What a session takes from the command that begins it, and the record made from it and a container.
 
-`CommandContext` is what a command knows and the supervisor does not. A watch hands it over once, for containers that start later.
+`CommandContext` is what the command knows and the supervisor does not. A watch sends it once, for later containers.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from autoforward.trust.writers import NO_WRITERS, Writers
 
 @dataclass(frozen=True, slots=True)
 class CommandContext:
-    """`given`: what flags and variables set. `variables`: its environment, of which a session keeps what its files name.
+    """`given`: the settings from flags and variables. `variables`: the environment, of which a session keeps what its
+    files name.
 
-    `folder`: where a project's file is looked for when the container has no folder; None: nowhere. Other paths are
-    absolute. `links`: where files may lead out of the workspace; None: the user is here, and they may lead anywhere.
-    `withheld`: names of variables that the command had, and whose values are not known any more; `unset`: of those that it
-    had not, as in `ConfigSources`.
+    `folder`: where to find a project file if the container has no folder; None: nowhere. Other paths are absolute.
+    `links`: where files may lead out of the workspace; None: anywhere, because the user is present. `withheld`: names
+    of variables that the command had, with values no longer known; `unset`: names that it did not have, as in
+    `ConfigSources`.
     """
 
     given: Settings = NO_SETTINGS
@@ -55,7 +56,7 @@ class CommandContext:
 
     @classmethod
     def of(cls, record: SessionRecord) -> CommandContext:
-        """As far as a session knows: who began it."""
+        """As far as a session stores it."""
         sources, options = record.sources, record.options
         return cls(
             given=sources.given,
@@ -82,7 +83,7 @@ class CommandContext:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> CommandContext:
-        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        """Raises ValueError, KeyError or TypeError for anything that `to_json` cannot write."""
         files = [row[name] for name in ("settings_file", "user_file")]
         if not all(path is None or isinstance(path, str) for path in files):
             raise ValueError("a file's name is neither text nor null")
@@ -108,11 +109,11 @@ def sources_for(
     mounts: Sequence[str] = (),
     project_folder: str | None = None,
     own_names: Sequence[str] = (),
-    look: bool = True,
+    search: bool = True,
 ) -> ConfigSources:
-    """Where a session's configuration is read, and from now on watched. `folders`: where a project file may be."""
+    """Where a session's configuration is read from and watched. `folders`: where a project file may be."""
     folder = os.path.abspath(folders[0]) if folders and folders[0] else None  # noqa: PTH100
-    project_file = project_settings_path(*(folders if any(folders) else (caller.folder,)), look=look)
+    project_file = project_settings_path(*(folders if any(folders) else (caller.folder,)), search=search)
     belongs_to = folder or (str(project_file.parent) if project_file else None)
     return ConfigSources(
         config_file=os.path.abspath(config_file) if config_file else None,  # noqa: PTH100  # keeps symbolic links
@@ -125,7 +126,7 @@ def sources_for(
         folder=folder,
         links=caller.links or {},
         withheld=caller.withheld,
-        place=place_of(belongs_to, mounts) if look and belongs_to else None,
+        place=place_of(belongs_to, mounts) if search and belongs_to else None,
         mounts=tuple(mounts),
         project_folder=project_folder,
         unset=caller.unset,
@@ -146,18 +147,17 @@ def bare_record(
     override_config: str | None = None,
     attached: bool = True,
     siblings: bool = False,
-    look: bool = True,
+    search: bool = True,
 ) -> SessionRecord:
-    """A record whose configuration is still to be read. Labels of the container fill what the caller does not know.
+    """A record whose configuration is not read yet. The container's labels fill what the caller does not know.
 
-    `override_config` is the file that counts in place of `config_file`. Without `look` no file is looked for: each is where
-    it usually is.
+    `override_config` replaces `config_file`. Without `search` no file is searched for: each is at its usual place.
     """
     workspace_folder = workspace_folder or info.workspace_folder
     config_file = config_file or info.config_file
     counts: str | Path | None = override_config
     if counts is None and (workspace_folder or caller.links is None):  # else only a label says so
-        if look:
+        if search:
             counts = config_file_of(info.labels, workspace_folder, config_file) or config_file
         else:
             counts = config_file or (usual_config_files(workspace_folder)[0] if workspace_folder else None)
@@ -186,14 +186,14 @@ def bare_record(
             mounts=mounts_of(endpoint, info),
             project_folder=info.project_folder,
             own_names=info.own_names,
-            look=look,
+            search=search,
         ),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A record and what its files say, read once: what of it counts is decided by what the user has said."""
+    """A record and its files, read once; the user's consent decides what counts."""
 
     record: SessionRecord
     files: SourceFiles
@@ -201,7 +201,7 @@ class Draft:
     warnings: tuple[str, ...]
 
     def decided(self, consent: Consent) -> tuple[SessionRecord, tuple[str, ...]]:
-        """What the supervisor is asked for, and warnings. No I/O. Raises UsageError for settings that are not valid."""
+        """The record to attach, and warnings. No I/O. Raises UsageError for invalid settings."""
         contents = contents_of(self.record.sources, self.files, self.environ, consent)
         record, warnings = configure(self.record, contents)
         return record, (*self.warnings, *warnings)
@@ -216,9 +216,9 @@ def draft_of(
     writers: Writers = NO_WRITERS,
     **how: Any,
 ) -> Draft:
-    """Read all that a record is decided by; `how` as of `bare_record`. Raises UsageError for bad files.
+    """Read everything that a record depends on; `how` as in `bare_record`. Raises UsageError for invalid files.
 
-    `metadata` is given where it is known better than from the container's label. `writers` are those of other sessions.
+    `metadata` replaces the container's label. `writers`: what containers of other sessions may write.
     """
     metadata = metadata or metadata_of(info)
     record = bare_record(info, endpoint, caller, metadata=metadata, **how)
@@ -235,6 +235,6 @@ def record_for(
     consent_of: Callable[[SessionRecord], Consent] = lambda _record: NO_CONSENT,
     **how: Any,
 ) -> tuple[SessionRecord, tuple[str, ...]]:
-    """A draft, decided by what the user has said of its workspace; `how` as of `draft_of`."""
+    """`draft_of`, decided by the user's consent for its workspace; `how` as there."""
     draft = draft_of(info, endpoint, caller, **how)
     return draft.decided(consent_of(draft.record))

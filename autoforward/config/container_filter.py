@@ -1,4 +1,4 @@
-"""The filter of `autoforward watch`: dev containers, or containers with given labels. No engine here."""
+"""The filter of `autoforward watch`: dev containers, or containers with given labels. No engine access."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ DEV_CONTAINERS = "dev containers"
 
 @dataclass(frozen=True, slots=True)
 class ContainerFilter:
-    """`labels`: pairs of which a container has to carry all (value None: whatever its value); without any, dev containers.
+    """`labels`: pairs that a container must all have (value None: any value); without labels, dev containers.
 
-    `services`: the other services of their compose projects too.
+    `services`: also the other services of their compose projects.
     """
 
     labels: tuple[tuple[str, str | None], ...] = ()
     services: bool = False
 
     def __str__(self) -> str:
-        """For people, and what a session keeps of the watch that began it: two that select the same are one watch."""
+        """For people, and the watch's key in a session's record: filters that select the same are one watch."""
         words = ", ".join(key if value is None else f"{key}={value}" for key, value in self.labels)
         chosen = f"containers with {words}" if words else DEV_CONTAINERS
         return f"{chosen}, all services" if self.services else chosen
 
     @property
     def queries(self) -> Sequence[Mapping[str, str | None]]:
-        """What to ask an engine for: containers that carry all labels of one of these."""
+        """What to ask an engine for: containers with all labels of one of these."""
         if self.labels:
             return (dict(self.labels),)
         return ({LABEL_LOCAL_FOLDER: None}, {LABEL_METADATA: None})
 
     def covers(self, labels: Mapping[str, str]) -> bool:
-        """Whether a container is meant that has these labels of its own; with its image's among them, whether it may be.
+        """Whether it selects a container with these own labels; with its image's labels included, whether it may.
 
-        An image makes no dev container: a build runs its steps in containers of images with metadata, and what is put
-        into one of those is in the next image. Nor does it choose that it is attached to.
+        An image makes no dev container: a build runs its steps in containers of images with metadata, and what is
+        written there ends up in the next image. Nor may an image choose to be attached to.
         """
         return any(carries(labels, query) for query in self.queries)
 
@@ -48,7 +48,7 @@ class ContainerFilter:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ContainerFilter:
-        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        """Raises ValueError, KeyError or TypeError for anything that `to_json` cannot write."""
         pairs = tuple((str(key), None if value is None else str(value)) for key, value in row["labels"])
         return cls(pairs, bool(row["services"]))
 

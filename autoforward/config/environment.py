@@ -1,6 +1,6 @@
-"""The part of its caller's environment that a session keeps: enough to show a notification or open a browser on that desktop.
+"""The part of a command's environment that a session keeps: enough to notify or open a browser on that desktop.
 
-The supervisor serves callers from different desktops, terminals and ssh logins; it keeps nothing of this itself.
+The supervisor serves commands from different desktops, terminals and ssh logins; it keeps none of this itself.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SESSION_VARIABLES = (
     "XDG_RUNTIME_DIR",
     "XDG_SESSION_TYPE",
 )
-"""Which desktop, how to reach it, and what `xdg-open` looks at to find the browser that the person has chosen."""
+"""The desktop, how to reach it, and what `xdg-open` reads to find the user's browser."""
 
-# Longer than any sensible one; the registry holds them.
+# Bounds what the registry stores.
 MAX_VALUE_LENGTH = 4096
 
 _NO = frozenset({"", "0", "false", "no", "off"})
@@ -40,13 +40,13 @@ _NO = frozenset({"", "0", "false", "no", "off"})
 
 @dataclass(frozen=True, slots=True)
 class SessionEnvironment:
-    """`values` are (name, value) pairs of `SESSION_VARIABLES`, in that order; what is not there was not set."""
+    """`values`: (name, value) pairs of `SESSION_VARIABLES`, in that order; unset ones are missing."""
 
     values: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, variables: Mapping[str, object]) -> SessionEnvironment:
-        """What is kept of these variables; what is not a text, or could be no variable, is left out."""
+        """The relevant variables; values that are no text, or could be no variable, are left out."""
         kept = []
         for name in SESSION_VARIABLES:
             value = variables.get(name)
@@ -58,12 +58,12 @@ class SessionEnvironment:
     def capture(
         cls, environ: Mapping[str, str], which: Callable[[str], str | None] = shutil.which
     ) -> SessionEnvironment:
-        """The caller's. `AUTOFORWARD_BROWSER` becomes a full path: PATH and the folder are the caller's, not the supervisor's."""
+        """The caller's. `AUTOFORWARD_BROWSER` becomes a full path, because PATH and the folder are the caller's."""
         variables = dict(environ)
         if browser := variables.get("AUTOFORWARD_BROWSER"):
             found = which(browser)
             variables["AUTOFORWARD_BROWSER"] = str(Path(found).absolute()) if found else browser
-        # Where systemd puts the bus of a login, also for programs that were started without its address.
+        # systemd puts the login's bus here, also for programs started without its address.
         bus = Path(variables.get("XDG_RUNTIME_DIR") or os.devnull) / "bus"
         if not variables.get("DBUS_SESSION_BUS_ADDRESS") and bus.is_socket():
             variables["DBUS_SESSION_BUS_ADDRESS"] = f"unix:path={bus}"
@@ -77,7 +77,7 @@ class SessionEnvironment:
 
     @property
     def browser(self) -> str | None:
-        """The program that opens URLs because the person said so."""
+        """The program that the user chose to open URLs."""
         return self.get("AUTOFORWARD_BROWSER")
 
     @property
@@ -85,7 +85,7 @@ class SessionEnvironment:
         return (self.get("CI") or "").lower() not in _NO
 
     def has_display(self, platform: str) -> bool:
-        """Whether a person may see it. `platform` as `sys.platform`: a Mac has a display, unless one came over ssh."""
+        """Whether a user may see it. `platform` as `sys.platform`: a Mac has a display, except over ssh."""
         if platform == "darwin":
             return self.get("SSH_CONNECTION") is None
         return bool(self.get("DISPLAY") or self.get("WAYLAND_DISPLAY"))

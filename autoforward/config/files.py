@@ -24,20 +24,20 @@ USER_FILE = "config.toml"
 
 def user_settings_path() -> Path:
     """`config.toml` in the platform's folder for the user's configuration (`~/.config/autoforward` on Linux)."""
-    import platformdirs  # costs 10 ms that most of our modules' users need not pay
+    import platformdirs  # 10 ms that most importers of this module do not need
 
     return platformdirs.user_config_path("autoforward", appauthor=False) / USER_FILE
 
 
-def project_settings_path(*folders: str | Path | None, look: bool = True) -> Path | None:
-    """`.autoforward.toml` in the first of these folders that has one, else where it would be in the first that exists.
+def project_settings_path(*folders: str | Path | None, search: bool = True) -> Path | None:
+    """`.autoforward.toml` in the first of these folders that has one, else its path in the first that exists.
 
-    Without `look` in the first that is named. Raises UsageError where a folder does not answer.
+    Without `search`, in the first folder. Raises UsageError if a folder does not answer.
     """
     paths = [os.path.abspath(Path(folder) / PROJECT_FILE) for folder in folders if folder]  # noqa: PTH100  # keeps links
-    if not look:
+    if not search:
         return Path(paths[0]) if paths else None
-    looks = reader.look(paths)
+    looks = reader.path_states(paths)
     there = [path for path in paths if looks[path].kind is not None]
     there += [path for path in paths if looks[path].folders[0] == os.path.dirname(path)]  # noqa: PTH120
     return Path(there[0]) if there else None
@@ -46,7 +46,7 @@ def project_settings_path(*folders: str | Path | None, look: bool = True) -> Pat
 def read_settings_file(
     path: str | Path, rule: Rule = ANYWHERE, belongs_to: str | None = None, *, required: bool = False
 ) -> tuple[Settings, Document | None]:
-    """The settings of one TOML file; none where there is no file, unless it is `required`. Raises UsageError."""
+    """The settings of one TOML file; empty if it does not exist, unless it is `required`. Raises UsageError."""
     try:
         document = reader.read(str(path), "toml", rule=rule, belongs_to=belongs_to)
     except FileNotFoundError:
@@ -62,10 +62,10 @@ def read_user_settings(path: str | Path) -> Settings:
 
 
 def read_user_file(path: str | Path) -> tuple[Settings, Document | None]:
-    """The user's own file, which may say everything: so no other user can have written it. Raises UsageError."""
+    """The user's own file, which may set everything: no other user may own it. Raises UsageError."""
     try:
         problem = ownership.problem(Path(path))
-    except OSError:  # not there, or it will be an error where it is read
+    except OSError:  # missing, or an error when it is read
         problem = None
     if problem is not None:
         raise UsageError(
@@ -76,17 +76,17 @@ def read_user_file(path: str | Path) -> tuple[Settings, Document | None]:
 
 
 def customizations_of(config: Mapping[str, object]) -> object | None:
-    """`customizations.autoforward` of a devcontainer.json or a metadata entry, None where there is none."""
+    """`customizations.autoforward` of a devcontainer.json or a metadata entry; None without one."""
     customizations = config.get(CUSTOMIZATIONS[0])
     return customizations.get(CUSTOMIZATIONS[1]) if isinstance(customizations, Mapping) else None
 
 
 def settings_of(document: Document, table: object = None, above: tuple[str, ...] = ()) -> Settings:
-    """The settings in `table`, else in all of the document; `above` leads to it. Raises UsageError `FILE:LINE: KEY: …`."""
+    """The settings in `table`, else in the whole document; `above` is the path to it. Raises UsageError `FILE:LINE: KEY: …`."""
     try:
         return parse_settings(document.table if table is None else table)
     except SettingError as error:
-        # Of a file somewhere else nothing is shown but its keys: it may have been no settings at all.
+        # Of a file outside the workspace show only keys: it may be something else than settings.
         problem = error.problem if document.outside is None else "not a valid setting"
         key = f"{error.key}: " if error.key else ""
         raise UsageError(f"{document.place((*above, *error.path))}: {key}{problem}") from None

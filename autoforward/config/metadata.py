@@ -1,4 +1,4 @@
-"""What a container brings along: the label `devcontainer.metadata`, and what a CLI's merged configuration adds to it."""
+"""A container's metadata: the label `devcontainer.metadata`, and what a CLI's merged configuration adds."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PORT_KEYS = ("forwardPorts", "portsAttributes", "otherPortsAttributes")
 _MERGED_KEYS = (*PORT_KEYS, CUSTOMIZATIONS[0])
 
 BUILT_BY_CLI = "vsc-"
-"""What the names of images begin with that the official CLI has built."""
+"""Name prefix of images that the official CLI has built."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a container brings along. `base`: of image and features. `original`: devcontainer.json as it once was."""
+    """A container's metadata. `base`: of image and features. `original`: devcontainer.json when the container was made."""
 
     base: Mapping[str, Any] = field(default_factory=dict)
     original: Mapping[str, Any] = field(default_factory=dict)
@@ -41,18 +41,18 @@ NO_METADATA = Metadata()
 
 
 def metadata_of(info: ContainerInfo, image_label: str | None = None) -> Metadata:
-    """From the label `devcontainer.metadata` of the container, and that of its image (None: not known).
+    """From the label `devcontainer.metadata` of the container and of its image (None: unknown).
 
-    The official CLI writes image, features and devcontainer.json into the container's, the last as it was when the
-    container was made: the last entry, one without the `id` of a feature. The file may have changed since, so that one
-    counts only where there is no file. devcontainer-rs writes none of them, so the image's label is needed.
+    The official CLI writes image, features and devcontainer.json into the container's label; the last entry, one without a
+    feature's `id`, is devcontainer.json when the container was made. The file may have changed since, so that entry counts
+    only without a file. devcontainer-rs writes none of them, so the image's label is needed.
     """
     own, warnings = parse_metadata_label(info.metadata or "[]")
     image, more = parse_metadata_label(image_label or "[]")
     warnings = bounded((*warnings, *more))
     if own[: len(image)] != image:
         return Metadata(raw_base([*image, *own]), {}, warnings)
-    # An image that the CLI built carries it all; of any other image all entries are the image's.
+    # An image built by the CLI holds every entry; in other images all entries are the image's.
     beyond = own if image_label is None or info.image.startswith(BUILT_BY_CLI) else own[len(image) :]
     if beyond and info.workspace_folder is not None and "id" not in beyond[-1]:
         return Metadata(raw_base(own[:-1]), raw_base(own[-1:]), warnings)
@@ -60,9 +60,9 @@ def metadata_of(info: ContainerInfo, image_label: str | None = None) -> Metadata
 
 
 def moved(record: SessionRecord, info: ContainerInfo, metadata: Metadata) -> SessionRecord:
-    """The record in the next container of its workspace or service, with what that one's image and features say.
+    """The record for the next container of its workspace or service, with the metadata of its image and features.
 
-    The files are read again by who watches them. A label without ports (devcontainer-rs) says nothing new.
+    Config reload reads the files again. A label without ports (devcontainer-rs) changes nothing.
     """
     record = record.in_container(info)
     if record.is_sibling or not metadata.base:
@@ -77,12 +77,12 @@ def metadata_of_merged(
     config: Mapping[str, Any] | None,
     environ: Mapping[str, str] | None = None,
 ) -> Metadata:
-    """The same, with what a CLI's merged configuration has beyond the file `config`.
+    """As `metadata_of`, with what a CLI's merged configuration has beyond the file `config`.
 
-    The CLI has put variables of `environ` into it: what holds the value of one that the file names is left out.
+    The CLI has substituted variables of `environ`: values that contain one that the file names are left out.
 
-    devcontainer-rs has features only there. (The official CLI's is no help: for a container that is there already it is
-    what the label says, devcontainer.json as it once was included.)
+    devcontainer-rs reports features only there. (The official CLI's is no use: for an existing container it repeats
+    the label, including the old devcontainer.json.)
     """
     metadata = metadata_of(info, image_label)
     entries, _ = parse_metadata_label(info.metadata or "[]")
@@ -106,14 +106,14 @@ def metadata_of_merged(
     if "otherPortsAttributes" in merged and "otherPortsAttributes" not in config:
         beyond["otherPortsAttributes"] = merged["otherPortsAttributes"]
     tables = customizations_of(merged)
-    if isinstance(tables, list):  # of features and the file, in the order in which they count
+    if isinstance(tables, list):  # of features and the file, in order of precedence
         own = customizations_of(config)
         beyond[CUSTOMIZATIONS[0]] = {CUSTOMIZATIONS[1]: _one_table([table for table in tables if table != own])}
     return replace(metadata, base=raw_base([metadata.base, beyond]))
 
 
 def raw_base(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Entries put together, with the keys that count here only."""
+    """Entries merged, with the keys that matter here."""
     merged = merge_configurations(with_attributes(entry) for entry in entries)
     base = {name: merged[name] for name in PORT_KEYS if merged.get(name)}
     table = _one_table([customizations_of(entry) for entry in entries])

@@ -59,9 +59,9 @@ BY_EDITOR = "settings of VS Code"
 
 @dataclass(frozen=True, slots=True)
 class SourceContents:
-    """What the files said when they were read. `config` is devcontainer.json, None where there is none (any more).
+    """The files' contents. `config` is devcontainer.json, None if it does not exist (any more).
 
-    `features` are those in folders beside it.
+    `features` are the local ones, in folders beside it.
     """
 
     config: Mapping[str, Any] | None = None
@@ -71,20 +71,20 @@ class SourceContents:
     user: Settings = NO_SETTINGS
     features: tuple[Mapping[str, Any], ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
-    """Of the environment, those that it names in what it says of ports, as far as it may have them."""
+    """The environment variables that devcontainer.json names for ports, as far as it may have them."""
     links: Mapping[str, str] = field(default_factory=dict)
-    """As in `ConfigSources`, as they are now."""
+    """As in `ConfigSources`, now."""
     withheld: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     requests: tuple[Request, ...] = ()
-    """What devcontainer.json asks for of the environment."""
+    """What devcontainer.json asks for from the environment."""
     consent: Consent = NO_CONSENT
     settings_writer: str | None = None
     user_writer: str | None = None
-    """Which container can write `settings_file` and `user`, None for none: then it is the user who says what is there."""
+    """The container that can write `settings_file` or `user`; None: only the user can."""
     base: Mapping[str, Any] | None = None
     original: Mapping[str, Any] | None = None
-    """As in `ConfigSources`, with variables replaced; None where nothing was read."""
+    """As in `ConfigSources`, with variables substituted; None if nothing was read."""
     unset: tuple[str, ...] | None = None
 
 
@@ -96,7 +96,7 @@ def read_sources(
     consent: Consent = NO_CONSENT,
     writers: Writers = NO_WRITERS,
 ) -> SourceContents:
-    """Read all files, and say what counts of them: `read_files`, then `contents_of`. Raises UsageError."""
+    """Read all files and apply the consent: `read_files`, then `contents_of`. Raises UsageError."""
     files = read_files(sources, accept_links=accept_links, writers=writers)
     return contents_of(sources, files, environ, consent)
 
@@ -104,9 +104,9 @@ def read_sources(
 def contents_of(
     sources: ConfigSources, files: SourceFiles, environ: Mapping[str, str] | None, consent: Consent
 ) -> SourceContents:
-    """What files say to a user who has given this consent. No I/O. Raises UsageError for settings that are not valid.
+    """The contents of `files` under this consent. No I/O. Raises UsageError for invalid settings.
 
-    `environ` is the environment of who begins the session; without it (in the supervisor) what it was then counts.
+    `environ` is the environment of the command that begins the session; None (in the supervisor): as stored.
     """
     consent = replace(consent, trusts_files=files.is_trusted)
     warnings: tuple[str, ...] = ()
@@ -143,7 +143,7 @@ def contents_of(
         files.project,
         files.user,
         features,
-        # Where there is no file now, it may be back in a moment.
+        # A missing file may be back in a moment.
         variables.variables if config is not None else {**sources.variables, **variables.variables},
         files.links,
         variables.withheld,
@@ -159,21 +159,21 @@ def contents_of(
 
 
 def read_own(sources: ConfigSources, *, consent: Consent, writers: Writers) -> SourceContents:
-    """What the user's own files say, whatever is wrong with the others. Raises UsageError where it is these."""
+    """The contents of the user's own files, whatever is wrong with the others. Raises UsageError for an invalid one."""
     return read_sources(replace(sources, config_file=None, project_file=None), consent=consent, writers=writers)
 
 
 def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionRecord, tuple[str, ...]]:
-    """The record with the options, declared ports and rules that its sources come to, and warnings. No I/O.
+    """The record with the options, declared ports and rules that its sources resolve to, and warnings. No I/O.
 
-    What widens and is not granted is left out, and is in the record's `requests`.
+    A widening value that is not granted is left out, and listed in the record's `requests`.
     """
     sources = replace(record.sources, variables=contents.variables, withheld=contents.withheld, unset=contents.unset)
     consent = contents.consent
     if sources.openings is not None:
         consent = replace(consent, openings=frozenset(sources.openings))
     asking = Asking(consent, contents.requests if record.attached else ())
-    # Where there is no file to read, what the container was made with is the next best.
+    # Without a file, use what the container was made with.
     base = sources.base if contents.base is None else contents.base
     if contents.config is None:
         base = raw_base([base, sources.original if contents.original is None else contents.original])
@@ -209,7 +209,7 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
     if contents.config is None and sources.config_file is not None:
         warnings += (f"{sources.config_file}: not there any more",)
     if record.is_sibling:
-        # Ports of the configuration, and pins, are another container's, whose session shows what is asked for.
+        # The configuration's ports and pins belong to another container, whose session shows the requests.
         rules, options = rules.of_service(record.service), replace(options, local_ports=(), low_ports=())
         record = replace(record, options=options, declared=(), rules=rules, requests=())
         return record, (*warnings, *ports.warnings)
@@ -221,7 +221,7 @@ def configure(record: SessionRecord, contents: SourceContents) -> tuple[SessionR
 
 
 def _layers(sources: ConfigSources, contents: SourceContents, of_image: Settings, editors: Settings) -> list[Layer]:
-    """The most important first. `editors` is what settings of VS Code in the metadata say."""
+    """Most important first. `editors`: the settings of VS Code in the metadata."""
     settings_writer, user_writer = contents.settings_writer, contents.user_writer
     return [
         Layer("user", "", sources.given),
@@ -245,9 +245,9 @@ def _layers(sources: ConfigSources, contents: SourceContents, of_image: Settings
 
 
 def sibling_of(anchor: SessionRecord, info: ContainerInfo) -> SessionRecord:
-    """The record of another service of the anchor's project, with the anchor's flags; `configure` has to follow.
+    """The record of another service of the anchor's project, with the anchor's flags; call `configure` next.
 
-    One that is a dev container itself has a configuration of its own.
+    A service that is a dev container itself has its own configuration.
     """
     mounts = mounts_of(anchor.endpoint, info)
     mounts = tuple(dict.fromkeys((*anchor.sources.mounts, *mounts)))
@@ -285,7 +285,7 @@ def sibling_of(anchor: SessionRecord, info: ContainerInfo) -> SessionRecord:
 
 
 def _customizations_of_image(base: Mapping[str, Any]) -> tuple[Settings, tuple[str, ...]]:
-    """What an image or a feature sets: nothing of it is fatal."""
+    """The settings of an image or a feature; invalid ones are warnings."""
     table = customizations_of(base)
     if not isinstance(table, Mapping):
         return NO_SETTINGS, ()
@@ -301,7 +301,7 @@ def _customizations_of_image(base: Mapping[str, Any]) -> tuple[Settings, tuple[s
 
 
 def _joined(declared: tuple[PortSpec, ...], forwards: Sequence[PortSpec]) -> tuple[PortSpec, ...]:
-    """Both, one for each key: `forwards` is the more particular, but does not take a pin away by saying none."""
+    """Both, one per key: `forwards` wins, but does not remove a pin by having none."""
     by_key = {spec.key: spec for spec in declared}
     for spec in forwards:
         before = by_key.get(spec.key)

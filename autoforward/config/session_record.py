@@ -1,6 +1,6 @@
 """The stored record of a session: options, ports, attributes; everything needed to restore it.
 
-A `SessionRecord` is stored as it is in the registry (`sessions`), and is what the commands hand to the supervisor.
+The registry stores `SessionRecord`s (`sessions`); commands send them to the supervisor.
 """
 
 from __future__ import annotations
@@ -42,30 +42,29 @@ from autoforward.trust.widening import Request
 from autoforward.trust.writers import Writers
 
 ALWAYS = "always"
-"""What is stored of `direct` = true. A record with true was written when that was the default, so no user asked for it."""
+"""How `direct` = true is stored. Older records have true from when it was the default, not from the user."""
 
 _AS_THEY_ARE = (
     *("auto", "lane", "bind", "poll_interval_s", "direct", "notify", "max_ports", "default_exclude"),
     "wait_for_server_s",
 )
-"""Settings that are options as they are."""
+"""Settings that become options unchanged."""
 
 MAX_OPENED = 1000
-"""Forwards that a session remembers to have opened."""
+"""Forwards remembered as opened."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
     """How to watch and forward. `bind` None is loopback; `auto` False forwards declared ports only.
 
-    `direct`: connections may go past the engine; None: while none but its compose project shares the container's
-    networks. `notify`: desktop notifications. `default_exclude`: what is known to be no
-    server of the user's (editors' own, sshd) is not forwarded by itself. `exclude_processes` and `include_processes`
-    are regular expressions for command lines; `include` brings back what is excluded, and what is excluded by default only
-    with `include_known`. `firm` is what the user excludes: no port that the workspace declares is bound there, and of
-    `include` only one with `include_is_own` brings it back. `local_ports` are pins; of all pins of a configuration below
-    1024 those of `low_ports` count. `wait_for_server_s`: how long new connections to a named port wait for its server; 0:
-    they are refused.
+    `direct`: connections may bypass the engine; None: while only its compose project shares the container's networks.
+    `notify`: desktop notifications. `default_exclude`: known non-user servers (editors' own, sshd) are not forwarded
+    automatically. `exclude_processes` and `include_processes` are regular expressions for command lines; `include`
+    overrides `exclude`, and the default exclusion only with `include_known`. `firm`: what the user excludes; a port
+    that the workspace declares is not bound there, and `include` overrides it only with `include_is_own`. `local_ports`
+    are pins; below 1024 only the configuration's pins in `low_ports` count. `wait_for_server_s`: how long new
+    connections to a named port wait for its server; 0: they are refused.
     """
 
     lane: LaneChoice = "auto"
@@ -90,7 +89,7 @@ class SessionOptions:
     wait_for_server_s: float = 0.0
 
     def __post_init__(self) -> None:
-        """Expressions are compiled where options are made, in a thread, and not on the control loop at the first port."""
+        """Compile expressions here, in a thread, not on the control loop at the first port."""
         for processes in self._expressions:
             compiled(processes)
 
@@ -99,13 +98,13 @@ class SessionOptions:
         return self.exclude_processes, self.include_processes, self.firm_processes
 
     def forget_searches(self, kept: SessionOptions | None = None) -> None:
-        """These options are in force no more: what their expressions have found is dropped, but for those of `kept`."""
+        """These options are no longer in use: drop what their expressions found, except those of `kept`."""
         for processes in set(self._expressions) - set(kept._expressions if kept is not None else ()):
             forget_searches(processes)
 
     @classmethod
     def of(cls, settings: Settings, *, auto_udp: bool = False) -> SessionOptions:
-        """What settings, put together from all layers, come to; the defaults are here."""
+        """Options from the settings of all layers; the defaults are here."""
         exclude, include = settings.exclude or PortFilter(), settings.include or PortFilter()
         given = {name: value for name in _AS_THEY_ARE if (value := getattr(settings, name)) is not None}
         return cls(
@@ -123,7 +122,7 @@ class SessionOptions:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> SessionOptions:
-        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        """Raises ValueError, KeyError or TypeError for anything that `to_json` cannot write."""
         lane = row["lane"]
         if lane not in LANE_CHOICES:
             raise ValueError(f"no such lane: {lane!r}")
@@ -153,18 +152,17 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class ConfigSources:
-    """Where a session's configuration comes from, so that it can be read again when a file changes (absolute paths).
+    """Where a session's configuration comes from, to read it again after a change (absolute paths).
 
-    `config_file` is the devcontainer.json that counts; `base` what image and features say beside it, raw; `original` what
-    the container was made with, where that file is not to be found; `given` what flags and environment said, which goes
-    on to win. `variables` are those of the environment that devcontainer.json names in what it says of ports, as far as it
-    may have them; `withheld` are the names of the others that the caller had. `openings` are digests of what was opened by
-    itself at the last attach, None in records of before. The files need not exist, but for `settings_file`. `folder` is the
-    workspace, in which they belong; `place` where that (without it the folder of `project_file`) really was when the user
-    attached, None where that is not known: it is not asked again, for a container may have turned a link since. `mounts` are
-    folders that the container can write, where its engine is on this machine; `links` where those of the files that lead
-    out of the workspace led when the user attached; `project_folder` the folder of the container's compose project.
-    `unset` are names of variables that the caller had not, None in records of before; `own_names` those of the container.
+    `config_file`: the devcontainer.json in use; `base`: what image and features add, raw; `original`: what the
+    container was made with, if that file is missing; `given`: flags and environment, which keep winning. `variables`:
+    those of the environment that devcontainer.json names for ports, as far as it may have them; `withheld`: names of
+    the others that the caller had; `unset`: names that it did not have (None in older records). `openings`: digests of
+    what was opened automatically at the last attach (None in older records). Files may be missing, except
+    `settings_file`. `folder`: the workspace; `place`: its real path (else that of `project_file`'s folder) at the
+    attach, None if unknown; not resolved again, because a container may have changed a link since. `mounts`: folders
+    that the container can write, if its engine is on this machine; `links`: where files that lead out of the workspace
+    led at the attach; `project_folder`: of the container's compose project; `own_names`: the container's.
     """
 
     config_file: str | None = None
@@ -195,7 +193,7 @@ class ConfigSources:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ConfigSources:
-        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        """Raises ValueError, KeyError or TypeError for anything that `to_json` cannot write."""
         if not all(isinstance(row[name], Mapping) for name in ("base", "original", "variables")):
             raise ValueError("base, original or variables is not an object")
         return cls(
@@ -221,10 +219,10 @@ class ConfigSources:
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """One session. `attached`: detected and declared ports are its business, not only the `manual` ones.
+    """One session. `attached`: it forwards detected and declared ports, not only the `manual` ones.
 
-    `manual` are the SPECs of `forward --detach` and of `attach TARGET SPEC`; those of a foreground `forward` live only
-    as long as its connection and are never stored.
+    `manual`: the SPECs of `forward --detach` and of `attach TARGET SPEC`; those of a foreground `forward` last as long
+    as its connection and are never stored.
     """
 
     session_id: str
@@ -244,18 +242,18 @@ class SessionRecord:
     rules: AttributeRules = NO_RULES
     environment: SessionEnvironment = NO_ENVIRONMENT
     opened: tuple[str, ...] = ()
-    """Ids of the forwards that `openBrowserOnce` has opened, oldest first: once in the session's life, whatever serves it."""
+    """Ids of forwards that `openBrowserOnce` has opened, oldest first: once per session, whichever server it has."""
     sources: ConfigSources = field(default_factory=ConfigSources)
     siblings: bool = False
-    """The other services of its compose project are watched too, those that start later included."""
+    """The other services of its compose project have sessions too, including those that start later."""
     is_sibling: bool = False
-    """It is watched because of that: the configuration is another service's, and speaks of this one by its name."""
+    """It is such a session: the configuration is another service's, and names this one."""
     watch: str | None = None
-    """The selection of the watch that began it, and with which it ends; None once a user attached to it by hand."""
+    """The filter of the watch that began it and ends it; None once a user has attached."""
     requests: tuple[Request, ...] = ()
     """What its configuration asks for and the user has not granted."""
     removed: str | None = None
-    """When its container was found to be removed (RFC 3339, UTC): since then it waits for the next one."""
+    """When its container was found removed (RFC 3339, UTC): it waits for the next one."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -286,12 +284,12 @@ class SessionRecord:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> SessionRecord:
-        """Raises ValueError, KeyError or TypeError for what `to_json` cannot have written."""
+        """Raises ValueError, KeyError or TypeError for anything that `to_json` cannot write."""
         identity, sources = row["identity"], ConfigSources.from_json({"folder": row["workspace"], **row["sources"]})
         options = SessionOptions.from_json(row["options"])
-        if "requests" not in row:  # of before: a file may have said it, and it is read again in a moment
+        if "requests" not in row:  # older record: a file may have set it, and is read again soon
             options = replace(options, bind=sources.given.bind)
-        if "own_names" not in row["sources"] and not options.auto:  # of before: no file could say so, a flag has
+        if "own_names" not in row["sources"] and not options.auto:  # older record: only a flag could set it
             sources = replace(sources, given=replace(sources.given, auto=False))
         return cls(
             session_id=str(row["id"]),
@@ -323,7 +321,7 @@ class SessionRecord:
 
     @property
     def declared_here(self) -> tuple[PortSpec, ...]:
-        """The declared ports that the user does not exclude by their numbers; none where only `manual` is its business."""
+        """The declared ports that the user does not exclude by number; none for a session of `manual` ports only."""
         firm = PortFilter(self.options.firm)
         brought_back = PortFilter(self.options.include if self.options.include_is_own else ())
         return tuple(
@@ -334,21 +332,21 @@ class SessionRecord:
 
     @property
     def way_out(self) -> str:
-        """The command that shows what it asks for and is not granted, and asks the user."""
+        """The command that shows the requests and asks the user."""
         return f"`autoforward trust {shlex.quote(self.workspace_folder or self.target)}`"
 
     def with_opened(self, forward_id: str) -> SessionRecord:
-        """With one more in `opened`; the oldest of very many is forgotten."""
+        """With `forward_id` added to `opened`; drops the oldest beyond the limit."""
         return replace(self, opened=(*self.opened, forward_id)[-MAX_OPENED:])
 
     @property
     def is_stored(self) -> bool:
-        """Whether it is for longer than a foreground command."""
+        """Whether it outlasts a foreground command."""
         return self.attached or bool(self.manual)
 
     @property
     def outlives_container(self) -> bool:
-        """Whether it waits for the next container once its own is removed: the user attached to a workspace or a service."""
+        """Whether it waits for the next container after a removal: the user attached to a workspace or a service."""
         return self.is_stored and self.watch is None and not self.identity.is_name
 
     def in_container(self, info: ContainerInfo) -> SessionRecord:
@@ -359,14 +357,14 @@ class SessionRecord:
         return replace(named, identity=identity, container_id=info.container_id, sources=sources, removed=None)
 
     def named(self, name: str) -> SessionRecord:
-        """The same under another name of its container: what was known by the old name is known by the new one."""
+        """The same session after its container was renamed: names made from the old name follow."""
         identity = replace(self.identity, anchor=f"{NAME_ANCHOR}{name}") if self.identity.is_name else self.identity
         target = name if self.target == self.container_name else self.target
         return replace(self, container_name=name, identity=identity, target=target)
 
     @property
     def known_as(self) -> str:
-        """What the next container is known as, too, for people."""
+        """What also identifies its next container, for people."""
         if self.identity.service is not None:
             return f"{self.project}/{self.identity.service}#{self.identity.instance}"
         if self.workspace_folder is not None and not self.identity.is_name:
@@ -375,20 +373,20 @@ class SessionRecord:
 
     @property
     def next_labels(self) -> dict[str, str | None]:
-        """What the next container of its workspace or service has, and others may have too: see `is_next`."""
+        """Labels of the next container of its workspace or service, which others may have too: see `is_next`."""
         if self.identity.anchor.startswith(WORKSPACE_ANCHOR):
             return {LABEL_LOCAL_FOLDER: self.workspace_folder}
         return {LABEL_PROJECT: self.project, LABEL_SERVICE: self.service}
 
     def is_next(self, info: ContainerInfo) -> bool:
-        """Whether a container is what its own was, by labels of its own: it may go on with the session once that is removed."""
+        """Whether a container's own labels make it the successor, which may continue the session once the old one is removed."""
         identity = replace(identity_of(self.endpoint, info), engine=self.identity.engine)
         is_same = identity == self.identity and info.project_folder == self.sources.project_folder
         return info.running and is_same and info.container_id != self.container_id
 
 
 def restorable(rows: Iterable[Mapping[str, Any]]) -> Iterator[SessionRecord]:
-    """Sessions as they are stored, without those that no supervisor could restore."""
+    """Stored sessions, without those that no supervisor could restore."""
     for row in rows:
         try:
             yield SessionRecord.from_json(row)
@@ -402,7 +400,7 @@ def writers_of(records: Iterable[SessionRecord]) -> Writers:
 
 
 def mounts_of(endpoint: EngineEndpoint, info: ContainerInfo) -> tuple[str, ...]:
-    """Folders and files of this machine that a container can write; none where the engine is on another one."""
+    """Folders and files of this machine that a container can write; none if the engine is on another machine."""
     return info.bind_sources if endpoint.socket_path is not None else ()
 
 
@@ -442,9 +440,9 @@ def new_session_id() -> str:
 
 
 def identity_of(endpoint: EngineEndpoint, info: ContainerInfo) -> Identity:
-    """What stays when this container is rebuilt: workspace and config file, else compose project and folder, else its name.
+    """What survives a rebuild: workspace and config file, else compose project and folder, else the container's name.
 
-    What `docker compose run` has started goes by its name: it is beside the service, under the same labels.
+    A `docker compose run` container goes by its name: it runs beside the service, with the same labels.
     """
     service = info.service if info.project else None
     instance = info.instance if service else 1
@@ -458,12 +456,12 @@ def identity_of(endpoint: EngineEndpoint, info: ContainerInfo) -> Identity:
 
 
 def held_by(record: SessionRecord) -> str:
-    """Which container has the session of an identity, and what makes it that one, for people."""
+    """Which container has the session of an identity, and the identity, for people."""
     return f"{record.container_name} is {record.known_as} already"
 
 
 def merge_specs(first: Sequence[PortSpec], then: Sequence[PortSpec]) -> tuple[PortSpec, ...]:
-    """Both, in order; of several with one key the last that names a host port wins, else the last."""
+    """Both, in order; among several with one key the last with a host port wins, else the last."""
     by_key: dict[ForwardKey, PortSpec] = {}
     for spec in (*first, *then):
         if spec.host_port is not None or by_key.get(spec.key, spec).host_port is None:
@@ -472,9 +470,9 @@ def merge_specs(first: Sequence[PortSpec], then: Sequence[PortSpec]) -> tuple[Po
 
 
 def told_apart(specs: Sequence[PortSpec], numbers: Mapping[ForwardKey, int]) -> tuple[PortSpec, ...]:
-    """Of SPECs of a command line, those are additional whose port has a forward on another host port already.
+    """Mark SPECs of a command line as additional if their port already has a forward on another host port.
 
-    `numbers`: the host ports of the forwards that there are, or are to be.
+    `numbers`: the host ports of current and planned forwards.
     """
     numbers = {**{spec.key: spec.number for spec in specs if spec.host_port is None}, **numbers}
     apart = []
@@ -488,12 +486,12 @@ def told_apart(specs: Sequence[PortSpec], numbers: Mapping[ForwardKey, int]) -> 
 
 
 def all_services(project: str) -> str:
-    """All services of a project, as a TARGET."""
+    """The TARGET for all services of a project."""
     return f"{project}/*"
 
 
 def nearest_session(records: Iterable[SessionRecord], target: str) -> str | None:
-    """A hint with names of sessions that are like `target`."""
+    """A hint with names of sessions similar to `target`."""
     names: set[str] = set()
     for one in records:
         names |= {one.container_name, one.target, *(_names_in(one, one.project)[1:3] if one.project else ())}
@@ -501,13 +499,13 @@ def nearest_session(records: Iterable[SessionRecord], target: str) -> str | None
 
 
 def meant(records: Iterable[SessionRecord], target: str) -> list[SessionRecord]:
-    """The sessions that a person means who says `target`; by what a project's folder is called only if none is called so."""
+    """The sessions that `target` names; by the project folder's name only if nothing else matches."""
     known = list(records)
     return [one for one in known if matches(one, target)] or [one for one in known if _is_called_by_folder(one, target)]
 
 
 def matches(record: SessionRecord, target: str) -> bool:
-    """Whether this session is called `target`."""
+    """Whether `target` names this session."""
     if target in (record.session_id, record.container_name, record.target, record.workspace_folder):
         return True
     if record.workspace_folder is not None and target == record.sources.place:

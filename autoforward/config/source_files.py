@@ -1,4 +1,4 @@
-"""Read the configuration files of one session, all at once. What of it counts is decided in `resolve`."""
+"""Read the configuration files of one session, all at once; `resolve` decides what counts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from autoforward.trust.writers import THE_CONTAINER, Writers, spelled_both_ways,
 
 @dataclass(frozen=True, slots=True)
 class SourceFiles:
-    """What is in the files, and where they are. `config` is devcontainer.json, None where there is none."""
+    """The files' contents and paths. `config` is devcontainer.json, None if it does not exist."""
 
     config: Document | None = None
     features: tuple[Mapping[str, Any], ...] = ()
@@ -34,11 +34,11 @@ class SourceFiles:
     user: Settings = NO_SETTINGS
     settings_writer: str | None = None
     user_writer: str | None = None
-    """Which container can write `settings_file` and `user`, None for none."""
+    """The container that can write `settings_file` or `user`; None: only the user can."""
     links: Mapping[str, str] = field(default_factory=dict)
-    """As in `ConfigSources`, as they are now."""
+    """As in `ConfigSources`, now."""
     top: str | None = None
-    """The folder that a CLI mounts by default, where a variable stands for it."""
+    """The folder that a CLI mounts by default, if a variable refers to it."""
     is_trusted: bool = False
     """Whether the user's file trusts the workspace."""
     has_moved: bool = False
@@ -46,10 +46,10 @@ class SourceFiles:
 
 
 def read_files(sources: ConfigSources, *, accept_links: bool, writers: Writers) -> SourceFiles:
-    """Read all files. Raises UsageError, with file, line and key, for the first that is not valid.
+    """Read all files. Raises UsageError for the first invalid one, with file, line and key.
 
-    `accept_links`: the user is here, and what leads out of the workspace leads where it may; else only where it led then.
-    `writers` is what the containers of other sessions may write.
+    `accept_links`: links may leave the workspace, because the user is present; else only to where they led at the attach.
+    `writers`: the paths that containers of other sessions may write.
     """
     files = _Files(sources, accept_links)
     user, user_document = (NO_SETTINGS, None) if sources.user_file is None else read_user_file(sources.user_file)
@@ -83,27 +83,27 @@ def read_files(sources: ConfigSources, *, accept_links: bool, writers: Writers) 
 
 
 def _top_of(sources: ConfigSources, config: Mapping[str, Any]) -> str | None:
-    """The folder that a CLI mounts by default: that of the Git repository in which the workspace is. Raises UsageError."""
+    """The folder that a CLI mounts by default: the root of the workspace's Git repository. Raises UsageError."""
     texts = texts_in(counting(config))
     if sources.folder is None or not any("containerWorkspaceFolder" in text for text in texts):
         return None
-    levels = up_to_git(sources.folder, reader.look)
+    levels = up_to_git(sources.folder, reader.path_states)
     return levels[-1] if levels else None
 
 
 def _own_places(sources: ConfigSources) -> list[str]:
-    """What the container of the session can write."""
+    """What the session's own container can write."""
     place = sources.place if sources.folder is not None else None
     return [path for path in (sources.folder, place, *sources.mounts) if path is not None]
 
 
 def _writer_of(document: Document | None, writers: Writers) -> str | None:
-    """Which container can write the file that was read."""
+    """The container that can write the document's file."""
     return None if document is None or document.real is None else writer_of(document.real, writers)
 
 
 class _Files:
-    """Reads the files of one session, and keeps in `links` where those really are that are not where they belong."""
+    """Reads the files of one session; collects in `links` the targets of files that lead elsewhere."""
 
     def __init__(self, sources: ConfigSources, accept_links: bool) -> None:
         self._sources = sources
@@ -111,7 +111,7 @@ class _Files:
         self.links: dict[str, str] = {}
 
     def read_config(self, path: Path) -> Document:
-        """devcontainer.json, or that of a feature. Raises UsageError, FileNotFoundError."""
+        """devcontainer.json, or a feature's. Raises UsageError, FileNotFoundError."""
         belongs_to = self._sources.folder or os.path.dirname(path)  # noqa: PTH120
         return self._seen(read_config_file(path, self._rule(str(path), belongs_to), belongs_to))
 
@@ -119,7 +119,7 @@ class _Files:
         if path is None:
             return NO_SETTINGS, None
         belongs_to = self._sources.folder
-        if belongs_to is None or not path.startswith(f"{belongs_to}/"):  # where the command has named it
+        if belongs_to is None or not path.startswith(f"{belongs_to}/"):  # as named by the command
             belongs_to = os.path.dirname(path)  # noqa: PTH120
         rule = self._rule(path, belongs_to)
         settings, document = read_settings_file(path, rule, belongs_to, required=required)

@@ -1,7 +1,7 @@
-"""The control socket's messages, one a line of JSON, as bytes: no input or output here.
+"""The control socket's messages, one JSON object per line, as bytes. No I/O.
 
-A request is an object with `op`. Its answers are objects with `type`: any number of `progress`, `event`, `row` and `bound`,
-then one `result`, or one `error` (with `exit_code`, `message`, `hint`).
+A request is an object with `op`. Its answers are objects with `type`: any number of `progress`, `event`, `row` and
+`bound`, then one `result`, or one `error` (with `exit_code`, `message`, `hint`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """An answer may hold hundreds of sessions with hundreds of rows each."""
 
 READ_BYTES = 262_144
-"""What a reader takes from the socket at once."""
+"""Bytes per read."""
 
 
 class MessageDecoder:
-    """Bytes in with `feed`, messages out with `next_message`; a line without its newline is no message.
+    """Bytes in with `feed`, messages out with `next_message`; a line without its newline is incomplete.
 
     `limit` bounds a line, in bytes without the newline. `what` names the messages in errors.
     """
@@ -43,7 +43,7 @@ class MessageDecoder:
         self._received += data
 
     def next_message(self) -> Message | None:
-        """None: more bytes are needed. Raises ProtocolError, after which nothing more can be read."""
+        """None if more bytes are needed. Raises ProtocolError, after which the decoder is unusable."""
         end = self._received.find(b"\n", self._searched)
         self._searched = len(self._received)
         if (end if end >= 0 else self._searched) > self._limit:
@@ -62,7 +62,7 @@ class MessageDecoder:
         return message
 
     def next_result(self) -> Message | None:
-        """The next message that is a result, without those before it; None: more bytes are needed. Raises as `is_result` does."""
+        """The next result, skipping the messages before it; None if more bytes are needed. Raises as `is_result` does."""
         while (message := self.next_message()) is not None:
             if is_result(message):
                 return message

@@ -1,8 +1,8 @@
-"""The server of the control socket, through which commands reach the supervisor.
+"""The control socket's server: how commands reach the supervisor.
 
-One request a connection (`protocol.py` has the messages), after whose result or error the supervisor closes. A foreground
-command keeps its connection open: its end is the end of what it asked for. Only processes of the same user are served: the
-socket lies in a folder of mode 0700, and the kernel is asked who is at the other end.
+One request per connection (messages: `protocol.py`); the supervisor closes it after the result or error. A foreground
+command keeps its connection open, and closing it ends what the command asked for. Only processes of the same user are
+served: the socket is in a folder of mode 0700, and the kernel names the peer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Connection:
-    """One command at the other end. `send` never raises: a command that has gone is told nothing more."""
+    """The connection of one command. `send` never raises: after a hangup it drops messages."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -44,7 +44,7 @@ class Connection:
         await self.send({"type": "event", "line": line})
 
     async def receive(self) -> Message | None:
-        """The next message that the command sends; None once it has gone. Raises ProtocolError."""
+        """The next message from the command; None after a hangup. Raises ProtocolError."""
         while (message := self._decoder.next_message()) is None:
             try:
                 data = await self._reader.read(READ_BYTES)
@@ -59,11 +59,11 @@ class Connection:
         self._writer.close()
         try:
             await self._writer.wait_closed()
-        except ConnectionError:  # it was gone already
+        except ConnectionError:  # closed by the peer
             pass
 
     def peer(self) -> Peer:
-        """Who it is."""
+        """The peer's process and user."""
         return peer_of(self._writer.get_extra_info("socket"))
 
 
@@ -81,13 +81,13 @@ class ControlServer:
 
     @property
     def is_found(self) -> bool:
-        """Whether there is a file by which commands find it; another process may have removed it."""
+        """Whether commands can find the socket file; another process may have removed it."""
         return os.path.lexists(self._path)
 
     async def start(self) -> None:
-        """Bind and listen. The instance lock is held: a socket file that is there was left by a dead supervisor.
+        """Bind and listen. The caller holds the instance lock: an existing socket file is a dead supervisor's.
 
-        Once more where the file was removed; requests that run go on. Raises OSError.
+        Call it again if the file was removed; running requests continue. Raises OSError.
         """
         if self._server is not None:
             self._server.close()
@@ -96,7 +96,7 @@ class ControlServer:
         self._path.chmod(0o600)
 
     def stop_accepting(self) -> None:
-        """No new requests; those that run go on. Idempotent."""
+        """Accept no new requests; running ones continue. Idempotent."""
         if self._server is not None:
             self._server.close()
             self._server = None

@@ -1,7 +1,7 @@
 """Start the supervisor if it is not running, and wait until it is ready: a handshake over a pipe, never a sleep.
 
-Two commands that start it at once are put in order by a lock of their own (`starting.lock`); the second finds it running.
-The new process keeps nothing of the caller but what is listed in `KEPT_ENVIRONMENT`.
+A lock (`starting.lock`) serializes commands that start it at once; the second finds it running. The new process keeps
+only `KEPT_ENVIRONMENT` of the caller's environment.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ KEPT_ENVIRONMENT = (
 
 
 def connect_to_supervisor(paths: StatePaths) -> socket.socket | None:
-    """A connection to the running supervisor, None when there is none. Raises StateFolderError, AutoforwardError."""
-    paths.check()  # in a folder that others can write to, another user may be listening
+    """A connection to the running supervisor; None if there is none. Raises StateFolderError, AutoforwardError."""
+    paths.check()  # in a folder that others can write to, another user may listen
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(CONNECT_TIMEOUT_S)
     try:
@@ -51,7 +51,7 @@ def connect_to_supervisor(paths: StatePaths) -> socket.socket | None:
         sock.close()
         raise AutoforwardError(f"the supervisor does not answer: {error}") from error
     sock.settimeout(None)
-    # The folder was looked at a moment ago; the kernel says who answers now.
+    # The folder was checked before; the kernel now names the peer.
     peer = peer_of(sock)
     if not peer.is_trusted:
         sock.close()
@@ -63,7 +63,7 @@ def connect_to_supervisor(paths: StatePaths) -> socket.socket | None:
 
 
 def ensure_supervisor(paths: StatePaths) -> socket.socket:
-    """A connection to the supervisor, which is started first if need be. Raises AutoforwardError with its last words."""
+    """A connection to the supervisor, started if necessary. Raises AutoforwardError with the end of its log."""
     sock = connect_to_supervisor(paths)
     if sock is not None:
         return sock
@@ -111,7 +111,7 @@ def _start(paths: StatePaths) -> None:
         ):
             os.close(ready_write)
             ready_write = -1
-            # The first process forks and ends at once; what we wait for is the daemon's word or its end.
+            # The first process forks and exits at once; wait for the daemon's message or its exit.
             words = _read_until_end(ready.fileno())
             process.wait()
     finally:
@@ -131,7 +131,7 @@ def _start(paths: StatePaths) -> None:
 
 
 def _import_problem(paths: StatePaths) -> str | None:
-    """Why the program itself is not found where the supervisor starts; None where it is."""
+    """Why the package is not importable where the supervisor starts; None if it is."""
     import subprocess
 
     done = subprocess.run(
@@ -150,7 +150,7 @@ def _import_problem(paths: StatePaths) -> str | None:
 
 
 def _environment_for(paths: StatePaths) -> dict[str, str]:
-    # Last: a caller may have been given another home than the environment names.
+    # Last: the caller's home may differ from the environment's.
     return {
         **{key: os.environ[key] for key in KEPT_ENVIRONMENT if key in os.environ},
         "AUTOFORWARD_HOME": str(paths.home),
@@ -168,7 +168,7 @@ def _read_until_end(fileno: int) -> str:
 
 
 def log_end(paths: StatePaths) -> str:
-    """`; its log ends: …`, the last line that a supervisor which has gone has written; empty when there is none."""
+    """`; its log ends: …` with the last line of a supervisor that has ended; empty without one."""
     try:
         with paths.supervisor_log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_END_BYTES))
@@ -180,6 +180,6 @@ def log_end(paths: StatePaths) -> str:
 
 
 def way_out(paths: StatePaths) -> str:
-    """The hint where one supervisor after the other ends: what each of them takes up first are the stored sessions."""
+    """The hint when every new supervisor ends: stored sessions are the first thing that each restores."""
     log = f"see {paths.supervisor_log}; " if paths.supervisor_log.exists() else ""
     return f"{log}`autoforward detach --all` forgets the sessions that it begins with"

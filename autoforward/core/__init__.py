@@ -1,1 +1,1 @@
-"""Values, errors, settings, safe text and work budgets. Imports nothing else of the product; no I/O."""
+"""Values, errors, settings, safe text and work budgets. Imports no other package of autoforward; no I/O."""

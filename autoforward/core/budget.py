@@ -1,11 +1,11 @@
 """Work budgets: what one container may cost the supervisor a second, even with valid input.
 
-A token bucket. A spender over its budget gets a time to rest; one that stays in debt for longer than `patience_s` has
-failed. Pure: time is passed in, in monotonic seconds. Each limit is named below with its reason; SPEC.md, "Budgets of
-work", has the same table.
+A token bucket. A spender over its budget gets a time to wait; one in debt for longer than `patience_s` has failed.
+Pure: time is passed in, in monotonic seconds. Each limit has its reason below; SPEC.md, "Budgets of work", has the
+same table.
 
-Costs, CPython 3.11 on one core: a frame without data 0.6 to 0.9 µs in the data plane, a socket of a snapshot 2 µs there and
-some 10 µs in control (decoding, planning), a plan with 128 forwards 3 ms, an event 0.1 ms.
+Costs, CPython 3.11 on one core: a frame without data 0.6 to 0.9 µs in the data plane, a socket of a snapshot 2 µs there
+and about 10 µs in control (decoding, planning), a plan with 128 forwards 3 ms, an event 0.1 ms.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from autoforward.core.errors import ProtocolError
 
 
 class OverBudgetError(ProtocolError):
-    """A container went on and on to cost more than it may."""
+    """A container stayed over its budget for too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """`rate` units of `what` a second, `burst` of them at once. `patience_s` inf: its container is slowed and never fails."""
+    """`rate` units of `what` a second, `burst` of them at once. `patience_s` inf: the container is slowed and never fails."""
 
     what: str
     rate: float
@@ -32,66 +32,71 @@ class Limit:
 
 
 PATIENCE_S = 10.0
-"""In debt for so long is no peak: the container means it."""
+"""A debt that lasts this long is no peak."""
 
 FRAMES: Final = Limit("frames", 200_000, 50_000)
-"""Of one connection to an agent (exec stream, trunk). The fastest honest agent sends 60,000 a second, all the data plane
-can relay; a flood at this rate takes a fifth of a core. An agent that is slowed puts more bytes into each frame."""
+"""Per connection to an agent (exec stream, trunk). The fastest honest agent sends 60,000 a second, all that the data
+plane can relay; a flood at this rate takes a fifth of a core. A slowed agent puts more bytes into each frame.
+"""
 
 EMPTY_FRAMES: Final = Limit("frames and words that mean nothing", 2_000, 50_000, PATIENCE_S)
-"""Of one connection to an agent: frames of streams that are not open, questions, repetitions, every 16 bytes of its standard
-error. Some cross the end of a stream, so that each stream adds `FRAMES_OF_A_STREAM`; an honest agent has no others."""
+"""Per connection to an agent: frames of closed streams, pings, repeats, every 16 bytes of stderr. Some arrive just
+after their stream's end, so each stream adds `FRAMES_OF_A_STREAM`; an honest agent sends no others.
+"""
 
 FRAMES_OF_A_STREAM = 16
-"""Of a stream that the host opened: as many may come after its end, or be nothing but its opening and its ends."""
+"""Per stream that the host opened: frames that may arrive after its end, or that only open and end it."""
 
 PING_COST = 10
-"""In empty frames: each is answered. The agent has no reason to ask."""
+"""In empty frames, because each is answered; an agent has no reason to ping."""
 
 PROCESS_COST = 4
-"""In frames, beside the frame: a name is decoded, masked and looked up."""
+"""In frames, in addition to the frame: a name is decoded, masked and looked up."""
 
 DATAGRAM_COST = 1
-"""In frames, beside the frame: a datagram goes to its client by itself, while what comes for TCP goes together."""
+"""In frames, in addition to the frame: each datagram is sent separately, while TCP data is sent together."""
 
 SNAPSHOTS: Final = Limit("sockets in snapshots", 6_000, 12_000)
-"""Of one session, in sockets, and `SNAPSHOT_COST` for each snapshot: the newest one waits for its turn, those between are
-passed over. Three full snapshots at once, or those of a container with 500 listeners, of which one changes every 0.1 s; a full
-one is 50 ms of work for control."""
+"""Per session, in sockets, plus `SNAPSHOT_COST` per snapshot; only the newest waits, those between are dropped. Allows
+three full snapshots at once, or a container with 500 listeners of which one changes every 0.1 s; a full one is 50 ms
+of work for control.
+"""
 
 SNAPSHOT_COST = 64
 
 NAMES: Final = Limit("names of processes", 1_000, 8_192)
-"""Of one session; a name of 64 bytes or more counts for each of these (`name_cost`). To mask one of 1,024 takes 0.5 ms."""
+"""Per session; a longer name counts once per 64 bytes (`name_cost`). Masking one of 1,024 takes 0.5 ms."""
 
 WATCHER_FRAMES: Final = Limit("snapshots", 25, 250, PATIENCE_S)
-"""Of one shell watcher, which looks ten times a second at most."""
+"""Per shell watcher, which polls at most ten times a second."""
 
 WATCHER_LINES: Final = Limit("lines", 2_000, 16_384, PATIENCE_S)
-"""On the standard error of one shell watcher: each socket is named once, and each relay that is killed once."""
+"""On one shell watcher's stderr: each socket is named once, and each killed relay once."""
 
 PLANS: Final = Limit("changes of its ports", 20, 100)
-"""Of one session: decisions what to forward. Ten snapshots a second, and the names of processes after each; with thousands
-of ports a decision is 50 ms of work (`plan_cost`)."""
+"""Per session: plans. Ten snapshots a second, plus the names of processes after each; with thousands of ports a plan is
+50 ms of work (`plan_cost`).
+"""
 
 EVENTS: Final = Limit("events", 10, 2_000)
-"""Of one session: with 128 forwards and as many other ports, all of them come, go, and come back in another container three
-times before its next decision waits. Who changes his ports or names all the time is told of at this rate."""
+"""Per session: 128 forwards and as many other ports come, go, and return in another container three times before its
+next decision waits. Constantly changing ports or names are reported at this rate.
+"""
 
 ATTEMPTS: Final = Limit("restarts", 1, 20)
-"""Of one session: looks at its container, and attempts to watch it. Each is some processes for the engine to start."""
+"""Per session: inspections of its container and attempts to watch it. Each starts several processes on the engine."""
 
 FILES: Final = Limit("configurations", 0.5, 20)
-"""Of one session: its files are read and applied again, with an event and a line of the log for each that is not valid."""
+"""Per session: its files are read and applied again, with an event and a log line for each invalid one."""
 
 LOG_LINES: Final = Limit("lines of the log", 1, 60)
-"""Of one session, beside those of its events: refused connections, and whatever else it can cause; others are counted."""
+"""Per session, besides its events: refused connections and other lines that it can cause; the rest is counted."""
 
 CLOCK_S = 1e-6
-"""A rest that is shorter is none: it would be over before it has begun."""
+"""A shorter wait is not worth a timer."""
 
 LEFT_ALONE_S = 60.0
-"""After a failure for want of budget, until the session is tried again; a container that is started again need not wait."""
+"""After a session ran out of budget, until it is tried again; a restarted container is tried at once."""
 
 
 def name_cost(size: int) -> int:
@@ -100,12 +105,12 @@ def name_cost(size: int) -> int:
 
 
 def plan_cost(sockets: int) -> int:
-    """Of a decision about so many sockets, in units of `PLANS`."""
+    """Of a plan for that many sockets, in units of `PLANS`."""
     return 1 + sockets // 256
 
 
 class Budget:
-    """What is left of one `Limit`, full at `now_s`."""
+    """The remaining budget of one `Limit`, full at `now_s`."""
 
     __slots__ = ("_as_of_s", "_in_debt_since_s", "_left", "limit")
 
@@ -119,7 +124,7 @@ class Budget:
         return f"<Budget {self._left:.0f} of {self.limit.what}>"
 
     def spend(self, cost: float, now_s: float) -> float:
-        """Take `cost`; the seconds to rest before more is spent, 0.0 while there is something left. Raises OverBudgetError."""
+        """Spend `cost`; returns the seconds to wait before spending more, 0.0 if there is budget left. Raises OverBudgetError."""
         self._refill(now_s)
         self._left -= cost
         if self._left >= 0:
@@ -134,11 +139,11 @@ class Budget:
         return rest_s
 
     def earn(self, units: float) -> None:
-        """It may spend so much more, never beyond its burst."""
+        """Add `units`, never beyond the burst."""
         self._left = min(self.limit.burst, self._left + units)
 
     def rest_s(self, now_s: float) -> float:
-        """How long to wait until something may be spent; 0.0: not at all."""
+        """How long to wait before spending; 0.0: not at all."""
         self._refill(now_s)
         rest_s = -self._left / self.limit.rate
         return rest_s if rest_s > CLOCK_S else 0.0
@@ -147,5 +152,5 @@ class Budget:
         limit = self.limit
         self._left = min(limit.burst, self._left + limit.rate * (now_s - self._as_of_s))
         self._as_of_s = now_s
-        if self._in_debt_since_s is not None and self._left >= limit.burst / 2:  # a moment's rest ends no flood
+        if self._in_debt_since_s is not None and self._left >= limit.burst / 2:  # a short pause ends no flood
             self._in_debt_since_s = None

@@ -1,6 +1,6 @@
-"""What a user may choose for a session, as the command line offers it: the lanes, and how often to look.
+"""The choices of `--lane`, and the bounds of `--poll-interval`.
 
-Without imports of its own: every command is made of it, also those that have to answer at once.
+No imports: every command imports it.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""The few errors of the program, each with the exit code and the way out that a person gets to see.
+"""The program's errors, each with an exit code and a hint for the user.
 
-Exceptions of libraries are translated into one of these where they cross into our code (engine, registry, files).
-`str(error)` is the sentence after `autoforward: error: `; `error.hint` is the one after `autoforward: hint: `.
-Exit codes are those of SPEC.md, "Exit codes".
+Exceptions of libraries are translated into one of these at the boundary (engine, registry, files). `str(error)` is the
+text after `autoforward: error: `, `error.hint` that after `autoforward: hint: `. Exit codes: SPEC.md, "Exit codes".
 """
 
 from __future__ import annotations
 
 
 class AutoforwardError(Exception):
-    """Something failed that the user has to know about (exit 1)."""
+    """A failure that the user must know about (exit 1)."""
 
     exit_code = 1
 
@@ -25,25 +24,25 @@ class UsageError(AutoforwardError):
 
 
 class EngineUnreachableError(AutoforwardError):
-    """The engine's endpoint does not answer; the message names it and where it came from (exit 3)."""
+    """The engine's endpoint does not answer; the message names it and its source (exit 3)."""
 
     exit_code = 3
 
 
 class TargetError(AutoforwardError):
-    """No such target, or it is not running (exit 4)."""
+    """The target does not exist or does not run (exit 4)."""
 
     exit_code = 4
 
 
 class PortUnavailableError(AutoforwardError):
-    """A host port that must be this very number cannot be had (exit 5)."""
+    """A required host port is not available (exit 5)."""
 
     exit_code = 5
 
 
 class ProtocolError(AutoforwardError):
-    """What came out of a container, or over the control socket, is not what was agreed. Ends that session only."""
+    """Data from a container or the control socket violates the protocol. Ends that session only."""
 
 
 ERRORS_BY_EXIT_CODE: dict[int, type[AutoforwardError]] = {

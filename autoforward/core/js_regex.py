@@ -1,11 +1,10 @@
-"""Regular expressions as JavaScript has them (VS Code's keys of `portsAttributes`), matched within bounds.
+"""JavaScript regular expressions (VS Code's keys of `portsAttributes`), matched within bounds.
 
-Pattern and text may both be hostile: an image's label brings the one, a container's process the other. So a pattern is
-read here first, and only what JavaScript means by it goes on to the library, in a small part of the library's syntax:
-no fuzzy matching, no recursion, no set operations. The library unrolls what is repeated a counted number of times, so what
-an expression comes to then is bounded before it is compiled, for one and for those of a configuration together. Pattern and
-text are bounded, a search has a deadline, and all searches of one configuration share a budget of CPU time; an expression
-that overdraws is switched off, and said once.
+Pattern and text may both be hostile: an image's label sets one, a container's process the other. So the pattern is
+parsed here, and only its JavaScript meaning is translated to the library's syntax, into a small part of it: no fuzzy
+matching, no recursion, no set operations. The library unrolls counted repeats, so the expanded length is bounded before
+compiling, per expression and per configuration. Pattern and text are bounded, a search has a deadline, and all searches
+of one configuration share a budget of CPU time; an expression that exceeds it is switched off, with one warning.
 """
 
 from __future__ import annotations
@@ -25,41 +24,42 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_EXPRESSION_LENGTH = 512
-"""No real one is a tenth of it."""
+"""No real one has a tenth of this."""
 
 MAX_EXPRESSIONS = 64
-"""Of one configuration, or of one setting: each remembers what it has searched."""
+"""Per configuration, or per setting: each caches its results."""
 
 MAX_EXPANDED_LENGTH = 4096
-"""Characters of one in the library's syntax, with what it repeats written out. Compiling a thousand takes some 1 ms, 5 ms at
-most, and 300 KB; no real one has a thousand."""
+"""Characters in the library's syntax, with repeats written out. Compiling a thousand takes about 1 ms, at most 5 ms,
+and 300 KB; no real one has a thousand.
+"""
 
 MAX_EXPANDED_TOGETHER = 16384
-"""Of all expressions of one configuration, or of one setting."""
+"""Of all expressions of one configuration, or one setting."""
 
 MAX_COMPILED_LENGTH = 65536
-"""Of those that are kept compiled, of all sessions together; others are compiled again when they are searched with."""
+"""Of the compiled expressions of all sessions; others are compiled again on use."""
 
 MAX_SUBJECT_LENGTH = 1024
-"""Characters of a command line that are looked at; the agent sends no more."""
+"""Characters of a command line that are searched; the agent sends no more."""
 
 MAX_DEPTH = 50
-"""Groups within groups: the library's compiler recurses, and no person writes such an expression."""
+"""Nested groups: the library's compiler recurses, and no user writes so many."""
 
 SEARCH_TIMEOUT_S = 0.05
-"""A search takes some 10 µs; one that needs this long would need for ever."""
+"""A search takes about 10 µs; one that takes this long would not end."""
 
 MAX_SEARCHES = 20
-"""Of one text whose deadline passed before half of that was worked: a second in which the machine ran other programs."""
+"""For a text whose deadline passed before half of it was CPU time: the machine ran other programs."""
 
 BUDGET_S = 0.3
-"""CPU time that the searches of one configuration may take in one go: how long a hostile one can hold up the others."""
+"""CPU time for the searches of one configuration in one go: how long a hostile one can delay the others."""
 
 BUDGET_REFILL = 0.01
-"""How much of the time that passes becomes new budget. Each text is searched once, so that what is usual never gets there."""
+"""The part of passing time that becomes new budget. Each text is searched once, so normal use never gets there."""
 
 MAX_REMEMBERED = 1024
-"""Results kept for one expression, one for each text: more than a session shows ports."""
+"""Cached results per expression, one per text: more than a session shows ports."""
 
 _QUANTIFIER = re.compile(r"\{(\d{1,9})(?:(,)(\d{1,9})?)?\}")
 _BACK_REFERENCE = re.compile(r"[1-9]\d{0,2}")
@@ -68,27 +68,27 @@ _HEX = {"x": re.compile(r"[0-9A-Fa-f]{2}"), "u": re.compile(r"[0-9A-Fa-f]{4}")}
 _CONTROL = {"f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "0": "\0"}
 _ANY_BUT_LINE_ENDS = r"[^\n\r\u2028\u2029]"
 _GROUP_LENGTH = 2
-"""An empty group costs something too."""
+"""An empty group has a cost too."""
 _GROUP_OPENINGS = {"(?:": True, "(?=": False, "(?!": False, "(?<=": False, "(?<!": False}
-"""As in JavaScript and in the library; whether it can be repeated."""
+"""The same in JavaScript and the library; whether it can be repeated."""
 
 
 class ExpressionError(ValueError):
-    """Not a regular expression, or not one that is taken; the message says why."""
+    """Not a regular expression, or not an accepted one; the message says why."""
 
 
 class Budget:
-    """CPU time for searches, in seconds, refilled slowly; and what may be compiled. One for each configuration."""
+    """CPU time for searches, in seconds, slowly refilled, and what may be compiled. One per configuration."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._left_s = BUDGET_S
         self._at_s = clock()
         self._length_left = MAX_EXPANDED_TOGETHER
-        self.overdraft_told = False
+        self.overdraft_reported = False
 
     def take(self, length: int) -> None:
-        """One more expression of this expanded length. Raises ExpressionError when there are too many."""
+        """Count one more expression of this expanded length. Raises ExpressionError if there are too many."""
         if length > self._length_left:
             raise ExpressionError(
                 f"too large together with those before it: more than {MAX_EXPANDED_TOGETHER} characters"
@@ -106,9 +106,9 @@ class Budget:
 
 
 class Expression:
-    """One expression; equal to others of the same source. `fault` is why it was switched off, None while it works.
+    """One expression; equal to others with the same source. `fault`: why it was switched off, None while it works.
 
-    Raises ExpressionError for what is no JavaScript expression.
+    Raises ExpressionError for an invalid JavaScript expression.
     """
 
     __slots__ = ("_budget", "_length", "_remembered", "_translated", "fault", "source")
@@ -134,7 +134,7 @@ class Expression:
     def is_in(self, text: str) -> bool:
         """Whether it matches anywhere in `text`, of which the first MAX_SUBJECT_LENGTH characters count.
 
-        Takes SEARCH_TIMEOUT_S at most; False once it is switched off.
+        Takes at most SEARCH_TIMEOUT_S; False once it is switched off.
         """
         text = text[:MAX_SUBJECT_LENGTH]
         if self.fault is not None:
@@ -144,8 +144,8 @@ class Expression:
             return known
         if self._budget.is_overdrawn:
             why = f"the expressions together took more than {BUDGET_S * 1000:.0f} ms"
-            self._switch_off(why, is_news=not self._budget.overdraft_told)
-            self._budget.overdraft_told = True
+            self._switch_off(why, is_new=not self._budget.overdraft_reported)
+            self._budget.overdraft_reported = True
             return False
         began_s = time.thread_time()
         found = self._search(text, began_s)
@@ -156,9 +156,9 @@ class Expression:
         return found
 
     def _search(self, text: str, began_s: float) -> bool:
-        """The deadline is the clock's: on a busy machine it can pass while nothing was searched.
+        """The deadline is wall time: on a busy machine it can pass before the search has had CPU time.
 
-        Then it is searched again at once, for the caller does not ask again until something changes in the container.
+        Then search again at once, because the caller asks only after a change in the container.
         """
         pattern = _PATTERNS.get(self._translated, self._length)
         for _ in range(MAX_SEARCHES):
@@ -171,13 +171,13 @@ class Expression:
         return False
 
     def forget(self) -> None:
-        """What was searched is of no use any more."""
+        """Drop the cached results."""
         self._remembered.clear()
 
-    def _switch_off(self, why: str, *, is_news: bool = True) -> None:
+    def _switch_off(self, why: str, *, is_new: bool = True) -> None:
         self.fault = why
         log.log(
-            logging.WARNING if is_news else logging.DEBUG,
+            logging.WARNING if is_new else logging.DEBUG,
             "the regular expression %r is switched off: %s",
             self.source,
             why,
@@ -185,7 +185,7 @@ class Expression:
 
 
 class _Patterns:
-    """Compiled expressions, those that were used last, MAX_COMPILED_LENGTH in all. For all threads."""
+    """Compiled expressions, most recently used, MAX_COMPILED_LENGTH in all. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -213,11 +213,11 @@ _PATTERNS = _Patterns()
 
 
 MAX_COMPILED = 64
-"""Lists of expressions that are kept, those that were used last."""
+"""Cached lists of expressions, most recently used."""
 
 
 class _Compiled:
-    """Expressions of settings. They remember what they have searched, and those of one list share a budget. For all threads."""
+    """Expressions of settings. They cache their results, and those of one list share a budget. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -250,38 +250,38 @@ _COMPILED = _Compiled()
 
 
 def compiled(processes: tuple[str, ...]) -> tuple[Expression, ...]:
-    """One that is stored and not valid any more is left out."""
+    """Stored expressions that are no longer valid are left out."""
     return _COMPILED.get(processes)
 
 
 def forget_searches(processes: tuple[str, ...]) -> None:
-    """Of expressions that may be needed no more: 64 of them hold megabytes of what a container's processes are called."""
+    """Drop the results of expressions that may be unused: 64 of them hold megabytes of command lines."""
     _COMPILED.forget_searches(processes)
 
 
 def _compile(translated: str) -> Pattern[str]:
-    import regex  # here, for most commands need none and it takes 10 ms
+    import regex  # 10 ms that most commands do not need
 
     try:
         return regex.compile(translated, flags=regex.VERSION0 | regex.ASCII, cache_pattern=False)
     except (regex.error, RecursionError, OverflowError) as error:
-        # Its positions are those of the translation.
+        # Its positions refer to the translation.
         problem = str(error).partition(" at position")[0] if isinstance(error, regex.error) else "too large"
         raise ExpressionError(f"invalid regular expression: {problem}") from None
     finally:
-        regex.purge()  # also without its cache it keeps the text of each
+        regex.purge()  # even without its cache it keeps each text
 
 
 def translate(source: str) -> str:
-    """A JavaScript expression (no flags) in the library's syntax, for its `VERSION0` and `ASCII` flags.
+    """Translate a JavaScript expression (no flags) to the library's syntax, for its flags `VERSION0` and `ASCII`.
 
-    Raises ExpressionError for what JavaScript would not take either, and for what is too long, too deep or too large.
+    Raises ExpressionError for invalid JavaScript, and for what is too long, too deep or too large.
     """
     return _translate(source)[0]
 
 
 def _translate(source: str) -> tuple[str, int]:
-    """And its expanded length."""
+    """As `translate`, with the expanded length."""
     if len(source) > MAX_EXPRESSION_LENGTH:
         raise ExpressionError(f"longer than {MAX_EXPRESSION_LENGTH} characters")
     reader = _Reader(source)
@@ -289,17 +289,17 @@ def _translate(source: str) -> tuple[str, int]:
 
 
 class _Reader:
-    """One pass over the expression. What JavaScript lets pass for the web's sake (`a{`, `]`, `\\-`) is a literal here too."""
+    """One pass over the expression. What JavaScript tolerates for the web (`a{`, `]`, `\\-`) is a literal here too."""
 
     def __init__(self, source: str) -> None:
         self._source = source
         self._at = 0
         self._groups = 0
         self._open: list[bool] = []
-        """For each group that is open, whether it can be repeated."""
+        """For each open group, whether it can be repeated."""
         self._repeatable = False
         self._lengths = [0]
-        """The expanded length so far: of all, and of each group that is open."""
+        """The expanded length so far: in all, and of each open group."""
         self._last = 0
         """That of what a quantifier would repeat."""
         self._is_group = False
@@ -320,7 +320,7 @@ class _Reader:
         return "".join(parts)
 
     def _measure(self, part: str, opened: int) -> None:
-        """`opened`: 1 for the beginning of a group, -1 for its end."""
+        """`opened`: 1 at the start of a group, -1 at its end."""
         if opened > 0:
             self._lengths.append(len(part))
             return
@@ -378,7 +378,7 @@ class _Reader:
             low, high = _bounded(low), _bounded(high)
             text = f"{{{low},{high}}}" if counted[2] else f"{{{low}}}"
             self._at = counted.end()
-            # What may come at most is not unrolled; a group's is counted all the same.
+            # An optional repeat is not unrolled, but a group's is counted.
             times = max(int(low), int(high or low) if self._is_group else 0)
             self._add(self._last * max(times - 1, 0))
         if self._source.startswith("?", self._at):
@@ -428,7 +428,7 @@ class _Reader:
         return self._character_escape()
 
     def _character_escape(self) -> str:
-        """An escape that stands for one character, or for a class of them, in a set and outside."""
+        """An escape for one character or a class, in a set and outside."""
         character = self._source[self._at]
         self._at += 1
         if character in "dDwWsS":
@@ -448,7 +448,7 @@ class _Reader:
         return _literal(character)
 
     def _set(self) -> str:
-        """`[...]`, from behind the bracket on."""
+        """`[...]`, after the opening bracket."""
         negated = self._source.startswith("^", self._at)
         self._at += negated
         parts: list[str] = []
@@ -459,7 +459,7 @@ class _Reader:
             if self._source.startswith("-", self._at) and self._source[self._at + 1 : self._at + 2] not in ("", "]"):
                 self._at += 1
                 high = self._set_atom()
-                # A class is no end of a range: then the hyphen means itself.
+                # A class cannot end a range: then the hyphen is literal.
                 parts += [low, r"\x2d", high] if _is_class(low) or _is_class(high) else [f"{low}-{high}"]
             else:
                 parts.append(low)
@@ -482,7 +482,7 @@ class _Reader:
 
 
 def _literal(character: str) -> str:
-    """The character itself, in a set and outside, whatever else it could mean."""
+    """The literal character, in a set and outside."""
     number = ord(character)
     if character.isascii() and character.isalnum():
         return character
@@ -490,7 +490,7 @@ def _literal(character: str) -> str:
 
 
 def _bounded(count: str) -> str:
-    """More often than the text is long is as good as once more than that."""
+    """A count beyond the text's length means the same as one more than that."""
     return str(min(int(count), MAX_SUBJECT_LENGTH + 1)) if count else ""
 
 

@@ -1,7 +1,6 @@
-"""The log formatter of every handler: one line a record, without control characters.
+"""The log formatter of every handler: one line per record, without control characters.
 
-A record is one line, and nothing in it is a control character. A traceback, whose text may be a container's, stands in
-lines below it, each of them indented: no line but a record's own begins with a time.
+A traceback, whose text may be a container's, follows in indented lines: only records begin with a time.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from types import TracebackType
 from autoforward.core.text import one_line
 
 MAX_TRACEBACK_LINES = 60
-"""The first and the last of them; a message may hold any number of line ends."""
+"""The first and last lines; a message may contain any number."""
 
 INDENT = "    "
 
@@ -20,7 +19,7 @@ _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tup
 
 
 class RecordFormatter(logging.Formatter):
-    """As `logging.Formatter`, in printable lines of bounded length."""
+    """As `logging.Formatter`, with printable lines of bounded length."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # as logging calls it
         return one_line(super().formatMessage(record))
@@ -41,6 +40,6 @@ def _indented(text: str) -> str:
 
 
 def line_handler(handler: logging.Handler, form: str) -> logging.Handler:
-    """The handler, with lines of that form."""
+    """Set the formatter of `handler` to this format; returns it."""
     handler.setFormatter(RecordFormatter(form))
     return handler

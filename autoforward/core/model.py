@@ -1,7 +1,7 @@
 """The values that packages exchange: frozen, comparable, without behaviour.
 
-Vocabulary is that of SPEC.md, "Words". The side is always in the name: `host_port` is on the user's machine,
-`container_port` in the container. Addresses are text in their usual form (`127.0.0.1`, `::1`).
+The vocabulary is that of SPEC.md, "Words". Names say the side: `host_port` is on the user's machine, `container_port`
+in the container. Addresses are text in canonical form (`127.0.0.1`, `::1`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ON_THE_HOST = "the container is on the host's network: its ports are on the host
 """Why no port of a session is forwarded."""
 
 FIRST_UNPRIVILEGED = 1024
-"""The first host port that any user may bind, on a system that was not told otherwise."""
+"""The first host port that any user may bind by default."""
 
 ON_AUTO_FORWARD: tuple[OnAutoForward, ...] = (
     "notify",
@@ -56,10 +56,10 @@ ON_AUTO_FORWARD: tuple[OnAutoForward, ...] = (
 
 
 class ForwardKey(NamedTuple):
-    """What a forward is about, within one session.
+    """The identity of a forward within one session.
 
-    `container_host` is None for the container itself, else a name or address as seen from the container. `pin` is None for
-    the ordinary forward of a port, and the host port of one that was asked for in addition to it.
+    `container_host` is None for the container itself, else a name or address as seen from the container. `pin` is None
+    for the ordinary forward of a port, and the host port of an additional one.
     """
 
     transport: Transport
@@ -69,24 +69,24 @@ class ForwardKey(NamedTuple):
 
     @property
     def ordinary(self) -> ForwardKey:
-        """The key of the ordinary forward of the same port: what is known of the port is known by this one."""
+        """The key of the ordinary forward of the same port, under which facts about the port are stored."""
         return self._replace(pin=None)
 
 
 class ServerProcess(NamedTuple):
-    """Who listens: the arguments joined by spaces, at most 1,024 characters, and what of it may be shown or written."""
+    """The process that listens: its arguments joined by spaces, at most 1,024 characters, and the masked form."""
 
     command_line: str
     shown: str
 
     def __repr__(self) -> str:
-        """Without what may not be written: it stands in the text of faults."""
+        """Without the unmasked command line, because the repr appears in error messages."""
         return f"<ServerProcess {self.shown}>"
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Listener:
-    """A listening socket in the container, as the kernel shows it (`address` may be a wildcard)."""
+    """A listening socket in the container, as the kernel reports it (`address` may be a wildcard)."""
 
     transport: Transport
     container_port: int
@@ -94,15 +94,15 @@ class Listener:
 
 
 Snapshot = tuple[Listener, ...]
-"""Complete, sorted and without duplicates, so that "nothing changed" is one comparison."""
+"""Complete, sorted and without duplicates, so that "no change" is one comparison."""
 
 
 @dataclass(frozen=True, slots=True)
 class PortSpec:
-    """One port that is named. `text` is the SPEC as written; `host_port` is set when it is pinned.
+    """One named port. `text` is the SPEC as written; `host_port` is set when it is pinned.
 
-    `is_own`: the user says so outside of the workspace, so that what else the user excludes does not bind it.
-    `is_additional`: the port has a forward on another number, which stays; see `settings.told_apart`.
+    `is_own`: the user named it outside the workspace, so the user's other exclusions do not apply.
+    `is_additional`: the port also has a forward on another number, which stays; see `session_record.told_apart`.
     """
 
     text: str
@@ -120,13 +120,13 @@ class PortSpec:
 
     @property
     def number(self) -> int:
-        """The host port that it is on, if it can be."""
+        """The host port that it prefers."""
         return self.host_port or self.container_port
 
 
 @dataclass(frozen=True, slots=True)
 class PortAttributes:
-    """Resolved attributes of one port (`portsAttributes` / `otherPortsAttributes`), None where nothing was said."""
+    """Resolved attributes of one port (`portsAttributes` / `otherPortsAttributes`); None if not set."""
 
     label: str | None = None
     protocol: AppProtocol | None = None
@@ -139,7 +139,7 @@ class PortAttributes:
 
 @dataclass(frozen=True, slots=True)
 class DialAddress:
-    """Where a relay connects to, from inside the container: an address (v4 or v6) or a host name, and a port."""
+    """Where a relay connects, from inside the container: an address (v4 or v6) or host name, and a port."""
 
     host: str
     port: int
@@ -152,13 +152,13 @@ class DialAddress:
 def dials_for(
     dials: tuple[DialAddress, ...], from_ipv6: tuple[DialAddress, ...], *, ipv6: bool
 ) -> tuple[DialAddress, ...]:
-    """What a client of the host's IPv6 address (`ipv6`), or of its IPv4 address, is led to. `from_ipv6` empty: the same."""
+    """The dials for a client of the host's IPv6 address (`ipv6`) or its IPv4 address. `from_ipv6` empty: the same for both."""
     return from_ipv6 if ipv6 and from_ipv6 else dials
 
 
 @dataclass(frozen=True, slots=True)
 class LaneCapabilities:
-    """What a lane can do; shown in `status` and `doctor`."""
+    """What a lane can do, as in `status` and `doctor`."""
 
     half_close: bool
     udp: bool
@@ -173,11 +173,11 @@ IN_FOLDER = " in "
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What stays when a container is rebuilt; the key of sticky leases.
+    """What survives a rebuild of the container; the key of sticky leases.
 
     `engine` is the endpoint; `anchor` is `workspace:<folder>:<config file>`, `compose:<project> in <folder>` (without
-    ` in <folder>` where the project's folder is not known) or `name:<name>`; `service` and `instance` tell compose services
-    apart.
+    ` in <folder>` if the project's folder is unknown) or `name:<name>`; `service` and `instance` distinguish compose
+    services.
     """
 
     engine: str
@@ -197,19 +197,19 @@ class Identity:
 
     @property
     def is_name(self) -> bool:
-        """Whether it is nothing but the container's name: another container of that name need not have to do with it."""
+        """Whether it is only the container's name: another container of that name may be unrelated."""
         return self.anchor.startswith(NAME_ANCHOR)
 
 
 FOUND_SOURCE = "the socket of "
-"""Whose, follows."""
+"""Prefix of a source; the engine's name follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """What proves who is who on TLS: PEM files, absolute paths. `verify` False: any certificate of the engine's will do.
+    """Files for TLS: PEM, absolute paths. `verify` False: accept any certificate of the engine.
 
-    `ca` None: the authorities that the system trusts. `cert` and `key` None: the engine asks for no client certificate.
+    `ca` None: the system's authorities. `cert` and `key` None: no client certificate.
     """
 
     ca: str | None
@@ -220,10 +220,10 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True)
 class EngineEndpoint:
-    """Where the engine is and, in words, where that was read. Frozen for a session.
+    """Where the engine is, and where that was read. Fixed for a session.
 
-    `host`: `unix:///path`, `tcp://host:port`, `ssh://[user@]host[:port][/path]`. `tls` is for TCP; `ssh_auth_sock` is the
-    socket of the ssh agent that the caller had.
+    `host`: `unix:///path`, `tcp://host:port`, `ssh://[user@]host[:port][/path]`. `tls` is for TCP; `ssh_auth_sock` is
+    the caller's ssh agent socket.
     """
 
     host: str
@@ -233,23 +233,23 @@ class EngineEndpoint:
 
     @property
     def socket_path(self) -> str | None:
-        """The file of an engine on a local socket; None for one elsewhere."""
+        """The file of an engine on a local socket, else None."""
         return self.host.removeprefix("unix://") if self.host.startswith("unix://") else None
 
     @property
     def is_found(self) -> bool:
-        """Whether nothing names it: it was found at a well-known socket."""
+        """Whether it was found at a well-known socket, without being configured."""
         return self.source.startswith(FOUND_SOURCE)
 
     @property
     def key(self) -> tuple[str, TlsFiles | None]:
-        """The same for all ways to name one engine that are reached with the same proofs."""
+        """The same for all names of one engine with the same credentials."""
         return self.host, self.tls
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedPort:
-    """A port that the engine itself publishes (`docker run -p`)."""
+    """A port that the engine publishes (`docker run -p`)."""
 
     transport: Transport
     container_port: int
@@ -259,7 +259,7 @@ class PublishedPort:
 
 @dataclass(frozen=True, slots=True)
 class ContainerInfo:
-    """What the engine says of one container, boiled down to what we act on.
+    """The part of the engine's description of a container that autoforward uses.
 
     `labels` are the container's own only (`identity.labels.own_labels`): an image cannot claim a folder or a project.
     """
@@ -276,30 +276,30 @@ class ContainerInfo:
     user: str = ""
     writable_volumes: tuple[str, ...] = ()
     other_mounts: tuple[str, ...] = ()
-    """Paths that the engine cannot put a file at."""
+    """Paths at which the engine cannot write files."""
     bind_sources: tuple[str, ...] = ()
-    """Paths of the engine's machine that it has mounted and may write."""
+    """Paths of the engine's machine that it mounts writable."""
     read_only: bool = False
-    """Whether its file system, but for mounts, cannot be written."""
+    """Whether its file system, except mounts, is read-only."""
     network_of: str | None = None
-    """The id of the container whose network this one uses, None where it has its own (or the host's)."""
+    """The id of the container whose network it uses; None for its own (or the host's)."""
     started_at: str = ""
-    """When it was last started, in the engine's words: another one after each restart."""
+    """When it was last started, as the engine writes it: differs after each restart."""
     may_forge: bool = True
-    """Whether it may send what looks like another's on its networks (NET_RAW)."""
+    """Whether it may spoof addresses on its networks (NET_RAW)."""
     image_platform: str = ""
-    """Which platform of its image it is of, where one id stands for several; see `identity.containers.platform_of`."""
+    """Its platform, if the image id stands for several; see `own_labels.platform_of`."""
     image_metadata: str | None = None
-    """The label `devcontainer.metadata` where it came with the image: the one label that images have by design."""
+    """The label `devcontainer.metadata` if it came with the image, where it belongs by design."""
     networks: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
-    """Ids of the networks that it is on, and names of the volumes that it mounts, anonymous ones included."""
+    """Ids of its networks, and names of the volumes that it mounts, anonymous ones included."""
     names: tuple[str, ...] = ()
-    """Other names under which it finds itself, in lower case: hostname, aliases; also those of the one whose network it uses."""
+    """Other names that resolve to it, in lower case: hostname, aliases; also those of the owner of its network."""
 
     @property
     def namespace(self) -> str:
-        """What containers have in common that share a network namespace."""
+        """The key that containers in one network namespace share."""
         return self.network_of or self.container_id
 
     @property
@@ -322,7 +322,7 @@ class ContainerInfo:
 
     @property
     def metadata(self) -> str | None:
-        """The label `devcontainer.metadata`, the container's own or its image's: what an image says of ports counts."""
+        """The label `devcontainer.metadata`, the container's own or its image's: an image may set ports."""
         return self.labels.get(LABEL_METADATA, self.image_metadata)
 
     @property
@@ -331,17 +331,17 @@ class ContainerInfo:
 
     @property
     def project_folder(self) -> str | None:
-        """The folder of the compose project: two projects of one name are told apart by it."""
+        """The compose project's folder: it distinguishes projects of one name."""
         return self.labels.get(LABEL_PROJECT_FOLDER)
 
     @property
     def service(self) -> str | None:
-        """The compose service; a one-off is an instance of none."""
+        """The compose service; a one-off container has none."""
         return None if self.is_one_off else self.labels.get(LABEL_SERVICE)
 
     @property
     def is_one_off(self) -> bool:
-        """Whether `docker compose run` has started it."""
+        """Whether `docker compose run` started it."""
         return self.labels.get(LABEL_ONE_OFF, "False").lower() == "true"
 
     @property

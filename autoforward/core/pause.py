@@ -1,15 +1,15 @@
-"""Whether a container is paused, for who hears nothing of it: the engine is asked once, and says so or not."""
+"""Ask the engine once whether a silent container is paused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-ENGINE_WORD_S = 5.0
-"""How long the engine has to say whether a silent container is paused."""
+PAUSE_ANSWER_TIMEOUT_S = 5.0
+"""How long the engine has to answer."""
 
 
 class PauseQuestion:
-    """`ask` is called once until there is an answer; the owner sets `is_asked` back when it hears something."""
+    """`ask` calls the function once until there is an answer; the owner resets `is_asked` when the container sends something."""
 
     def __init__(self, ask: Callable[[], None]) -> None:
         self._ask = ask
@@ -22,7 +22,7 @@ class PauseQuestion:
             self._ask()
 
     def answer(self, paused: bool) -> bool:
-        """Take what the engine says; False where nothing has changed: it was running, and is."""
+        """Take the engine's answer; False if nothing changed: it was running, and is."""
         if not paused and not self.is_paused:
             return False
         self.is_paused, self.is_asked = paused, False

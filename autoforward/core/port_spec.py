@@ -1,4 +1,4 @@
-"""Port SPECs: the text in which a user names ports, on the command line and in devcontainer.json, as values.
+"""Port SPECs: how users name ports on the command line and in devcontainer.json, parsed to values.
 
     N                 port N of the container; the host port may be another one if N is taken
     LOCAL:REMOTE      pinned: host port LOCAL and no other
@@ -25,22 +25,22 @@ from autoforward.core.model import PortSpec, Transport
 GRAMMAR = "N | LOCAL:REMOTE | HOST:PORT | LOCAL:HOST:REMOTE | A-B | A-B:C-D, each with /tcp or /udp if wanted"
 
 MAX_PORT = 65535
-# Each forward costs two sockets of the host and a row: a slip like 1-65535 must not get far.
+# Each forward costs two host sockets and a row: a typo like 1-65535 must not get far.
 MAX_RANGE_SIZE = 1000
 # Nothing valid is longer than a DNS name (253) and two ports.
 MAX_SPEC_LENGTH = 300
 
 _DIGITS = re.compile(r"[0-9]+")
 _RANGE = re.compile(r"([0-9]+)-([0-9]+)")
-# Stricter than needed on purpose: the name ends up in command lines inside the container, where `,` and `;`
-# mean something.
+# Stricter than necessary on purpose: the name is used in command lines inside the container, where `,` and `;` have a
+# meaning.
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
 _BRACKETED = re.compile(r"\[([0-9A-Fa-f:.]+)\]")
 _PART = re.compile(r"\[[^\]]*\]|[^:\[\]]*")
 
 
 class _BadPartError(ValueError):
-    """Why a SPEC is refused, before it is known which SPEC it was."""
+    """Why a SPEC is refused; the caller adds the SPEC."""
 
 
 def parse_port_spec(text: str) -> tuple[PortSpec, ...]:
@@ -57,7 +57,7 @@ def parse_port_spec(text: str) -> tuple[PortSpec, ...]:
 def parse_port_set(text: str) -> tuple[tuple[int, int], ...]:
     """Parse `3000,8000-8010` (as for `--exclude`) into inclusive (low, high) pairs, in the order written.
 
-    Raises UsageError on anything else. Ranges are not bounded here: excluding costs nothing.
+    Raises UsageError otherwise. Ranges are not bounded here: excluding costs nothing.
     """
     try:
         return tuple(dict.fromkeys(_parse_bounds(part.strip()) for part in text.split(",")))
@@ -66,7 +66,7 @@ def parse_port_set(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def parse_host(text: str) -> str | None:
-    """Return the host in its usual form, or None for a name of the container itself.
+    """Return the host in canonical form, or None for a name of the container itself.
 
     `text` is a name, an IPv4 address, or an IPv6 address with or without brackets. Raises ValueError.
     """
@@ -85,7 +85,7 @@ def parse_host(text: str) -> str | None:
 
 
 def is_own_name(host: str | None, own: Collection[str]) -> bool:
-    """Whether `host` is one of the names that the container itself has; `own` are in lower case."""
+    """Whether `host` is one of the container's own names; `own` is in lower case."""
     return host is not None and host.lower() in own
 
 
@@ -118,7 +118,7 @@ def decode_port_spec(data: Mapping[str, Any]) -> PortSpec:
 
 
 def is_port(value: object) -> TypeGuard[int]:
-    """Return whether `value` is an int in 1-65535 (a bool is none)."""
+    """Whether `value` is an int in 1-65535 (not a bool)."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PORT
 
 
@@ -154,7 +154,7 @@ def _split_transport(text: str) -> tuple[str, Transport]:
 
 
 def _split_parts(body: str) -> list[str]:
-    """Split at the colons that are not inside brackets."""
+    """Split at the colons outside brackets."""
     parts: list[str] = []
     position = 0
     while True:
@@ -197,7 +197,7 @@ def _parse_port(text: str) -> int:
         raise _BadPartError("a port is missing")
     if not _DIGITS.fullmatch(text):
         raise _BadPartError(f"{_shown(text)} is not a port")
-    # The length check keeps int() away from absurd input; leading zeros would hide typing errors.
+    # The length check keeps int() away from huge input; leading zeros would hide typos.
     port = int(text) if len(text) <= 5 else MAX_PORT + 1
     if not 1 <= port <= MAX_PORT or text[0] == "0":
         raise _BadPartError(f"{_shown(text)} is not in 1-{MAX_PORT}")

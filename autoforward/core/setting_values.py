@@ -1,6 +1,6 @@
-"""Single values of settings: what a file, a variable or a flag holds, checked and put into our form. Pure.
+"""Single values of settings from a file, a variable or a flag: checked and normalised. Pure.
 
-Each `parse_*` raises SettingError, whose path begins below the key that the value belongs to.
+Each `parse_*` raises SettingError, whose path starts below the value's key.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ MAX_WAIT_FOR_SERVER_S = 5.0
 
 DEFAULT_MAX_PORTS = 128
 HIGHEST_MAX_PORTS = 1000
-"""Forwards of one session, and ports that it shows without forwarding them: a container must not be able to take every
-port of the host, nor to fill the list and the log of events."""
+"""Forwards of one session, and ports shown without a forward: a container must not take every host port, nor fill the
+list and the event log.
+"""
 
 MAX_ITEMS = 1000
-"""Of one key. No person writes so many by hand; a wrong file must not cost memory and time."""
+"""Per key. No user writes so many by hand; a wrong file must not cost memory and time."""
 
 _PORTS = re.compile(r"[0-9,\s-]*")
 
 
 class SettingError(ValueError):
-    """A value that is not valid. `path` leads to it: the key, and what is below it; `key` is the path for people."""
+    """An invalid value. `path` leads to it: the key, and what is below it; `key` is the path for people."""
 
     def __init__(self, path: Sequence[str], problem: str) -> None:
-        # An image's label names keys too, and these words go to a terminal.
+        # An image's label also names keys, and this text is shown on a terminal.
         self.key = ".".join(name if name.isprintable() and len(name) <= 80 else shown(name) for name in path)
         super().__init__(f"{self.key}: {problem}")
         self.path = tuple(path)
@@ -49,7 +50,7 @@ class PortFilter:
     processes: tuple[str, ...] = ()
 
     def has(self, container_port: int, command_line: str | None = None) -> bool:
-        """Whether it speaks of this port; an expression does only where the server is known."""
+        """Whether it selects this port; an expression does only if the server is known."""
         if any(low <= container_port <= high for low, high in self.ranges):
             return True
         return command_line is not None and any(one.is_in(command_line) for one in compiled(self.processes))
@@ -60,7 +61,7 @@ NOTHING = PortFilter()
 
 @dataclass(frozen=True, slots=True)
 class LocalPorts:
-    """Container ports `low` to `high` have the host ports from `host_low` on."""
+    """Container ports `low` to `high` get the host ports from `host_low` on."""
 
     low: int
     high: int
@@ -72,7 +73,7 @@ class LocalPorts:
 
 
 def host_port_for(local_ports: Iterable[LocalPorts], container_port: int) -> int | None:
-    """The host port that `localPorts` gives this port of the container."""
+    """The host port that `localPorts` assigns to this container port."""
     for one in local_ports:
         if one.low <= container_port <= one.high:
             return one.host_low + container_port - one.low
@@ -86,7 +87,10 @@ def parse_local_ports(value: object) -> tuple[LocalPorts, ...]:
     if len(value) > MAX_ITEMS:
         raise SettingError((), f"more than {MAX_ITEMS} entries")
     found: list[LocalPorts] = []
-    has_local, is_local = bytearray(MAX_PORT + 1), bytearray(MAX_PORT + 1)  # a thousand ranges, each against all others
+    has_local, is_local = (
+        bytearray(MAX_PORT + 1),
+        bytearray(MAX_PORT + 1),
+    )  # linear in the ranges
     for name, local in value.items():
         low, high = _parse_range(str(name), "container port")
         try:
@@ -164,7 +168,7 @@ def _parse_expression(text: str, budget: Budget) -> str:
 
 
 def parse_trust(value: object) -> tuple[str, ...]:
-    """`trust`: a list of folders, in which `*`, `?` and `**` may stand for names and for whole paths."""
+    """`trust`: a list of folder patterns; `*` and `?` match within a name, `**` matches any path."""
     for item in (items := _items(value)):
         if not isinstance(item, str) or not item.startswith(("/", "~/")) or "\0" in item:
             raise SettingError((), f"{shown(item)} is not a folder that begins with / or ~/")
@@ -180,7 +184,7 @@ def _items(value: object) -> list[object]:
 
 
 def parse_bind(value: object) -> str:
-    """An IP address, in its usual form. Raises SettingError."""
+    """An IP address, in canonical form. Raises SettingError."""
     try:
         return str(ipaddress.ip_address(value if isinstance(value, str) else ""))
     except ValueError:

@@ -1,7 +1,7 @@
-"""Settings: what devcontainer.json (`customizations.autoforward`), `.autoforward.toml` and `config.toml` may say.
+"""Settings: the content of devcontainer.json (`customizations.autoforward`), `.autoforward.toml` and `config.toml`.
 
-Values to values: tables, as JSON and TOML parse to, become `Settings`; several `Settings`, the most important first, become
-one. Files are read in `config.files`. A key that is not set is None, which is what lets the next layer speak.
+Tables, as parsed from JSON and TOML, become `Settings`; several `Settings`, most important first, become one.
+`config.files` reads the files. An unset key is None, so that the next layer decides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from autoforward.core.setting_values import SettingError
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One layer, or several put together. None: not set."""
+    """One layer, or several merged. None: not set."""
 
     local_ports: tuple[setting_values.LocalPorts, ...] | None = None
     forwards: tuple[PortSpec, ...] | None = None
@@ -38,7 +38,7 @@ class Settings:
     wait_for_server_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The table that says this; `parse_settings` is the inverse."""
+        """The table for these settings; the inverse of `parse_settings`."""
         return {
             name: _encode(name, value) for name, key in KEYS.items() if (value := getattr(self, key.field)) is not None
         }
@@ -57,7 +57,7 @@ def layered(*layers: Settings) -> Settings:
 
 
 def parse_settings(table: object) -> Settings:
-    """The settings of a parsed file. Raises SettingError for the first thing in it that is not valid."""
+    """The settings of a parsed file. Raises SettingError for the first invalid value."""
     if not isinstance(table, Mapping):
         raise SettingError((), f"expected a table of settings, not {setting_values.shown(table)}")
     values: dict[str, Any] = {}
@@ -73,7 +73,7 @@ def parse_settings(table: object) -> Settings:
 
 
 def settings_from_environment(environ: Mapping[str, str]) -> Settings:
-    """The settings that variables give; an empty one gives none. Raises UsageError that names the variable."""
+    """The settings from environment variables; an empty one is unset. Raises UsageError that names the variable."""
     values: dict[str, Any] = {}
     for key in KEYS.values():
         text = environ.get(key.variable, "").strip() if key.variable else ""
@@ -88,7 +88,7 @@ def settings_from_environment(environ: Mapping[str, str]) -> Settings:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A setting: our name of it, how its value is parsed, and the variable that gives it, if it is a single value."""
+    """A setting: its name in code, its parser, and its environment variable if it is a single value."""
 
     field: str
     parse: Callable[[object], object]
@@ -111,14 +111,14 @@ KEYS: Mapping[str, Key] = {
     "auto": Key("auto", setting_values.parse_flag, "AUTOFORWARD_AUTO"),
     "waitForServer": Key("wait_for_server_s", setting_values.parse_wait_for_server, "AUTOFORWARD_WAIT_FOR_SERVER"),
 }
-"""By the name in files."""
+"""By their names in files."""
 
 _NUMBERS = (setting_values.parse_max_ports, setting_values.parse_interval, setting_values.parse_wait_for_server)
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 def _from_text(text: str, parse: Callable[[object], object]) -> object:
-    """A variable's text as the value that a file would hold, or as it is: the parser then says what is wrong with it."""
+    """A variable's text as the value that a file would hold; unchanged if it is invalid, so that the parser reports it."""
     if parse is setting_values.parse_flag:
         return _WORDS.get(text.lower(), text)
     if len(text) <= 20 and parse in _NUMBERS:

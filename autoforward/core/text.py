@@ -5,19 +5,19 @@ from __future__ import annotations
 import unicodedata
 
 MAX_LINE = 2000
-"""Characters of a line of the log, and of a line for people."""
+"""Longest line of the log, and of a message."""
 
 MAX_LINE_BYTES = 1024
-"""Bytes of a line that a program in the container writes outside a frame, and of a line on its stderr."""
+"""Longest line that a program in the container writes outside a frame or on its stderr."""
 
 
 def printable(text: str, instead: str = "�") -> str:
-    """On one line: each control character (also one that changes the direction of writing) becomes `instead`."""
+    """On one line: each control character (including those that change the writing direction) becomes `instead`."""
     return text if text.isprintable() else "".join(char if char.isprintable() else instead for char in text)
 
 
 def one_line(text: str, limit: int | None = MAX_LINE) -> str:
-    """On one line of at most `limit` characters; what is not printable can be seen: `\\n`, `\\x1b`, `\\u202e`."""
+    """On one line of at most `limit` characters; unprintable characters are escaped: `\\n`, `\\x1b`, `\\u202e`."""
     if limit is not None and len(text) > limit:
         text = f"{text[: limit - 1]}…"
     if not text.isprintable():
@@ -34,7 +34,7 @@ def _visible(char: str) -> str:
 
 
 class LineSplitter:
-    """Bytes in, lines out, bounded: what exceeds MAX_LINE_BYTES in a line is dropped, the line's start is kept."""
+    """Bytes in, lines out, bounded: a line is cut at MAX_LINE_BYTES."""
 
     def __init__(self) -> None:
         self._partial = b""

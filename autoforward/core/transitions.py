@@ -1,4 +1,4 @@
-"""The states of a machine and what may follow what, as a table that tests walk. Pure."""
+"""A state machine's transitions as a table that tests walk. Pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ S = TypeVar("S")
 
 
 class Transitions(Generic[S]):
-    """`table[state]` holds the states that may follow; a state that has none is final. Staying in a state is allowed."""
+    """`table[state]` holds the possible next states; a state without any is final. Staying in a state is allowed."""
 
     def __init__(self, table: Mapping[S, Collection[S]]) -> None:
         self.table = table
 
     def to(self, before: S, after: S) -> S:
-        """`after`. Raises RuntimeError where the table does not lead there: a fault of the program."""
+        """Returns `after`. Raises RuntimeError if the table does not allow it: a bug."""
         if after != before and after not in self.table[before]:
             raise RuntimeError(f"{before} does not become {after}")
         return after

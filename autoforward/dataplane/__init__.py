@@ -1,1 +1,1 @@
-"""One thread that carries every byte: listeners, relays, far ends, splicing, UDP."""
+"""The thread that carries every byte: listeners, relays, far ends, splicing, UDP."""

@@ -1,4 +1,4 @@
-"""The agents of all sessions in the data plane: one in use each, and retired ones until their last connection ends."""
+"""The agents of all sessions in the data plane: one current per session, and retired ones until their last connection ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autoforward.net.loop import Loop
 
 
 class Agents:
-    """By session. All calls are made in the data plane's thread; `notify` is how control hears of it."""
+    """Muxes by session. Data plane thread only; `notify` sends events to control."""
 
     def __init__(
         self, loop: Loop, notify: Callable[[messages.PlaneEvent], None], is_behind: Callable[[], bool]
@@ -26,7 +26,7 @@ class Agents:
         return f"<Agents {len(self._working)}>"
 
     def get(self, session_id: str) -> Mux | None:
-        """The mux of this session, while connections can be opened on it."""
+        """The session's mux, if connections can be opened on it."""
         mux = self._working.get(session_id)
         return mux if mux is not None and mux.is_up else None
 

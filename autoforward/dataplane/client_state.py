@@ -1,8 +1,8 @@
 """Tell a client's close() from its shutdown(SHUT_WR) and from a reset.
 
-TCP sends the same FIN for a close and for a shutdown. The kernel knows: on Linux a local client's own row in
+TCP sends the same FIN for close and shutdown. The kernel knows more: on Linux the row of a local client in
 /proc/net/tcp{,6} loses its inode once no descriptor holds the socket. Elsewhere, and for clients of other machines,
-the three cannot be told apart, and no client is reported.
+the cases are indistinguishable, and no client is reported.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from autoforward.net.loop import Loop, Timer
 _TABLES = {socket.AF_INET: "/proc/net/tcp", socket.AF_INET6: "/proc/net/tcp6"}
 
 _CLOSE = 7
-"""TCP_CLOSE of <netinet/tcp_states.h>: our own side, after a reset."""
+"""TCP_CLOSE of <netinet/tcp_states.h>: the state of this side after a reset."""
 
 
 def closed_peers(sockets: Iterable[socket.socket]) -> set[socket.socket]:
-    """Those of the connected server-side sockets whose client, on this host, holds its end no more. Never raises."""
+    """Those connected server-side sockets whose client, on this host, has closed its end. Never raises."""
     if sys.platform != "linux":
         return set()
     gone: set[socket.socket] = set()
@@ -31,7 +31,7 @@ def closed_peers(sockets: Iterable[socket.socket]) -> set[socket.socket]:
     for sock in sockets:
         try:
             ours, theirs = sock.getsockname(), sock.getpeername()
-        except OSError:  # ENOTCONN: reset, which is not ours to tell
+        except OSError:  # ENOTCONN: reset, which `reset_peers` reports
             continue
         for family, local, remote in _client_rows(sock, theirs, ours):
             if family not in tables:
@@ -47,21 +47,21 @@ def closed_peers(sockets: Iterable[socket.socket]) -> set[socket.socket]:
 def _client_rows(
     sock: socket.socket, theirs: tuple[str, int], ours: tuple[str, int]
 ) -> Iterator[tuple[socket.AddressFamily, tuple[str, int], tuple[str, int]]]:
-    """Where the client's end may be listed, as (table, its address, ours)."""
+    """Where the client's end may be listed, as (table, its address, the server's)."""
     yield socket.AddressFamily(sock.family), theirs, ours
-    if sock.family == socket.AF_INET:  # some (every JVM) connect to v4 addresses with v6 sockets
+    if sock.family == socket.AF_INET:  # some clients (every JVM) connect to v4 addresses with v6 sockets
         yield socket.AF_INET6, ("::ffff:" + theirs[0], theirs[1]), ("::ffff:" + ours[0], ours[1])
 
 
 def _read_table(family: socket.AddressFamily) -> bytes:
     try:
         return Path(_TABLES[family]).read_bytes()
-    except (OSError, KeyError):  # tells nothing: no client is reported
+    except (OSError, KeyError):  # unreadable: no client is reported
         return b""
 
 
 def reset_peers(sockets: Iterable[socket.socket]) -> set[socket.socket]:
-    """Those of the connected sockets that a reset has closed, which shows only to who reads or writes. Never raises."""
+    """Those connected sockets that were reset, which otherwise only a read or write shows. Never raises."""
     if sys.platform != "linux":
         return set()
     return {sock for sock in sockets if _is_reset(sock)}
@@ -81,7 +81,7 @@ def row_token(family: int, local: tuple[str, int], remote: tuple[str, int]) -> b
 
 def _hex(family: int, address: tuple[str, int]) -> str:
     packed = socket.inet_pton(family, address[0])
-    # Each 32-bit word is printed as a number of the host's own byte order.
+    # Each 32-bit word is printed as a number in host byte order.
     words = struct.unpack(f"={len(packed) // 4}I", packed)
     return "".join(f"{word:08X}" for word in words) + f":{address[1]:04X}"
 
@@ -97,7 +97,7 @@ def _inode(table: bytes, token: bytes) -> bytes | None:
 
 
 class ClosedClientPoller:
-    """An eye on clients that are not read: a reset does not show there, and a full close looks like a half."""
+    """Polls clients that are not being read: there a reset does not show, and a full close looks like a half-close."""
 
     def __init__(self, loop: Loop, interval_s: float) -> None:
         self._loop = loop
@@ -106,7 +106,7 @@ class ClosedClientPoller:
         self._timer: Timer | None = None
 
     def watch(self, relay: Relay) -> None:
-        """Until it is read again, or ends."""
+        """Until the relay reads again or ends."""
         self._relays.add(relay)
         if self._timer is None:
             self._timer = self._loop.call_later(self._interval_s, self._poll)
@@ -120,7 +120,7 @@ class ClosedClientPoller:
         clients = {relay.client: relay for relay in self._relays if relay.client is not None}
         for client in reset_peers(clients):
             clients.pop(client).cut("the client broke off")
-        # Only of a client whose FIN was read is everything known that it sent.
+        # Only after a client's FIN has it sent everything.
         for client in closed_peers(client for client, relay in clients.items() if relay.client_ended):
             self._relays.discard(clients[client])
             clients[client].client_has_gone()

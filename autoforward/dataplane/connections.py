@@ -1,4 +1,4 @@
-"""What connections have in common: how many may be open, and how forwards are drained of them."""
+"""What connections share: their limit, and the drain of forwards."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from autoforward.dataplane.relay import Relay
 from autoforward.net.loop import Loop
 
 MAX_CONNECTIONS = 4096
-"""Of one forward; as many as an agent's streams. With fewer descriptors a quarter of those: no forward takes all."""
+"""Per forward: as many as an agent's streams, and at most a quarter of the descriptors, so that no forward takes all."""
 
 RESERVED_DESCRIPTORS = 64
-"""Kept from clients: for commands, the registry, the engine, new listeners."""
+"""Reserved for commands, the registry, the engine and new listeners."""
 
 
 class ConnectionLimits:
-    """As of the moment in which it is made: descriptors are raised before the data plane begins."""
+    """Reads the descriptor limit once: it is raised before the data plane starts."""
 
     def __init__(self, most: int = MAX_CONNECTIONS) -> None:
         self._descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._of_one = min(most, self._descriptors // 4)
 
     def refusal_reason(self, descriptor: int, are_open: int) -> str | None:
-        """Why a forward with so many open connections cannot have this new one; None: it can.
+        """Why a forward with `are_open` connections may not have one more; None if it may.
 
-        The kernel gives the lowest descriptor that is free: a high one says how many are in use.
+        The kernel assigns the lowest free descriptor: a high one shows how many are in use.
         """
         if are_open >= self._of_one:
             return f"{are_open} connections are open, and one forward may have no more"
@@ -36,7 +36,7 @@ class ConnectionLimits:
 
 
 class Drains:
-    """`begin` one, `settle` whenever a relay has ended. `open_relays(forward_ids)` says what is open of those."""
+    """`begin` a drain, and `settle` after every relay's end. `open_relays(forward_ids)` returns the open relays."""
 
     def __init__(self, loop: Loop, open_relays: Callable[[Collection[str]], list[Relay]]) -> None:
         self._loop = loop
@@ -49,7 +49,7 @@ class Drains:
         self.settle()
 
     def settle(self) -> None:
-        """Tell those whose last relay has ended."""
+        """Complete the drains whose last relay has ended."""
         for drain in [drain for drain in self._drains if not self._open_relays(drain.forward_ids)]:
             self._drains.remove(drain)
             drain.done.set_result(True)

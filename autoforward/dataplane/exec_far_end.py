@@ -1,8 +1,8 @@
-"""A relay's far end on an exec stream of its own: one process in the container (socat, nc, bash) per connection.
+"""A relay's far end with its own exec stream: one process in the container (socat, nc, bash) per connection.
 
 stdin and stdout carry the bytes. stderr carries what `lanes.tool_output` parses: the process's pid, that it has
-connected, that an address did not answer, that the server has closed. Ending it early takes more than closing the stream (the
-process would stay): its stdin is ended, then the session's watcher is asked to kill it, then to kill it for good.
+connected, that an address did not answer, that the server has closed. Closing the stream does not end the process, so
+an abort ends its stdin, then asks the session's watcher to TERM it, then to KILL it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from autoforward.net.write_buffer import WriteBuffer
 log = logging.getLogger(__name__)
 
 MAX_HELD_BYTES = 512 * 1024
-"""Said by the server before we know that there is a process; the two streams of one may come in any order."""
+"""The server's first bytes before the process has announced itself: stdout and stderr may arrive in any order."""
 
 MAX_LINES = 256
-"""On the process's stderr, in its life: a relay tool has some ten to say."""
+"""Lines on the process's stderr in its life: a relay tool writes about ten."""
 
 REST_S = 0.5
-"""How long bytes of the client's may still wait for a server that will send no more."""
+"""How long the client's bytes may wait for a server that sends no more."""
 
 
 class ExecFarEnd:
-    """See `far_end.FarEnd` for the contract."""
+    """Implements `far_end.FarEnd`."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class ExecFarEnd:
         self._outbox = WriteBuffer()
         self._stderr = LineSplitter()
         self._container_pid: int | None = None
-        self._has_spoken = False
+        self._has_output = False
         self._held = bytearray()
         self._lines = 0
         self._opened = False
@@ -72,7 +72,7 @@ class ExecFarEnd:
         return f"<ExecFarEnd pid={self._container_pid} of {self._relay}>"
 
     def start(self) -> None:
-        """Begin; without a relay (its client has gone meanwhile) the process is ended."""
+        """Begin; without a relay (its client has gone) end the process."""
         self._loop.adopt(self)
         if self._relay is None:
             self.abort()
@@ -85,7 +85,7 @@ class ExecFarEnd:
         self._read()
 
     def close(self) -> None:
-        """Let go of the stream at once; what runs in the container is left to the watcher."""
+        """Close the stream at once; the watcher ends the process."""
         self._cancel_timer()
         fd = self._stream.fileno()
         if fd >= 0:
@@ -101,7 +101,7 @@ class ExecFarEnd:
         return self._outbox.size
 
     def write(self, data: bytes) -> None:
-        if self._write_ended:  # the server has closed: this would never be read
+        if self._write_ended:  # the server has closed and would never read this
             return
         self._outbox.append(data)
         self._flush()
@@ -120,10 +120,10 @@ class ExecFarEnd:
             self._watch()
 
     def consumed(self, size: int) -> None:
-        """The engine's stream has its own flow control."""
+        """No-op: the engine's stream has its own flow control."""
 
     def server_closed(self) -> None:
-        # Ending its stdin makes the process end, and with it comes the rest of the answer.
+        # EOF on stdin ends the process, which sends the rest of the answer.
         self.write_eof()
         if self._outbox.size:
             self._cancel_timer()
@@ -146,7 +146,7 @@ class ExecFarEnd:
         self._stream.shutdown_write()
         self._watch()
         if self._container_pid is not None:
-            self._ask_to_die(hard=False)
+            self._terminate(hard=False)
         else:
             self._timer = self._loop.call_later(self._times.abandon_after_s, self._abandon)
 
@@ -174,7 +174,7 @@ class ExecFarEnd:
         try:
             self._outbox.flush(self._stream.send)
         except OSError:
-            # The process takes no more. What it has said is still to be read: its end comes from there.
+            # The process has closed its stdin. Its output and its end are still to be read.
             self._outbox.clear()
         if not self._outbox.size:
             if self._write_ended:
@@ -195,7 +195,7 @@ class ExecFarEnd:
             self._ended()
             return
         for stream, payload in chunks:
-            if stream == STDOUT and not self._has_spoken:
+            if stream == STDOUT and not self._has_output:
                 self._hold(payload)
             elif stream == STDOUT:
                 self._take(payload)
@@ -214,21 +214,21 @@ class ExecFarEnd:
                 self._broken = self._broken or decoded_line(payload)
 
     def _take(self, payload: bytes) -> None:
-        """What the server says."""
+        """Bytes from the server."""
         self._confirmed = True
         if self._relay is not None:
             self._open()
             self._relay.data(payload)
 
     def _hold(self, payload: bytes) -> None:
-        """Before the process has said a word on stderr: it may be the engine's word, of one that it could not start."""
+        """Before the process's first stderr line, stdout may be the engine's error about a process that it could not start."""
         self._held += payload
         if len(self._held) > MAX_HELD_BYTES:
             self._broken = self._broken or "the relay process has not said which it is"
             self._ended()
 
     def _on_signal(self, signal: RelaySignal) -> None:
-        self._has_spoken = True
+        self._has_output = True
         held, self._held = bytes(self._held), bytearray()
         if held:
             self._take(held)
@@ -237,7 +237,7 @@ class ExecFarEnd:
                 self._container_pid = container_pid
                 self._attempts += 1
                 if self._relay is None:
-                    self._ask_to_die(hard=False)
+                    self._terminate(hard=False)
                 else:
                     plan = self._plan
                     started = RelayStarted(plan.session_id, self._relay.relay_id, container_pid, plan.token)
@@ -266,7 +266,7 @@ class ExecFarEnd:
     # Ends.
 
     def _ended(self) -> None:
-        """The process is gone and everything it said has been read."""
+        """The process has exited and all its output was read."""
         self.close()
         relay, self._relay = self._relay, None
         if relay is None:
@@ -287,8 +287,8 @@ class ExecFarEnd:
         if relay is not None and not self._opened:
             relay.refuse(f"no connection to the server within {self._times.open_timeout_s:.0f} s")
 
-    def _ask_to_die(self, *, hard: bool) -> None:
-        """One rung of the ladder: stdin has ended; TERM now, KILL later, at last only our end is closed."""
+    def _terminate(self, *, hard: bool) -> None:
+        """One step of the shutdown: after EOF on stdin, TERM; later KILL; at last only the stream is closed."""
         if self._container_pid is None or self._stream.fileno() < 0:
             return
         self._notify(KillWanted(self._plan.session_id, self._container_pid, self._plan.token, hard))
@@ -296,7 +296,7 @@ class ExecFarEnd:
         if hard:
             self._timer = self._loop.call_later(self._times.abandon_after_s, self._abandon)
         else:
-            self._timer = self._loop.call_later(self._times.hard_kill_after_s, lambda: self._ask_to_die(hard=True))
+            self._timer = self._loop.call_later(self._times.hard_kill_after_s, lambda: self._terminate(hard=True))
 
     def _abandon(self) -> None:
         if self._stream.fileno() >= 0:

@@ -14,10 +14,10 @@ from autoforward.lanes.relay_tools import RelayTool
 
 @dataclass(frozen=True, slots=True)
 class RelayPlan:
-    """How to understand one relay process.
+    """How to interpret one relay process.
 
-    `token` tells the process apart from one that reused its pid; `attempts` is how many addresses it tries. With
-    `fallback` there are more addresses than that: should these fail, another stream is wanted rather than a reset.
+    `token` distinguishes it from a process that reused its pid; `attempts` is how many addresses it tries. With
+    `fallback` there are more addresses: if these fail, request another stream instead of a reset.
     """
 
     session_id: str
@@ -29,7 +29,7 @@ class RelayPlan:
 
 @dataclass(slots=True)
 class ForwardCounters:
-    """Connections and bytes of one forward. `bytes_in` went into the container, `bytes_out` came out of it."""
+    """Connections and bytes of one forward. `bytes_in` went into the container, `bytes_out` came from it."""
 
     active: int = 0
     total: int = 0
@@ -43,7 +43,7 @@ class ForwardCounters:
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """Accept on these listening sockets (they stay the caller's) and relay what comes."""
+    """Accept on these listening sockets (which the caller owns) and relay the connections."""
 
     forward_id: str
     sockets: tuple[socket.socket, ...]
@@ -51,14 +51,14 @@ class Serve:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Connections of this forward go over the mux of this session, whenever it is up, without asking control."""
+    """Connections of this forward use this session's mux while it is up, without asking control."""
 
     forward_id: str
     session_id: str
     transport: Transport
     dials: tuple[DialAddress, ...]
     dials_from_ipv6: tuple[DialAddress, ...] = ()
-    """For clients of the host's IPv6 address; empty: the same."""
+    """For clients of the host's IPv6 address; empty: as `dials`."""
 
     def dials_of(self, *, ipv6: bool) -> tuple[DialAddress, ...]:
         return dials_for(self.dials, self.dials_from_ipv6, ipv6=ipv6)
@@ -66,9 +66,9 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class MuxStart:
-    """An agent runs on this stream: greet it, and ask for snapshots at this pace. The data plane owns the stream.
+    """An agent runs on this stream: greet it, and request snapshots at this interval. The data plane owns the stream.
 
-    `direct_address`: the container's own, where connections may go past the engine; None: all stay on the stream.
+    `direct_address`: the container's own, for connections past the engine; None: all stay on the stream.
     """
 
     session_id: str
@@ -79,7 +79,7 @@ class MuxStart:
 
 @dataclass(frozen=True, slots=True)
 class MuxDirect:
-    """Where connections of this session may go past the engine from now on; None: what is new stays on the stream."""
+    """The address for this session's connections past the engine; None: new ones use the stream."""
 
     session_id: str
     address: str | None
@@ -87,7 +87,7 @@ class MuxDirect:
 
 @dataclass(frozen=True, slots=True)
 class MuxPace:
-    """Ask the agent of this session for snapshots at another pace."""
+    """Change the interval of this session's snapshots."""
 
     session_id: str
     poll_interval_ms: int
@@ -95,28 +95,28 @@ class MuxPace:
 
 @dataclass(frozen=True, slots=True)
 class MuxRetire:
-    """Nothing new goes over the agent of this session, and its answers are ignored; it ends after its last connection."""
+    """Open nothing new on this session's agent and ignore its events; it ends after its last connection."""
 
     session_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class MuxEnd:
-    """End the agents of this session, retired ones too, and with them the connections over them."""
+    """End this session's agents, retired ones too, with their connections."""
 
     session_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class MuxCheck:
-    """Are all agents still there? Those that say nothing within that time are lost."""
+    """Ping all agents; one that sends nothing within the timeout is lost."""
 
     timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class MuxPause:
-    """Whether the engine says that the container is paused: while it is, the silence of its agents means nothing."""
+    """Whether the engine reports the container as paused: then its agents' silence means nothing."""
 
     session_id: str
     paused: bool
@@ -124,9 +124,9 @@ class MuxPause:
 
 @dataclass(frozen=True, slots=True)
 class OpenOnMux:
-    """The answer to a `StreamWanted` of a session whose mux is up: it goes over that one.
+    """The answer to `StreamWanted` if the session's mux is up: use it.
 
-    Where that one was lost meanwhile there is another `StreamWanted`, which may wait until then (`until_s`).
+    If it was lost meanwhile, another `StreamWanted` follows, which may wait until `until_s`.
     """
 
     relay_id: int
@@ -138,7 +138,7 @@ class OpenOnMux:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Stop accepting for a forward. `reset` also cuts its open relays. `done` is resolved when the sockets are free."""
+    """Stop accepting for a forward. `reset` also resets its open relays. `done` is resolved when the sockets are free."""
 
     forward_id: str
     reset: bool
@@ -147,7 +147,7 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class StreamReady:
-    """The stream that a `StreamWanted` asked for; the data plane owns it from now on."""
+    """The stream for a `StreamWanted`; the data plane owns it from now on."""
 
     relay_id: int
     stream: ExecStream
@@ -156,7 +156,7 @@ class StreamReady:
 
 @dataclass(frozen=True, slots=True)
 class StreamFailed:
-    """There is no stream for this relay, and why: its client is reset."""
+    """No stream for this relay, with the reason: its client is reset."""
 
     relay_id: int
     reason: str
@@ -164,14 +164,14 @@ class StreamFailed:
 
 @dataclass(frozen=True, slots=True)
 class ServerClosed:
-    """The server of this relay has closed, as seen from elsewhere than the relay's own words."""
+    """This relay's server has closed, as observed outside the relay."""
 
     relay_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Resolve `done` (with True) once no relay of these forwards is open, with False at the deadline, cutting them."""
+    """Resolve `done` with True once these forwards have no open relay, or with False at the deadline, which cuts them."""
 
     forward_ids: frozenset[str]
     timeout_s: float
@@ -191,15 +191,15 @@ Command = (
 )
 
 
-# Notices, data plane to control.
+# Events, data plane to control.
 
 
 @dataclass(frozen=True, slots=True)
 class StreamWanted:
-    """A client connected: it needs a stream into the container.
+    """A client has connected and needs a stream into the container.
 
-    `retry`: the stream it got did not try every address, and found no server (see `RelayPlan.fallback`).
-    `until_s`: how long it may wait, on the monotonic clock; None: as long as any. `ipv6`: it came by the host's IPv6 address.
+    `retry`: its stream did not try every address and found no server (see `RelayPlan.fallback`). `until_s`: how long it
+    may wait, on the monotonic clock; None: the default. `ipv6`: it came by the host's IPv6 address.
     """
 
     forward_id: str
@@ -211,7 +211,7 @@ class StreamWanted:
 
 @dataclass(frozen=True, slots=True)
 class MuxSaid:
-    """The agent of this session said something that is not about one connection."""
+    """An event of this session's agent that concerns no single connection."""
 
     session_id: str
     event: MuxEvent
@@ -219,7 +219,7 @@ class MuxSaid:
 
 @dataclass(frozen=True, slots=True)
 class MuxLost:
-    """The agent of this session is gone, and the connections over it with it. `over_budget`: it cost too much."""
+    """This session's agent is gone, with its connections. `over_budget`: it cost too much."""
 
     session_id: str
     reason: str
@@ -228,14 +228,14 @@ class MuxLost:
 
 @dataclass(frozen=True, slots=True)
 class PauseUnsure:
-    """The agent of this session is silent, or speaks although its container is paused: what does the engine say?"""
+    """This session's agent is silent, or sends although its container is paused: control asks the engine."""
 
     session_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class RelayStarted:
-    """The relay's process runs, under this pid in the container (again, with another pid, for its next attempt)."""
+    """The relay's process runs under this pid in the container (sent again, with another pid, for each attempt)."""
 
     session_id: str
     relay_id: int
@@ -245,7 +245,7 @@ class RelayStarted:
 
 @dataclass(frozen=True, slots=True)
 class AddressAnswered:
-    """Of several addresses the one with this index has a server; the others did not answer, or were not tried."""
+    """Of several addresses this one has a server; the others failed or were not tried."""
 
     forward_id: str
     relay_id: int
@@ -254,7 +254,7 @@ class AddressAnswered:
 
 @dataclass(frozen=True, slots=True)
 class KillWanted:
-    """A relay's process has to go although its server has not closed: `hard` after it ignored the first time."""
+    """A relay's process must end although its server has not closed: `hard` if it survived the first signal."""
 
     session_id: str
     container_pid: int
@@ -264,7 +264,7 @@ class KillWanted:
 
 @dataclass(frozen=True, slots=True)
 class RelayEnded:
-    """A relay is over. `refused` when the server could not be reached; `reason` is None for an ordinary end."""
+    """A relay has ended. `refused`: the server could not be reached; `reason` is None for a normal end."""
 
     forward_id: str
     relay_id: int
@@ -274,7 +274,7 @@ class RelayEnded:
 
 @dataclass(frozen=True, slots=True)
 class AcceptPaused:
-    """Accepting rests for a moment: the process is out of descriptors or memory."""
+    """Accepting is paused: the process is out of descriptors or memory."""
 
     forward_id: str
     reason: str

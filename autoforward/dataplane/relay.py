@@ -1,10 +1,8 @@
-"""One client connection, joined to the far end that a lane provides.
+"""One client connection, joined to the far end of a lane.
 
-The far end is a `FarEnd`; it looks the same whether it is a process of its own on an exec stream or a stream of a
-mux. Contracts: the relay owns the client socket, the far end owns the engine's side. After `abort` a far end calls its
-relay no more. Half-close is kept: the client's FIN becomes `write_eof`, and the other direction goes on. All calls are
-made in the data plane's thread and none of them blocks. A client's socket that is not being read tells nothing of a
-reset: the data plane looks at those (`watch_peer`) from time to time.
+The relay owns the client's socket, the far end owns the engine's side. After `abort` a far end makes no calls to its
+relay. Half-close is kept: the client's FIN becomes `write_eof`, and the other direction continues. Data plane thread
+only; no call blocks. A client that is not being read does not show a reset: the data plane polls it (`watch_peer`).
 """
 
 from __future__ import annotations
@@ -24,18 +22,18 @@ from autoforward.net.loop import Loop
 from autoforward.net.write_buffer import CLOSE_IN_ORDER, RECEIVE_BYTES, RESET_ON_CLOSE, Linger, WriteBuffer
 
 HIGH_WATER_BYTES = 512 * 1024
-"""What one direction of one relay may hold before its source is not read any more."""
+"""What one direction of a relay buffers before its source is not read any more."""
 
 
 class Stage(enum.Enum):
     """Where the bytes of a relay go."""
 
     OPENING = "opening"
-    """Nowhere yet: the far end is being opened, and nothing is read of the client."""
+    """Nowhere yet: the far end is being opened, and the client is not read."""
     STREAMING = "streaming"
     """Through the far end."""
     MOVING = "moving"
-    """The far end has said all that it will; the client has not taken it yet, then the bytes go past the far end."""
+    """The far end is done; once the client has taken its bytes, the rest bypasses the far end."""
     SPLICED = "spliced"
     """From socket to socket, in the kernel. The far end stays for the ends."""
     OVER = "over"
@@ -53,27 +51,28 @@ STAGES = Transitions(
 
 
 class RelayOwner(Protocol):
-    """What a relay tells the data plane."""
+    """What a relay needs of the data plane."""
 
     times: Times
 
     def notify(self, notice: StreamWanted) -> None: ...
 
     def watch_peer(self, relay: Relay) -> None:
-        """Look at this relay's client from time to time: it is not read, so neither a reset nor a close would show."""
+        """Poll this relay's client: it is not read, so neither a reset nor a close would show."""
 
     def relay_ended(self, relay: Relay, *, refused: bool, reason: str | None) -> None:
-        """It is over; `reason` is None for an ordinary end."""
+        """The relay has ended; `reason` is None for a normal end."""
 
 
 class Relay:
-    """One client connection. Accepted sockets are read only once the far end is open, so a refusal loses no bytes."""
+    """One client connection. It is read only once the far end is open, so that a refusal loses no bytes."""
 
     __slots__ = (
         "_channel",
         "_counters",
         "_ended_on_mux",
         "_far",
+        "_fin_sent",
         "_flush_due",
         "_loop",
         "_mask",
@@ -84,7 +83,6 @@ class Relay:
         "_server_ended",
         "_server_half_ended",
         "_splicer",
-        "_told_end",
         "client",
         "client_ended",
         "forward_id",
@@ -103,7 +101,7 @@ class Relay:
         counters: ForwardCounters,
     ) -> None:
         client.setblocking(False)
-        if sys.platform != "linux":  # there it is inherited from the listener
+        if sys.platform != "linux":  # Linux inherits it from the listener
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.client: socket.socket | None = client
         self.forward_id = forward_id
@@ -115,14 +113,14 @@ class Relay:
         self._outbox = WriteBuffer()
         self._reading = False
         self.client_ended = False
-        """Whether the client's FIN has been read: it half-closed, or closed altogether."""
+        """Whether the client's FIN was read: a half-close or a close."""
         self._server_ended = False
         self._server_half_ended = False
-        self._told_end = False
+        self._fin_sent = False
         self._flush_due = False
         self._mask = 0
         self.routed = False
-        """Its far end was opened without asking control, which then need not hear of an ordinary end either."""
+        """Its far end was opened without control, which then does not hear of a normal end either."""
         self.stage = Stage.OPENING
         self._moved = 0
         self._far: socket.socket | None = None
@@ -142,10 +140,10 @@ class Relay:
         return self.client is not None and self.client.family == socket.AF_INET6
 
     def attach(self, channel: FarEnd) -> None:
-        """Give the relay its far end, which will call `opened` or `refuse`."""
+        """Set the far end, which will call `opened` or `refuse`."""
         self._channel = channel
 
-    # What the channel calls.
+    # Called by the far end.
 
     def opened(self) -> None:
         self._become(Stage.STREAMING)
@@ -161,14 +159,14 @@ class Relay:
             self._loop.at_turn_end(self._flush_client)
 
     def drained(self) -> None:
-        """The far end has taken what was written."""
+        """The far end has taken everything written."""
         self._moved += 1
         if not self.client_ended and not self.is_over:
             self._reading = True
             self._watch()
 
     def server_eof(self) -> None:
-        """The server has said everything but still listens: the client sees its FIN and may go on."""
+        """The server has sent EOF but still reads: the client sees a FIN and may continue."""
         self._server_half_ended = True
         if self._splicer is not None:
             self._splicer.server_eof()
@@ -176,7 +174,7 @@ class Relay:
             self._flush_client()
 
     def server_ended(self) -> None:
-        """Everything that the server had to say has been handed over, and the far end is closed both ways."""
+        """The server's bytes are complete, and the far end is closed both ways."""
         self._channel = None
         self._server_ended = True
         if self._splicer is not None:
@@ -185,18 +183,18 @@ class Relay:
         self._flush_client()
         if self.stage is not Stage.STREAMING:
             return
-        # Read on and discard: a client that sends before it reads would otherwise wait for us, and we for it.
+        # Read on and discard: a client that sends before it reads would wait for this side.
         self._reading = not self.client_ended
         self._watch()
 
     def refuse(self, reason: str) -> None:
-        """The server cannot be reached: the client is reset, never left with an empty success."""
+        """The server cannot be reached: reset the client, so that it does not see an empty success."""
         self._end_with_reset(refused=True, reason=reason)
 
     def start_over(self, *, retry: bool) -> None:
-        """That far end is gone before it began: another one, please. Nothing has been read of the client.
+        """The far end ended before it began: request another one. Nothing of the client has been read.
 
-        `retry`: there was no server, and there are other addresses to try.
+        `retry`: it found no server, and there are other addresses to try.
         """
         if self.is_over:
             return
@@ -207,33 +205,33 @@ class Relay:
         self._owner.notify(StreamWanted(self.forward_id, self.relay_id, retry, ipv6=self.is_ipv6))
 
     def broken(self, reason: str) -> None:
-        """The far end broke off in mid-stream."""
+        """The far end broke in mid-stream."""
         self._end_with_reset(refused=False, reason=reason)
 
     def server_reset(self, reason: str) -> None:
-        """The server broke off: the client gets what came before, and then a reset of its own."""
+        """The server reset the connection: the client gets what came before, then a reset."""
         if self._splicer is not None:
             self._channel = None
             self._splicer.finish_then(lambda: self.broken(reason))
         else:
             self.broken(reason)
 
-    # The direct path (`mux.handshake`): the bytes leave the mux stream, which stays for the ends.
+    # The direct path (`mux.handshake`): bytes leave the mux stream, which stays for the ends.
 
     def hold_client(self) -> None:
-        """Read nothing more of the client until `moved`."""
+        """Stop reading the client until `moved`."""
         self._reading = False
         self._watch()
 
     def moved(self, far: socket.socket) -> None:
-        """All that came over the mux stream is here; what comes after it comes from `far`, which the relay owns now."""
+        """The mux stream has delivered everything; the rest comes from `far`, which the relay owns now."""
         self._become(Stage.MOVING)
         self._far = far
         self._ended_on_mux = self._server_half_ended
         self._flush_client()
 
     def _splice(self, client: socket.socket, far: socket.socket) -> None:
-        """The client has what came over the mux stream: from here on the kernel moves the bytes."""
+        """The client has taken the mux stream's bytes: from here on the kernel moves them."""
         self._far = None
         self._loop.watch(client.fileno(), 0, self._on_client)
         self._mask = 0
@@ -252,7 +250,7 @@ class Relay:
         if self._server_half_ended or self._server_ended:
             self._splicer.server_eof()
 
-    # What the splicer calls.
+    # Called by the splicer.
 
     def up_moved(self, size: int) -> None:
         self._counters.bytes_in += size
@@ -266,7 +264,7 @@ class Relay:
         self.client_ended = True
         if self._channel is not None:
             self._channel.write_eof()
-        if self._told_end and not self.is_over:
+        if self._fin_sent and not self.is_over:
             self._finish()
 
     def server_said_all(self) -> None:
@@ -278,7 +276,7 @@ class Relay:
     def stopped_reading(self) -> None:
         self._owner.watch_peer(self)
 
-    # What the data plane calls.
+    # Called by the data plane.
 
     def server_closed(self) -> None:
         if self._channel is not None:
@@ -293,26 +291,26 @@ class Relay:
         return (self._reading if self._splicer is None else self._splicer.reads_client) and not self.is_over
 
     def client_has_gone(self) -> None:
-        """The client holds its socket no more: let what it sent arrive, then end the far end, server or not."""
-        self._wait_for_the_rest(0.0)
+        """The client has closed its socket: deliver what it sent, then end the far end, whatever the server does."""
+        self._wait_for_progress(0.0)
 
-    def _wait_for_the_rest(self, stalled_s: float) -> None:
+    def _wait_for_progress(self, stalled_s: float) -> None:
         progress = self._progress()
 
         def check() -> None:
             if self.is_over:
                 return
             if self._progress() != progress:
-                self._wait_for_the_rest(0.0)
+                self._wait_for_progress(0.0)
             elif progress[1] and stalled_s < self._owner.times.stalled_s:
-                self._wait_for_the_rest(stalled_s + self._owner.times.gone_grace_s)
+                self._wait_for_progress(stalled_s + self._owner.times.gone_grace_s)
             else:
                 self.cut("the client has gone")
 
         self._loop.call_later(self._owner.times.gone_grace_s, check)
 
     def _progress(self) -> tuple[int, int]:
-        """Something that differs once bytes have moved, and how many still wait to go to the server."""
+        """A value that changes when bytes move, and how many bytes wait for the server."""
         if self._splicer is not None:
             return self._moved, self._splicer.pending
         return self._moved, self._channel.pending if self._channel is not None else 0
@@ -368,12 +366,12 @@ class Relay:
 
     def _flush_client(self) -> None:
         self._flush_due = False
-        if self.client is None or self._splicer is not None:  # it may have been due when the bytes moved
+        if self.client is None or self._splicer is not None:  # called after the bytes moved
             return
         ended = self._server_half_ended or self._server_ended
         try:
             sent = self._outbox.flush_gathered(
-                self.client, fin_follows=ended and not self._told_end and self._far is None
+                self.client, fin_follows=ended and not self._fin_sent and self._far is None
             )
         except OSError as error:
             self.cut(f"the client broke off: {error.strerror}")
@@ -402,24 +400,24 @@ class Relay:
     # Ends.
 
     def _half_finish(self) -> None:
-        """The client has everything: tell it so, and read on."""
-        if self.client is None or self._server_ended or self._told_end:
+        """The client has everything: send it FIN, and continue reading."""
+        if self.client is None or self._server_ended or self._fin_sent:
             return
-        self._told_end = True
+        self._fin_sent = True
         try:
             _say_end(self.client)
         except OSError as error:
             self.cut(f"the client broke off: {error.strerror}")
 
     def _finish(self) -> None:
-        """The server closed and the client has everything: FIN to the client, and a moment for its last words."""
+        """The server closed and the client has everything: FIN to the client, and a moment for its last bytes."""
         client = self._release(refused=False, reason=None)
         if client is None:
             return
         try:
-            if not self._told_end:
+            if not self._fin_sent:
                 _say_end(client)
-        except OSError:  # the client has gone meanwhile
+        except OSError:  # the client has closed meanwhile
             client.close()
             return
         if self.client_ended:
@@ -437,7 +435,7 @@ class Relay:
             channel.abort()
 
     def _release(self, *, refused: bool, reason: str | None) -> socket.socket | None:
-        """Take the client's socket out of the relay and tell the plane that it is over; None the second time."""
+        """Take the client's socket out of the relay and report its end to the plane; None the second time."""
         client, self.client = self.client, None
         self._become(Stage.OVER)
         self._outbox.clear()
@@ -452,6 +450,6 @@ class Relay:
 
 
 def _say_end(client: socket.socket) -> None:
-    """FIN to a client that has been given everything. From here on closing its socket is no reset any more."""
+    """FIN to a client that has everything. After it, closing its socket is no longer a reset."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_IN_ORDER)
     client.shutdown(socket.SHUT_WR)

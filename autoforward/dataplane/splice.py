@@ -1,7 +1,8 @@
-"""A client and a direct connection joined: the kernel moves the bytes, through a pipe each way, where it grants one of use.
+"""Splice a client and a direct connection: the kernel moves the bytes, through a pipe each way if pipes are large
+enough.
 
-The ends of a direction are told on the mux as well (SPEC.md, "Direct connections"): a FIN alone may be that of an agent that was
-killed, and half an answer must not look whole. Runs in the data plane's thread; Linux only, as the direct path is.
+The ends of each direction are also reported on the mux (SPEC.md, "Direct connections"): a FIN alone may come from a
+killed agent, and half an answer must not look complete. Data plane thread only; Linux only, like the direct path.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from autoforward.net.write_buffer import RESET_ON_CLOSE
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 PIPE_BYTES = 1024 * 1024
-"""What one direction takes at once."""
+"""Bytes per read."""
 
 LEAST_PIPE_BYTES = 64 * 1024
-"""Who has more in pipes than /proc/sys/fs/pipe-user-pages-soft gets new ones of two pages: to copy is faster than those."""
+"""Above /proc/sys/fs/pipe-user-pages-soft a user's new pipes have two pages: copying is faster."""
 
 COPY_BYTES = 256 * 1024
 
 
 class _Way(Protocol):
-    """One direction: what has been read of its source and not been taken by its sink, and whether the source has ended.
+    """One direction: bytes read from its source and not yet taken by its sink, and whether the source has ended.
 
     `told`: the other side knows of that end.
     """
@@ -38,19 +39,19 @@ class _Way(Protocol):
     told: bool
 
     def fill(self, source: socket.socket) -> None:
-        """Take what is there, to drain it at once; only while nothing is held.
+        """Read what is there; call `drain` next, and `fill` only while nothing is held.
 
-        Raises OSError of the source's, BlockingIOError too.
+        Raises OSError of the source, including BlockingIOError.
         """
 
     def drain(self, sink: socket.socket) -> int:
-        """Hand over what is held, as far as it is taken; how much that was. Raises OSError of the sink's."""
+        """Write what is held, as far as the sink takes it; returns how much. Raises OSError of the sink."""
 
     def close(self) -> None: ...
 
 
 class _Pipe:
-    """Nothing is copied. Raises OSError: there are no descriptors left."""
+    """Zero-copy. Raises OSError without free descriptors."""
 
     __slots__ = ("_read_fd", "_write_fd", "ended", "held", "size", "told")
 
@@ -87,7 +88,7 @@ class _Copy:
     __slots__ = ("_bytes", "ended", "held", "told")
 
     _memory = memoryview(bytearray(COPY_BYTES))
-    """All read into it; what a sink does not take at once is kept elsewhere."""
+    """The read buffer; bytes that a sink does not take at once move elsewhere."""
 
     def __init__(self) -> None:
         self._bytes = memoryview(b"")
@@ -116,7 +117,7 @@ class _Copy:
 
 
 def _new_way() -> _Way:
-    """Raises OSError: there are no descriptors left."""
+    """Raises OSError without free descriptors."""
     pipe = _Pipe()
     if pipe.size >= LEAST_PIPE_BYTES:
         return pipe
@@ -125,22 +126,22 @@ def _new_way() -> _Way:
 
 
 class SplicerOwner(Protocol):
-    """What a splicer tells its relay."""
+    """What a splicer needs of its relay."""
 
     def up_moved(self, size: int) -> None:
-        """So many bytes went to the server."""
+        """`size` bytes went to the server."""
 
     def down_moved(self, size: int) -> None:
-        """So many bytes went to the client."""
+        """`size` bytes went to the client."""
 
     def client_said_all(self) -> None:
-        """The client's FIN was read and all before it handed over."""
+        """The client's FIN was read, and everything before it delivered."""
 
     def server_said_all(self) -> None:
         """The server has ended its direction, and the client has everything."""
 
     def stopped_reading(self) -> None:
-        """The client's socket is not watched for what it says: its reset would not show."""
+        """The client's socket is not read: its reset would not show."""
 
     def cut(self, reason: str) -> None:
         """The client broke off."""
@@ -150,7 +151,7 @@ class SplicerOwner(Protocol):
 
 
 class Splicer:
-    """Owns the direct connection and the pipes, not the client's socket. `close` is idempotent, and calls no owner."""
+    """Owns the direct connection and the pipes, not the client's socket. `close` is idempotent and makes no calls."""
 
     __slots__ = ("_after", "_client", "_down", "_far", "_is_open", "_loop", "_owner", "_server_ended", "_up")
 
@@ -164,7 +165,7 @@ class Splicer:
         client_ended: bool,
         server_ended: bool,
     ) -> None:
-        """Raises OSError when there are no descriptors left; `far` is the caller's then."""
+        """Raises OSError without free descriptors; then the caller keeps `far`."""
         self._loop = loop
         self._owner = owner
         self._client = client
@@ -178,7 +179,7 @@ class Splicer:
         self._server_ended = server_ended
         self._after: Callable[[], None] | None = None
         self._is_open = True
-        # What ended before the move has been told already, over the mux.
+        # An end before the move was reported on the mux.
         self._up.ended = self._up.told = client_ended
         self._down.ended = self._down.told = server_ended
 
@@ -199,12 +200,12 @@ class Splicer:
         return not self._up.ended and not self._up.held
 
     def server_eof(self) -> None:
-        """The agent says on the mux that the server has ended; the FIN here may come before or after."""
+        """The agent reports the server's end on the mux; the FIN here may come before or after it."""
         self._server_ended = True
         self._settle()
 
     def finish_then(self, call: Callable[[], None]) -> None:
-        """The server broke off: nothing more goes up; `call` once what came before it has been handed over."""
+        """The server reset: send nothing more up; call `call` once the bytes before the reset are delivered."""
         self._up.ended = self._up.told = True
         self._up.held = 0
         self._after = call
@@ -212,7 +213,7 @@ class Splicer:
         self._watch()
 
     def close(self) -> None:
-        """Reset the direct connection unless all that was to be said has been; the client's socket is let go."""
+        """Reset the direct connection unless both ends were reported; release the client's socket."""
         if not self._is_open:
             return
         self._is_open = False
@@ -260,7 +261,7 @@ class Splicer:
             except BlockingIOError:
                 return
             except OSError as error:
-                if self._after is not None:  # what it had to say is lost with it
+                if self._after is not None:  # its remaining bytes are lost
                     self._down.ended = True
                     self._settle()
                 else:
@@ -276,7 +277,7 @@ class Splicer:
             if self._down.ended:
                 self._owner.broken(f"the direct connection to the container broke: {error.strerror}")
                 return
-            # It takes no more. What the server has said is still to be read; how it ended comes from there.
+            # It reads no more. Its output is still to be read; its end comes from there.
             self._up.held = 0
             self._up.ended = self._up.told = True
         if self._up.ended and not self._up.held and not self._up.told:
@@ -287,7 +288,7 @@ class Splicer:
     def _end_up(self) -> None:
         try:
             self._far.shutdown(socket.SHUT_WR)
-        except OSError:  # broken: the reading side tells
+        except OSError:  # broken: the reading side reports it
             pass
 
     def _drain_down(self) -> None:
@@ -299,7 +300,7 @@ class Splicer:
         self._settle()
 
     def _settle(self) -> None:
-        """Tell of the server's end, once the FIN and the word of it are both there and the client has everything."""
+        """Report the server's end once FIN and the mux's message have both come and the client has everything."""
         if not self._is_open or self._down.held or not self._down.ended:
             return
         if self._after is not None:

@@ -1,7 +1,7 @@
-"""UDP on the host: one flow per client address, each a stream of its own to the agent; datagrams stay whole.
+"""UDP on the host: one flow per client address, each its own stream to the agent; datagrams stay whole.
 
-UDP promises nothing, so nothing is queued for long: what cannot go out now (no credit, no flow to spare, a full socket) is
-dropped and counted. A flow without a datagram either way for 60 s is over; the agent keeps the same time.
+UDP guarantees nothing, so nothing is queued for long: a datagram that cannot be sent now (no credit, no free flow, a
+full socket) is dropped and counted. A flow ends after 60 s without a datagram either way; the agent has the same limit.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from autoforward.net.loop import Loop
 MAX_DATAGRAM_BYTES = 65_507
 DATAGRAMS_PER_TURN = 64
 MAX_FLOWS = 1024
-"""Clients of one forward at once; a new one then takes the place of the one that was silent longest."""
+"""Clients of one forward at once; a new one replaces the one that was silent longest."""
 
 IDLE_S = 60.0
 
 
 class UdpFlow:
-    """One client of one UDP forward: it is to its stream what a `Relay` is."""
+    """One client of one UDP forward: the UDP counterpart of `Relay`."""
 
     __slots__ = ("_channel", "_server", "active_s", "address")
 
@@ -42,7 +42,7 @@ class UdpFlow:
         self._channel = channel
 
     def send(self, datagram: bytes) -> bool:
-        """Towards the server in the container. False when it was dropped."""
+        """To the server in the container. False if it was dropped."""
         return self._channel is not None and self._channel.write_datagram(datagram)
 
     def end(self) -> None:
@@ -50,7 +50,7 @@ class UdpFlow:
         if channel is not None:
             channel.abort()
 
-    # What the channel calls.
+    # Called by the stream.
 
     def data(self, datagram: bytes) -> None:
         self._server.answer(self, datagram)
@@ -58,10 +58,10 @@ class UdpFlow:
             self._channel.consumed(len(datagram))
 
     def drained(self) -> None:
-        """Nothing waits here."""
+        """No-op: nothing is queued here."""
 
     def server_eof(self) -> None:
-        """The agent's idle time came first: so is ours over."""
+        """The agent's idle timeout came first: end the flow."""
         self._server.forget(self)
         self.end()
 
@@ -70,7 +70,7 @@ class UdpFlow:
         self._server.forget(self)
 
     def refuse(self, _reason: str) -> None:
-        """There is no way to refuse a datagram; the next one tries again."""
+        """A datagram cannot be refused; the next one tries again."""
         self.server_ended()
 
     def broken(self, _reason: str) -> None:
@@ -81,7 +81,7 @@ class UdpFlow:
 
 
 class UdpServer:
-    """One bound UDP socket of a forward (the caller's to close)."""
+    """One bound UDP socket of a forward (owned by the caller)."""
 
     def __init__(
         self, loop: Loop, mux_of: Callable[[str], Mux | None], sock: socket.socket, counters: ForwardCounters
@@ -99,7 +99,7 @@ class UdpServer:
         return f"<UdpServer fd={self._socket.fileno()}, {len(self._flows)} flows>"
 
     def route(self, route: Route) -> None:
-        """New flows go this way. Flows to another address end: their next datagram opens a new one."""
+        """Route new flows this way. Flows to another address end: their next datagram opens a new one."""
         if self._route is not None and self._route != route:
             self._end_flows()
         self._route = route
@@ -113,7 +113,7 @@ class UdpServer:
         flow.active_s = time.monotonic()
         try:
             self._socket.sendto(datagram, flow.address)
-        except OSError:  # a full buffer, or a client that has gone: datagrams get lost
+        except OSError:  # a full buffer, or a client that has gone: UDP loses datagrams
             return
         self._counters.bytes_out += len(datagram)
 
@@ -127,7 +127,7 @@ class UdpServer:
                 datagram, address = self._socket.recvfrom(MAX_DATAGRAM_BYTES + 1)
             except BlockingIOError:
                 return
-            except OSError:  # an ICMP answer to a datagram sent earlier
+            except OSError:  # an ICMP error for an earlier datagram
                 continue
             now_s = time.monotonic()
             flow = self._flows.get(address) or self._open(address, now_s)

@@ -1,1 +1,1 @@
-"""onAutoForward: what to open or show, and doing it on the desktop."""
+"""onAutoForward: decide what to open or show on the desktop, and do it."""

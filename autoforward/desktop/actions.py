@@ -1,6 +1,6 @@
-"""Carries out what `desktop.decide` decides, event by event: opens URLs at once, collects ports for notifications.
+"""Carry out what `desktop.decide` decides, event by event: open URLs at once, collect ports for notifications.
 
-Everything runs on the control loop and returns at once; the desktop does the waiting.
+Control loop only; every call returns at once, and threads wait for the desktop.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from autoforward.state.event_log import PortEvent
 log = logging.getLogger(__name__)
 
 COLLECT_S = 0.3
-"""What comes up within this time after the first is told together: a compose file or a test suite opens many at once."""
+"""Ports that appear within this time of the first share a notification: a compose file or test suite opens many at once."""
 
 NOTIFY_GAP_S = 2.0
-"""Between two notifications of a session: what a container does must not bury the desktop."""
+"""Between two notifications of a session: a container must not flood the desktop."""
 
 
 class ActingSession(Protocol):
-    """What is asked of a session."""
+    """What actions need of a session."""
 
     record: SessionRecord
 
@@ -35,7 +35,7 @@ class ActingSession(Protocol):
 
 
 class Acts(Protocol):
-    """The desktop, or what stands for it in tests."""
+    """The desktop, or its stand-in in tests."""
 
     def open_url(self, url: str, environment: SessionEnvironment) -> None: ...
 
@@ -43,12 +43,12 @@ class Acts(Protocol):
 
 
 @dataclass(slots=True)
-class _Told:
-    """What one session has to tell, and what has been done for it."""
+class _SessionNotices:
+    """Pending notifications of one session, and what was done for it."""
 
     pending: dict[str, PortEvent] = field(default_factory=dict)
     shown: dict[str, Shown] = field(default_factory=dict)
-    """By the forward's id: what was shown or opened, and is there or was a minute ago."""
+    """By the forward's id: what was shown or opened, and is up or was a minute ago."""
     timer: asyncio.TimerHandle | None = None
     shown_at_s: float = float("-inf")
     opened_at_s: list[float] = field(default_factory=list)
@@ -56,7 +56,7 @@ class _Told:
 
 
 class Actions:
-    """`find` gives the session of a container id; `remember` is told what `openBrowserOnce` has opened, to be stored."""
+    """`find` returns the session of a container id; `remember` stores what `openBrowserOnce` has opened."""
 
     def __init__(
         self,
@@ -69,11 +69,11 @@ class Actions:
         self._remember = remember
         self._desktop = desktop
         self._platform = platform
-        self._told: dict[str, _Told] = {}
+        self._notices: dict[str, _SessionNotices] = {}
         self._restoring: dict[str, asyncio.Task[None]] = {}
 
     def restore(self, session: ActingSession) -> None:
-        """A session that was there before this supervisor: what its first snapshot finds is not new to anybody."""
+        """A session from before this supervisor: the user knows the forwards of its first snapshot."""
         session_id = session.record.session_id
         task = asyncio.create_task(session.settled(), name=f"restoring {session_id}")
         task.add_done_callback(lambda _task: self._restoring.pop(session_id, None))
@@ -82,89 +82,91 @@ class Actions:
     def close(self) -> None:
         for task in list(self._restoring.values()):
             task.cancel()
-        for told in self._told.values():
-            if told.timer is not None:
-                told.timer.cancel()
-        self._told.clear()
+        for notices in self._notices.values():
+            if notices.timer is not None:
+                notices.timer.cancel()
+        self._notices.clear()
 
     def on_event(self, event: PortEvent) -> None:
-        """Act on an event that has just been written. Never raises."""
+        """Act on an event that was just written. Never raises."""
         session = self._find(event.container_id) if event.container_id else None
         if session is None:
             return
         session_id = session.record.session_id
-        told = self._told.setdefault(session_id, _Told())
+        notices = self._notices.setdefault(session_id, _SessionNotices())
         match event.event:
             case "forwarded":
-                self._on_forwarded(session, told, event)
-            case "updated" if event.process is not None and event.id in told.shown:
-                told.shown[event.id] = Shown(event.process)
+                self._on_forwarded(session, notices, event)
+            case "updated" if event.process is not None and event.id in notices.shown:
+                notices.shown[event.id] = Shown(event.process)
             case "unforwarded" | "waiting":
-                told.pending.pop(event.id or "", None)
-                self._note_end(told, event)
+                notices.pending.pop(event.id or "", None)
+                self._note_end(notices, event)
             case "detached":
-                if told.timer is not None:
-                    told.timer.cancel()
-                del self._told[session_id]
+                if notices.timer is not None:
+                    notices.timer.cancel()
+                del self._notices[session_id]
 
     @staticmethod
-    def _note_end(told: _Told, event: PortEvent) -> None:
+    def _note_end(notices: _SessionNotices, event: PortEvent) -> None:
         now_s = asyncio.get_running_loop().time()
-        told.shown = {
+        notices.shown = {
             key: shown
-            for key, shown in told.shown.items()
+            for key, shown in notices.shown.items()
             if shown.gone_at_s is None or now_s - shown.gone_at_s <= BACK_S
         }
-        if event.id in told.shown:
-            told.shown[event.id] = Shown(told.shown[event.id].process, now_s)
+        if event.id in notices.shown:
+            notices.shown[event.id] = Shown(notices.shown[event.id].process, now_s)
 
-    def _on_forwarded(self, session: ActingSession, told: _Told, event: PortEvent) -> None:
+    def _on_forwarded(self, session: ActingSession, notices: _SessionNotices, event: PortEvent) -> None:
         record = session.record
         situation = Situation(
             environment=record.environment,
             platform=self._platform,
             attached=record.attached,
             restored=record.session_id in self._restoring,
-            back=is_back(told.shown.get(event.id or ""), event.process, asyncio.get_running_loop().time()),
+            back=is_back(notices.shown.get(event.id or ""), event.process, asyncio.get_running_loop().time()),
             notify=record.options.notify,
             opened=frozenset(record.opened),
         )
         decision = decide(event, situation)
         if situation.back or situation.restored:
-            before = told.shown.get(event.id or "")
-            told.shown[event.id or ""] = Shown(event.process or (before.process if before else None))
+            before = notices.shown.get(event.id or "")
+            notices.shown[event.id or ""] = Shown(event.process or (before.process if before else None))
         match decision.action:
             case "notify":
-                told.pending[event.id or ""] = event
-                if told.timer is None:
-                    self._collect(session, told)
+                notices.pending[event.id or ""] = event
+                if notices.timer is None:
+                    self._collect(session, notices)
             case "open":
-                self._open(session, told, event, decision.url, once=decision.once)
-            case "nothing" if decision.why not in told.reported:
-                told.reported.add(decision.why)  # a few fixed sentences: each is said once for a session
+                self._open(session, notices, event, decision.url, once=decision.once)
+            case "nothing" if decision.why not in notices.reported:
+                notices.reported.add(decision.why)  # one of a few fixed sentences: each is logged once per session
                 log.debug("%s: nothing is opened or shown: %s", record.container_name, decision.why)
 
-    def _open(self, session: ActingSession, told: _Told, event: PortEvent, url: str, *, once: bool) -> None:
+    def _open(
+        self, session: ActingSession, notices: _SessionNotices, event: PortEvent, url: str, *, once: bool
+    ) -> None:
         now_s = asyncio.get_running_loop().time()
-        if not may_open(told.opened_at_s, now_s):
+        if not may_open(notices.opened_at_s, now_s):
             log.warning("%s: %s is not opened: too many were in the last minute", session.record.container_name, url)
             return
-        told.opened_at_s = [*told.opened_at_s[-99:], now_s]
+        notices.opened_at_s = [*notices.opened_at_s[-99:], now_s]
         if once and event.id is not None:
             self._remember(session, event.id)
-        told.shown[event.id or ""] = Shown(event.process)
+        notices.shown[event.id or ""] = Shown(event.process)
         self._desktop.open_url(url, session.record.environment)
 
-    def _collect(self, session: ActingSession, told: _Told) -> None:
+    def _collect(self, session: ActingSession, notices: _SessionNotices) -> None:
         loop = asyncio.get_running_loop()
-        at_s = max(loop.time() + COLLECT_S, told.shown_at_s + NOTIFY_GAP_S)
-        told.timer = loop.call_at(at_s, self._show, session, told)
+        at_s = max(loop.time() + COLLECT_S, notices.shown_at_s + NOTIFY_GAP_S)
+        notices.timer = loop.call_at(at_s, self._show, session, notices)
 
-    def _show(self, session: ActingSession, told: _Told) -> None:
-        told.timer = None
-        events = list(told.pending.values())
-        told.pending.clear()
+    def _show(self, session: ActingSession, notices: _SessionNotices) -> None:
+        notices.timer = None
+        events = list(notices.pending.values())
+        notices.pending.clear()
         if events:
-            told.shown_at_s = asyncio.get_running_loop().time()
-            told.shown |= {event.id or "": Shown(event.process) for event in events}
+            notices.shown_at_s = asyncio.get_running_loop().time()
+            notices.shown |= {event.id or "": Shown(event.process) for event in events}
             self._desktop.show(*notification(events), session.record.environment)

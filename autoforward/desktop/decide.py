@@ -1,7 +1,7 @@
-"""Decide what to do on the host when a port is forwarded (`onAutoForward`), and the texts of notifications.
+"""Decide what to do on the host when a port is forwarded (`onAutoForward`), and write the texts of notifications.
 
-Decisions and text only; `actions.py` carries them out. Names and labels may come out of a container: here
-they become plain, bounded text. URLs are of our own making, and looked at again before a program gets one.
+Decisions and text only; `actions.py` carries them out. Names and labels may come from a container: they become plain,
+bounded text here. URLs are autoforward's own, and validated again before a program gets one.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ from autoforward.devcontainers.port_attributes import clean_text
 from autoforward.state.event_log import PortEvent
 
 MAX_OPENS = 10
-"""Browser windows in `OPENS_WINDOW_S`, for one session: a container decides how many ports it opens, and how often."""
+"""Browser windows per session within `OPENS_WINDOW_S`: a container decides how many ports it opens, and how often."""
 
 OPENS_WINDOW_S = 60.0
 
 BACK_S = 60.0
-"""A server that is back within this, with the same command, is the one that was shown or opened: it was restarted."""
+"""A server back within this time, with the same command, was restarted: it has been shown or opened."""
 
 MAX_NAMED_PORTS = 10
 MAX_NAME_LENGTH = 60
 MAX_BODY_LENGTH = 300
 
-# Servers on Linux may take the text for markup, or may not: entities would show on the latter, these show on both.
+# Notification servers on Linux may or may not parse markup: entities would show on the latter; these characters are
+# safe on both.
 _NO_MARKUP = str.maketrans({"<": "‹", ">": "›", "&": "+"})
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A forward of which the user knows: its server's command, and when it went (None: it is there)."""
+    """A forward that the user knows: its server's command, and when it ended (None: it is up)."""
 
     process: str | None
     gone_at_s: float | None = None
 
 
 def is_back(shown: Shown | None, process: str | None, now_s: float) -> bool:
-    """Whether this is the server that was shown. A command that is not known, or not yet, is no other one."""
+    """Whether this is the server that was shown. An unknown command matches any."""
     if shown is None or (shown.gone_at_s is not None and now_s - shown.gone_at_s > BACK_S):
         return False
     return process is None or shown.process is None or process == shown.process
@@ -49,13 +50,13 @@ def is_back(shown: Shown | None, process: str | None, now_s: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What counts besides the event. `opened`: ids of forwards that `openBrowserOnce` has opened in this session."""
+    """The state that counts besides the event. `opened`: ids of forwards that `openBrowserOnce` has opened in this session."""
 
     environment: SessionEnvironment
     platform: str
     attached: bool = True
     restored: bool = False
-    """The first snapshot of a session that a new supervisor has taken up: its forwards are not new to anybody."""
+    """The first snapshot of a session restored by a new supervisor: the user knows its forwards."""
     back: bool = False
     """Its server was restarted: see `is_back`."""
     notify: bool = True
@@ -64,7 +65,7 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do, and where nothing is to be done, why not. `url` is set to `open`; `once`: remember that it was opened."""
+    """What to do, or why nothing. `url` is set for `open`; `once`: remember that it was opened."""
 
     action: Literal["nothing", "notify", "open"]
     why: str = ""
@@ -76,7 +77,7 @@ NOTIFY = Decision("notify")
 
 
 def decide(event: PortEvent, situation: Situation) -> Decision:
-    """The one action that follows this event. Only a `forwarded` that is no replay has any."""
+    """The action for this event. Only a `forwarded` that is no replay has one."""
     if event.event != "forwarded" or event.replay or event.container_port is None:
         return Decision("nothing", "no forward came up")
     if situation.restored:
@@ -112,7 +113,7 @@ def _decide_notify(event: PortEvent, situation: Situation) -> Decision:
         return Decision("nothing", "the command that asked for it has said so")
     if not situation.notify:
         return Decision("nothing", "notifications are switched off")
-    # With a label of its own the user wants to know of it.
+    # A label of its own means that the user wants a notification.
     if event.label is None and is_inspector(event.container_port):
         return Decision("nothing", "it is a debugger's")
     if situation.environment.in_ci:
@@ -123,23 +124,23 @@ def _decide_notify(event: PortEvent, situation: Situation) -> Decision:
 
 
 def may_open(opened_at_s: Sequence[float], now_s: float) -> bool:
-    """Whether one more window may be opened, after those at these times."""
+    """Whether another window may be opened after those at these times."""
     return sum(now_s - at_s < OPENS_WINDOW_S for at_s in opened_at_s) < MAX_OPENS
 
 
 def browser_url(event: PortEvent) -> str | None:
-    """The event's URL if it is one that a browser may be given."""
+    """The event's URL, if a browser may open it."""
     return safe_url(event.url)
 
 
 def plain(text: str, limit: int = MAX_NAME_LENGTH) -> str:
-    """Text of anybody on one line, without control characters or markup, at most `limit` characters long."""
+    """Foreign text on one line, without control characters or markup, at most `limit` characters."""
     text = " ".join(clean_text(text).translate(_NO_MARKUP).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def notification(events: Sequence[PortEvent]) -> tuple[str, str]:
-    """Title and body of the one notification for these forwards of one session (at least one)."""
+    """Title and body of one notification for these forwards (at least one) of a session."""
     of = plain(events[0].container_name or "a container")
     if len(events) > 1:
         names = [_name(event) for event in events[:MAX_NAMED_PORTS]]
@@ -158,7 +159,7 @@ def _port(event: PortEvent) -> str:
 
 
 def _name(event: PortEvent) -> str:
-    """`3000`, or `3000 on 3001` where the host's number is another."""
+    """`3000`, or `3000 on 3001` if the host port differs."""
     on = f" on {event.host_port}" if event.host_port != event.container_port else ""
     return f"{_port(event)}{on}"
 

@@ -1,9 +1,9 @@
-"""The user's desktop: a browser for a URL, a notification. Nothing here blocks, raises, or outlives its limits.
+"""The user's desktop: a browser for a URL, a notification. Nothing here blocks, raises, or exceeds its limits.
 
-Each is a child process with the environment of the session that asks, in a thread that starts, awaits and reaps it.
-A child of its own for notifications too: each session may have another bus, a bus that does not answer harms no other session,
-and the supervisor stays small. Threads are daemons: a browser that runs on does not keep the supervisor alive, nor
-ends with it.
+Each is a child process with the environment of its session, in a thread that starts, awaits and reaps it.
+Notifications have a child too: sessions may have different buses, a bus that does not answer harms no other session,
+and the supervisor stays small. Threads are daemons: a running browser does not keep the supervisor alive, nor ends
+with it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from autoforward.config.environment import SESSION_VARIABLES, SessionEnvironment
 log = logging.getLogger(__name__)
 
 MAX_OPENERS = 16
-"""Openers that have not ended. Where no browser ran before, it is the opener that becomes it: so none is ended by us."""
+"""Openers still running. Without a running browser the opener becomes it, so none is killed."""
 
 MAX_NOTIFIERS = 4
 NOTIFIER_TIMEOUT_S = 10.0
-"""A notification that is not shown by then is not; it takes some 0.1 s."""
+"""A notification takes about 0.1 s; after this it is given up."""
 
 
 class Desktop:
-    """`open_url` and `show` return at once. Failures are a line in the log."""
+    """`open_url` and `show` return at once. Failures are logged."""
 
     def __init__(self) -> None:
         self._openers = threading.BoundedSemaphore(MAX_OPENERS)
@@ -61,7 +61,7 @@ class Desktop:
 
 
 def opener(environment: SessionEnvironment, platform: str) -> list[str]:
-    """The command that a URL is appended to: the person's own program, else the platform's, else Python's."""
+    """The command to append a URL to: the user's own program, else the platform's, else Python's."""
     if environment.browser is not None:
         return [environment.browser]
     if platform == "darwin":
@@ -71,7 +71,7 @@ def opener(environment: SessionEnvironment, platform: str) -> list[str]:
 
 
 def child_environment(environment: SessionEnvironment) -> dict[str, str]:
-    """The supervisor's few variables, without ours and without what is a session's business, and then the session's."""
+    """The supervisor's few variables, without autoforward's and the session variables, then the session's."""
     ours = {
         name: value
         for name, value in os.environ.items()
@@ -81,7 +81,7 @@ def child_environment(environment: SessionEnvironment) -> dict[str, str]:
 
 
 def start_opener(argv: Sequence[str], environment: SessionEnvironment) -> subprocess.Popen[bytes]:
-    """Run it in a session of its own, without the supervisor's descriptors; the caller reaps it. Raises OSError."""
+    """Run it in a session of its own, without inherited descriptors; the caller reaps it. Raises OSError."""
     return subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -121,5 +121,5 @@ def _show(title: str, body: str, environment: SessionEnvironment) -> None:
         log.debug("no notification: %s", error)
         return
     if done.returncode:
-        words = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {done.returncode}"]
-        log.debug("no notification: %s", words[-1][:500])
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {done.returncode}"]
+        log.debug("no notification: %s", lines[-1][:500])

@@ -1,9 +1,10 @@
-"""Servers that are known for what they are: ports that are not forwarded by themselves, that are forwarded without a word, and
-that a browser has no use for.
+"""Known servers: ports that are not forwarded automatically, that are forwarded silently, and that a browser cannot
+use.
 
-The one list of them all. By number and, where it is known, by command line: what the editors run in a container for
-themselves takes any number, and an editor that attaches to a debugger needs no notification. A port that was declared,
-named, or given a label is what the user wants and is not looked up here. Pure.
+The only such list. By number and, where it is known, by command line: an editor's own servers take any number, and an
+editor that attaches to a debugger needs no notification. A port that was declared, named, or given a label is what the
+user wants and is not looked up here. Pure.
+
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ INSPECTOR_PORTS = frozenset({2345, 5005, 5678, 9222, 9229, 9230})
 
 @dataclass(frozen=True, slots=True)
 class KnownServer:
-    """One kind of server. `command_line` is searched in its arguments, joined by spaces; `ports` None: on any number.
+    """One kind of server. `command_line` is searched in its arguments, joined by spaces; `ports` None: any number.
 
-    With `by_port` the number tells where the process is not known (an sshd is root's). A port whose number
-    stands in the command line after `but_named` is not meant: the user has chosen it.
+    With `by_port` the number decides if the process is unknown (an sshd is root's). A port whose number follows
+    `port_option` in the command line is excepted: the user has chosen it.
     """
 
     name: str
     command_line: re.Pattern[str]
     ports: frozenset[int] | range | None = None
     by_port: bool = False
-    but_named: str | None = None
+    port_option: str | None = None
 
     def is_at(self, container_port: int, command_line: str | None) -> bool:
         if self.ports is not None and container_port not in self.ports:
@@ -39,12 +40,12 @@ class KnownServer:
             return self.by_port
         if self.command_line.search(command_line) is None:
             return False
-        named = rf"\s{self.but_named}[ =]{container_port}(?:\s|$)"
-        return self.but_named is None or re.search(named, command_line) is None
+        named = rf"\s{self.port_option}[ =]{container_port}(?:\s|$)"
+        return self.port_option is None or re.search(named, command_line) is None
 
 
-# The program itself is in the editor's folder, or what its own Node runs: a user's program that a debugger of the editor
-# started has such a folder among its arguments too, and is the user's.
+# The program is in the editor's folder, or run by the editor's Node: a user's program started by the editor's debugger
+# has such a folder among its arguments too.
 _EDITOR_FOLDERS = (
     r"/(?:\.(?:vscode|vscodium|vscode-oss|cursor|windsurf|positron|trae)-(?:server|remote)(?:-[a-z]+)?"
     r"|vscode/vscode-server)/"
@@ -70,15 +71,15 @@ SSHD = KnownServer(
 )
 
 EPHEMERAL = range(32_768, 65_536)
-"""Numbers that the kernel gives to who asks for any: another one at each start, so rarely of interest."""
+"""Ephemeral ports: another number at each start, so rarely of interest."""
 
-# A program of the user's that one of these has started is the user's: it is the tool itself that is meant.
+# Only the tool itself: a user's program started by one of these is the user's.
 PRIVATE: tuple[KnownServer, ...] = (
     KnownServer(
         "a debugger's own port (debugpy)",
         re.compile(r"\s\S*debugpy/adapter(?:\s|$)|\s-m\s+debugpy\.adapter(?:\s|$)", re.ASCII),
         EPHEMERAL,
-        but_named="--port",
+        port_option="--port",
     ),
     KnownServer(
         "a debugger's own port (Delve)",
@@ -118,7 +119,7 @@ PRIVATE: tuple[KnownServer, ...] = (
 """What tools open for themselves, on any number."""
 
 DEFAULT_EXCLUDED: tuple[KnownServer, ...] = (*EDITORS_OWN, SSHD, *PRIVATE)
-"""Not forwarded by itself, unless the setting `defaultExclude` is false."""
+"""Not forwarded automatically, unless the setting `defaultExclude` is false."""
 
 OUR_AGENT = KnownServer(
     "the autoforward agent of another session", re.compile(r"^\S*/\.autoforward/agent-[0-9a-f]{16}(?:\s|$)", re.ASCII)
@@ -127,11 +128,11 @@ OUR_SUPERVISOR = KnownServer(
     "a supervisor of autoforward, with what it forwards",
     re.compile(r"^\S*python\S*\s+(?:-\S+\s+)*-m\s+autoforward\.supervisor(?:\s|$)", re.ASCII),
 )
-"""What these listen on is no server of the container: never forwarded by itself, or each forward would be another port."""
+"""These listen for the host, not in the container: never forwarded automatically, or each forward would be detected as a port."""
 
 
 def exclusion_reason(key: ForwardKey, command_line: str | None, *, by_default: bool = True) -> str | None:
-    """Why this detected port is not forwarded by itself, None when it is. `by_default` False: nothing but what is ours."""
+    """Why this detected port is not forwarded automatically, or None. `by_default` False: only autoforward's own are excluded."""
     if key.transport != "tcp" or key.container_host is not None:
         return None
     for server in (OUR_AGENT, OUR_SUPERVISOR, *(DEFAULT_EXCLUDED if by_default else ())):
@@ -164,7 +165,7 @@ NOT_HTTP: dict[str, tuple[frozenset[int], str, str]] = {
     "memcached": (frozenset({11211}), r"memcached", r"memcached?"),
     "MongoDB": (frozenset({27017, 27018, 27019}), r"mongod|mongos", r"mongo(?:db)?"),
 }
-"""What is no web server: its usual numbers, the program of its server, and a label that says nothing but that."""
+"""Servers other than web servers: usual numbers, the server's program, and a label that says only that."""
 
 _PROGRAMS = re.compile(
     "|".join(rf"(?P<_{i}>{program})" for i, (_, program, _) in enumerate(NOT_HTTP.values()) if program)
@@ -179,7 +180,7 @@ _BY_NUMBER = {number: name for name, (numbers, _, _) in NOT_HTTP.items() for num
 
 
 def not_http(container_port: int | None, process: str | None, label: str | None) -> str | None:
-    """What a server speaks that is not HTTP, by its program, its label or its number; None where it may be HTTP."""
+    """The protocol of a server that is not HTTP, by its program, label or number; None if it may be HTTP."""
     program = (process or "").split(" ", 1)[0].rpartition("/")[2].rstrip(":")
     for match in (_PROGRAMS.fullmatch(program), _LABELS.fullmatch((label or "").strip())):
         if match is not None and match.lastgroup is not None:
@@ -192,10 +193,10 @@ _DEBUGGED = re.compile(r"\s(?:-m\s+debugpy|\S*/debugpy)(?:\s|$)", re.ASCII)
 
 
 def may_be_brief(key: ForwardKey, command_line: str, addresses: Iterable[str]) -> bool:
-    """Whether debugpy may have opened this port for a moment within the program that it debugs, to hear of its adapter.
+    """Whether debugpy may have opened this port for a moment in the debugged program, for its adapter.
 
-    The program runs under debugpy, or calls `debugpy.listen()` itself: then its command line does not tell, and the port is on
-    loopback. The program's own servers cannot be told from it but by staying.
+    The program runs under debugpy, or calls `debugpy.listen()` itself: then its command line does not show it, and the port
+    is on loopback. Only staying open distinguishes the program's own servers.
     """
     if key.transport != "tcp" or key.container_port not in EPHEMERAL:
         return False
@@ -205,5 +206,5 @@ def may_be_brief(key: ForwardKey, command_line: str, addresses: Iterable[str]) -
 
 
 def is_inspector(container_port: int | None) -> bool:
-    """Whether a debugger listens there, as far as the number tells."""
+    """Whether a debugger listens there, judging by the number."""
     return container_port in INSPECTOR_PORTS

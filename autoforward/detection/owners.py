@@ -1,7 +1,7 @@
-"""The owning processes of ports: sockets of the last snapshot, and the processes that the container named for them.
+"""The processes that own ports: sockets of the last snapshot, and the names that the container sent for them.
 
-The names come after the snapshot that first showed a socket, once for each; on a shell lane they may even overtake it.
-A port whose process is not to be found has None, one that the container has not named yet is not there. Pure.
+Names follow the snapshot that first showed a socket, once each; on a shell lane they may overtake it. A port whose
+process was not found maps to None; one without an answer yet is missing. Pure.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ MAX_SHELL_COMMAND = 768
 """Bytes of a command line that the shell watcher reads (lanes/watcher.sh)."""
 
 CUT_LENGTHS = frozenset({MAX_COMMAND, MAX_SHELL_COMMAND})
-"""Bytes of a command line of which the agent, or the watcher, has left out the end."""
+"""Ends a command line that the agent or the watcher has cut."""
 
 
 class ProcessBook:
-    """Bounded by what a snapshot can hold: names of sockets that are gone go with them."""
+    """Bounded by a snapshot's size: names of closed sockets are dropped."""
 
     def __init__(self) -> None:
         self._sockets: dict[ForwardKey, tuple[int, ...]] = {}
@@ -40,7 +40,7 @@ class ProcessBook:
         return f"<ProcessBook: {len(self._names)} of {len(self._inodes)} sockets known>"
 
     def see(self, rows: Iterable[SocketRow]) -> None:
-        """These are all the sockets there are now."""
+        """Replace the current sockets."""
         sockets: dict[ForwardKey, list[int]] = {}
         for row in rows:
             if row.state == "listen":
@@ -52,7 +52,7 @@ class ProcessBook:
         self._early = {inode: name for inode, name in self._early.items() if inode not in self._inodes}
 
     def note(self, inode: int, pid: int, command_line: bytes) -> bool:
-        """Take what the container says of one socket (`pid` 0: not to be found). Whether that is news of one that is there."""
+        """Record the container's answer for one socket (`pid` 0: not found). Returns whether it is new, for a current socket."""
         name = parse_process(command_line) if pid else None
         if inode not in self._inodes:
             self._early[inode] = name
@@ -64,10 +64,10 @@ class ProcessBook:
         return is_news
 
     def by_port(self) -> Mapping[ForwardKey, ServerProcess | None]:
-        """The process of each port of which that is known, or known not to be known."""
+        """The process of each port for which it is known, or known to be unknown."""
         found: dict[ForwardKey, ServerProcess | None] = {}
         for key, inodes in self._sockets.items():
-            # The kernel gives no number to a socket that no process holds any more.
+            # A socket that no process holds any more has inode 0.
             names = [self._names.get(inode) for inode in inodes if inode == 0 or inode in self._names]
             name = next((name for name in names if name is not None), None)
             if name is not None or len(names) == len(inodes):
@@ -77,9 +77,9 @@ class ProcessBook:
 
 @lru_cache(maxsize=256)
 def parse_process(command_line: bytes) -> ServerProcess | None:
-    """The text of /proc/PID/cmdline (arguments apart by NUL, from a container); None when there is none.
+    """Parse /proc/PID/cmdline (arguments separated by NUL, from a container); None if it is empty.
 
-    Remembered: masking takes some 0.4 ms, and one process may hold thousands of sockets.
+    Cached: masking takes about 0.4 ms, and one process may hold thousands of sockets.
     """
     arguments = [
         printable(one, " ") for one in command_line.decode("utf-8", "replace")[:MAX_SUBJECT_LENGTH].split("\0")

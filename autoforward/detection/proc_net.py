@@ -1,8 +1,8 @@
 """Text of /proc/net/tcp{,6} -> listeners -> snapshot, and where a relay should dial. Pure; works on bytes.
 
-Input is kernel text as read in the container, or the reduced rows of the shell watcher, which keep the kernel's
-column order (so one parser serves both, and `cat` is as good a source as `grep`). It is hostile until parsed:
-what does not fit is skipped and counted, and every loop has a named limit.
+Input is kernel text read in the container, or the shell watcher's reduced rows, which keep the kernel's column order
+(so one parser serves both). It is hostile until parsed: what does not match is skipped and counted, and every loop has
+a named limit.
 
 Rows are found by the token `:0000 0A ` (remote port 0, state LISTEN), never by offset: columns move at row 10,000.
 Bench, 50,000 connection rows and 20 listeners, one core of a laptop-class machine: splitting every row 142 ms,
@@ -23,16 +23,16 @@ from autoforward.core.model import DialAddress, Listener, Snapshot, Transport
 SocketState = Literal["listen", "close_wait"]
 
 MAX_ROWS = 4096
-"""Rows taken from one table. A dev container has tens; beyond this the rest is dropped and `truncated` is set."""
+"""Rows taken from one table. A dev container has tens; beyond this `truncated` is set."""
 
 MAX_LINE = 512
 """Bytes of one row. The kernel pads to 150 (v4) or 180 (v6); longer lines are not the kernel's."""
 
 ENGINE_DNS = "127.0.0.11"
-"""Docker's embedded DNS: in every container on a user-defined network, at a random port, never a server of the user's."""
+"""Docker's embedded DNS: in every container on a user-defined network, on a random port, never a user's server."""
 
 MAX_DIALS = MAX_ADDRESSES
-"""Addresses of one port that are tried: what one OPEN of the agent holds. A server on more of them is on these too."""
+"""Addresses tried for one port: the most that one OPEN holds. A server on more of them is on these too."""
 
 _LISTEN_TOKEN = b":0000 0A "
 _CLOSE_WAIT_TOKEN = b" 08 "
@@ -46,7 +46,7 @@ _MIN_COLUMNS = 10
 class SocketRow:
     """One socket of the table. Addresses are text (`127.0.0.1`, `::1`; v4-mapped ones as v4).
 
-    `inode` leads to the owning process through `/proc/<pid>/fd`; 0 means the kernel did not say.
+    `inode` identifies the owning process through `/proc/<pid>/fd`; 0: unknown.
     """
 
     local_port: int
@@ -61,7 +61,7 @@ class SocketRow:
 
 @dataclass(frozen=True, slots=True)
 class SocketTable:
-    """What one text held: `rows` in the text's order, `malformed` lines skipped, `truncated` when MAX_ROWS was hit."""
+    """The result of one text: `rows` in its order, `malformed` lines skipped, `truncated` if MAX_ROWS was reached."""
 
     rows: tuple[SocketRow, ...]
     malformed: int
@@ -77,7 +77,7 @@ class SocketTable:
 
 
 def parse_proc_net_tcp(data: bytes, *, close_wait: bool = False) -> SocketTable:
-    """Rows in state LISTEN (with `close_wait`, also CLOSE_WAIT) of /proc/net/tcp, tcp6, or both one after the other.
+    """Rows in state LISTEN (with `close_wait`, also CLOSE_WAIT) of /proc/net/tcp, tcp6, or both concatenated.
 
     Never raises. Cost is that of `bytes.find` over `data` plus the hits.
     """
@@ -85,7 +85,7 @@ def parse_proc_net_tcp(data: bytes, *, close_wait: bool = False) -> SocketTable:
     malformed = 0
     truncated = False
     for token in (_LISTEN_TOKEN, _CLOSE_WAIT_TOKEN) if close_wait else (_LISTEN_TOKEN,):
-        # Malformed lines count against the limit too: a flood of them must not buy unbounded work.
+        # Malformed lines count against the limit too: a flood of them must not cause unbounded work.
         budget = MAX_ROWS
         at = data.find(token)
         while at >= 0:
@@ -97,7 +97,7 @@ def parse_proc_net_tcp(data: bytes, *, close_wait: bool = False) -> SocketTable:
             end = data.find(b"\n", at, at + MAX_LINE)
             if end < 0:
                 end = min(len(data), at + MAX_LINE)
-            # No newline within MAX_LINE before the hit: the "line" is longer than any of the kernel's.
+            # No newline within MAX_LINE before the hit: longer than any line of the kernel.
             whole = start > 0 or at <= MAX_LINE
             row = _parse_row(data[start:end]) if whole and end - start <= MAX_LINE else None
             if row is None:
@@ -109,20 +109,20 @@ def parse_proc_net_tcp(data: bytes, *, close_wait: bool = False) -> SocketTable:
 
 
 def snapshot_from_rows(rows: Iterable[SocketRow], own_addresses: Iterable[str] = ()) -> Snapshot:
-    """The listeners among `rows` that a relay in the container can reach; sorted, each once. See `is_reachable`."""
+    """The listeners among `rows` that a relay in the container can reach; sorted, without duplicates. See `is_reachable`."""
     own = frozenset(own_addresses)
     found = {
         (row.transport, row.local_port, row.local_address)
         for row in rows
         if row.state == "listen" and row.local_port != 0 and is_reachable(row.local_address, own)
     }
-    return tuple(Listener(*fields) for fields in sorted(found))  # as tuples they are compared without a call each
+    return tuple(Listener(*fields) for fields in sorted(found))  # tuples compare without a call each
 
 
 def is_reachable(address: str, own_addresses: frozenset[str] = frozenset()) -> bool:
-    """Whether a listener on `address` is one of the container's own: 127/8, ::1, a wildcard, or in `own_addresses`.
+    """Whether `address` is the container's own: 127/8, ::1, a wildcard, or in `own_addresses`; the engine's DNS is not.
 
-    The engine's DNS is not. `own_addresses` are the container's addresses as text, in their usual form.
+    `own_addresses` are the container's addresses as text, in canonical form.
     """
     if address == ENGINE_DNS:
         return False
@@ -132,13 +132,12 @@ def is_reachable(address: str, own_addresses: frozenset[str] = frozenset()) -> b
 def dial_addresses(
     addresses: Iterable[str], container_port: int, *, from_ipv6: bool = False
 ) -> tuple[DialAddress, ...]:
-    """Where to connect for the listeners seen on one port, in the order to try: the address that was seen.
+    """Where to connect for the listeners of one port, in the order to try.
 
-    A v4 wildcard is 127.0.0.1; `::` may be dual-stack or v6-only, which the table does not tell: 127.0.0.1, then ::1.
+    A v4 wildcard is 127.0.0.1; `::` may be dual-stack or v6-only, which the table does not show: 127.0.0.1, then ::1.
     Plain loopback comes first, specific addresses last, MAX_DIALS in all. No addresses give an empty tuple.
-
-    `from_ipv6`: for clients of the host's IPv6 address. Listeners of both families on one port may be two servers: such a
-    client gets that of IPv6 first, as it would in the container.
+    `from_ipv6`: for clients of the host's IPv6 address. Listeners of both families on one port may be two servers: such
+    a client gets the IPv6 one first, as it would in the container.
     """
     seen = set(addresses)
     order: list[str] = []
@@ -160,7 +159,7 @@ def _parse_row(line: bytes) -> SocketRow | None:
     uid, inode = columns[_UID], columns[_INODE]
     if state is None or local is None or remote is None:
         return None
-    # isdigit first and a length: int() of a megabyte of digits is quadratic.
+    # Digits of bounded length: int() of a megabyte of digits is quadratic.
     if not (uid.isdigit() and inode.isdigit() and len(uid) <= 10 and len(inode) <= 20):
         return None
     return SocketRow(local[1], local[0], remote[0], remote[1], state, int(uid), int(inode))
@@ -172,7 +171,7 @@ def _parse_endpoint(text: bytes) -> tuple[str, int] | None:
     if not colon or len(port) != 4 or len(digits) not in (8, 32):
         return None
     try:
-        # bytes.fromhex skips spaces and takes only ASCII digits; there are no spaces after split().
+        # bytes.fromhex skips spaces and takes only ASCII digits; split() has removed spaces.
         raw = bytes.fromhex(digits.decode("ascii"))
         number = int.from_bytes(bytes.fromhex(port.decode("ascii")), "big")
     except ValueError:

@@ -1,7 +1,7 @@
-"""The `devcontainer` CLI as a child process: found, asked for the merged configuration, run with `up`.
+"""The `devcontainer` CLI as a child process: find it, read the merged configuration, run `up`.
 
-Both known CLIs fit (the official Node one and devcontainer-rs). What they share is all that is used: flags, the
-result JSON as the last line of stdout, progress on stderr, an exit status.
+Works with both known CLIs (the official Node one and devcontainer-rs) and uses only what they share: flags, the result
+JSON as the last line of stdout, progress on stderr, an exit status.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from autoforward.devcontainers.configuration import find_config_file, read_confi
 ENVIRONMENT_VARIABLE = "AUTOFORWARD_DEVCONTAINER"
 PROGRAM = "devcontainer"
 
-# The official CLI starts Node and asks the engine a few times: well under a second each, more on a loaded machine.
+# The official CLI starts Node and queries the engine a few times: well under a second each, more on a loaded machine.
 READ_TIMEOUT_S = 60.0
-# A process that the CLI left behind may hold its stdout open; what the CLI itself wrote is there long before.
+# A process left behind by the CLI may hold its stdout open; the CLI's own output is complete long before.
 AFTER_EXIT_S = 2.0
 
-SLIP = 0.85
-"""How much a flag has to be like one of autoforward's to be meant as that; no flag of either CLI is."""
+SIMILARITY = 0.85
+"""How similar a flag must be to one of autoforward's to count as a typo of it; no flag of either CLI is."""
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])[A-Z]")
 
 
 @dataclass(frozen=True, slots=True)
 class DevcontainerCli:
-    """An executable, and where it was found, in words."""
+    """An executable, and a description of where it was found."""
 
     path: str
     source: str
@@ -50,7 +50,7 @@ class DevcontainerCli:
 
 @dataclass(frozen=True, slots=True)
 class UpArguments:
-    """The arguments of `devcontainer up` as the user gave them, and what of them concerns us."""
+    """The user's arguments of `devcontainer up`, and the parts that autoforward uses."""
 
     args: tuple[str, ...]
     workspace_folder: str | None = None
@@ -59,17 +59,17 @@ class UpArguments:
     id_labels: tuple[str, ...] = ()
     remove_existing_container: bool = False
     shared: tuple[str, ...] = ()
-    """Flags that `read-configuration` takes too and that change what it finds, with their values."""
+    """Flags, with values, that `read-configuration` also takes and that change its result."""
 
     @property
     def folder(self) -> str | None:
-        """The workspace folder, by the CLI's own default; None where a container is named by other means only."""
+        """The workspace folder, by the CLI's own default; None if the container is named only by other means."""
         if self.workspace_folder is not None:
             return self.workspace_folder
         return None if self.id_labels or self.override_config else "."
 
     def config_file(self) -> Path | None:
-        """Return the file whose content counts, or None where the CLI will find none either."""
+        """The file whose content counts, or None if the CLI will find none either."""
         if self.override_config is not None:
             return Path(self.override_config)
         if self.folder is None:
@@ -79,23 +79,22 @@ class UpArguments:
 
 @dataclass(frozen=True, slots=True)
 class UpOutcome:
-    """How `up` ended: its exit status (128 + n for signal n) and the last line of its stdout, byte for byte."""
+    """How `up` ended: exit status (128 + n for signal n) and the last line of stdout, byte for byte."""
 
     exit_code: int
     last_line: bytes
 
     def container_id(self) -> str | None:
-        """Return the id in the result JSON (it may be a short one), None where there is no successful result."""
+        """The id in the result JSON (possibly a short one); None without a successful result."""
         result = _parse_object(self.last_line)
         container_id = result.get("containerId") if result and result.get("outcome") == "success" else None
         return container_id if isinstance(container_id, str) and container_id else None
 
 
 def find_cli(flag: str | None, environ: Mapping[str, str]) -> DevcontainerCli:
-    """Find the CLI: the flag, then AUTOFORWARD_DEVCONTAINER, then PATH, then the one installed beside us.
+    """Find the CLI: the flag, AUTOFORWARD_DEVCONTAINER, PATH, then the one installed beside autoforward.
 
-    Raises UsageError when the flag or the variable names something that cannot be run, AutoforwardError when there
-    is none at all.
+    Raises UsageError if the flag or variable names something that is not executable, AutoforwardError if there is none.
     """
     search_path = environ.get("PATH")
     for named, source in (
@@ -121,9 +120,9 @@ def find_cli(flag: str | None, environ: Mapping[str, str]) -> DevcontainerCli:
 
 
 def parse_up_arguments(args: Sequence[str]) -> UpArguments:
-    """Read from the arguments of `up` what concerns us; whatever else is in them is the CLI's business.
+    """Parse the arguments of `up` that autoforward uses; the rest is passed on.
 
-    Both `--flag value` and `--flag=value` count, and camelCase names, which the official CLI takes too.
+    Accepts `--flag value`, `--flag=value`, and camelCase names, as the official CLI does.
     """
     values: dict[str, list[str]] = {}
     shared: list[str] = []
@@ -151,21 +150,21 @@ def parse_up_arguments(args: Sequence[str]) -> UpArguments:
 
 
 def check_flags(args: Sequence[str], ours: Collection[str]) -> None:
-    """Raise UsageError for a flag that is one of `ours` but for a slip: the CLI would refuse it, or go on without a word."""
+    """Raise UsageError for a misspelling of one of `ours`: the CLI would refuse it, or silently ignore it."""
     for arg in args:
         name = _CAMEL.sub(lambda m: "-" + m[0].lower(), arg.partition("=")[0])
-        if name.startswith("--") and (near := difflib.get_close_matches(name, ours, n=1, cutoff=SLIP)):
+        if name.startswith("--") and (near := difflib.get_close_matches(name, ours, n=1, cutoff=SIMILARITY)):
             raise UsageError(f"there is no flag {arg.partition('=')[0]}", hint=f"did you mean {near[0]}?")
 
 
 def engine_environment(environ: Mapping[str, str], docker_host: str | None, context: str | None) -> dict[str, str]:
-    """Return the environment in which docker's own tools reach the engine that our flags name."""
+    """The environment with which docker's own tools reach the engine of autoforward's flags."""
     result = dict(environ)
     if docker_host:
         result["DOCKER_HOST"] = docker_host
         result.pop("DOCKER_CONTEXT", None)
     elif context:
-        # DOCKER_HOST would win over the context.
+        # DOCKER_HOST would override the context.
         result["DOCKER_CONTEXT"] = context
         result.pop("DOCKER_HOST", None)
     return result
@@ -174,10 +173,10 @@ def engine_environment(environ: Mapping[str, str], docker_host: str | None, cont
 def read_merged_configuration(
     cli: DevcontainerCli, up: UpArguments, environ: Mapping[str, str], timeout_s: float = READ_TIMEOUT_S
 ) -> dict[str, Any]:
-    """Ask the CLI for the configuration merged from features, image and file, `appPort` of the file included.
+    """Ask the CLI for the configuration merged from features, image and file, including the file's `appPort`.
 
-    Works best after `up`: the official CLI inspects the image, and would pull a missing one. Raises
-    AutoforwardError when the CLI fails, or gives no answer within `timeout_s`.
+    Call it after `up`: the official CLI inspects the image, and would pull a missing one. Raises AutoforwardError if
+    the CLI fails, or does not answer within `timeout_s`.
     """
     command = [cli.path, "read-configuration", "--include-merged-configuration", *up.shared]
     for flag, value in (
@@ -214,36 +213,35 @@ def read_merged_configuration(
 
 @contextlib.contextmanager
 def without_app_port(up: UpArguments, warn: Callable[[str], None]) -> Iterator[tuple[str, ...]]:
-    """Give the arguments with which the CLI publishes no `appPort`; the temporary file lives as long as the block.
+    """Yield arguments with which the CLI publishes no `appPort`; the temporary file exists during the block.
 
-    Where the configuration has none, the arguments are the user's own. Raises UsageError for a configuration that
-    cannot be parsed.
+    Without `appPort` the arguments are unchanged. Raises UsageError for an invalid configuration.
     """
     path = up.config_file()
     try:
         config = dict(read_config_file(path).table) if path is not None else {}
     except FileNotFoundError:
-        config = {}  # the CLI says so, in its own words
+        config = {}  # the CLI reports it
     if "appPort" not in config:
         yield up.args
         return
     if up.folder is None and up.config is None:
-        # Here the override is the configuration itself, and paths in it are relative to where it is.
+        # Here the override is the configuration itself, and its paths are relative to its folder.
         warn("appPort is left to the devcontainer CLI: there is no workspace folder beside --override-config")
         yield up.args
         return
     del config["appPort"]
-    # An override changes what the configuration says, not where it is: paths in it stay relative to the original.
+    # An override replaces the content, not the place: paths stay relative to the original.
     with tempfile.TemporaryDirectory(prefix="autoforward-") as folder:
         override = Path(folder) / "devcontainer.json"
         override.write_text(json.dumps(config), encoding="utf-8")
-        # Both CLIs take the current folder by default, but not beside an override.
+        # Both CLIs default to the current folder, but not with an override.
         where = ("--workspace-folder", up.folder) if up.workspace_folder is None and up.folder is not None else ()
         yield (*_without_flag(up.args, "--override-config"), *where, "--override-config", str(override))
 
 
 def open_to_others(up: UpArguments) -> list[str]:
-    """The entries of `appPort` that name no address: a CLI that publishes them does so on all, and we do not."""
+    """The entries of `appPort` without an address: a CLI publishes these on all addresses, autoforward on loopback."""
     path = up.config_file()
     try:
         config = read_config_file(path).table if path is not None else {}
@@ -258,10 +256,10 @@ def open_to_others(up: UpArguments) -> list[str]:
 def run_up(
     cli: DevcontainerCli, args: Sequence[str], environ: Mapping[str, str], write: Callable[[bytes], None]
 ) -> UpOutcome:
-    """Run `up` with stdin and stderr inherited; hand every line of stdout but the last to `write` as it comes.
+    """Run `up` with inherited stdin and stderr; pass every stdout line but the last to `write` as it comes.
 
-    SIGINT and SIGTERM are the CLI's to act on: this waits for it whatever comes. `write` is called from another
-    thread. Raises AutoforwardError when the CLI cannot be started.
+    The CLI handles SIGINT and SIGTERM; this waits for it in any case. `write` is called from another thread. Raises
+    AutoforwardError if the CLI cannot be started.
     """
     try:
         child = subprocess.Popen([cli.path, "up", *args], env=dict(environ), stdout=subprocess.PIPE)
@@ -277,7 +275,7 @@ def run_up(
 
 
 class _LineReader:
-    """Passes lines on, always one behind, so that the last one can be held back."""
+    """Passes lines on, one line late, so that the last one can be held back."""
 
     def __init__(self, stream: IO[bytes], write: Callable[[bytes], None]) -> None:
         self._stream = stream
@@ -295,7 +293,7 @@ class _LineReader:
                     self._write(passed)
 
     def _exchange(self, line: bytes) -> bytes:
-        """Hold `line` and return what was held before it."""
+        """Hold `line` and return the line held before."""
         with self._lock:
             if self._taken:
                 return b""
@@ -314,13 +312,13 @@ class _LineReader:
 
 @contextlib.contextmanager
 def _signals_passed_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Leave it to the child to end: SIGTERM is passed on, SIGINT where the terminal has not sent it already."""
+    """Let the child decide: pass SIGTERM on, and SIGINT if the terminal has not sent it already."""
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         if number != signal.SIGINT or not _is_in_foreground():
             child.send_signal(number)
 
-    # Handlers, not SIG_IGN: a child would inherit that.
+    # Handlers, not SIG_IGN, which a child would inherit.
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -330,7 +328,7 @@ def _signals_passed_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def _is_in_foreground() -> bool:
-    """Return whether a terminal's Ctrl-C goes to our process group, and so to the child, by itself."""
+    """Whether the terminal's Ctrl-C goes to this process group, and so to the child."""
     try:
         with Path("/dev/tty").open("rb") as terminal:
             return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()

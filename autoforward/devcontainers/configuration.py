@@ -1,8 +1,9 @@
-"""Find, parse and merge what devcontainer.json and the metadata label say of ports. No engine, no CLI.
+"""Find, parse and merge the port settings of devcontainer.json and the metadata label. No engine, no CLI.
 
-Merging follows the specification: `forwardPorts` are united; of `portsAttributes` the last of equal keys wins;
-`otherPortsAttributes` and `shutdownAction` are taken whole from the last that has them. `appPort` counts from the
-file only: no CLI writes it into the label. Variables are put in before (`variables.py`).
+Merging follows the specification (https://containers.dev/implementors/spec/#merge-logic): `forwardPorts` are united; in
+`portsAttributes` the last of equal keys wins; `otherPortsAttributes` and `shutdownAction` come whole from the last that
+has them. `appPort` counts in the file only: no CLI writes it into the label. `variables.py` substitutes variables
+before.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ SHUTDOWN_ACTIONS: tuple[ShutdownAction, ...] = ("none", "stopContainer", "stopCo
 
 CUSTOMIZATIONS = ("customizations", "autoforward")
 
-# No real configuration comes near; the bounds keep a hostile image from costing memory and time.
+# No real configuration comes near; bounds the cost of a hostile image.
 MAX_DECLARED = 1000
 MAX_METADATA_ENTRIES = 1000
-# Before equal ones are put together: half a megabyte of ranges would otherwise be fifty million ports.
+# Before merging: half a megabyte of ranges would be fifty million ports.
 MAX_SPECS = 10 * MAX_DECLARED
 MAX_LOCAL_FEATURES = 64
 FEATURE_KEYS = frozenset({"forwardPorts", "portsAttributes", "otherPortsAttributes"})
 
-# `docker run -p` has an address first: 127.0.0.1:8080:80, [::1]:8080:80, 127.0.0.1::80.
-_OURS_ANYWAY = ("127.0.0.1", "[::1]")
+# `docker run -p` has the address first: 127.0.0.1:8080:80, [::1]:8080:80, 127.0.0.1::80.
+_LOOPBACK_ADDRESSES = ("127.0.0.1", "[::1]")
 _DOCKER_ADDRESS = re.compile(r"(\d+\.\d+\.\d+\.\d+|\[[0-9A-Fa-f:.]+\]):(.*)")
 
 
 @dataclass(frozen=True, slots=True)
 class PortConfiguration:
-    """The ports that a configuration declares (one per forward key), the rules, and what was wrong with it."""
+    """The ports that a configuration declares (one per forward key), the attribute rules, and warnings."""
 
     declared: tuple[PortSpec, ...] = ()
     rules: AttributeRules = NO_RULES
@@ -51,42 +52,42 @@ class PortConfiguration:
 
 
 def read_config_file(path: str | Path, rule: Rule = ANYWHERE, belongs_to: str | None = None) -> Document:
-    """One devcontainer.json, as `reader.read`. Raises UsageError; FileNotFoundError is left to the caller."""
+    """Read one devcontainer.json, as `reader.read`. Raises UsageError, FileNotFoundError."""
     return reader.read(str(path), "json", rule=rule, belongs_to=belongs_to, below=CUSTOMIZATIONS)
 
 
 def usual_config_files(workspace_folder: str | Path) -> list[str | Path]:
-    """Where a workspace has its devcontainer.json, the first of these that is there."""
+    """The usual paths of a workspace's devcontainer.json; the first that exists counts."""
     folder = Path(workspace_folder)
     return [folder / ".devcontainer" / "devcontainer.json", folder / ".devcontainer.json"]
 
 
 def find_config_file(workspace_folder: Path, config_file: str | Path | None = None) -> Path | None:
-    """Return the configuration of a workspace folder, or None where there is none.
+    """The configuration of a workspace folder, or None.
 
-    `config_file` (a flag or a label) wins when something is there; relative paths are taken from the current folder. Of
-    several `.devcontainer/*/devcontainer.json` none is chosen: only the user can say which. What is there need not be a
-    file: to say so is for who reads it.
+    `config_file` (a flag or a label) wins if something exists there; relative paths start at the current folder. Of
+    several `.devcontainer/*/devcontainer.json` none is chosen: only the user can choose. The result need not be a file:
+    the reader reports that.
     """
     found = _there([config_file]) if config_file is not None else config_files_of(workspace_folder)
     return Path(found[0]) if len(found) == 1 else None
 
 
 def config_files_of(workspace_folder: str | Path) -> list[str]:
-    """The configuration of a workspace folder; where it has none in a usual place, those among which the user has to choose."""
+    """The configuration of a workspace folder; without one in a usual place, those that the user must choose from."""
     usual = _there(usual_config_files(workspace_folder))
     return usual[:1] or reader.in_folders_of(str(Path(workspace_folder, ".devcontainer")), "devcontainer.json")
 
 
 def _there(paths: Sequence[str | Path]) -> list[str]:
-    return [path for path, found in reader.look([str(path) for path in paths]).items() if found.kind is not None]
+    return [path for path, found in reader.path_states([str(path) for path in paths]).items() if found.kind is not None]
 
 
 def ports_from_configuration(config: Mapping[str, Any], place: str, own: Collection[str] = ()) -> PortConfiguration:
-    """Return what one (merged) configuration asks for. `place` is what warnings call it, `own` are names of the container.
+    """The ports of one (merged) configuration. `place` is its name in warnings, `own` the container's names.
 
-    Entries that are not valid are left out, each with a warning. One spec is kept per forward key: a pinned one
-    wins over one without a local port; of two different pins the first stays, with a warning.
+    Invalid entries are left out, each with a warning. One spec is kept per forward key: a pinned one wins over one
+    without a local port; of two different pins the first wins, with a warning.
     """
     warnings: list[str] = []
     specs = _forward_ports(config.get("forwardPorts"), place, warnings)
@@ -102,9 +103,9 @@ def ports_from_configuration(config: Mapping[str, Any], place: str, own: Collect
 
 
 def merge_configurations(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge the keys that concern us, later entries last. Values of a wrong kind are kept for the warnings."""
+    """Merge the port settings, later entries last. Values of a wrong type are kept, for the warnings."""
     merged: dict[str, Any] = {}
-    # Only what can be right is looked for among the others; a search of the list itself would cost the square of it.
+    # Only valid values are deduplicated; searching the whole list would be quadratic.
     seen: set[str | int] = set()
     for entry in entries:
         for name in ("otherPortsAttributes", "shutdownAction", "appPort"):
@@ -129,9 +130,9 @@ def _is_spec(value: object) -> TypeGuard[str | int]:
 
 
 def parse_metadata_label(text: str) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
-    """Return the entries of a `devcontainer.metadata` label (a JSON array of objects, or one) and warnings.
+    """Parse a `devcontainer.metadata` label (a JSON array of objects, or one object); returns entries and warnings.
 
-    The label may come with any image: nothing in it is fatal.
+    Any image may have the label: no error in it is fatal.
     """
     place = f"label {LABEL_METADATA}"
     if len(text) > MAX_CONFIG_BYTES:
@@ -150,7 +151,7 @@ def parse_metadata_label(text: str) -> tuple[tuple[dict[str, Any], ...], tuple[s
 def config_file_of(
     labels: Mapping[str, str], workspace_folder: str | None = None, config_file: str | None = None
 ) -> Path | None:
-    """The devcontainer.json that counts for a container; arguments as of `merged_for_container`."""
+    """The devcontainer.json that counts for a container; arguments as in `merged_for_container`."""
     folder = workspace_folder or labels.get(LABEL_LOCAL_FOLDER)
     for named in (config_file, labels.get(LABEL_CONFIG_FILE)):
         if named:
@@ -163,11 +164,10 @@ def config_file_of(
 def merged_for_container(
     labels: Mapping[str, str], workspace_folder: str | None = None, config_file: str | None = None
 ) -> tuple[dict[str, Any], str, tuple[str, ...]]:
-    """Merge label and file of one container; return the configuration, what to call it, and warnings.
+    """Merge label and file of one container; returns the configuration, its name for messages, and warnings.
 
-    `workspace_folder` and `config_file`, where given, win over the labels `devcontainer.local_folder` and
-    `devcontainer.config_file`. A file that is not there is left out. Raises UsageError for one that cannot be
-    parsed.
+    `workspace_folder` and `config_file` override the labels `devcontainer.local_folder` and `devcontainer.config_file`.
+    A missing file is left out. Raises UsageError for an invalid one.
     """
     place = f"label {LABEL_METADATA}"
     entries: list[dict[str, Any]] = []
@@ -175,7 +175,7 @@ def merged_for_container(
     label = labels.get(LABEL_METADATA)
     if label is not None:
         from_label, warnings = parse_metadata_label(label)
-        # An appPort in a label publishes and forwards nothing: it would be a foreign image's wish.
+        # An appPort in a label publishes and forwards nothing: a foreign image may have set it.
         entries += [{k: v for k, v in entry.items() if k != "appPort"} for entry in from_label]
     path = config_file_of(labels, workspace_folder, config_file)
     if path is not None:
@@ -190,10 +190,10 @@ def merged_for_container(
 def read_local_features(
     config: Mapping[str, Any], config_file: Path, read: Callable[[Path], Document] = read_config_file
 ) -> tuple[dict[str, Any], ...]:
-    """What the features in folders beside devcontainer.json (`"./name"`) say, in the order in which they are named.
+    """The metadata of local features (`"./name"` in devcontainer.json), in the file's order.
 
-    The official CLI takes no ports from a feature, devcontainer-rs does. One that cannot be read is left out: the CLI
-    has complained. `read` reads one. Raises SilentFileError.
+    The official CLI takes no ports from a feature, devcontainer-rs does. Unreadable ones are left out: the CLI has
+    reported them. `read` reads one. Raises SilentFileError.
     """
     features = config.get("features")
     found: list[dict[str, Any]] = []
@@ -201,7 +201,7 @@ def read_local_features(
         if isinstance(name, str) and name.startswith(("./", "../")) and len(found) < MAX_LOCAL_FEATURES:
             try:
                 entry = read(config_file.parent / name / "devcontainer-feature.json").table
-            except SilentFileError:  # the next ones would be waited for as well
+            except SilentFileError:  # the next ones would have to be waited for too
                 raise
             except (UsageError, FileNotFoundError, ValueError):
                 continue
@@ -210,7 +210,7 @@ def read_local_features(
 
 
 def shutdown_action(config: Mapping[str, Any]) -> ShutdownAction | None:
-    """Return `shutdownAction` where it is one of the known three."""
+    """`shutdownAction`, if it is one of the three known values."""
     value = config.get("shutdownAction")
     return next((action for action in SHUTDOWN_ACTIONS if action == value), None)
 
@@ -222,7 +222,7 @@ def _forward_ports(value: object, place: str, warnings: list[str]) -> list[PortS
         if len(specs) >= MAX_SPECS:
             warnings.append(f"{here} and what follows is left out: there are {len(specs)} ports before it")
             break
-        # The specification knows no LOCAL:REMOTE and no range here; people write them, and the grammar has them.
+        # The specification has neither LOCAL:REMOTE nor ranges here, but people write them and SPECs allow them.
         specs += _parse_entry(entry, here, warnings)
     return specs
 
@@ -235,9 +235,9 @@ def _app_ports(value: object, place: str, warnings: list[str]) -> list[PortSpec]
             warnings.append(f"{here} and what follows is left out: there are {len(specs)} ports before it")
             break
         if isinstance(entry, str) and (match := _DOCKER_ADDRESS.fullmatch(entry)):
-            if match[1] not in _OURS_ANYWAY:
+            if match[1] not in _LOOPBACK_ADDRESSES:
                 warnings.append(f"{here}: address {match[1]} of {quoted(entry)} is left out, use --bind for one")
-            # 127.0.0.1::80 leaves the local port to the engine, and so to us.
+            # 127.0.0.1::80 leaves the host port to the engine, and so to autoforward.
             entry = match[2].removeprefix(":")
         found = _parse_entry(entry, here, warnings)
         other_hosts = [spec for spec in found if spec.container_host is not None]
@@ -248,7 +248,7 @@ def _app_ports(value: object, place: str, warnings: list[str]) -> list[PortSpec]
 
 
 def of_itself(spec: PortSpec, own: Collection[str]) -> PortSpec:
-    """`app:5173`, where the container is called `app` itself, is its own port."""
+    """`app:5173` in a container called `app` is its own port."""
     return replace(spec, container_host=None) if is_own_name(spec.container_host, own) else spec
 
 

@@ -1,8 +1,8 @@
-"""Settings of VS Code in devcontainer.json, as far as they are about ports: `customizations.vscode.settings`, `remote.*`. Pure.
+"""VS Code's port settings in devcontainer.json: `customizations.vscode.settings`, `remote.*`. Pure.
 
-`remote.portsAttributes` and `remote.otherPortsAttributes` are what the specification took its keys from: they count below
-these. `remote.autoForwardPorts` = false and `remote.localPortHost` = "allInterfaces" are autoforward's `auto` and `bind`.
-How VS Code finds ports (`remote.autoForwardPortsSource`) and restores them is its own affair.
+`remote.portsAttributes` and `remote.otherPortsAttributes` count below the specification's keys, which were modelled on
+them. `remote.autoForwardPorts` = false and `remote.localPortHost` = "allInterfaces" are autoforward's `auto` and
+`bind`. How VS Code finds ports (`remote.autoForwardPortsSource`) and restores them is not used.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ OTHERS = "remote.otherPortsAttributes"
 DETECT = "remote.autoForwardPorts"
 HOST = "remote.localPortHost"
 
-ALL_INTERFACES = "0.0.0.0"  # what a configuration asks for; the user has to approve it
+ALL_INTERFACES = "0.0.0.0"  # requested by a configuration; the user must approve it
 
 
 def with_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` (a file, or an entry of the metadata) with the attributes that its settings of VS Code give, below its own."""
+    """`config` (a file or a metadata entry) with the attributes of its VS Code settings, below its own."""
     settings, result = _settings_in(config), dict(config)
     theirs, ours = settings.get(ATTRIBUTES), config.get("portsAttributes")
     if isinstance(theirs, Mapping) and (ours is None or isinstance(ours, Mapping)):
@@ -32,7 +32,7 @@ def with_attributes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def switches_of(config: Mapping[str, Any]) -> Settings:
-    """What its settings of VS Code say that is one of autoforward's."""
+    """Its VS Code settings that correspond to autoforward's."""
     settings = _settings_in(config)
     return Settings(
         auto=False if settings.get(DETECT) is False else None,
@@ -41,13 +41,13 @@ def switches_of(config: Mapping[str, Any]) -> Settings:
 
 
 def kept(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of its settings of VS Code those that `switches_of` reads."""
+    """The VS Code settings that `switches_of` reads."""
     settings = _settings_in(config)
     return {name: settings[name] for name in (DETECT, HOST) if name in settings}
 
 
 def _settings_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings; also as they were written before there was `customizations`."""
+    """The settings, including their place before `customizations` existed."""
     customizations = config.get("customizations")
     editor = customizations.get("vscode") if isinstance(customizations, Mapping) else None
     found: dict[str, Any] = {}

@@ -1,12 +1,11 @@
-"""Attributes of ports: `portsAttributes` and `otherPortsAttributes` of devcontainer.json, as a list of rules.
+"""Port attributes: `portsAttributes` and `otherPortsAttributes` of devcontainer.json, as a list of rules.
 
-A key is a port number, a range, `host:port`, or else a regular expression on the server's command line. How rules
-combine is VS Code's way, which the specification leaves open: the exact number wins; every other kind of key only fills
-what is still unset (by number, or by where a range begins; expressions last, in the order written), and does not hand on
-`requireLocalPort`; for another host (`db:5432`) numbers and ranges do not match at all; where nothing was set,
-`otherPortsAttributes` applies as a whole.
+A key is a port number, a range, `host:port`, or a regular expression on the server's command line. Rules combine as in
+VS Code, because the specification leaves it open: the exact number wins; other kinds of keys only fill what is unset
+(by number, or by a range's start; expressions last, in the written order), and do not pass on `requireLocalPort`; for
+another host (`db:5432`) numbers and ranges do not match; if nothing was set, `otherPortsAttributes` applies as a whole.
 
-The text may come out of a container's labels: it is bounded and stripped of control characters here, once.
+The text may come from a container's labels: it is bounded and stripped of control characters here.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from autoforward.core.text import printable
 HTTPS_PORTS = frozenset({443, 8443})
 APP_PROTOCOLS: tuple[AppProtocol, ...] = ("http", "https")
 
-# Longer text is no label; the bound keeps a hostile image from filling terminals and logs.
+# Longer text is no label; bounds what a hostile image puts into terminals and logs.
 MAX_TEXT_LENGTH = 200
 MAX_RULES = 1000
 MAX_WARNINGS = 50
 
 RuleKind = Literal["number", "range", "host_port", "expression"]
 
-# VS Code takes no spaces here; as an expression such a key would never match.
+# VS Code allows no spaces here; as an expression such a key would never match.
 _RANGE = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*", re.ASCII)
 _NUMBER = re.compile(r"\s*(\d+)\s*", re.ASCII)
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d+)", re.ASCII)
@@ -39,7 +38,7 @@ _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(\d+)", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class AttributeValues:
-    """What one rule sets; None is "says nothing"."""
+    """What one rule sets; None is unset."""
 
     label: str | None = None
     protocol: AppProtocol | None = None
@@ -54,14 +53,14 @@ class AttributeValues:
         return self == _NOTHING
 
     def filled_from(self, other: AttributeValues) -> AttributeValues:
-        """Return these values, with what is unset taken from `other`."""
+        """These values, with unset ones taken from `other`."""
         unset = {f.name: getattr(other, f.name) for f in fields(self) if getattr(self, f.name) is None}
         return replace(self, **unset)
 
 
 _NOTHING = AttributeValues()
 
-# The names in devcontainer.json, and ours.
+# The names in devcontainer.json and in code.
 _JSON_NAMES = {
     "label": "label",
     "protocol": "protocol",
@@ -73,15 +72,15 @@ _JSON_NAMES = {
 }
 
 OF_OTHER_TOOLS = frozenset({"visibility", "proxyUrl", "onOpen", "name"})
-"""What other tools have in the same place (Codespaces, code-server, Gitpod): nothing is wrong with it."""
+"""Keys of other tools in the same place (Codespaces, code-server, Gitpod): no warning."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttributeRule:
-    """One key of `portsAttributes` with what it sets.
+    """One key of `portsAttributes` with its values.
 
-    `low` to `high` are container ports (the same one twice but for a range), behind all of them for an expression, so that rules
-    sort as VS Code has them. `container_host` is None for the container itself.
+    `low` to `high` are container ports (equal except for a range), beyond all ports for an expression, so that rules
+    sort as in VS Code. `container_host` is None for the container itself.
     """
 
     key: str
@@ -93,7 +92,7 @@ class AttributeRule:
     values: AttributeValues
 
     def matches(self, key: ForwardKey, process: str | None) -> bool:
-        """Return whether the rule speaks of `key`; `process` is its server's command line, where it is known."""
+        """Whether the rule applies to `key`; `process` is its server's command line, if known."""
         if self.expression is not None:
             return process is not None and self.expression.is_in(process)
         return self.container_host == key.container_host and self.low <= key.container_port <= self.high
@@ -101,13 +100,13 @@ class AttributeRule:
 
 @dataclass(frozen=True, slots=True)
 class AttributeRules:
-    """All rules of one session, in the order in which they are asked; the last of equal keys has won already."""
+    """All rules of one session, in order of precedence, without duplicate keys."""
 
     rules: tuple[AttributeRule, ...] = ()
     others: AttributeValues = _NOTHING
 
     def resolve(self, key: ForwardKey, process: str | None = None) -> PortAttributes:
-        """Return the attributes of one port. `process` is the server's command line where it is known."""
+        """The attributes of one port. `process` is the server's command line, if known."""
         values = _NOTHING
         for rule in self.rules:
             if not rule.matches(key, process):
@@ -130,16 +129,16 @@ class AttributeRules:
         )
 
     def names(self, key: ForwardKey) -> bool:
-        """Return whether a rule for this very number has a label: the user means this server, and not any that matches."""
+        """Whether a rule for this exact number has a label: the user means this server."""
         return any(
             rule.kind in ("number", "host_port") and rule.values.label is not None and rule.matches(key, None)
             for rule in self.rules
         )
 
     def of_service(self, service: str | None) -> AttributeRules:
-        """Return what these rules say in a container that others know by this name: its `db:5432` is 5432 there.
+        """These rules inside a container that others know by this name: its `db:5432` is 5432 there.
 
-        Expressions and `otherPortsAttributes` go on to apply; numbers and ranges are ports of the container itself.
+        Expressions and `otherPortsAttributes` still apply; numbers and ranges are ports of the container itself.
         """
         own = tuple(
             replace(rule, key=str(rule.low), kind="number", container_host=None)
@@ -149,12 +148,12 @@ class AttributeRules:
         return AttributeRules((*own, *(rule for rule in self.rules if rule.kind == "expression")), self.others)
 
     @property
-    def look_at_processes(self) -> bool:
-        """Return whether a port's attributes can depend on whose it is."""
+    def probe_processes(self) -> bool:
+        """Whether a port's attributes can depend on its process."""
         return any(rule.expression is not None for rule in self.rules)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the two keys as devcontainer.json has them; `from_json` is the inverse."""
+        """The two keys as in devcontainer.json; `from_json` is the inverse."""
         return {
             "portsAttributes": {rule.key: _encode_values(rule.values) for rule in self.rules},
             "otherPortsAttributes": _encode_values(self.others),
@@ -162,7 +161,7 @@ class AttributeRules:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AttributeRules:
-        """Return what `to_json` wrote. Never fails: what is not valid is left out, as in a configuration."""
+        """The value that `to_json` wrote. Never fails: invalid parts are left out, as in a configuration."""
         rules, _ = parse_attributes(data.get("portsAttributes"), data.get("otherPortsAttributes"), "stored")
         return rules
 
@@ -173,10 +172,10 @@ NO_RULES = AttributeRules()
 def parse_attributes(
     ports_attributes: object, other_ports_attributes: object, place: str, own: Collection[str] = ()
 ) -> tuple[AttributeRules, tuple[str, ...]]:
-    """Build rules from the two values of a parsed configuration (None where there is none).
+    """Build rules from the two values of a parsed configuration (None: not set).
 
-    `place` is what warnings call the configuration, e.g. the file's name. Returns the rules and one warning for
-    each value that is not valid; nothing in a configuration's attributes is fatal. `own`: names of the container itself.
+    `place` is the configuration's name in warnings, such as the file's name. Returns the rules and one warning per
+    invalid value; none is fatal. `own`: the container's names.
     """
     warnings: list[str] = []
     budget = Budget()
@@ -189,7 +188,7 @@ def parse_attributes(
             break
         try:
             kind, host, low, high = _parse_key(name)
-            if is_own_name(host, own):  # written so that it is the same wherever it is read again
+            if is_own_name(host, own):  # normalised, so that it means the same when it is read again
                 name, host = f"localhost:{low}", None
             expressions += kind == "expression"
             if kind == "expression" and expressions > MAX_EXPRESSIONS:
@@ -209,18 +208,18 @@ def parse_attributes(
 
 
 def quoted(value: object) -> str:
-    """Return `value` for a message: quoted, on one line, without control characters, bounded."""
+    """`value` for a message: quoted, on one line, without control characters, bounded."""
     text = value if isinstance(value, str) else repr(value)
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
 def clean_text(text: str) -> str:
-    """Return `text` without control characters (they could drive a terminal), at most MAX_TEXT_LENGTH long."""
+    """`text` without control characters (they could drive a terminal), at most MAX_TEXT_LENGTH long."""
     return printable(text[:MAX_TEXT_LENGTH], " ").strip()
 
 
 def bounded(warnings: Iterable[str]) -> tuple[str, ...]:
-    """Return at most MAX_WARNINGS different warnings and, where some were cut, how many."""
+    """At most MAX_WARNINGS different warnings and, if some were cut, how many."""
     unique = tuple(dict.fromkeys(warnings))
     if len(unique) <= MAX_WARNINGS:
         return unique
@@ -228,7 +227,7 @@ def bounded(warnings: Iterable[str]) -> tuple[str, ...]:
 
 
 def _parse_key(name: str) -> tuple[RuleKind, str | None, int, int]:
-    """Return kind, host, first and last port of a key of `portsAttributes`. Raises ValueError."""
+    """Kind, host, first and last port of a key of `portsAttributes`. Raises ValueError."""
     if number := _NUMBER.fullmatch(name):
         port = _parse_number(number[1])
         return "number", None, port, port
@@ -243,13 +242,13 @@ def _parse_key(name: str) -> tuple[RuleKind, str | None, int, int]:
         try:
             host = parse_host(parts[1])
         except ValueError:
-            pass  # then it is an expression, for better or worse
+            pass  # an expression then
         else:
             port = _parse_number(parts[2])
             return "host_port", host, port, port
     if not name:
         raise ValueError("no key")
-    # Behind all the numbers.
+    # Sorts after all numbers.
     return "expression", None, MAX_PORT + 1, MAX_PORT + 1
 
 
@@ -261,7 +260,7 @@ def _parse_number(digits: str) -> int:
 
 
 def _parse_bound(digits: str) -> int:
-    """An end of a range, which may lie outside of the ports: VS Code has no bounds, and real files say 0-8122."""
+    """An end of a range, which may lie outside the valid ports: VS Code has no bounds, and real files have 0-8122."""
     return int(digits) if len(digits) <= 9 else MAX_PORT + 1
 
 
@@ -292,7 +291,7 @@ def _parse_values(value: object, here: str, warnings: list[str]) -> AttributeVal
 
 
 def _complaint(name: str, item: object) -> str | None:
-    """Return what the value should have been, or None when it is fine."""
+    """What the value should have been, or None if it is valid."""
     if name == "protocol":
         return None if item in APP_PROTOCOLS else "one of " + ", ".join(APP_PROTOCOLS)
     if name == "on_auto_forward":

@@ -1,8 +1,10 @@
-"""Variables in what devcontainer.json says of ports, as the Dev Container specification has them.
+"""Variables in the port settings of devcontainer.json
+(https://containers.dev/implementors/json_reference/#variables-in-devcontainerjson).
 
-`${localEnv:NAME}` and `${localEnv:NAME:default}` (`${env:…}` is the same) may stand in any value; what is not set is its default,
-else empty. Values come from the command that began the session: the supervisor has no environment of a user's. The others
-(`${localWorkspaceFolder}` and the like) say where the workspace is. `${containerEnv:NAME}` is for `remoteEnv` only. Pure.
+`${localEnv:NAME}` and `${localEnv:NAME:default}` (`${env:…}` is the same) may occur in any value; an unset variable is
+its default, else empty. Values come from the command that began the session: the supervisor has no user's environment.
+The others (`${localWorkspaceFolder}` etc.) say where the workspace is. `${containerEnv:NAME}` is for `remoteEnv` only.
+Pure.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-# Possessive, and never past another brace: a file of one unclosed variable after the other costs no more than its length.
+# Possessive, and never past another brace: a file of unclosed variables costs no more than its length.
 VARIABLE = re.compile(r"\$\{(?:localEnv|env):([^:{}]*+)(?::([^:{}]*+)[^{}]*+)?\}")
 
 PLACES = (
@@ -31,12 +33,12 @@ NOWHERE: Mapping[str, str] = {}
 
 
 def names_in(value: object) -> frozenset[str]:
-    """The names of the environment's variables in all text of `value`, which is what JSON can be."""
+    """The names of environment variables in all text of `value`, a JSON value."""
     return frozenset(match.group(1) for text in texts_in(value) for match in VARIABLE.finditer(text))
 
 
 def substituted(value: Any, variables: Mapping[str, str], places: Mapping[str, str] = NOWHERE) -> Any:
-    """`value` with the variables in all its text replaced, names of keys too. What `places` lacks stays as it is written."""
+    """`value` with the variables in all its text replaced, including keys. What `places` lacks stays."""
 
     def replaced(match: re.Match[str]) -> str:
         if match.group(3) is not None:
@@ -55,7 +57,7 @@ def substituted(value: Any, variables: Mapping[str, str], places: Mapping[str, s
 
 
 def unresolved_reason(text: str) -> str | None:
-    """Why a variable of the specification still stands in `text` once all are replaced; None where none does."""
+    """Why a variable of the specification is still in `text` after substitution; None if none is."""
     match = _LEFT.search(text)
     if match is None:
         return None
@@ -67,10 +69,10 @@ def unresolved_reason(text: str) -> str | None:
 def places_of(
     config: Mapping[str, Any], folder: str | None, config_file: str | None, top: str | None = None
 ) -> dict[str, str]:
-    """What the variables about places stand for, as the official CLI has them.
+    """The values of the variables about places, as in the official CLI.
 
-    `folder` is the workspace, None where there is none; `top` the folder above it, or itself, that is mounted (that of the
-    Git repository).
+    `folder` is the workspace, None without one; `top` is the mounted folder: the workspace or the root of its Git
+    repository.
     """
     if folder is None:
         return {}
@@ -102,7 +104,7 @@ def _container_id(labels: Mapping[str, str]) -> str:
 
 
 def texts_in(value: object) -> Iterator[str]:
-    """All text in what JSON can be, names of keys too."""
+    """All text in a JSON value, including names of keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

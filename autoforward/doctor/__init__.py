@@ -1,1 +1,1 @@
-"""What `autoforward doctor` looks at, on the host and in the container, and what it concludes."""
+"""The checks of `autoforward doctor`, on the host and in the container."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 FindingStatus = Literal["ok", "warn", "fail"]
-"""`fail` stands in the way; with `warn` something is missing, later, or other than one may expect."""
+"""`fail`: it does not work; `warn`: something is missing, or may fail or surprise later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`id` is for programs (SPEC.md lists them), `text` and `hint` are for people."""
+    """`id` is for programs (listed in SPEC.md), `text` and `hint` are for people."""
 
     id: str
     status: FindingStatus
@@ -36,5 +36,5 @@ def fail(finding_id: str, text: str, hint: str) -> Finding:
 
 
 def in_the_way(findings: Iterable[Finding]) -> int:
-    """How many of them stand in the way."""
+    """The number of failures."""
     return sum(finding.status == "fail" for finding in findings)

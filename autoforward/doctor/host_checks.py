@@ -1,6 +1,6 @@
-"""Conditions on the host: what was seen (the dataclasses) to a finding (one function each). Pure.
+"""Check the host: facts (the dataclasses) to a finding, one function each. Pure.
 
-`host_probe.py` fills the dataclasses in. Nothing here reads a clock, a file or an engine.
+`host_probe.py` collects the facts. Nothing here reads a clock, a file or an engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from autoforward.engine.endpoint import way_to_socket
 from autoforward.state.folder import HOME_VARIABLE
 
 MIN_API_VERSION = (1, 25)
-"""The first in which an exec takes environment variables."""
+"""The first API version in which an exec takes environment variables."""
 
 CLOCK_TOLERANCE_S = 2.0
 
@@ -28,17 +28,17 @@ LOW_DISK_BYTES = 50_000_000
 
 LEAST_DESCRIPTORS = 256
 LOW_DESCRIPTORS = 4096
-"""Each connection takes one or two, each forward two: a page with many parts opens dozens."""
+"""A connection takes one or two, a forward two: a page with many parts opens dozens."""
 
 TESTED_ENGINES = ("docker", "podman")
 
 SocketAccess = Literal["usable", "missing", "denied", "refused", "no socket"]
-"""Of the engine's Unix socket; `no socket` is an endpoint of another kind."""
+"""Access to the engine's Unix socket; `no socket`: another kind of endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineAbout:
-    """What an engine says of itself. `clock_offset_s`: its clock less ours, None where it does not tell."""
+    """The engine's description of itself. `clock_offset_s`: its clock minus this machine's, None if unknown."""
 
     name: str
     version: str
@@ -49,8 +49,8 @@ class EngineAbout:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineLook:
-    """`endpoint` None: none can be chosen. `about` None: it does not answer. `problem` and `hint` say why."""
+class EngineFacts:
+    """`endpoint` None: none was found. `about` None: it does not answer. `problem` and `hint` say why."""
 
     endpoint: EngineEndpoint | None
     access: SocketAccess = "no socket"
@@ -60,8 +60,8 @@ class EngineLook:
 
 
 @dataclass(frozen=True, slots=True)
-class FolderLook:
-    """The state folder. `kind` None: it is not there, and `writable` is about the folder it would be made in."""
+class FolderFacts:
+    """The state folder. `kind` None: it does not exist, and `writable` is about its parent."""
 
     path: str
     kind: Literal["folder", "link", "other"] | None
@@ -74,8 +74,8 @@ class FolderLook:
 
 
 @dataclass(frozen=True, slots=True)
-class SupervisorLook:
-    """`sessions` are rows of `status --json`, `forwards` those of `list --json`; `stored`: sessions in the registry."""
+class SupervisorFacts:
+    """`sessions`: rows of `status --json`; `forwards`: of `list --json`; `stored`: sessions in the registry."""
 
     state: Literal["running", "none", "silent"]
     version: str = ""
@@ -86,8 +86,8 @@ class SupervisorLook:
     forwards: tuple[Mapping[str, object], ...] = ()
 
 
-def check_host_port(number: int, supervisor: SupervisorLook, holder: str | None, *, is_free: bool) -> Finding:
-    """Who has a host port. `holder`: the process that listens there, as far as the system tells."""
+def check_host_port(number: int, supervisor: SupervisorFacts, holder: str | None, *, is_free: bool) -> Finding:
+    """Who has a host port. `holder`: the process that listens there, if known."""
     rows = [row for row in supervisor.forwards if row.get("localPort") == number and row.get("id") is not None]
     if rows:
         row = rows[0]
@@ -107,8 +107,8 @@ def check_host_port(number: int, supervisor: SupervisorLook, holder: str | None,
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceLook:
-    """The service that was installed. `program`: what it starts; `state`, `detail`: in its manager's words."""
+class ServiceFacts:
+    """The installed service. `program`: what it starts; `state`, `detail`: as its manager reports them."""
 
     path: str
     program: str
@@ -119,8 +119,8 @@ class ServiceLook:
 
 
 @dataclass(frozen=True, slots=True)
-class CliLook:
-    """The devcontainer CLI. `named`: a flag or variable names it, so that no other is looked for."""
+class CliFacts:
+    """The devcontainer CLI. `named`: by a flag or variable, so that no other is searched for."""
 
     path: str | None
     source: str = ""
@@ -131,45 +131,45 @@ class CliLook:
 
 
 @dataclass(frozen=True, slots=True)
-class LoopbackLook:
+class LoopbackFacts:
     """Whether a socket can be bound on 127.0.0.1 and on ::1: None, or why not."""
 
     ipv4_problem: str | None
     ipv6_problem: str | None
 
 
-def check_engine(look: EngineLook) -> Finding:
-    if look.endpoint is None:
-        return fail("engine", look.problem, look.hint or "name one with --docker-host or --context")
-    where = f"{look.endpoint.host} (from {look.endpoint.source})"
-    if look.about is not None:
+def check_engine(facts: EngineFacts) -> Finding:
+    if facts.endpoint is None:
+        return fail("engine", facts.problem, facts.hint or "name one with --docker-host or --context")
+    where = f"{facts.endpoint.host} (from {facts.endpoint.source})"
+    if facts.about is not None:
         return ok("engine", f"the engine at {where} answers")
     why = {
         "missing": "its socket is not there",
         "denied": "you may not use its socket",
         "refused": "nothing listens on its socket",
-    }.get(look.access, look.problem)
+    }.get(facts.access, facts.problem)
     hint = (
         "start it (`sudo systemctl start docker`, or Docker Desktop), or name another with --docker-host or --context"
     )
-    if look.access == "denied":
+    if facts.access == "denied":
         hint = "see engine-access"
-    if look.access == "no socket" and look.hint is not None:  # what tried to reach it knows better
-        hint = look.hint
+    if facts.access == "no socket" and facts.hint is not None:  # the failed connection has a better hint
+        hint = facts.hint
     return fail("engine", f"the engine at {where} does not answer: {why}", hint)
 
 
-def check_engine_access(look: EngineLook) -> Finding:
-    match look.access:
+def check_engine_access(facts: EngineFacts) -> Finding:
+    match facts.access:
         case "denied":
             return fail(
                 "engine-access",
                 "you may not use the engine's socket",
-                way_to_socket((look.endpoint and look.endpoint.socket_path) or ""),
+                way_to_socket((facts.endpoint and facts.endpoint.socket_path) or ""),
             )
         case "usable":
             return ok("engine-access", "you may use the engine's socket")
-        case "no socket" if look.about is not None:
+        case "no socket" if facts.about is not None:
             return ok("engine-access", "the engine takes requests over the network")
     return warn("engine-access", "whether you may use the engine is unknown: it does not answer")
 
@@ -202,95 +202,95 @@ def check_clock(about: EngineAbout) -> Finding:
     )
 
 
-def check_state_folder(look: FolderLook) -> Finding:
+def check_state_folder(facts: FolderFacts) -> Finding:
     elsewhere = f"or set {HOME_VARIABLE} to another folder"
-    if look.kind is None:
-        if look.writable:
-            return ok("state-folder", f"{look.path} will be made when it is needed")
+    if facts.kind is None:
+        if facts.writable:
+            return ok("state-folder", f"{facts.path} will be made when it is needed")
         return fail(
-            "state-folder", f"{look.path} cannot be made", f"set {HOME_VARIABLE} to a folder that can be written"
+            "state-folder", f"{facts.path} cannot be made", f"set {HOME_VARIABLE} to a folder that can be written"
         )
-    if look.kind != "folder":
-        what = "a symbolic link" if look.kind == "link" else "not a folder"
-        return fail("state-folder", f"{look.path} is {what}", f"remove it, {elsewhere}")
-    if look.owner_uid != look.our_uid:
+    if facts.kind != "folder":
+        what = "a symbolic link" if facts.kind == "link" else "not a folder"
+        return fail("state-folder", f"{facts.path} is {what}", f"remove it, {elsewhere}")
+    if facts.owner_uid != facts.our_uid:
         return fail(
             "state-folder",
-            f"{look.path} belongs to user id {look.owner_uid}, not to {look.our_uid}",
+            f"{facts.path} belongs to user id {facts.owner_uid}, not to {facts.our_uid}",
             f"give it back to yourself alone, {elsewhere}",
         )
-    mode = f"{stat.S_IMODE(look.mode):04o}"
-    if look.mode & 0o022:
+    mode = f"{stat.S_IMODE(facts.mode):04o}"
+    if facts.mode & 0o022:
         return fail(
             "state-folder",
-            f"{look.path} can be written by others (mode {mode})",
-            f"check what is in it, then: chmod 700 {look.path}",
+            f"{facts.path} can be written by others (mode {mode})",
+            f"check what is in it, then: chmod 700 {facts.path}",
         )
-    if not look.writable:
-        return fail("state-folder", f"{look.path} cannot be written", f"make it writable, {elsewhere}")
-    if look.mode & 0o077:
-        return warn("state-folder", f"{look.path} can be read by others (mode {mode})", "the next command closes it")
-    return ok("state-folder", f"{look.path}, yours alone")
+    if not facts.writable:
+        return fail("state-folder", f"{facts.path} cannot be written", f"make it writable, {elsewhere}")
+    if facts.mode & 0o077:
+        return warn("state-folder", f"{facts.path} can be read by others (mode {mode})", "the next command closes it")
+    return ok("state-folder", f"{facts.path}, yours alone")
 
 
-def check_disk(look: FolderLook) -> Finding:
-    free = f"{look.free_bytes / 1e6:,.0f} MB free for {look.path}"
+def check_disk(facts: FolderFacts) -> Finding:
+    free = f"{facts.free_bytes / 1e6:,.0f} MB free for {facts.path}"
     hint = "remove something there; forwards go on, but leases and events are not written"
-    if look.free_files == 0:
-        return fail("disk", f"no file can be made any more (no inodes) for {look.path}", hint)
-    if look.free_bytes < LEAST_DISK_BYTES:
+    if facts.free_files == 0:
+        return fail("disk", f"no file can be made any more (no inodes) for {facts.path}", hint)
+    if facts.free_bytes < LEAST_DISK_BYTES:
         return fail("disk", free, hint)
-    return warn("disk", free, hint) if look.free_bytes < LOW_DISK_BYTES else ok("disk", free)
+    return warn("disk", free, hint) if facts.free_bytes < LOW_DISK_BYTES else ok("disk", free)
 
 
-def check_supervisor(look: SupervisorLook, our_version: str) -> Finding:
-    if look.state == "silent":
-        return fail("supervisor", f"the supervisor does not answer: {look.problem}", "`autoforward restart`")
-    if look.state == "none":
-        if look.stored:
-            text = f"no supervisor runs, and {look.stored} session(s) wait for one"
+def check_supervisor(facts: SupervisorFacts, our_version: str) -> Finding:
+    if facts.state == "silent":
+        return fail("supervisor", f"the supervisor does not answer: {facts.problem}", "`autoforward restart`")
+    if facts.state == "none":
+        if facts.stored:
+            text = f"no supervisor runs, and {facts.stored} session(s) wait for one"
             return warn("supervisor", text, "`autoforward list` brings them back")
         return ok("supervisor", "none runs; the first `attach` or `forward` starts one")
-    if look.version != our_version:
-        text = f"the supervisor that runs is version {look.version}, this is {our_version}"
+    if facts.version != our_version:
+        text = f"the supervisor that runs is version {facts.version}, this is {our_version}"
         return warn("supervisor", text, "`autoforward restart`")
-    return ok("supervisor", f"runs, version {look.version}, pid {look.pid}, {len(look.sessions)} session(s)")
+    return ok("supervisor", f"runs, version {facts.version}, pid {facts.pid}, {len(facts.sessions)} session(s)")
 
 
-def check_service(look: ServiceLook) -> Finding:
-    """Never a failure: whatever the service would do can be done by hand."""
-    if not look.program_is_there:
-        text = f"the service starts {look.program}, which is not there any more"
+def check_service(facts: ServiceFacts) -> Finding:
+    """Never a failure: everything that the service does can be done by hand."""
+    if not facts.program_is_there:
+        text = f"the service starts {facts.program}, which is not there any more"
         return warn(
             "service", text, "`autoforward service install` repairs it, `autoforward service uninstall` ends it"
         )
-    if look.state == "unknown":
-        return warn("service", f"installed ({look.path}), but its state is unknown: {look.detail}")
-    if look.state not in ("running", "starting"):
-        text = f"installed, but not running: {look.detail or look.state}"
+    if facts.state == "unknown":
+        return warn("service", f"installed ({facts.path}), but its state is unknown: {facts.detail}")
+    if facts.state not in ("running", "starting"):
+        text = f"installed, but not running: {facts.detail or facts.state}"
         return warn(
             "service",
             text,
             "`autoforward service install` starts it; `journalctl --user -u autoforward` shows its output",
         )
-    if not look.at_login:
+    if not facts.at_login:
         return warn("service", "it runs, but is not started at login", "`autoforward service install`")
-    return ok("service", f"`autoforward watch` is started at login, and runs ({look.path})")
+    return ok("service", f"`autoforward watch` is started at login, and runs ({facts.path})")
 
 
-def check_devcontainer_cli(look: CliLook) -> Finding:
-    """Only `devup` needs one."""
-    if look.path is None:
-        found = fail if look.named else warn
-        return found("devcontainer-cli", look.problem, look.hint or "name another, or none")
-    if look.version is None:
+def check_devcontainer_cli(facts: CliFacts) -> Finding:
+    """Only `devup` needs it."""
+    if facts.path is None:
+        found = fail if facts.named else warn
+        return found("devcontainer-cli", facts.problem, facts.hint or "name another, or none")
+    if facts.version is None:
         hint = "run it yourself; `devup` needs it, nothing else does"
-        return warn("devcontainer-cli", f"{look.path} (from {look.source}): {look.problem}", hint)
-    return ok("devcontainer-cli", f"{look.path} (from {look.source}), version {look.version}")
+        return warn("devcontainer-cli", f"{facts.path} (from {facts.source}): {facts.problem}", hint)
+    return ok("devcontainer-cli", f"{facts.path} (from {facts.source}), version {facts.version}")
 
 
 def check_agent_package(built: Mapping[str, bool], engine_architecture: str | None) -> Finding:
-    """`built`: by architecture. The engine's own is the one that counts; other containers are emulated."""
+    """`built`: by architecture. Only the engine's own must be there; other containers are emulated."""
     there = [name for name, is_built in built.items() if is_built]
     missing = [name for name, is_built in built.items() if not is_built]
     hint = "install a C compiler and make, then autoforward again; or a wheel that has it"
@@ -303,20 +303,20 @@ def check_agent_package(built: Mapping[str, bool], engine_architecture: str | No
     return ok("agent", f"built for {' and '.join(there)}{rest}")
 
 
-def check_loopback(look: LoopbackLook) -> Finding:
-    if look.ipv4_problem is not None:
-        return fail("loopback", f"127.0.0.1 cannot be bound: {look.ipv4_problem}", "bring it up: `ip link set lo up`")
-    if look.ipv6_problem is not None:
+def check_loopback(facts: LoopbackFacts) -> Finding:
+    if facts.ipv4_problem is not None:
+        return fail("loopback", f"127.0.0.1 cannot be bound: {facts.ipv4_problem}", "bring it up: `ip link set lo up`")
+    if facts.ipv6_problem is not None:
         return warn(
             "loopback",
-            f"no IPv6 on this machine (::1: {look.ipv6_problem}): forwards listen on 127.0.0.1 alone",
+            f"no IPv6 on this machine (::1: {facts.ipv6_problem}): forwards listen on 127.0.0.1 alone",
             "`http://localhost` works all the same; `sysctl net.ipv6.conf.lo.disable_ipv6=0` brings it back",
         )
     return ok("loopback", "127.0.0.1 and ::1 can be bound")
 
 
 def check_privileged_ports(lowest_port: int | None) -> Finding:
-    """`lowest_port`: from where on everybody may bind; None where the system does not tell."""
+    """`lowest_port`: the lowest that any user may bind; None if unknown."""
     if lowest_port is None:
         return warn("privileged-ports", "the system does not say which ports you may bind")
     if lowest_port <= 1:
@@ -325,7 +325,7 @@ def check_privileged_ports(lowest_port: int | None) -> Finding:
 
 
 def check_descriptors(limit: int | None) -> Finding:
-    """`limit`: the hard one, None for none; the supervisor raises its own up to it."""
+    """`limit`: the hard limit, None for unlimited; the supervisor raises its own up to it."""
     hint = "raise it: `ulimit -Hn`, or LimitNOFILE of the service"
     if limit is None or limit >= LOW_DESCRIPTORS:
         return ok(

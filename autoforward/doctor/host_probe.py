@@ -1,4 +1,4 @@
-"""Look at the host for `host_checks.py`. Changes nothing: makes and closes no folder, starts no supervisor."""
+"""Collect facts about the host for `host_checks.py`. Changes nothing: creates no folder, starts no supervisor."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ SUPERVISOR_TIMEOUT_S = 10.0
 """It waits up to 5 s for sessions that are being restored."""
 
 
-def look_at_engine(docker_host: str | None, context: str | None) -> tuple[host_checks.EngineLook, Engine | None]:
-    """What the flags and the environment name, and the engine if it answers; the caller closes it."""
+def probe_engine(docker_host: str | None, context: str | None) -> tuple[host_checks.EngineFacts, Engine | None]:
+    """The engine of flags and environment, if it answers; the caller closes it."""
     try:
         endpoint = resolve_endpoint(docker_host, context)
     except UsageError as error:
-        return host_checks.EngineLook(None, problem=str(error), hint=error.hint), None
+        return host_checks.EngineFacts(None, problem=str(error), hint=error.hint), None
     access, why = _access(endpoint.host)
     engine = Engine(endpoint)
     try:
@@ -51,14 +51,14 @@ def look_at_engine(docker_host: str | None, context: str | None) -> tuple[host_c
     except AutoforwardError as error:
         engine.close()
         cause = error.__cause__
-        return host_checks.EngineLook(
-            endpoint, access, problem=why or _last_words(cause or error), hint=error.hint
+        return host_checks.EngineFacts(
+            endpoint, access, problem=why or _error_text(cause or error), hint=error.hint
         ), None
-    return host_checks.EngineLook(endpoint, access, about), engine
+    return host_checks.EngineFacts(endpoint, access, about), engine
 
 
 def _access(host: str) -> tuple[host_checks.SocketAccess, str]:
-    """Of a Unix socket: connected to and left again, which an engine does not mind."""
+    """Connect to a Unix socket and close it, which an engine tolerates."""
     scheme, _, path = host.partition("://")
     if scheme != "unix":
         return "no socket", ""
@@ -84,7 +84,7 @@ def _about(engine: Engine) -> host_checks.EngineAbout:
     platform = str((version.get("Platform") or {}).get("Name") or "")
     said = parse_time(str(info.get("SystemTime", "")))
     return host_checks.EngineAbout(
-        # Podman calls itself so in its component, and has its distribution for a platform.
+        # Podman is named in its component, and has its distribution as platform.
         name=(platform or "Docker") if component == "Engine" else component or platform,
         version=str(version.get("Version", "unknown")),
         api_version=str(version.get("ApiVersion", "unknown")),
@@ -94,12 +94,12 @@ def _about(engine: Engine) -> host_checks.EngineAbout:
     )
 
 
-def _last_words(error: BaseException) -> str:
-    words = " ".join(str(error).split())
-    return words if len(words) <= 200 else f"… {words[-200:]}"
+def _error_text(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"… {text[-200:]}"
 
 
-def look_at_state_folder(paths: StatePaths) -> host_checks.FolderLook:
+def probe_state_folder(paths: StatePaths) -> host_checks.FolderFacts:
     folder = paths.home
     kind: Literal["folder", "link", "other"] | None = None
     owner, mode = os.getuid(), 0o700
@@ -111,7 +111,7 @@ def look_at_state_folder(paths: StatePaths) -> host_checks.FolderLook:
     while not there.exists() and there != there.parent:
         there = there.parent
     space = os.statvfs(there)
-    return host_checks.FolderLook(
+    return host_checks.FolderFacts(
         str(folder),
         kind,
         owner,
@@ -123,16 +123,16 @@ def look_at_state_folder(paths: StatePaths) -> host_checks.FolderLook:
     )
 
 
-def look_at_supervisor(paths: StatePaths) -> host_checks.SupervisorLook:
-    """Ask the one that runs. Only in a folder that can be trusted: in another, another user may be listening."""
+def probe_supervisor(paths: StatePaths) -> host_checks.SupervisorFacts:
+    """Query the running supervisor. Only in a trusted folder: in another, another user may listen."""
     try:
         result = _ask(paths, "status")
         rows = _ask(paths, "list") if result is not None else None
     except (OSError, ValueError, AutoforwardError) as error:
-        return host_checks.SupervisorLook("silent", problem=_last_words(error))
+        return host_checks.SupervisorFacts("silent", problem=_error_text(error))
     if result is None:
-        return host_checks.SupervisorLook("none", stored=_stored_sessions(paths))
-    return host_checks.SupervisorLook(
+        return host_checks.SupervisorFacts("none", stored=_stored_sessions(paths))
+    return host_checks.SupervisorFacts(
         "running",
         version=str(result["version"])[:40],
         pid=int(result["pid"]),
@@ -164,8 +164,8 @@ def _stored_sessions(paths: StatePaths) -> int:
         return 0
 
 
-def look_at_service() -> host_checks.ServiceLook | None:
-    """None where none is installed."""
+def probe_service() -> host_checks.ServiceFacts | None:
+    """None if none is installed."""
     try:
         manager = manager_of()
         program = manager.program()
@@ -175,16 +175,16 @@ def look_at_service() -> host_checks.ServiceLook | None:
     except AutoforwardError as error:
         log.debug("no service: %s", error)
         return None
-    return host_checks.ServiceLook(
+    return host_checks.ServiceFacts(
         str(manager.path), program, shutil.which(program) is not None, health.state, health.at_login, health.detail
     )
 
 
-def look_at_devcontainer_cli(environ: Mapping[str, str]) -> host_checks.CliLook:
+def probe_devcontainer_cli(environ: Mapping[str, str]) -> host_checks.CliFacts:
     try:
         cli = find_cli(None, environ)
     except AutoforwardError as error:
-        return host_checks.CliLook(
+        return host_checks.CliFacts(
             None, problem=str(error), hint=error.hint, named=bool(environ.get(ENVIRONMENT_VARIABLE))
         )
     try:
@@ -198,14 +198,14 @@ def look_at_devcontainer_cli(environ: Mapping[str, str]) -> host_checks.CliLook:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return host_checks.CliLook(cli.path, cli.source, problem=_last_words(error))
+        return host_checks.CliFacts(cli.path, cli.source, problem=_error_text(error))
     version = done.stdout.strip().splitlines()
     if done.returncode or not version:
-        return host_checks.CliLook(cli.path, cli.source, problem=f"`--version` ended with status {done.returncode}")
-    return host_checks.CliLook(cli.path, cli.source, version[-1][:60])
+        return host_checks.CliFacts(cli.path, cli.source, problem=f"`--version` ended with status {done.returncode}")
+    return host_checks.CliFacts(cli.path, cli.source, version[-1][:60])
 
 
-def look_at_agents() -> dict[str, bool]:
+def probe_agents() -> dict[str, bool]:
     return {architecture: _is_built(architecture) for architecture in AGENT_ARCHITECTURES}
 
 
@@ -217,7 +217,7 @@ def _is_built(architecture: str) -> bool:
     return True
 
 
-def look_at_loopback() -> host_checks.LoopbackLook:
+def probe_loopback() -> host_checks.LoopbackFacts:
     def problem(family: socket.AddressFamily, address: str) -> str | None:
         try:
             with socket.socket(family, socket.SOCK_STREAM) as sock:
@@ -226,10 +226,10 @@ def look_at_loopback() -> host_checks.LoopbackLook:
             return str(error.strerror or error).lower()
         return None
 
-    return host_checks.LoopbackLook(problem(socket.AF_INET, "127.0.0.1"), problem(socket.AF_INET6, "::1"))
+    return host_checks.LoopbackFacts(problem(socket.AF_INET, "127.0.0.1"), problem(socket.AF_INET6, "::1"))
 
 
 def descriptor_limit() -> int | None:
-    """The hard one: the supervisor raises its own."""
+    """The hard limit: the supervisor raises its own to it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return None if hard == resource.RLIM_INFINITY else hard

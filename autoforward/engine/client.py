@@ -1,7 +1,7 @@
-"""The container engine: which endpoint, what it says of containers, processes started in them, its events.
+"""The container engine: containers, their processes, images, networks and events.
 
-Everything here blocks and is called from worker threads. Exceptions of the SDK end here: callers see
-EngineUnreachableError (the endpoint does not answer), TargetError (no such container, not running) or AutoforwardError.
+Every call blocks; call from worker threads. The SDK's exceptions end here: callers see EngineUnreachableError (the
+endpoint does not answer), TargetError (no such container, or not running) or AutoforwardError.
 """
 
 from __future__ import annotations
@@ -38,45 +38,45 @@ from autoforward.state.document import parse_time
 REQUEST_TIMEOUT_S = 30.0
 
 NETWORK_OF = "container:"
-"""How the network mode begins of a container that uses another one's; compose writes that for `service:x` too."""
+"""Prefix of the network mode of a container that uses another's network; compose writes it for `service:x` too."""
 
 _NO_SUCH_USER = ("unable to find user", "no matching entries in passwd", "unable to find group")
-"""What engines say of a process whose user is missing; Docker on its stdout."""
+"""Engines' messages about a process whose user is missing; Docker writes it to the process's stdout."""
 
 MAX_LINKS = 8
 
 MAX_NETWORK_HOPS = 4
-"""Containers that use the network of one that uses the network of one …; engines allow few of them, or none."""
+"""Chain of containers that use the network of one that uses the network of one …; engines allow few or none."""
 
 MAX_CACHED_IMAGES = 256
 MAX_IMAGE_CHARACTERS = 1024 * 1024
-"""Of the labels of one image, keys and values. Of an image with more none is known, so no label of its containers counts."""
+"""Of one image's labels, keys and values. An image with more counts as unknown, so no label of its containers counts."""
 MAX_CACHED_CHARACTERS = 16 * 1024 * 1024
-"""Of all images together."""
+"""Of all cached images together."""
 
 MAX_EVENT_BYTES = 256 * 1024
-"""One event has all labels of its container; of a longer one it is only known that something happened."""
+"""An event has all labels of its container; a longer one only says that something happened."""
 
 TAR_SLACK_BYTES = 64 * 1024
-"""Headers and padding around one file of a tar, generously."""
+"""Headers and padding around one file in a tar, with a margin."""
 
 Member = tuple[tarfile.TarInfo, bytes]
-"""A file or folder in a container, with the beginning of what is in it."""
+"""A file or folder in a container, with the start of its content."""
 
 HEAD_BYTES = 4096
-"""The head of a tar's first member, with long names; more of it the engine need not read."""
+"""The head of a tar's first member, including long names."""
 
 CONTAINER_ACTIONS = ("start", "die", "died", "destroy", "remove", "pause", "unpause", "rename", "create")
-"""What of an engine's events concerns a session. Podman has `remove` for `destroy`, and says `die` to whom asked for `died`."""
+"""The engine events that concern sessions. Podman has `remove` for `destroy`, and reports `died` as `die`."""
 
 NETWORK_ACTIONS = ("connect", "disconnect")
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerEvent:
-    """One thing that happened to a container, as the engine told it. `network_id`: where it was connected or disconnected.
+    """An engine event about a container. `network_id`: the network that it joined or left.
 
-    `labels` are its own and its image's alike: they say where a look is worth it, and decide nothing.
+    `labels` include its image's: they only select what to inspect.
     """
 
     action: str
@@ -88,7 +88,7 @@ class ContainerEvent:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A container that runs, or is paused, as the engine lists it."""
+    """A running or paused container, as the engine lists it."""
 
     container_id: str
     network_mode: str
@@ -96,7 +96,7 @@ class Running:
 
 
 class _KeptAlive(HTTPAdapter):
-    """Events may not come for days: that their engine is gone is to be noticed all the same."""
+    """TCP keepalive: events may not come for days, and a lost engine must be noticed."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         options["socket_options"] = [*HTTPConnection.default_socket_options, *keepalive_options()]
@@ -104,7 +104,7 @@ class _KeptAlive(HTTPAdapter):
 
 
 class _Tls(TLSConfig):
-    """That of the SDK, and no other: a CA bundle that the environment names would win over the engine's own."""
+    """The SDK's TLS, ignoring a CA bundle from the environment, which would override the engine's own."""
 
     def configure_client(self, client: Any) -> None:
         super().configure_client(client)
@@ -113,7 +113,7 @@ class _Tls(TLSConfig):
 
 
 class _Beginning:
-    """A file of the first bytes that an iterator gives, for `tarfile`."""
+    """A file of an iterator's first bytes, for `tarfile`."""
 
     def __init__(self, chunks: Iterator[bytes], max_bytes: int) -> None:
         self._chunks = chunks
@@ -129,9 +129,9 @@ class _Beginning:
 
 
 class _Api(docker.APIClient):
-    """That of the SDK, straight to the engine: proxies and passwords (`.netrc`) of the environment are about the web."""
+    """The SDK's client without the environment's proxies and passwords (`.netrc`), which are for the web."""
 
-    def _retrieve_server_version(self) -> str:  # its first request, which its constructor makes
+    def _retrieve_server_version(self) -> str:  # its first request, made by its constructor
         self.trust_env = False
         if str(self.base_url).startswith("http://"):
             self.mount("http://", _KeptAlive(pool_maxsize=20))
@@ -165,17 +165,17 @@ class Engine:
     def __init__(self, endpoint: EngineEndpoint) -> None:
         self.endpoint = endpoint
         self.on_up: Callable[[], None] = lambda: None
-        """Called, in whichever thread, when a way to the engine that was down is open again; not for all kinds of way."""
+        """Called in any thread when a transport that was down is open again; not by every transport."""
         self._link = transport_to(endpoint, lambda: self.on_up())
         self._lock = threading.Lock()
         self._client: docker.DockerClient | None = None
         self._version: Mapping[str, Any] | None = None
         self._users: dict[str, str] = {}
-        """By container, where its user's name leads nowhere: the numbers."""
+        """By container whose user name no longer resolves: numeric ids."""
         self._cached_characters = 0
         self._architectures: dict[tuple[str, str], str] = {}
         self._image_labels: dict[tuple[str, str], dict[str, str] | None] = {}
-        """By the image's id, which is a hash of what is in it, and the platform of it that runs: they never change."""
+        """By image id, a hash of its content, and platform: they never change."""
 
     def __repr__(self) -> str:
         return f"<Engine {self.endpoint.host}>"
@@ -183,7 +183,7 @@ class Engine:
     @property
     def client(self) -> docker.DockerClient:
         """The SDK's client. Raises EngineUnreachableError."""
-        url = self._link.sdk_url()  # outside of the lock: it may take a login, and others' failures are shared there
+        url = self._link.sdk_url()  # outside the lock: it may take a login, whose failure the waiting threads share
         with self._lock:
             if self._client is None:
                 with self.translated():
@@ -193,12 +193,12 @@ class Engine:
             return self._client
 
     def renew(self, endpoint: EngineEndpoint) -> None:
-        """The same engine, to be reached with another ssh agent from the next login on."""
+        """Use another ssh agent from the next login on."""
         self.endpoint = endpoint
         self._link.endpoint = endpoint
 
     def check_link(self, timeout_s: float) -> None:
-        """The machine was asleep: see `EngineTransport.check`."""
+        """After a sleep of the machine: see `EngineTransport.check`."""
         self._link.check(timeout_s)
 
     def _tls(self) -> TLSConfig | bool:
@@ -231,11 +231,13 @@ class Engine:
                     f"you may not use the engine's socket {path} (from {self.endpoint.source})",
                     hint=way_to_socket(path),
                 ) from error
-            # ValueError: what the SDK says of `tcp://host:99999`, and of an answer that is not JSON.
-            words = self._link.words() or ("" if self.endpoint.socket_path is not None else _first_cause(error))
+            # ValueError: the SDK's error for `tcp://host:99999`, and for an answer that is not JSON.
+            error_text = self._link.error_text() or (
+                "" if self.endpoint.socket_path is not None else _first_cause(error)
+            )
             raise EngineUnreachableError(
                 f"the engine at {self.endpoint.host} (from {self.endpoint.source}) does not answer"
-                + (f": {words}" if words else ""),
+                + (f": {error_text}" if error_text else ""),
                 hint="is it running, and may you use its socket? `docker info` shows it",
             ) from error
 
@@ -244,31 +246,31 @@ class Engine:
             return str(self.client.version().get("Version", "unknown"))
 
     def about(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """The engine's own words on its version and on itself (`/version`, `/info`)."""
+        """The engine's answers to `/version` and `/info`."""
         with self.translated():
             return cast(Mapping[str, Any], self.client.version()), cast(Mapping[str, Any], self.client.info())
 
     @property
-    def tells_owners(self) -> bool:
-        """Whether it is true whose files it says they are: Podman names the container's default user for all."""
+    def reports_owners(self) -> bool:
+        """Whether file owners in its answers are correct: Podman reports the container's default user for all."""
         parts = self._asked_version().get("Components") or ()
         return not any("podman" in str(part.get("Name")).lower() for part in parts)
 
     def _asked_version(self) -> Mapping[str, Any]:
-        """What the engine said of its version when it was first asked."""
+        """The engine's version as of the first request."""
         if self._version is None:
             with self.translated():
                 self._version = cast(Mapping[str, Any], self.client.version())
         return self._version
 
     def inspect(self, container_ref: str) -> ContainerInfo:
-        """One container, by id, unique id prefix or name. Raises TargetError when there is none."""
+        """One container, by id, unique id prefix or name. Raises TargetError if there is none."""
         with self.translated(container_ref):
             raw = cast(Mapping[str, Any], self.client.api.inspect_container(container_ref))
         return container_info(raw, self._labels_of_image(str(raw.get("Image", "")), platform_of(raw)))
 
     def inspect_with_network(self, container_ref: str) -> ContainerInfo:
-        """The same; one that uses another container's network (`network_mode: service:x`) has its addresses and ports."""
+        """As `inspect`; a container that uses another's network (`network_mode: service:x`) gets its addresses and ports."""
         info = self.inspect(container_ref)
         owner = info
         for _ in range(MAX_NETWORK_HOPS):
@@ -276,7 +278,7 @@ class Engine:
                 break
             try:
                 owner = self.inspect(owner.network_mode.removeprefix(NETWORK_OF))
-            except TargetError:  # gone, while its network lives on with those who use it
+            except TargetError:  # removed, while its network lives on with its users
                 break
         if owner is info:
             return info
@@ -292,7 +294,7 @@ class Engine:
         )
 
     def asks_for(self, container_id: str) -> frozenset[tuple[str, int]]:
-        """The host ports that a container publishes once it starts, as (transport, number); none if it is gone."""
+        """The host ports that a container publishes when it starts, as (transport, number); none if it is gone."""
         try:
             with self.translated(container_id):
                 raw = cast(Mapping[str, Any], self.client.api.inspect_container(container_id))
@@ -307,26 +309,26 @@ class Engine:
         )
 
     def find_containers(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
-        """Containers with all these labels of their own (value None: whatever its value), stopped ones too, oldest first."""
+        """Containers with all these own labels (value None: any value), stopped ones too, oldest first."""
         return [info for info in self.find_claims(labels, all=all) if carries(info.labels, labels)]
 
     def find_claims(self, labels: Mapping[str, str | None], *, all: bool = True) -> list[ContainerInfo]:
-        """The same, and those that have these labels, or some of them, from their image: to say why they do not count."""
+        """As `find_containers`, plus containers with these labels from their image, to explain why they do not count."""
         found = []
         for container_id in self.find_ids(labels, all=all):
-            with contextlib.suppress(TargetError):  # it went away between the two calls
+            with contextlib.suppress(TargetError):  # removed between the two calls
                 found.append(self.inspect(container_id))
         return found
 
     def find_ids(self, labels: Mapping[str, str | None], *, all: bool = False) -> list[str]:
-        """Claims without a look into each: their ids; those that run (or are paused) only, unless `all`."""
+        """The ids of such containers, without inspecting them: only running (or paused) ones, unless `all`."""
         wanted = [key if value is None else f"{key}={value}" for key, value in labels.items()]
         with self.translated():
             rows = self.client.api.containers(all=all, filters={"label": wanted} if wanted else {})
         return [str(row["Id"]) for row in sorted(rows, key=lambda row: row.get("Created", 0))]
 
     def running(self, *, all: bool = False) -> list[tuple[str, dict[str, str]]]:
-        """Name and own labels of what runs (or of all). Images are asked about only where a label that we know may be theirs."""
+        """Name and own labels of running containers (or all). Inspects images only if a known label may be theirs."""
         with self.translated():
             rows = self.client.api.containers(all=all)
         found = []
@@ -340,7 +342,7 @@ class Engine:
         return found
 
     def running_networks(self) -> list[Running]:
-        """What runs, and on which networks, in one request."""
+        """Running containers and their networks, in one request."""
         with self.translated():
             rows = self.client.api.containers()
         return [
@@ -356,7 +358,7 @@ class Engine:
         ]
 
     def network(self, network_id: str) -> Network:
-        """A network and who is on it, from the moment on in which he is connected: before he runs. Raises AutoforwardError."""
+        """A network and its members, which include containers that are about to start. Raises AutoforwardError."""
         with self.translated(f"network {network_id}"):
             raw = cast(Mapping[str, Any], cast(Any, self.client.api).inspect_network(network_id))
         addresses = {}
@@ -366,13 +368,14 @@ class Engine:
         return Network(str(raw.get("Name", network_id)), str(raw.get("Driver", "unknown")), addresses)
 
     def open_exec(self, container_id: str, argv: Sequence[str], environment: Mapping[str, str]) -> SocketStream:
-        """Start a process in the container, with its stdin, stdout and stderr on one stream.
+        """Start a process in the container, with stdin, stdout and stderr on one stream.
 
         `argv[0]` must exist in the container: old engines leak the exec of a missing binary.
         """
         with self.translated(container_id):
             api = self.client.api
-            # Its own working directory may have been removed, and its user's name: `/` is there, and a number always is.
+            # The image's working directory may have been removed, and its user name too: `/` and numeric ids always
+            # work.
             place: dict[str, Any] = {"workdir": "/"} if version_gte(str(api.api_version), "1.35") else {}
             created = api.exec_create(
                 container_id,
@@ -386,12 +389,12 @@ class Engine:
             )
         return start_exec(self._link.connect(), self.endpoint.host, str(api.api_version), created["Id"])
 
-    def goes_by_number(self, container_id: str, words: str) -> bool:
-        """Whether a process that failed with these words is worth another try: its user is not in /etc/passwd any more.
+    def goes_by_number(self, container_id: str, error_text: str) -> bool:
+        """Whether a process that failed with this text is worth a retry: its user is no longer in /etc/passwd.
 
-        Then processes that are started from now on get the numbers that the container's first one has.
+        From then on processes get the numeric ids of the container's first process.
         """
-        if not any(sign in words for sign in _NO_SUCH_USER) or container_id in self._users:
+        if not any(sign in error_text for sign in _NO_SUCH_USER) or container_id in self._users:
             return False
         with self.translated(container_id):
             api = cast(Any, self.client.api)
@@ -407,11 +410,11 @@ class Engine:
 
     @property
     def machine(self) -> str:
-        """What the engine's kernel runs, in the engine's words: `amd64`; static programs for it run in every container there."""
+        """The architecture of the engine's kernel, as it reports it: `amd64`; static programs for it run in every container."""
         return str(self._asked_version().get("Arch", "unknown"))
 
     def program_machine(self, info: ContainerInfo) -> int | None:
-        """The ELF number (`e_machine`) of what the container's own programs are built for; None where that cannot be seen."""
+        """The ELF number (`e_machine`) of the container's own programs; None if unknown."""
         path = "/bin/sh"
         for _ in range(MAX_LINKS):
             member = self.read_member(info.container_id, path, 20)
@@ -425,7 +428,7 @@ class Engine:
         return None
 
     def architecture(self, info: ContainerInfo) -> str:
-        """What the container's image says it is built for, in the engine's words: `amd64`; `unknown` if its image is gone."""
+        """The architecture of the container's image, as the engine reports it: `amd64`; `unknown` if the image is gone."""
         known = self._architectures.get((info.image_id, info.image_platform))
         if known is not None:
             return known
@@ -433,11 +436,11 @@ class Engine:
         return "unknown" if image is None else str(image.get("Architecture", "unknown"))
 
     def image_labels(self, info: ContainerInfo) -> dict[str, str]:
-        """The labels of the image that a container was made of; none where that is not to be found any more."""
+        """The labels of the container's image; none if it is gone."""
         return self._labels_of_image(info.image_id, info.image_platform) or {}
 
     def _labels_of_image(self, image_id: str, platform: str) -> dict[str, str] | None:
-        """None: there is no such image any more. By its id alone: a name may lead to another one by now."""
+        """None: the image is gone. Looked up by id only: a name may be another image by now."""
         if (image_id, platform) in self._image_labels:
             return self._image_labels[image_id, platform]
         image = self._image(image_id, platform) if image_id else None
@@ -457,10 +460,10 @@ class Engine:
         return labels
 
     def _image(self, image_ref: str, platform: str) -> Mapping[str, Any] | None:
-        """The engine's words on an image; None: there is no such image any more.
+        """The engine's description of an image; None: it is gone.
 
-        Where one id is an image of several platforms, each has labels of its own, and the engine shows those of its own
-        platform if it does not know better (before API 1.49): that one is none then.
+        If an id stands for images of several platforms, each has its own labels, and before API 1.49 the engine shows
+        those of its own platform: then the image counts as gone.
         """
         api = cast(Any, self.client.api)
         try:
@@ -474,7 +477,7 @@ class Engine:
         return image if image.get("Architecture") == json.loads(platform)["architecture"] else None
 
     def put_archive(self, container_id: str, folder: str, tar: bytes) -> None:
-        """Unpack a tar in the container. An engine may say yes and do nothing (into a tmpfs): look for what was put."""
+        """Unpack a tar in the container. An engine may succeed and do nothing (into a tmpfs): verify the result."""
         with self.translated(container_id):
             try:
                 taken = self.client.api.put_archive(container_id, folder, tar)
@@ -484,16 +487,16 @@ class Engine:
                 raise AutoforwardError(f"the engine did not take files for {folder}")
 
     def read_member(self, container_id: str, path: str, max_bytes: int = 0) -> Member | None:
-        """What is at a path in the container, links not followed, and up to `max_bytes` of a file. None: there is nothing.
+        """What is at a path in the container, links not followed, with up to `max_bytes` of a file. None: nothing.
 
-        Owner, mode and content are the container's word: a folder of any size and a file of any length are only begun.
+        The container controls owner, mode and content: large folders and files are only read from the start.
         """
         return next((member for _, member in self._members(container_id, path, max_bytes)), None)
 
     def read_folder(
         self, container_id: str, path: str, name: str, max_bytes: int
     ) -> tuple[Member | None, Member | None]:
-        """The same of a folder, and of a file in it, with one question; the file is None also if too much lies before it."""
+        """A folder and a file in it, in one request; the file is also None if too much precedes it in the tar."""
         found = dict(self._members(container_id, path, max_bytes))
         return found.get(""), found.get(name)
 
@@ -533,7 +536,7 @@ class Engine:
                             return
 
     def exit_code(self, exec_id: str) -> int | None:
-        """How a process that was started with `open_exec` ended; None while it runs or when the engine forgot it."""
+        """The exit status of a process from `open_exec`; None while it runs, or if the engine has forgotten it."""
         try:
             with self.translated(exec_id):
                 code = self.client.api.exec_inspect(exec_id).get("ExitCode")
@@ -542,11 +545,12 @@ class Engine:
         return code if isinstance(code, int) else None
 
     def events(self, on_open: Callable[[Any], None], since: int | None = None) -> Iterator[ContainerEvent | None]:
-        """Events of containers, also on networks, from now on (or from `since`, unix seconds), for ever; blocks between them.
+        """Events of containers, also on networks, from now on (or from `since`, unix seconds), without end; blocks
+        between them.
 
-        None: something happened, and the engine has told it at too great a length to be read.
+        None: an event that was too long to read.
 
-        `on_open` is handed the open stream: its `close()` from another thread ends the iteration. Raises
+        `on_open` gets the open stream: its `close()` from another thread ends the iteration. Raises
         EngineUnreachableError when the engine goes away.
         """
         with self.translated():
@@ -576,13 +580,13 @@ class Engine:
 
 
 def _has_left(owner: ContainerInfo, user: ContainerInfo) -> bool:
-    """Whether the owner of a network was restarted since: who used it stays in the old one, which nothing leads to."""
+    """Whether the network's owner has restarted since: its users stay in the old namespace, which nothing leads to."""
     owners, users = parse_time(owner.started_at), parse_time(user.started_at)
     return owners is not None and users is not None and owners > users
 
 
 def lines_of(chunks: Iterable[bytes | str]) -> Iterator[bytes | None]:
-    """The lines that are not empty, however they are cut into chunks; None for one of more than MAX_EVENT_BYTES."""
+    """The non-empty lines, across chunks; None for one longer than MAX_EVENT_BYTES."""
     line, is_long = bytearray(), False
     for chunk in chunks:
         data = chunk.encode() if isinstance(chunk, str) else chunk
@@ -598,7 +602,7 @@ def lines_of(chunks: Iterable[bytes | str]) -> Iterator[bytes | None]:
 
 
 def _is_denied(error: BaseException | None) -> bool:
-    """Whether the system has refused the socket to this user, under whatever it was wrapped in."""
+    """Whether the system refused the socket to this user, anywhere in the exception chain."""
     while error is not None:
         if isinstance(error, PermissionError):
             return True
@@ -607,7 +611,7 @@ def _is_denied(error: BaseException | None) -> bool:
 
 
 def _first_cause(error: BaseException) -> str:
-    """What everything else followed from, such as a certificate that is not valid."""
+    """The root cause, such as an invalid certificate."""
     while (before := error.__cause__ or error.__context__) is not None:
         error = before
     return str(error)

@@ -1,8 +1,8 @@
-"""Docker contexts, as the docker CLI keeps them below `DOCKER_CONFIG` (else `~/.docker`). Reads files, writes none.
+"""Docker contexts, as the docker CLI stores them below `DOCKER_CONFIG` (default `~/.docker`). Read-only.
 
 The CLI's layout: `config.json` has `currentContext`; `contexts/meta/ID/meta.json` has the endpoint, and
-`contexts/tls/ID/docker/{ca,cert,key}.pem` its TLS material, where ID is the SHA-256 of the context's name. Its SDK reads
-the same files, and takes the default socket for a context that it does not find.
+`contexts/tls/ID/docker/{ca,cert,key}.pem` its TLS files, where ID is the SHA-256 of the context's name. The Python SDK
+reads the same files, but uses the default socket for an unknown context.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from autoforward.core.errors import UsageError
 from autoforward.core.model import TlsFiles
 
 MAX_FILE_BYTES = 1024 * 1024
-"""A config.json holds a few hundred bytes, with many credentials a few thousand."""
+"""A config.json has a few hundred bytes, with many credentials a few thousand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The engine that a context names: `host` as the CLI has it, and what TLS takes if it is spoken."""
+    """The engine of a context: `host` as in the CLI, and its TLS files."""
 
     host: str
     tls: TlsFiles | None
@@ -34,9 +34,9 @@ def config_folder(environ: Mapping[str, str]) -> Path:
 
 
 def current_context(environ: Mapping[str, str]) -> str | None:
-    """The name that `docker context use` chose; None where nothing was chosen.
+    """The name that `docker context use` chose, or None.
 
-    Raises UsageError for a config.json that cannot be read: which engine is meant is not known then.
+    Raises UsageError for an unreadable config.json: the chosen engine is unknown then.
     """
     path = config_folder(environ) / "config.json"
     try:
@@ -49,7 +49,7 @@ def current_context(environ: Mapping[str, str]) -> str | None:
 
 
 def read_context(name: str, environ: Mapping[str, str]) -> Context | None:
-    """The context of that name, None where there is none. Raises UsageError for one that says nothing of an engine."""
+    """The context of that name, or None. Raises UsageError if it has no engine."""
     folder = config_folder(environ) / "contexts"
     identifier = hashlib.sha256(name.encode()).hexdigest()
     path = folder / "meta" / identifier / "meta.json"
@@ -67,7 +67,7 @@ def read_context(name: str, environ: Mapping[str, str]) -> Context | None:
 
 
 def tls_files(folder: Path, *, verify: bool) -> TlsFiles | None:
-    """Those of `ca.pem`, `cert.pem` and `key.pem` that are there; None without any, unless it is said not to verify."""
+    """Those of `ca.pem`, `cert.pem` and `key.pem` that exist; None without any, unless verification is off."""
     ca, cert, key = (
         str(path) if (path := folder / f"{name}.pem").is_file() else None for name in ("ca", "cert", "key")
     )

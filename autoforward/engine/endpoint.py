@@ -1,7 +1,7 @@
-"""Choose the engine's endpoint: what the docker CLI would take, then the well-known sockets.
+"""Choose the engine's endpoint: the docker CLI's choice, then well-known sockets.
 
 In this order: `--docker-host` or `--context`, DOCKER_HOST, DOCKER_CONTEXT, the current context, the default socket, and
-the first of the well-known ones that takes a connection. Speaks to no engine; imports no SDK.
+the first well-known socket that accepts a connection. Makes no request; imports no SDK.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from autoforward.engine.contexts import config_folder, current_context, read_con
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 
-LOOK_TIMEOUT_S = 1.0
-"""Connecting to a local socket takes no time, unless the process that listens there is stuck."""
+SOCKET_PROBE_TIMEOUT_S = 1.0
+"""Connecting to a local socket is immediate, unless its process is stuck."""
 
 
 def resolve_endpoint(
     docker_host: str | None = None, context: str | None = None, environ: Mapping[str, str] | None = None
 ) -> EngineEndpoint:
-    """The endpoint that the flags and the environment (default: `os.environ`) name.
+    """The endpoint of the flags and the environment (default: `os.environ`).
 
     Raises UsageError for both flags at once and for an unknown context (never a silent default).
     """
@@ -43,7 +43,7 @@ def resolve_endpoint(
         name, source = current_context(environ), "the current docker context"
         if name is None or name == "default":
             return _at_a_socket(environ)
-    if name == "default":  # a name of the CLI's own, without files: what there is without contexts
+    if name == "default":  # the CLI's own name, without files: the choice without contexts
         return _of_host(environ.get("DOCKER_HOST") or DEFAULT_HOST, f"context default ({source})", environ)
     found = read_context(name, environ)
     if found is None:
@@ -54,8 +54,8 @@ def resolve_endpoint(
 
 
 def _of_host(host: str, source: str, environ: Mapping[str, str]) -> EngineEndpoint:
-    """What a URL and the TLS variables come to."""
-    if host == "unix://":  # the default socket, for the docker CLI and for its SDK
+    """The endpoint of a URL and the TLS variables."""
+    if host == "unix://":  # the default socket, for the docker CLI and its SDK
         host = DEFAULT_HOST
     return _endpoint(host, source, _tls_of(environ), environ)
 
@@ -71,7 +71,7 @@ def _endpoint(host: str, source: str, tls: TlsFiles | None, environ: Mapping[str
 
 
 def _tls_of(environ: Mapping[str, str]) -> TlsFiles | None:
-    """DOCKER_TLS_VERIFY (any value) and DOCKER_TLS say whether, DOCKER_CERT_PATH with what."""
+    """DOCKER_TLS_VERIFY (any value) and DOCKER_TLS enable TLS, DOCKER_CERT_PATH has the files."""
     verify = bool(environ.get("DOCKER_TLS_VERIFY"))
     if not verify and not environ.get("DOCKER_TLS"):
         return None
@@ -80,7 +80,7 @@ def _tls_of(environ: Mapping[str, str]) -> TlsFiles | None:
 
 
 def well_known_sockets(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
-    """(whose, where) of the sockets of engines that install no docker context, or did not make it the current one."""
+    """(owner, path) of engines' sockets that have no docker context, or not the current one."""
     home = Path(environ.get("HOME") or "~").expanduser()
     runtime = Path(environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
     yield "rootless Docker", runtime / "docker.sock"
@@ -106,7 +106,7 @@ def _at_a_socket(environ: Mapping[str, str]) -> EngineEndpoint:
 
 
 def way_to_socket(path: str) -> str:
-    """The way out for who may not use an engine's socket."""
+    """The hint for a user who may not use an engine's socket."""
     try:
         group = grp.getgrgid(os.stat(path).st_gid).gr_name  # noqa: PTH116  # text in, as everywhere here
     except (OSError, KeyError):
@@ -120,7 +120,7 @@ def way_to_socket(path: str) -> str:
 
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(LOOK_TIMEOUT_S)
+        sock.settimeout(SOCKET_PROBE_TIMEOUT_S)
         try:
             sock.connect(str(path))
         except OSError:

@@ -1,9 +1,9 @@
-"""The byte stream of one `docker exec -i`, as the engine's API carries it over a socket.
+"""The byte stream of one `docker exec -i`, over a socket to the engine's API.
 
-`ExecStream` is the whole interface that the rest of the program knows. The `transport` makes the socket: one to
-the engine itself, or one whose other end is carried there. Frames without a TTY (Engine API, "Attach to a container",
-"Stream format"): 1 byte stream (1 stdout, 2 stderr, 3 an error of the engine's own), 3 zero bytes, 4 bytes big-endian
-length, payload. Zero-length frames happen and are not the end.
+`ExecStream` is its whole interface. `transport` makes the socket: to the engine itself, or one that is carried there.
+Frames without a TTY (https://docs.docker.com/reference/api/engine/, "Attach to a container", "Stream format"): 1 byte
+stream (1 stdout, 2 stderr, 3 an engine error), 3 zero bytes, 4 bytes big-endian length, payload. Zero-length frames
+occur and are not the end.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ STDERR = 2
 ENGINE_ERROR = 3
 
 RECEIVE_BYTES = 256 * 1024
-"""One `recv` per turn of a loop: large enough for bulk, small enough that one stream starves no other."""
+"""One `recv` per turn of the loop: large enough for bulk, small enough that one stream starves no other."""
 
 _HEAD = struct.Struct(">B3sI")
 
 MAX_RESPONSE_HEAD_BYTES = 64 * 1024
-"""An HTTP response head is a few hundred bytes; more than this is no engine."""
+"""An HTTP response head has a few hundred bytes."""
 
 START_TIMEOUT_S = 30.0
-"""Creating the process takes 75 ms on an idle machine and seconds on a loaded one."""
+"""Creating a process takes 75 ms on an idle machine and seconds on a loaded one."""
 
 
 class ExecStream(Protocol):
-    """A process in a container, as seen from the host: bytes in, framed bytes out.
+    """A process in a container, seen from the host: bytes in, framed bytes out.
 
-    Non-blocking once handed out. The caller owns it and closes it; `close` is idempotent and never blocks. Closing
-    does not end the process: every process of autoforward there ends on stdin EOF by itself.
+    Non-blocking. The caller owns and closes it; `close` is idempotent and never blocks. Closing does not end the
+    process: autoforward's processes there exit on stdin EOF.
     """
 
     def fileno(self) -> int:
@@ -46,16 +46,16 @@ class ExecStream(Protocol):
         """Chunks (stream, payload) that have arrived, None at EOF. Raises BlockingIOError, OSError, ProtocolError."""
 
     def send(self, data: bytes | bytearray | memoryview) -> int:
-        """Write to the process's stdin; how many bytes were taken. Raises BlockingIOError, OSError."""
+        """Write to the process's stdin; returns the bytes taken. Raises BlockingIOError, OSError."""
 
     def shutdown_write(self) -> None:
-        """End the process's stdin; reading goes on. Idempotent."""
+        """Send EOF to the process's stdin; reading continues. Idempotent."""
 
     def close(self) -> None: ...
 
 
 class FrameDecoder:
-    """Engine stream frames to chunks. Sans-IO; a payload is passed on as it arrives, not once it is complete."""
+    """The engine's stream frames to chunks. Sans-IO; payloads are passed on as they arrive."""
 
     __slots__ = ("_head", "_remaining", "_stream")
 
@@ -92,7 +92,7 @@ class FrameDecoder:
 
 
 class SocketStream:
-    """An exec stream hijacked from an HTTP connection to the engine."""
+    """An exec stream on a hijacked HTTP connection to the engine."""
 
     def __init__(self, sock: socket.socket, early: bytes, exec_id: str) -> None:
         sock.setblocking(False)
@@ -124,7 +124,7 @@ class SocketStream:
         self._write_ended = True
         try:
             self._sock.shutdown(socket.SHUT_WR)
-        except OSError:  # the engine has closed already: the process's stdin has ended with it
+        except OSError:  # closed by the engine, which also ended the process's stdin
             pass
 
     def close(self) -> None:
@@ -132,9 +132,9 @@ class SocketStream:
 
 
 def start_exec(sock: socket.socket, host: str, api_version: str, exec_id: str) -> SocketStream:
-    """Start a created exec over a fresh connection to the engine `host`, which is taken over, or closed.
+    """Start a created exec on a fresh connection to the engine `host`, which is taken over, or closed.
 
-    Blocking; call it from a worker thread. Raises EngineUnreachableError, or AutoforwardError with the engine's own words.
+    Blocks; call from a worker thread. Raises EngineUnreachableError, or AutoforwardError with the engine's message.
     """
     try:
         sock.settimeout(START_TIMEOUT_S)
@@ -151,8 +151,8 @@ def start_exec(sock: socket.socket, host: str, api_version: str, exec_id: str) -
             raise AutoforwardError(f"the engine refused to start a process: {_error_text(sock, status_line, rest)}")
         return SocketStream(sock, rest, exec_id)
     except OSError as error:
-        # The transport knows better why the connection ended.
-        reason = (sock.words() if isinstance(sock, ChildSocket) else "") or error
+        # The transport may know why the connection ended.
+        reason = (sock.error_text() if isinstance(sock, ChildSocket) else "") or error
         sock.close()
         raise EngineUnreachableError(f"the engine at {host} dropped the connection: {reason}") from error
     except AutoforwardError:
@@ -174,7 +174,7 @@ def _read_head(sock: socket.socket) -> tuple[bytes, bytes]:
 
 
 def _error_text(sock: socket.socket, status_line: str, rest: bytes) -> str:
-    """The `message` of the engine's JSON error, else the status line. Such a body is short and comes at once."""
+    """The `message` of the engine's JSON error, else the status line. Such a body is short and arrives at once."""
     try:
         if not rest:
             sock.settimeout(1.0)

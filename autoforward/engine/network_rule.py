@@ -1,4 +1,4 @@
-"""Decide a container's direct path before its networks are inspected. Pure, but for the platform."""
+"""Decide a container's direct path before its networks are inspected. Pure, except for the platform."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from autoforward.core.identity.network_sharing import DirectPath
 from autoforward.core.model import ContainerInfo, EngineEndpoint
 
-NOT_LOOKED_AT = DirectPath(None, "its networks have not been looked at yet")
+NOT_INSPECTED = DirectPath(None, "its networks have not been looked at yet")
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`is_automatic`: who shares the container's networks decides, looked at whenever that changes."""
+    """`is_automatic`: the containers that share its networks decide, whenever they change."""
 
     path: DirectPath
     is_automatic: bool = False
@@ -22,8 +22,8 @@ class Rule:
 def rule_for(endpoint: EngineEndpoint, info: ContainerInfo, wanted: bool | None) -> Rule:
     """`wanted`: the setting `direct`; None: automatic.
 
-    Only a container whose engine is on a local socket of this Linux has addresses that lead there. Whether one can be
-    reached shows when it is tried.
+    Only on Linux with the engine on a local socket do a container's addresses lead there. Whether one is reachable
+    shows on the first attempt.
     """
     if wanted is False:
         return Rule(DirectPath(None, "the setting direct is false"))
@@ -35,4 +35,4 @@ def rule_for(endpoint: EngineEndpoint, info: ContainerInfo, wanted: bool | None)
         return Rule(
             DirectPath(info.addresses[0], "the setting direct is true: who shares its networks does not matter")
         )
-    return Rule(NOT_LOOKED_AT, is_automatic=True)
+    return Rule(NOT_INSPECTED, is_automatic=True)

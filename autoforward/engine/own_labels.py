@@ -12,16 +12,16 @@ from autoforward.core.identity.network_sharing import may_forge
 from autoforward.core.model import ContainerInfo, PublishedPort, Transport
 
 BUILD_STEP = "#(nop)"
-"""How the engine's own builder marks the commands of steps that run nothing."""
+"""Marks commands of the engine's builder that run nothing."""
 
 DESKTOP_PREFIX = "/host_mnt"
-"""Where Docker Desktop's machine has the host's folders."""
+"""Where Docker Desktop's VM has the host's folders."""
 
 
 def container_info(raw: Mapping[str, Any], image_labels: Mapping[str, str] | None) -> ContainerInfo:
-    """The engine's `inspect` answer, boiled down. Tolerates missing parts: engines differ.
+    """Reduce the engine's `inspect` answer. Tolerates missing parts: engines differ.
 
-    `image_labels` None: the image is not to be found, so no label is known to be the container's own.
+    `image_labels` None: the image is gone, so no label is known to be the container's own.
     """
     config = raw.get("Config") or {}
     network = raw.get("NetworkSettings") or {}
@@ -40,12 +40,12 @@ def container_info(raw: Mapping[str, Any], image_labels: Mapping[str, str] | Non
                     PublishedPort(
                         cast(Transport, transport),
                         int(number),
-                        str(binding.get("HostIp") or "0.0.0.0"),  # what the engine says; autoforward binds nothing here
+                        str(binding.get("HostIp") or "0.0.0.0"),  # the engine's default; autoforward binds nothing here
                         int(binding["HostPort"]),
                     )
                 )
     image_id, labels = str(raw.get("Image", "")), texts(config.get("Labels"))
-    # The step of a build that sets labels has them before there is an image with them. It is never started.
+    # A build step that sets labels has them before its image exists. It is never started.
     is_build_step = any(str(word).startswith(BUILD_STEP) for word in config.get("Cmd") or ())
     own = {} if is_build_step else bounded(own_labels(labels, image_labels, image_id))
     volumes = [mount for mount in raw.get("Mounts") or () if mount.get("Type") == "volume"]
@@ -90,7 +90,7 @@ def container_info(raw: Mapping[str, Any], image_labels: Mapping[str, str] | Non
 
 
 def _names_of(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """Hostname, aliases on networks, and what `--add-host` maps to loopback; in lower case."""
+    """Hostname, network aliases, and what `--add-host` maps to loopback; in lower case."""
     names = [(raw.get("Config") or {}).get("Hostname"), str(raw.get("Name", "")).lstrip("/")]
     for attached in ((raw.get("NetworkSettings") or {}).get("Networks") or {}).values():
         names += [*((attached or {}).get("Aliases") or ()), *((attached or {}).get("DNSNames") or ())]
@@ -102,12 +102,12 @@ def _names_of(raw: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def platform_of(raw: Mapping[str, Any]) -> str:
-    """Which platform of its image a container is of, as the engine takes it (JSON); empty where an image has only one."""
+    """The container's platform within its image, as JSON for the engine; empty if the image has only one."""
     platform = (raw.get("ImageManifestDescriptor") or {}).get("platform") or {}
     named = {key: str(platform[key]) for key in ("os", "architecture", "variant") if platform.get(key)}
     return json.dumps(named, sort_keys=True) if "architecture" in named else ""
 
 
 def texts(table: object) -> dict[str, str]:
-    """Labels as the engine has them: none at all may be null."""
+    """A table of labels, which the engine may report as null."""
     return {str(key): str(text) for key, text in table.items()} if isinstance(table, Mapping) else {}

@@ -1,4 +1,4 @@
-"""The engines in use: one `Engine` and one follower of its event stream per endpoint, for as long as sessions need it."""
+"""The engines in use: one `Engine` and one event follower per endpoint, while sessions need it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from autoforward.engine.client import ContainerEvent, Engine
 log = logging.getLogger(__name__)
 
 ENGINE_THREADS = 8
-"""Processes that are being started in containers at once: 20 at once take 1.6 s, more only makes all of them later."""
+"""Processes being started in containers at once: 20 take 1.6 s, more only delay all of them."""
 
 LINK_TIMEOUT_S = 2.0
-"""After a sleep of the machine: how long an engine far away has to answer over the login that there is."""
+"""After a sleep of the machine: how long a remote engine has to answer on the existing login."""
 
-SOCKET_LOOK_S = 0.1
-"""While an engine on a local socket is away: how often its file is looked at. One that is new is tried at once."""
+SOCKET_POLL_S = 0.1
+"""While a local engine is away: how often its socket file is checked. A new one is tried at once."""
 
 
 class EngineFollower:
-    """Follows the engine's events in a thread of its own.
+    """Follows the engine's events in its own thread.
 
-    `on_event` is called on the control loop; with None after every new connection: events may have been missed, and
-    what depends on them has to look for itself. `on_lost` is called there when a connection has ended, and
-    when there is none to begin with; once until the next one.
+    `on_event` is called on the control loop; with None after every new connection: events may have been missed, so
+    listeners must check for themselves. `on_lost` is called there once after each lost connection, also if the first
+    one fails.
     """
 
     def __init__(
@@ -46,24 +46,24 @@ class EngineFollower:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._stopping = threading.Event()
-        self._hurry = threading.Event()
+        self._retry_now = threading.Event()
         path = engine.endpoint.socket_path
         self._socket = Path(path) if path is not None else None
         self._stream: Any = None
-        engine.on_up = self._hurry.set
-        self._is_heard = True  # until it turns out otherwise
+        engine.on_up = self._retry_now.set
+        self._is_heard = True  # until proven otherwise
         self._thread = threading.Thread(target=self._run, name=f"events of {engine.endpoint.host}", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread. Idempotent; does not wait for it: it may be in the middle of a connection attempt."""
+        """End the thread. Idempotent; does not wait: it may be connecting."""
         self._stopping.set()
-        self._hurry.set()
+        self._retry_now.set()
         self._close_stream()
 
     def reconnect(self) -> None:
-        """The stream may be dead without a word of it: begin a new one."""
-        self._hurry.set()
+        """Start a new stream: the old one may be dead without notice."""
+        self._retry_now.set()
         self._close_stream()
 
     def _close_stream(self) -> None:
@@ -79,9 +79,9 @@ class EngineFollower:
         self._is_heard = True
         if self._stopping.is_set():
             self._close_stream()
-        self._tell(None)
+        self._emit(None)
 
-    def _tell(self, event: ContainerEvent | None) -> None:
+    def _emit(self, event: ContainerEvent | None) -> None:
         if not self._stopping.is_set():
             self._loop.call_soon_threadsafe(self._on_event, event)
 
@@ -91,11 +91,11 @@ class EngineFollower:
             try:
                 for event in self.engine.events(self._opened):
                     failures = 0
-                    self._tell(event)
-                    self._hurry.clear()
+                    self._emit(event)
+                    self._retry_now.clear()
                 log.info("the event stream of %s ended", self.engine.endpoint.host)
             except (AutoforwardError, OSError, ValueError, AttributeError) as error:
-                # A stream closed from another thread surfaces as any of these, depending on where it was.
+                # A stream closed from another thread raises any of these.
                 if not self._stopping.is_set():
                     log.info("the event stream of %s broke: %s", self.engine.endpoint.host, error)
             failures += 1
@@ -105,12 +105,12 @@ class EngineFollower:
             self._wait(delay_s(failures, local=self._socket is not None, chance=random.random()))
 
     def _wait(self, seconds: float) -> None:
-        """Until then, or until something says that it is worth a try."""
+        """Wait until then, or until a retry makes sense."""
         deadline_s = time.monotonic() + seconds
         before = _file_at(self._socket)
         while not self._stopping.is_set() and (left_s := deadline_s - time.monotonic()) > 0:
-            if self._hurry.wait(left_s if self._socket is None else min(left_s, SOCKET_LOOK_S)):
-                self._hurry.clear()
+            if self._retry_now.wait(left_s if self._socket is None else min(left_s, SOCKET_POLL_S)):
+                self._retry_now.clear()
                 return
             now = _file_at(self._socket)
             if now is not None and now != before:
@@ -118,7 +118,7 @@ class EngineFollower:
 
 
 def _file_at(path: Path | None) -> tuple[int, int, int] | None:
-    """Which file is there; another one after an engine has been restarted."""
+    """The identity of the socket file; changes when the engine restarts."""
     if path is None:
         return None
     try:
@@ -130,7 +130,7 @@ def _file_at(path: Path | None) -> tuple[int, int, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class EngineInUse:
-    """`pool` runs what blocks on this engine, so that one that hangs keeps no other engine waiting."""
+    """`pool` runs blocking calls on this engine, so that one that hangs delays no other engine."""
 
     follower: EngineFollower
     pool: ThreadPoolExecutor
@@ -163,7 +163,7 @@ class EnginePool:
         return found
 
     def renew(self, endpoint: EngineEndpoint) -> None:
-        """A command has just named that engine: what proves the user's identity (an ssh agent) may be another one by now."""
+        """A command has named this engine again: the user's ssh agent may have changed."""
         if (found := self._in_use.get(endpoint.key)) is not None:
             found.engine.renew(endpoint)
 
@@ -172,11 +172,11 @@ class EnginePool:
             ended = self._in_use.pop(key)
             ended.follower.close()
             ended.pool.shutdown(wait=False, cancel_futures=True)
-            # An ssh that does not end at once is waited for: not by the control loop.
+            # Waits for ssh to end, so not on the control loop.
             threading.Thread(target=ended.engine.close, name=f"end of {ended.engine}", daemon=True).start()
 
     def reconnect(self) -> None:
-        """Begin all event streams again, over transports that answer; all followers then look for themselves."""
+        """Restart all event streams over transports that answer; listeners then check for themselves."""
         for one in self._in_use.values():
             one.pool.submit(one.engine.check_link, LINK_TIMEOUT_S)
             one.follower.reconnect()

@@ -1,11 +1,11 @@
-"""An engine behind ssh: one login carries everything, by forwarding the engine's own socket to one here.
+"""An engine behind ssh: one login carries everything, by forwarding the engine's socket to a local one.
 
-`ssh -L OURS:THEIRS HOST` opens a channel for each connection, with half-close both ways; there is no process per
-connection on either side, and no limit of sessions (sshd's MaxSessions, 10, counts sessions alone). The command
-that runs there says where the engine's socket is, as the docker command of that machine sees it, and then lives on its
-stdin: when the process that holds the other end is killed, the login ends.
+`ssh -L LOCAL:REMOTE HOST` opens a channel per connection, with half-close both ways; there is no process per
+connection on either side, and no session limit (sshd's MaxSessions, 10, counts sessions only). The remote command
+prints where the engine's socket is, as the docker command there sees it, and then reads stdin: when the local process
+is killed, the login ends.
 
-The user's own ssh configuration is honoured, ssh asks nothing (BatchMode), and what it says is the reason when it fails.
+The user's ssh configuration applies, ssh asks nothing (BatchMode), and its stderr is the reason of a failure.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from autoforward.state.folder import StatePaths
 log = logging.getLogger(__name__)
 
 LOGIN_TIMEOUT_S = 25.0
-"""From the start of ssh to the word of the machine there; ssh gives up connecting after CONNECT_TIMEOUT_S."""
+"""From the start of ssh to the remote command's output; ssh gives up connecting after CONNECT_TIMEOUT_S."""
 
 CONNECT_TIMEOUT_S = 10
 ALIVE_INTERVAL_S = 5
 ALIVE_COUNT = 3
-"""A link that says nothing for that many intervals is down, and ssh ends."""
+"""A link that is silent for this many intervals is down, and ssh exits."""
 
 END_TIMEOUT_S = 3.0
 CHANNEL_TIMEOUT_S = 10.0
 MAX_LINE_BYTES = 64 * 1024
-MAX_WORDS = 5
-WORDS_TIMEOUT_S = 2.0
+MAX_STDERR_LINES = 5
+STDERR_TIMEOUT_S = 2.0
 
 DEFAULT_SOCKET = "/var/run/docker.sock"
 
 _TOLD = "autoforward-engine "
 _READY = "autoforward-ready"
 _REFUSED = "open failed: "
-"""In what ssh says of a channel, `channel 2: open failed: connect failed: open failed`."""
+"""In ssh's message about a channel: `channel 2: open failed: connect failed: open failed`."""
 
-# What every shell understands, the login's may be any: where the engine is, if docker is there; then wait for our end.
+# For any login shell: print the engine's socket, if docker is there; then wait for EOF.
 _ASK = f"docker context inspect --format '{_TOLD}{{{{.Endpoints.docker.Host}}}}'; echo {_READY}; exec cat"
 _KNOWN = f"echo {_READY}; exec cat"
 
@@ -62,9 +62,9 @@ OPTIONS = (
     f"ServerAliveCountMax={ALIVE_COUNT}",
     "StreamLocalBindUnlink=yes",
     "StreamLocalBindMask=0177",
-    # A forward of the user's own for that host may have its port taken, by a login of the user's own.
+    # The user's own forward for that host may be active in another login.
     "ExitOnForwardFailure=no",
-    # A master that is there is used; ours, which ends with the session, becomes none.
+    # An existing master is used; this one, which ends with the session, becomes none.
     "ControlMaster=no",
     "ForwardAgent=no",
     "ForwardX11=no",
@@ -78,7 +78,7 @@ _numbers = itertools.count(1)
 
 
 class SshTransport:
-    """See `EngineTransport`. The login is made when it is needed, and made again when it has ended."""
+    """Implements `EngineTransport`. Logs in when needed, and again after the login ended."""
 
     def __init__(self, endpoint: EngineEndpoint, on_up: Callable[[], None], program: str = "ssh") -> None:
         self.endpoint = endpoint
@@ -86,8 +86,8 @@ class SshTransport:
         self._program = program
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._words: deque[str] = deque(maxlen=MAX_WORDS)
-        self._has_said = threading.Event()
+        self._stderr_lines: deque[str] = deque(maxlen=MAX_STDERR_LINES)
+        self._has_stderr = threading.Event()
         self._failed_s = float("-inf")
         self._failure = ""
         self._is_closed = False
@@ -111,23 +111,23 @@ class SshTransport:
             raise self._unreachable(f"ssh does not take connections: {error}") from error
         return sock
 
-    def words(self) -> str:
-        """What ssh has said since it was asked last: why it could not open a channel, say."""
-        self._has_said.wait(WORDS_TIMEOUT_S)  # it says why before it acts, on another pipe
-        self._has_said.clear()
-        said = []
-        with contextlib.suppress(IndexError):  # its last line may be another connection's by then
+    def error_text(self) -> str:
+        """ssh's stderr since the last call, such as why it could not open a channel."""
+        self._has_stderr.wait(STDERR_TIMEOUT_S)  # stderr precedes the failure, but on another pipe
+        self._has_stderr.clear()
+        lines = []
+        with contextlib.suppress(IndexError):  # its last line may belong to another connection
             while True:
-                said.append(self._words.popleft())
-        if any(_REFUSED in line for line in said):  # sshd tells no more, whatever the reason
+                lines.append(self._stderr_lines.popleft())
+        if any(_REFUSED in line for line in lines):  # sshd gives no other reason
             return (
                 f"the remote machine does not open {self._their_socket}: no engine is there, or you may not "
                 "use it, or its sshd does not forward sockets"
             )
-        return "; ".join(said)
+        return "; ".join(lines)
 
     def check(self, timeout_s: float) -> None:
-        """Is the login any good? One over which the engine says nothing by then is ended: ssh itself may take a while."""
+        """End a login over which the engine does not answer in time: ssh itself may take longer to notice."""
         with self._lock:
             if self._process is None or self._our_socket is None:
                 return
@@ -136,7 +136,7 @@ class SshTransport:
                 try:
                     sock.connect(str(self._our_socket))
                     sock.sendall(b"GET /_ping HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")
-                    sock.recv(1)  # an end is an answer too: it is the engine that is away then
+                    sock.recv(1)  # EOF is an answer too: then the engine is away
                 except OSError as error:
                     log.info("%s: the login is given up: %s", self.endpoint.host, error)
                     self._end()
@@ -149,7 +149,7 @@ class SshTransport:
                 self._our_socket.unlink(missing_ok=True)
 
     def _open(self) -> str:
-        """The path of our socket, logged in. Those who come while a login is tried share what comes of it."""
+        """The path of the local socket, logged in. Threads that wait for the same login share its outcome."""
         came_s = time.monotonic()
         with self._lock:
             if self._process is not None and self._process.poll() is None:
@@ -178,10 +178,10 @@ class SshTransport:
         return str(self._our_socket)
 
     def _start(self, their_socket: str) -> str | None:
-        """Log in; where the engine is there, if that was asked and told."""
+        """Log in; returns the engine's socket there, if it was asked for and reported."""
         self._end()
-        self._words.clear()
-        self._has_said.clear()
+        self._stderr_lines.clear()
+        self._has_stderr.clear()
         parts = urlsplit(self.endpoint.host)
         argv = [self._program, "-T"]
         for option in OPTIONS:
@@ -207,14 +207,16 @@ class SshTransport:
         except OSError as error:
             raise self._unreachable(f"cannot run ssh: {error}") from error
         self._process = process
-        heard = threading.Thread(target=self._hear, args=(process,), name=f"ssh {self.endpoint.host}", daemon=True)
+        heard = threading.Thread(
+            target=self._read_stderr, args=(process,), name=f"ssh {self.endpoint.host}", daemon=True
+        )
         heard.start()
         try:
             return self._wait_until_ready(process)
         except AutoforwardError as error:
             self._end()
             heard.join(END_TIMEOUT_S)
-            reason = self.words() or str(error)
+            reason = self.error_text() or str(error)
             raise self._unreachable(reason) from AutoforwardError(reason)
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> str | None:
@@ -237,21 +239,21 @@ class SshTransport:
         raise AutoforwardError(f"no shell answered within {LOGIN_TIMEOUT_S:.0f} s")
 
     def _socket_in(self, url: str) -> str:
-        """The path that the docker command there uses."""
+        """The socket path that the docker command there uses."""
         scheme, _, path = url.partition("://")
         if scheme != "unix" or not path.startswith("/"):
             raise AutoforwardError(f"the engine of that machine is at {url}, which is not a socket there")
         return path
 
-    def _hear(self, process: subprocess.Popen[bytes]) -> None:
-        """What ssh says, until it ends; then it is reaped."""
+    def _read_stderr(self, process: subprocess.Popen[bytes]) -> None:
+        """Collect ssh's stderr until it exits; then reap it."""
         assert process.stderr is not None
         assert process.stdout is not None
         with process.stderr as stderr:
             for raw in stderr:
                 if line := " ".join(raw.decode("utf-8", "replace").split())[:500]:
-                    self._words.append(line)
-                    self._has_said.set()
+                    self._stderr_lines.append(line)
+                    self._has_stderr.set()
                     log.info("%s: ssh: %s", self.endpoint.host, line)
         process.wait()
 
@@ -280,7 +282,7 @@ class SshTransport:
 
 
 def _place_for_socket() -> Path:
-    """A new path beside the control socket; those of processes that are gone are removed."""
+    """A new path next to the control socket; removes those of dead processes."""
     import psutil
 
     paths = StatePaths.locate()
@@ -290,5 +292,5 @@ def _place_for_socket() -> Path:
         pid = left.name[1:].partition("-")[0]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             left.unlink(missing_ok=True)
-    # No longer than the control socket's: see `paths.MAX_SOCKET_PATH_BYTES`.
+    # No longer than the control socket's path: see `folder.MAX_SOCKET_PATH_BYTES`.
     return folder / f"s{os.getpid()}-{next(_numbers)}.sock"

@@ -1,4 +1,4 @@
-"""TARGET, as people write it, to one container: a folder, a container id or name, or `project/service[#n]`."""
+"""Resolve a TARGET to one container: a folder, a container id or name, or `project/service[#n]`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autoforward.trust.workspace_folders import place_of
 
 NOT_ITS_OWN = "has that label from its image, which does not count"
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-"""Ids and names. What is none is not asked for: `.` in a URL of the API is another request."""
+"""Ids and names. Nothing else is sent to the engine: `.` in an API URL is another request."""
 _ALL_SERVICES = re.compile(r"(?P<project>[^#]+)/\*")
 _SERVICE = re.compile(r"(?P<project>[^#]+)/(?P<service>[^/#]+)(?:#(?P<instance>[0-9]{1,5}))?")
 
@@ -28,9 +28,10 @@ Project = tuple[str, str | None]
 
 
 def resolve_target(engine: Engine, target: str, say: Say = lambda _text: None) -> ContainerInfo:
-    """The running container that is meant. Raises TargetError with the nearest names, or how to start it, and UsageError.
+    """The running container of the target. Raises TargetError with the nearest names or how to start it, and
+    UsageError.
 
-    `say` is told what was taken where that is not what the target says.
+    `say` gets a message if another name was matched.
     """
     is_folder = reader.is_folder(target)
     levels = upwards(target) if is_folder else []
@@ -58,15 +59,15 @@ def resolve_target(engine: Engine, target: str, say: Say = lambda _text: None) -
 
 
 def project_of(target: str) -> str | None:
-    """The project of a target `project/*`; None when it is none."""
+    """The project of a target `project/*`, else None."""
     parts = _ALL_SERVICES.fullmatch(target)
     return parts["project"] if parts else None
 
 
 def resolve_project(engine: Engine, project: str, say: Say = lambda _text: None) -> list[ContainerInfo]:
-    """The running services of a compose project, its dev container first. Raises TargetError when there is none.
+    """The running services of a compose project, its dev container first. Raises TargetError if there is none.
 
-    `project` is its name, else what its folder or its workspace's is called, or the path of one of these.
+    `project`: its name, the name of its folder or its workspace's, or the path of either.
     """
     not_running: TargetError | None = None
     for found in _projects_called(engine, project):
@@ -89,7 +90,7 @@ def resolve_project(engine: Engine, project: str, say: Say = lambda _text: None)
 
 
 def services_of(engine: Engine, project: str) -> list[ContainerInfo]:
-    """The same; none is no error. What `docker compose run` has started is no service."""
+    """As `resolve_project`; empty without an error. `docker compose run` containers are no services."""
     return _services_of(engine.find_containers({LABEL_PROJECT: project}, all=False))
 
 
@@ -99,19 +100,19 @@ def _services_of(containers: Iterable[ContainerInfo]) -> list[ContainerInfo]:
 
 
 def container_after(engine: Engine, record: SessionRecord) -> ContainerInfo | None:
-    """The running container that goes on with the session of one that was removed, the newest of several. Blocks."""
+    """The running container that succeeds a removed one's session, the newest of several. Blocks."""
     found = engine.find_containers(record.next_labels, all=False)
     return next((info for info in reversed(found) if record.is_next(info)), None)
 
 
 def find_workspace_claims(engine: Engine, folder: str) -> tuple[list[ContainerInfo], list[ContainerInfo]]:
-    """What says that it is a dev container of a folder, running or not, oldest first: by labels of its own, and by its image's.
+    """Dev containers of a folder, running or not, oldest first: by their own labels, and by their image's.
 
-    The label holds the path as some CLIs were given it, and the real path with others, so any path to the folder counts; but
-    for a link that the container can have made itself.
+    Some CLIs label the path as given, others the real path, so any path to the folder counts, except through a link
+    that the container may have made.
     """
     named = spellings(folder)
-    # By filter too: some engines list no labels of images.
+    # Query by filter too: some engines do not list image labels.
     listed = (one[LABEL_LOCAL_FOLDER] for _, one in engine.running(all=True) if _has_folder(one))
     labels = list(dict.fromkeys((*named, *same_folders(folder, listed))))
     found = {info.container_id: info for label in labels for info in engine.find_claims({LABEL_LOCAL_FOLDER: label})}
@@ -129,9 +130,9 @@ def _has_folder(labels: Mapping[str, str]) -> bool:
 
 
 def _of_folder(engine: Engine, folder: str, target: str) -> ContainerInfo | None:
-    """The dev container of a folder; None when the folder is none of a dev container, so that a name may be meant.
+    """The dev container of a folder; None if the folder has none, so that a name may be meant.
 
-    Raises TargetError where it does not run, and UsageError where one has to be chosen.
+    Raises TargetError if it does not run, and UsageError if one must be chosen.
     """
     containers, claims = find_workspace_claims(engine, folder)
     running = sorted((info for info in containers if info.running), key=lambda info: not info.is_one_off)
@@ -152,7 +153,7 @@ def _of_folder(engine: Engine, folder: str, target: str) -> ContainerInfo | None
 
 
 def _choose(running: list[ContainerInfo], folder: str, target: str) -> ContainerInfo:
-    """The newest. Of several configurations of the folder the one in the target; where that says none, the user has to."""
+    """The newest. Among several configurations, the target's; without one the user must choose."""
     services = [info for info in running if not info.is_one_off]
     if len({info.config_file for info in services}) > 1:
         within = [f"{path}/" for path in spellings(target)]
@@ -177,7 +178,7 @@ def _by_name(engine: Engine, target: str) -> ContainerInfo | None:
 
 
 def _by_service(engine: Engine, target: str, say: Say) -> ContainerInfo | None:
-    """`project/service` is its first running instance, `#n` that very one."""
+    """`project/service` is its first running instance, `#n` instance n."""
     parts = _SERVICE.fullmatch(target)
     if parts is None:
         return None
@@ -203,9 +204,9 @@ def _by_service(engine: Engine, target: str, say: Say) -> ContainerInfo | None:
 
 
 def _projects_called(engine: Engine, wanted: str) -> Iterator[Mapping[Project, list[ContainerInfo]]]:
-    """Projects of that name with their containers, then those whose folder, or workspace's, is called so or is that path.
+    """Projects of that name with their containers, then those whose folder (or workspace) has that name or path.
 
-    By labels of their own; where a look is worth it, any label says.
+    Own labels decide; any label selects what to inspect.
     """
     rows = [labels for _name, labels in engine.running(all=True) if LABEL_PROJECT in labels]
     folders = {folder for labels in rows for folder in _folders_of(labels)}

@@ -1,6 +1,6 @@
-"""Taking a dev container down through the engine: which containers belong together, stopping, removing.
+"""Take a dev container down through the engine: group, stop and remove containers.
 
-What is gone already counts as taken down.
+Containers that are already gone count as taken down.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from autoforward.core.identity.labels import LABEL_PROJECT
 from autoforward.core.model import ContainerInfo
 from autoforward.engine.client import Engine
 
-# Containers of a project are stopped side by side: one that ignores SIGTERM costs the whole grace time.
+# A project's containers are stopped in parallel: one that ignores SIGTERM costs the whole grace time.
 MAX_AT_ONCE = 8
 
 MADE_TOGETHER_S = 120.0
-"""From a volume to the first container that uses it, where compose makes both: other services may come first."""
+"""From a volume to the first container that uses it, when compose makes both: other services may come first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What is stopped together: one container, or a compose project with all of its containers.
+    """Containers that are stopped together: one, or all of a compose project.
 
-    `primary` is the dev container: its label and file say what to do at shutdown. `left`: containers that say that they
-    are of the project, and why they are not, in words.
+    `primary`: the dev container, whose label and file set the shutdown action. `left`: texts about containers that
+    claim the project without belonging to it.
     """
 
     primary: ContainerInfo
@@ -49,7 +49,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What goes with a unit. `networks` are by id and name; `left` says what stays that one might expect to go."""
+    """What is removed with a unit. `networks`: by id and name; `left`: texts about what stays unexpectedly."""
 
     networks: tuple[tuple[str, str], ...] = ()
     volumes: tuple[str, ...] = ()
@@ -57,9 +57,9 @@ class Removal:
 
 
 def group_units(engine: Engine, containers: Iterable[ContainerInfo]) -> list[Unit]:
-    """Put the containers of one compose project together, siblings included, in the order given.
+    """Group the containers by compose project, siblings included, in the given order.
 
-    A project is one name in one folder: compose takes the name from a file of the workspace, which may name another's.
+    A project is a name in a folder: the workspace's compose file may use another project's name.
     """
     units: dict[object, Unit] = {}
     for info in containers:
@@ -83,9 +83,9 @@ def _project_of(engine: Engine, primary: ContainerInfo) -> Unit:
 
 
 def stop_unit(engine: Engine, unit: Unit, timeout_s: float) -> list[str]:
-    """Stop what runs; return the names of the containers that this call stopped.
+    """Stop running containers; returns the names of those that this call stopped.
 
-    A container gets `timeout_s` (whole seconds, rounded up) to end by itself, then it is killed.
+    A container has `timeout_s` (whole seconds, rounded up) to exit, then it is killed.
     """
     running = [info for info in unit.containers if is_up(info)]
     _side_by_side(engine, running, lambda info: _stop(engine, info, timeout_s))
@@ -97,8 +97,8 @@ def is_up(info: ContainerInfo) -> bool:
 
 
 def plan_removal(engine: Engine, unit: Unit, *, volumes: bool) -> Removal:
-    """Return what of a project goes with its containers: the networks, and with `volumes` the named volumes, that carry
-    its label, that they use, and that no other container uses. What a project only uses (`external`) has no such label.
+    """The networks of a project, and with `volumes` its named volumes, that carry its label, that it uses, and that no
+    other container uses. What a project only uses (`external`) lacks the label.
     """
     if unit.project is None:
         return Removal()
@@ -135,10 +135,10 @@ def plan_removal(engine: Engine, unit: Unit, *, volumes: bool) -> Removal:
 
 
 def _was_made_for(engine: Engine, volume: Mapping[str, Any]) -> bool:
-    """Whether compose made it for containers that use it: it makes them right after it.
+    """Whether compose made the volume for its containers: it makes them right after it.
 
-    Compose finds volumes by name alone, and they do not say of which folder's project they are: a file of the same
-    project name mounts those of another, whose containers may be gone.
+    Compose finds volumes by name only, and they do not name a folder: another compose file with the same project name
+    mounts the volumes of a project whose containers may be gone.
     """
     try:
         made_s = datetime.fromisoformat(volume["CreatedAt"]).timestamp()
@@ -149,7 +149,7 @@ def _was_made_for(engine: Engine, volume: Mapping[str, Any]) -> bool:
 
 
 def _other_user(engine: Engine, unit: Unit, **filters: str) -> str | None:
-    """The name of a container, running or not, that uses a network or volume and is not of the unit."""
+    """The name of a container outside the unit, running or not, that uses a network or volume."""
     ids = {info.container_id for info in unit.containers}
     for row in engine.client.api.containers(all=True, filters=filters):
         if row["Id"] not in ids:
@@ -158,9 +158,9 @@ def _other_user(engine: Engine, unit: Unit, **filters: str) -> str | None:
 
 
 def remove_unit(engine: Engine, unit: Unit, removal: Removal, timeout_s: float, *, volumes: bool) -> list[str]:
-    """Stop, then remove the containers and what goes with them; return what was removed, in words.
+    """Stop and remove the containers and what goes with them; returns texts about what was removed.
 
-    `volumes`: the anonymous volumes of the containers as well.
+    `volumes`: also the containers' anonymous volumes.
     """
     stop_unit(engine, unit, timeout_s)
     _side_by_side(engine, unit.containers, lambda info: _remove(engine, info, volumes=volumes))
@@ -175,7 +175,7 @@ def remove_unit(engine: Engine, unit: Unit, removal: Removal, timeout_s: float, 
 
 
 def parts_of(unit: Unit, removal: Removal) -> list[str]:
-    """All that a removal takes away, in words."""
+    """Texts about everything that a removal removes."""
     return [
         *(f"container {info.name}" for info in unit.containers),
         *(f"network {name}" for _id, name in removal.networks),
@@ -203,6 +203,6 @@ def _remove(engine: Engine, info: ContainerInfo, *, volumes: bool) -> None:
     except NotFound:
         return
     except APIError as error:
-        # 409: another client is removing it at this moment (`docker run --rm` does, once it is stopped).
+        # 409: another client is removing it (`docker run --rm`, once it is stopped).
         if error.status_code != 409:
             raise

@@ -1,6 +1,6 @@
-"""How an engine's API is reached: a socket of its own, TLS, or a login over ssh. What speaks HTTP above it is the same.
+"""How to reach an engine's API: a socket, TLS, or a login over ssh. HTTP on top is the same.
 
-An `EngineTransport` opens connections for streams, and says how the SDK makes its own. Blocking; thread-safe.
+An `EngineTransport` opens connections for streams, and configures the SDK's own. Blocking; thread-safe.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ CONNECT_TIMEOUT_S = 10.0
 
 
 class EngineTransport(Protocol):
-    """The way to one engine. Everything raises EngineUnreachableError, with the reason in words."""
+    """The way to one engine. Every method raises EngineUnreachableError with a reason."""
 
     endpoint: EngineEndpoint
 
     def sdk_url(self) -> str:
-        """What the SDK is to connect to; the way is open when it returns. The same for the link's whole life."""
+        """The URL for the SDK, once it is reachable; constant for the transport's life."""
 
     def connect(self) -> socket.socket:
-        """A new connection to the engine's API, blocking, with a timeout; the caller's to close."""
+        """A new connection to the engine's API, blocking, with a timeout; the caller closes it."""
 
-    def words(self) -> str:
-        """Why the last thing failed, as far as the transport knows more than the caller that saw it fail; may be empty."""
+    def error_text(self) -> str:
+        """Why the last call failed, if the transport knows more than its caller; may be empty."""
 
     def check(self, timeout_s: float) -> None:
-        """The machine was asleep: what is kept open and does not answer by then is given up."""
+        """After a sleep of the machine: close what does not answer in time."""
 
     def close(self) -> None:
-        """End it, and what it runs; connections that it gave end too where it carries them. Idempotent."""
+        """Close it and its processes; connections that it carries end too. Idempotent."""
 
 
 def transport_to(endpoint: EngineEndpoint, on_up: Callable[[], None]) -> EngineTransport:
-    """`on_up` is called, in whichever thread, when a way that was not open has been opened."""
+    """`on_up` is called in any thread when a closed transport has opened."""
     if urlsplit(endpoint.host).scheme == "ssh":
         return SshTransport(endpoint, on_up)
     if endpoint.tls is not None:
@@ -62,21 +62,21 @@ class DirectTransport:
     def connect(self) -> socket.socket:
         return connect(self.endpoint.host)
 
-    def words(self) -> str:
+    def error_text(self) -> str:
         return ""
 
     def check(self, timeout_s: float) -> None:
-        """Nothing is kept open."""
+        """No-op: nothing is kept open."""
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """No-op: nothing is kept open."""
 
 
 class TlsTransport(DirectTransport):
-    """An engine on TCP with TLS. The SDK does it itself; a stream is carried by the docker command (`dial-stdio`).
+    """An engine on TCP with TLS. The SDK does TLS itself; the docker command (`dial-stdio`) carries streams.
 
-    Python's TLS cannot end one direction of a connection and go on reading the other, which is how a process in a
-    container is told that its input has ended.
+    Python's TLS cannot close one direction of a connection and read on from the other, which is how a process in a
+    container gets EOF on stdin.
     """
 
     def __init__(self, endpoint: EngineEndpoint, tls: TlsFiles) -> None:
@@ -89,7 +89,7 @@ class TlsTransport(DirectTransport):
         for flag, path in (("--tlscacert", tls.ca), ("--tlscert", tls.cert), ("--tlskey", tls.key)):
             argv += [flag, path] if path is not None else []
         environ = {name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")}
-        # Files that are not named are not to come from anywhere else.
+        # Only the named files may be used.
         environ["DOCKER_CERT_PATH"] = os.devnull
         try:
             return ChildSocket.start([*argv, "system", "dial-stdio"], environ)

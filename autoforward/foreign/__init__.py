@@ -1,1 +1,1 @@
-"""Files and folders that a container can write or that may hang: opened without blocking, read and parsed within bounds."""
+"""Files and folders that a container can write or that may hang: opened without blocking, parsed within bounds."""

@@ -1,8 +1,7 @@
-"""The parent's side of the children that read foreign files: one is kept for a while, one that does not answer is given up.
+"""The parent's side of the children that read foreign files: one is reused, one that does not answer is abandoned.
 
-A read may never end where a mount hangs, and then neither does its process, not even killed. As long as it is there, what it
-was asked about is not asked about again, so there is one for each such place, and not many in all. Threads call `ask`, and wait
-no longer than the deadline.
+A read on a hanging mount may never end, and its process cannot be killed. While it exists, its places are not read
+again, so there is at most one per place, and not many in all. Threads call `ask`, and wait no longer than the deadline.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from autoforward.foreign.limits import FILE_DEADLINE_S
 from autoforward.foreign.work import HEADER
 
 MAX_STUCK = 16
-"""Children that were killed and have not ended; then nothing more is read."""
+"""Killed children that have not ended; beyond this nothing more is read."""
 
 MAX_CHILDREN = 4
 
 START_S = 10.0
-"""For Python to start, on a machine that is very busy."""
+"""For Python to start on a very busy machine."""
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
-"""A file of the largest size, all of it characters that JSON escapes."""
+"""A file of the largest size in which JSON escapes every character."""
 
 _PARENT = str(Path(__file__).resolve().parents[2])
 _BEGIN = "import sys; sys.path.append(sys.argv[1]); from autoforward.foreign.child import main; main()"
@@ -41,7 +40,7 @@ SILENT = "cannot be read: it does not answer (is it on a mount that hangs?)"
 
 
 class NoAnswerError(Exception):
-    """The text says why, to follow the name of a file."""
+    """The message follows the name of a file."""
 
 
 class Children:
@@ -53,28 +52,28 @@ class Children:
         self._places = threading.Semaphore(MAX_CHILDREN)
         self._idle: _Child | None = None
         self._stuck: list[tuple[_Child, frozenset[str]]] = []
-        """And what they were asked about."""
+        """With the places that they read."""
 
     @property
     def silent(self) -> frozenset[str]:
-        """The places that a child waits for."""
+        """The places that an abandoned child is stuck on."""
         with self._lock:
             self._stuck = [(child, places) for child, places in self._stuck if not child.has_ended]
             return frozenset(place for _, places in self._stuck for place in places)
 
-    def look(self, paths: Sequence[str], deadline_s: float = FILE_DEADLINE_S) -> dict[str, Any]:
-        """By path what the child says; None for those that do not answer. Raises NoAnswerError."""
+    def path_states(self, paths: Sequence[str], deadline_s: float = FILE_DEADLINE_S) -> dict[str, Any]:
+        """The child's answer by path; None for paths that do not answer. Raises NoAnswerError."""
         silent = self.silent
         asked = [path for path in paths if path not in silent]
-        looks = self.ask({"op": "look", "paths": asked}, asked, deadline_s)["looks"] if asked else []
-        return dict.fromkeys(paths) | dict(zip(asked, looks, strict=True))
+        states = self.ask({"op": "stat", "paths": asked}, asked, deadline_s)["states"] if asked else []
+        return dict.fromkeys(paths) | dict(zip(asked, states, strict=True))
 
     def ask(
         self, request: Mapping[str, Any], places: Iterable[str] = (), deadline_s: float = FILE_DEADLINE_S
     ) -> dict[str, Any]:
-        """`places`: what may not answer. Raises NoAnswerError."""
+        """`places`: paths that may not answer. Raises NoAnswerError."""
         places = frozenset(places)
-        if request["op"] != "look" and places & self.silent:
+        if request["op"] != "stat" and places & self.silent:
             raise NoAnswerError(SILENT)
         if not self._places.acquire(timeout=deadline_s):
             raise NoAnswerError("cannot be read: other files do not answer")
@@ -84,7 +83,7 @@ class Children:
             self._places.release()
 
     def close(self) -> None:
-        """End the child that is kept. Another `ask` starts a new one."""
+        """End the idle child. Another `ask` starts a new one."""
         with self._lock:
             idle, self._idle = self._idle, None
         if idle is not None:
@@ -98,7 +97,7 @@ class Children:
         if child is not None:
             try:
                 return self._asked(child, request, places, deadline_s)
-            except EOFError:  # it ended because it was not asked for so long
+            except EOFError:  # it exited because it was idle
                 pass
         try:
             child = _Child(self._command)
@@ -116,7 +115,7 @@ class Children:
             raise NoAnswerError("cannot be read: the process for it does not start") from None
 
     def _asked(self, child: _Child, request: bytes, places: frozenset[str], deadline_s: float) -> dict[str, Any]:
-        """Raises NoAnswerError, EOFError when the child has ended."""
+        """Raises NoAnswerError, EOFError if the child has exited."""
         try:
             answer = child.ask(request, time.monotonic() + deadline_s)
         except EOFError:
@@ -163,11 +162,11 @@ class _Child:
         return self._process.poll() is not None
 
     def wait_ready(self) -> None:
-        """How long it takes to start says nothing of a file. Raises TimeoutError."""
+        """Starting does not count against the file's deadline. Raises TimeoutError."""
         self._wait(time.monotonic() + START_S, to_send=False)
 
     def ask(self, request: bytes, until_s: float) -> dict[str, Any]:
-        """Raises TimeoutError, EOFError when it has ended, ValueError for an answer that is none."""
+        """Raises TimeoutError, EOFError if the child has exited, ValueError for an invalid answer."""
         unsent = HEADER.pack(len(request)) + request
         received = bytearray()
         size = HEADER.size
@@ -185,7 +184,7 @@ class _Child:
             if not piece:
                 raise EOFError
             received += piece
-            if not self._is_ready:  # its first byte says that it runs
+            if not self._is_ready:  # its first byte means ready
                 self._is_ready = True
                 del received[:1]
             if len(received) == size == HEADER.size:
@@ -202,7 +201,7 @@ class _Child:
             raise TimeoutError
 
     def end(self) -> None:
-        """Kill it; it is reaped as soon as it has ended."""
+        """Kill it; it is reaped once it has exited."""
         self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:

@@ -1,4 +1,4 @@
-"""A folder by whatever path it is named (symbolic links, both ways), and the folders above it that may be meant."""
+"""Find a folder by any path (symbolic links, both ways), and its parents up to the work tree."""
 
 from __future__ import annotations
 
@@ -6,40 +6,42 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 
 from autoforward.foreign import reader
-from autoforward.foreign.opening import Look
+from autoforward.foreign.opening import PathState
 
 MAX_LEVELS = 64
-"""Folders above one that are looked at."""
+"""Parent folders to check."""
 
 
 def as_typed(folder: str) -> str:
-    """The absolute path as it was given: the official CLI labels that."""
+    """The absolute path as given, which the official CLI labels."""
     return os.path.abspath(folder)  # noqa: PTH100  # keeps symbolic links
 
 
 def spellings(folder: str) -> tuple[str, ...]:
-    """The path as it was given, and the real one. Raises UsageError where the folder does not answer."""
+    """The path as given, and the real one. Raises UsageError if the folder does not answer."""
     return tuple(dict.fromkeys((as_typed(folder), reader.real_path(folder))))
 
 
 def same_folders(folder: str, others: Iterable[str]) -> list[str]:
-    """Those of other paths that lead where this one leads, as they are spelled. One that does not answer is none."""
+    """Those of `others` that lead to the same folder, as spelled. One that does not answer does not."""
     known, paths = set(spellings(folder)), list(dict.fromkeys(others))
-    looks = reader.survey(path for path in paths if path not in known)
-    return [path for path in paths if path in known or ((look := looks.get(path)) is not None and look.real in known)]
+    states = reader.survey(path for path in paths if path not in known)
+    return [
+        path for path in paths if path in known or ((state := states.get(path)) is not None and state.real in known)
+    ]
 
 
 def upwards(folder: str) -> list[str]:
-    """This folder, and those above it up to the top level of its git work tree; without one, this folder alone."""
+    """This folder and its parents up to the root of its git work tree; without one, only this folder."""
     above = next((levels[1:] for path in spellings(folder) if (levels := up_to_git(path, reader.survey))), [])
     return [as_typed(folder), *above]
 
 
-def up_to_git(folder: str, look: Callable[[Iterable[str]], Mapping[str, Look | None]]) -> list[str]:
-    """This path, and those above it up to the first that has a `.git`; [] where none has. `look` as of `reader`."""
+def up_to_git(folder: str, path_states: Callable[[Iterable[str]], Mapping[str, PathState | None]]) -> list[str]:
+    """This path, and those above it up to the first that has a `.git`; [] where none has. `path_states` as in `reader`."""
     levels = [folder]
     while len(levels) < MAX_LEVELS and (parent := os.path.dirname(levels[-1])) != levels[-1]:  # noqa: PTH120
         levels.append(parent)
-    found = look([f"{level}/.git" for level in levels])
-    tops = (n for n, one in enumerate(found.values(), 1) if one is not None and one.kind is not None)
+    found = path_states([f"{level}/.git" for level in levels])
+    tops = (n for n, state in enumerate(found.values(), 1) if state is not None and state.kind is not None)
     return levels[: next(tops, 0)]

@@ -1,7 +1,7 @@
-"""JSON with comments and trailing commas, as devcontainer.json is written, in one linear pass before the plain parser.
+"""JSON with comments and trailing commas, as in devcontainer.json: one linear pass before the plain parser.
 
-What is taken is what VS Code and the official CLI take (jsonc-parser): JSON, `//` and `/* */`, a comma before a closing
-bracket; a key without quotation marks as well. Pure.
+Accepts what VS Code and the official CLI accept (https://github.com/microsoft/node-jsonc-parser): JSON, `//` and `/*
+*/`, a comma before a closing bracket; also unquoted keys. Pure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from autoforward.foreign.limits import Counter, TextError
 
-# Possessive throughout: whatever the text is, no character is looked at more than twice.
+# Possessive throughout: no character is read more than twice, whatever the text.
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n]++)
       | (?P<string>"(?:[^"\\\n]++|\\.)*+")
@@ -35,7 +35,7 @@ Path = tuple[str, ...]
 
 @dataclass(slots=True)
 class _Place:
-    """An object or array that is open, the path that leads to it, and the last key read in it."""
+    """An open object or array, its path, and the last key in it."""
 
     opening: str
     path: Path
@@ -50,7 +50,7 @@ class _Cleaned:
     parts: list[str] = field(default_factory=list)
     length: int = 0
     added: list[int] = field(default_factory=list)
-    """Offsets, in what came of it, of the quotation marks that the text has not."""
+    """Offsets of quotation marks that were added."""
     lines: dict[Path, int] = field(default_factory=dict)
 
     def add(self, part: str) -> None:
@@ -59,22 +59,22 @@ class _Cleaned:
 
 
 def parse_json(text: str, below: Path = (), depth: int = 2) -> tuple[Any, Mapping[Path, int]]:
-    """The value, and on which line each key at most `depth` levels below `below` stands first. Raises TextError."""
+    """The value, and the first line of each key at most `depth` levels below `below`. Raises TextError."""
     cleaned = _clean(text, below, len(below) + depth)
     plain = "".join(cleaned.parts)
     try:
         return json.loads(plain), cleaned.lines
     except json.JSONDecodeError as error:
-        raise TextError(text, error.pos - bisect_left(cleaned.added, error.pos), _words(error.msg)) from None
-    except (ValueError, RecursionError):  # there are bounds before; what else the parser has bounds for
+        raise TextError(text, error.pos - bisect_left(cleaned.added, error.pos), _message(error.msg)) from None
+    except (ValueError, RecursionError):  # the bounds above should prevent this; the parser has bounds of its own
         raise TextError(text, 0, "not valid JSON") from None
 
 
 def _clean(text: str, below: Path, longest: int) -> _Cleaned:
-    """One pass over the tokens. What is not valid JSON without comments is left for the plain parser to find."""
+    """One pass over the tokens. Other errors are left to the plain parser."""
     found, counter = _Cleaned(), Counter(text)
     stack: list[_Place] = []
-    comma: int | None = None  # the index in `parts` of one that may turn out to be a trailing one
+    comma: int | None = None  # index in `parts` of a possibly trailing comma
     after_value = False
     offset = line = 0
     while (token := _TOKEN.match(text, offset)) is not None:
@@ -147,7 +147,7 @@ _JSON_WORDS = {
 }
 
 
-def _words(message: str) -> str:
+def _message(message: str) -> str:
     if message.startswith("Invalid \\"):
         return "an escape that JSON does not know"
     return _JSON_WORDS.get(message, "not valid JSON")

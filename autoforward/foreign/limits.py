@@ -1,4 +1,4 @@
-"""Bounds of a file that a container may have written, checked before its parser builds anything. SPEC.md has the table."""
+"""Bounds of a file that a container may have written, checked before its parser builds anything. Table in SPEC.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MAX_CONFIG_BYTES = 512 * 1024
 """No real configuration comes near."""
 
 MAX_FILE_DEPTH = 64
-"""Objects, arrays and tables within each other. The parsers recurse; real files have ten levels."""
+"""Nested objects, arrays and tables. The parsers recurse; real files have ten levels."""
 
 MAX_FILE_KEYS = 5_000
 """Keys and containers of one file, together."""
@@ -17,20 +17,20 @@ MAX_FILE_VALUES = 10_000
 """Values of one file."""
 
 MAX_KEY_PARTS = 16
-"""Parts of a dotted key of TOML: tomllib takes time and memory for the square of it."""
+"""Parts of a dotted TOML key: tomllib is quadratic in them."""
 
 MAX_NUMBER_LENGTH = 100
-"""Characters of a number: converting it takes time for the square of it."""
+"""Characters of a number: its conversion is quadratic."""
 
 SMALL_BYTES = 16 * 1024
-"""A larger file is parsed in a child: also within the bounds it can take some 20 ms."""
+"""A larger file is parsed in a child: even within the bounds it can take about 20 ms."""
 
 FILE_DEADLINE_S = 1.5
-"""For a child to answer. A command has two seconds for a file that cannot be read, whatever it is."""
+"""For a child to answer. A command fails within two seconds on an unreadable file."""
 
 
 class TextError(ValueError):
-    """A text that is not valid, or breaks a bound. `line` and `column` from 1. No content of the text is in `problem`."""
+    """A text that is invalid or exceeds a bound. `line` and `column` from 1. `problem` contains nothing of the text."""
 
     def __init__(self, text: str, offset: int, problem: str) -> None:
         super().__init__(problem)
@@ -40,7 +40,7 @@ class TextError(ValueError):
 
 
 def decoded(data: bytes) -> str:
-    """Raises TextError."""
+    """UTF-8 text of `data`. Raises TextError."""
     try:
         return data.decode("utf-8").removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
     except UnicodeDecodeError as error:
@@ -49,7 +49,7 @@ def decoded(data: bytes) -> str:
 
 
 class Counter:
-    """Counts what one text holds against the bounds; each method raises TextError at `offset`."""
+    """Counts one text's elements against the bounds; each method raises TextError at `offset`."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -57,7 +57,7 @@ class Counter:
         self._values = 0
 
     def key(self, offset: int) -> None:
-        """One more key, or one more container."""
+        """One more key or container."""
         self._keys += 1
         if self._keys > MAX_FILE_KEYS:
             raise TextError(self._text, offset, f"more than {MAX_FILE_KEYS} keys and tables")

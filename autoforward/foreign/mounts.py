@@ -1,4 +1,4 @@
-"""Tell whether a path leads to a mount that may hang, without touching it: a child process then reads there."""
+"""Detect whether a path leads to a mount that may hang, without touching it: a child process then reads there."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MAX_LINKS = 40
-"""As the kernel has it."""
+"""The kernel's limit."""
 
 _REMOTE = ("fuse", "nfs", "cifs", "smb", "9p", "afs", "autofs", "ceph", "coda", "gluster", "lustre", "virtiofs")
-"""Prefixes of the types of file systems that a server or another process answers for."""
+"""Prefixes of file system types that a server or another process implements."""
 
 
 def may_hang(path: str) -> bool:
-    """Of an absolute path. False where the mounts are not known (macOS)."""
+    """`path` is absolute. False if mounts are unknown (macOS)."""
     mounts = _remote_mounts()
     return bool(mounts) and leads_into(path, mounts)
 
@@ -30,7 +30,7 @@ def leads_into(path: str, mounts: frozenset[str]) -> bool:
 
 
 def resolved(path: str) -> str:
-    """Where an absolute path leads, as far as there is something. Raises OSError for more links than the kernel follows.
+    """Resolve an absolute path as far as it exists. Raises OSError for more links than the kernel follows.
 
     `os.path.realpath` recurses for each link of a chain, which may have thousands.
     """
@@ -39,7 +39,7 @@ def resolved(path: str) -> str:
 
 
 def _way(path: str) -> Iterator[str]:
-    """All places on the way, each before it is looked at; the last is where it ends. Raises OSError."""
+    """All places on the way, each before it is touched; the last is the end. Raises OSError."""
     done, left, links = "/", path.split("/")[::-1], 0
     while left:
         name = left.pop()

@@ -1,7 +1,7 @@
-"""Open a file that a container may have put there: never blocks, and never opens anything but a regular file.
+"""Open a file that a container may have made: never blocks, and opens only regular files.
 
-On Linux the file is first opened as a place only (O_PATH), which does nothing to a FIFO, a device or a lease; what is asked
-about it, where it really is included, is about the file that is then read, whatever the path leads to by then.
+On Linux the file is first opened with O_PATH, which has no effect on a FIFO, a device or a lease; checks, including its
+real path, apply to the file that is then read, whatever the path leads to by then.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from autoforward.foreign.limits import MAX_CONFIG_BYTES
 from autoforward.foreign.mounts import resolved
 
 MAX_FOLDERS = 1000
-"""Entries of a folder that are looked at."""
+"""Entries of a folder to check."""
 
 Signature = tuple[int, int, int, int]
-"""What differs when a file has been saved: device, inode, time of the last change (ns), size."""
+"""Changes when a file is saved: device, inode, modification time (ns), size."""
 
 _KINDS = (
     (stat.S_ISREG, "file"),
@@ -30,21 +30,21 @@ _KINDS = (
     (stat.S_ISBLK, "device"),
 )
 _PSEUDO = ("/proc/", "/sys/")
-"""What is there looks like a file of size 0, and may be endless, or wait."""
+"""Its files have size 0, and may be endless, or block."""
 
 _PATH_ONLY = getattr(os, "O_PATH", 0)
 _READ = os.O_RDONLY
-for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"):  # Windows has none, and imports this all the same
+for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"):  # Windows has none, and imports this module too
     _READ |= getattr(os, _flag, 0)
 
 
 class NotReadError(Exception):
-    """The file is there and is not read; the text says why, without the path and with nothing of what is in it."""
+    """The file exists and is not read; the message says why, without path or content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Where a file may really be: in `within` (None: anywhere), or at `led_to`, where its link led before."""
+    """Where a file may really be: in `within` (None: anywhere), or at `led_to`, its former target."""
 
     within: str | None = None
     led_to: str | None = None
@@ -52,7 +52,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """`outside`: where it really is (`real`), if that is not within the folder that it belongs to."""
+    """`outside`: its real path (`real`), if that is outside its folder."""
 
     data: bytes
     signature: Signature
@@ -61,19 +61,19 @@ class Opened:
 
 
 def read_file(path: str, rule: Rule, belongs_to: str | None) -> Opened:
-    """The content of a regular file, at most MAX_CONFIG_BYTES. `belongs_to`: the folder that `outside` is about.
+    """The content of a regular file, at most MAX_CONFIG_BYTES. `belongs_to`: the folder for `outside`.
 
-    Raises NotReadError; FileNotFoundError where nothing is.
+    Raises NotReadError; FileNotFoundError if it does not exist.
     """
     try:
         if not _PATH_ONLY:
-            _require_file(os.stat(path))  # noqa: PTH116  # macOS: also to open a device can do something
+            _require_file(os.stat(path))  # noqa: PTH116  # macOS: opening a device can have effects
         descriptor = os.open(path, (_PATH_ONLY | os.O_CLOEXEC) if _PATH_ONLY else _READ)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise NotReadError(f"cannot be read: {error.strerror or error}") from None
-    except ValueError:  # a NUL in its name, which a label may have
+    except ValueError:  # a NUL in the path, possibly from a label
         raise FileNotFoundError(path) from None
     try:
         status = os.fstat(descriptor)
@@ -103,7 +103,7 @@ def _require_file(status: os.stat_result) -> None:
 
 
 def _for_reading(descriptor: int) -> int:
-    """The same file, whatever is at its path by now; closes the one that is a place only."""
+    """Reopen the same file for reading, whatever is at its path by now; closes the O_PATH descriptor."""
     if not _PATH_ONLY:
         return descriptor
     reading = os.open(f"/proc/self/fd/{descriptor}", _READ)
@@ -121,19 +121,19 @@ def _read(descriptor: int) -> bytes:
 
 
 def _path_of(descriptor: int, path: str) -> str:
-    """Where the open file really is."""
+    """The real path of the open file."""
     if _PATH_ONLY:
         return os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115
-    return resolved(os.path.abspath(path))  # noqa: PTH100  # macOS: O_NOFOLLOW_ANY would refuse the links that are fine
+    return resolved(os.path.abspath(path))  # noqa: PTH100  # macOS: O_NOFOLLOW_ANY would refuse valid links
 
 
 def is_within(real: str, folder: str | None) -> bool:
-    """Whether a real path is below a folder, by where that really is; None: everything is."""
+    """Whether a real path is below a folder's real path; None: always."""
     if folder is None:
         return True
     try:
         inside = resolved(os.path.abspath(folder))  # noqa: PTH100  # keeps symbolic links
-    except OSError:  # it leads nowhere
+    except OSError:  # too many links
         return False
     return real.startswith(inside.rstrip("/") + "/")
 
@@ -147,8 +147,8 @@ def signature_of(status: os.stat_result) -> Signature:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What is at a path. `kind` None: nothing. `real`: where it leads. `folders`: what to watch for it to change."""
+class PathState:
+    """What is at a path. `kind` None: nothing. `real`: its target. `folders`: to watch for changes."""
 
     kind: str | None
     signature: Signature | None
@@ -156,7 +156,7 @@ class Look:
     folders: tuple[str, ...]
 
 
-def look_at(path: str) -> Look:
+def path_state(path: str) -> PathState:
     try:
         status = os.stat(path)  # noqa: PTH116  # text in, as everywhere here
     except (OSError, ValueError):
@@ -165,7 +165,7 @@ def look_at(path: str) -> Look:
         real = resolved(os.path.abspath(path))  # noqa: PTH100  # keeps symbolic links
     except OSError:
         real = path
-    return Look(
+    return PathState(
         kind_of(status.st_mode) if status is not None else None,
         signature_of(status) if status is not None else None,
         real,
@@ -174,16 +174,16 @@ def look_at(path: str) -> Look:
 
 
 def _nearest_folder(path: str) -> str:
-    """That of a file; where there is none, the nearest above it that there is."""
+    """A file's folder; if that does not exist, its nearest existing parent."""
     folder = os.path.dirname(path)  # noqa: PTH120
-    # What is no path at all (a NUL in it) is not a folder either.
+    # An invalid path (a NUL in it) is no folder either.
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):  # noqa: PTH112, PTH120
         folder = os.path.dirname(folder)  # noqa: PTH120
     return folder
 
 
 def in_folders_of(folder: str, name: str) -> list[str]:
-    """The paths `folder/*/name` at which something is, sorted; of the first MAX_FOLDERS entries."""
+    """The existing paths `folder/*/name`, sorted; of the first MAX_FOLDERS entries."""
     return sorted(_below(folder, name))
 
 
@@ -194,5 +194,5 @@ def _below(folder: str, name: str) -> Iterator[str]:
                 path = os.path.join(folder, entry.name, name)  # noqa: PTH118
                 if os.path.lexists(path):
                     yield path
-    except (OSError, ValueError):  # a NUL in its name
+    except (OSError, ValueError):  # a NUL in the name
         return

@@ -1,7 +1,7 @@
-"""The one reader for files that a container can write: what they say, as a table, or a UsageError that says what is wrong.
+"""The only reader for files that a container can write: a parsed table, or a UsageError that says what is wrong.
 
-A command reads a small file itself; a child parses a larger one, and reads what is on a mount that may hang. The supervisor,
-which carries the bytes of all connections, opens none itself: see `isolate`.
+A command reads a small file itself; a child parses a larger one, and reads on mounts that may hang. The supervisor,
+which carries all connections, opens none itself: see `isolate`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from autoforward.core.errors import UsageError
 from autoforward.foreign.children import SILENT, Children, NoAnswerError
 from autoforward.foreign.limits import TextError, decoded
 from autoforward.foreign.mounts import may_hang
-from autoforward.foreign.opening import Look, Rule, Signature
+from autoforward.foreign.opening import PathState, Rule, Signature
 from autoforward.foreign.work import Answer, perform
 
 Kind = Literal["json", "toml"]
@@ -26,10 +26,9 @@ ANYWHERE = Rule()
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file that was read. `lines`: where its keys stand, of those that can be wrong.
+    """A file that was read. `lines`: of its keys, for errors.
 
-    `real` is where the file is that was read, whatever is at `path` by now; `outside` the same, if that is not within the
-    folder that it belongs to.
+    `real`: its real path when it was read; `outside`: the same, if it is outside its folder.
     """
 
     path: str
@@ -40,13 +39,13 @@ class Document:
     real: str | None = None
 
     def place(self, key: Sequence[str]) -> str:
-        """`FILE:LINE` of a key, `FILE` where its line is not known; of no key the first line."""
+        """`FILE:LINE` of a key, `FILE` if its line is unknown; without a key the first line."""
         line = self.lines.get(tuple(key)) if key else 1
         return f"{self.path}:{line}" if line is not None else self.path
 
 
 class SilentFileError(UsageError):
-    """A file does not answer, or takes more than it may."""
+    """A file does not answer, or exceeds its limits."""
 
 
 @functools.cache
@@ -60,7 +59,7 @@ _isolated = False
 
 
 def isolate() -> None:
-    """From now on this process touches no foreign file: a child does, also where it is only looked for."""
+    """From now on this process touches no foreign file: a child does, even for stat."""
     global _isolated
     _isolated = True
 
@@ -73,7 +72,7 @@ def read(
     belongs_to: str | None = None,
     below: Sequence[str] = (),
 ) -> Document:
-    """The file at `path`, an object or table. `below`: the keys (of JSON) whose lines may be asked for.
+    """The file at `path`, an object or table. `below`: the keys (of JSON) whose lines are needed.
 
     Raises FileNotFoundError, or UsageError `FILE: …`, `FILE:LINE:COLUMN: …`.
     """
@@ -97,7 +96,7 @@ def read(
 
 
 def parse(text: str | bytes, kind: Kind, place: str, *, below: Sequence[str] = ()) -> Document:
-    """What a file would say that holds this. Raises UsageError `PLACE:LINE:COLUMN: …`."""
+    """Parse text as such a file. Raises UsageError `PLACE:LINE:COLUMN: …`."""
     if isinstance(text, bytes):
         try:
             text = decoded(text)
@@ -112,65 +111,65 @@ def parse(text: str | bytes, kind: Kind, place: str, *, below: Sequence[str] = (
 
 
 def parse_any(text: str) -> Any:
-    """Any value of JSON. Raises UsageError `line LINE:COLUMN: …`."""
+    """Any JSON value. Raises UsageError `line LINE:COLUMN: …`."""
     return _value(_answer({"op": "parse", "text": text, "kind": "json", "below": []}, ""), "line ", 1)
 
 
-def look(paths: Iterable[str]) -> dict[str, Look]:
-    """What is at these paths now. Raises UsageError for one that does not answer."""
-    looks = {}
+def path_states(paths: Iterable[str]) -> dict[str, PathState]:
+    """The state of each path. Raises UsageError for one that does not answer."""
+    states = {}
     for path, found in survey(paths).items():
         if found is None:
             raise SilentFileError(f"{path}: {SILENT}")
-        looks[path] = found
-    return looks
+        states[path] = found
+    return states
 
 
 def real_path(path: str) -> str:
-    """Where a path leads, links followed. Raises UsageError for one that does not answer."""
-    return look((path,))[path].real
+    """The real path, links followed. Raises UsageError if it does not answer."""
+    return path_states((path,))[path].real
 
 
 def is_folder(path: str) -> bool:
-    """Whether a path that a person typed is a folder. Raises UsageError for one that does not answer, but for a mere name."""
+    """Whether a typed path is a folder. Raises UsageError if it does not answer, except for a plain name."""
     try:
-        return look((path,))[path].kind == "directory"
+        return path_states((path,))[path].kind == "directory"
     except SilentFileError:
         if "/" in path:
             raise
         return False
 
 
-def survey(paths: Iterable[str]) -> dict[str, Look | None]:
-    """The same; None for what does not answer."""
+def survey(paths: Iterable[str]) -> dict[str, PathState | None]:
+    """The state of each path; None if it does not answer."""
     absolute = {path: os.path.abspath(path) for path in paths}  # noqa: PTH100  # keeps symbolic links
     wanted = list(dict.fromkeys(absolute.values()))
     if _isolated or any(may_hang(path) for path in wanted):
         try:
-            answers = _children().look(wanted)
+            answers = _children().path_states(wanted)
         except NoAnswerError:
             answers = dict.fromkeys(wanted)
     else:
-        answers = dict(zip(wanted, perform({"op": "look", "paths": wanted})["looks"], strict=True))
-    return {path: _look_of(answers[real]) for path, real in absolute.items()}
+        answers = dict(zip(wanted, perform({"op": "stat", "paths": wanted})["states"], strict=True))
+    return {path: _parse_path_state(answers[real]) for path, real in absolute.items()}
 
 
-def _look_of(answer: Any) -> Look | None:
+def _parse_path_state(answer: Any) -> PathState | None:
     if answer is None:
         return None
     kind, signature, real, folders = answer
-    return Look(kind, tuple(signature) if signature is not None else None, real, tuple(folders))
+    return PathState(kind, tuple(signature) if signature is not None else None, real, tuple(folders))
 
 
 def in_folders_of(folder: str, name: str) -> list[str]:
-    """The paths `folder/*/name` at which something is, sorted. Raises UsageError where the folder does not answer."""
+    """The existing paths `folder/*/name`, sorted. Raises UsageError if the folder does not answer."""
     request = {"op": "below", "folder": os.path.abspath(folder), "name": name}  # noqa: PTH100
     paths: list[str] = _answer(request, folder, folder)["paths"]
     return paths
 
 
 def _answer(request: Mapping[str, Any], place: str, may_wait: str | None = None) -> Answer:
-    """`may_wait`: what it is about, if that is a place that may not answer."""
+    """`may_wait`: the place, if it may not answer."""
     if may_wait is None or not (_isolated or may_hang(request.get("path") or may_wait)):
         answer = perform(request, small_only=True)
         if not answer.get("large"):

@@ -1,4 +1,4 @@
-"""TOML behind one linear pass over its tokens: bounds before tomllib builds anything, and the lines of its keys. Pure."""
+"""TOML after one linear pass over its tokens: bounds before tomllib builds anything, and the lines of its keys. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from autoforward.foreign.limits import MAX_KEY_PARTS, Counter, TextError
 
-# Possessive throughout: whatever the text is, no character is looked at more than twice.
+# Possessive throughout: no character is read more than twice, whatever the text.
 _TOKEN = re.compile(
     r'''(?P<space>[ \t\r]++)
       | (?P<comment>\#[^\n]*+)
@@ -31,7 +31,7 @@ Path = tuple[str, ...]
 
 @dataclass(slots=True)
 class _Scan:
-    """Where the pass is. `brackets`: the inline tables and arrays that are open, each with the path that leads to it."""
+    """The state of the pass. `brackets`: open inline tables and arrays, each with its path."""
 
     lines: dict[Path, int] = field(default_factory=dict)
     table: Path = ()
@@ -48,18 +48,18 @@ class _Scan:
 
 
 def parse_toml_text(text: str, depth: int = 2) -> tuple[dict[str, Any], Mapping[Path, int]]:
-    """The table, and on which line each key at most `depth` levels down stands first. Raises TextError."""
+    """The table, and the first line of each key at most `depth` levels down. Raises TextError."""
     lines = _scan(text, depth)
     try:
         return tomllib.loads(text), lines
     except tomllib.TOMLDecodeError as error:
         raise _translated(error, text) from None
-    except (ValueError, RecursionError):  # there are bounds before; what else the parser has bounds for
+    except (ValueError, RecursionError):  # the bounds above should prevent this; the parser has bounds of its own
         raise TextError(text, 0, "not valid TOML") from None
 
 
 def _scan(text: str, depth: int) -> Mapping[Path, int]:
-    """What is not valid is left for tomllib to find, but for what hides where a string ends."""
+    """Errors are left to tomllib, except those that hide a string's end."""
     at, counter = _Scan(), Counter(text)
     offset, line = 0, 1
     while (token := _TOKEN.match(text, offset)) is not None:
@@ -131,7 +131,7 @@ _TOML_WORDS = (
 
 
 def _translated(error: tomllib.TOMLDecodeError, text: str) -> TextError:
-    """tomllib has the position in its message (the attributes came with Python 3.14), and there may be content in it."""
+    """tomllib has the position in its message (attributes since Python 3.14), which may contain text of the file."""
     match = _POSITION.fullmatch(str(error))
     message = match[1] if match is not None else str(error)
     problem = next((words for begin, words in _TOML_WORDS if message.startswith(begin)), "not valid TOML")

@@ -1,8 +1,8 @@
-"""What is done with foreign files, as requests and answers that are plain data: here, or in a child.
+"""Operations on foreign files, as requests and answers of plain data: run here, or in a child.
 
 A request has `op`. `read` (`path`, `kind`, `below`, `within`, `led_to`, `belongs_to`): `table`, `lines`, `signature`,
-`outside`, `real`. `parse` (`text`, `kind`, `below`): `value`. `look` (`paths`): `looks`. `below` (`folder`, `name`): `paths`.
-Instead of them `missing`, or `problem`, the text that follows the file's name.
+`outside`, `real`. `parse` (`text`, `kind`, `below`): `value`. `stat` (`paths`): `states`. `below` (`folder`, `name`):
+`paths`. Instead of them `missing`, or `problem`, the text that follows the file's name.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any
 
 from autoforward.foreign.json_text import parse_json
 from autoforward.foreign.limits import SMALL_BYTES, TextError, decoded
-from autoforward.foreign.opening import NotReadError, Rule, in_folders_of, look_at, read_file
+from autoforward.foreign.opening import NotReadError, Rule, in_folders_of, path_state, read_file
 
 Answer = dict[str, Any]
 
 HEADER = struct.Struct("!I")
-"""Before a request or an answer on its way to a child and back: the length of its JSON."""
+"""Precedes each request and answer of a child: the length of its JSON."""
 
 
 def perform(request: Mapping[str, Any], *, small_only: bool = False) -> Answer:
-    """The answer; None of what is asked raises. `small_only`: a text that may take long is answered with `large`."""
+    """The answer; never raises. `small_only`: answer `large` for a text that may take long."""
     match request["op"]:
         case "read":
             return _read(request, small_only)
         case "parse":
             return _parse(request["text"], request, small_only)
-        case "look":
-            looks = [look_at(path) for path in request["paths"]]
-            return {"looks": [(one.kind, one.signature, one.real, one.folders) for one in looks]}
+        case "stat":
+            states = [path_state(path) for path in request["paths"]]
+            return {"states": [(one.kind, one.signature, one.real, one.folders) for one in states]}
         case "below":
             return {"paths": in_folders_of(request["folder"], request["name"])}
     raise ValueError(f"no such request: {request['op']}")

@@ -1,1 +1,1 @@
-"""From a snapshot to forwards: rules, plan, reconcile, allocate, the bound listener and its row; claims between sessions."""
+"""From a snapshot to forwards: rules, plan, reconcile, allocate, bound listener and row; claims between sessions."""

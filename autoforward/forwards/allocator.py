@@ -1,7 +1,7 @@
-"""A bound host socket for a forward, or a reason why not.
+"""Allocate host ports: a bound socket for a forward, or the reason for a failure.
 
-The bind is the test and the reservation: candidates are tried in order inside one registry transaction, and what
-was bound is written as a lease before anybody else can look. `plan_candidates` decides, `Allocator` does.
+The bind is both test and reservation: candidates are tried in order inside one registry transaction, and a bound port
+is written as a lease before anyone else can read. `plan_candidates` decides, `Allocator` acts.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from autoforward.state.document import (
     format_time,
 )
 
-# A bind takes some 10 µs and a transaction keeps others out: better say no than try all 64,512 numbers.
+# A bind takes about 10 µs and a transaction keeps others out: refuse rather than try all 64,512 ports.
 MAX_ATTEMPTS = 4096
-# The key under which a lease remembers why it differs from the container's number.
+# The lease's key for why it differs from the container's port.
 REMAP_KEY = "remap_reason"
 STAYS = "kept from before the supervisor's restart"
-# Marks a lease whose number was pinned: a pin is only as sticky as the SPEC or the configuration that makes it.
+# Marks a lease whose port was pinned: a pin lasts as long as its SPEC or configuration.
 PIN_KEY = "pinned"
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRow:
-    """Facts for the lease that do not decide anything."""
+    """Fields of the lease that decide nothing."""
 
     container_id: str
     workspace: str | None
@@ -62,10 +62,10 @@ class LeaseRow:
 class AllocationRequest:
     """One forward that needs a host port.
 
-    `identity` is `str(model.Identity)`. `pinned_host_port` may not be remapped; `require_same` means that the
-    host port has to be the container's; `elevate` allows numbers below 1024. `wanted` are numbers that other ports of the
-    container want. `stays`: its server was up all the time while a supervisor ended and another began, so that it keeps the
-    number of its lease. With `listen` the sockets accept when they come back, without it they are reserved and refuse.
+    `identity` is `str(model.Identity)`. `pinned_host_port` may not be remapped; `require_same`: the host port must
+    equal the container's; `elevate` allows ports below 1024. `wanted`: ports that the container's other forwards want.
+    `stays`: its server stayed up between two supervisors, so it keeps its lease's port. With `listen` the sockets
+    accept, without it they are reserved and refuse.
     """
 
     identity: str
@@ -82,9 +82,9 @@ class AllocationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """What was had; the caller owns `pair`.
+    """A bound port; the caller owns `pair`.
 
-    `remap_reason` is set when the number is neither the container's nor the pinned one.
+    `remap_reason` is set if it is neither the container's nor the pinned port.
     """
 
     lease: Lease
@@ -94,7 +94,7 @@ class Allocation:
 
 @dataclass(slots=True)
 class _Attempt:
-    """One request while it is being served; `why` is about the container's number, `taken_port` for its owner."""
+    """A request in progress; `why` is about the container's port, `taken_port` for its owner."""
 
     request: AllocationRequest
     result: Allocation | AllocationFailure | None = None
@@ -105,7 +105,7 @@ class _Attempt:
 
 @dataclass(slots=True)
 class _Holders:
-    """Who is known to hold numbers: rows that are bound by live processes. One look-up per process."""
+    """Known holders of ports: rows bound by live processes. One lookup per process."""
 
     document: RegistryDocument
     alive: dict[ProcessIdentity, bool]
@@ -125,7 +125,7 @@ class _Holders:
 
 
 class Allocator:
-    """Leases and sockets for one process. Safe from any thread; blocks on the registry's lock and the disk.
+    """Leases and sockets for one process. Thread-safe; blocks on the registry's lock and the disk.
 
     `registry` keeps trouble with its file away from forwards.
     """
@@ -149,7 +149,7 @@ class Allocator:
         return f"<Allocator pid {self._process.pid}, {self._registry!r}>"
 
     def allocate_many(self, requests: Sequence[AllocationRequest]) -> list[Allocation | AllocationFailure]:
-        """One result per request, in their order, in one transaction."""
+        """One result per request, in order, in one transaction."""
         attempts = [_Attempt(request) for request in requests]
         try:
             self._registry.transact(lambda document, now: self._serve(document, now, attempts))
@@ -161,7 +161,7 @@ class Allocator:
         return self._with_owners(attempts)
 
     def release(self, lease_ids: Collection[str]) -> None:
-        """The forwards ended and their sockets are closed: the leases stay, reserved. Idempotent."""
+        """The forwards ended and their sockets are closed: reserve their leases. Idempotent."""
 
         def change(document: RegistryDocument, now: datetime) -> None:
             for lease_id in lease_ids:
@@ -170,7 +170,7 @@ class Allocator:
         self._registry.transact(change)
 
     def better_numbers(self, requests: Sequence[AllocationRequest]) -> set[ForwardKey]:
-        """Which of these, all of them bound on another number, would get their own now. Nothing is changed."""
+        """Which of these, all bound on another port, would get their own now. Changes nothing."""
         better: set[ForwardKey] = set()
 
         def look(document: RegistryDocument, now: datetime) -> None:
@@ -188,7 +188,7 @@ class Allocator:
         return better
 
     def count_time(self) -> None:
-        """Write down how long what this process holds is forwarded, where that makes it settled: a kill must not undo that."""
+        """Record how long this process's ports have been forwarded, once that settles them, so that a kill does not undo it."""
 
         def change(document: RegistryDocument, now: datetime) -> None:
             for lease in list(document.entries):
@@ -200,7 +200,7 @@ class Allocator:
 
     @staticmethod
     def is_free(host_ip: str, number: int, transport: Transport) -> bool:
-        """Whether this number could be bound now."""
+        """Whether this port could be bound now."""
         try:
             bind_pair(host_ip, number, transport).close()
         except HostPortError:
@@ -208,7 +208,7 @@ class Allocator:
         return True
 
     def update_rows(self, leases: Sequence[Lease]) -> None:
-        """Write these rows again (a label, a container id that changed); `updated` becomes now."""
+        """Write these rows again (after a change of label or container id); sets `updated`."""
 
         def change(document: RegistryDocument, now: datetime) -> None:
             for lease in leases:
@@ -220,7 +220,7 @@ class Allocator:
         for identity in {attempt.request.identity for attempt in attempts}:
             document.carry_over(identity)
         holders = _Holders(document, {self._process: True})
-        # Who can take one number only comes first, then who had one: no other forward of this burst is given it.
+        # Requests with one possible port first, then those with a lease: no other forward of this batch gets it.
         for attempt in sorted(attempts, key=lambda item: _rank(item.request, document)):
             attempt.result = self._serve_one(document, holders, now, attempt)
             if isinstance(attempt.result, Allocation):
@@ -323,7 +323,7 @@ class Allocator:
         return Allocation(lease, pair, reason)
 
     def _with_owners(self, attempts: Sequence[_Attempt]) -> list[Allocation | AllocationFailure]:
-        """Say who holds the numbers that could not be had: after the transaction, for it is slow."""
+        """Find who holds the ports that were unavailable: after the transaction, because it is slow."""
         unknown = {item.taken_port for item in attempts if item.taken_port is not None and item.holder is None}
         owners = self._owners(unknown) if unknown else {}
         results: list[Allocation | AllocationFailure] = []
@@ -348,9 +348,10 @@ def _rank(request: AllocationRequest, document: RegistryDocument) -> int:
 
 
 def _settled_elsewhere(document: RegistryDocument, lease: Lease | None, now: datetime) -> str | None:
-    """Why a port that has settled on another number stays there: another workspace has settled on its own number, or declares it.
+    """Why a port that settled on another number stays there: another workspace settled on its own number, or declares
+    it.
 
-    None where it does not stay: the rule is in SPEC.md, "Which number".
+    None if it does not stay: the rule is in SPEC.md, "Allocation".
     """
     if lease is None or lease.host_port == lease.container_port:
         return None
@@ -375,7 +376,7 @@ def _settled_elsewhere(document: RegistryDocument, lease: Lease | None, now: dat
 
 
 def _is_beside(one: Lease, other: Lease) -> bool:
-    """Whether both are of one workspace or compose project: services that are attached to together, in no order."""
+    """Whether both belong to one workspace or compose project: services attached together, in any order."""
     if one.workspace is not None or other.workspace is not None:
         return one.workspace == other.workspace
     return one.service is not None and one.identity.rpartition("/")[0] == other.identity.rpartition("/")[0]
@@ -400,7 +401,7 @@ def _declared_numbers(session: Session, transport: Transport) -> set[object]:
 
 
 def _describe_forward(lease: Lease) -> str:
-    """The forward that holds a number, as people know it."""
+    """The forward that holds a port, for people."""
     return f"{lease.id}, a forward of {_place(lease)}"
 
 

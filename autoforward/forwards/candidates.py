@@ -1,4 +1,4 @@
-"""Which host ports to try for a forward, in which order. Pure; the bind itself decides."""
+"""The host ports to try for a forward, in order. Pure; the bind decides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LAST_PORT = 65535
 
 @dataclass(frozen=True, slots=True)
 class AllocationFailure:
-    """What was not, in words for people."""
+    """A failed allocation: reason and hint for people."""
 
     reason: str
     hint: str | None = None
@@ -21,9 +21,9 @@ class AllocationFailure:
 
 @dataclass(frozen=True, slots=True)
 class CandidatePlan:
-    """Numbers in the order to try. `strict`: the only candidate is the only choice. `refusal`: there is none.
+    """Ports in the order to try. `strict`: the only candidate is the only choice. `refusal`: no candidate.
 
-    `not_same` says why the container's own number is not a candidate (None when it is one).
+    `not_same`: why the container's own port is no candidate (None if it is one).
     """
 
     candidates: Iterable[int] = ()
@@ -33,7 +33,7 @@ class CandidatePlan:
 
 
 def not_taken(host_port: int, lowest_port: int | None) -> str:
-    """The reason for which a number below 1024 is not tried. `lowest_port`: from where on this user may bind; None: not known."""
+    """Why a port below 1024 is not tried. `lowest_port`: the lowest that this user may bind; None if unknown."""
     if lowest_port is None:
         return f"host port {host_port} is privileged"
     if host_port < lowest_port:
@@ -55,12 +55,12 @@ def plan_candidates(
     taken: Collection[int] = (),
     lowest_port: int | None = None,
 ) -> CandidatePlan:
-    """Pinned, else the same number, the lease's, 8000 + n for n < 1000, then upward wrapping at 1024.
+    """Pinned, else the same port, the lease's, 8000 + n for n < 1000, then upward, wrapping at 1024.
 
-    No number comes twice. `wanted` are numbers that other ports of the same container want: neither the lease, nor 8000 + n,
-    nor the walk upward takes one of them. `taken` (known to be in use) is left out of the walk only: for the numbers that
-    someone asked for, the bind itself has to say no. The walk is lazy, and may yield every number. `yields_to`: why the lease's
-    number goes before the same one (both workspaces have settled), None where it does not. `lowest_port` as of `not_taken`.
+    Each port at most once. `wanted`: ports that the container's other forwards want; the lease, 8000 + n and the walk
+    skip them. `taken` (known to be in use) is skipped in the walk only: for a requested port the bind decides. The walk
+    is lazy and may yield every port. `yields_to`: why the lease's port goes before the same one (both workspaces have
+    settled), else None. `lowest_port` as in `not_taken`.
     """
     if pinned_host_port is not None:
         return CandidatePlan((pinned_host_port,), strict=True)

@@ -1,7 +1,7 @@
-"""The table of one session's forwards: takes the steps that `reconcile` decided, and says each fact once it is one.
+"""The table of one session's forwards: executes the steps from `reconcile`, and publishes each fact once it is true.
 
-Owns the bound sockets. All methods run on the control loop, one at a time (the session sees to it); what blocks (binding
-under the registry's lock, files) runs in a worker thread.
+Owns the bound sockets. All methods run on the control loop, one at a time (the session serializes them); blocking work
+(binding under the registry's lock, files) runs in a worker thread.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ from autoforward.state.document import Lease
 from autoforward.state.event_log import PortEvent
 
 RETRY_FAILED_S = 5.0
-"""How often a host port that could not be had is tried again."""
+"""How often an unavailable host port is tried again."""
 
 MAX_HELD = 64
 """Connections to one port that wait for its server."""
 
 MAX_HELD_OF_ALL = 256
-"""Those to all ports of a session."""
+"""The same for all ports of a session."""
 
 
 def _moved_by(wanted: WantedForward | None) -> str | None:
-    """Why a forward is closed that is to be on another number; None where it is not wanted any more, or for another reason."""
+    """Why a forward is closed to move to another port; None if it is no longer wanted, or for another reason."""
     pin = wanted.pinned_host_port if wanted is not None else None
     return f"it moves to host port {pin}, which was asked for" if pin is not None else None
 
 
 class Publisher(Protocol):
-    """Where events go; `publish` returns the event as it was written, numbered and dated."""
+    """Receives events; `publish` returns the event as written, with number and time."""
 
     async def publish(self, event: PortEvent) -> PortEvent: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What all sessions share. `disk` serialises what takes the registry's lock."""
+    """Shared by all sessions. `disk` serializes work under the registry's lock."""
 
     plane: DataPlane
     allocator: Allocator
@@ -68,7 +68,7 @@ class Services:
 
 
 class Forwarder:
-    """The forwards and notices of one session."""
+    """The forwards and unforwarded ports of one session."""
 
     def __init__(self, services: Services, place: Place) -> None:
         self._services = services
@@ -80,15 +80,16 @@ class Forwarder:
         self._mux: str | None = None
         self._wanted_numbers: frozenset[int] = frozenset()
         self.takes_up = False
-        """Until a first plan with nothing undecided is applied: another supervisor had these forwards, and servers that are up
-        keep their numbers."""
+        """Until the first complete plan is applied: another supervisor had these forwards, and servers that stayed up keep their
+        ports.
+        """
         self._changed = asyncio.Event()
         self._held: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"<Forwarder {self.place.container_name}: {len(self._forwards)} forwards, {len(self._notices)} notices>"
 
-    # Looking.
+    # State.
 
     @property
     def forwards(self) -> Sequence[Forward]:
@@ -100,12 +101,12 @@ class Forwarder:
 
     @property
     def leases(self) -> list[Lease]:
-        """The leases that are bound now."""
+        """The currently bound leases."""
         return [row.lease for row in tuple(self._forwards.values()) if row.lease is not None]
 
     @property
     def numbers(self) -> dict[ForwardKey, int]:
-        """The host port of each forward; of one that failed, the one that it asks for."""
+        """The host port of each forward; of a failed one, the requested port."""
         return {
             key: row.host_port or row.wanted.pinned_host_port or key.container_port
             for key, row in self._forwards.items()
@@ -129,7 +130,7 @@ class Forwarder:
         return notice.reason if notice else "the limit of forwards is reached"
 
     def dials_of(self, forward_id: str, *, ipv6: bool = False) -> tuple[DialAddress, ...] | None:
-        """Where a relay of this forward connects to; None when it is no longer there. `ipv6`: for a client of that family."""
+        """Where a relay of this forward connects; None if it has ended. `ipv6`: for an IPv6 client."""
         forward = self._by_id.get(forward_id)
         return dials_for(forward.wanted.dials, forward.wanted.dials_from_ipv6, ipv6=ipv6) if forward else None
 
@@ -138,17 +139,17 @@ class Forwarder:
         return forward.wanted.key.transport if forward else "tcp"
 
     def note_refusal(self, forward_id: str, reason: str | None) -> bool:
-        """A connection was not served; the reason shows in `list` until one is. Whether that is another one than before."""
+        """Record why a connection was refused, for `list`, until one is served; returns whether the reason is new."""
         forward = self._by_id.get(forward_id)
         if forward is None or forward.last_refusal == reason:
             return False
         forward.last_refusal = reason
         return True
 
-    # Acting.
+    # Changes.
 
     def route_over(self, session_id: str | None) -> None:
-        """Connections go over the mux of this session from now on; None: each gets a stream of its own."""
+        """Route connections over this session's mux from now on; None: each gets its own stream."""
         self._mux = session_id
         for row in self._forwards.values():
             self._route(row)
@@ -161,9 +162,9 @@ class Forwarder:
             self._services.plane.submit(route)
 
     async def apply(self, plan: Plan, host_ip: str) -> None:
-        """Go from what there is to the plan. Events follow each step; a step that fails leaves a `failed` row.
+        """Go from the current forwards to the plan. Events follow each step; a failed step leaves a `failed` row.
 
-        The container is there: forwards that were `reconnecting` are what they were, but for those whose server is not.
+        The container is reachable: `reconnecting` forwards get their former status, except those without a server.
         """
         self._wanted_numbers = frozenset(
             wanted.pinned_host_port or wanted.key.container_port for wanted in plan.forwards.values()
@@ -175,7 +176,7 @@ class Forwarder:
             await self._close([self._forwards[key]], _moved_by(plan.forwards.get(key)), reset=False)
         own_number = "it gets its own number, which is free again"
         await self._close([self._forwards[key] for key in steps.close if key in moving], own_number, reset=False)
-        # Before what takes their place: who follows the events would take a new forward for ended otherwise.
+        # Close first: an observer would otherwise take the new forward as ended.
         for key in steps.dropped_notices:
             await self._publish_notice("unforwarded", self._notices.pop(key))
         for wanted in steps.withdraw:
@@ -184,15 +185,15 @@ class Forwarder:
         for wanted in steps.update:
             await self._update(self._forwards[wanted.key], wanted)
         await self._open([*reopen, *steps.open], host_ip)
-        self.takes_up = self.takes_up and plan.undecided > 0  # what is not decided on yet was up as well
+        self.takes_up = self.takes_up and plan.undecided > 0  # undecided ports were up as well
         for notice in steps.notices:
             before, self._notices[notice.key] = self._notices.get(notice.key), notice
             event: EventName = "failed" if notice.status == "failed" else "ignored"
             if before is not None and (before.status, before.reason) == (notice.status, notice.reason):
-                event = "updated"  # its label, or the process that has come to be known
+                event = "updated"  # its label, or its newly known process
             await self._publish_notice(event, notice)
         if plan.undecided and self._summary is None:
-            return  # its number would be another in a moment
+            return  # its number would change again soon
         await self._summarise(plan.summary)
 
     def _existing(self) -> dict[ForwardKey, Existing]:
@@ -201,7 +202,7 @@ class Forwarder:
         }
 
     async def _moving(self, plan: Plan, host_ip: str) -> set[ForwardKey]:
-        """The forwards that get their own number now that their servers come back."""
+        """The forwards that get their own port now that their servers come back."""
         requests = [
             self._request(plan.forwards[key], host_ip)
             for key, have in self._existing().items()
@@ -212,7 +213,7 @@ class Forwarder:
         return await self._on_disk(lambda: self._services.allocator.better_numbers(requests)) if requests else set()
 
     async def _summarise(self, summary: Summary | None) -> None:
-        """What is counted changes all the time in a container that wants it to: events tell the fact, rows the number."""
+        """A container can change the count constantly: events report the fact, rows the number."""
         said, self._summary = self._summary, summary
         if summary is None and said is not None:
             await self._services.publisher.publish(self.session_event("unforwarded", said.fact))
@@ -221,13 +222,13 @@ class Forwarder:
             await self._services.publisher.publish(summary_event(self.place, event, summary.fact))
 
     async def retry_failed(self, host_ip: str) -> None:
-        """Try again for the host ports that could not be had."""
+        """Retry unavailable host ports."""
         failed = [row for row in self._forwards.values() if row.status == "failed"]
         if failed:
             await self._open([row.wanted for row in failed], host_ip)
 
     async def suspend(self, reason: str) -> None:
-        """The container is out of reach: sockets stay bound, forwards say so."""
+        """The container is unreachable: keep the sockets bound and set the status."""
         for row in self._forwards.values():
             await self._suspend(row, reason)
         self._tell_waiting()
@@ -246,30 +247,30 @@ class Forwarder:
             if key.ordinary in returning:
                 await self._suspend(row, "its server is not back yet")
             elif key in moving:
-                continue  # it is closed and opened on its own number
+                continue  # it is closed and reopened on its own port
             elif (
                 row.status == "reconnecting" and row.pair is not None and (wanted := plan.forwards.get(key)) is not None
             ):
                 was_active = row.pair.listening and row.wanted.serving
                 row.status, row.reason = ("active" if was_active else "waiting"), None
                 self._route(row)
-                if wanted.serving or not was_active:  # else it is withdrawn next, which has an event of its own
+                if wanted.serving or not was_active:  # else a withdrawal with its own event follows
                     await self._publish("reconnected", row)
         self._tell_waiting()
 
     def is_reachable(self, forward_id: str) -> bool:
-        """Whether a connection of this forward need not wait; also when it is no more."""
+        """Whether a connection of this forward need not wait; also true after its end."""
         row = self._by_id.get(forward_id)
         return row is None or row.status != "reconnecting"
 
     def holds_s(self, forward_id: str) -> float:
-        """How long a new connection waits for the server of this forward; 0: it does not."""
+        """How long a new connection waits for this forward's server; 0: not at all."""
         row = self._by_id.get(forward_id)
         return row.wanted.holds_s if row is not None and row.status == "waiting" else 0.0
 
     @contextlib.contextmanager
     def held(self, forward_id: str) -> Iterator[str | None]:
-        """Meanwhile a connection waits for the server, and the forward keeps its number. Gives why it may not."""
+        """While a connection waits for the server, the forward keeps its port. Yields why it may not wait, or None."""
         for held, limit in ((self._held[forward_id], MAX_HELD), (self._held.total(), MAX_HELD_OF_ALL)):
             if held >= limit:
                 yield f"{limit} connections wait for a server already"
@@ -279,10 +280,10 @@ class Forwarder:
             yield None
         finally:
             self._held[forward_id] -= 1
-            self._held += Counter()  # those without any go
+            self._held += Counter()  # drop zero counts
 
     async def wait_changed(self) -> None:
-        """Wait until `is_reachable` or `holds_s` may say something else."""
+        """Wait until `is_reachable` or `holds_s` may have changed."""
         await self._changed.wait()
 
     def _tell_waiting(self) -> None:
@@ -290,7 +291,7 @@ class Forwarder:
         changed.set()
 
     async def move_to(self, place: Place) -> None:
-        """The same workspace in another container: what is bound stays bound, its rows name the new one."""
+        """The workspace is in another container: bound ports stay bound, rows name the new one."""
         if place == self.place:
             return
         self.place = place
@@ -308,7 +309,7 @@ class Forwarder:
             await self._on_disk(lambda: self._services.allocator.update_rows(leases))
 
     async def close_all(self, reason: str) -> None:
-        """End every forward: listeners closed, connections cut, leases reserved, events written."""
+        """End every forward: close listeners, cut connections, reserve leases, publish events."""
         await self._close(list(self._forwards.values()), reason, reset=True)
         notices, self._notices = self._notices, {}
         ends = [self._notice_event("unforwarded", replace(notice, reason=reason)) for notice in notices.values()]
@@ -316,7 +317,7 @@ class Forwarder:
         await self._summarise(None)
 
     async def give_up(self, numbers: Set[tuple[str, int]]) -> None:
-        """Let go of those of these (transport, host port) that no server is behind now: another container asks for them."""
+        """Release those of these (transport, host port) without a running server: another container asks for them."""
         rows = [
             row
             for key, row in self._forwards.items()
@@ -331,7 +332,7 @@ class Forwarder:
     # Steps.
 
     async def _open(self, forwards: Sequence[WantedForward], host_ip: str) -> None:
-        """Bind what they wish for. One that failed before for the same reason has nothing new to tell."""
+        """Bind the wanted forwards. One that failed before for the same reason publishes nothing."""
         if not forwards:
             return
         requests = [self._request(wanted, host_ip) for wanted in forwards]
@@ -378,7 +379,7 @@ class Forwarder:
         )
 
     async def _serve(self, row: Forward, wanted: WantedForward) -> bool:
-        """Accept: the server is up, or connections wait for it. False when the number was lost: it has to be opened again."""
+        """Accept: the server is up, or connections wait for it. False if the port was lost and must be opened again."""
         if row.pair is None or row.forward_id is None:
             return False
         try:
@@ -395,7 +396,7 @@ class Forwarder:
         return True
 
     async def _withdraw(self, row: Forward, wanted: WantedForward) -> None:
-        """The server is gone: refuse connections, keep the number."""
+        """The server is gone: refuse connections, keep the port."""
         if row.pair is None or row.forward_id is None:
             return
         await self._stop_accepting([row.forward_id], reset=False)
@@ -416,7 +417,7 @@ class Forwarder:
             await self._services.publisher.publish(after)
 
     async def _close(self, rows: Sequence[Forward], reason: str | None, *, reset: bool) -> None:
-        """End these. Without `reset` open connections live on: their server may still be answering them."""
+        """End these. Without `reset` open connections continue: their server may still answer."""
         bound = {}
         for row in rows:
             del self._forwards[row.wanted.key]
@@ -445,10 +446,10 @@ class Forwarder:
     async def _on_disk(self, job: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._services.disk, job)
 
-    # Telling.
+    # Events and rows.
 
     def replay_events(self, last_seq: int, now: str) -> list[PortEvent]:
-        """One `forwarded` event per forward that is up, for a consumer that comes late."""
+        """One `forwarded` event per active forward, for a late subscriber."""
         rows = (row for row in self._forwards.values() if row.status == "active")
         return [replace(self._event("forwarded", row), replay=True, seq=last_seq, time=now) for row in rows]
 

@@ -1,7 +1,7 @@
-"""What should be forwarded now: a pure function of what the user asked for, what listens, and the time.
+"""Plan what should be forwarded: a pure function of what the user asked for, what listens, and the time.
 
-Level-triggered: each call looks at a complete snapshot and says the whole wanted state; what was missed before is made
-good by the next call. `reconcile` then compares that with what there is.
+Level-triggered: each call takes a complete snapshot and returns the whole wanted state, so that the next call repairs
+what was missed. `reconcile` compares it with the current forwards.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ from autoforward.devcontainers.port_attributes import NO_RULES, AttributeRules
 from autoforward.forwards.port_claims import NOWHERE_ELSE, ClaimedBy
 
 WITHDRAWAL_GRACE_S = 1.5
-"""A server that restarts under a file watcher is back within this; its port stays."""
+"""A server that restarts under a file watcher is back within this time; its port stays."""
 
 PROCESS_WAIT_S = 0.2
-"""Where attributes depend on whose a port is, a new one is not forwarded before that is known, or this has passed: else one
-that is to be ignored would be forwarded for a moment. Usually it is known with the snapshot."""
+"""If attributes depend on the process, a new port is not forwarded before the process is known or this time has passed:
+else an ignored port would be forwarded for a moment. Usually it is known with the snapshot.
+"""
 
 BRIEF_S = 2.0
 """A port that a debugger may have opened for a moment (`may_be_brief`) is not forwarded before it has been there for so long:
 0.1 s is what one was seen for on an idle machine, 0.7 s on a busy one."""
 
-LOOKED_AT = 4
-"""Times the limit: of ports beyond it, how many are looked at for a reason of their own. All of 4,096 took 30 ms."""
+MAX_CONSIDERED_FACTOR = 4
+"""Times the limit: how many excess ports get a reason of their own. All of 4,096 took 30 ms."""
 
 EPHEMERAL_UDP = 32_768
-"""From here on a bound UDP socket is most likely a client's (a resolver waiting for its answer), not a server's."""
+"""From here on a bound UDP socket is most likely a client's (a resolver waiting for its answer)."""
 
 ON_OUR_NETWORK = "the container is on the network that autoforward itself is on: its ports are here already"
 
@@ -55,16 +56,15 @@ UnforwardedStatus = Literal["published", "ignored", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class SessionRules:
-    """Everything but the snapshot and the time that decides about one session's ports.
+    """Everything but snapshot and time that decides about one session's ports.
 
-    `blocked` is why nothing can be relayed (no lane), None when it can. `udp` says whether the lane carries datagrams.
-    `ports_are_here` is why the container's own ports need no forward, None when they do.
-    `elsewhere` are the container's own ports that the session of another one has. `default_exclude`: what is known to be
-    no server of the user's is not forwarded by itself. `firm` is what the user excludes; it and `include_known` are about
-    what `include` brings back, by whether that is the user's (`include_is_own`). Host
-    numbers from `lowest_port` to 1023 are for command lines and for `low_ports`; `way_out` is how the user grants others, which
-    the keys of `attributes` in `asked_low` ask for. `wait_for_server_s`: how long new connections to a port that waits for its
-    server wait too; 0: they are refused.
+    `blocked`: why nothing can be relayed (no lane), or None. `udp`: whether the lane carries datagrams. `ports_are_here`: why
+    the container's own ports need no forward, or None. `elsewhere`: own ports that another container's session has.
+    `default_exclude`: known non-user servers are not forwarded automatically. `firm`: the user's exclusions; it and
+    `include_known` limit what `include` overrides, depending on whether `include` is the user's (`include_is_own`). Host
+    ports from `lowest_port` to 1023 are for command lines and for `low_ports`; `way_out`: how the user grants others, which
+    the keys in `asked_low` ask for. `wait_for_server_s`: how long new connections to a port without a server wait; 0: they
+    are refused.
     """
 
     auto: bool = True
@@ -94,17 +94,17 @@ class SessionRules:
     withdrawal_grace_s: float = WITHDRAWAL_GRACE_S
 
     @property
-    def look_at_processes(self) -> bool:
-        """Whether it can matter whose a port is."""
-        return self.default_exclude or self.attributes.look_at_processes or bool(self.exclude.processes)
+    def probe_processes(self) -> bool:
+        """Whether a port's process can matter."""
+        return self.default_exclude or self.attributes.probe_processes or bool(self.exclude.processes)
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedPort:
-    """A port that listens or did a moment ago: the addresses, and when (monotonic seconds) it was found to be gone.
+    """A port that listens or did a moment ago: its addresses, and when it vanished (monotonic seconds).
 
-    None while it listens: snapshots come only when something has changed, so the last one may be hours old. `process` is
-    whose it is, as far as that is known. Until `decide_at_s` nothing is decided about it.
+    None while it listens: snapshots come only after changes, so the last one may be hours old. `process`: its owner, if
+    known. Nothing is decided about it before `decide_at_s`.
     """
 
     addresses: frozenset[str]
@@ -117,9 +117,9 @@ class ObservedPort:
 
 @dataclass(frozen=True, slots=True)
 class WantedForward:
-    """One forward that should be. `serving` False: hold the host port, but refuse connections (`waiting`).
+    """One wanted forward. `serving` False: hold the host port, but refuse connections (`waiting`).
 
-    With `holds_s` they wait for so long instead. `note` is what is particular about it, for people.
+    With `holds_s` they wait for that long instead. `note`: its peculiarity, for people.
     """
 
     key: ForwardKey
@@ -131,7 +131,7 @@ class WantedForward:
     process: str | None = None
     note: str | None = None
     dials_from_ipv6: tuple[DialAddress, ...] = ()
-    """For clients of the host's IPv6 address, where these are others than `dials`."""
+    """For clients of the host's IPv6 address, if different from `dials`."""
     holds_s: float = 0.0
 
     @property
@@ -142,7 +142,7 @@ class WantedForward:
 
 @dataclass(frozen=True, slots=True)
 class UnforwardedPort:
-    """A port that is not forwarded, and why. `host_ip`/`host_port` say where it is reachable all the same."""
+    """A port that is not forwarded, and why. `host_ip`/`host_port`: where the engine publishes it."""
 
     key: ForwardKey
     status: UnforwardedStatus
@@ -156,7 +156,7 @@ class UnforwardedPort:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What has neither forward nor notice of its own: `fact` is true for as long as it lasts, `now` has the number too."""
+    """The ports without a forward or notice of their own: `fact` without their number, `now` with it."""
 
     fact: str
     now: str
@@ -164,10 +164,10 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The wanted state, less `overflow` ports beyond the limit. `recheck_at_s`: when time alone changes the plan.
+    """The wanted state, except `overflow` ports beyond the limit. `recheck_at_s`: when time alone changes the plan.
 
-    `summary` says in words what has neither forward nor notice of its own; None where there is nothing such. Of the
-    `undecided` ports it is not known yet whose they are.
+    `summary`: text about ports without a forward or notice; None without such ports. `undecided`: ports whose process is not
+    known yet.
     """
 
     forwards: Mapping[ForwardKey, WantedForward]
@@ -178,11 +178,11 @@ class Plan:
     summary: Summary | None = None
     undecided: int = 0
     came_back: frozenset[ForwardKey] = frozenset()
-    """Ports whose server was away, or whose container was, and is seen again."""
+    """Ports that are seen again after their server or container was away."""
 
     @property
     def returning(self) -> frozenset[ForwardKey]:
-        """Ports whose servers may be on their way back: connections wait for them."""
+        """Ports whose servers may come back: connections wait for them."""
         return frozenset(key for key, seen in self.seen.items() if seen.returning)
 
 
@@ -193,15 +193,15 @@ def plan(
     now_s: float,
     processes: Mapping[ForwardKey, ServerProcess | None] = NO_PROCESSES,
 ) -> Plan:
-    """The wanted state. `before` is the `seen` of the last plan (of this container: the grace comes from it).
+    """The wanted state. `before`: the last plan's `seen` (of this container: the grace depends on it).
 
-    `processes` has whose the ports are: None where that is not to be found, nothing where it may still come.
+    `processes`: the owner of each port; None if it was not found, missing if it may still come.
     """
-    wait_s = PROCESS_WAIT_S if rules.look_at_processes else None
+    wait_s = PROCESS_WAIT_S if rules.probe_processes else None
     seen, recheck_at_s = _observe(snapshot, before, now_s, processes, wait_s, rules.withdrawal_grace_s)
     forwards: dict[ForwardKey, WantedForward] = {}
     notices: dict[ForwardKey, UnforwardedPort] = {}
-    overflow = undecided = looked_at = 0
+    overflow = undecided = considered = 0
 
     candidates: dict[ForwardKey, tuple[Source, PortSpec | None]] = {}
     for spec in rules.manual:
@@ -211,7 +211,7 @@ def plan(
         if spec.host_port is not None and asked is not None and asked.host_port is None:
             candidates[spec.key] = (source, spec)  # a SPEC without a host port changes none that a file asks for
     if rules.auto and rules.ports_are_here is None:
-        # In the order in which they came: who has a place below the limit keeps it when a lower number turns up.
+        # In order of appearance: a port keeps its place below the limit when a lower number appears.
         for key in seen:
             if key.transport == "tcp" or key.container_port < EPHEMERAL_UDP:
                 candidates.setdefault(key, ("detected", None))
@@ -225,9 +225,9 @@ def plan(
             undecided += 1
             continue
         if source == "detected" and len(forwards) + undecided >= rules.max_forwards:
-            # It is not forwarded, whatever else is found out about it; of thousands not all are looked at for the reason.
-            looked_at += 1
-            if len(notices) >= rules.max_forwards or looked_at > LOOKED_AT * rules.max_forwards:
+            # It is not forwarded in any case; of thousands not each gets a reason.
+            considered += 1
+            if len(notices) >= rules.max_forwards or considered > MAX_CONSIDERED_FACTOR * rules.max_forwards:
                 overflow += 1
                 continue
         process = here.process if here else None
@@ -271,10 +271,10 @@ def _observe(
     wait_s: float | None,
     grace_s: float,
 ) -> tuple[dict[ForwardKey, ObservedPort], float | None]:
-    """What listens now, and what vanished so recently that it still counts; when to look again without news.
+    """What listens now, or vanished so recently that it still counts; and when to check again without a new snapshot.
 
-    `wait_s` is how long a new port's process is waited for, `grace_s` how long what vanished counts. A server that took
-    the place of another is taken for that one until it is known: servers restart.
+    `wait_s`: how long to wait for a new port's process; `grace_s`: how long a vanished port counts. A server that replaced
+    another counts as that one until its process is known: servers restart.
     """
     addresses: dict[ForwardKey, set[str]] = {}
     for listener in snapshot:
@@ -282,13 +282,13 @@ def _observe(
         addresses.setdefault(key, set()).add(listener.address)
     seen: dict[ForwardKey, ObservedPort] = {}
     times_s: list[float] = []
-    # Those of before in their order, then new ones by number (a snapshot is sorted).
+    # Earlier ones in their order, then new ones by number (a snapshot is sorted).
     for key in dict.fromkeys((*before, *addresses)):
         last, found = before.get(key), addresses.get(key)
         if last is not None and found is None:
             gone_at_s = now_s if last.gone_at_s is None else last.gone_at_s
             expires_at_s = gone_at_s + grace_s
-            # What went before anything was decided about it was never there.
+            # A port that vanished before its decision never existed.
             if now_s < expires_at_s and last.decide_at_s is None:
                 seen[key] = ObservedPort(last.addresses, gone_at_s, last.returning, last.process)
                 times_s.append(expires_at_s)
@@ -316,7 +316,7 @@ def _refusal(
     seen: ObservedPort | None,
     attributes: PortAttributes,
 ) -> UnforwardedPort | None:
-    """The reason for which this port is not forwarded; None when it is."""
+    """Why this port is not forwarded, or None."""
 
     def notice(
         status: Literal["published", "ignored", "failed"], reason: str, at: PublishedPort | None = None
@@ -363,7 +363,7 @@ def _published(
     seen: ObservedPort | None,
     attributes: PortAttributes,
 ) -> PublishedPort | None:
-    """Where the engine publishes this port, if that will do: its server is reached there, under the number that is asked for."""
+    """Where the engine publishes this port, if that reaches its server under the wanted number."""
     there = () if _is_on_loopback(seen) else _publications(rules, key)
     pin = None if _refused_pin(rules, key, spec) else _pin(rules, key, spec)
     wanted = pin or (key.container_port if attributes.require_local_port else None)
@@ -378,7 +378,7 @@ def _publications(rules: SessionRules, key: ForwardKey) -> tuple[PublishedPort, 
 
 
 def _is_here(port: PublishedPort) -> bool:
-    """Whether `localhost` reaches what the engine publishes on that address."""
+    """Whether `localhost` reaches a port published on that address."""
     return port.host_ip in WILDCARDS or is_loopback(port.host_ip)
 
 
@@ -387,7 +387,7 @@ def _is_on_loopback(seen: ObservedPort | None) -> bool:
 
 
 def _elsewhere(rules: SessionRules, key: ForwardKey, seen: ObservedPort | None) -> str | None:
-    """Why the session of another container forwards this port; None when that does not, or does not reach it."""
+    """Why another container's session forwards this port; None if it does not, or does not reach it."""
     elsewhere = rules.elsewhere.get(key)
     if elsewhere is None or (elsewhere.from_beside and _is_on_loopback(seen)):
         return None
@@ -397,16 +397,16 @@ def _elsewhere(rules: SessionRules, key: ForwardKey, seen: ObservedPort | None) 
 
 
 def _pin(rules: SessionRules, key: ForwardKey, spec: PortSpec | None) -> int | None:
-    """The host port that it must be: the SPEC's, else that of `localPorts` (of the container's own ports)."""
+    """The required host port: the SPEC's, else that of `localPorts` (own ports only)."""
     if spec is not None and spec.host_port is not None:
         return spec.host_port
     return host_port_for(rules.local_ports, key.container_port) if key.container_host is None else None
 
 
 def _refused_pin(rules: SessionRules, key: ForwardKey, spec: PortSpec | None) -> str | None:
-    """Why the pin does not count: one of the system's numbers, which the user has not granted. None where it does.
+    """Why the pin does not count: a system port that the user has not granted; else None.
 
-    A number that cannot be bound is left to the bind, which says so.
+    An unavailable port is left to the bind, which reports it.
     """
     pin = _pin(rules, key, spec)
     if pin is None or not rules.lowest_port <= pin < FIRST_UNPRIVILEGED:
@@ -422,7 +422,7 @@ def _refused_pin(rules: SessionRules, key: ForwardKey, spec: PortSpec | None) ->
 def _refused_elevation(
     rules: SessionRules, key: ForwardKey, process: ServerProcess | None, pin: int | None
 ) -> str | None:
-    """Why a port has not its own number below 1024 though its attributes ask for that; None where they do not."""
+    """Why a port does not get its own number below 1024 although its attributes ask for it; else None."""
     if pin is not None or not rules.asked_low or not rules.lowest_port <= key.container_port < FIRST_UNPRIVILEGED:
         return None
     command_line = process.command_line if process else None
@@ -439,11 +439,11 @@ def _wanted_forward(
         dials: tuple[DialAddress, ...] = (DialAddress(key.container_host, key.container_port),)
         serving = True
     else:
-        # Not seen yet: loopback of either family is where a server of a dev container will most likely be.
+        # Not seen yet: a dev container's server is most likely on loopback of either family.
         dials = dial_addresses(seen.addresses if seen else WILDCARDS, key.container_port)
         if seen is not None:
             from_ipv6 = dial_addresses(seen.addresses, key.container_port, from_ipv6=True)
-        # There is no refusing a datagram, so a UDP port is served whether or not a server is there.
+        # A datagram cannot be refused, so a UDP port is served with or without a server.
         serving = seen is not None or key.transport == "udp"
     others = from_ipv6 if from_ipv6 != dials else ()
     return WantedForward(

@@ -1,9 +1,9 @@
-"""Port claims between sessions: each server is forwarded once, by one session, also where several containers lead to it.
+"""Port claims between sessions: each server is forwarded once, by one session, even if several containers reach it.
 
-Two ways to be neighbours: a network namespace that several containers share (`network_mode: service:x`), and a service
-that one session forwards from beside it (`db:5432`) while it has a session of its own. A *spot* is a port of one
-namespace. Sessions say what they want; who has a spot keeps it until he has let it go, but lets go when another has
-declared it, or was there first. All on one thread, nothing here waits; `replan` makes a session ask again.
+Sessions compete in two ways: containers may share a network namespace (`network_mode: service:x`), and a session may
+forward a service beside it (`db:5432`) that has its own session. A *spot* is a port of one namespace. The holder of a
+spot keeps it until it releases it, which it does for a session that declared the port or is older. Single-threaded,
+nothing waits; `replan` makes a session ask again.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ PortKey = tuple[str, Transport, int]
 """Namespace, transport, port."""
 
 Rank = tuple[bool, int]
-"""Whether it is merely detected, and the session's number: the least wins."""
+"""Whether it is only detected, and the session's number: the lowest wins."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedBy:
-    """Who forwards this port. `from_beside`: through the network, so that a server on loopback is not reached."""
+    """The session that forwards this port. `from_beside`: over the network, so that a server on loopback is not reached."""
 
     container_name: str
     from_beside: bool = False
 
 
 LAST = 1 << 62
-"""Behind every session: who does not want it at all."""
+"""Ranks behind every session: the port is not wanted."""
 
 NOWHERE_ELSE: Mapping[ForwardKey, ClaimedBy] = {}
 
 
 @dataclass(slots=True, eq=False)
 class PortClaim:
-    """One session's part. `number` says who was there first; `beside`: the services that it forwards from beside them.
+    """One session's claim. `number` is its age rank; `beside`: the services that it forwards over the network.
 
-    With `takes_all` it wants every port of its namespace, whether or not it has seen it yet.
+    With `takes_all` it wants every port of its namespace, seen or not.
     """
 
     number: int
@@ -57,7 +57,7 @@ class PortClaim:
 
 
 class PortClaims:
-    """All sessions that watch. `enter` gives a session its part; `join`, then for each plan `consult` and `settle`."""
+    """All watching sessions. `enter` adds a claim; `join`, then `consult` and `settle` for each plan."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
@@ -65,7 +65,7 @@ class PortClaims:
         self._holders: dict[PortKey, PortClaim] = {}
 
     def enter(self, replan: Callable[[], None]) -> PortClaim:
-        """A part for a session, in the order in which sessions begin."""
+        """A claim for a session, in the order in which sessions begin."""
         return PortClaim(next(self._numbers), replan)
 
     def join(
@@ -77,10 +77,10 @@ class PortClaims:
         service: str | None,
         declared: Iterable[PortSpec] = (),
     ) -> None:
-        """This is the container now. `namespace` and `project` are the engine's too: those of two engines differ.
+        """Set the claim's container. `namespace` and `project` include the engine: those of two engines differ.
 
-        What it has `declared` of services beside it counts from now on, also when it cannot forward it yet: their own
-        sessions would otherwise take these ports, and the numbers on the host, for the moment until it can.
+        `declared` ports of services beside it count from now on, even before it can forward them: else those services'
+        own sessions would take these ports, and their host ports, meanwhile.
         """
         if one.namespace != namespace:
             self.leave(one)
@@ -105,9 +105,9 @@ class PortClaims:
     def consult(
         self, one: PortClaim, own: Iterable[ForwardKey] | None, declared: Iterable[PortSpec]
     ) -> Mapping[ForwardKey, ClaimedBy]:
-        """Which of its own ports another session has; the others are its own from now on. `settle` must follow.
+        """Which of its own ports another session has; it holds the others from now on. Call `settle` next.
 
-        `own` are the ports that it sees; None: it takes declared ones only.
+        `own`: the ports that it sees; None: it takes declared ones only.
         """
         one.takes_all = own is not None
         ranks: dict[ForwardKey, Rank] = dict.fromkeys(own or (), (True, one.number))
@@ -131,7 +131,7 @@ class PortClaims:
         return found
 
     def settle(self, one: PortClaim, own: Iterable[ForwardKey], elsewhere: Mapping[ForwardKey, ClaimedBy]) -> None:
-        """The plan has been carried out: of these ports it has all but those that are elsewhere."""
+        """The plan was applied: of these ports it has all except those elsewhere."""
         kept = {
             (one.namespace, key.transport, key.container_port)
             for key in own
@@ -170,7 +170,7 @@ class PortClaims:
         )
 
     def _is_alone(self, one: PortClaim) -> bool:
-        """Of several instances of a service it is not known which one its name leads to."""
+        """With several instances of a service its name is ambiguous."""
         return sum((other.project, other.service) == (one.project, one.service) for other in self._members) == 1
 
     def _who_forwards_beside(self, project: str | None) -> list[PortClaim]:

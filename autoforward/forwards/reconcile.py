@@ -11,7 +11,7 @@ from autoforward.forwards.plan import Plan, UnforwardedPort, WantedForward
 
 @dataclass(frozen=True, slots=True)
 class Existing:
-    """A forward as it stands, as far as the steps depend on it."""
+    """A forward's current state, as far as the steps depend on it."""
 
     wanted: WantedForward
     status: Status | None
@@ -21,9 +21,9 @@ class Existing:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """In this order: close, then withdraw, serve and update what stays, then open.
+    """In this order: close; withdraw, serve and update what stays; open.
 
-    What is opened has no row yet, or one that failed: that one stays until it is known whether it can be had now.
+    An opened forward has no row yet, or a failed one, which stays until the outcome is known.
     """
 
     close: tuple[ForwardKey, ...] = ()
@@ -36,7 +36,7 @@ class Steps:
 
 
 def _claim(wanted: WantedForward) -> tuple[object, ...]:
-    """What decides about a host socket, and about how it is served."""
+    """What determines a host socket, and how it is served."""
     attributes = wanted.attributes
     return (
         wanted.pinned_host_port,
@@ -48,7 +48,7 @@ def _claim(wanted: WantedForward) -> tuple[object, ...]:
 
 
 def _needs_another_number(have: Existing, wanted: WantedForward) -> bool:
-    """Whether the host port that it has is not, or may not be, the one that it would be given now."""
+    """Whether its host port is not, or may not be, the one that it would get now."""
     if wanted.pinned_host_port != have.wanted.pinned_host_port:
         return True
     if wanted.pinned_host_port is not None or have.host_port is None:
@@ -58,17 +58,17 @@ def _needs_another_number(have: Existing, wanted: WantedForward) -> bool:
         return True
     if bool(attributes.elevate_if_needed) == bool(have.wanted.attributes.elevate_if_needed):
         return False
-    # Another number than its own may be better now; a privileged one is not allowed any more.
+    # Another port than its own may be better now; a privileged one is no longer allowed.
     return have.host_port != same < FIRST_UNPRIVILEGED or have.host_port < FIRST_UNPRIVILEGED
 
 
 def _starts_or_stops_holding(have: Existing, wanted: WantedForward) -> bool:
-    """Whether the host port of a server that is not up has to listen from now on, or not any more."""
+    """Whether the port of a server that is down must start or stop listening."""
     return have.status == "waiting" and wanted.accepts != have.wanted.accepts
 
 
 def may_move(have: Existing, wanted: WantedForward, *, came_back: bool) -> bool:
-    """Whether this is a moment at which a forward on another number than its own may get its own: its server comes (back)."""
+    """Whether a forward on another port may move to its own now: its server comes (back)."""
     if have.host_port in (None, wanted.key.container_port) or not wanted.serving:
         return False
     if wanted.pinned_host_port is not None or wanted.attributes.require_local_port:
@@ -83,9 +83,9 @@ def reconcile(
     host_ip: str,
     moving: Set[ForwardKey] = frozenset(),
 ) -> Steps:
-    """The steps from what there is to the plan. What needs another host socket is a close and an open.
+    """The steps from the current forwards to the plan. A forward that needs another host socket is closed and opened.
 
-    `moving`: forwards that would get their own number now, at a moment at which they may (`may_move`).
+    `moving`: forwards that get their own number now (`may_move`).
     """
     close: list[ForwardKey] = []
     withdraw: list[WantedForward] = []

@@ -1,4 +1,4 @@
-"""How forwards are told: the rows of `list --json` and the facts of PORT_EVENT, from a session's table. Pure but for the age."""
+"""Render forwards as rows of `list --json` and as PORT_EVENT objects. Pure except for the age."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ IN_USE, WAS_IN_USE = " is in use", " was in use"
 
 
 def exposure(host_ip: str | None) -> str | None:
-    """What everybody has to see of a forward on this address; None on loopback (None: the default)."""
+    """The warning about a forward on this address; None on loopback (None: the default)."""
     return None if host_ip is None or is_loopback(host_ip) else f"other machines can reach it: it listens on {host_ip}"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Whose forwards these are, as events say it."""
+    """The session of the forwards, as events name it."""
 
     identity: str
     container_id: str
@@ -39,7 +39,7 @@ class Place:
 
 @dataclass(slots=True)
 class Forward:
-    """One row of the table. `pair` and `lease` are None while `failed`; `reason` says why it is not plainly active."""
+    """One row of the table. `pair` and `lease` are None while `failed`; `reason` explains any status but plain `active`."""
 
     wanted: WantedForward
     status: Status
@@ -62,7 +62,7 @@ class Forward:
 
 
 def session_event(place: Place, event: EventName, reason: str | None = None) -> PortEvent:
-    """An event of the session as a whole."""
+    """An event about the whole session."""
     return PortEvent(
         event=event,
         container_id=place.container_id,
@@ -126,7 +126,7 @@ def _port_event(place: Place, event: EventName, key: ForwardKey, attributes: Por
 
 
 def remap_reason_now(row: Forward, is_free: Callable[[str, int, Transport], bool]) -> str | None:
-    """Why it is on another number, as far as that is still so."""
+    """Why it is on another port, if that still applies."""
     reason, own = row.remap_reason, row.wanted.key.container_port
     if reason is None or IN_USE not in reason:
         return reason
@@ -148,7 +148,7 @@ def list_rows(
     remarks: Sequence[str],
     is_free: Callable[[str, int, Transport], bool],
 ) -> Iterator[dict[str, Any]]:
-    """`list --json` rows: forwards, ports that are not forwarded, what is left in sum, `remarks` of the session."""
+    """The rows of `list --json`: forwards, unforwarded ports, the summary of the rest, and the session's `remarks`."""
     now_s = time.monotonic()
     for row in forwards:
         count = counters.get(row.forward_id or "", ForwardCounters())

@@ -1,4 +1,4 @@
-"""What a session's plan is made from: its record, its container and lane, and what the sessions beside it have."""
+"""The inputs of a session's plan: its record, container and lane, and the ports of other sessions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rules_of(
     elsewhere: Mapping[ForwardKey, ClaimedBy],
     network: bytes = b"",
 ) -> SessionRules:
-    """Everything but the snapshot and the time. `problem` is why there is no `tool`; `network`: the container's namespace."""
+    """Everything but the snapshot and the time. `problem`: why there is no `tool`; `network`: the container's namespace."""
     options = record.options
     asked = {request.value for request in record.requests if request.key == "elevateIfNeeded"}
     return SessionRules(
@@ -63,7 +63,7 @@ def _why_ports_are_here(info: ContainerInfo | None, network: bytes) -> str | Non
 
 
 class SessionClaims:
-    """A session's port claims, in terms of its record. `replan` is called when others have changed."""
+    """A session's port claims, in terms of its record. `replan` is called when others' claims change."""
 
     def __init__(self, neighbours: PortClaims, replan: Callable[[], None]) -> None:
         self._neighbours = neighbours
@@ -72,10 +72,10 @@ class SessionClaims:
         self._network = b""
 
     def join(self, record: SessionRecord, info: ContainerInfo, network: bytes | None = None) -> None:
-        """This is the session's container now, and that its network namespace; None: not known yet, perhaps that of before.
+        """Set the session's container and its network namespace; None: not known yet, perhaps the former one.
 
-        Those share a namespace of whom the engine and they themselves say so: a container that uses the network of another one
-        stays in the old namespace when that one is restarted, and what it says alone would give it a stranger's ports.
+        Containers share a namespace only if both the engine and they themselves say so: one that uses another's network
+        stays in the old namespace when that one restarts, and its own report alone could give it another's ports.
         """
         if network is not None:
             self._network = network
@@ -90,9 +90,9 @@ class SessionClaims:
     def consult(
         self, record: SessionRecord, snapshot: Snapshot, seen: Iterable[ForwardKey], *, can_relay: bool
     ) -> Mapping[ForwardKey, ClaimedBy]:
-        """Which ports of the container itself another session has, before a plan is made. `seen`: of the last plan.
+        """Before each plan: which of the container's own ports another session has. `seen`: of the last plan.
 
-        One that cannot relay, for want of a lane, leaves them all to others.
+        A session that cannot relay, without a lane, leaves them all to others.
         """
         listening = {ForwardKey(listener.transport, None, listener.container_port) for listener in snapshot}
         takes_part = record.attached and can_relay
@@ -102,7 +102,7 @@ class SessionClaims:
         return self._elsewhere
 
     def settle(self, record: SessionRecord, seen: Iterable[ForwardKey]) -> None:
-        """The plan has been carried out: what it has no use for, others may have."""
+        """The plan was applied: release what it does not use."""
         own = list(seen) if record.attached and record.options.auto else []
         own += [spec.key for spec in record.declared_here if spec.container_host is None]
         self._neighbours.settle(self._part, own, self._elsewhere)

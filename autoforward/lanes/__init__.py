@@ -1,1 +1,1 @@
-"""Ways into a container: the probe, relay tools, the shell watcher, and installing the agent."""
+"""Ways into a container: the probe, relay tools, the shell watcher, and the agent's installation."""

@@ -1,11 +1,11 @@
-"""Put the agent into a container: by content, once, into a folder of its own, seen to be there, unchanged, before it is run.
+"""Install the agent in a container: once per content, in its own folder, verified before it runs.
 
-And where it stays so: it runs as the container's default user, who may be root, while others in the container may write in
-some folders. So each folder that leads to it is one in which they can exchange nothing.
+It runs as the container's default user, who may be root, so every folder above it must be one in which other users of
+the container cannot replace anything.
 
-An upload can be refused (read-only root), or go where no process of the container sees it (below a tmpfs: the engine says yes,
-and shows the file when asked), or the place can be mounted noexec. So each place is tried in turn, and the caller says at
-which of them the agent did not run. Blocks; runs in a worker thread.
+An upload can be refused (read-only root), or be invisible to the container's processes (below a tmpfs: the engine
+succeeds and shows the file), or the place can be mounted noexec. So each place is tried in turn, and the caller reports
+where the agent did not run. Blocks; call from a worker thread.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ log = logging.getLogger(__name__)
 
 FOLDER = ".autoforward"
 MODE = 0o755
-"""Executable by every user of the container; only root can change it."""
+"""Executable by every user of the container; writable by root only."""
 
 MAX_ELF_BYTES = 256 * 1024
-"""No agent is larger; also what is read of a file that should be one."""
+"""No agent is larger; bounds reading a file that should be one."""
 
 
 MAX_PASSWD_BYTES = 256 * 1024
-"""What is read of the container's `/etc/passwd`, to know the number of the user that the container was made with."""
+"""Bytes read of the container's `/etc/passwd`, to find the id of its configured user."""
 
 
 NOT_BUILT = "the agent was not built for"
-"""So begins the reason where the installation has no agent for a container's processor."""
+"""Prefix of the reason when the installation has no agent for a container's processor."""
 
 
 def missing_agent_warning(container_name: str, lane: str | None, note: str) -> str | None:
@@ -54,7 +54,7 @@ def missing_agent_warning(container_name: str, lane: str | None, note: str) -> s
 
 
 class NoAgentError(AutoforwardError):
-    """The agent cannot be had in this container; the message is the reason, for `status`."""
+    """No agent for this container; the message is the reason, for `status`."""
 
 
 @cache
@@ -68,18 +68,18 @@ def agent_binary(architecture: str) -> bytes:
 
 
 class AgentDoesNotRunError(NoAgentError):
-    """The agent is in the container, and its process ended before it said a word: another place may do."""
+    """The agent is in the container, and its process ended before its first byte: another place may work."""
 
 
 ELF_MACHINES = {3: "386", 40: "arm", 62: "amd64", 183: "arm64", 243: "riscv64"}
-"""`e_machine` of an ELF file, in the engine's words."""
+"""`e_machine` of an ELF file, by the engine's name."""
 
 
 def architectures(engine: Engine, info: ContainerInfo) -> tuple[str, ...]:
-    """Which agents may run in the container, the likeliest first. Raises what the engine raises.
+    """The agents that may run in the container, the likeliest first. Raises the engine's errors.
 
-    What its image says is asked about only where it is not what the engine's machine is: labels of images are wrong at
-    times, and a kernel runs its own kind of static program in any container.
+    The image is asked only if it differs from the engine's machine: image labels are sometimes wrong, and a kernel runs
+    its own static programs in any container.
     """
     labelled, machine = engine.architecture(info), engine.machine
     if labelled == machine:
@@ -90,7 +90,7 @@ def architectures(engine: Engine, info: ContainerInfo) -> tuple[str, ...]:
 
 
 def built_for(candidates: Sequence[str]) -> tuple[str, ...]:
-    """Those of them that this installation has an agent for. Raises NoAgentError where that is none."""
+    """Those that this installation has an agent for. Raises NoAgentError if none."""
     built, reason = [], None
     for architecture in candidates:
         try:
@@ -104,9 +104,9 @@ def built_for(candidates: Sequence[str]) -> tuple[str, ...]:
 
 
 def deploy_agent(engine: Engine, info: ContainerInfo, architecture: str, unusable: Collection[str] = ()) -> str:
-    """The path of that agent in the container, at no place of an `unusable` one.
+    """Install that agent and return its path in the container, outside the `unusable` paths.
 
-    Raises NoAgentError, and what the engine raises.
+    Raises NoAgentError, and the engine's errors.
     """
     binary = agent_binary(architecture)
     name = agent_name(binary)
@@ -115,10 +115,10 @@ def deploy_agent(engine: Engine, info: ContainerInfo, architecture: str, unusabl
     for place in places(info):
         if place in tried:
             continue
-        # Where the engine hides a file's owner, only a folder whose name no process could know is the engine's own work.
-        unheard = "" if engine.tells_owners else f"{FOLDER}-{secrets.token_hex(16)}"
+        # If the engine hides file owners, only a folder with an unpredictable name is surely the engine's own.
+        unheard = "" if engine.reports_owners else f"{FOLDER}-{secrets.token_hex(16)}"
         path = _join(place, *filter(None, (unheard, FOLDER, name)))
-        look = look_at(engine, info, place, path, binary)
+        look = inspect_place(engine, info, place, path, binary)
         if look.is_there:
             return path
         problem = look.problem
@@ -137,17 +137,17 @@ def deploy_agent(engine: Engine, info: ContainerInfo, architecture: str, unusabl
 
 
 @dataclass(frozen=True, slots=True)
-class PlaceLook:
-    """Why others in the container could exchange what is put there, and whether our agent is there already."""
+class PlaceFacts:
+    """Why other users of the container could replace files there, and whether the agent is there already."""
 
     problem: str | None
     is_there: bool
 
 
-def look_at(engine: Engine, info: ContainerInfo, place: str, path: str, binary: bytes) -> PlaceLook:
-    """What the engine says of a place, and of the agent at `path` in it. Raises what the engine raises."""
-    if not engine.tells_owners and place not in _OF_ROOT:
-        return PlaceLook("the engine does not say who owns it", is_there=False)
+def inspect_place(engine: Engine, info: ContainerInfo, place: str, path: str, binary: bytes) -> PlaceFacts:
+    """The engine's view of a place, and of the agent at `path` in it. Raises the engine's errors."""
+    if not engine.reports_owners and place not in _OF_ROOT:
+        return PlaceFacts("the engine does not say who owns it", is_there=False)
     folders = way_to(place)
     try:
         with ThreadPoolExecutor(len(folders)) as pool:  # one takes the engine as long as all of them at once
@@ -157,13 +157,13 @@ def look_at(engine: Engine, info: ContainerInfo, place: str, path: str, binary: 
     except (TargetError, EngineUnreachableError):
         raise
     except AutoforwardError as error:
-        return PlaceLook(str(error), is_there=False)
+        return PlaceFacts(str(error), is_there=False)
     trusted = _trusted(engine, info)
     for folder, member in zip(folders, way, strict=True):
         problem = folder_problem(member, trusted)
         if problem is not None:
-            return PlaceLook(f"{folder} {problem}" if folder != place else problem, is_there=False)
-    return PlaceLook(None, is_there)
+            return PlaceFacts(f"{folder} {problem}" if folder != place else problem, is_there=False)
+    return PlaceFacts(None, is_there)
 
 
 def _look_into(engine: Engine, info: ContainerInfo, place: str, path: str, binary: bytes) -> tuple[Member | None, bool]:
@@ -176,18 +176,18 @@ def _look_into(engine: Engine, info: ContainerInfo, place: str, path: str, binar
 
 
 _OF_ROOT = ("/tmp", "/")  # in the container
-"""Of these it may be taken for granted, where the engine does not tell."""
+"""Assumed for these if the engine does not report owners."""
 
 
 def _trusted(engine: Engine, info: ContainerInfo) -> Callable[[int], bool]:
-    """Whether a folder of this owner will do: root's, or the user's as whom the agent will run."""
-    if not engine.tells_owners:
+    """Whether a folder of this owner is safe: root's, or the agent's user's."""
+    if not engine.reports_owners:
         return lambda _uid: True
     return lambda uid: uid == 0 or uid == _user_id(engine, info)
 
 
 def _user_id(engine: Engine, info: ContainerInfo) -> int | None:
-    """The number of the container's default user, for a name as the engine finds it; None when it is not to be had."""
+    """The id of the container's default user, resolving a name as the engine does; None if unknown."""
     user = info.user.partition(":")[0]
     if not user or re.fullmatch(r"[0-9]{1,10}", user):
         return int(user or 0)
@@ -201,7 +201,7 @@ def _user_id(engine: Engine, info: ContainerInfo) -> int | None:
 
 
 def folder_problem(member: Member | None, trusted: Callable[[int], bool]) -> str | None:
-    """Why others can exchange what is in a folder, None if they cannot."""
+    """Why others can replace what is in a folder, or None."""
     if member is None:
         return "is not there"
     folder = member[0]
@@ -225,20 +225,21 @@ def _join(place: str, *parts: str) -> str:
 
 
 def place_of(path: str) -> str:
-    """The one of `places` in which that agent lies."""
+    """Which of `places` that agent is in."""
     return path.partition(f"/{FOLDER}")[0] or "/"
 
 
 def agent_name(binary: bytes) -> str:
-    """What its file is called in a container: by content, so that another version is another file."""
+    """Its file name in a container: by content, so that another version is another file."""
     return f"agent-{hashlib.sha256(binary).hexdigest()[:16]}"
 
 
 def _is_there(engine: Engine, info: ContainerInfo, path: str, binary: bytes) -> bool:
-    """Whether that very file is there, and it and its folder are root's alone to change (their owner's, should that not be told).
+    """Whether exactly that file is there, and only root (their owner, if owners are unknown) can change it and its
+    folder.
 
-    Anybody in the container may have made a folder of that name in `/tmp` first, with a program of his own in it; it
-    would run as the container's default user, who may be root.
+    Anyone in the container may have made a folder of that name in `/tmp` first, with another program in it, which would
+    run as the container's default user, possibly root.
     """
     parent, _, name = path.rpartition("/")
     folder, file = engine.read_folder(info.container_id, parent, name, MAX_ELF_BYTES)
@@ -249,7 +250,7 @@ def _is_there(engine: Engine, info: ContainerInfo, path: str, binary: bytes) -> 
 
 def _is_ours(engine: Engine, folder: Member | None, file: Member | None, binary: bytes) -> bool:
     def is_safe(member: tarfile.TarInfo) -> bool:
-        return (member.uid == 0 or not engine.tells_owners) and not member.mode & 0o022
+        return (member.uid == 0 or not engine.reports_owners) and not member.mode & 0o022
 
     if folder is None or not folder[0].isdir() or not is_safe(folder[0]):
         return False
@@ -257,17 +258,17 @@ def _is_ours(engine: Engine, folder: Member | None, file: Member | None, binary:
 
 
 def places(info: ContainerInfo) -> Sequence[str]:
-    """Where to try, in order. `/tmp` is often there to be emptied; `/` is there in an image of a single file too.
+    """The places to try, in order. `/tmp` may be emptied; `/` exists even in an image with a single file.
 
-    Of mounts only volumes: the engine cannot put files into a tmpfs, and what is bound is a folder of the user's, where
-    the agent does not belong. Nor below one: the engine does not show what a tmpfs is like.
+    Of mounts only volumes: the engine cannot write into a tmpfs, and a bind mount is a folder of the user's. Nor below
+    one: the engine does not show a tmpfs's properties.
     """
     found = dict.fromkeys((*_OF_ROOT, *info.writable_volumes))
     return tuple(place for place in found if not set(way_to(place)) & set(info.other_mounts))
 
 
 def archive(name: str, binary: bytes, *, below: str = "") -> bytes:
-    """A tar of `.autoforward/` (0755, root) and the agent in it; all of it in another such folder, if one is named."""
+    """A tar of `.autoforward/` (0755, root) with the agent; all of it in another such folder, if `below` names one."""
     folders = [below, f"{below}/{FOLDER}"] if below else [FOLDER]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:

@@ -1,7 +1,7 @@
 """Detect that a relay's server has closed, for tools that do not report it: their socket is in CLOSE_WAIT.
 
-Pure bookkeeping for one session. A frame of the watcher shows sockets in CLOSE_WAIT by inode; which relay holds which
-inode is asked of the watcher once per relay, and only when a frame shows a socket that could be the relay's.
+Pure bookkeeping for one session. Watcher frames show CLOSE_WAIT sockets by inode; the watcher is asked which inode a
+relay holds once per relay, and only when a frame shows a socket that could be the relay's.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class CloseWaitTracker:
         self._waiting: dict[int, int] = {}
 
     def started(self, relay_id: int, container_pid: int, relay_token: str, dialled_ports: frozenset[int]) -> None:
-        """A relay's process runs (again, when it tries its next address)."""
+        """A relay's process runs (again for each address that it tries)."""
         self._relays[relay_id] = _OpenRelay(container_pid, relay_token, dialled_ports)
 
     def ended(self, relay_id: int) -> None:
         self._relays.pop(relay_id, None)
 
     def frame(self, rows: Sequence[SocketRow]) -> tuple[list[int], list[tuple[int, str]]]:
-        """Relays whose server has closed, and (pid, token) of those whose sockets have to be asked for."""
+        """Relays whose server has closed, and (pid, token) of those whose sockets must be queried."""
         self._waiting = {row.inode: row.remote_port for row in rows if row.state == "close_wait" and row.inode}
         ports = set(self._waiting.values())
         questions = []
@@ -45,7 +45,7 @@ class CloseWaitTracker:
         return self._closed(), questions
 
     def answer(self, container_pid: int, inodes: Sequence[int]) -> list[int]:
-        """The watcher said which sockets this process holds; relays whose server turns out to have closed."""
+        """The watcher's answer about a process's sockets; returns relays whose server has closed."""
         for relay in self._relays.values():
             if relay.container_pid == container_pid:
                 relay.asked = False

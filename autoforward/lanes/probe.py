@@ -1,4 +1,4 @@
-"""What the probe found in a container, and which lane follows from it. Pure."""
+"""A container's probe report, and the lane that follows from it. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autoforward.core.text import decoded_line
 from autoforward.lanes.relay_tools import Netcat, NetcatFlavour, RelayTool, devtcp_tool, netcat_tool, socat_tool
 
 MAX_REPORT = 64 * 1024
-"""Bytes of a probe's stdout that are looked at."""
+"""Bytes of a probe's stdout that are parsed."""
 
 MAX_LINES = 200
 
@@ -19,13 +19,13 @@ NO_LANE_HINT = "install socat in the image (or netcat-openbsd, or bash)"
 
 _TOOLS = frozenset({"cat", "grep", "awk", "sed", "sleep", "ls", "fractional-sleep"})
 _NETCAT_COMMANDS = frozenset({("nc",), ("nc.openbsd",), ("ncat",), ("nc.traditional",), ("netcat",), ("busybox", "nc")})
-# Which netcat to take where there are several: those that half-close and speak up first, the one without IPv6 last.
+# Which netcat to prefer: those that half-close and report errors first, the one without IPv6 last.
 _PREFERENCE: tuple[NetcatFlavour, ...] = ("openbsd", "ncat", "busybox", "openbsd-old", "traditional")
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What there is. Texts are printable; `uid` None when it could not be told."""
+    """The probe's findings. Texts are printable; `uid` None if unknown."""
 
     shell: str = ""
     uid: int | None = None
@@ -39,16 +39,16 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class NoLane:
-    """Nothing in the container can carry a connection (or not the lane that was asked for)."""
+    """No tool in the container can carry connections (or not the requested lane)."""
 
     reason: str
     tried: tuple[str, ...]
 
 
 def parse_probe(report: bytes) -> Probe:
-    """The probe's stdout. ProtocolError when it is not one, or is cut short; unknown lines are skipped."""
+    """Parse the probe's stdout. ProtocolError if it is invalid or incomplete; unknown lines are skipped."""
     lines = report[:MAX_REPORT].split(b"\n", MAX_LINES)
-    # A shell's start-up file may print things first.
+    # A shell's start-up file may print first.
     if b"AF probe 1" not in lines or b"AF probe end" not in lines:
         raise ProtocolError(f"the container's shell did not finish its report: {decoded_line(report, 80)!r}")
     values: dict[str, str] = {}
@@ -83,7 +83,7 @@ def parse_probe(report: bytes) -> Probe:
 
 
 def choose_lane(probe: Probe, choice: LaneChoice) -> RelayTool | NoLane:
-    """The lane for `choice`: with `auto` the first that works of socat, nc, devtcp."""
+    """The lane for `choice`; `auto`: the first that works of socat, nc, devtcp."""
     found: dict[str, RelayTool] = {}
     if probe.socat:
         found["socat"] = socat_tool()
@@ -108,11 +108,11 @@ _NAMES = {"socat": "socat", "nc": "nc of a known kind", "devtcp": "bash with /de
 
 NOTHING_RUNS = "nothing can be run in the container"
 _NOT_OF_THE_SHELL = ("unable to find user", "unable to find group", "no matching entries", "chdir", "cwd")
-"""Its user is not there any more, or its working directory."""
+"""Its user, or its working directory, no longer exists."""
 
 
 def explain_exec_failure(exit_code: int, stdout: bytes, stderr: bytes) -> str:
-    """Why a probe or a watcher never ran, for people. Docker: exit 126 or 127 and its words on stdout."""
+    """Why a probe or a watcher never ran, for people. Docker: exit 126 or 127, with its message on stdout."""
     words = decoded_line(stdout or stderr)
     if exit_code in (126, 127) and any(sign in words for sign in _NOT_OF_THE_SHELL):
         return f"{NOTHING_RUNS}: {words}"

@@ -1,4 +1,4 @@
-"""Ask a container, with one short exec, what could carry connections in it. Blocks; runs in a worker thread."""
+"""Probe a container with one short exec for tools that carry connections. Blocks; call from a worker thread."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PROBE_TIMEOUT_S = 15.0
 
 
 class NoShellError(AutoforwardError):
-    """No process of autoforward can run in this container: it has no shell that works.
+    """autoforward cannot run anything in this container: it has no working shell.
 
-    `nothing_runs`: nor has it anything else that the engine could start.
+    `nothing_runs`: nor any other program that the engine could start.
     """
 
     def __init__(self, message: str, *, nothing_runs: bool = False) -> None:
@@ -29,7 +29,7 @@ class NoShellError(AutoforwardError):
 
 
 def probe_container(engine: Engine, container_id: str) -> Probe:
-    """What is there. Raises NoShellError, or what `Engine.open_exec` raises."""
+    """Probe the container. Raises NoShellError, or the errors of `Engine.open_exec`."""
     stdout, stderr, exec_id = run_in_container(engine, container_id, probe_argv())
     if engine.goes_by_number(container_id, decoded_line(stdout or stderr)):
         stdout, stderr, exec_id = run_in_container(engine, container_id, probe_argv())
@@ -44,9 +44,9 @@ def probe_container(engine: Engine, container_id: str) -> Probe:
 
 
 def run_in_container(engine: Engine, container_id: str, argv: Sequence[str]) -> tuple[bytes, bytes, str]:
-    """Run a short command without input: the beginnings of its stdout and stderr, and the id of the exec.
+    """Run a short command without input; returns the start of its stdout and stderr, and the exec's id.
 
-    Raises AutoforwardError when it has not ended after PROBE_TIMEOUT_S, or what `Engine.open_exec` raises.
+    Raises AutoforwardError if it has not ended after PROBE_TIMEOUT_S, or the errors of `Engine.open_exec`.
     """
     stream = engine.open_exec(container_id, argv, {})
     output = {STDOUT: b"", STDERR: b""}

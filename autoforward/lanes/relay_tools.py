@@ -1,8 +1,8 @@
-"""Relay commands: (lane, where to dial) -> argv of one exec, and what each lane can do. Pure.
+"""Relay commands: (lane, addresses) -> argv of one exec, and what each lane can do. Pure.
 
-Facts about the tools, tried with socat 1.7.4.4, netcat-openbsd 1.219, netcat-traditional 1.10-47, ncat 7.93 and
-busybox 1.35: each of them half-closes when told as below and then waits for a late answer. socat, OpenBSD nc and ncat
-stay when the server closes first, until their stdin ends; the traditional and busybox ones leave at once.
+Tested with socat 1.7.4.4, netcat-openbsd 1.219, netcat-traditional 1.10-47, ncat 7.93 and busybox 1.35: with the
+options below each half-closes and then waits for a late answer. When the server closes first, socat, OpenBSD nc and
+ncat stay until EOF on stdin; the traditional and busybox ones exit at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from autoforward.lanes.scripts import script
 
 NetcatFlavour = Literal["openbsd", "openbsd-old", "traditional", "ncat", "busybox"]
 Dialect = Literal["agent", "socat", "devtcp", "openbsd", "openbsd-old", "traditional", "ncat", "busybox"]
-"""Who speaks on a relay's stderr: the lane, or for nc the flavour."""
+"""The dialect of a relay's stderr: the lane, or for nc the flavour."""
 
 LINGER_S = 86_400
 """How long socat and traditional nc wait for the answer after the client's EOF. Their defaults lose it."""
@@ -27,7 +27,7 @@ LINGER_S = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Netcat:
-    """A netcat of the container: how to call it, and which one it is."""
+    """A netcat in the container: its command, and which one it is."""
 
     command: tuple[str, ...]
     flavour: NetcatFlavour
@@ -35,13 +35,13 @@ class Netcat:
 
 @dataclass(frozen=True, slots=True)
 class RelayTool:
-    """What carries the relays of a session. `netcat` is set for the nc lane only."""
+    """The tool that carries a session's relays. `netcat` is set for the nc lane only."""
 
     lane: LaneName
     dialect: Dialect
     capabilities: LaneCapabilities
     needs_close_wait: bool
-    """A server that closes first is only seen as a CLOSE_WAIT row: run the watcher with `close_wait`."""
+    """A server that closes first shows only as a CLOSE_WAIT row: run the watcher with `close_wait`."""
     netcat: Netcat | None = None
 
 
@@ -73,9 +73,9 @@ _NETCATS: dict[NetcatFlavour, tuple[LaneCapabilities, bool]] = {
     "busybox": (LaneCapabilities(True, False, False, "busybox nc; does not say when it is connected"), False),
 }
 
-# What a tool says of an address it never got through to; relay.sh then tries the next one. ncat words that like a
-# failure in mid-stream, and socat's wording moves from version to version, so there it is what they say once
-# connected that counts (the "!").
+# A tool's messages about an address that it did not reach; relay.sh then tries the next one. ncat words these like a
+# failure in mid-stream, and socat's wording differs between versions, so there the messages after connecting decide
+# (the "!").
 _FAIL_TEXT: dict[Dialect, str] = {
     "socat": "!successfully connected",
     "openbsd": " failed: ",
@@ -85,13 +85,13 @@ _FAIL_TEXT: dict[Dialect, str] = {
     "busybox": "can't connect",
 }
 
-# Host names as a resolver takes them, and addresses; nothing a tool's own address syntax could trip over.
+# Host names as a resolver accepts them, and addresses; nothing with a meaning in a tool's own address syntax.
 _HOST = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]{0,252}|[0-9A-Fa-f:]{2,39}(%[0-9A-Za-z]{1,15})?|::ffff:[0-9.]{7,15}")
 _NUMERIC_V4 = re.compile(r"[0-9.]+")
 
 
 def usable_addresses(tool: RelayTool, addresses: Sequence[DialAddress]) -> tuple[DialAddress, ...]:
-    """Those of `addresses` that the tool can connect to. ValueError, for people, when that is none of several."""
+    """Those of `addresses` that the tool can connect to. ValueError, for people, if there are several and it can use none."""
     usable = tuple(address for address in addresses if tool.capabilities.ipv6 or not address.is_ipv6)
     if addresses and not usable:
         name = shlex.join(tool.netcat.command) if tool.netcat else tool.lane
@@ -103,10 +103,10 @@ def usable_addresses(tool: RelayTool, addresses: Sequence[DialAddress]) -> tuple
 
 
 def relay_argv(tool: RelayTool, addresses: Sequence[DialAddress]) -> list[str]:
-    """Command of one relay's exec. `addresses` are tried in order, without losing a byte of the client's.
+    """The command of one relay's exec. `addresses` are tried in order, without losing client bytes.
 
-    ValueError: no address, a host that is none, a port out of range, none that the tool can connect to (see
-    `usable_addresses`). Environment: `scripts.relay_environment`.
+    ValueError: no address, an invalid host or port, or none that the tool can connect to (see `usable_addresses`).
+    Environment: `scripts.relay_environment`.
     """
     if not addresses:
         raise ValueError("a relay needs an address to dial")
@@ -130,12 +130,12 @@ def _socat(address: DialAddress) -> list[str]:
         peer = f"TCP4:{address.host}:{address.port}"
     else:
         peer = f"TCP:{address.host}:{address.port}"
-    # -d -d: the notices say "successfully connected" and "is at EOF".
+    # -d -d: notices include "successfully connected" and "is at EOF".
     return ["-d", "-d", "-t", str(LINGER_S), "-", peer]
 
 
 def _netcat(*options: str, numeric: str | None) -> Callable[[DialAddress], list[str]]:
-    """`numeric` is the option for "no name service": without it some netcats look up the address's name first."""
+    """`numeric`: the option against name lookups: some netcats look up even addresses."""
 
     def build(address: DialAddress) -> list[str]:
         plain = address.is_ipv6 or _NUMERIC_V4.fullmatch(address.host)

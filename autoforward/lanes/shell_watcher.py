@@ -1,8 +1,8 @@
-"""The watch on one container: the watcher's exec stream, read on the control loop without blocking it.
+"""The shell watcher's client: its exec stream, read on the control loop without blocking.
 
-Frames (complete snapshots of the socket tables) go to `on_frame`, answers to `on_answer`, orders for the watcher in
-through `send`. `on_lost` is called exactly once, when the stream is no good any more: the first frame of the next
-detector repairs whatever was missed. A watcher that does not answer a ping is as lost as one whose stream has ended.
+Frames (complete snapshots of the socket tables) go to `on_frame`, answers to `on_answer`, commands to the watcher through
+`send`. `on_lost` is called exactly once, when the stream is unusable: the next detector's first frame repairs what was
+missed. A watcher that does not answer a ping is lost too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from autoforward.core import budget
 from autoforward.core.errors import ProtocolError
 from autoforward.core.masking.command_line import mask_command_line
-from autoforward.core.pause import ENGINE_WORD_S, PauseQuestion
+from autoforward.core.pause import PAUSE_ANSWER_TIMEOUT_S, PauseQuestion
 from autoforward.core.text import LineSplitter, decoded_line
 from autoforward.engine.exec_stream import STDERR, STDOUT, ExecStream
 from autoforward.lanes import watcher_protocol
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 PING_INTERVAL_S = 20.0
 PONG_TIMEOUT_S = 10.0
 MAX_OUTBOX_BYTES = 256 * 1024
-"""Kill lines that wait for the engine to take them: thousands of relays. More means that nothing moves any more."""
+"""Kill commands queued for the engine: thousands of relays. Beyond this the stream is stuck."""
 
 
 TURN_FRAMES = 8
 TURN_LINES = 256
-"""What is taken before others have their turn on the control loop: some 5 ms. A watcher sends one frame at a time."""
+"""Processed per turn of the control loop: about 5 ms. A watcher sends one frame at a time."""
 
 
 class Detector:
-    """Owns the stream. `start` once, `close` any time (idempotent, makes no callback)."""
+    """Owns the stream. Call `start` once, `close` at any time (idempotent, no callbacks)."""
 
     def __init__(
         self,
@@ -54,14 +54,14 @@ class Detector:
         self._on_lost = on_lost
         self._pause = PauseQuestion(on_unsure)
         self._outbox = bytearray()
-        self._last_words = ""
+        self._last_stderr = ""
         self._pings = itertools.count(1)
         self._awaited_pong: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.is_over_budget = False
         """Whether it was lost because it cost too much."""
         self.network = b""
-        """The network namespace that it says it is in; known before the first frame, or not at all."""
+        """The network namespace that it reports, before the first frame or never."""
         self._lines: deque[bytes] = deque()
         now_s = self._loop.time()
         self._frame_budget = budget.Budget(budget.WATCHER_FRAMES, now_s)
@@ -77,7 +77,7 @@ class Detector:
         self._read()
 
     def send(self, order: bytes) -> None:
-        """Queue an order (`lanes.watcher.encode_*`) for the watcher's stdin; after the end it is dropped."""
+        """Queue a command (`watcher_protocol.encode_*`) for the watcher's stdin; dropped after the end."""
         if self._stream.fileno() < 0:
             return
         if len(self._outbox) > MAX_OUTBOX_BYTES:
@@ -87,12 +87,12 @@ class Detector:
         self._flush()
 
     def ping_now(self, timeout_s: float = PONG_TIMEOUT_S) -> None:
-        """Ask at once whether the watcher is there (after a pause of the container, or of the machine)."""
+        """Ping the watcher now (after a pause of the container, or a sleep of the machine)."""
         if self._stream.fileno() >= 0:
             self._ping(timeout_s)
 
     def pause(self, paused: bool) -> None:
-        """The engine says whether the container is paused. One ping waits there, for which the watcher has a word at last."""
+        """Whether the engine reports the container as paused. The watcher answers a pending ping once it is resumed."""
         if self._stream.fileno() < 0:
             return
         if self._pause.answer(paused):
@@ -107,14 +107,14 @@ class Detector:
             self._lose("the watcher does not answer")
         else:
             self._pause.ask()
-            self._schedule(ENGINE_WORD_S, self._no_answer)
+            self._schedule(PAUSE_ANSWER_TIMEOUT_S, self._no_answer)
 
     def retire(self) -> None:
-        """Say nothing more, but stay: its relays live as long as its stream. `close` then ends both."""
-        self._on_frame = self._on_answer = self._on_lost = _say_nothing
+        """Make no more callbacks, but stay: the relays end with the stream. `close` ends both."""
+        self._on_frame = self._on_answer = self._on_lost = _ignore
 
     def close(self) -> None:
-        """Let go of the stream; the watcher sees EOF on its stdin, ends, and takes the session's relays with it."""
+        """Close the stream; the watcher sees EOF on stdin, ends, and kills the session's relays."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -136,14 +136,14 @@ class Detector:
             if not self._has_more:
                 chunks = self._stream.recv()
                 if chunks is None:
-                    self._lose(self._last_words or "the watcher's stream ended")
+                    self._lose(self._last_stderr or "the watcher's stream ended")
                     return
                 said = b"".join(payload for stream, payload in chunks if stream == STDOUT)
                 for stream, payload in chunks:
                     if stream == STDERR:
                         self._lines.extend(self._stderr.feed(payload))
                     elif stream != STDOUT and payload:
-                        self._last_words = decoded_line(payload)
+                        self._last_stderr = decoded_line(payload)
             self._take_turn(said)
         except BlockingIOError:
             return
@@ -158,7 +158,7 @@ class Detector:
         return self._parser.has_more or bool(self._lines)
 
     def _take_turn(self, said: bytes) -> None:
-        """Act on what came, as far as it is one turn's; the rest, and what comes, waits for a turn or for the budgets."""
+        """Process what came, up to one turn's amount; the rest waits for a turn or for the budgets."""
         lines = [self._lines.popleft() for _ in range(min(TURN_LINES, len(self._lines)))]
         for line in lines:
             self._take_answer(line)
@@ -180,9 +180,9 @@ class Detector:
         )
         if (rest_s or self._has_more) and self._stream.fileno() >= 0:
             self._loop.remove_reader(self._stream.fileno())
-            self._loop.call_later(rest_s, self._go_on)
+            self._loop.call_later(rest_s, self._resume)
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         if self._stream.fileno() >= 0:
             self._loop.add_reader(self._stream.fileno(), self._read)
             self._read()
@@ -197,7 +197,7 @@ class Detector:
                     self._pause.is_asked = False
                     self._schedule(PING_INTERVAL_S, self._ping)
             case watcher_protocol.Fatal(reason):
-                self._last_words = reason
+                self._last_stderr = reason
             case None:
                 log.debug("watcher: %s", mask_command_line(decoded_line(line)))
             case answer:
@@ -228,5 +228,5 @@ class Detector:
             self._timer = self._loop.call_later(delay_s, callback)
 
 
-def _say_nothing(_word: object) -> None:
-    """What a retired watcher sends is dropped."""
+def _ignore(_word: object) -> None:
+    """The handler of a retired watcher's output."""

@@ -1,6 +1,6 @@
-"""Parse a relay's stderr: one line in, one signal out. Pure; the tool's words, never the client's data.
+"""Parse a relay's stderr: one line in, one signal out. Pure.
 
-Data never goes to stderr, so a server cannot forge a signal; only what runs in the container as our user could.
+Client data never goes to stderr, so a server cannot forge a signal; a process of the same user in the container could.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from autoforward.lanes.relay_tools import Dialect
 
 @dataclass(frozen=True, slots=True)
 class RelayPid:
-    """An attempt starts; the relay is this process in the container. The last one said counts."""
+    """An attempt starts; the relay is this process in the container. The last one counts."""
 
     pid: int
 
@@ -26,19 +26,19 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """One address did not answer. The relay failed when it ends without `Opened`; the last reason is the reason."""
+    """One address failed. A relay that ends without `Opened` has failed, for the last of these reasons."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class ServerEof:
-    """The server will send no more: close the relay's stdin, read its stdout to the end, and it is over."""
+    """The server sends no more: close the relay's stdin and read its stdout to the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The connection to the server broke off in mid-stream (a reset): the client gets a reset too."""
+    """The server connection broke in mid-stream (a reset): reset the client too."""
 
     reason: str
 
@@ -83,7 +83,7 @@ def classify_line(dialect: Dialect, line: bytes) -> RelaySignal | None:
             return _after(line, b"Ncat: ")
         case "busybox":
             return _after(line, b"): ") if b"can't connect" in line else _after(line, b"nc: bad address")
-        case "agent":  # it has no relays of its own process
+        case "agent":  # the agent has no relay processes
             return None
 
 
@@ -98,7 +98,7 @@ def _socat(line: bytes) -> RelaySignal | None:
         if text.startswith(b"socket 2 ") and text.endswith(b" is at EOF"):
             return ServerEof()
         return None
-    # Names read and write by their C signature, as a warning: `read(5, 0x55.., 8192): Connection reset by peer`.
+    # Its warnings show read and write as calls: `read(5, 0x55.., 8192): Connection reset by peer`.
     if text.startswith((b"read(", b"write(")):
         return Broken(decoded_line(text.rpartition(b"): ")[2])) if b"reset by peer" in text else None
     # 1.7: `connect(5, AF=2 127.0.0.1:3999, 16): Connection refused`; 1.8: `TCP4:127.0.0.1:3999: Connection refused`.
@@ -112,7 +112,7 @@ def _devtcp(line: bytes) -> RelaySignal | None:
         return Opened()
     if line.startswith(b"cat: ") and b"reset by peer" in line:
         return Broken(decoded_line(line.rpartition(b": ")[2]))
-    # "Invalid argument" follows the line that says the name is unknown.
+    # "Invalid argument" follows the line about an unknown name.
     if b": /dev/tcp/" in line and not line.endswith(b"Invalid argument"):
         return AttemptFailed(decoded_line(line.rpartition(b": ")[2]))
     return _resolve(line)

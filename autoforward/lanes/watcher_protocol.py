@@ -1,8 +1,8 @@
 """The shell watcher's protocol, sans-IO: bytes in, frames and answers out.
 
-stdout carries `AF hello`, then frames (`AF begin N`, rows, `AF end N`); stderr carries answers, one a line.
-All of it comes out of a container and is hostile until parsed: limits are named, and breaking one is a
-ProtocolError, which ends that session only.
+stdout carries `AF hello`, then frames (`AF begin N`, rows, `AF end N`); stderr carries answers, one per line. All of it
+comes from a container and is hostile until parsed: violating a named limit is a ProtocolError, which ends that session
+only.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _BEGIN = re.compile(rb"AF begin (\d{1,18})")
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The watcher is up. `pid` is its pid in the container, `interval` the poll interval it uses, in seconds.
+    """The watcher has started. `pid`: in the container; `interval`: its poll interval, in seconds.
 
-    `network`: the network namespace that it is in, as `networks.namespace` writes it; empty where it could not see.
+    `network`: its network namespace, as `network_namespace.own_namespace` writes it; empty if unknown.
     """
 
     pid: int
@@ -51,7 +51,7 @@ class Frame:
 
 
 class WatcherStream:
-    """Parser of the watcher's stdout. Feed it what arrives; `feed` raises ProtocolError and is then unusable."""
+    """Parser of the watcher's stdout. `feed` raises ProtocolError, after which it is unusable."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -59,13 +59,13 @@ class WatcherStream:
         self._number = 0
         self._greeted = False
         self.has_more = False
-        """Whether `feed` stopped at its limit: another call goes on with what is left, and needs no new bytes."""
+        """Whether `feed` stopped at its limit: call it again, with or without new bytes."""
 
     def __repr__(self) -> str:
         return f"<WatcherStream frame={self._number} buffered={len(self._buffer)}>"
 
     def feed(self, data: bytes, most: int = sys.maxsize) -> list[Hello | Frame]:
-        """What `data` completes, in order, and `most` of it."""
+        """The messages that `data` completes, in order, at most `most`."""
         self._buffer += data
         done: list[Hello | Frame] = []
         while len(done) < most and (event := self._next()) is not None:
@@ -90,7 +90,7 @@ class WatcherStream:
         begin = _BEGIN.fullmatch(first)
         if begin is None or int(begin[1]) != self._number + 1:
             raise ProtocolError(f"the watcher sent something that is not a frame: {first[:80]!r}")
-        # Searched from the newline that ends the line before: an empty frame has its end right after its begin.
+        # Searched from the newline before: in an empty frame the end follows the begin directly.
         end_mark = b"\nAF end %d\n" % (self._number + 1)
         at = self._buffer.find(end_mark, max(newline, self._scanned - len(end_mark)))
         if at < 0:
@@ -110,14 +110,14 @@ class WatcherStream:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """The poll loop is alive."""
+    """The poll loop runs."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """`sent` is False when the process was gone, or was not the relay that was meant."""
+    """`sent` is False if the process was gone, or was not that relay."""
 
     pid: int
     sent: bool
@@ -125,7 +125,7 @@ class Killed:
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """Inodes of the sockets that a relay holds; empty when it is gone."""
+    """Inodes of the sockets that a relay holds; empty if it is gone."""
 
     pid: int
     inodes: tuple[int, ...]
@@ -133,7 +133,7 @@ class Sockets:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who holds a listening socket; `pid` 0 when that was not to be found. `command_line` is hostile, arguments apart by NUL."""
+    """The owner of a listening socket; `pid` 0 if not found. `command_line` is hostile, arguments separated by NUL."""
 
     inode: int
     pid: int
@@ -151,7 +151,7 @@ Answer = Pong | Killed | Sockets | Owner | Fatal
 
 
 def parse_answer(line: bytes) -> Answer | None:
-    """One line of the watcher's stderr, without its newline; None for anything else (a shell's complaint)."""
+    """Parse one line of the watcher's stderr, without its newline; None for anything else (such as a shell's error)."""
     if line.startswith(b"AF fatal "):
         return Fatal(decoded_line(line[9:]))
     if owner := _OWNER.fullmatch(line, 0, MAX_LINE_BYTES):
@@ -178,10 +178,10 @@ def encode_ping(number: int) -> bytes:
 
 
 def encode_kill(pid: int, relay_token: str, *, hard: bool = False) -> bytes:
-    """TERM (with `hard`, KILL) for a relay, if `pid` still is that relay; answered by Killed."""
+    """TERM (with `hard`, KILL) a relay, if `pid` still is that relay; answered by Killed."""
     return b"%s %d %s\n" % (b"kill9" if hard else b"kill", pid, check_token(relay_token).encode())
 
 
 def encode_sockets(pid: int, relay_token: str) -> bytes:
-    """Asks which sockets a relay holds; answered by Sockets."""
+    """Ask which sockets a relay holds; answered by Sockets."""
     return b"socks %d %s\n" % (pid, check_token(relay_token).encode())

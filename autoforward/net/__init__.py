@@ -1,1 +1,1 @@
-"""Host sockets and what the kernel says of them: bound ports, the event loop, write buffers, peer credentials, file changes."""
+"""Host sockets and their kernel state: bound ports, the event loop, write buffers, peer credentials, file changes."""

@@ -1,11 +1,11 @@
 """Host sockets: bound as a pair, reserved without listening, listening, and reserved again.
 
-Everything that differs between platforms is in this file. The sockets are non-blocking and close-on-exec.
+All platform differences are in this file. The sockets are non-blocking and close-on-exec.
 
-On Linux a bound socket that does not listen answers ECONNREFUSED, and keeps its number from everybody else as
-long as SO_REUSEADDR is off; listen() then checks for conflicts once more, and with SO_REUSEADDR on forgives
-connections of an earlier turn (established or TIME_WAIT). `shutdown(SHUT_RD)` takes a listening socket back to
-bound, with its number kept because bind() named it (a number chosen by the kernel would be given back).
+On Linux a bound socket that does not listen answers ECONNREFUSED, and keeps its port from all other processes while
+SO_REUSEADDR is off; listen() then checks for conflicts again, and with SO_REUSEADDR on ignores old connections
+(established or TIME_WAIT). `shutdown(SHUT_RD)` takes a listening socket back to bound; its port is kept because bind()
+named it (a port chosen by the kernel would be released).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from autoforward.core.errors import AutoforwardError
 from autoforward.core.model import Transport
 
-# Connections that wait for accept(); the kernel lowers it to its own limit (4096 on Linux, 128 on macOS).
+# Backlog of accept(); the kernel lowers it to its own limit (4096 on Linux, 128 on macOS).
 DEFAULT_BACKLOG = 1024
 
 _COMPANIONS = {"127.0.0.1": "::1", "0.0.0.0": "::", "::": "0.0.0.0"}
@@ -32,8 +32,8 @@ _CAP_NET_BIND_SERVICE = 10
 
 
 def lowest_bindable_port() -> int | None:
-    """From where on this process may bind; None where the system does not say. Not cached: a sysctl may change it."""
-    if sys.platform != "linux":  # macOS lets everybody bind on all addresses
+    """The lowest port that this process may bind; None if unknown. Not cached: a sysctl may change it."""
+    if sys.platform != "linux":  # macOS lets every user bind on all addresses
         return 1
     try:
         status = Path("/proc/self/status").read_text()
@@ -46,25 +46,25 @@ def lowest_bindable_port() -> int | None:
 
 
 class HostPortError(AutoforwardError):
-    """A host socket cannot be had."""
+    """A host socket is not available."""
 
 
 class HostPortTakenError(HostPortError):
-    """Someone holds the number, on one of the addresses at least."""
+    """Another process holds the port, on at least one of the addresses."""
 
 
 class HostPortDeniedError(HostPortError):
-    """The system does not let this user bind the number."""
+    """The system does not let this user bind the port."""
 
 
 class HostAddressError(HostPortError):
-    """The bind address is not one of this machine."""
+    """The bind address is not one of this machine's."""
 
 
 class BoundPair:
-    """The sockets of one host port; the owner closes it. `host_ip` is what was asked, `host_ips` what is bound.
+    """The sockets of one host port; the owner closes it. `host_ip` is the requested address, `host_ips` the bound ones.
 
-    `sockets` is in the order of `host_ips`. On macOS `stop_listening` replaces them by new ones.
+    `sockets` is in the order of `host_ips`. On macOS `stop_listening` replaces them.
     """
 
     def __init__(self, host_ip: str, host_port: int, transport: Transport, sockets: tuple[socket.socket, ...]) -> None:
@@ -80,16 +80,15 @@ class BoundPair:
         return f"<BoundPair {self.transport} {'+'.join(self.host_ips)}:{self.host_port} {state}>"
 
     def close(self) -> None:
-        """Give the number back. Idempotent."""
+        """Release the port. Idempotent."""
         self.listening = False
         _close_all(self.sockets)
 
 
 def bind_pair(host_ip: str, host_port: int, transport: Transport = "tcp") -> BoundPair:
-    """Bind and reserve, without listening. `127.0.0.1` brings `::1` along, and each wildcard the other one.
-
-    A number with either side taken is taken; a host without IPv6 gets the v4 side alone. Raises
-    HostPortTakenError, HostPortDeniedError, HostAddressError, HostPortError (descriptors, memory).
+    """Bind and reserve, without listening. `127.0.0.1` includes `::1`, and each wildcard the other.
+    A port that is taken on either side is taken; a host without IPv6 gets the v4 side only. Raises HostPortTakenError,
+    HostPortDeniedError, HostAddressError, HostPortError (descriptors, memory).
     """
     if not 1 <= host_port <= 65535:
         raise ValueError(f"not a port number: {host_port}")
@@ -118,10 +117,10 @@ def bind_pair(host_ip: str, host_port: int, transport: Transport = "tcp") -> Bou
 
 
 def start_listening(pair: BoundPair, backlog: int = DEFAULT_BACKLOG) -> None:
-    """Accept from now on. Idempotent; nothing to do for UDP.
+    """Accept from now on. Idempotent; a no-op for UDP.
 
-    Raises HostPortTakenError when another process got in between (it had bound the number with SO_REUSEADDR
-    before us); no side listens then, and the pair is still the caller's to close.
+    Raises HostPortTakenError if another process listens meanwhile (it had bound the port with SO_REUSEADDR earlier);
+    then no side listens, and the caller still owns the pair.
     """
     if pair.transport == "udp" or pair.listening:
         pair.listening = True
@@ -139,11 +138,11 @@ def start_listening(pair: BoundPair, backlog: int = DEFAULT_BACKLOG) -> None:
 
 
 def stop_listening(pair: BoundPair) -> None:
-    """Refuse from now on, and keep the number. Idempotent; live connections are not touched.
+    """Refuse from now on, and keep the port. Idempotent; does not affect accepted connections.
 
-    Connections that are not accepted yet are reset. Take the sockets out of every selector first: on Linux they
-    report a hang-up from here on, and on macOS they are replaced. Raises HostPortTakenError on macOS when
-    another process took the number in the moment between; the pair is closed then.
+    Resets connections that are not accepted yet. Remove the sockets from every selector first: on Linux they report a
+    hang-up from here on, and on macOS they are replaced. Raises HostPortTakenError on macOS if another process takes
+    the port in between; the pair is closed then.
     """
     if not pair.listening:
         return
@@ -164,7 +163,7 @@ def stop_listening(pair: BoundPair) -> None:
 
 
 def _rebind(pair: BoundPair) -> None:
-    """For macOS, where a listening socket cannot be taken back: close and bind again. Not tested there yet."""
+    """For macOS, where a listening socket cannot be reverted: close and bind again. Not tested there yet."""
     _close_all(pair.sockets)
     fresh: list[socket.socket] = []
     for host_ip in pair.host_ips:
@@ -178,7 +177,7 @@ def _rebind(pair: BoundPair) -> None:
 
 def _bind(address: str, host_port: int, transport: Transport) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # UDP never gets SO_REUSEADDR: there it lets two processes share (and steal) a number.
+    # UDP never gets SO_REUSEADDR, with which two processes could share a port.
     kind = socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM
     sock = socket.socket(family, kind)
     try:
@@ -186,8 +185,8 @@ def _bind(address: str, host_port: int, transport: Transport) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if transport == "tcp":
-            # For connections in TIME_WAIT from the last time. macOS would let it take a number that another
-            # process holds on the wildcard, so there the plain bind goes first (not tested there yet).
+            # For earlier connections in TIME_WAIT. On macOS it would also take a port that another process holds on the
+            # wildcard, so there the plain bind goes first (not tested there yet).
             if sys.platform == "darwin" and _bind_plainly(sock, address, host_port):
                 return sock
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -201,7 +200,7 @@ def _bind(address: str, host_port: int, transport: Transport) -> socket.socket:
 
 
 def _bind_plainly(sock: socket.socket, address: str, host_port: int) -> bool:
-    """For macOS: True when bound; False when only TIME_WAIT is in the way; OSError when a process is."""
+    """For macOS: True if bound; False if only TIME_WAIT prevents it; OSError if a process does."""
     try:
         sock.bind((address, host_port))
     except OSError as error:
@@ -236,7 +235,7 @@ def _close_all(sockets: Collection[socket.socket]) -> None:
 
 
 def owners_of_ports(host_ports: Collection[int], transport: Transport = "tcp") -> dict[int, str]:
-    """Who holds these numbers, as `nginx (pid 12)`, as far as the system tells; in one walk over the processes (some 10 ms)."""
+    """The holders of these ports, as `nginx (pid 12)`, if known; in one walk over the processes (about 10 ms)."""
     import psutil
 
     from autoforward.core.masking.command_line import mask_command_line  # expressions that a command does not need
@@ -251,10 +250,10 @@ def owners_of_ports(host_ports: Collection[int], transport: Transport = "tcp") -
             if transport == "tcp" and connection.status not in (psutil.CONN_LISTEN, psutil.CONN_NONE):
                 continue
             with contextlib.suppress(psutil.NoSuchProcess):
-                # A process names itself: it may have the whole of its command line there.
+                # A process chooses its name, which may be its whole command line.
                 name = mask_command_line(psutil.Process(connection.pid).name())
                 owners[connection.laddr.port] = f"{name} (pid {connection.pid})"
     except (psutil.Error, OSError):
-        # macOS answers root alone.
+        # macOS answers only root.
         return owners
     return owners

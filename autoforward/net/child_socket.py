@@ -10,25 +10,25 @@ import threading
 from collections.abc import Mapping, Sequence
 
 CONNECTED_TIMEOUT_S = 30.0
-"""For the blocking use before it is made non-blocking: starting the process, and its own connecting."""
+"""For blocking use before it becomes non-blocking: starting the process, and its own connecting."""
 
 GRACE_S = 5.0
-"""A process whose stdin has ended hands on what it still has, and ends; but it stays while its reader does not take that."""
+"""After EOF on stdin a process passes on what it has and exits; it stays while its reader does not read."""
 
 KILL_AFTER_S = 2.0
 
-MAX_WORDS_BYTES = 4096
+MAX_STDERR_BYTES = 4096
 
 
 class ChildSocket(socket.socket):
-    """`close` lets the process end by itself, and ends it where it does not; it never blocks, and may come twice."""
+    """`close` lets the process exit, and kills it if it does not; it never blocks, and is idempotent."""
 
     _child: subprocess.Popen[bytes]
     _let_go: threading.Event
 
     @classmethod
     def start(cls, argv: Sequence[str], environ: Mapping[str, str]) -> ChildSocket:
-        """Raises OSError when there is no such program."""
+        """Raises OSError if the program does not exist."""
         ours, theirs = socket.socketpair()
         with theirs:
             made = cls(fileno=ours.detach())
@@ -46,25 +46,25 @@ class ChildSocket(socket.socket):
                 socket.socket.close(made)
                 raise
         made.settimeout(CONNECTED_TIMEOUT_S)
-        threading.Thread(target=made._see_it_out, name=f"carried by {argv[0]}", daemon=True).start()
+        threading.Thread(target=made._reap, name=f"carried by {argv[0]}", daemon=True).start()
         return made
 
-    def words(self) -> str:
-        """What the process has said on stderr, in one line. Once, and only while it is not closed."""
+    def error_text(self) -> str:
+        """The process's stderr, on one line. Once, and only before `close`."""
         stderr = self._child.stderr
         if stderr is None or stderr.closed:
             return ""
         os.set_blocking(stderr.fileno(), False)
         with contextlib.suppress(BlockingIOError, ValueError):
-            return " ".join((stderr.read(MAX_WORDS_BYTES) or b"").decode("utf-8", "replace").split())
+            return " ".join((stderr.read(MAX_STDERR_BYTES) or b"").decode("utf-8", "replace").split())
         return ""
 
     def close(self) -> None:
         super().close()
         self._let_go.set()
 
-    def _see_it_out(self) -> None:
-        """The ladder: its stdin has ended; TERM, KILL."""
+    def _reap(self) -> None:
+        """The shutdown ladder: EOF on stdin, TERM, KILL."""
         self._let_go.wait()
         process = self._child
         for end in (process.terminate, process.kill):

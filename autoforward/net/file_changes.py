@@ -1,6 +1,6 @@
-"""Tell that something changed in a folder, without its name: a container chooses names.
+"""Report that something changed in a folder, without its name, which a container chooses.
 
-Who writes there can rename a file thousands of times a second. So each folder tells once (IN_ONESHOT), whatever follows.
+A writer can rename a file thousands of times a second, so each folder reports once (IN_ONESHOT).
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ MASK = (
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 HAS_INOTIFY = hasattr(_LIBC, "inotify_init1")
-"""Only Linux has it; elsewhere files are looked at from time to time."""
+"""Linux only; elsewhere files are polled."""
 
 
 class Changes:
-    """`happened` is set, on the loop, once something happens in a folder of `watch`. Ended with `close`."""
+    """`happened` is set, on the loop, after a change in a folder of `watch`. Close with `close`."""
 
     def __init__(self) -> None:
         self.happened = asyncio.Event()
@@ -46,7 +46,7 @@ class Changes:
         self._loop.add_reader(self._fd, self._on_readable)
 
     def watch(self, folders: Iterable[str]) -> None:
-        """May wait for a mount: call it in a thread. A folder that is gone or not for us is left out. Raises OSError."""
+        """May block on a mount: call it in a thread. A missing or unreadable folder is skipped. Raises OSError."""
         for folder in folders:
             try:
                 _checked(_LIBC.inotify_add_watch(self._fd, os.fsencode(folder), ctypes.c_uint32(MASK)))

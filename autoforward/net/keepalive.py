@@ -1,7 +1,7 @@
-"""TCP keepalive: the kernel probes idle connections and breaks off dead ones.
+"""TCP keepalive: the kernel probes idle connections and closes dead ones.
 
-For those that leave this machine. On its own a connection ends with the process at the other end; elsewhere a cable is
-drawn, a laptop goes to sleep, a router forgets. (An agent is asked every few seconds besides, and asks us.)
+For connections to other machines. Locally a connection ends with its peer's process; remotely a cable is unplugged, a
+laptop sleeps, a router forgets. (The agent is also pinged every few seconds, and pings back.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ KEEPALIVE_PROBES = 3
 
 
 def keepalive_options() -> list[tuple[int, int, int]]:
-    """For `setsockopt`: a peer that is gone without a word is noticed within half a minute, where the system can."""
+    """Options for `setsockopt`: a silently lost peer is noticed within half a minute, where the system can."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name, value in (
         ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
@@ -33,5 +33,5 @@ def keep_alive(sock: socket.socket) -> None:
 
 
 def leaves_this_machine(sock: socket.socket) -> bool:
-    """Whether a bound TCP socket can have a peer elsewhere."""
+    """Whether a bound TCP socket can have a peer on another machine."""
     return not ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback

@@ -1,7 +1,7 @@
-"""The data plane's event loop: one thread, one poller, timers, and what is done once a turn.
+"""The data plane's event loop: one thread, one poller, timers, and end-of-turn callbacks.
 
-Its owner gives two callables, which run in the loop's thread: `each_turn` after the sockets of a turn were handled, and
-`at_end` once, before what was adopted is closed. Only `start`, `wake` and `stop` may be called from other threads.
+Its owner gives two callables, which run in the loop's thread: `each_turn` after the turn's sockets were handled, and
+`at_end` once, before adopted objects are closed. Other threads may only call `start`, `wake` and `stop`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Timer:
 
 
 class Loop:
-    """Calls handlers of ready descriptors and due timers. A fault in one of them is logged, and the loop goes on."""
+    """Calls handlers of ready descriptors and due timers. A handler's exception is logged, and the loop continues."""
 
     def __init__(self, name: str, each_turn: Callable[[], None], at_end: Callable[[], None]) -> None:
         self._each_turn = each_turn
@@ -81,9 +81,9 @@ class Loop:
     # In the loop's thread.
 
     def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
-        """Call `handler(ready events)` whenever `fd` is ready for `events`; 0 takes it off.
+        """Call `handler(ready events)` whenever `fd` is ready for `events`; 0 unregisters it.
 
-        Nothing watched must be nothing registered: a hang-up is reported even with an empty mask, over and over.
+        An empty mask must unregister: a hang-up is reported even with an empty mask, over and over.
         """
         known = self._watched.get(fd)
         before = known[0] if known is not None else 0
@@ -100,18 +100,18 @@ class Loop:
         return timer
 
     def at_turn_end(self, callback: Callable[[], None]) -> None:
-        """Call this once, before the loop waits again: what many put together in a turn can go out as one."""
+        """Call this once at the end of the turn, so that output of a turn can be written together."""
         self._turn_ends.append(callback)
 
     def adopt(self, owned: Closeable) -> None:
-        """Close this with the loop, should it still be there then."""
+        """Close this with the loop, unless it is disowned before."""
         self._owned.add(owned)
 
     def disown(self, owned: Closeable) -> None:
         self._owned.discard(owned)
 
     def call(self, call: Callable[..., None], *arguments: object) -> bool:
-        """Call it; a fault is logged, because it must not end the others. Whether there was no fault."""
+        """Call it; an exception is logged and does not end the loop. Returns whether there was none."""
         try:
             call(*arguments)
         except Exception:
@@ -125,9 +125,9 @@ class Loop:
             self.turns += 1
             for fd, events in self._poller.wait(self._next_delay_s()):
                 wanted, handler = self._watched.get(fd, (0, _ignore))
-                # 0: taken off by what was handled before it in this turn.
+                # 0: unregistered by an earlier handler of this turn.
                 if events & wanted and not self.call(handler, events & wanted):
-                    self.watch(fd, 0, _ignore)  # or it is the same again at once, for ever
+                    self.watch(fd, 0, _ignore)  # else it would be reported again at once, for ever
             self._each_turn()
             self._run_timers()
             while self._turn_ends:
@@ -165,4 +165,4 @@ class Loop:
 
 
 def _ignore(_events: int) -> None:
-    """Handler of a descriptor that is no longer watched."""
+    """Handler of an unregistered descriptor."""

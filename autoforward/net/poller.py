@@ -1,6 +1,6 @@
-"""Poll descriptors: epoll on Linux, else `selectors`. One mask a descriptor.
+"""Poll descriptors: epoll on Linux, else `selectors`. One mask per descriptor.
 
-Not `selectors` throughout: its bookkeeping of namedtuples took a fifth of the data plane's time under load.
+Not `selectors` everywhere: its namedtuples took a fifth of the data plane's time under load.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def wait_readable(*fds: int, timeout_s: float | None = None) -> list[int]:
 
 
 class Poller(Protocol):
-    """`change` is told the mask before, too (0: not watched): it keeps no table of its own."""
+    """`change` also gets the former mask (0: not watched), so that the poller keeps no table."""
 
     def change(self, fd: int, before: int, events: int) -> None: ...
 
     def wait(self, timeout_s: float | None) -> list[tuple[int, int]]:
-        """(descriptor, READ | WRITE) that are ready. A hang-up or an error is readiness for whatever is watched."""
+        """The ready (descriptor, READ | WRITE). A hang-up or an error counts as both."""
 
     def close(self) -> None: ...
 
@@ -37,7 +37,7 @@ if sys.platform == "linux":
 
     class EpollPoller:
         MAX_EVENTS = 512
-        """Taken in one turn; what is ready beyond them is ready in the next."""
+        """Per turn; further ready descriptors come in the next."""
 
         def __init__(self) -> None:
             self._epoll = select.epoll()
@@ -54,7 +54,7 @@ if sys.platform == "linux":
         def wait(self, timeout_s: float | None) -> list[tuple[int, int]]:
             both, not_in, not_out = READ | WRITE, ~select.EPOLLIN, ~select.EPOLLOUT
             ready = self._epoll.poll(timeout_s, self.MAX_EVENTS)
-            # As in `selectors`: what is neither plain input nor plain output (a hang-up) is both.
+            # As in `selectors`: anything but plain input or output (a hang-up) counts as both.
             return [
                 (fd, both if event & not_in and event & not_out else (READ if event & select.EPOLLIN else WRITE))
                 for fd, event in ready

@@ -15,31 +15,32 @@ from autoforward.net.loop import Loop
 RECEIVE_BYTES = 256 * 1024
 
 JOINED_BYTES = 4096
-"""Pieces are put together up to this. A piece of 2 bytes costs 50 more, so that the half a million of them that a window
-lets pass took 33 MB."""
+"""Chunks are joined up to this size. A chunk of 2 bytes costs 50 more: the half million of them that a window allows
+took 33 MB.
+"""
 
 MAX_GATHERED = 64
-"""Chunks in one `sendmsg`; the systems' own limit is 1,024."""
+"""Chunks per `sendmsg`; the system limit is 1,024."""
 
 _MSG_MORE = getattr(socket, "MSG_MORE", 0)  # Linux
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
-"""SO_LINGER: what is not sent yet is thrown away and the other end told so, or it goes out and a FIN behind it."""
+"""SO_LINGER: discard unsent bytes and reset, or send them with a FIN."""
 
 
 def prepare_listener(listener: socket.socket) -> None:
-    """What accepted sockets inherit (on macOS all but the first); one system call for all instead of one for each."""
+    """Options that accepted sockets inherit (on macOS all but the first); one system call instead of one per socket."""
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # Until its orderly end each of them is closed with a reset, by whomever: a kernel that closes the sockets of a
-    # supervisor that was killed would say FIN otherwise, and half an answer looked whole.
+    # Until its orderly end each socket closes with a reset, whoever closes it: the kernel would otherwise send FIN for
+    # a killed supervisor, and half an answer would look complete.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     if leaves_this_machine(listener):
         keep_alive(listener)
 
 
 def append_joined(chunks: deque[bytes | memoryview], data: bytes) -> None:
-    """Put `data` behind the others: what they cost is what they hold, however small they are."""
+    """Append `data`, joined with the last chunk if small: memory use follows the bytes, not the number of chunks."""
     if chunks and len(chunks[-1]) + len(data) <= JOINED_BYTES:
         chunks[-1] = b"".join((chunks[-1], data))
     else:
@@ -64,7 +65,7 @@ class WriteBuffer:
         self.size = 0
 
     def flush_gathered(self, sock: socket.socket, *, fin_follows: bool = False) -> int:
-        """Like `flush`, with one system call for many chunks; the FIN that follows at once goes into the last segment."""
+        """As `flush`, with one system call for many chunks; a FIN that follows at once goes into the last segment."""
         before = self.size
         flags = _MSG_MORE if fin_follows else 0
         while self._chunks:
@@ -83,7 +84,7 @@ class WriteBuffer:
         return before - self.size
 
     def flush(self, send: Callable[[bytes | memoryview], int]) -> int:
-        """Send as much as is taken; how many bytes that was. Raises OSError of `send` except BlockingIOError."""
+        """Send as much as is taken; returns how many bytes. Raises OSError of `send` except BlockingIOError."""
         before = self.size
         while self._chunks:
             chunk = self._chunks[0]
@@ -100,7 +101,7 @@ class WriteBuffer:
 
 
 class Linger:
-    """A client whose server has closed: discard what it still sends, until it closes or its time is up."""
+    """A client whose server has closed: discard what it still sends, until it closes or times out."""
 
     __slots__ = ("_client", "_loop", "_timer")
 
@@ -120,7 +121,7 @@ class Linger:
                 return
         except BlockingIOError:
             return
-        except OSError:  # reset: as good an end as any
+        except OSError:  # reset: an end too
             pass
         self.close()
 

@@ -10,7 +10,7 @@ from autoforward.service.systemd import Systemd
 
 
 def manager_of(platform: str = sys.platform) -> Manager:
-    """The service manager of this system. Raises NoManagerError where none is known."""
+    """The service manager of this system. Raises NoManagerError if none is supported."""
     if platform == "darwin":
         return Launchd()
     if platform.startswith("linux"):

@@ -1,4 +1,4 @@
-"""The service as an agent of launchd, in the user's login session. Not tried on a Mac yet."""
+"""The service as a launchd agent, in the user's login session. Not tested on a Mac yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autoforward.service.units import LABEL, Definition, launchd_plist, program_
 
 
 class Launchd:
-    """An agent of `launchctl`, in the user's login session."""
+    """A launchd agent, in the user's login session."""
 
     name = "launchd"
 

@@ -1,6 +1,6 @@
-"""What the two service managers have in common: how programs are run, files replaced, and what a manager can be asked.
+"""What both service managers share: running programs, replacing files, and the manager's interface.
 
-Everything is the user's own: nothing here needs root, and nothing is left after `uninstall`.
+Everything belongs to the user: nothing needs root, and `uninstall` leaves nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ State = Literal["running", "starting", "failed", "stopped", "unknown"]
 
 
 class NoManagerError(AutoforwardError):
-    """There is no service manager that would start anything for this user."""
+    """No service manager would start anything for this user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a program ended: `status` None is one that could not be run or did not end."""
+    """How a program ended: `status` None: it could not run or did not end."""
 
     status: int | None
     output: str
@@ -36,7 +36,7 @@ Run = Callable[[Sequence[str]], Done]
 
 
 def run_quietly(argv: Sequence[str]) -> Done:
-    """Run to the end, at most `TIMEOUT_S`; its stdout and stderr."""
+    """Run to the end, at most `TIMEOUT_S`, capturing stdout and stderr."""
     try:
         done = subprocess.run(
             argv,
@@ -55,7 +55,7 @@ def run_quietly(argv: Sequence[str]) -> Done:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How an installed service does. `detail`: in the manager's words."""
+    """The state of an installed service. `detail`: as the manager reports it."""
 
     state: State
     pid: int | None = None
@@ -64,7 +64,7 @@ class Health:
 
 
 class Manager(Protocol):
-    """`install` and `uninstall` say what they did, a line each; both are idempotent. They raise AutoforwardError."""
+    """`install` and `uninstall` return what they did, one line each; both are idempotent. They raise AutoforwardError."""
 
     name: str
     path: Path
@@ -72,7 +72,7 @@ class Manager(Protocol):
     def text(self, definition: Definition) -> str: ...
     def program(self) -> str | None: ...
     def check(self) -> None:
-        """Raises NoManagerError when no manager would start the service."""
+        """Raises NoManagerError if no manager would start the service."""
 
     def install(self, definition: Definition) -> list[str]: ...
     def uninstall(self) -> list[str]: ...
@@ -89,7 +89,7 @@ def read_definition(path: Path) -> str | None:
 
 
 def write_definition(path: Path, text: str) -> None:
-    """Replaced as a whole. A link that another tool manages (dotfiles) is replaced by a file, not written through."""
+    """Replace the file as a whole. A link managed by another tool (dotfiles) is replaced by a file, not followed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, [text.encode()])  # for this user alone: a variable may be a secret

@@ -68,7 +68,7 @@ class Systemd:
             self.check()
             answers = True
         except manager.NoManagerError:
-            answers = False  # then nothing runs, and the files are all there is
+            answers = False  # then nothing runs, and only the files remain
         health = self.health() if answers else manager.Health("unknown")
         if health.state in ("running", "starting", "failed"):
             self._must("stop", self.unit)

@@ -1,9 +1,9 @@
 """The text of a systemd unit and of a launchd property list. Values in, text out.
 
-A value is one word of a line, or one element, whatever is in it: what cannot be that is refused before there is any text.
+A value is one word of a line, or one element: one that cannot be is refused before any text is made.
 
-Neither ends the supervisor with the command: it serves other commands too, keeps connections while the command is
-restarted, and ends by itself.
+Neither file ends the supervisor with the command: it serves other commands too, keeps connections while the command
+restarts, and exits when idle.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ LABEL = "autoforward"
 """The unit is `autoforward.service`, the property list `autoforward.plist`."""
 
 RESTART_S = 2
-"""After a crash. Well below the time for which the supervisor keeps what a lost watch wanted."""
+"""After a crash. Well below the time that the supervisor keeps a lost watch's sessions."""
 
 MAX_STARTS = 10
 STARTS_WINDOW_S = 120
-"""So many starts in so long are a crash loop, which systemd ends."""
+"""This many starts in this time are a crash loop, which systemd ends."""
 
 BAD_USAGE = 2
-"""The exit status of a flag or file that will be no better the next time."""
+"""The exit status for a flag or file that stays invalid on a retry."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ESCAPED = re.compile(r"\\(?:u([0-9a-f]{4})|U([0-9a-f]{8})|(.))")
@@ -36,7 +36,7 @@ _BARE = re.compile(r"[A-Za-z0-9_./:=@,+-]+")
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """`argv`: an absolute path and its arguments. `environment`: only what was given, nothing of the caller's.
+    """`argv`: an absolute path and its arguments. `environment`: only given variables, none of the caller's.
 
     Raises UsageError for a value that neither file can hold.
     """
@@ -51,7 +51,7 @@ class Definition:
 
 
 def _unfit(value: str) -> str | None:
-    """What is in it that no unit can hold: line ends and other control characters, and bytes that are no UTF-8."""
+    """What no unit can hold: line ends and other control characters, and invalid UTF-8."""
     for char in value:
         if unicodedata.category(char) == "Cc":
             return "control characters"
@@ -61,7 +61,7 @@ def _unfit(value: str) -> str | None:
 
 
 def parse_variable(text: str, environ: dict[str, str]) -> tuple[str, str]:
-    """`NAME=VALUE`, or `NAME` with the value that it has here. Raises UsageError."""
+    """`NAME=VALUE`, or `NAME` with its current value. Raises UsageError."""
     name, equals, value = text.partition("=")
     if not _NAME.fullmatch(name):
         raise UsageError(f"--env {text}: {name!r} is not the name of a variable")
@@ -79,7 +79,7 @@ def systemd_unit(definition: Definition) -> str:
         f"Environment={_quoted(f'{name}={value}', always=True)}\n" for name, value in definition.environment
     )
     program, *arguments = definition.argv
-    # Variables are put into arguments, not into the program's path.
+    # systemd expands variables in arguments, not in the program's path.
     command = " ".join([_quoted(program), *(_quoted(word).replace("$", "$$") for word in arguments)])
     return f"""\
 # Written by `autoforward service install`; `autoforward service uninstall` takes it away.
@@ -105,7 +105,7 @@ WantedBy=default.target
 
 
 def _quoted(word: str, *, always: bool = False) -> str:
-    """As systemd reads it back: specifiers and quotes mean themselves; what cannot be seen is written by its number."""
+    """Quoted for systemd: specifiers and quotes are literal; unprintable characters are numeric escapes."""
     word = word.replace("%", "%%")
     if _BARE.fullmatch(word) and not always:
         return word
@@ -123,7 +123,7 @@ def launchd_plist(definition: Definition) -> str:
         "Label": LABEL,
         "ProgramArguments": list(definition.argv),
         "RunAtLoad": True,
-        # After a crash, and no other end; launchd waits for as long as that between two starts.
+        # After a crash, not another end; launchd waits that long between two starts.
         "KeepAlive": {"SuccessfulExit": False},
         "ThrottleInterval": 10,
         "AbandonProcessGroup": True,
@@ -136,7 +136,7 @@ def launchd_plist(definition: Definition) -> str:
 
 
 def program_of_unit(text: str) -> str | None:
-    """The program that autoforward's unit starts; None for a unit that autoforward did not write."""
+    """The program that autoforward's unit starts; None for another program's unit."""
     match = re.search(r'^ExecStart=(?:"((?:[^"\\]|\\.)*)"|(\S+))', text, re.MULTILINE)
     if match is None:
         return None
@@ -146,7 +146,7 @@ def program_of_unit(text: str) -> str | None:
 
 
 def program_of_plist(text: str) -> str | None:
-    """The same of a property list."""
+    """The same for a property list."""
     try:
         values = plistlib.loads(text.encode())
         return str(values["ProgramArguments"][0])

@@ -1,8 +1,8 @@
 """The registry for a process that holds host ports: trouble with the file never stops a forward.
 
-What cannot be written (disk full, read-only) is remembered, goes into every later transaction, and so is written with the
-first that succeeds; `check` is such a one, for a timer. A file that cannot even be read stands still for as long: decisions
-then start from what is live.
+What cannot be written (disk full, read-only) is remembered, goes into every later transaction, and so is written with
+the first that succeeds; `check` is such a one, for a timer. A file that cannot even be read stands still for as long:
+decisions then start from what is live.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from autoforward.state.registry import Registry, RegistryWriteError
 log = logging.getLogger(__name__)
 
 TROUBLED_LOCK_TIMEOUT_S = 1.0
-"""While there is trouble: a process that hangs with the lock holds up each forward by this, and not by `LOCK_TIMEOUT_S`."""
+"""While there is trouble: a process stuck with the lock delays each forward by this, not by `LOCK_TIMEOUT_S`."""
 
 Change = Callable[[RegistryDocument, datetime], None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Unwritten:
-    """What the file lacks; a session that has ended is None. (A lease never goes but by expiring.)"""
+    """What the file lacks; None for an ended session. (A lease is only removed when it expires.)"""
 
     leases: dict[str, Lease] = field(default_factory=dict)
     sessions: dict[str, Session | None] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class _Unwritten:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The rows of a document, by id, as they were before it was changed."""
+    """The rows of a document, by id, before a change."""
 
     leases: dict[str, Lease]
     sessions: dict[str, Session]
@@ -64,10 +64,10 @@ class _Rows:
 
 
 class BufferedRegistry:
-    """Safe from any thread; every method but `problem` and `has_unwritten` may block on the registry's lock and the disk.
+    """Thread-safe; every method but `problem` and `has_unwritten` may block on the registry's lock and the disk.
 
-    `warn` gets one sentence when trouble begins, or becomes another one. `live` gives what is held and attached to right
-    now: it is what the file has to say at least, after another process has changed, damaged or removed it.
+    `warn` gets one sentence when trouble begins or changes. `live` returns what is bound and attached now: the least
+    that the file must contain after another process has changed, damaged or removed it.
     """
 
     def __init__(
@@ -92,19 +92,19 @@ class BufferedRegistry:
 
     @property
     def problem(self) -> str | None:
-        """Why the file is not as it should be, for people; None when it is."""
+        """What is wrong with the file, for people; None if it is fine."""
         return self._problem
 
     @property
     def has_unwritten(self) -> bool:
-        """Whether anything would be lost if this process ended now."""
+        """Whether ending this process now would lose anything."""
         return bool(self._unwritten)
 
     def transact(self, change: Change, *, strict: bool = False) -> None:
-        """Run `change` once on the document; what it does to leases and sessions is written now or later.
+        """Run `change` once on the document; its changes to leases and sessions are written now or later.
 
-        With `strict` a registry that cannot be locked or read, or has a newer version, raises RegistryError before `change`
-        was run.
+        With `strict` a registry that cannot be locked or read, or has a newer version, raises RegistryError before
+        `change` runs.
         """
         with self._lock:
             changed = False
@@ -133,7 +133,7 @@ class BufferedRegistry:
                 self._problem = None
 
     def check(self) -> None:
-        """Write what could not be written, and mend what another process did to the file. Costs one `stat` where all is well."""
+        """Write what is unwritten, and repair what another process did to the file. Costs one `stat` if all is well."""
         if self._problem is not None or self._registry.has_changed:
             self.transact(lambda _document, _now: None)
 
@@ -150,7 +150,7 @@ class BufferedRegistry:
 
 
 def _add_live(document: RegistryDocument, live: RegistryDocument) -> None:
-    """What is held and attached to counts, whatever the file says of it."""
+    """Add bound leases and attached sessions, whatever the file says."""
     for lease in live.entries:
         row = document.find(lease.id)
         if row is None or (row.state, row.owner, row.host_port) != (lease.state, lease.owner, lease.host_port):

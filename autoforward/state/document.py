@@ -1,6 +1,6 @@
 """The registry document as values: leases, processes, sessions, and its text form. No I/O.
 
-A lease is the record of one host port, sticky for (identity, transport, container_host, container_port).
+A lease records one host port, sticky for (identity, transport, container_host, container_port).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ VERSION = 1
 RESERVATION_LIFE = timedelta(days=30)
 SHORT_RESERVATION_LIFE = timedelta(minutes=10)
 SHORT_USE_S = 60.0
-"""A port that was forwarded for less than this in all (a random number of a debugger) is forgotten after the short life."""
+"""A port that was forwarded for less than this in total (a debugger's random port) has the short life."""
 
 MAX_RESERVED = 256
-"""Reserved leases of one identity; beyond it the oldest go."""
+"""Reserved leases of one identity; the oldest go beyond this."""
 
 SETTLED_S = 600.0
-"""A port that was forwarded on one number for this long in all has settled there."""
+"""A port that was forwarded on one host port for this long in total has settled there."""
 
-# psutil derives start times from the boot time, which Linux moves by a second when the clock is corrected.
+# psutil derives start times from the boot time, which Linux shifts by a second when the clock is corrected.
 _START_TIME_TOLERANCE_S = 2.0
 
 Session = dict[str, Any]
@@ -41,13 +41,13 @@ class RegistryError(AutoforwardError):
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """A process; `started` is its start time in seconds since 1970. A pid alone is reused by others."""
+    """A process; `started` is its start time in seconds since 1970, because pids are reused."""
 
     pid: int
     started: float
 
     def is_alive(self) -> bool:
-        """True while this very process runs; a zombie does not."""
+        """Whether this process still runs; a zombie does not."""
         import psutil
 
         try:
@@ -62,7 +62,7 @@ class ProcessIdentity:
 
 
 def current_process() -> ProcessIdentity:
-    """The process that asks."""
+    """This process."""
     import psutil
 
     return ProcessIdentity(os.getpid(), round(psutil.Process().create_time(), 2))
@@ -70,10 +70,10 @@ def current_process() -> ProcessIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One entry: a host port and who it is for. Field order is the order of the keys in the file.
+    """One entry: a host port and its forward. Field order is the order of the keys in the file.
 
-    `pid` and `pid_started` name the supervisor that holds (or last held) it, `updated` is RFC 3339 in UTC,
-    `identity` is `str(model.Identity)`. `extra` are keys that are not ours, kept as they are.
+    `pid` and `pid_started` name the supervisor that holds (or last held) it, `updated` is RFC 3339 in UTC, `identity`
+    is `str(model.Identity)`. `extra`: unknown keys, kept unchanged.
     """
 
     host_port: int
@@ -99,7 +99,7 @@ class Lease:
         return ProcessIdentity(self.pid, self.pid_started)
 
     def held_s(self, now: datetime) -> float | None:
-        """Seconds that this host port was forwarded in all; None for a row that does not say (of an earlier version)."""
+        """Seconds that this host port was forwarded in total; None for a row of an earlier version, without it."""
         held = self.extra.get(HELD_KEY)
         if not isinstance(held, int | float) or isinstance(held, bool):
             return None
@@ -112,13 +112,13 @@ class Lease:
         return (self.held_s(now) or 0.0) >= SETTLED_S
 
     def was_used_within(self, seconds: float, now: datetime) -> bool:
-        """Whether it is bound, or was until then."""
+        """Whether it is bound, or was within that time."""
         updated = parse_time(self.updated)
         return self.state == "bound" or (updated is not None and (now - updated).total_seconds() <= seconds)
 
     @property
     def says_settled(self) -> bool:
-        """Whether that is written, so that it holds however the process ends."""
+        """Whether the file says so, so that it survives any end of the process."""
         held_s = self.extra.get(HELD_KEY)
         return isinstance(held_s, int | float) and held_s >= SETTLED_S
 
@@ -127,7 +127,7 @@ class Lease:
         return replace(self, state="reserved", updated=format_time(now), extra=extra)
 
     def counted(self, now: datetime) -> Lease:
-        """The same with the time until `now` written into it; a process that is killed later loses no more than what follows."""
+        """The lease with its forwarded time until `now` recorded; a later kill loses only the time after it."""
         held_s = self.held_s(now)
         if held_s is None:
             return self
@@ -146,7 +146,7 @@ class Lease:
 
     @classmethod
     def from_json(cls, row: object) -> Lease | None:
-        """The lease of a row, or None for one that is not ours (keys missing, or of another type)."""
+        """The lease of a row, or None for another tool's (missing keys, or wrong types)."""
         if not isinstance(row, dict) or not all(_is_valid(row.get(name, _MISSING), name) for name in _LEASE_KEYS):
             return None
         known = {name: row[name] for name in _LEASE_KEYS}
@@ -155,7 +155,7 @@ class Lease:
 
 HELD_KEY = "held_s"
 SINCE_KEY = "bound_since"
-# Marks a lease of a forward in addition to the ordinary one of its port.
+# Marks a lease of an additional forward of its port.
 ADDITIONAL_KEY = "additional"
 
 _IN_FOLDER = re.compile(r"(\|compose:[^/]*?)" + IN_FOLDER + r"/.*(?=/[^/]*#\d+$)", re.DOTALL)
@@ -188,10 +188,10 @@ def _is_valid(value: object, key: str) -> bool:
 
 @dataclass(slots=True)
 class RegistryDocument:
-    """What the registry holds. Inside a transaction it is changed in place, through the methods.
+    """The registry's content. Inside a transaction it is changed in place, through the methods.
 
-    `sessions` are opaque to the registry, apart from their `id`. `foreign_entries` are rows of other tools that
-    lack our keys, and `extra` top-level keys that are not ours: both are written back as they were.
+    `sessions` are opaque to the registry, except their `id`. `foreign_entries`: rows of other tools, without our keys;
+    `extra`: unknown top-level keys. Both are written back unchanged.
     """
 
     version: int = VERSION
@@ -219,7 +219,7 @@ class RegistryDocument:
             ]
 
     def upsert(self, lease: Lease) -> None:
-        """Replace the entry with this id where it stands, or append it."""
+        """Replace the entry with this id in place, or append it."""
         for index, present in enumerate(self.entries):
             if present.id == lease.id:
                 self.entries[index] = lease
@@ -227,7 +227,7 @@ class RegistryDocument:
         self.entries.append(lease)
 
     def mark_reserved(self, lease_id: str, now: datetime) -> Lease | None:
-        """A forward ended: its lease stays as `reserved` (a second time changes nothing). None: no such lease."""
+        """A forward ended: its lease stays as `reserved` (repeating changes nothing). None: no such lease."""
         lease = self.find(lease_id)
         if lease is None or lease.state == "reserved":
             return lease
@@ -235,19 +235,19 @@ class RegistryDocument:
         return lease
 
     def reserve_rows_of_the_dead(self, now: datetime) -> list[Lease]:
-        """Leases of processes that ended without a message stay, reserved; which these are."""
+        """Reserve the leases of dead processes; returns them."""
         alive: dict[ProcessIdentity, bool] = {}
         dead = []
         for lease in list(self.entries):
             if lease.state == "bound" and lease.owner not in alive:
                 alive[lease.owner] = lease.owner.is_alive()
             if lease.state == "bound" and not alive[lease.owner]:
-                self.upsert(lease.reserved(now))  # when it ended is not known: what was counted last stands
+                self.upsert(lease.reserved(now))  # its end is unknown: the last recorded time stays
                 dead.append(lease)
         return dead
 
     def expire_reserved(self, now: datetime) -> list[Lease]:
-        """Take out the reserved leases that are past their life, whose time cannot be read, or that are too many."""
+        """Remove reserved leases that are expired, have an invalid time, or are too many."""
         expired: list[Lease] = []
         kept: dict[str, list[Lease]] = {}
         for lease in self.entries:
@@ -274,7 +274,7 @@ class RegistryDocument:
         return lease_id
 
     def upsert_session(self, session: Session) -> None:
-        """Replace the session with this `id` (a text) where it stands, or append it."""
+        """Replace the session with this `id` (a text) in place, or append it."""
         if not isinstance(session.get("id"), str):
             raise ValueError("a session row needs an id")
         for index, present in enumerate(self.sessions):
@@ -293,7 +293,7 @@ def format_time(moment: datetime) -> str:
 
 
 def parse_time(text: str) -> datetime | None:
-    """The moment of an RFC 3339 time; None for anything else, and for a time without a zone."""
+    """Parse an RFC 3339 time; None for anything else, and without a zone."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -302,11 +302,11 @@ def parse_time(text: str) -> datetime | None:
 
 
 class CorruptDocumentError(ValueError):
-    """The text is not a registry document."""
+    """Not a registry document."""
 
 
 def parse_document(data: bytes) -> RegistryDocument:
-    """Raises CorruptDocumentError for what is no registry, RegistryError for one of a newer version."""
+    """Raises CorruptDocumentError for anything else, RegistryError for a newer version."""
     try:
         document = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -337,10 +337,10 @@ def parse_document(data: bytes) -> RegistryDocument:
 
 
 class DocumentEncoder:
-    """Documents to text, one row a line, for people who look into the file; ASCII, so that any text (file names too) survives.
+    """Documents to text, one row per line for human readers; ASCII, so that any text (file names too) survives.
 
-    Remembers the lines of the last one: of a thousand rows, one has changed. Rows are values, therefore: code that changes
-    one puts another in its place.
+    Caches the lines of the last document: of a thousand rows, one has changed. So rows must be treated as immutable:
+    replace a row instead of changing it.
     """
 
     def __init__(self) -> None:
@@ -352,7 +352,7 @@ class DocumentEncoder:
         def rows(values: list[Any]) -> str:
             texts = []
             for value in values:
-                line = known.get(id(value))  # its owner is kept with it, so that no other object gets the number
+                line = known.get(id(value))  # the row is kept alive with it, so that its id is not reused
                 if line is None:
                     row = value.to_json() if isinstance(value, Lease) else value
                     line = value, "\n" + json.dumps(row, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Lines of the log of events: written as JSON objects, read across its two files, without knowing what an event is."""
+"""Lines of the event log as JSON objects, read across its two files; nothing here depends on an event's schema."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from autoforward.state.folder import StatePaths
 
 LINE_PREFIX = "PORT_EVENT: "
 
-# The last line is looked for in this much of the end; a line has some 700 bytes.
+# Bytes at the file's end in which to find the last line; a line has about 700.
 _TAIL_BYTES = 64 * 1024
 
 
 def encode_object(values: Mapping[str, Any]) -> str:
-    """Compact JSON on one line, ASCII only: no control character, ANSI sequence or line separator survives."""
+    """Compact JSON on one line, ASCII only: no control characters or line separators."""
     return json.dumps(values, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
 
 
 def read_events(
     paths: StatePaths, since: int = 0, where: Callable[[Mapping[str, Any]], bool] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The logged events after number `since`, oldest first, that `where` accepts. Torn lines are passed over."""
+    """The logged events after number `since` that `where` accepts, oldest first. Torn lines are skipped."""
     last = since
     for line in all_lines(paths):
         values = _parse(line)
-        # A rotation while we read can show a line twice.
+        # A rotation during the read can show a line twice.
         if values is None or values["seq"] <= last:
             continue
         last = values["seq"]
@@ -37,7 +37,7 @@ def read_events(
 
 
 def matches_target(*targets: str) -> Callable[[Mapping[str, Any]], bool]:
-    """Accepts events of this container (name, or id from 4 characters on), workspace folder or forward id; of several names."""
+    """A filter for events of this container (name, or id from 4 characters), workspace folder or forward id; of any of these."""
 
     def accepts(values: Mapping[str, Any]) -> bool:
         if any(values.get(key) in targets for key in ("containerName", "workspaceFolder", "id")):
@@ -49,8 +49,8 @@ def matches_target(*targets: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 def all_lines(paths: StatePaths) -> Iterator[bytes]:
-    """Those of both files, the older first."""
-    # The current file first: if it is rotated in between, the other name leads to the same file, read once.
+    """The lines of both files, oldest first."""
+    # The current file first: after a rotation in between, the other name is the same file, read once.
     current = _open(paths.events)
     rotated = _open(paths.rotated_events)
     if current is not None and rotated is not None and os.path.sameopenfile(current, rotated):
@@ -83,7 +83,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def last_seq_in(path: Path) -> int:
-    """The number of the last event in this file, 0 where there is none."""
+    """The number of the last event in this file; 0 if it has none."""
     descriptor = _open(path)
     if descriptor is None:
         return 0

@@ -1,7 +1,7 @@
-"""PORT_EVENT: the event, its one encoder, and the log of events.
+"""PORT_EVENT: the event, its only encoder, and the log of events.
 
-An event states a fact: it is written after the fact. The schema is `port_event.schema.json` beside this file.
-`events.jsonl` holds the bare JSON objects, one a line; the literal `PORT_EVENT: ` is added on standard output.
+An event is a fact: it is written afterwards. The schema is `port_event.schema.json` next to this file. `events.jsonl`
+holds the bare JSON objects, one per line; stdout has the prefix `PORT_EVENT: `.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from autoforward.state.locks import replace_file
 DEFAULT_MAX_BYTES = 4 * 1024 * 1024
 
 MAX_UNWRITTEN = 1000
-"""Events that wait for room on the disk; 1 MB at the most that is usual."""
+"""Events that wait for disk space; usually at most 1 MB."""
 
 MAX_EVENT_TEXT = 1000
 MAX_FOLDER_TEXT = 4096
-"""Characters of a text, and of a folder (no path is longer): a label may have megabytes, and the log has room for 4."""
+"""Characters of a text, and of a folder (no path is longer): a label may have megabytes, and the log holds 4."""
 
 _HTTPS_PORTS = frozenset({443, 8443})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortEvent:
-    """One event. Field order is key order; `seq` and `time` are given by the log.
+    """One event. Field order is key order; the log sets `seq` and `time`.
 
-    `process` may be a raw command line: it is masked when the event is encoded. `url` is computed.
+    `process` may be a raw command line, which is masked when encoded. `url` is computed.
     """
 
     container_port: int | None = None
@@ -81,7 +81,7 @@ class PortEvent:
         return url_of(self.host_ip, self.host_port, self.protocol, self.container_port)
 
     def to_json(self) -> dict[str, Any]:
-        """The object with all keys in order; `replay` only when it is true."""
+        """The object with all keys in order; `replay` only if true."""
         values: dict[str, Any] = {}
         for item in fields(self):
             if item.name == "remapped":
@@ -99,7 +99,7 @@ class PortEvent:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PortEvent:
-        """The event of such an object; what it lacks is as by default."""
+        """The event of such an object, with defaults for missing keys."""
         known = {item.name: _key_of(item.name) for item in fields(cls)}
         return cls(**{name: values[key] for name, key in known.items() if key in values})
 
@@ -113,7 +113,7 @@ def _key_of(name: str) -> str:
 
 
 def url_of(host_ip: str | None, host_port: int, protocol: AppProtocol | None, container_port: int | None) -> str:
-    """The address for a browser. Without a protocol, 443 and 8443 (in the container) mean https."""
+    """The URL for a browser. Without a protocol, container ports 443 and 8443 mean https."""
     scheme = protocol or ("https" if container_port in _HTTPS_PORTS else "http")
     if host_ip is None or is_own_host(host_ip):
         host = "localhost"
@@ -123,7 +123,7 @@ def url_of(host_ip: str | None, host_port: int, protocol: AppProtocol | None, co
 
 
 def line_of(event: PortEvent) -> str:
-    """The whole line, without its newline: as messages of the control socket carry it."""
+    """The whole line, without its newline, as in messages of the control socket."""
     return f"{LINE_PREFIX}{encode_object(event.to_json())}"
 
 
@@ -146,7 +146,7 @@ def list_row(
     bytes_out: int = 0,
     last_refusal: str | None = None,
 ) -> dict[str, Any]:
-    """A row of `list --json`: the event's object less `event`, `seq`, `time`, plus what only a list knows."""
+    """A row of `list --json`: the event's object without `event`, `seq`, `time`, plus the list's own keys."""
     values = event.to_json()
     for key in ("event", "seq", "time"):
         del values[key]
@@ -164,13 +164,12 @@ def list_row(
 
 
 class EventLog:
-    """Appends events to `events.jsonl`, numbers them, and rotates once to `events.jsonl.1`. Thread-safe.
+    """Appends events to `events.jsonl`, numbers them, and rotates to one `events.jsonl.1`. Thread-safe.
 
-    What is rotated keeps a share for each container (`state.event_shares`).
-
-    `seq` goes on after a restart from the last one in the file. When a line cannot be written (disk full) `warn`
-    says so once until it works again, the numbers go on, and the last `MAX_UNWRITTEN` lines are written with the next one
-    that can be, or by `flush`. One writer per state folder: the supervisor.
+    Rotation keeps a share for each container (`state.event_shares`). `seq` continues after a restart from the file's
+    last one. When a line cannot be written (disk full), `warn` is called once until it works again, numbers continue,
+    and the last `MAX_UNWRITTEN` lines are written with the next successful one, or by `flush`. One writer per state
+    folder: the supervisor.
     """
 
     def __init__(
@@ -198,7 +197,7 @@ class EventLog:
         return self._last_seq
 
     def append(self, event: PortEvent) -> PortEvent:
-        """Number, date and write the event; returns it as written. Does not raise when the disk is full."""
+        """Number, date and write the event; returns it as written. Does not raise if the disk is full."""
         with self._lock:
             self._last_seq += 1
             event = replace(event, seq=self._last_seq, time=format_time(self._clock()))
@@ -207,7 +206,7 @@ class EventLog:
             return event
 
     def flush(self) -> None:
-        """Write what could not be written before, if that works now."""
+        """Retry unwritten lines."""
         with self._lock:
             self._write_all()
 
@@ -224,7 +223,7 @@ class EventLog:
             self._failing = False
 
     def _write(self, line: bytes) -> None:
-        # Opened each time: events are rare, and another process may have moved the file away.
+        # Opened each time: events are rare, and another process may have moved the file.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self._paths.events, flags, 0o600)
         try:
@@ -235,7 +234,7 @@ class EventLog:
                 descriptor = os.open(self._paths.events, flags, 0o600)
                 size = 0
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                # A writer was killed within a line: end it, so that it costs no more than itself.
+                # A writer was killed within a line: end it, so that only that line is lost.
                 line = b"\n" + line
             if os.write(descriptor, line) != len(line):
                 os.ftruncate(descriptor, size)
@@ -244,7 +243,7 @@ class EventLog:
             os.close(descriptor)
 
     def _rotate(self) -> None:
-        """One file of the two, in which each container has its share; without room for it the older one is given up."""
+        """Keep one of the two files, with a share for each container; without disk space the older one is dropped."""
         paths = self._paths
         try:
             replace_file(paths.rotated_events, kept(lambda: all_lines(paths), self._max_bytes))

@@ -1,7 +1,7 @@
-"""Choose the events to keep when the log is full: the newest of each container, an equal share each. Pure.
+"""Choose the events to keep when the log is full: the newest of each container, in equal shares. Pure.
 
-So one whose events come all the time cannot take those of others out of the log: with n containers in it, the last 1/n of
-the bytes is safe for each, and what some do not need the others have.
+So a container with constant events cannot push others' out: with n containers in the log, each keeps at least its last
+1/n of the bytes, and unused shares go to the others.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ _CONTAINER = re.compile(rb'"containerId":"([^"]{0,100})"')
 
 
 def kept(lines: Callable[[], Iterable[bytes]], max_bytes: int) -> Iterator[bytes]:
-    """Of the log's `lines` (read twice, oldest first) those that fit into `max_bytes`, in their order; the last one always.
+    """Those of the log's `lines` (read twice, oldest first) that fit into `max_bytes`, in order; always the last one.
 
-    A line that is there twice goes on once; one that was cut off is left out.
+    Duplicates are kept once; torn lines are dropped.
     """
     sizes: dict[bytes, int] = {}
     last = b""
@@ -32,7 +32,7 @@ def kept(lines: Callable[[], Iterable[bytes]], max_bytes: int) -> Iterator[bytes
 
 
 def share_of(sizes: Mapping[bytes, int], total: int) -> int:
-    """The most that each may have, so that all have `total`: those that need less leave theirs to the others."""
+    """The largest equal share so that all sum up to `total`, when small ones leave their rest to others."""
     left, among = total, len(sizes)
     for size in sorted(sizes.values()):
         if size * among > left:
@@ -43,7 +43,7 @@ def share_of(sizes: Mapping[bytes, int], total: int) -> int:
 
 
 def _once(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Whole lines; after a rotation that was interrupted the end of one file is the next one once more."""
+    """Complete lines; an interrupted rotation repeats the end of one file in the next."""
     seen: set[int] = set()
     for line in lines:
         if line.startswith(b"{") and line.endswith(b"}\n") and (key := hash(line)) not in seen:

@@ -1,8 +1,7 @@
 """The state folder: one private folder per user, and the names of its files.
 
-The folder holds what decides which host ports belong to whom, and the socket through which the supervisor is
-commanded; so it is 0700, and a folder that someone else could have prepared, or could exchange, is refused rather
-than repaired.
+The folder determines which host ports belong to whom, and holds the supervisor's control socket; so it is 0700, and a
+folder that another user could have prepared or could replace is refused, not repaired.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ HOME_VARIABLE = "AUTOFORWARD_HOME"
 # sun_path holds 104 bytes on macOS and 108 on Linux, the final NUL included.
 MAX_SOCKET_PATH_BYTES = 100
 
-# Not $TMPDIR or $XDG_RUNTIME_DIR: a login shell, cron and the service manager see different values, and all
-# of them have to find the same socket.
+# Not $TMPDIR or $XDG_RUNTIME_DIR: a login shell, cron and the service manager have different values, and must all find
+# the same socket.
 _SHORT_FOLDER_PARENT = Path("/tmp")
 
 
 class StateFolderError(AutoforwardError):
-    """The state folder cannot be made, or cannot be trusted."""
+    """The state folder cannot be created or trusted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +39,12 @@ class StatePaths:
 
     @classmethod
     def locate(cls, environ: Mapping[str, str] | None = None) -> StatePaths:
-        """The folder that `$AUTOFORWARD_HOME` names, else the platform's folder for user state."""
+        """The folder in `$AUTOFORWARD_HOME`, else the platform's folder for user state."""
         environ = os.environ if environ is None else environ
         configured = environ.get(HOME_VARIABLE)
         if configured:
             return cls(Path(os.path.abspath(Path(configured).expanduser())))  # noqa: PTH100 - keeps symlinks visible
-        import platformdirs  # costs 10 ms that a caller with AUTOFORWARD_HOME need not pay
+        import platformdirs  # 10 ms that a caller with AUTOFORWARD_HOME does not need
 
         return cls(platformdirs.user_state_path("autoforward", appauthor=False))
 
@@ -91,22 +90,22 @@ class StatePaths:
 
     @property
     def supervisor_socket(self) -> Path:
-        """The control socket: in the folder, or at a short path made from it when that would be too long."""
+        """The control socket: in the folder, or at a short path derived from it if that would be too long."""
         path = self.home / "supervisor.sock"
         if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
             return path
-        import hashlib  # loads OpenSSL, for a case that is rare
+        import hashlib  # loads OpenSSL, for a rare case
 
         digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
         return _SHORT_FOLDER_PARENT / f"autoforward-{os.getuid()}-{digest}" / "supervisor.sock"
 
     def ensure(self) -> None:
-        """Make the folder (0700), and the one of the socket if that is elsewhere. Idempotent.
+        """Create the folder (0700), and the socket's if that is elsewhere. Idempotent.
 
-        Raises StateFolderError when it cannot be made, is a symbolic link or no folder, belongs to another
-        user, or can be written by group or others; when other users could exchange it, for they can write in a folder
-        above it; also when one of our files in it is a link or another user's, for then it could be written by others
-        once. A folder that others can merely read is closed to them.
+        Raises StateFolderError if it cannot be created, is a link or no folder, belongs to another user, or is writable
+        by group or others; if other users could replace it, because they can write in a parent; if one of its files is
+        a link or another user's, because then it was once writable by others. A folder that others can only read is
+        closed to them.
         """
         _ensure_private_folder(self.home)
         socket_folder = self.supervisor_socket.parent
@@ -116,7 +115,7 @@ class StatePaths:
             _ensure_own_file(path)
 
     def check(self) -> None:
-        """Like `ensure`, but makes nothing: before anything in the folder is believed. Raises StateFolderError."""
+        """As `ensure`, but creates nothing: call it before trusting anything in the folder. Raises StateFolderError."""
         if os.path.lexists(self.home):
             self.ensure()
 
@@ -146,7 +145,7 @@ def _ensure_private_folder(folder: Path) -> None:
             for missing in [one for one in reversed(folder.parents) if not os.path.lexists(one)]:
                 missing.mkdir(mode=0o700, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
-            _check_parents(folder)  # a sticky folder takes what anybody makes meanwhile
+            _check_parents(folder)  # anyone can create files in a sticky folder meanwhile
         status = folder.lstat()
         if stat.S_ISLNK(status.st_mode):
             raise StateFolderError(f"the state folder {folder} is a symbolic link", hint=hint)
@@ -183,7 +182,7 @@ def _check_parents(folder: Path) -> None:
 def _ensure_own_file(path: Path) -> None:
     try:
         status = path.lstat()
-    except OSError:  # not there, or it will be an error where it is used
+    except OSError:  # missing, or an error where it is used
         return
     hint = f"find out who put it there, then remove {path}"
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISSOCK(status.st_mode)):

@@ -1,8 +1,8 @@
-"""Lock files: private, made when they are first needed, never deleted, and exclusive among threads as well as processes.
-And what is written under such a lock: files that are only ever replaced as a whole.
+"""Lock files: private, created on first use, never deleted, and exclusive among threads as well as processes.
+And the files under such locks, which are only replaced as a whole.
 
-POSIX locks belong to the process: two threads (even two lock objects) would both get one, and the first to close any
-descriptor of the file would release it for both. So each lock file has one thread lock in a process.
+POSIX locks belong to the process: two threads (even two lock objects) would both get one, and closing any descriptor of
+the file would release it for both. So each lock file has one thread lock per process.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     import fasteners
 
 CANNOT_WRITE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT})
-"""Of an OSError: it is the disk's state, or the permission's, and neither ours nor a passing one."""
+"""OSErrors of the disk's state or permissions, which do not pass by themselves."""
 
 _thread_locks: dict[str, threading.Lock] = {}
 _thread_locks_guard = threading.Lock()
 
 
 def lock_file(path: Path) -> fasteners.InterProcessLock:
-    """A lock on this file, not acquired yet. Raises OSError when it is not there and cannot be made.
+    """A lock on this file, not acquired yet. Raises OSError if it cannot be created.
 
     Not to be called while this process holds the lock: closing the file anywhere in the process would release it.
     """
@@ -39,12 +39,12 @@ def lock_file(path: Path) -> fasteners.InterProcessLock:
 
 
 def acquire(lock: fasteners.InterProcessLock, timeout_s: float) -> bool:
-    """Wait for it, among processes. After a vain wait nothing of it stays open."""
+    """Wait for the lock, among processes. On a timeout nothing stays open."""
     acquired = False
     try:
         acquired = bool(lock.acquire(delay=0.005, max_delay=0.05, timeout=timeout_s))
     finally:
-        # fasteners keeps the file open then; the collector closing it late would free the next lock.
+        # fasteners keeps the file open then, and closing it later would release the next lock.
         if not acquired and lock.lockfile is not None:
             lock.lockfile.close()
     return acquired
@@ -55,7 +55,7 @@ def replace_file(path: Path, chunks: Iterable[bytes], *, durable: bool = False) 
 
     With `durable` the new content survives a power cut from here on.
     """
-    # One fixed name: the lock makes us the only writer, and what a killed one left is overwritten.
+    # One fixed name: the lock makes this the only writer, and a killed writer's file is overwritten.
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -74,7 +74,7 @@ def replace_file(path: Path, chunks: Iterable[bytes], *, durable: bool = False) 
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename survive a power cut. Some file systems have no fsync for folders (EINVAL)."""
+    """Make the rename survive a power failure. Some file systems have no fsync for folders (EINVAL)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -87,7 +87,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, timeout_s: float) -> Iterator[None]:
-    """Hold the lock, alone among threads and processes. Raises TimeoutError, OSError."""
+    """Hold the lock, exclusive among threads and processes. Raises TimeoutError, OSError."""
     real = Path(os.path.realpath(path))
     with _thread_locks_guard:
         thread_lock = _thread_locks.setdefault(str(real), threading.Lock())

@@ -1,7 +1,7 @@
-"""The `ended` events that a killed supervisor could not write.
+"""Write the `ended` events that a killed supervisor could not write.
 
-What the log of events shows as up while no supervisor runs has ended with the supervisor: the next supervisor, or a
-command that ends sessions on disk, writes that.
+Forwards that the event log shows as up while no supervisor runs have ended with it: the next supervisor, or a command
+that ends sessions on disk, writes that.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _TEXTS = ("containerId", "containerHost", "id", "transport", "hostIp", "process"
 _NUMBERS = ("port", "localPort")
 
 
-def tell_endings(paths: StatePaths, log: EventLog) -> int:
-    """Append an end for all that the log shows as up; how many. Only for who holds the supervisor's lock."""
+def log_missing_ends(paths: StatePaths, log: EventLog) -> int:
+    """Append an end for everything that the log shows as up; returns how many. The caller holds the supervisor's lock."""
     ends = left_open(read_events(paths))
     for event in ends:
         log.append(event)
@@ -32,10 +32,10 @@ def tell_endings(paths: StatePaths, log: EventLog) -> int:
 
 
 def left_open(events: Iterable[Mapping[str, Any]]) -> list[PortEvent]:
-    """The ends that these events lack: `unforwarded` for each port that is shown, then `detached` for each session.
+    """The ends that these events lack: `unforwarded` for each shown port, then `detached` for each session.
 
-    A port is known by its forward's id, so that it may move to another container (with its session), and without one by
-    its number.
+    A port is identified by its forward's id, because it may move to another container (with its session), else by
+    number.
     """
     ports: dict[_Key, Mapping[str, Any]] = {}
     sessions: dict[str | None, Mapping[str, Any]] = {}
@@ -48,7 +48,7 @@ def left_open(events: Iterable[Mapping[str, Any]]) -> list[PortEvent]:
         elif name == "detached":
             sessions.pop(container_id, None)
         elif event.get("status") is None and name != "unforwarded":
-            continue  # of a session whose files are not valid
+            continue  # from a session with invalid files
         else:
             before = keys.pop(forward_id, key) if forward_id is not None else key
             last = ports.pop(before, None)
@@ -64,7 +64,7 @@ def left_open(events: Iterable[Mapping[str, Any]]) -> list[PortEvent]:
 
 
 def _is_ours(values: Mapping[str, Any]) -> bool:
-    """Not a damaged line: it would keep a supervisor from starting."""
+    """Whether it is an event: a damaged line must not keep a supervisor from starting."""
     return (
         values.get("event") in get_args(EventName)
         and all(isinstance(values.get(key), str | None) for key in _TEXTS)

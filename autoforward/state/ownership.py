@@ -1,9 +1,9 @@
-"""Check that no other user can replace a file: every folder that leads to it, from the root down.
+"""Check that no other user can replace a file: every folder on its path, from the root down.
 
-As OpenSSH's StrictModes: each folder and link on the way is root's or this user's, and no other user can write in a folder.
-A sticky one (`/tmp`) may be written by everybody, for what is in it is renamed by its owner alone. A folder may also be
-written by this user's private group, of which he is the only member: with umask 002, as distributions with such groups
-set it, all folders of his are like that.
+As OpenSSH's StrictModes (https://man.openbsd.org/sshd_config#StrictModes): each folder and link on the path belongs to
+root or this user, and no other user can write in a folder. A sticky one (`/tmp`) may be world-writable, because only
+the owner can rename files in it. A folder may also be writable by this user's private group, if the user is its only
+member: with umask 002, as distributions with such groups set it, all of the user's folders are.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from functools import partial
 from pathlib import Path, PurePath
 
 MAX_LINKS = 40
-"""As the kernel follows; what has more leads nowhere."""
+"""The kernel's limit; longer chains lead nowhere."""
 
 ROOT = 0
 
 
 def parent_problem(path: Path) -> str | None:
-    """Why other users could exchange what is at this path, None if they cannot. What does not exist is passed over.
+    """Why other users could replace what is at this path, or None. Missing components are skipped.
 
     Raises OSError.
     """
@@ -35,7 +35,7 @@ def parent_problem(path: Path) -> str | None:
 
 
 def problem(path: Path) -> str | None:
-    """Why other users could exchange what is at this path, or write in it. Raises OSError."""
+    """Why other users could replace what is at this path, or write in it. Raises OSError."""
     for place, status in _way_to(path):
         found = entry_problem(status, os.getuid(), partial(_is_private, status.st_gid, place))
         if found is not None:
@@ -44,7 +44,7 @@ def problem(path: Path) -> str | None:
 
 
 def entry_problem(status: os.stat_result, uid: int, is_private: Callable[[], bool]) -> str | None:
-    """What is wrong with one folder, link or file on the way. `is_private`: whether its group has this user alone in it."""
+    """What is wrong with one folder, link or file on the path. `is_private`: whether its group has only this user."""
     if status.st_uid not in (ROOT, uid):
         return f"belongs to user id {status.st_uid}, not to {uid} or root"
     mode = stat.S_IMODE(status.st_mode)
@@ -56,7 +56,7 @@ def entry_problem(status: os.stat_result, uid: int, is_private: Callable[[], boo
 
 
 def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Each folder and link that is passed, with its lstat, and what is at the end. Raises OSError."""
+    """Each folder and link on the path, with its lstat, and the final target. Raises OSError."""
     at = Path("/")
     yield at, at.lstat()
     names = list(reversed(path.absolute().parts[1:]))
@@ -82,7 +82,7 @@ def _way_to(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _is_private(gid: int, place: Path) -> bool:
-    """Whether this is the user's own group, named like him, without other members, and no list lets others in."""
+    """Whether this is the user's own group, with the same name, without other members, and no ACL admits others."""
     try:
         user, group = pwd.getpwuid(os.getuid()), grp.getgrgid(gid)
     except KeyError:
@@ -91,5 +91,5 @@ def _is_private(gid: int, place: Path) -> bool:
         return False
     try:
         return not hasattr(os, "listxattr") or "system.posix_acl_access" not in os.listxattr(place)
-    except OSError:  # a file system without them
+    except OSError:  # a file system without ACLs
         return True

@@ -1,8 +1,8 @@
-"""The locked JSON registry: which host port belongs to whom, and which sessions to take up again.
+"""The locked JSON registry: the owner of each host port, and the sessions to restore.
 
-`registry.json` is only ever replaced as a whole (temporary file, fsync, rename), so that a reader without the lock
-sees either the old or the new document. Writers exclude each other by `registry.lock`, a file of its own: a lock
-on the JSON itself would be a lock on an inode that the first rename throws away.
+`registry.json` is only replaced as a whole (temporary file, fsync, rename), so that a reader without the lock sees
+either the old or the new document. Writers exclude each other by `registry.lock`, a separate file: a lock on the JSON
+would be on an inode that the first rename discards.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ LOCK_TIMEOUT_S = 20.0
 
 _Signature = tuple[int, int, int]
 
-# A registry of ten thousand rows has 5 MB; more than this is not ours.
+# A registry of ten thousand rows has 5 MB; a larger file is no registry.
 MAX_FILE_BYTES = 64 * 1024 * 1024
 
 MAX_SET_ASIDE = 10
-"""Corrupt files that are kept; the oldest go."""
+"""Corrupt files to keep; the oldest go."""
 
 
 class RegistryWriteError(RegistryError):
-    """The registry cannot be written (disk full, read-only); what was on disk before is still there."""
+    """The registry cannot be written (disk full, read-only); its former content is still on disk."""
 
 
 class Registry:
-    """The registry of one state folder. Safe to use from any thread; every method may block on the disk.
+    """The registry of one state folder. Thread-safe; every method may block on the disk.
 
-    `warn` gets one sentence for people. `recover` is called, under the lock, after a corrupt file was set aside,
-    and returns the document to go on with (what is live); without it that is an empty one.
+    `warn` gets one sentence for people. `recover` is called under the lock after a corrupt file was set aside, and
+    returns the document to continue with (the live rows); without it that is an empty one.
     """
 
     def __init__(
@@ -79,15 +79,15 @@ class Registry:
         self._known: _Signature | None = None
         self._encoder = DocumentEncoder()
         self._last: tuple[bytes, RegistryDocument] | None = None
-        """What the last transaction left, under the lock: with a thousand rows, reading them again takes 20 ms."""
+        """The last transaction's result, under the lock: with a thousand rows, parsing again takes 20 ms."""
 
     def __repr__(self) -> str:
         return f"<Registry {self._paths.registry}>"
 
     def read(self) -> RegistryDocument:
-        """What the file holds now, without the lock. A corrupt one is reported and reads as empty.
+        """The file's content, without the lock. A corrupt file is reported and reads as empty.
 
-        Raises RegistryError when it cannot be read or has a newer version.
+        Raises RegistryError if it cannot be read or has a newer version.
         """
         data = self._read_file()
         try:
@@ -98,19 +98,19 @@ class Registry:
 
     @property
     def has_changed(self) -> bool:
-        """Whether the file is another one than after our last transaction: written, damaged or removed by another process."""
+        """Whether another process has written, damaged or removed the file since the last transaction."""
         return self._signature() != self._known
 
     @contextlib.contextmanager
     def transaction(self, lock_timeout_s: float | None = None) -> Iterator[RegistryDocument]:
-        """The document, to be changed in place; it is written when the block ends, if it changed.
+        """The document, to be changed in place; written when the block ends, if it changed.
 
-        Excludes threads and processes. Not reentrant. When the block raises, nothing is written. Raises
-        RegistryError (lock not had in time, unreadable, newer version), RegistryWriteError when writing fails.
+        Excludes threads and processes. Not reentrant. If the block raises, nothing is written. Raises RegistryError
+        (lock timeout, unreadable, newer version), RegistryWriteError if writing fails.
         """
         with _locked(self._paths, self._lock_timeout_s if lock_timeout_s is None else lock_timeout_s) as unwritable:
             before = self._read_file()
-            last, self._last = self._last, None  # if the block raises, it may have been half changed
+            last, self._last = self._last, None  # if the block raises, it may be half changed
             document = last[1] if last is not None and last[0] == before else self._load(before)
             yield document
             after = self._encoder.encode(document)
@@ -174,8 +174,9 @@ class Registry:
 
 @contextlib.contextmanager
 def _locked(paths: StatePaths, timeout_s: float) -> Iterator[OSError | None]:
-    """Yields None while the lock is held. Where it cannot be opened for writing, the reason: then no process needs it either,
-    for nothing can be written."""
+    """Yields None while the lock is held. If the lock file cannot be opened for writing, yields the reason: then no
+    process needs the lock, because none can write.
+    """
     path = paths.registry_lock
     unwritable: OSError | None = None
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,8 @@
-"""`python -m autoforward.supervisor`: detach, say `ready` (or why not) on the given descriptor, serve.
+"""`python -m autoforward.supervisor`: daemonize, report `ready` (or the reason of a failure) on the given descriptor,
+serve.
 
-The process that was started forks and ends at once, so that the supervisor is a child of init and leaves no zombie in a
-command that lives long.
+The started process forks and exits at once, so that the supervisor is a child of init and leaves no zombie in a
+long-lived command.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ WANTED_DESCRIPTORS = 65_536
 """A relayed connection takes two; a thousand at once on several forwards is an ordinary load test."""
 
 SWITCH_INTERVAL_S = 0.001
-"""How long the control loop may keep the interpreter from the data plane, which asks for it after every system call: with
-the default of 5 ms a dozen of these took up to 27 ms while a plan for 4,096 ports was made, with this some 12."""
+"""How long the control loop may hold the GIL, which the data plane needs after every system call: with the default of 5
+ms a dozen of these took up to 27 ms while a plan for 4,096 ports was made, with this about 12.
+"""
 
 
 def main() -> NoReturn:
@@ -42,16 +44,16 @@ def main() -> NoReturn:
     parser.add_argument("--ready-fd", type=int, required=True)
     ready_fd: int = parser.parse_args().ready_fd
     if os.fork():
-        os._exit(0)  # no clean-up: everything belongs to the child now
+        os._exit(0)  # no cleanup: everything belongs to the child now
     os.umask(0o077)
     _take_a_name()
     status = _supervise(ready_fd)
-    # Not by way of the interpreter's own end: that would wait for threads that wait for an engine which hangs.
+    # Not through the interpreter's exit, which would wait for threads that wait for a hanging engine.
     os._exit(status)
 
 
 def _take_a_name() -> None:
-    """What `ss`, `ps` and `lsof` call us: our listeners are no nameless python's. Linux only."""
+    """The process name in `ss`, `ps` and `lsof`. Linux only."""
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text("autoforward")
 
@@ -65,38 +67,38 @@ def _supervise(ready_fd: int) -> int:
         lines = _start_logging(paths)
         _raise_descriptor_limit()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        # What is loaded stays: a full collection, for which the data plane waits, need not walk over it each time.
+        # Loaded modules stay: a full collection, during which the data plane waits, need not traverse them.
         gc.collect()
         gc.freeze()
         idle_exit_s = float(os.environ.get("AUTOFORWARD_IDLE_EXIT_S", DEFAULT_IDLE_EXIT_S))
         asyncio.run(_serve(paths, idle_exit_s, ready_fd))
-    except Exception as error:  # whatever it is, its place is the log: who asks next is told its last line
+    except Exception as error:  # any error belongs in the log: the next command shows its last line
         logging.getLogger(__name__).exception("the supervisor failed")
         hint = error.hint if isinstance(error, AutoforwardError) else None
-        _tell(ready_fd, f"{one_line(str(error))}\n{one_line(hint or '')}")
+        _report(ready_fd, f"{one_line(str(error))}\n{one_line(hint or '')}")
         return 1
     finally:
         if lines is not None:
-            lines.stop()  # which writes those that wait
+            lines.stop()  # writes the queued records
     return 0
 
 
 async def _serve(paths: StatePaths, idle_exit_s: float, ready_fd: int) -> None:
     supervisor = Supervisor(paths, lambda made: Handlers(made).by_op(), idle_exit_s=idle_exit_s)
-    await supervisor.serve_until_done(lambda: _tell(ready_fd, "ready"))
+    await supervisor.serve_until_done(lambda: _report(ready_fd, "ready"))
 
 
-def _tell(ready_fd: int, word: str) -> None:
-    """Answer the command that waits; a second word, after it has gone on, is dropped."""
+def _report(ready_fd: int, text: str) -> None:
+    """Answer the waiting command; a second answer, after it has gone on, is dropped."""
     try:
-        os.write(ready_fd, word.encode())
+        os.write(ready_fd, text.encode())
         os.close(ready_fd)
     except OSError:
-        logging.getLogger(__name__).debug("no command waits for %r", word)
+        logging.getLogger(__name__).debug("no command waits for %r", text)
 
 
 class _BoundedQueueHandler(logging.handlers.QueueHandler):
-    """Lines that the disk cannot keep up with are dropped: waiting for it, or holding all of them, would be worse."""
+    """Drops lines when the disk is too slow: blocking or keeping all of them would be worse."""
 
     def enqueue(self, record: logging.LogRecord) -> None:
         try:
@@ -106,16 +108,16 @@ class _BoundedQueueHandler(logging.handlers.QueueHandler):
 
 
 def _start_logging(paths: StatePaths) -> logging.handlers.QueueListener:
-    """Stop what it returns at the end, or its last lines are lost."""
-    # UTF-8 whatever the locale of the command that started it: `logs` reads it so.
+    """Start logging. Stop the returned listener at the end, or the last lines are lost."""
+    # UTF-8 whatever the locale, because `logs` reads it so.
     handler = logging.handlers.RotatingFileHandler(
         paths.supervisor_log, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
     )
-    # Written by a thread of its own: a slow disk must not hold up the control loop.
+    # Written by a separate thread: a slow disk must not delay the control loop.
     lines: queue.Queue[logging.LogRecord] = queue.Queue(MAX_WAITING_LINES)
     listener = logging.handlers.QueueListener(lines, handler)
     listener.start()
-    # It formats the record before the thread does, which writes what it is given.
+    # The queue handler formats; the thread writes what it gets.
     queued = line_handler(_BoundedQueueHandler(lines), "%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.basicConfig(handlers=[queued], level=os.environ.get("AUTOFORWARD_LOG_LEVEL", "INFO").upper())
     logging.captureWarnings(True)

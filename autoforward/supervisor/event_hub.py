@@ -1,4 +1,4 @@
-"""Deliver events: the log numbers and writes them in its own thread, then every follower gets them."""
+"""Deliver events: the log numbers and writes them in its own thread, then every subscriber gets them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from autoforward.state.event_log import EventLog, PortEvent
 log = logging.getLogger(__name__)
 
 MAX_BACKLOG = 10_000
-"""Events that a follower may be behind before it is cut off; it can come back with `--since`."""
+"""Events that a subscriber may be behind before it is cut off; it can resume with `--since`."""
 
 
 class Subscription:
-    """What one follower has not read yet; `get` returns None when it was cut off or the supervisor ends."""
+    """A subscriber's queue; `get` returns None after a cut-off or at the supervisor's end."""
 
     def __init__(self, accepts: Callable[[PortEvent], bool]) -> None:
         self._accepts = accepts
@@ -40,7 +40,7 @@ class Subscription:
         return await self._queue.get()
 
     def drain(self) -> list[PortEvent]:
-        """What is there now, without waiting."""
+        """The queued events, without waiting."""
         events = []
         while not self._queue.empty():
             event = self._queue.get_nowait()
@@ -49,19 +49,19 @@ class Subscription:
         return events
 
 
-def in_words(event: PortEvent) -> str:
-    """The event as a line of the log: `web fwd-1a2b3c4d forwarded 127.0.0.1:3001 -> 3000 (host port 3000 is in use)`."""
-    words = [event.container_name or "-", event.id or "-", event.event]
+def log_line(event: PortEvent) -> str:
+    """The event as a log line: `web fwd-1a2b3c4d forwarded 127.0.0.1:3001 -> 3000 (host port 3000 is in use)`."""
+    parts = [event.container_name or "-", event.id or "-", event.event]
     if event.container_port is not None:
         remote = f"{event.container_host}:{event.container_port}" if event.container_host else f"{event.container_port}"
-        words.append(remote if event.host_port is None else f"{event.host_ip}:{event.host_port} -> {remote}")
+        parts.append(remote if event.host_port is None else f"{event.host_ip}:{event.host_port} -> {remote}")
     if event.reason:
-        words.append(f"({event.reason})")
-    return " ".join(words)
+        parts.append(f"({event.reason})")
+    return " ".join(parts)
 
 
 class EventHub:
-    """`publish` keeps the order of the calls: one thread writes, then followers, and `hear`, get what was written."""
+    """`publish` keeps the order of calls: one thread writes, then subscribers and `hear` get the written event."""
 
     def __init__(self, log: EventLog, hear: Callable[[PortEvent], None] = lambda _event: None) -> None:
         self._log = log
@@ -75,14 +75,14 @@ class EventHub:
 
     async def publish(self, event: PortEvent) -> PortEvent:
         written = await asyncio.get_running_loop().run_in_executor(self._thread, self._log.append, event)
-        log.info("%s", in_words(written))
+        log.info("%s", log_line(written))
         for subscription in self._subscriptions:
             subscription.offer(written)
         self._hear(written)
         return written
 
     async def flush(self) -> None:
-        """Write what could not be written before, if that works now."""
+        """Retry unwritten events."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._log.flush)
 
     @contextlib.contextmanager
@@ -95,7 +95,7 @@ class EventHub:
             self._subscriptions.discard(subscription)
 
     def close(self) -> None:
-        """No more events: followers reach their end. Blocks for the last line to be written."""
+        """No more events: subscribers reach their end. Blocks until the last line is written."""
         for subscription in self._subscriptions:
             subscription.end()
         self._thread.shutdown()

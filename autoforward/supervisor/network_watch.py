@@ -1,8 +1,8 @@
-"""Switch direct paths on and off as the networks of containers change: one look for all of an engine at a time.
+"""Switch direct paths on and off as the networks of containers change: one inspection per engine at a time.
 
-Level-triggered: whatever happens leads to another look, the next one not before the last one has rested. What a newcomer on
-a network may do is not waited for: the paths over it are off from the engine's word of him until he was looked at. Who
-leaves is looked for until he has left: an engine may say `die` before, and nothing after.
+Level-triggered: every event leads to another inspection, after a pause. A path is off from the event about a newcomer
+on its network until that one was inspected. A container that leaves is polled until it has left: an engine may send
+`die` before that, and nothing after.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from autoforward.core.errors import AutoforwardError
 from autoforward.core.identity.network_sharing import DirectPath
 from autoforward.core.model import EngineEndpoint
 from autoforward.engine.client import ContainerEvent
-from autoforward.engine.network_look import NetworkLook
+from autoforward.engine.network_inspector import NetworkInspector
 from autoforward.engine.pool import EnginePool
 from autoforward.supervisor.session.session import Session
 
 log = logging.getLogger(__name__)
 
 PAUSE_S = 0.2
-"""From one look to the next, at least: containers that come and go by the thousand are one look."""
+"""Minimum from one inspection to the next: a thousand containers that come and go cause one."""
 
 LONGEST_PAUSE_S = 1.0
-"""At most, after a look that took long: ten times as long as it took is rested up to this."""
+"""Maximum: after a slow inspection the pause is ten times its duration, up to this."""
 
 STARTING = DirectPath(None, "a container has just joined its network and has not been looked at yet")
 ACTIONS = frozenset({"start", "die", "died", "remove", "connect", "disconnect"})
-"""Podman has no `disconnect` of a container that ends, and `remove` once it has gone from its networks."""
+"""Podman sends no `disconnect` for a container that ends, and `remove` after it has left its networks."""
 
 
 class Host(Protocol):
-    """The supervisor, as far as it is needed here."""
+    """What this module needs of the supervisor."""
 
     sessions: dict[str, Session]
     engines: EnginePool
@@ -49,13 +49,13 @@ class Host(Protocol):
 
 @dataclass(slots=True)
 class _Place:
-    """One engine. `changed`: ids of networks where something happened since the last look began; None: anything may have.
+    """One engine. `changed`: ids of networks with events since the last inspection began; None: any of them.
 
-    `over`: by id of a container, the network that its direct path is over.
+    `over`: by container id, the network of its direct path.
     """
 
     endpoint: EngineEndpoint
-    look: NetworkLook | None = None
+    inspect: NetworkInspector | None = None
     changed: set[str] | None = None
     over: Mapping[str, str | None] = field(default_factory=dict)
     is_due: bool = False
@@ -64,7 +64,7 @@ class _Place:
 
 
 class NetworkWatch:
-    """See the module. All calls are made on the control loop."""
+    """See the module. Control loop only."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -87,7 +87,7 @@ class NetworkWatch:
         self._begin(place)
 
     def on_session_changed(self) -> None:
-        """Look at the networks of sessions that have an agent since."""
+        """Inspect the networks of sessions that have a new agent."""
         keys = {session.record.endpoint.key for session in self._host.sessions.values() if session.direct.is_automatic}
         for key in self._places.keys() - keys:
             self._places[key].woken.set()
@@ -110,7 +110,7 @@ class NetworkWatch:
         place.woken.set()
         if not place.is_inspecting:
             place.is_inspecting = True
-            self._host.spawn(self._inspect_while_due(place), "look at networks")
+            self._host.spawn(self._inspect_while_due(place), "inspect networks")
 
     async def _inspect_while_due(self, place: _Place) -> None:
         failures = repeats = 0
@@ -146,19 +146,19 @@ class NetworkWatch:
             place.is_inspecting = False
 
     async def _inspect(self, place: _Place, targets: set[str]) -> bool:
-        """Whether it stays like this until the engine says something: see NetworkLook.is_settled."""
+        """Whether the result holds until the engine's next event: see NetworkInspector.is_settled."""
         in_use = self._host.engines.get(place.endpoint)
-        if place.look is None or place.look.engine is not in_use.engine:
-            place.look = NetworkLook(in_use.engine)
-        look, changed, place.changed = place.look, place.changed, set()
-        found = await asyncio.get_running_loop().run_in_executor(in_use.pool, lambda: look.look(targets, changed))
+        if place.inspect is None or place.inspect.engine is not in_use.engine:
+            place.inspect = NetworkInspector(in_use.engine)
+        inspect, changed, place.changed = place.inspect, place.changed, set()
+        found = await asyncio.get_running_loop().run_in_executor(in_use.pool, lambda: inspect.inspect(targets, changed))
         place.over = {key: over for key, (_, over) in found.items()}
         for session in self._sessions(place):
             if (answer := found.get(session.record.container_id)) is None:
                 continue
             path, over = answer
-            # Who came while the engine was asked may not be in its answer.
+            # A newcomer during the request may be missing from the answer.
             stale = place.changed is None or over in place.changed
             if session.direct.decide(STARTING if stale and path.address is not None else path):
                 log.info("%s: direct path %s", session.record.container_name, session.direct)
-        return look.is_settled
+        return inspect.is_settled

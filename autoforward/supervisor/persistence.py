@@ -21,14 +21,14 @@ from autoforward.supervisor.session.session import Session
 
 log = logging.getLogger(__name__)
 
-LOOK_INTERVAL_S = 2.0
-"""How soon a damaged registry is mended, and one that could not be written is written."""
+CHECK_INTERVAL_S = 2.0
+"""How soon a damaged registry is repaired, and an unwritten one written."""
 
 T = TypeVar("T")
 
 
 class Persistence:
-    """`sessions` is the supervisor's table, by id. Ended with `aclose`, which writes what it still can."""
+    """`sessions` is the supervisor's table, by id. Close with `aclose`, which writes what is unwritten."""
 
     def __init__(self, paths: StatePaths, sessions: Mapping[str, Session], warn: Callable[[str], None]) -> None:
         self._sessions = sessions
@@ -39,11 +39,11 @@ class Persistence:
         self._task: asyncio.Task[None] | None = None
 
     def start_polling(self, beside: Callable[[], Awaitable[None]]) -> None:
-        """See to the registry from time to time, and to what else there is in the folder: `beside`."""
+        """Check the registry periodically, then call `beside`, which checks the folder's other files."""
         self._task = asyncio.create_task(self._poll(beside), name="registry poll")
 
     async def stop_polling(self) -> None:
-        """Before what `beside` uses is closed. Idempotent."""
+        """Call it before closing what `beside` uses. Idempotent."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -60,7 +60,7 @@ class Persistence:
         return await asyncio.get_running_loop().run_in_executor(self.thread, job)
 
     async def take_over(self) -> list[SessionRecord]:
-        """The sessions of a supervisor that ended; its leases have no owner any more. Raises RegistryError."""
+        """The sessions of a supervisor that ended; reserves its leases. Raises RegistryError."""
         records: list[SessionRecord] = []
 
         def change(document: RegistryDocument, now: datetime) -> None:
@@ -76,7 +76,7 @@ class Persistence:
         return records
 
     async def store(self, record: SessionRecord) -> None:
-        """Write what the next supervisor needs; a session that lives on a foreground command only leaves nothing."""
+        """Write what the next supervisor needs; nothing for a session that only a foreground command holds."""
 
         def change(document: RegistryDocument, _now: datetime) -> None:
             if record.is_stored:
@@ -97,7 +97,7 @@ class Persistence:
 
     async def _poll(self, beside: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await asyncio.sleep(LOOK_INTERVAL_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             try:
                 await self.run(self.registry.check)
                 await beside()
@@ -105,7 +105,7 @@ class Persistence:
                 log.exception("a fault while the registry was checked")
 
     def _live_document(self) -> RegistryDocument:
-        """What the registry has to say at least. Called in the disk's thread: only copies are looked at."""
+        """The least that the registry must contain. Called in the disk's thread, so it reads copies."""
         sessions = list(self._sessions.values())
         leases = {lease.id: lease for session in sessions for lease in session.forwarder.leases}
         rows = [session.record.to_json() for session in sessions if session.record.is_stored]

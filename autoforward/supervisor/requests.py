@@ -28,7 +28,7 @@ from autoforward.supervisor.supervisor import DRAIN_S, Supervisor
 from autoforward.supervisor.watch_requests import WatchingCommand
 
 PATIENCE_S = 1.0
-"""After this a person is told what is being waited for."""
+"""After this time the command gets a progress message."""
 
 
 class Handlers:
@@ -51,7 +51,7 @@ class Handlers:
         }
 
     def _with_warning(self, handler: Handler) -> Handler:
-        """People have to hear that what they asked for might not survive a restart."""
+        """Warn with the answer that the change may not survive a restart."""
 
         async def answer(request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
             return {**await handler(request, connection), **self._warning()}
@@ -66,7 +66,7 @@ class Handlers:
         return {"pid": os.getpid(), "version": __version__}
 
     async def attach(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
-        """Begin or change a session; answers when a first snapshot has been applied."""
+        """Begin or change a session; answers once its first snapshot has been applied."""
         record = await asyncio.to_thread(SessionRecord.from_json, request["record"])  # it may compile expressions
         claim = Claim(by_hand=True, replace=bool(request.get("replace")))
         container_ids = {record.container_id}
@@ -95,7 +95,7 @@ class Handlers:
         }
 
     async def forward(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
-        """Forward these SPECs only. Detached: until told otherwise. Else for as long as the connection lasts."""
+        """Forward only these SPECs: detached, until ended; else for as long as the connection lasts."""
         record = await asyncio.to_thread(SessionRecord.from_json, request["record"])
         specs, detached = record.manual, bool(request["detached"])
         session = await self._supervisor.siblings.session_of(record)
@@ -136,7 +136,7 @@ class Handlers:
             self._supervisor.check_idle()
 
     def _check_bound(self, session: Session, specs: Sequence[PortSpec]) -> None:
-        """Raises PortUnavailableError for a host port that cannot be had, AutoforwardError for other failures."""
+        """Raises PortUnavailableError for an unavailable host port, AutoforwardError for other failures."""
         if session.state == "ended":
             raise TargetError(session.problem or "the session ended")
         if session.state != "watching" or session.tool is None:
@@ -160,14 +160,14 @@ class Handlers:
         claim_id: int,
         connection: Connection,
     ) -> None:
-        """Until the command asks to drain or hangs up, all is stopped, or the session ends (which is its error)."""
+        """Until the command drains or hangs up, everything is stopped, or the session ends (which is an error)."""
         forward_ids = session.forwarder.ids_of({spec.key for spec in specs})
         listening = asyncio.ensure_future(connection.receive())
         ended = asyncio.ensure_future(session.wait_ended())
-        telling = asyncio.create_task(self._tell_changes(session, specs, rows, connection), name="foreground")
+        changes_task = asyncio.create_task(self._send_changes(session, specs, rows, connection), name="foreground")
         try:
-            await asyncio.wait([listening, ended, telling], return_when=asyncio.FIRST_COMPLETED)
-            if not listening.done() and telling.done():
+            await asyncio.wait([listening, ended, changes_task], return_when=asyncio.FIRST_COMPLETED)
+            if not listening.done() and changes_task.done():
                 await connection.progress(STOPPED)
                 return
             if not listening.done():
@@ -175,7 +175,7 @@ class Handlers:
                 raise TargetError(problem if name in problem else f"{name}: {problem}")
             drain = listening.result() is not None
             await session.release_claim(claim_id)
-            # What another claim wants too goes on, and its connections with it.
+            # Forwards of another claim continue, with their connections.
             forward_ids -= session.forwarder.forward_ids
             if drain:
                 listening = asyncio.ensure_future(connection.receive())
@@ -187,18 +187,18 @@ class Handlers:
         finally:
             listening.cancel()
             ended.cancel()
-            telling.cancel()
+            changes_task.cancel()
 
-    async def _tell_changes(
+    async def _send_changes(
         self, session: Session, specs: Sequence[PortSpec], rows: list[dict[str, Any]], connection: Connection
     ) -> None:
-        """Tell the command of servers that came up or went away; returns once `stop` has ended every forward."""
+        """Send the command changes of its servers; returns once `stop` has ended every forward."""
         said = {row["id"]: (row["status"], row["localPort"]) for row in rows}
         with self._supervisor.hub.subscribe(lambda event: event.id in said) as heard:
             left = set(said)
             while left:
                 now = {row["id"]: row for row in await self._rows_of(session, specs)}
-                # A container that is away comes back, or its end is an error with its own words.
+                # A container that is away comes back, or its end is an error of its own.
                 changed = {
                     key: (row["status"], row["localPort"])
                     for key, row in now.items()
@@ -212,7 +212,7 @@ class Handlers:
                     left.discard(event.id)
 
     async def detach(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
-        """End sessions; answers when their listeners are closed."""
+        """End sessions; answers once their listeners are closed."""
         container_ids = {str(item) for item in request.get("container_ids") or ()}
         called = self._find(str(request["target"])) if request.get("target") else []
         sessions = [
@@ -227,7 +227,7 @@ class Handlers:
         return {"rows": rows, "sessions": [session.record.session_id for session in sessions]}
 
     async def stop(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
-        """End one forward, or all of a target, or all; new servers of an attached container are still forwarded."""
+        """End one forward, all of a target, or all; new servers of an attached container are still forwarded."""
         target = request.get("target")
         stopped: list[dict[str, Any]] = []
         called = self._find(str(target)) if target else []
@@ -249,7 +249,7 @@ class Handlers:
         return {"rows": stopped}
 
     async def trust(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
-        """The user has answered, or has taken an answer back: it is in force in the sessions of the workspace on return."""
+        """The user has answered or revoked: applied to the workspace's sessions on return."""
         workspace = Workspace(str(request["engine"]), str(request["place"]))
         variables = {str(name): str(value) for name, value in dict(request.get("variables") or {}).items()}
         sessions = list(self._supervisor.sessions.values())
@@ -265,7 +265,7 @@ class Handlers:
         return {"rows": await self._rows(self._find(str(target)) if target else self._supervisor.sessions.values())}
 
     async def counters(self, request: dict[str, Any], _connection: Connection) -> Mapping[str, Any]:
-        """What moves, of forwards that anything went through: a fraction of `list`, for a caller that looks every second."""
+        """Counters of forwards with traffic: a fraction of the cost of `list`, for callers that poll every second."""
         target = request.get("target")
         sessions = self._find(str(target)) if target else self._supervisor.sessions.values()
         ids = {forward_id for session in sessions for forward_id in session.forwarder.forward_ids}
@@ -289,7 +289,7 @@ class Handlers:
         }
 
     async def events(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
-        """Events as they happen, after what was missed (`since`) or what is up now (`replay`). Ends with the supervisor."""
+        """Events as they happen, after the missed ones (`since`) or the current forwards (`replay`). Ends with the supervisor."""
         hub, target = self._supervisor.hub, request.get("target")
         accepts = matches_target(str(target)) if target else None
         with hub.subscribe(lambda event: accepts is None or accepts(event.to_json())) as subscription:

@@ -1,7 +1,7 @@
-"""Detect that the machine was asleep: every stream may then be dead.
+"""Detect that the machine was asleep: every stream may be dead afterwards.
 
-While a machine sleeps the monotonic clock stands still and the wall clock does not, so that their difference jumps. A wall
-clock that is set by hand looks the same, and costs one ping too many.
+During sleep the monotonic clock stops and the wall clock does not, so their difference jumps. A wall clock that is set
+looks the same, and costs an unnecessary ping.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-LOOK_INTERVAL_S = 1.0
+CHECK_INTERVAL_S = 1.0
 JUMP_S = 2.0
-"""More than clocks are slewed by in one interval, and less than a sleep that breaks anything."""
+"""More than clocks are slewed in one interval, and less than a sleep that breaks anything."""
 
 
 class ClockWatch:
-    """Calls `on_jump(seconds)` on the loop that `start` was called in. `close` is idempotent."""
+    """Calls `on_jump(seconds)` on the loop that called `start`. `close` is idempotent."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class ClockWatch:
             self._timer = None
 
     def _wait(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self.check)
+        self._timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL_S, self.check)
 
     def check(self) -> None:
         """Compare the clocks now."""

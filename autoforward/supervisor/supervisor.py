@@ -1,7 +1,7 @@
 """The supervisor: all sessions of one user, in one detached process.
 
-Phases: `start` (lock, registry, data plane, restored sessions, control socket), `serve` (until told to stop or idle),
-`shut_down` (drain for a bounded time, say the end of every forward, leave the sessions on disk for the next one).
+Phases: `start` (lock, registry, data plane, restored sessions, control socket), `serve` (until stopped or idle), `shut_down`
+(bounded drain, end every forward, leave the sessions on disk for the next supervisor).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from autoforward.state.document import current_process
 from autoforward.state.event_log import EventLog
 from autoforward.state.folder import StatePaths
 from autoforward.state.locks import replace_file
-from autoforward.state.missing_ends import tell_endings
+from autoforward.state.missing_ends import log_missing_ends
 from autoforward.supervisor.autoattach.auto_attach_manager import AutoAttachManager
 from autoforward.supervisor.autoattach.compose_services import ComposeServices
 from autoforward.supervisor.event_hub import EventHub
@@ -58,18 +58,18 @@ INSTANCE_LOCK_TIMEOUT_S = 15.0
 """A predecessor that is shutting down holds the lock until it has drained."""
 
 RESTORE_WAIT_S = 5.0
-"""How long `list` waits for the sessions that a new supervisor takes up; what is not back by then is shown as it is."""
+"""How long `list` waits for sessions that a new supervisor restores; then it shows them as they are."""
 
 DRAIN_S = 5.0
 CONTROL_CLOSE_S = 1.0
 
 COUNT_S = 60.0
-"""How often it is written down which ports have settled on their numbers."""
+"""How often settled ports are recorded."""
 
 DEFAULT_IDLE_EXIT_S = 60.0
 
 MAX_WAITING = 256
-"""Sessions whose containers are removed and that wait for the next ones; the oldest of more are forgotten."""
+"""Sessions of removed containers that wait for the next ones; the oldest go beyond this."""
 
 AWAKE_TIMEOUT_S = 1.0
 """After a sleep of the machine: how long agents and watchers have to answer."""
@@ -78,7 +78,7 @@ T = TypeVar("T")
 
 
 class Supervisor:
-    """See the module. `serve_until_done` is the whole life; `handlers` gives what answers the commands, by `op`."""
+    """See the module. `serve_until_done` runs all phases; `handlers` returns the handlers of requests, by `op`."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class Supervisor:
         await self.live.aclose()
         await self.persistence.run(
             self.persistence.registry.check
-        )  # the last moment in which what is live can mend a registry
+        )  # the last chance to repair a registry from the live rows
         # The rows stay in the registry's sessions: the next supervisor takes them up again. Each session ends as soon as it
         # has no connection: a container that floods is heard no longer than that.
         await self._end_all(self.sessions.values(), "the supervisor ended", forget=False, drain_s=DRAIN_S)
@@ -183,7 +183,7 @@ class Supervisor:
         self.plane.stop()
         await self.persistence.stop_polling()
         await asyncio.to_thread(self.hub.close)
-        # Followers have their last events; what still runs is cut.
+        # Subscribers have their last events; remaining connections are cut.
         await self._control.aclose(CONTROL_CLOSE_S)
         await self.persistence.aclose()
         self.paths.supervisor_info.unlink(missing_ok=True)
@@ -200,9 +200,9 @@ class Supervisor:
         self._stop.set()
 
     async def wait_restored(self) -> None:
-        """Until the sessions that were taken up at the start are settled; never past `RESTORE_WAIT_S` after it.
+        """Wait until the sessions restored at the start are settled, at most `RESTORE_WAIT_S` from the start.
 
-        Sessions that begin later are not waited for: their containers may take as long as they like.
+        Later sessions are not waited for: their containers may take any time.
         """
         left_s = self._restored_by_s - asyncio.get_running_loop().time()
         waiting = [task for task in self._restoring if not task.done()]
@@ -210,7 +210,7 @@ class Supervisor:
             await asyncio.wait(waiting, timeout=left_s)
 
     async def drain(self, forward_ids: frozenset[str], timeout_s: float) -> bool:
-        """Wait until the connections of these forwards have ended; False when they were cut at the deadline."""
+        """Wait until the connections of these forwards have ended; False if they were cut at the deadline."""
         return await self.plane.drain(forward_ids, timeout_s)
 
     async def counters(self) -> dict[str, messages.ForwardCounters]:
@@ -221,7 +221,7 @@ class Supervisor:
     # Sessions.
 
     def session_for(self, record: SessionRecord) -> Session | None:
-        """The session that this record is about: of the same container (it may have another name by now), else identity."""
+        """The session for this record: of the same container (which may have another name), else of the same identity."""
         sessions = self.sessions.values()
         same = next((one for one in sessions if one.record.container_id == record.container_id), None)
         return same or next((one for one in sessions if one.record.identity == record.identity), None)
@@ -243,12 +243,12 @@ class Supervisor:
         return session
 
     async def store_session(self, session: ActingSession) -> None:
-        """Write what the next supervisor needs; a session that lives on a foreground command only leaves nothing."""
+        """Write what the next supervisor needs; nothing for a session that only a foreground command holds."""
         await self.persistence.store(session.record)
         self.live.refresh()
 
     def saw(self, record: SessionRecord) -> None:
-        """The user attached, or a watch met the workspace: what is opened by itself there is remembered, soon."""
+        """The user attached, or a watch met the workspace: soon store what it opens automatically."""
         if not self._unsaid_openings:
             self.spawn(self._remember_openings(), "remember what is opened by itself")
         self._unsaid_openings[record.session_id] = record
@@ -263,7 +263,7 @@ class Supervisor:
             }
             try:
                 await self.persistence.run(functools.partial(self.approvals.saw, openings))
-            except AutoforwardError as error:  # what is new at the next attach is asked for then
+            except AutoforwardError as error:  # the next attach asks about the new ones
                 log.warning("%s", error)
             said = {id(record) for record in records}
             self._unsaid_openings = {key: one for key, one in self._unsaid_openings.items() if id(one) not in said}
@@ -278,7 +278,7 @@ class Supervisor:
         await asyncio.gather(*(session.end(reason, drain_s=drain_s) for session in ending))
 
     def _on_session_ended(self, session: Session, reason: str) -> None:
-        """A session is over, for any reason; one whose container is gone is not stored any more."""
+        """A session has ended, for any reason; if its container is gone, it is no longer stored."""
         log.info("session %s of %s ended: %s", session.record.session_id, session.record.container_name, reason)
         if self._stop.is_set():  # it stays stored, and nothing comes after it
             return
@@ -295,7 +295,7 @@ class Supervisor:
         self.check_idle()
 
     def _on_session_moved(self, session: Session) -> None:
-        """Its container was removed, or it has another one, or another name of it: what is stored follows."""
+        """Its container was removed, replaced or renamed: update the stored record."""
         self.spawn(self.store_session(session), "store a session")
         self.watches.on_event(session.record.endpoint, None)
         waiting = sorted(
@@ -305,11 +305,11 @@ class Supervisor:
             self.spawn(self.end_sessions(forgotten, "too many sessions wait for a container"), "forget sessions")
 
     def leave_engines(self) -> None:
-        """Those that no session needs any more."""
+        """Leave engines that no session needs."""
         self.engines.keep_only({one.record.endpoint.key for one in self.sessions.values()} | self.watches.engines)
 
     def check_idle(self) -> None:
-        """Start or stop the clock that ends an idle supervisor."""
+        """Start or stop the timer that ends an idle supervisor."""
         busy = self.foreground or any(session.keeps_supervisor_alive for session in self.sessions.values())
         if busy and self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -322,12 +322,12 @@ class Supervisor:
         self._idle_timer = None
         if (
             self.persistence.registry.has_unwritten
-        ):  # it would be lost: until there is room for it, there is something to do
+        ):  # unwritten changes would be lost: keep running until the disk has room
             self.check_idle()
         else:
             self.stop("nothing to do")
 
-    # What comes in.
+    # Events.
 
     def _on_notice(self, notice: messages.PlaneEvent) -> None:
         match notice:
@@ -356,7 +356,7 @@ class Supervisor:
                 if (session := self.sessions.get(session_id)) is not None:
                     session.connections.on_kill_wanted(notice)
             case messages.RelayEnded():
-                # To all: its forward may have ended before it.
+                # To all sessions: its forward may have ended before it.
                 for session in self.sessions.values():
                     session.connections.on_relay_ended(notice)
             case messages.AcceptPaused(forward_id):
@@ -388,7 +388,7 @@ class Supervisor:
             record = session.record
             if record.endpoint.key != endpoint.key:
                 continue
-            if event is None:  # the event stream is new: things may have happened that it does not tell
+            if event is None:  # a new event stream: events may have been missed
                 session.recheck()
             elif event.container_id == record.container_id:
                 session.notice_event(event)
@@ -398,7 +398,7 @@ class Supervisor:
                 session.recheck()
 
     def _make_room(self, endpoint: EngineEndpoint, container_id: str) -> None:
-        """A container was created: what it publishes is its own once it starts, and not a stopped container's."""
+        """A container was created: the ports that it publishes are its own when it starts, not a stopped container's."""
         if endpoint.socket_path is None or not any(session.is_away for session in self.sessions.values()):
             return
 
@@ -413,21 +413,20 @@ class Supervisor:
         self.spawn(check(), "host ports that a new container asks for")
 
     def _on_clock_jump(self, _seconds: float) -> None:
-        """The machine was asleep. What does not answer now is replaced."""
+        """The machine was asleep. Replace what does not answer in time."""
         self.plane.submit(messages.MuxCheck(AWAKE_TIMEOUT_S))
         for session in self.sessions.values():
             session.check_streams(AWAKE_TIMEOUT_S)
         self.engines.reconnect()
 
     async def _check_folder(self) -> None:
-        """From time to time: what may have become of the state folder."""
+        """Periodic check of the state folder."""
         await self.hub.flush()
         if self.sessions and time.monotonic() >= self._count_at_s:
             self._count_at_s = time.monotonic() + COUNT_S
             await self.persistence.run(self._allocator.count_time)
         if not await self.persistence.run(self._holds_its_folder):
-            # No command can find it any more, and what is in its place by now is another's to write: like a kill, which leaves
-            # nothing behind.
+            # No command can find it any more, and the folder in its place is another's to write: exit as if killed.
             log.error("the state folder was removed: this supervisor ends")
             os._exit(1)
         if not self._stop.is_set() and not self._control.is_found:
@@ -445,11 +444,11 @@ class Supervisor:
             there = self.paths.supervisor_lock.stat()
         except FileNotFoundError:
             return False
-        except OSError:  # it may be another trouble, and a passing one
+        except OSError:  # another, possibly passing error
             return True
         return os.path.samestat(held, there)
 
-    # Small things.
+    # Helpers.
 
     def spawn(self, work: object, name: str) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
@@ -466,14 +465,14 @@ class Supervisor:
         log.warning("%s", text)
 
     def _open_event_log(self) -> EventLog:
-        """With the ends of what a supervisor before this one left without a word."""
+        """With the ends that a killed predecessor did not write."""
         events = EventLog(self.paths, self._warn)
-        if count := tell_endings(self.paths, events):
+        if count := log_missing_ends(self.paths, events):
             log.info("the supervisor before this one was killed: %d ends are told for it", count)
         return events
 
     def _write_info(self, info: dict[str, object]) -> None:
         try:
             replace_file(self.paths.supervisor_info, [json.dumps(info).encode()])
-        except OSError as error:  # a full disk is no reason not to forward: nothing depends on this file
+        except OSError as error:  # nothing depends on this file, so a full disk does not stop forwarding
             self._warn(f"cannot write {self.paths.supervisor_info}: {error.strerror}")

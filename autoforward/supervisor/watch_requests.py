@@ -1,4 +1,4 @@
-"""The request of `autoforward watch`: a claim on a watch for as long as the command is connected, with its events."""
+"""The request of `autoforward watch`: hold a watch while the command is connected, and send it events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WatchingCommand:
         self._supervisor = supervisor
 
     async def watch(self, request: dict[str, Any], connection: Connection) -> Mapping[str, Any]:
-        """Until the command says that it ends or hangs up, or the supervisor ends."""
+        """Until the command ends or hangs up, or the supervisor ends."""
         supervisor, watches = self._supervisor, self._supervisor.watches
         endpoint = parse_endpoint(request["engine"])
         selection, caller = ContainerFilter.from_json(request["selection"]), CommandContext.from_json(request["caller"])
@@ -39,7 +39,7 @@ class WatchingCommand:
                 said_goodbye = await self._stay(watch, connection, heard, notes)
                 watch.commands.discard(notes)
                 ended = await self._end(watch, connection) if said_goodbye and not watch.commands else []
-                # The word of their ends may still be on its way.
+                # Their end events may still be queued.
                 for event in heard.drain():
                     await connection.event(line_of(event))
             return {"ended": ended, "goodbye": said_goodbye}
@@ -51,7 +51,7 @@ class WatchingCommand:
             supervisor.check_idle()
 
     async def _stay(self, watch: AutoAttach, connection: Connection, heard: Subscription, notes: Notes) -> bool:
-        """Whether the command has said that it ends."""
+        """Whether the command asked to end."""
         tasks = (
             asyncio.create_task(self._tell_events(heard, connection), name="events of a watch"),
             asyncio.create_task(self._tell_notes(notes, connection), name="notes of a watch"),
@@ -65,7 +65,7 @@ class WatchingCommand:
                 task.cancel()
 
     async def _end(self, watch: AutoAttach, connection: Connection) -> list[str]:
-        """Names of what ended with it. Another word of the command, or its end, cuts what is still open."""
+        """Names of what ended with it. Another message of the command, or a hangup, cuts open connections."""
         ending = asyncio.ensure_future(self._supervisor.watches.end(watch.id, DRAIN_S))
         listening = asyncio.ensure_future(connection.receive())
         try:

@@ -1,7 +1,7 @@
-"""Expand variables in devcontainer.json and metadata with the part of the caller's environment that is granted. Pure.
+"""Expand variables in devcontainer.json and metadata from the granted part of the caller's environment. Pure.
 
-`${localEnv:NAME}` in a port number gets a value that is one. Anywhere else a value that the caller has needs an approval; an
-entry that lacks it is left out. A request, a warning and what is stored name the variable, never a value that is not granted.
+`${localEnv:NAME}` in a port number accepts a value that is one. Elsewhere a value of the caller needs an approval; an
+entry without it is left out. Requests, warnings and stored data name the variable, never a value that is not granted.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _PORT = re.compile(r"[0-9]{1,5}")
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """`config` with the variables in it replaced. `variables`: those with values that may be kept; `withheld`: names of
-    those that the caller has and that are not."""
+    """`config` with its variables substituted. `variables`: values that may be stored; `withheld`: names of the
+    caller's other variables.
+    """
 
     config: dict[str, Any] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -36,8 +37,9 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What variables stand for: those of the caller, names of those that it has and whose values are not known here, names of
-    those of which it is not known here whether it has them, and the places."""
+    """The values of variables: the caller's, names that it has with unknown values, names of which it is unknown
+    whether it has them, and the places.
+    """
 
     variables: Mapping[str, str]
     withheld: Collection[str] = ()
@@ -46,10 +48,10 @@ class Known:
 
 
 class Substitution:
-    """Replaces the variables in the documents of one configuration, and keeps what it was told and could not tell.
+    """Substitutes variables in the documents of one configuration, and collects which were used or unknown.
 
-    `environ` is the environment of who begins the session; None in the supervisor, where what was kept then counts: `variables`,
-    names that were `withheld`, and `unset` names (None: not known).
+    `environ`: the command's environment; None in the supervisor, where the stored values count: `variables`, `withheld`
+    names, and `unset` names (None: unknown).
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Substitution:
         return tuple(sorted(self._withheld - set(self.variables)))
 
     def of(self, document: Mapping[str, Any], source: Source, place: str, asking: Asking) -> dict[str, Any]:
-        """`document` with the variables in what counts here; what is not granted is left out, with a warning."""
+        """`document` with variables substituted in the relevant keys; what is not granted is left out, with a warning."""
         found = granted(counting(document), self._known, source, place, asking)
         self.variables |= found.variables
         self._withheld |= set(found.withheld)
@@ -88,7 +90,7 @@ class Substitution:
 
 
 def counting(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a devcontainer.json, or of an entry of the metadata, in which variables count here."""
+    """The keys of a devcontainer.json or metadata entry in which variables are substituted here."""
     found = {name: document[name] for name in PORT_KEYS if name in document}
     customizations = document.get("customizations")
     if isinstance(customizations, Mapping) and isinstance(customizations.get("autoforward"), Mapping):
@@ -103,7 +105,7 @@ def _names_that_count(document: Mapping[str, Any]) -> frozenset[str]:
 
 
 def granted(said: Mapping[str, Any], known: Known, source: Source, place: str, asking: Asking) -> Granted:
-    """`said` are the keys of devcontainer.json that count here; of `customizations` ours alone is looked at."""
+    """`said`: the relevant keys of devcontainer.json; of `customizations` only autoforward's."""
     work = _Work(known, source, place, asking)
     config: dict[str, Any] = {}
     for key, value in said.items():
@@ -123,9 +125,9 @@ def granted(said: Mapping[str, Any], known: Known, source: Source, place: str, a
 
 
 def without_values(value: Any, said: object, environ: Mapping[str, str]) -> Any:
-    """`value`, which a CLI has put variables into, without each text that holds the value of one that `said` names.
+    """`value`, into which a CLI has substituted variables, without texts that contain a value of one that `said` names.
 
-    A value that is a port number may be there.
+    A value that is a port number may stay.
     """
     secret = [text for name in names_in(said) if (text := environ.get(name)) and not _is_port(text)]
     return _without(value, secret) if secret else value
@@ -168,9 +170,9 @@ class _Work:
         return [new for new, one in zip(found, value, strict=True) if new is not None or one is None]
 
     def port_text(self, raw: Any, key: str, *, may_be_text: bool = True) -> Any:
-        """Text in which variables stand for ports: a value that is one is in, any other as in `texts`.
+        """Text in which variables stand for ports: port numbers are substituted, other values as in `texts`.
 
-        Unless it `may_be_text`, its last part has to be a port.
+        Unless `may_be_text`, its last part must be a port.
         """
         if not isinstance(raw, str):
             return raw
@@ -207,7 +209,7 @@ class _Work:
         return value
 
     def _asked(self, raw: str, names: Iterable[str], key: str) -> str | None:
-        """`raw` with its variables, None where that is not granted, or the value is not known here."""
+        """`raw` with its variables substituted; None if that is not granted, or a value is unknown here."""
         here = sorted(name for name in names if name in self._variables or name in self._unknown)
         named = ", ".join(f"${name}" for name in here)
         effect = f"it gets {named} of your environment; the container can learn it"
@@ -225,7 +227,7 @@ class _Work:
         return None
 
     def _put_in(self, raw: str, names: Iterable[str], key: str) -> str | None:
-        """`raw` with its variables; None where one of the specification has no value here."""
+        """`raw` with its variables substituted; None if a variable of the specification has no value here."""
         left = unresolved_reason(substituted(VARIABLE.sub("", raw), {}, self._places))
         if left is not None:
             self.warnings.append(f"{self._place}: {key}: {shown(raw)} is left out: {left}")
@@ -246,14 +248,14 @@ class _Work:
 
 
 def _parts(raw: str) -> list[str]:
-    """The parts of a SPEC, each with its variables whole."""
+    """The parts of a SPEC, without splitting variables."""
     rest = (match.group() for match in VARIABLE.finditer(raw))
     bare = VARIABLE.sub("\0", raw.replace("\0", "")).removesuffix("/tcp").removesuffix("/udp")
     return [re.sub("\0", lambda _match: next(rest), part) for part in _COLON.split(bare)]
 
 
 def _is_port(text: str) -> bool:
-    """Whether it is one port: a list or a range may be a date, or the number of a card."""
+    """Whether it is a single port: a list or a range may be a date, or a card number."""
     return bool(_PORT.fullmatch(text)) and 1 <= int(text) <= MAX_PORT
 
 

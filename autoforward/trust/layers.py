@@ -1,4 +1,4 @@
-"""Merge layers of settings, without values that widen and are not granted. Pure."""
+"""Merge layers of settings, without widening values that are not granted. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autoforward.trust.widening import Asking
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Who said it, in which file (for people), and what. `is_own`: in the user's config.toml, even if others can write that."""
+    """The source, the file (for people), and the settings. `is_own`: the user's config.toml, even if others can write it."""
 
     source: Source
     place: str
@@ -30,10 +30,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """`settings` are those that count. `low_ports`: container ports that may have host numbers below 1024.
+    """`settings`: the resulting ones. `low_ports`: container ports that may have host ports below 1024.
 
-    `firm` is what the user has excluded. `include_known`: whether the `include` that counts brings back what is excluded by
-    default; `include_is_own`, `forwards_are_own`: whether it is the user who says these.
+    `firm`: the user's exclusions. `include_known`: whether the effective `include` overrides the default exclusion;
+    `include_is_own`, `forwards_are_own`: whether these are the user's.
     """
 
     settings: Settings = NO_SETTINGS
@@ -46,7 +46,7 @@ class Settled:
 
 
 def settle(layers: Sequence[Layer], asking: Asking) -> Settled:
-    """Key by key the first layer that sets it, as far as it may. The most important layer comes first."""
+    """For each key the first layer that sets it and may. Most important layer first."""
     warnings = tuple(
         f"{layer.place}: trust is left out: only a config.toml that is yours alone can say it"
         for layer in layers
@@ -79,7 +79,7 @@ def settle(layers: Sequence[Layer], asking: Asking) -> Settled:
 
 
 def _narrowing(config: Settings) -> Settings:
-    """What stays of the user's config.toml where a container can write it: what anything may say."""
+    """The part of the user's config.toml that counts if a container can write it: what any source may set."""
     return Settings(
         exclude=config.exclude,
         max_ports=config.max_ports if (config.max_ports or 0) <= DEFAULT_MAX_PORTS else None,
@@ -91,7 +91,7 @@ def _narrowing(config: Settings) -> Settings:
 
 
 def low_pins(specs: Iterable[PortSpec]) -> tuple[LocalPorts, ...]:
-    """Which container ports these give host numbers below 1024."""
+    """The container ports that these SPECs give host ports below 1024."""
     pins = ((spec.container_port, spec.host_port) for spec in specs)
     return tuple(LocalPorts(port, port, host) for port, host in pins if host is not None and is_low(host))
 
@@ -99,7 +99,7 @@ def low_pins(specs: Iterable[PortSpec]) -> tuple[LocalPorts, ...]:
 def ask_for_pins(
     source: Source, place: str, key: str, text: str, pins: tuple[LocalPorts, ...], asking: Asking
 ) -> tuple[LocalPorts, ...]:
-    """`pins` where they are granted, else none. What this user could not bind anyway is not asked for."""
+    """`pins` if they are granted, else none. Ports that this user cannot bind are not asked for."""
     if not pins:
         return ()
     first = pins[0]
@@ -125,7 +125,7 @@ def _setting(layers: Iterable[Layer], name: str) -> Iterator[Layer]:
 def _chosen(
     layers: Sequence[Layer], name: str, widens: Callable[[Any], bool], grants: Callable[[Layer, Any], bool]
 ) -> Any:
-    """The first value that may count; of those that widen and are not granted, the first is asked for."""
+    """The first value that counts; of the widening ones that are not granted, the first is asked for."""
     asked = False
     for layer in _setting(layers, name):
         value = getattr(layer.settings, name)
@@ -160,7 +160,7 @@ def _max_ports(layers: Sequence[Layer], config: Settings, asking: Asking) -> int
 
 
 def _unless_false(layers: Sequence[Layer], config: Settings, name: str) -> bool | None:
-    """A foreign true is as good as nothing said: it is the default, and does not undo the user's false."""
+    """A foreign true has no effect: it is the default, and does not override the user's false."""
     first = next(_setting(layers, name), None)
     if first is None:
         return None
@@ -169,7 +169,7 @@ def _unless_false(layers: Sequence[Layer], config: Settings, name: str) -> bool 
 
 
 def _direct(layers: Sequence[Layer], config: Settings) -> bool | None:
-    """True is the user's word alone; a false of anybody's wins over that of the user's own file."""
+    """Only the user can set true; any false overrides that of the user's own file."""
     said = next(_setting((layer for layer in layers if layer.source == "user"), "direct"), None)
     if said is not None:
         return said.settings.direct
@@ -188,7 +188,7 @@ def _default_exclude(layers: Sequence[Layer], config: Settings, asking: Asking) 
 
 
 def _excluded(layers: Sequence[Layer], config: Settings) -> tuple[PortFilter | None, PortFilter]:
-    """All that is excluded, and what of it the user has: a foreign layer adds to the user's own file."""
+    """All exclusions, and the user's part of them: a foreign layer adds to the user's own file."""
     first = next(_setting(layers, "exclude"), None)
     if first is None or first.settings.exclude is None:
         return None, NOTHING
@@ -210,7 +210,7 @@ def _brings_back_known(layer: Layer, layers: Sequence[Layer], asking: Asking) ->
     beyond = goes_beyond(include, theirs)
     if beyond == NOTHING:
         return False
-    # What is granted is all of it, so all of it is asked for: first what it is asked for.
+    # A grant covers all of it, so all of it is asked for.
     ranges = dict.fromkeys((*beyond.ranges, *include.ranges))
     texts = [*(_range(low, high) for low, high in ranges), *(f'"{text}"' for text in include.processes)]
     count = f"{len(texts)} values: " if texts[1:] else ""

@@ -1,7 +1,7 @@
-"""The table of who may say what, one row a key: the same table is in SPEC.md ("Who may say what").
+"""The table of permissions, one row per key: the same table is in SPEC.md ("Who may say what").
 
-Flags, variables and the user's own `config.toml` may say everything. The workspace's files and labels say at once what
-describes or narrows; what widens counts once the user has approved it. Pure.
+Flags, variables and the user's own `config.toml` may set everything. In the workspace's files and labels, values that
+describe or narrow count at once; widening values count once the user has approved them. Pure.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from autoforward.core.model import FIRST_UNPRIVILEGED, OnAutoForward
 from autoforward.core.setting_values import DEFAULT_MAX_PORTS, PortFilter
 
 Source = Literal["user", "config", "workspace", "label"]
-"""Who speaks: the user (flags, variables, `--settings`), the user's config.toml, a file of the workspace, a label."""
+"""The sources: the user (flags, variables, `--settings`), the user's config.toml, a file of the workspace, a label."""
 
 OPENINGS: frozenset[OnAutoForward] = frozenset({"openBrowser", "openBrowserOnce", "openPreview"})
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`widens`: what of it needs an approval; empty where nothing does. `kept`: what of the user's config.toml stays."""
+    """`widens`: which values need an approval; empty for none. `kept`: which value of the user's config.toml stays."""
 
     key: str
     widens: str = ""
@@ -60,14 +60,14 @@ TABLE: tuple[Row, ...] = (
 
 
 def is_low(host_port: int | None) -> bool:
-    """Whether a host port is one of the system's."""
+    """Whether a host port is below 1024."""
     return host_port is not None and host_port < FIRST_UNPRIVILEGED
 
 
 def goes_beyond(include: PortFilter, exclude: PortFilter) -> PortFilter:
-    """The part of `include` that can only be about what is excluded by default: not within this `exclude`.
+    """The part of `include` that can only concern the default exclusion: not within this `exclude`.
 
-    Where there is an `exclude`, an expression is taken to be about that.
+    With an `exclude`, an expression is assumed to concern that.
     """
     ranges = tuple(
         one for one in include.ranges if not any(low <= one[0] and one[1] <= high for low, high in exclude.ranges)

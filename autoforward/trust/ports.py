@@ -18,9 +18,9 @@ OTHERS = "otherPortsAttributes"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who says what of a merged configuration: `place` is the workspace's file, and these its attributes.
+    """The sources of a merged configuration: `place` is the workspace's file, and these are its attributes.
 
-    `label_ports` are ports that only the label declares.
+    `label_ports`: ports that only the label declares.
     """
 
     place: str
@@ -46,7 +46,7 @@ def _port_texts(entry: Mapping[str, Any]) -> frozenset[str]:
 
 @dataclass(slots=True)
 class _Openings:
-    """What is opened by itself: what there is, and by the user's word what of it may."""
+    """Automatic openings: the existing ones, and those that the user's consent allows."""
 
     asking: Asking
     present: set[str] = field(default_factory=set)
@@ -61,7 +61,7 @@ class _Openings:
 
 
 def granted_pins(declared: Sequence[PortSpec], origin: Origin, asking: Asking) -> tuple[LocalPorts, ...]:
-    """Of the pins below 1024 in `forwardPorts` and `appPort` those that are granted."""
+    """The pins below 1024 in `forwardPorts` and `appPort` that are granted."""
     found: tuple[LocalPorts, ...] = ()
     for text in dict.fromkeys(spec.text for spec in declared if is_low(spec.host_port)):
         source, place = origin.source(text not in origin.label_ports)
@@ -71,7 +71,7 @@ def granted_pins(declared: Sequence[PortSpec], origin: Origin, asking: Asking) -
 
 
 def granted_rules(rules: AttributeRules, origin: Origin, asking: Asking) -> tuple[AttributeRules, frozenset[str]]:
-    """The rules without `elevateIfNeeded` and openings that are not granted, and digests of all openings there are."""
+    """The rules without `elevateIfNeeded` and openings that are not granted, and digests of all openings."""
     openings = _Openings(asking)
     kept = tuple(_granted_rule(rule, origin, asking, openings) for rule in rules.rules)
     source, place = origin.source(origin.others)

@@ -1,7 +1,7 @@
-"""Widening requests of a workspace or an image, the user's answers, and what is granted. Pure.
+"""Widening requests of a workspace or image, the user's answers, and what is granted. Pure.
 
-A request is one widening value. It is known by the hash of that value, its key and its source, so that another edit of
-the same file asks for nothing again.
+A request is one widening value, identified by the hash of value, key and source, so that other edits of the file do not
+ask again.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from autoforward.core.text import printable
 from autoforward.trust.permissions import Source
 
 MAX_REQUESTS = 64
-"""Of one session. More are not granted, and not asked for either: a file must not bury the question."""
+"""Per session. More are neither granted nor asked for: a file must not flood the question."""
 
 MAX_SHOWN = 200
 """Characters of foreign text in a sentence."""
 
 MAX_VALUE = 1000
-"""Characters of a value that is asked for: one that cannot be shown whole cannot be approved."""
+"""Characters of a requested value: one that cannot be shown whole cannot be approved."""
 
 _SPACES = re.compile(" {2,}")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`place` is the file or label that asks, `value` the value as people read it, `effect` what would change.
+    """`place`: the file or label that asks, `value`: as shown, `effect`: what would change.
 
-    `digest` stands for source, key and value as they are. `refused`: the user has said no.
+    `digest`: of source, key and exact value. `refused`: the user has said no.
     """
 
     source: Source
@@ -49,7 +49,7 @@ class Request:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Request:
-        """Raises KeyError or ValueError for what `to_json` cannot have written."""
+        """Raises KeyError or ValueError for anything that `to_json` cannot write."""
         if row["source"] not in ("workspace", "label") or not isinstance(row["refused"], bool):
             raise ValueError("not a stored request")
         texts = {item.name: str(row[item.name]) for item in fields(cls) if item.name not in ("source", "refused")}
@@ -69,18 +69,18 @@ def shown(text: str) -> str:
 
 
 def spelled_out(text: str) -> str:
-    """Foreign text for a question: whole, in ASCII, on one line; what could look like something else is escaped."""
+    """Foreign text for a question: complete, ASCII, on one line; ambiguous characters are escaped."""
     plain = (char if char.isascii() and char.isprintable() else ascii(char)[1:-1] for char in text)
     return _SPACES.sub(" ", "".join(plain)).strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Consent:
-    """What the user has said of one workspace. `approved` and `refused` are digests.
+    """The user's consent for one workspace. `approved` and `refused` are digests.
 
-    `openings`: digests of what was opened by itself at the last attach; None: this is that attach, or the first
-    meeting, and what there is now counts. `trusts_files`: the user's config.toml trusts this folder. `lowest_port`: from
-    where on this user may bind; what cannot be bound is not asked for.
+    `openings`: digests of what was opened automatically at the last attach; None: this is the attach, or the first
+    meeting, and the current ones count. `trusts_files`: the user's config.toml trusts this folder. `lowest_port`: the
+    lowest port that this user may bind; lower ones are not asked for.
     """
 
     approved: frozenset[str] = frozenset()
@@ -97,7 +97,7 @@ NO_CONSENT = Consent()
 
 
 def not_granted(requests: Iterable[Request], way_out: str) -> list[str]:
-    """A sentence for each key and place with what it asks for: one row of `list` each, and not one for each value."""
+    """One sentence per key and place with its requests, because each is one row of `list`."""
     groups: dict[tuple[str, str, bool], list[Request]] = {}
     for request in requests:
         groups.setdefault((request.place, request.key, request.refused), []).append(request)
@@ -111,7 +111,7 @@ def not_granted(requests: Iterable[Request], way_out: str) -> list[str]:
 
 
 class Asking:
-    """Collects what is asked for and not granted, each once. One for each reading of a configuration."""
+    """Collects requests that are not granted, each once. One per reading of a configuration."""
 
     def __init__(self, consent: Consent, before: Iterable[Request] = ()) -> None:
         self.consent = consent
@@ -124,7 +124,7 @@ class Asking:
     def grants(
         self, source: Source, place: str, key: str, value: object, effect: str, *, text: str, ask: bool = True
     ) -> bool:
-        """Whether this widening value counts. If not, and unless `ask` is False, it is asked for; `text` is the value."""
+        """Whether this widening value counts. If not, it is requested, unless `ask` is False; `text` is the value as shown."""
         digest, spelled = digest_of(source, key, value), spelled_out(text)
         consent = self.consent
         if len(spelled) > MAX_VALUE:

@@ -1,6 +1,6 @@
-"""Which containers can write a file of the user's: what one has mounted counts for the sessions of all.
+"""Which containers can write a user's file: one container's mounts count for all sessions.
 
-A supervisor asks this too, so a mount may hang: see `foreign.reader`.
+The supervisor uses this too, so a mount may hang: see `foreign.reader`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Writers = Mapping[str, str]
 NO_WRITERS: Writers = {}
 
 THE_CONTAINER = "the container"
-"""That of the session itself."""
+"""The session's own container."""
 
 
 def writers_of_rows(rows: Iterable[Mapping[str, Any]]) -> Writers:
-    """Of sessions as the registry keeps them. What no supervisor could restore counts for nothing."""
+    """Of stored sessions; those that no supervisor could restore are skipped."""
     found: dict[str, str] = {}
     for row in rows:
         try:
@@ -32,13 +32,13 @@ def writers_of_rows(rows: Iterable[Mapping[str, Any]]) -> Writers:
 
 
 def spelled_both_ways(writers: Writers) -> Writers:
-    """The same, with the real paths beside those that have links in them."""
+    """With the real paths added to those that contain links."""
     looks = reader.survey(writers) if writers else {}
     return {**{look.real: writers[path] for path, look in looks.items() if look is not None}, **writers}
 
 
 def writer_of(real: str, writers: Writers) -> str | None:
-    """Which container can write what is at a real path, None for none. `writers` are spelled both ways. Pure."""
+    """The container that can write a real path, or None. `writers` are spelled both ways. Pure."""
     return next((name for place, name in writers.items() if is_below(real, place)), None)
 
 
@@ -47,7 +47,7 @@ def is_below(real: str, place: str) -> bool:
 
 
 def named(path: str | None, writer: str | None) -> str:
-    """A file of settings for people, with who can write it where that is a container."""
+    """A settings file for people, with the container that can write it, if any."""
     if path is None:
         return ""
     name = os.path.basename(path)  # noqa: PTH119

@@ -1,11 +1,11 @@
-"""The secrets of one run of `autoforward ui`. They end with the process; but for the code, none is written to disk.
+"""The secrets of one run of `autoforward ui`. They end with the process; only the code is written to disk.
 
-The token travels in the fragment of the URL (which browsers send to no server) and then in `Authorization`. It is no cookie:
-cookies know no ports, so every server on localhost, those of containers first of all, would be sent it.
+The token travels in the URL's fragment (which browsers do not send) and then in `Authorization`. It is no cookie:
+cookies ignore ports, so every server on localhost, including the containers', would receive it.
 
-What is given to a browser as an argument, other users of the machine can read. So that is a file (`doorway`), which leads to
-the page with a code in place of the token, which is good once and for a minute. (For one page, that is: an answer can get
-lost on its way, and a page that asks again is known by a word that it has made up.)
+Other users of the machine can read a browser's arguments, so the browser gets a file (`doorway`) that leads to the page
+with a code instead of the token. The code is valid once, for a minute. (For one page: an answer can get lost, and a
+page that asks again is recognised by a random word of its own.)
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Keys:
         return "<Keys>"
 
     def new_code(self, now_s: float) -> str:
-        """A code that `enter` takes once; the one before is void."""
+        """A code that `enter` accepts once; invalidates the code before."""
         self._code, self._code_until_s = secrets.token_urlsafe(TOKEN_BYTES), now_s + CODE_LASTS_S
         self._page = None
         return self._code
 
     def enter(self, authorization: Sequence[str], page: str, now_s: float) -> str | None:
-        """The token, for the token itself or for the code, which is then good for this page only. None for anything else."""
+        """The token, for the token itself or for the code, which is then valid for this page only. None for anything else."""
         if self.opens(authorization):
             return self.token
         if not page or self._code is None or now_s > self._code_until_s or not _is_bearer(authorization, self._code):
@@ -50,7 +50,7 @@ class Keys:
         return self.token if hmac.compare_digest(self._page.encode(), page.encode()) else None
 
     def opens(self, authorization: Sequence[str]) -> bool:
-        """Whether these values of `Authorization` are the one that is wanted."""
+        """Whether these `Authorization` values are the token."""
         return _is_bearer(authorization, self.token)
 
 

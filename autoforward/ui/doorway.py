@@ -1,8 +1,8 @@
-"""The file that opens a browser on the page with a one-time code, which so is on no command line.
+"""The file that opens a browser on the page with a one-time code, keeping it off command lines.
 
-Arguments of programs can be read by other users of the machine, and one that looks often enough was first with the code.
-The file is this user's alone, in his state folder. A browser from a snap sees no hidden folder and no `/tmp`; it has a
-folder of its own, which is private too.
+Other users of the machine can read programs' arguments, and a poller could use the code first. The file is readable by
+this user only, in the state folder. A browser from a snap sees no hidden folder and no `/tmp`; it has a private folder
+of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from autoforward.state.ownership import parent_problem
 PREFIX = "autoforward-ui-"
 
 STALE_S = 600.0
-"""What a run that was killed has left behind; its code is of no more use."""
+"""Files left by a killed run; their codes are invalid."""
 
 ASK_TIMEOUT_S = 5.0
 
@@ -42,7 +42,7 @@ _SNAP = re.compile(r"([a-z0-9][a-z0-9-]{0,40})_[\w.-]+\.desktop", re.ASCII)
 
 
 def make_doorway(folder: Path, url: str) -> Path:
-    """A new file in the folder, 0600, which leads to this URL. Raises OSError."""
+    """A new file in the folder, 0600, that leads to this URL. Raises OSError."""
     for path in folder.glob(f"{PREFIX}*.html"):
         with contextlib.suppress(OSError):  # another run does the same
             if time.time() - path.lstat().st_mtime > STALE_S:
@@ -55,7 +55,7 @@ def make_doorway(folder: Path, url: str) -> Path:
 
 
 def folder_for(environment: SessionEnvironment, state_folder: Path, home: Path) -> Path:
-    """Where the browser can read such a file: in the state folder, or in the one that its snap has of this user's."""
+    """Where the browser can read such a file: the state folder, or its snap's folder of this user."""
     snap = _snap_of(environment) if (home / "snap").is_dir() else None
     if snap is not None:
         folder = home / "snap" / snap / "common"
@@ -66,7 +66,7 @@ def folder_for(environment: SessionEnvironment, state_folder: Path, home: Path) 
 
 
 def _snap_of(environment: SessionEnvironment) -> str | None:
-    """The snap that the browser comes from, None for none."""
+    """The browser's snap, or None."""
     if environment.browser is not None:
         path = Path(environment.browser)
         return path.name if path.parent == Path("/snap/bin") else None

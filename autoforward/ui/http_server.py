@@ -1,7 +1,7 @@
-"""The HTTP server of the page: one request a connection, and every length, number and wait has its limit.
+"""The page's HTTP server: one request per connection; every length, count and wait is bounded.
 
-`/` is the page, which holds no secret. Everything under `/api` asks for the token: `enter` gives it for a code, `stream`
-is the picture as server-sent events, `stop` ends a forward. SPEC.md, "Page", has the surface.
+`/` is the page, which holds no secret. Everything under `/api` needs the token: `enter` returns it for a code, `stream`
+sends the state as server-sent events, `stop` ends a forward. SPEC.md, "Page", is the specification.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from autoforward.ui.supervisor_feed import Feed, NoSupervisorError
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 64
-"""Open at once. A browser has six at most; any process of the machine may connect, and sees only itself hung up on."""
+"""Open connections. A browser has at most six; any local process may connect, and only disconnects itself."""
 
 MAX_STREAMS = 16
-"""Of these, pages that are told of everything."""
+"""Of these, event streams."""
 
 MAX_HEAD_BYTES = 16 * 1024
 MAX_BODY_BYTES = 1024
 
 REQUEST_TIMEOUT_S = 10.0
-"""For a request to be there, whole."""
+"""For a request to arrive completely."""
 
 SEND_TIMEOUT_S = 20.0
-"""A page that takes nothing for so long is hung up on; it comes back by itself."""
+"""A page that reads nothing for this long is disconnected; it reconnects by itself."""
 
 KEEPALIVE_S = 10.0
 
@@ -94,7 +94,7 @@ class Exchange:
         await self._send(h11.Data(data=data))
 
     async def answer(self, status: int, content_type: str, body: bytes, headers: Headers = ()) -> None:
-        """All of an answer."""
+        """Send a complete answer."""
         if not any(name == "Content-Security-Policy" for name, _ in headers):
             headers = [*headers, ("Content-Security-Policy", NO_CONTENT_POLICY)]
         await self.begin(status, content_type, [*headers, ("Content-Length", str(len(body)))])
@@ -113,7 +113,7 @@ class Exchange:
 
 
 class PageServer:
-    """Serves on `pair`, which it owns from `start` on. `aclose` hangs up on everybody."""
+    """Serves on `pair`, which it owns from `start` on. `aclose` disconnects everyone."""
 
     def __init__(self, pair: BoundPair, feed: Feed, keys: Keys) -> None:
         self._pair = pair
@@ -158,7 +158,7 @@ class PageServer:
             await self._serve(Exchange(reader, writer))
         except (asyncio.CancelledError, TimeoutError, ConnectionError, h11.ProtocolError) as error:
             log.debug("a connection is cut: %s", error or type(error).__name__)
-            # What it has not taken it does not get: it would be waited for.
+            # Drop unsent bytes: closing would wait for them.
             writer.transport.abort()
         finally:
             self._connections.discard(task)
@@ -196,7 +196,7 @@ class PageServer:
             await self._stream(exchange)
 
     async def _stop(self, exchange: Exchange, body: bytes) -> None:
-        """Ends the one forward that the body names by its id: nothing else that `stop` could be told."""
+        """End the one forward whose id is in the body; no other form of `stop`."""
         wanted = _word_in(body, "id")
         if not _FORWARD_ID.fullmatch(wanted):
             await _answer_json(exchange, 400, {"error": "no forward is named"})
@@ -215,7 +215,7 @@ class PageServer:
             await exchange.refuse(Refusal(503, "too many pages are open"))
             return
         self._streams += 1
-        # The client has sent its request: what is read next is its end.
+        # The request was read: the next read is EOF.
         gone = asyncio.create_task(exchange.reader.read(1), name="page hangs up")
         pouring = asyncio.create_task(self._pour(exchange), name="page stream")
         try:
@@ -246,7 +246,7 @@ _NO_TOKEN = Refusal(401, "the token is missing or wrong")
 
 
 def _word_in(body: bytes, name: str) -> str:
-    """The text of that name in a JSON object of plain characters; empty where there is none."""
+    """The text of that name in a JSON object of plain characters; empty if missing."""
     try:
         value = json.loads(body)[name]
     except (ValueError, KeyError, TypeError, RecursionError):

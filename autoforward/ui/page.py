@@ -1,7 +1,7 @@
-"""The page: one document with everything in it, and the headers that keep everything else out.
+"""The page: one self-contained document, and the headers that block everything else.
 
-Styles and scripts are inline, and the policy names them by hash: so there is one file to serve, and no script or style
-runs that is not byte for byte ours.
+Styles and scripts are inline, and the policy names them by hash: there is one file to serve, and only scripts and
+styles that match byte for byte run.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ COMMON_HEADERS = (
     ("Cross-Origin-Opener-Policy", "same-origin"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 )
-"""With every answer. There is none of CORS among them, and OPTIONS is refused: other origins may read nothing."""
+"""For every answer. No CORS headers, and OPTIONS is refused: other origins may read nothing."""
 
 NO_CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
-"""For answers that are no page."""
+"""For answers other than the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Document:
 
 
 def load_document() -> Document:
-    """The page as it is in the package."""
+    """The page as packaged."""
     folder = files(__package__)
     html = folder.joinpath("page.html").read_text(encoding="utf-8")
     hashes: dict[str, list[str]] = {}
@@ -59,7 +59,7 @@ def load_document() -> Document:
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",
-            # Where the browser knows these, nothing in the page can turn text into markup, not even by mistake.
+            # In browsers that support it, nothing on the page can turn text into markup, even by mistake.
             "require-trusted-types-for 'script'",
             "trusted-types 'none'",
         )

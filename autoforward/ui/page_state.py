@@ -1,7 +1,7 @@
-"""The page's events: a complete picture of sessions and rows, and between two of them only counters. Pure.
+"""The page's events: complete pictures of sessions and rows, and counters between two of them. Pure.
 
-Texts may come out of a container. The page shows them as text, whatever they are; here they are bounded, and what is no
-printable character (a change of writing direction, say) is shown as one.
+Texts may come from a container. The page shows them as text; here they are bounded, and unprintable characters (such as
+a change of writing direction) are replaced.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _SESSION_TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """How it is at one moment. `running`: whether there is a supervisor; `restorable`: whether one would have sessions."""
+    """The state at one moment. `running`: a supervisor runs; `restorable`: one would have sessions."""
 
     running: bool
     restorable: bool = False
     sessions: tuple[Json, ...] = ()
     rows: tuple[Json, ...] = ()
     counters: tuple[tuple[int, int, int, int, int], ...] = ()
-    """Of each row: connections now, in all and refused, bytes in and out."""
+    """Per row: connections (active, total, refused), bytes in and out."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -64,7 +64,7 @@ def picture_of(rows: Sequence[Json], sessions: Sequence[Json]) -> Picture:
 
 
 def frames(before: Picture | None, now: Picture) -> bytes:
-    """What a viewer who knows `before` has to be sent; nothing where nothing changed."""
+    """The events for a viewer who has `before`; empty if nothing changed."""
     if before is None or (now.running, now.restorable, now.sessions, now.rows) != (
         *(before.running, before.restorable, before.sessions, before.rows),
     ):
@@ -78,7 +78,7 @@ def frames(before: Picture | None, now: Picture) -> bytes:
 
 
 def encode_event(name: str, values: Json) -> bytes:
-    """One server-sent event. ASCII, so that nothing in the values ends a line."""
+    """One server-sent event. ASCII, so that no value contains a line end."""
     return f"event: {name}\ndata: {json.dumps(values, ensure_ascii=True, separators=(',', ':'))}\n\n".encode("ascii")
 
 
@@ -86,7 +86,7 @@ KEEPALIVE = b": so that either end notices that the other has gone\n\n"
 
 
 def text(value: object) -> str | None:
-    """As it may be shown; None for what is not a text, or empty."""
+    """The text as it may be shown; None if it is no text, or empty."""
     if not isinstance(value, str) or not value:
         return None
     shown = printable(value)

@@ -1,8 +1,8 @@
 """Decide which requests are answered: values in, a refusal or None out.
 
-A web page of another origin can make a browser send requests here. It cannot choose what the browser itself puts into
-`Host` (the name that was typed, also when a hostile DNS server leads that name to 127.0.0.1), `Origin` and
-`Sec-Fetch-Site`; so each of these has to be ours. The token is checked besides: see `access_token`.
+A web page of another origin can make a browser send requests here. It cannot set `Host` (the typed name, even if a
+hostile DNS server resolves it to 127.0.0.1), `Origin` or `Sec-Fetch-Site`, so each must be this server's. The token is
+checked too: see `access_token`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 OWN_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 SITES = frozenset({"same-origin", "none"})
-"""Values of `Sec-Fetch-Site`. Not `same-site`: that is also what servers of containers on other ports of localhost are."""
+"""Values of `Sec-Fetch-Site`. Not `same-site`, which includes containers' servers on other ports of localhost."""
 
 JSON_TYPE = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The head of a request; names of headers in lower case, in the order in which they came."""
+    """The head of a request; header names in lower case, in order."""
 
     method: str
     target: str
@@ -32,7 +32,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """`why` is for a person who tries it out by hand; it holds nothing of the request."""
+    """`why` is for someone who tries it by hand; it contains nothing of the request."""
 
     status: int
     why: str
@@ -40,7 +40,7 @@ class Refusal:
 
 
 def refusal(request: Request, port: int, methods: Mapping[str, str]) -> Refusal | None:
-    """Why this request is not looked at any further; None where it may be. `methods`: the one method of each path."""
+    """Why this request is refused, or None. `methods`: the one method of each path."""
     hosts = request.values("host")
     if len(hosts) != 1 or hosts[0] not in {f"{name}:{port}" for name in OWN_HOSTS}:
         return Refusal(403, "this is not the host that is served here")
@@ -59,6 +59,6 @@ def refusal(request: Request, port: int, methods: Mapping[str, str]) -> Refusal 
 
 
 def _is_visit(request: Request) -> bool:
-    """Whether a tab goes to the page, which holds no secret: from the file that leads there, or from wherever it was."""
+    """Whether a tab visits the page, which holds no secret: from the doorway file, or from anywhere."""
     modes, kinds = request.values("sec-fetch-mode"), request.values("sec-fetch-dest")
     return request.method == "GET" and request.target == "/" and (modes, kinds) == (["navigate"], ["document"])

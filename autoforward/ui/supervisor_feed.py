@@ -1,7 +1,6 @@
-"""Follows the supervisor for as long as a page looks, as `events --follow` and `list` do: over its control socket.
+"""Follow the supervisor while a page is open, over the control socket like `events --follow` and `list`.
 
-What is sent on is always the whole picture, never a change: a viewer that is slow, or new, misses nothing by that, and
-nothing has to be queued for it.
+Each message is a complete picture, not a change: a slow or new viewer misses nothing, and nothing is queued for it.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from autoforward.ui.page_state import Picture, picture_of
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-"""Counters are looked at so often, and a supervisor that is not there is looked for."""
+"""How often counters are polled, and a missing supervisor is looked for."""
 
 GAP_S = 0.1
-"""Between two looks: of a hundred events at once one picture is made."""
+"""Minimum between two pictures: a hundred events at once cause one."""
 
 ANSWER_TIMEOUT_S = 20.0
 """`list` itself waits up to 5 s for sessions that are being restored."""
 
 
 class NoSupervisorError(AutoforwardError):
-    """There is none, or it ended while it was asked."""
+    """No supervisor runs, or it ended during the request."""
 
 
 class Feed:
-    """One for all viewers. `restorable` tells whether a supervisor that is not there would have sessions to take up."""
+    """One for all viewers. `restorable` says whether a supervisor would have sessions to restore."""
 
     def __init__(self, paths: StatePaths, restorable: Callable[[], bool]) -> None:
         self._paths = paths
@@ -50,7 +49,7 @@ class Feed:
 
     @contextlib.asynccontextmanager
     async def viewing(self) -> AsyncIterator[None]:
-        """While a viewer is in here, the supervisor is followed. What `next` gives first is fresh."""
+        """While a viewer is inside, the supervisor is followed. The first `next` returns a fresh picture."""
         self._viewers += 1
         if self._following is None:
             self._picture = None
@@ -65,7 +64,7 @@ class Feed:
                 await asyncio.wait([following])
 
     async def next(self, seen: Picture | None, timeout_s: float) -> Picture | None:
-        """A picture that is not `seen`, as soon as there is one; None when there was none within that time."""
+        """A picture that differs from `seen`, as soon as there is one; None after the timeout."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self._changed:
                 await self._changed.wait_for(lambda: self._picture is not None and self._picture is not seen)
@@ -73,7 +72,7 @@ class Feed:
         return None
 
     async def ask(self, request: Mapping[str, Any]) -> Message:
-        """The result of one request. Raises NoSupervisorError, and AutoforwardError for what the supervisor reports."""
+        """The result of one request. Raises NoSupervisorError, and AutoforwardError for the supervisor's error."""
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S), self._request(request) as reader:
                 decoder = MessageDecoder()
@@ -119,22 +118,22 @@ class Feed:
             return False
 
     async def _follow(self) -> None:
-        """Until the supervisor ends. Subscribed before the first look, it misses nothing."""
-        news = asyncio.Event()
+        """Until the supervisor ends. It subscribes before the first list, so it misses nothing."""
+        changed = asyncio.Event()
         async with self._request({"op": "events", "replay": False}) as reader:
-            hearing = asyncio.create_task(_hear(reader, news), name="hearing events")
+            reading = asyncio.create_task(_read_events(reader, changed), name="hearing events")
             try:
-                while not hearing.done():
-                    news.clear()
+                while not reading.done():
+                    changed.clear()
                     listed = await self.ask({"op": "list"})
                     status = await self.ask({"op": "status"})
                     await self._show(picture_of(listed["rows"], status["sessions"]))
                     await asyncio.sleep(GAP_S)
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(news.wait(), TICK_S - GAP_S)
+                        await asyncio.wait_for(changed.wait(), TICK_S - GAP_S)
             finally:
-                hearing.cancel()
-                await asyncio.wait([hearing])
+                reading.cancel()
+                await asyncio.wait([reading])
 
     async def _show(self, picture: Picture) -> None:
         if picture == self._picture:
@@ -144,10 +143,10 @@ class Feed:
             self._changed.notify_all()
 
 
-async def _hear(reader: asyncio.StreamReader, news: asyncio.Event) -> None:
-    """Sets `news` when something comes, and at the end."""
+async def _read_events(reader: asyncio.StreamReader, changed: asyncio.Event) -> None:
+    """Sets `changed` after every message, and at EOF."""
     try:
         while await reader.read(READ_BYTES):
-            news.set()
+            changed.set()
     finally:
-        news.set()
+        changed.set()

@@ -10,7 +10,7 @@ import pytest
 from autoforward.cli.commands import list_
 from autoforward.cli.commands.list_ import print_rows
 from autoforward.cli.console.cells import columns_of, cut_to, in_ascii
-from autoforward.cli.terminal.table import LISTED, PLAIN, Look, choose_widths, format_rows
+from autoforward.cli.terminal.table import LISTED, PLAIN, TerminalStyle, choose_widths, format_rows
 from autoforward.state.event_log import PortEvent, list_row
 
 pytestmark = pytest.mark.unit
@@ -140,9 +140,9 @@ FULL_ROW = row(
 )
 
 
-def shown(width: int, **look: bool) -> tuple[list[str], list[str]]:
+def shown(width: int, **style: bool) -> tuple[list[str], list[str]]:
     """The columns that are there, and all lines, none wider than the terminal."""
-    lines = format_rows([FULL_ROW], Look(width, **look)).splitlines()
+    lines = format_rows([FULL_ROW], TerminalStyle(width, **style)).splitlines()
     assert max(map(columns_of, lines)) <= width, lines
     return cells(lines[0]), lines
 
@@ -194,57 +194,57 @@ def test_wide_and_combining_characters_take_the_room_that_they_take() -> None:
 def test_a_terminal_that_knows_ascii_only_gets_nothing_else_and_is_as_wide() -> None:
     assert in_ascii("店e\u0301…") == "??e~"
     named = row(label="店", containerName="ünusual-" * 5, reason="host port 3000 is in use by “nginx”…")
-    plain, ascii_only = (format_rows([named], Look(100, ascii=ascii)).splitlines() for ascii in (False, True))
+    plain, ascii_only = (format_rows([named], TerminalStyle(100, ascii=ascii)).splitlines() for ascii in (False, True))
     assert all(line.isascii() for line in ascii_only)
     assert [columns_of(line) for line in ascii_only] == [columns_of(line) for line in plain]
 
 
 def test_escape_sequences_of_a_container_do_not_reach_the_table() -> None:
-    text = format_rows([row(label="\x1b]0;x\x07", process="a\nb", reason="\x9b31m")], Look(100))
+    text = format_rows([row(label="\x1b]0;x\x07", process="a\nb", reason="\x9b31m")], TerminalStyle(100))
     assert "�]0;x�" in text
     assert "a�b" in text
     assert not {"\x1b", "\x07", "\x9b"} & set(text)
 
 
 def test_links_and_colours_are_there_when_they_are_understood_and_take_no_room() -> None:
-    plain = format_rows([FULL_ROW], Look(100)).splitlines()
-    linked = format_rows([FULL_ROW], Look(100, links=True)).splitlines()
+    plain = format_rows([FULL_ROW], TerminalStyle(100)).splitlines()
+    linked = format_rows([FULL_ROW], TerminalStyle(100, links=True)).splitlines()
     assert linked[1] == plain[1].replace(
         "http://localhost:3001", "\x1b]8;;http://localhost:3001\x1b\\http://localhost:3001\x1b]8;;\x1b\\"
     )
     assert (linked[0], linked[2:]) == (plain[0], plain[2:])
-    coloured = format_rows([FULL_ROW], Look(100, coloured=True))
+    coloured = format_rows([FULL_ROW], TerminalStyle(100, coloured=True))
     assert "\x1b[33mreconnecting\x1b[0m" in coloured
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured).splitlines() == plain
 
 
 def test_only_own_urls_become_links() -> None:
     bad = row(url="http://localhost:1/\x1b\\")
-    assert "\x1b]8" not in format_rows([bad], Look(100, links=True))
+    assert "\x1b]8" not in format_rows([bad], TerminalStyle(100, links=True))
 
 
 @pytest.mark.parametrize(
     ("environment", "look"),
     [
-        ({"TERM": "xterm-256color"}, Look(72, coloured=True, links=True)),
-        ({"TERM": "xterm", "NO_COLOR": "1"}, Look(72, coloured=False, links=True)),
-        ({"TERM": "linux"}, Look(72, coloured=True, links=False, ascii=True)),
-        ({"TERM": "xterm", "LC_ALL": "C"}, Look(72, coloured=True, links=True, ascii=True)),
-        ({"TERM": "xterm", "LANG": "de_DE.ISO-8859-1"}, Look(72, coloured=True, links=True, ascii=True)),
-        ({"TERM": "xterm", "LANG": "C", "LC_CTYPE": "en_GB.utf8"}, Look(72, coloured=True, links=True)),
-        ({"TERM": "dumb"}, Look(72, coloured=False, links=False)),
+        ({"TERM": "xterm-256color"}, TerminalStyle(72, coloured=True, links=True)),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, TerminalStyle(72, coloured=False, links=True)),
+        ({"TERM": "linux"}, TerminalStyle(72, coloured=True, links=False, ascii=True)),
+        ({"TERM": "xterm", "LC_ALL": "C"}, TerminalStyle(72, coloured=True, links=True, ascii=True)),
+        ({"TERM": "xterm", "LANG": "de_DE.ISO-8859-1"}, TerminalStyle(72, coloured=True, links=True, ascii=True)),
+        ({"TERM": "xterm", "LANG": "C", "LC_CTYPE": "en_GB.utf8"}, TerminalStyle(72, coloured=True, links=True)),
+        ({"TERM": "dumb"}, TerminalStyle(72, coloured=False, links=False)),
     ],
 )
 def test_abilities_of_the_terminal_are_recognised(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], look: Look
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], style: TerminalStyle
 ) -> None:
     for name in ("NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"COLUMNS": "72", **environment}.items():
         monkeypatch.setenv(name, value)
-    assert list_.look_of_terminal() == PLAIN
+    assert list_.terminal_style() == PLAIN
     monkeypatch.setattr(list_.sys.stdout, "isatty", lambda: True)
-    assert list_.look_of_terminal() == look
+    assert list_.terminal_style() == style
 
 
 def test_a_table_is_data_and_nothing_is_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,7 +263,7 @@ def test_a_table_is_data_and_nothing_is_words(capsys: pytest.CaptureFixture[str]
 def test_a_forward_that_others_can_reach_is_loud(host: str, has_id: bool, loud: bool) -> None:
     """What the engine publishes is none of ours."""
     changes = {"hostIp": host, "reason": "why", **({} if has_id else {"id": None})}
-    shown = format_rows([row(**changes)], Look(width=80, coloured=True)).splitlines()[-1]
+    shown = format_rows([row(**changes)], TerminalStyle(width=80, coloured=True)).splitlines()[-1]
     assert ("\x1b[31m\x1b[1m" in shown) is loud
 
 

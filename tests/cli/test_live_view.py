@@ -8,7 +8,7 @@ import pytest
 
 from autoforward.cli.console.cells import columns_of
 from autoforward.cli.terminal.live_view import View, draw
-from autoforward.cli.terminal.table import Look
+from autoforward.cli.terminal.table import TerminalStyle
 from tests.cli.test_listing import FULL_ROW, row
 
 pytestmark = pytest.mark.unit
@@ -40,8 +40,8 @@ def view_of(rows: list[dict[str, object]], down: int = 0) -> View:
     return view
 
 
-def texts(view: View, width: int, height: int = 24, **look: bool) -> list[str]:
-    return draw(view, Look(width, **look), height)
+def texts(view: View, width: int, height: int = 24, **style: bool) -> list[str]:
+    return draw(view, TerminalStyle(width, **style), height)
 
 
 def test_a_screen() -> None:

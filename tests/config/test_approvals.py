@@ -166,7 +166,7 @@ def test_approvals_of_a_folder_that_is_gone_are_found_by_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AUTOFORWARD_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(trusting, "_tell_supervisor", lambda *_args, **_how: None)
+    monkeypatch.setattr(trusting, "_notify_supervisor", lambda *_args, **_how: None)
     folder, approvals = tmp_path / "gone", Approvals(StatePaths.locate())
     how = {"docker_host": None, "context": None, "yes": False, "as_json": False}
     for target in (f"{folder}/", str(folder), f"{tmp_path}/./gone"):

@@ -140,7 +140,7 @@ def test_flood_of_agent_messages_is_not_all_logged(caplog: pytest.LogCaptureFixt
     nobody = cast(Any, None)
     mux = Mux(nobody, nobody, nobody, nobody, nobody)
     for number in range(MAX_LOGGED_LINES):
-        mux._take_words([b"%d" % number, b"\x1b[2J%d again" % number])
+        mux._take_stderr([b"%d" % number, b"\x1b[2J%d again" % number])
     assert len(caplog.records) == MAX_LOGGED_LINES
     assert "\x1b" not in caplog.text
-    assert mux._last_words == f"[2J{MAX_LOGGED_LINES - 1} again", "the last ones are the reason of its end"
+    assert mux._last_stderr == f"[2J{MAX_LOGGED_LINES - 1} again", "the last ones are the reason of its end"

@@ -54,7 +54,7 @@ def test_an_agent_that_answers_is_not_paused_whatever_was_heard(agent: PlayedAge
 def test_an_agent_of_a_container_that_runs_is_lost(
     agent: PlayedAgent, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exec_mux, "ENGINE_WORD_S", 3600.0 if says == "not paused" else 0.1)
+    monkeypatch.setattr(exec_mux, "PAUSE_ANSWER_TIMEOUT_S", 3600.0 if says == "not paused" else 0.1)
     agent.rig.expect(PauseUnsure)
     if says == "not paused":
         agent.rig.plane.submit(MuxPause(SESSION, False))

@@ -116,7 +116,7 @@ async def test_a_burst_is_one_notification() -> None:
     assert rig.desktop.shown == [], "the first of a burst waits for the others"
     await rig.desktop.wait(1)
     assert rig.desktop.shown == [("3 ports of web", "3000, 3001, 8080")]
-    assert rig.actions._told[RECORD.session_id].timer is None, "nothing more is on its way"
+    assert rig.actions._notices[RECORD.session_id].timer is None, "nothing more is on its way"
 
 
 @in_loop
@@ -151,11 +151,11 @@ def test_a_server_that_is_gone_by_then_is_not_told_of(end: str) -> None:
 async def test_a_session_that_ends_takes_its_notifications_along() -> None:
     rig = Rig()
     rig.event("forwarded", 3000)
-    timer = rig.actions._told[RECORD.session_id].timer
+    timer = rig.actions._notices[RECORD.session_id].timer
     assert timer is not None
     rig.event("detached")
     assert timer.cancelled()
-    assert rig.actions._told == {}
+    assert rig.actions._notices == {}
 
 
 @in_loop
@@ -163,7 +163,7 @@ async def test_switched_off_by_the_option() -> None:
     rig = Rig()
     rig.session.record = replace(rig.session.record, options=replace(RECORD.options, notify=False))
     rig.event("forwarded", 3000)
-    assert rig.actions._told[RECORD.session_id].timer is None
+    assert rig.actions._notices[RECORD.session_id].timer is None
 
 
 def test_without_a_desktop_there_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -172,7 +172,7 @@ def test_without_a_desktop_there_is_one_line_in_the_log(caplog: pytest.LogCaptur
         rig = Rig(NO_ENVIRONMENT)
         for container_port in (3000, 3001, 3002):
             rig.event("forwarded", container_port)
-        assert rig.actions._told[RECORD.session_id].timer is None
+        assert rig.actions._notices[RECORD.session_id].timer is None
 
     with caplog.at_level(logging.DEBUG, module.__name__):
         check()
@@ -207,8 +207,8 @@ async def test_a_server_that_was_restarted_is_neither_opened_nor_shown_again() -
         rig.event("forwarded", 3000, "openBrowser", process=command)
         rig.event(end, 3001)
         rig.event("forwarded", 3001, process=command and "flask run")
-    told = rig.actions._told[RECORD.session_id]
-    assert (rig.desktop.opened, told.pending, told.timer) == (["http://localhost:3000"], {}, None)
+    notices = rig.actions._notices[RECORD.session_id]
+    assert (rig.desktop.opened, notices.pending, notices.timer) == (["http://localhost:3000"], {}, None)
     # Another server on the number is news.
     rig.event("unforwarded", 3000, "openBrowser")
     rig.event("forwarded", 3000, "openBrowser", process="python3 -m http.server 3000")
@@ -251,7 +251,7 @@ async def test_servers_of_a_restored_session_are_not_new() -> None:
     rig.event("forwarded", 3000)
     rig.event("forwarded", 3001, "openBrowser")
     rig.event("forwarded", 3002, "openBrowserOnce")
-    assert rig.actions._told[RECORD.session_id].timer is None
+    assert rig.actions._notices[RECORD.session_id].timer is None
     rig.session.applied.set()
     await asyncio.gather(*rig.actions._restoring.values())
     await asyncio.sleep(0)
@@ -271,7 +271,7 @@ async def test_an_end_in_the_middle_of_everything() -> None:
     [restoring] = rig.actions._restoring.values()
     rig.event("forwarded", 3000, container_id="somebody else's")
     rig.event("forwarded", 3000, container_id=None)
-    assert rig.actions._told == {}
+    assert rig.actions._notices == {}
     rig.actions.close()
     await asyncio.wait([restoring])
     assert restoring.cancelled()

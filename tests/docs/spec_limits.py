@@ -39,7 +39,7 @@ LIMITS = {
     "time for the child process to read one such file": "FILE_DEADLINE_S",
     "CPU time for one such file": "MAX_CPU_S",
     "address space of the child process that reads such a file": "MAX_MEMORY_BYTES",
-    "warnings of a saved configuration in the log; the rest is counted": "MAX_TOLD",
+    "warnings of a saved configuration in the log; the rest is counted": "MAX_REPORTED",
     "time until an invalid file is read again, and between two readings of a session's files": "SETTLE_S",
     "time from a change in a folder until its files are read": "CHANGE_REST_S",
     "time between two looks at files in folders that cannot be watched (also where there is no inotify)": "POLL_S",
@@ -88,7 +88,7 @@ LIMITS = {
     "time without a byte from the agent, then it is lost": "SILENCE_LIMIT_S",
     (
         "time for the engine to say whether the container is paused, before an agent or watcher is given up"
-    ): "ENGINE_WORD_S",
+    ): "PAUSE_ANSWER_TIMEOUT_S",
     "PROCESS frames from one ping to the next; more are a protocol error": "exec_mux.MAX_PROCESSES",
     "snapshots of the agent from one ping to the next; more are a protocol error": "MAX_SNAPSHOTS",
     "processes named before a snapshot shows their sockets": "MAX_EARLY",
@@ -132,7 +132,7 @@ LIMITS = {
     "time without a datagram, then a flow ends": "IDLE_S",
     # Engines and ssh.
     "a connection to an engine": "transport.CONNECT_TIMEOUT_S",
-    "time for a well-known socket to take a connection": "LOOK_TIMEOUT_S",
+    "time for a well-known socket to take a connection": "SOCKET_PROBE_TIMEOUT_S",
     "processes started in the containers of one engine at once": "ENGINE_THREADS",
     "a call of the engine, then its session is `reconnecting`": "actor.PATIENCE_S",
     "silence of a TCP connection that leaves this machine, until the first keepalive probe": "KEEPALIVE_IDLE_S",
@@ -153,7 +153,7 @@ LIMITS = {
     "wait for the lock of the registry": "registry.LOCK_TIMEOUT_S",
     "the same while the registry is in trouble": "TROUBLED_LOCK_TIMEOUT_S",
     "wait for the lock of the approvals": "approvals.LOCK_TIMEOUT_S",
-    "time between two checks of the registry file": "persistence.LOOK_INTERVAL_S",
+    "time between two checks of the registry file": "persistence.CHECK_INTERVAL_S",
     "events that wait for room on the disk; older ones are lost": "MAX_UNWRITTEN",
     "corrupt registries that are kept": "MAX_SET_ASIDE",
     "size of `events.jsonl`, then it is rotated": "DEFAULT_MAX_BYTES",
@@ -252,7 +252,7 @@ REPEATED = {
         "DEFAULT_IDLE_EXIT_S",
         "DRAIN_S",
         "MAX_UNWRITTEN",
-        "persistence.LOOK_INTERVAL_S",
+        "persistence.CHECK_INTERVAL_S",
     ],
     "Detection": [
         "FULL_READ_INTERVAL_S",

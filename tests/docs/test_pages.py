@@ -50,10 +50,14 @@ def test_every_document_uses_known_languages() -> None:
 
 @cache
 def texts_of_the_code() -> str:
-    """All text constants of the package, f-strings with `…` for what they put in."""
+    """All text constants of the package but docstrings, f-strings with `…` for their expressions."""
     found = []
     for path in (ROOT / "autoforward").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if node in docstrings:
+                continue
             if isinstance(node, ast.JoinedStr):
                 parts = (str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
                 found.append("".join(parts))

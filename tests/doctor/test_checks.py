@@ -10,9 +10,16 @@ import pytest
 from autoforward.config.environment import SessionEnvironment
 from autoforward.core.model import ContainerInfo, EngineEndpoint, PublishedPort
 from autoforward.doctor import container_checks, host_checks
-from autoforward.doctor.container_checks import AgentLook, LanesLook, PortLook
+from autoforward.doctor.container_checks import AgentFacts, LanesFacts, PortFacts
 from autoforward.doctor.findings import Finding
-from autoforward.doctor.host_checks import CliLook, EngineAbout, EngineLook, FolderLook, LoopbackLook, SupervisorLook
+from autoforward.doctor.host_checks import (
+    CliFacts,
+    EngineAbout,
+    EngineFacts,
+    FolderFacts,
+    LoopbackFacts,
+    SupervisorFacts,
+)
 from autoforward.lanes.probe import Probe
 from autoforward.lanes.relay_tools import Netcat
 
@@ -20,8 +27,8 @@ pytestmark = pytest.mark.unit
 
 ENDPOINT = EngineEndpoint("unix:///run/x.sock", "DOCKER_HOST")
 ABOUT = EngineAbout("Docker Engine", "28.0", "1.48", "linux", "amd64", 0.1)
-FOLDER = FolderLook("/state", "folder", 1000, 1000, 0o700, True, 10**10, 10**6)
-PORT = PortLook("3000", 3000, "tcp", 3000, False, "free")
+FOLDER = FolderFacts("/state", "folder", 1000, 1000, 0o700, True, 10**10, 10**6)
+PORT = PortFacts("3000", 3000, "tcp", 3000, False, "free")
 
 
 def judged(finding: Finding, status: str, *words: str) -> None:
@@ -33,36 +40,36 @@ def judged(finding: Finding, status: str, *words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("look", "status", "words"),
+    ("facts", "status", "words"),
     [
-        (EngineLook(ENDPOINT, "usable", ABOUT), "ok", ["unix:///run/x.sock", "DOCKER_HOST"]),
-        (EngineLook(ENDPOINT, "missing"), "fail", ["unix:///run/x.sock", "DOCKER_HOST", "not there", "start"]),
-        (EngineLook(ENDPOINT, "denied"), "fail", ["may not", "engine-access"]),
-        (EngineLook(ENDPOINT, "refused"), "fail", ["nothing listens on its socket"]),
-        (EngineLook(ENDPOINT, problem="connection timed out"), "fail", ["connection timed out"]),
+        (EngineFacts(ENDPOINT, "usable", ABOUT), "ok", ["unix:///run/x.sock", "DOCKER_HOST"]),
+        (EngineFacts(ENDPOINT, "missing"), "fail", ["unix:///run/x.sock", "DOCKER_HOST", "not there", "start"]),
+        (EngineFacts(ENDPOINT, "denied"), "fail", ["may not", "engine-access"]),
+        (EngineFacts(ENDPOINT, "refused"), "fail", ["nothing listens on its socket"]),
+        (EngineFacts(ENDPOINT, problem="connection timed out"), "fail", ["connection timed out"]),
         (
-            EngineLook(None, problem="no docker context is called 'x'", hint="`docker context ls`"),
+            EngineFacts(None, problem="no docker context is called 'x'", hint="`docker context ls`"),
             "fail",
             ["'x'", "ls"],
         ),
     ],
 )
-def test_engine(look: EngineLook, status: str, words: list[str]) -> None:
-    judged(host_checks.check_engine(look), status, *words)
+def test_engine(facts: EngineFacts, status: str, words: list[str]) -> None:
+    judged(host_checks.check_engine(facts), status, *words)
 
 
 @pytest.mark.parametrize(
-    ("look", "status"),
+    ("facts", "status"),
     [
-        (EngineLook(ENDPOINT, "usable", ABOUT), "ok"),
-        (EngineLook(ENDPOINT, "no socket", ABOUT), "ok"),
-        (EngineLook(ENDPOINT, "missing"), "warn"),
-        (EngineLook(ENDPOINT, "no socket"), "warn"),
-        (EngineLook(ENDPOINT, "denied"), "fail"),
+        (EngineFacts(ENDPOINT, "usable", ABOUT), "ok"),
+        (EngineFacts(ENDPOINT, "no socket", ABOUT), "ok"),
+        (EngineFacts(ENDPOINT, "missing"), "warn"),
+        (EngineFacts(ENDPOINT, "no socket"), "warn"),
+        (EngineFacts(ENDPOINT, "denied"), "fail"),
     ],
 )
-def test_engine_access(look: EngineLook, status: str) -> None:
-    judged(host_checks.check_engine_access(look), status)
+def test_engine_access(facts: EngineFacts, status: str) -> None:
+    judged(host_checks.check_engine_access(facts), status)
 
 
 @pytest.mark.parametrize(
@@ -128,30 +135,30 @@ def test_disk(changes: dict[str, Any], status: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("look", "status", "word"),
+    ("facts", "status", "word"),
     [
-        (SupervisorLook("running", "1.0", 12), "ok", "pid 12"),
-        (SupervisorLook("none"), "ok", "starts one"),
-        (SupervisorLook("none", stored=2), "warn", "2 session(s)"),
-        (SupervisorLook("running", "0.9", 12), "warn", "autoforward restart"),
-        (SupervisorLook("silent", problem="timed out"), "fail", "timed out"),
+        (SupervisorFacts("running", "1.0", 12), "ok", "pid 12"),
+        (SupervisorFacts("none"), "ok", "starts one"),
+        (SupervisorFacts("none", stored=2), "warn", "2 session(s)"),
+        (SupervisorFacts("running", "0.9", 12), "warn", "autoforward restart"),
+        (SupervisorFacts("silent", problem="timed out"), "fail", "timed out"),
     ],
 )
-def test_supervisor(look: SupervisorLook, status: str, word: str) -> None:
-    judged(host_checks.check_supervisor(look, "1.0"), status, word)
+def test_supervisor(facts: SupervisorFacts, status: str, word: str) -> None:
+    judged(host_checks.check_supervisor(facts, "1.0"), status, word)
 
 
 @pytest.mark.parametrize(
-    ("look", "status", "word"),
+    ("facts", "status", "word"),
     [
-        (CliLook("/bin/d", "PATH", "0.70"), "ok", "version 0.70"),
-        (CliLook("/bin/d", "PATH", problem="`--version` ended with status 1"), "warn", "status 1"),
-        (CliLook(None, problem="no devcontainer CLI", hint="npm install"), "warn", "npm install"),
-        (CliLook(None, problem="x is not a program", named=True), "fail", "x is not a program"),
+        (CliFacts("/bin/d", "PATH", "0.70"), "ok", "version 0.70"),
+        (CliFacts("/bin/d", "PATH", problem="`--version` ended with status 1"), "warn", "status 1"),
+        (CliFacts(None, problem="no devcontainer CLI", hint="npm install"), "warn", "npm install"),
+        (CliFacts(None, problem="x is not a program", named=True), "fail", "x is not a program"),
     ],
 )
-def test_devcontainer_cli(look: CliLook, status: str, word: str) -> None:
-    judged(host_checks.check_devcontainer_cli(look), status, word)
+def test_devcontainer_cli(facts: CliFacts, status: str, word: str) -> None:
+    judged(host_checks.check_devcontainer_cli(facts), status, word)
 
 
 @pytest.mark.parametrize(
@@ -170,15 +177,15 @@ def test_agent_of_the_installation(built: str, architecture: str | None, status:
 
 
 @pytest.mark.parametrize(
-    ("look", "status", "word"),
+    ("facts", "status", "word"),
     [
-        (LoopbackLook(None, None), "ok", "::1"),
-        (LoopbackLook(None, "cannot assign requested address"), "warn", "127.0.0.1 alone"),
-        (LoopbackLook("cannot assign requested address", None), "fail", "lo up"),
+        (LoopbackFacts(None, None), "ok", "::1"),
+        (LoopbackFacts(None, "cannot assign requested address"), "warn", "127.0.0.1 alone"),
+        (LoopbackFacts("cannot assign requested address", None), "fail", "lo up"),
     ],
 )
-def test_loopback(look: LoopbackLook, status: str, word: str) -> None:
-    judged(host_checks.check_loopback(look), status, word)
+def test_loopback(facts: LoopbackFacts, status: str, word: str) -> None:
+    judged(host_checks.check_loopback(facts), status, word)
 
 
 @pytest.mark.parametrize(
@@ -250,48 +257,48 @@ def test_published() -> None:
 FULL = Probe(
     bash="5.2", devtcp=True, socat="1.7", netcats=(Netcat(("nc",), "openbsd-old"),), tools=frozenset({"cat", "sleep"})
 )
-NO_AGENT = AgentLook(False, "the agent was not built for riscv64 containers")
-AGENT = AgentLook(True, "it can be put into /tmp")
+NO_AGENT = AgentFacts(False, "the agent was not built for riscv64 containers")
+AGENT = AgentFacts(True, "it can be put into /tmp")
 
 
-def statuses(look: LanesLook) -> dict[str, str]:
-    findings = container_checks.check_lanes(look)
+def statuses(facts: LanesFacts) -> dict[str, str]:
+    findings = container_checks.check_lanes(facts)
     assert all(finding.hint for finding in findings if finding.status == "fail")
     return {finding.id.removeprefix("lane-"): finding.status for finding in findings}
 
 
 @pytest.mark.parametrize(
-    ("look", "expected"),
+    ("facts", "expected"),
     [
-        (LanesLook(AGENT, FULL), "ok ok ok ok ok"),
-        (LanesLook(AGENT, Probe()), "ok ok ok ok ok"),
-        (LanesLook(AGENT, None, "no shell"), "ok ok ok ok ok"),
-        (LanesLook(NO_AGENT, FULL), "ok warn ok ok ok"),
+        (LanesFacts(AGENT, FULL), "ok ok ok ok ok"),
+        (LanesFacts(AGENT, Probe()), "ok ok ok ok ok"),
+        (LanesFacts(AGENT, None, "no shell"), "ok ok ok ok ok"),
+        (LanesFacts(NO_AGENT, FULL), "ok warn ok ok ok"),
         # What is wanting counts only where nothing better is there: an old nc, no bash at all.
-        (LanesLook(NO_AGENT, replace(FULL, socat="", devtcp=False)), "ok warn warn warn ok"),
-        (LanesLook(NO_AGENT, replace(FULL, socat="", netcats=())), "ok warn warn warn warn"),
-        (LanesLook(NO_AGENT, Probe()), "fail warn warn warn warn"),
-        (LanesLook(NO_AGENT, None, "the container has no shell"), "fail warn warn warn warn"),
-        (LanesLook(NO_AGENT, FULL, in_use="nc"), "ok warn ok ok ok"),
+        (LanesFacts(NO_AGENT, replace(FULL, socat="", devtcp=False)), "ok warn warn warn ok"),
+        (LanesFacts(NO_AGENT, replace(FULL, socat="", netcats=())), "ok warn warn warn warn"),
+        (LanesFacts(NO_AGENT, Probe()), "fail warn warn warn warn"),
+        (LanesFacts(NO_AGENT, None, "the container has no shell"), "fail warn warn warn warn"),
+        (LanesFacts(NO_AGENT, FULL, in_use="nc"), "ok warn ok ok ok"),
     ],
 )
-def test_lanes(look: LanesLook, expected: str) -> None:
-    assert statuses(look) == dict(zip(("lanes", "agent", "socat", "nc", "devtcp"), expected.split(), strict=True))
+def test_lanes(facts: LanesFacts, expected: str) -> None:
+    assert statuses(facts) == dict(zip(("lanes", "agent", "socat", "nc", "devtcp"), expected.split(), strict=True))
 
 
 def test_lanes_say_what_they_lack_and_which_one_is_taken() -> None:
     said = {
         finding.id: f"{finding.text} {finding.hint}"
-        for finding in container_checks.check_lanes(LanesLook(NO_AGENT, FULL))
+        for finding in container_checks.check_lanes(LanesFacts(NO_AGENT, FULL))
     }
     assert "socat lane would carry" in said["lanes"]
     assert "riscv64" in said["lane-agent"]
     assert "socat 1.7: lacks UDP;" in said["lane-socat"]
     assert "without -N" in said["lane-nc"]
     assert "lacks half-close, UDP" in said["lane-devtcp"]
-    in_use = container_checks.check_lanes(LanesLook(AGENT, FULL, in_use="nc"))[0]
+    in_use = container_checks.check_lanes(LanesFacts(AGENT, FULL, in_use="nc"))[0]
     assert "nc lane carries its connections now" in in_use.text
-    nothing = container_checks.check_lanes(LanesLook(NO_AGENT, None, "the container has no shell"))
+    nothing = container_checks.check_lanes(LanesFacts(NO_AGENT, None, "the container has no shell"))
     assert "install socat" in (nothing[0].hint or "")
     assert "has no shell" in nothing[2].text
 
@@ -319,8 +326,8 @@ BECOMES_ANYBODY = container_checks.SETUID | container_checks.SETGID
 def test_check_of_whether_owners_of_ports_can_be_seen(
     user: int, capabilities: int, with_agent: bool, others: set[int], status: str
 ) -> None:
-    look = container_checks.OwnersLook(user, capabilities, frozenset(others))
-    finding = container_checks.check_owners(look, with_agent=with_agent)
+    facts = container_checks.OwnersFacts(user, capabilities, frozenset(others))
+    finding = container_checks.check_owners(facts, with_agent=with_agent)
     judged(finding, status, ", ".join(map(str, sorted(others))) if status == "warn" else "")
 
 
@@ -384,7 +391,7 @@ def test_owner_of_a_host_port_is_named(number: int, status: str, words: str) -> 
         row(5432, 5432, "web", "waiting"),
         row(6000, 6000, "shop", "reconnecting", "the container is exited"),
     )
-    supervisor = host_checks.SupervisorLook("running", forwards=rows)
+    supervisor = host_checks.SupervisorFacts("running", forwards=rows)
     holder = "python3 (pid 7)" if number == 7000 else None
     finding = host_checks.check_host_port(number, supervisor, holder, is_free=number == 7001)
     assert (finding.status, words in finding.text) == (status, True), finding.text

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from autoforward.cli.commands.doctor import can_print, format_finding, print_findings, summary
-from autoforward.doctor.container_checks import OwnersLook
+from autoforward.doctor.container_checks import OwnersFacts
 from autoforward.doctor.container_probe import is_noexec, parse_owners, parse_report
 from autoforward.doctor.findings import fail, ok, warn
 from tests.support.spec_text import names, sources
@@ -103,7 +103,7 @@ OWNERS = b"AF mounts\nAF inet6\nAF end\n" + STATUS + b"AF sockets\n" + TABLE + b
 
 
 def test_owners_of_a_report() -> None:
-    assert parse_owners(OWNERS) == OwnersLook(0, 0xA80425FB, frozenset({1000}))
+    assert parse_owners(OWNERS) == OwnersFacts(0, 0xA80425FB, frozenset({1000}))
     for end in range(len(OWNERS)):
         assert parse_owners(OWNERS[:end]) is None
     assert parse_owners(OWNERS.replace(b"CapEff", b"CapXxx")) is None

@@ -143,7 +143,7 @@ def test_starting_an_exec_hands_over_the_connection(engine: Callable[[bytes], st
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("answer", "error_text"),
     [
         (
             b'HTTP/1.1 409 Conflict\r\nContent-Length: 40\r\n\r\n{"message":"container is paused"}',
@@ -154,8 +154,8 @@ def test_starting_an_exec_hands_over_the_connection(engine: Callable[[bytes], st
         (b"SSH-2.0-OpenSSH\r\n\r\n", "SSH-2.0-OpenSSH"),
     ],
 )
-def test_a_refusal_is_in_the_engines_words(engine: Callable[[bytes], str], answer: bytes, words: str) -> None:
-    with pytest.raises(AutoforwardError, match=words):
+def test_a_refusal_is_in_the_engines_words(engine: Callable[[bytes], str], answer: bytes, error_text: str) -> None:
+    with pytest.raises(AutoforwardError, match=error_text):
         start_exec(connect(host := engine(answer)), host, "1.41", "abc")
 
 

@@ -13,8 +13,8 @@ from autoforward.core.errors import TargetError
 from autoforward.core.identity.network_sharing import DirectPath, Member, Network, may_forge, objection
 from autoforward.core.model import ContainerInfo, EngineEndpoint
 from autoforward.engine.client import Engine, Running
-from autoforward.engine.network_look import MAX_MEMBERS, NetworkLook
-from autoforward.engine.network_rule import NOT_LOOKED_AT, rule_for
+from autoforward.engine.network_inspector import MAX_MEMBERS, NetworkInspector
+from autoforward.engine.network_rule import NOT_INSPECTED, rule_for
 
 pytestmark = pytest.mark.unit
 
@@ -95,7 +95,7 @@ def test_network_that_does_not_end_here(driver: str) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "addresses", "wanted", "path", "is_automatic"),
     [
-        (LOCAL, ("172.17.0.2",), None, NOT_LOOKED_AT, True),
+        (LOCAL, ("172.17.0.2",), None, NOT_INSPECTED, True),
         (LOCAL, ("172.17.0.2",), False, DirectPath(None, "the setting direct is false"), False),
         (LOCAL, (), None, DirectPath(None, "the container has no address of its own"), False),
         (
@@ -181,28 +181,28 @@ def engine() -> FakeEngine:
     return FakeEngine()
 
 
-def look_at(engine: FakeEngine) -> NetworkLook:
-    return NetworkLook(cast(Engine, engine))
+def inspector_of(engine: FakeEngine) -> NetworkInspector:
+    return NetworkInspector(cast(Engine, engine))
 
 
-def reason_of(look: NetworkLook, target: str = "app", changed: list[str] | None = None) -> str | None:
-    path, over = look.look([target], changed)[target]
+def reason_of(inspector: NetworkInspector, target: str = "app", changed: list[str] | None = None) -> str | None:
+    path, over = inspector.inspect([target], changed)[target]
     assert (path.address is None) == (path.reason is not None) == (over is None)
     return path.reason
 
 
 def test_direct_path_is_on_alone_and_among_the_projects_own(engine: FakeEngine) -> None:
     engine.add("app", "shop_default", project="shop")
-    look = look_at(engine)
-    assert look.look(["app"]) == {"app": (DirectPath("10.1.0.1"), "shop_default")}
+    inspector = inspector_of(engine)
+    assert inspector.inspect(["app"]) == {"app": (DirectPath("10.1.0.1"), "shop_default")}
     engine.add("db", "shop_default", project="shop")
-    assert reason_of(look) is None
+    assert reason_of(inspector) is None
     engine.add("adminer", "shop_default", project="tools")
     assert "adminer-name, which is not of the compose project shop, shares the network shop_default" in str(
-        reason_of(look)
+        reason_of(inspector)
     )
     engine.remove("adminer")
-    assert reason_of(look) is None
+    assert reason_of(inspector) is None
 
 
 def test_the_network_without_foreigners_is_used(engine: FakeEngine) -> None:
@@ -210,24 +210,24 @@ def test_the_network_without_foreigners_is_used(engine: FakeEngine) -> None:
     engine.add("proxy", "web")
     engine.add("app", "web", "shop_default", project="shop")
     engine.add("db", "shop_default", project="shop")
-    assert look_at(engine).look(["app"]) == {"app": (DirectPath("10.2.0.1"), "shop_default")}
+    assert inspector_of(engine).inspect(["app"]) == {"app": (DirectPath("10.2.0.1"), "shop_default")}
 
 
 def test_container_on_anothers_network_is_on_its_networks(engine: FakeEngine) -> None:
     engine.add("app", "own")
     engine.add("harmless", "own", may_forge=False)
-    look = look_at(engine)
-    assert reason_of(look) is None
+    inspector = inspector_of(engine)
+    assert reason_of(inspector) is None
     engine.add("rider", mode="container:harmless")
-    assert "rider-name" in str(reason_of(look))
+    assert "rider-name" in str(reason_of(inspector))
     engine.remove("rider")
-    assert reason_of(look) is None
+    assert reason_of(inspector) is None
     engine.add("inside", mode="container:app")
-    assert "inside-name" in str(reason_of(look))
+    assert "inside-name" in str(reason_of(inspector))
     engine.remove("inside")
     engine.add("first", mode="container:harmless", may_forge=False)
     engine.add("second", mode="container:first")
-    assert "second-name" in str(reason_of(look))
+    assert "second-name" in str(reason_of(inspector))
 
 
 def test_list_that_does_not_say_whose_network_is_used(engine: FakeEngine) -> None:
@@ -235,54 +235,54 @@ def test_list_that_does_not_say_whose_network_is_used(engine: FakeEngine) -> Non
     engine.silent = True
     engine.add("app", "own")
     engine.add("harmless", "own", may_forge=False)
-    look = look_at(engine)
-    assert reason_of(look, changed=[]) is None
+    inspector = inspector_of(engine)
+    assert reason_of(inspector, changed=[]) is None
     engine.add("rider", mode="container:harmless")
     for _ in range(3):
-        assert "rider-name" in str(reason_of(look, changed=[]))
+        assert "rider-name" in str(reason_of(inspector, changed=[]))
     assert max(count for what, count in engine.asked.items() if what.startswith("inspect")) == 2
 
 
 def test_target_that_uses_the_network_of_another_one(engine: FakeEngine) -> None:
     engine.add("owner", "own", project="shop")
     engine.add("app", mode="container:owner", project="shop")
-    look = look_at(engine)
-    assert look.look(["app"]) == {"app": (DirectPath("10.1.0.1"), "own")}
+    inspector = inspector_of(engine)
+    assert inspector.inspect(["app"]) == {"app": (DirectPath("10.1.0.1"), "own")}
     engine.infos["foreign"] = engine.infos["owner"]
     engine.remove("owner")
-    assert reason_of(look) == "the container whose network it uses does not run"
+    assert reason_of(inspector) == "the container whose network it uses does not run"
 
 
 def test_containers_of_the_hosts_network_do_not_count(engine: FakeEngine) -> None:
     engine.add("app", "own")
     engine.add("beside", "host", mode="host")
-    assert reason_of(look_at(engine)) is None
+    assert reason_of(inspector_of(engine)) is None
 
 
 def test_connected_container_that_does_not_run_yet_counts(engine: FakeEngine) -> None:
     """Docker says `connect` before `start`: the network knows him, the list of what runs does not."""
     engine.add("app", "own")
-    look = look_at(engine)
-    assert reason_of(look) is None
+    inspector = inspector_of(engine)
+    assert reason_of(inspector) is None
     engine.add("starting", "own")
     engine.listed_late.add("starting")
-    assert reason_of(look, changed=[]) is None, "nothing was said to have changed"
-    assert "starting-name" in str(reason_of(look, changed=["own"]))
+    assert reason_of(inspector, changed=[]) is None, "nothing was said to have changed"
+    assert "starting-name" in str(reason_of(inspector, changed=["own"]))
 
 
 def test_ended_container_is_looked_for_until_it_has_left(engine: FakeEngine) -> None:
-    """Podman says `die` before it takes him off the network, and no `disconnect` when it has: the list of what runs is the
-    same before and after."""
+    """Podman says `die` before it takes him off the network, and no `disconnect` when it has: the list of what runs is
+    the same before and after."""
     engine.add("app", "own")
     engine.add("leaving", "own")
     engine.add("rests", "own", may_forge=False)
     engine.listed_late |= {"leaving", "rests"}
-    look = look_at(engine)
-    assert "leaving-name" in str(reason_of(look))
-    assert not look.is_settled
+    inspector = inspector_of(engine)
+    assert "leaving-name" in str(reason_of(inspector))
+    assert not inspector.is_settled
     engine.on["own"].pop("leaving")
-    assert reason_of(look, changed=[]) is None
-    assert look.is_settled
+    assert reason_of(inspector, changed=[]) is None
+    assert inspector.is_settled
 
 
 def test_running_foreigner_is_not_looked_for_again(engine: FakeEngine) -> None:
@@ -290,44 +290,44 @@ def test_running_foreigner_is_not_looked_for_again(engine: FakeEngine) -> None:
     engine.listed_late.add("leaving")
     engine.add("app", "own")
     engine.add("stays", "own")
-    look = look_at(engine)
-    assert reason_of(look) is not None
-    assert look.is_settled
+    inspector = inspector_of(engine)
+    assert reason_of(inspector) is not None
+    assert inspector.is_settled
 
 
 def test_an_engine_that_does_not_show_who_is_there(engine: FakeEngine) -> None:
     engine.add("app", "own")
-    look = look_at(engine)
+    inspector = inspector_of(engine)
     engine.network = lambda key: Network(key, "bridge", {})  # type: ignore[method-assign]
-    assert reason_of(look) == "the engine does not say who is on the network own"
+    assert reason_of(inspector) == "the engine does not say who is on the network own"
 
 
 def test_a_network_of_another_driver(engine: FakeEngine) -> None:
     engine.add("app", "wide")
     engine.drivers["wide"] = "overlay"
-    assert reason_of(look_at(engine)) == "the network wide is of the driver overlay: other machines may be on it"
+    assert reason_of(inspector_of(engine)) == "the network wide is of the driver overlay: other machines may be on it"
 
 
 def test_containers_that_come_and_go_are_asked_of_once(engine: FakeEngine) -> None:
     engine.add("app", "own", project="shop")
     for number in range(20):
         engine.add(f"db{number}", "own", project="shop")
-    look = look_at(engine)
+    inspector = inspector_of(engine)
     for _ in range(50):
-        assert reason_of(look, changed=[]) is None
+        assert reason_of(inspector, changed=[]) is None
     assert {count for what, count in engine.asked.items() if what != "list"} == {1}
     assert engine.asked["list"] == 50
-    assert len(look._members) == 21
+    assert len(inspector._members) == 21
 
 
 def test_a_thousand_that_come_and_go_cost_nothing_once_one_foreigner_is_known(engine: FakeEngine) -> None:
     engine.add("app", "own")
     engine.add("foreigner", "own")
-    look = look_at(engine)
-    assert reason_of(look)
+    inspector = inspector_of(engine)
+    assert reason_of(inspector)
     for number in range(1000):
         engine.add(f"one{number}", "own")
-    assert reason_of(look)
+    assert reason_of(inspector)
     assert sum(count for what, count in engine.asked.items() if what.startswith("inspect")) == 2
 
 
@@ -335,7 +335,7 @@ def test_more_containers_than_can_be_looked_at(engine: FakeEngine) -> None:
     engine.add("app", "own")
     for number in range(MAX_MEMBERS):
         engine.add(f"one{number}", "own", may_forge=False)
-    assert reason_of(look_at(engine)) == f"more than {MAX_MEMBERS} containers share the network own"
+    assert reason_of(inspector_of(engine)) == f"more than {MAX_MEMBERS} containers share the network own"
     assert sum(count for what, count in engine.asked.items() if what.startswith("inspect")) == 1
 
 
@@ -343,7 +343,7 @@ def test_container_that_went_meanwhile_is_ignored(engine: FakeEngine) -> None:
     engine.add("app", "own")
     engine.add("gone", "own")
     del engine.infos["gone"]
-    look = look_at(engine)
-    assert reason_of(look) is None
+    inspector = inspector_of(engine)
+    assert reason_of(inspector) is None
     engine.remove("app")
-    assert look.look(["app"]) == {}
+    assert inspector.inspect(["app"]) == {}

@@ -123,7 +123,7 @@ def test_a_path_in_the_url_is_not_asked_for(link: Callable[..., SshTransport], t
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "error_text"),
     [
         ("echo 'me@there: Permission denied (publickey).' >&2\nexit 255\n", "Permission denied (publickey)"),
         ("exit 255\n", "ended before it had logged in"),
@@ -131,11 +131,11 @@ def test_a_path_in_the_url_is_not_asked_for(link: Callable[..., SshTransport], t
         ("head -c 100000 /dev/zero\nexec cat\n", "no shell"),
     ],
 )
-def test_failure_of_ssh_is_said_with_its_reason(link: Callable[..., SshTransport], text: str, words: str) -> None:
+def test_failure_of_ssh_is_said_with_its_reason(link: Callable[..., SshTransport], text: str, error_text: str) -> None:
     with pytest.raises(EngineUnreachableError) as caught:
         link(text).sdk_url()
     assert "ssh://me@there:2222 (from a test)" in str(caught.value)
-    assert words in str(caught.value)
+    assert error_text in str(caught.value)
     assert "BatchMode" in str(caught.value.hint)
 
 
@@ -222,7 +222,7 @@ def test_a_process_carries_a_connection_and_each_end_of_it(program: Callable[[st
 def test_stderr_of_a_process_is_the_reason_of_its_end(program: Callable[[str], str]) -> None:
     sock = ChildSocket.start([program("echo 'tls: bad certificate' >&2; exit 1")], os.environ)
     assert sock.recv(10) == b""
-    assert sock.words() == "tls: bad certificate"
+    assert sock.error_text() == "tls: bad certificate"
     sock.close()
 
 

@@ -132,7 +132,7 @@ def test_ordinary_files_and_what_is_not_there(tmp_path: Path, anywhere: str) -> 
     path = tmp_path / "x.json"
     with pytest.raises(FileNotFoundError):
         reader.read(f"{tmp_path}/a\0b", "json")
-    assert reader.look([f"{tmp_path}/a\0b/x"])[f"{tmp_path}/a\0b/x"].kind is None
+    assert reader.path_states([f"{tmp_path}/a\0b/x"])[f"{tmp_path}/a\0b/x"].kind is None
     with pytest.raises(FileNotFoundError):
         reader.read(str(path), "json")
     path.symlink_to(tmp_path / "gone")
@@ -329,7 +329,7 @@ def child_that(code: str) -> tuple[str, ...]:
 def test_child_that_fails_is_an_error_and_ends(code: str, problem: str) -> None:
     mine = Children(child_that(code))
     with pytest.raises(NoAnswerError, match=problem):
-        mine.ask({"op": "look", "paths": []}, deadline_s=0.5)
+        mine.ask({"op": "stat", "paths": []}, deadline_s=0.5)
     for stuck, _ in mine._stuck:
         stuck._process.wait(10)
     assert mine.silent == frozenset()
@@ -339,7 +339,7 @@ def test_child_has_no_descriptor_but_its_pipes_and_little_memory(tmp_path: Path)
     held = os.open(tmp_path, os.O_RDONLY)
     os.set_inheritable(held, True)
     mine = Children()
-    mine.look(["/"])
+    mine.path_states(["/"])
     assert mine._idle is not None
     process = psutil.Process(mine._idle._process.pid)
     try:
@@ -358,10 +358,10 @@ def test_child_ends_when_it_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> Non
         "import main", "import main; import autoforward.foreign.child as child"
     )
     mine = Children((sys.executable, "-I", "-S", "-c", short, children._PARENT))
-    assert mine.look(["/"])["/"][0] == "directory"
+    assert mine.path_states(["/"])["/"][0] == "directory"
     assert mine._idle is not None
     mine._idle._process.wait(10)
-    assert mine.look(["/"])["/"][0] == "directory"
+    assert mine.path_states(["/"])["/"][0] == "directory"
     mine.close()
 
 
@@ -373,7 +373,7 @@ def test_reader_serves_many_threads_at_once(tmp_path: Path) -> None:
     def ask() -> None:
         try:
             for _ in range(20):
-                assert mine.look([str(tmp_path / "x")])[str(tmp_path / "x")][0] == "file"
+                assert mine.path_states([str(tmp_path / "x")])[str(tmp_path / "x")][0] == "file"
         except Exception as error:  # noqa: BLE001
             failures.append(error)
 

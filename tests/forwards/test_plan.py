@@ -25,7 +25,7 @@ from autoforward.forwards import plan as policy
 from autoforward.forwards.plan import (
     BRIEF_S,
     EPHEMERAL_UDP,
-    LOOKED_AT,
+    MAX_CONSIDERED_FACTOR,
     PROCESS_WAIT_S,
     WITHDRAWAL_GRACE_S,
     ObservedPort,
@@ -525,7 +525,7 @@ def test_of_ports_beyond_the_limit_few_are_looked_at(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(policy, "_refusal", counted)
     result = planned(SessionRules(), listening(*range(20_000, 24_096)))
     assert (len(result.forwards), result.overflow) == (DEFAULT_MAX_PORTS, 4096 - DEFAULT_MAX_PORTS)
-    assert looked_at == DEFAULT_MAX_PORTS + LOOKED_AT * DEFAULT_MAX_PORTS
+    assert looked_at == DEFAULT_MAX_PORTS + MAX_CONSIDERED_FACTOR * DEFAULT_MAX_PORTS
 
 
 def test_a_port_soon_beyond_the_limit_has_its_reason() -> None:

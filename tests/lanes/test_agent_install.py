@@ -50,7 +50,7 @@ class FakeEngine:
         says_owner: int | None = None,
     ) -> None:
         self.members = {**WAY, **members}
-        self.tells_owners = says_owner is None
+        self.reports_owners = says_owner is None
         self._says_owner = says_owner
         self.uploads: list[str] = []
         self._swallowing, self._refusing = swallowing, refusing
@@ -89,7 +89,7 @@ class FakeEngine:
 
 
 def is_ours(members: Members) -> bool:
-    return agent_install.look_at(
+    return agent_install.inspect_place(
         cast(Engine, FakeEngine(members)), info(), "/tmp", FILE, BINARY
     ).is_there  # in the container
 

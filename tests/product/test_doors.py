@@ -1,5 +1,5 @@
-"""One door for text of others: what is printed, what is logged, what is drawn. Nothing else writes, and through it comes
-nothing but printable characters and ends of lines."""
+"""One door for text of others: what is printed, what is logged, what is drawn. Nothing else writes, and through it
+comes nothing but printable characters and ends of lines."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from autoforward.cli.commands import status as reporting
 from autoforward.cli.commands.doctor import format_finding
 from autoforward.cli.console import output, printing
 from autoforward.cli.terminal.live_view import View, draw
-from autoforward.cli.terminal.table import Look, format_rows
+from autoforward.cli.terminal.table import TerminalStyle, format_rows
 from autoforward.core.errors import AutoforwardError
 from autoforward.core.log_records import MAX_TRACEBACK_LINES, line_handler
 from autoforward.core.text import MAX_LINE, one_line
 from autoforward.doctor.findings import fail
 from autoforward.state.event_log import MAX_EVENT_TEXT, MAX_FOLDER_TEXT, PortEvent, encode_line
-from autoforward.supervisor.event_hub import in_words
+from autoforward.supervisor.event_hub import log_line
 from tests.cli.test_listing import row
 from tests.cli.test_status import session
 from tests.product.test_layers import MODULES
@@ -209,7 +209,7 @@ def test_the_status_of_sessions_is_lines(capsys: pytest.CaptureFixture[str]) -> 
 
 # -- what is drawn -------------------------------------------------------------------------------
 
-LOOK = Look(width=100, coloured=True, links=True)
+LOOK = TerminalStyle(width=100, coloured=True, links=True)
 OURS = re.compile(r"\x1b\[[0-9;]*m|\x1b\]8;;(?:http://localhost:\d+)?\x1b\\")
 """Colours, and links to where a forward listens."""
 
@@ -294,4 +294,4 @@ def test_an_event_is_one_line_and_bounded(text: str) -> None:
     values = event.to_json()
     assert len(values["workspaceFolder"] or "") <= MAX_FOLDER_TEXT
     assert max(len(values[name] or "") for name in ("label", "containerName", "service", "reason")) <= MAX_EVENT_TEXT
-    assert one_line(in_words(event)).isprintable()
+    assert one_line(log_line(event)).isprintable()

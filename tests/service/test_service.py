@@ -315,20 +315,20 @@ def test_only_variables_that_were_named_are_written() -> None:
     assert 'Environment="DOCKER_HOST=tcp://it:1"' in printed("--env", "DOCKER_HOST", DOCKER_HOST="tcp://it:1")
 
 
-LOOK = host_checks.ServiceLook("/u/autoforward.service", "/usr/bin/autoforward", True, "running")
+LOOK = host_checks.ServiceFacts("/u/autoforward.service", "/usr/bin/autoforward", True, "running")
 
 
 @pytest.mark.parametrize(
-    ("look", "status", "word"),
+    ("facts", "status", "word"),
     [
         (LOOK, "ok", "runs"),
-        (host_checks.ServiceLook("/u", "/gone/autoforward", False, "running"), "warn", "/gone/autoforward"),
-        (host_checks.ServiceLook("/u", "/p", True, "failed", detail="result exit-code"), "warn", "result exit-code"),
-        (host_checks.ServiceLook("/u", "/p", True, "unknown", detail="no bus"), "warn", "no bus"),
-        (host_checks.ServiceLook("/u", "/p", True, "running", at_login=False), "warn", "not started at login"),
+        (host_checks.ServiceFacts("/u", "/gone/autoforward", False, "running"), "warn", "/gone/autoforward"),
+        (host_checks.ServiceFacts("/u", "/p", True, "failed", detail="result exit-code"), "warn", "result exit-code"),
+        (host_checks.ServiceFacts("/u", "/p", True, "unknown", detail="no bus"), "warn", "no bus"),
+        (host_checks.ServiceFacts("/u", "/p", True, "running", at_login=False), "warn", "not started at login"),
     ],
 )
-def test_doctor_checks_the_service(look: host_checks.ServiceLook, status: str, word: str) -> None:
-    finding = host_checks.check_service(look)
+def test_doctor_checks_the_service(facts: host_checks.ServiceFacts, status: str, word: str) -> None:
+    finding = host_checks.check_service(facts)
     assert finding.status == status
     assert word in finding.text

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from autoforward.state.event_lines import read_events
 from autoforward.state.event_log import EventLog, PortEvent
 from autoforward.state.folder import StatePaths
-from autoforward.state.missing_ends import REASON, left_open, tell_endings
+from autoforward.state.missing_ends import REASON, left_open, log_missing_ends
 
 pytestmark = pytest.mark.unit
 
@@ -136,8 +136,8 @@ def test_missing_ends_are_numbered_on_and_told_once(tmp_path: Path) -> None:
     log = EventLog(paths, print)
     for event in (SESSION, PORT):
         log.append(event)
-    assert tell_endings(paths, EventLog(paths, print)) == 2
-    assert tell_endings(paths, EventLog(paths, print)) == 0
+    assert log_missing_ends(paths, EventLog(paths, print)) == 2
+    assert log_missing_ends(paths, EventLog(paths, print)) == 0
     assert [(values["seq"], values["event"]) for values in read_events(paths)] == [
         (1, "attached"),
         (2, "forwarded"),

@@ -19,7 +19,7 @@ from autoforward.state.event_lines import read_events
 from autoforward.state.event_log import EventLog, PortEvent
 from autoforward.state.folder import StatePaths
 from autoforward.state.registry import Registry
-from autoforward.supervisor import persistence as books_module
+from autoforward.supervisor import persistence as persistence_module
 from autoforward.supervisor.event_hub import EventHub
 from autoforward.supervisor.persistence import Persistence
 from tests.conftest import command_env
@@ -119,7 +119,7 @@ async def test_persistence_does_nothing_once_its_log_is_closed(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A supervisor that ends closes its event log before the registry: it must not be flushed after that."""
-    monkeypatch.setattr(books_module, "LOOK_INTERVAL_S", 0.001)
+    monkeypatch.setattr(persistence_module, "CHECK_INTERVAL_S", 0.001)
     paths = StatePaths(home)
     paths.ensure()
     persistence, hub = Persistence(paths, {}, print), EventHub(EventLog(paths, print, max_bytes=MAX_BYTES))

@@ -411,7 +411,7 @@ def test_the_user_s_own_file_counts_while_the_workspace_s_is_broken(tmp_path: Pa
 def test_a_fault_of_the_watcher_is_logged_and_not_the_end_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    faults = iter([KeyError("looks")])
+    faults = iter([KeyError("states")])
 
     def look_once_wrong(paths: Iterable[str], writers: Writers) -> Survey:
         if (fault := next(faults, None)) is not None:
@@ -466,4 +466,4 @@ def test_warnings_of_one_configuration_are_bounded_in_the_log(tmp_path: Path, ca
     run(story)
     about = [message for message in caplog.messages if message.startswith("one: ")]
     assert any("34 more of these" in message for message in about)
-    assert len([message for message in about if "portsAttributes" in message]) == live_module.MAX_TOLD
+    assert len([message for message in about if "portsAttributes" in message]) == live_module.MAX_REPORTED

@@ -22,8 +22,8 @@ from autoforward.lanes.watcher_protocol import Frame
 from autoforward.supervisor.session import session as session_module
 from autoforward.supervisor.session.actor import Actor
 from autoforward.supervisor.session.lane_choice import Item, Lost, NeighboursChanged, ProcessesKnown, place_of
+from autoforward.supervisor.session.metering import SparingLog
 from autoforward.supervisor.session.shared import SessionLimits
-from autoforward.supervisor.session.telling import SparingLog
 from tests.support.containers import eventually
 from tests.support.fake_engine import Process
 from tests.support.harness import free_port, in_loop
@@ -48,12 +48,12 @@ async def test_an_inbox_holds_the_newest_of_each_kind_whatever_comes() -> None:
     actor: Actor[Item] = Actor("web", place_of)
     watch = cast(Any, object())
     for number in range(10_000):
-        actor.tell(Frame(number, SocketTable((), 0, False)))
-        actor.tell(ProcessesKnown())
-        actor.tell(NeighboursChanged())
-        actor.tell(Lost(watch, "it ended"))
+        actor.post(Frame(number, SocketTable((), 0, False)))
+        actor.post(ProcessesKnown())
+        actor.post(NeighboursChanged())
+        actor.post(Lost(watch, "it ended"))
         for action in ("pause", "unpause", "rename", "start", "die", "destroy"):
-            actor.tell(ContainerEvent(action, "c0ffee", f"web{number}", {}))
+            actor.post(ContainerEvent(action, "c0ffee", f"web{number}", {}))
     heard: list[Item] = []
     while (item := await actor.next_item(0.0)) is not None:
         heard.append(cast(Item, item))

@@ -35,7 +35,7 @@ def test_jump_of_the_clock_is_told_once(slept_s: float, told: bool) -> None:
 
 
 def test_sleep_detector_looks_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoforward.supervisor.sleep_detector.LOOK_INTERVAL_S", 0.01)
+    monkeypatch.setattr("autoforward.supervisor.sleep_detector.CHECK_INTERVAL_S", 0.01)
     offsets = iter([0.0, 0.0, 60.0])
     seen: list[float] = []
 

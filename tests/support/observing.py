@@ -147,8 +147,8 @@ def registry(home: Path) -> Row:
 IMPATIENT = """
 from autoforward.dataplane.mux import exec_mux
 from autoforward.lanes import shell_watcher
-exec_mux.SILENCE_LIMIT_S, exec_mux.PING_INTERVAL_S, exec_mux.ENGINE_WORD_S = 1.0, 0.3, 1.0
-shell_watcher.PING_INTERVAL_S, shell_watcher.PONG_TIMEOUT_S, shell_watcher.ENGINE_WORD_S = 0.3, 1.0, 1.0
+exec_mux.SILENCE_LIMIT_S, exec_mux.PING_INTERVAL_S, exec_mux.PAUSE_ANSWER_TIMEOUT_S = 1.0, 0.3, 1.0
+shell_watcher.PING_INTERVAL_S, shell_watcher.PONG_TIMEOUT_S, shell_watcher.PAUSE_ANSWER_TIMEOUT_S = 0.3, 1.0, 1.0
 """
 """For `begin_supervisor`: what says nothing is given up within a second, as long as its container is not paused."""
 

@@ -377,7 +377,7 @@ def test_doctor_judges_what_is_granted_and_binds_nothing_else(tmp_path: Path, mo
     declared = ["991:8080", "992:8081", 80, 70, "15432:5432", 9229]
     scene.say("devcontainer.json", {"forwardPorts": declared, "portsAttributes": attributes})
     record = scene.attach(ROOT, given=parse_settings({"exclude": [9229]}))
-    found = {finding.id: finding for finding in map(check_port, container_probe.look_at_ports(record, ()))}
+    found = {finding.id: finding for finding in map(check_port, container_probe.probe_ports(record, ()))}
     assert bound == [8080, 15432]
     assert {name: finding.status for name, finding in found.items()} == {
         "port-8080": "warn",
@@ -393,7 +393,7 @@ def test_doctor_judges_what_is_granted_and_binds_nothing_else(tmp_path: Path, mo
     assert "granted" not in found["port-70"].text
     assert found["port-9229"].text.endswith("is not forwarded: excluded by you")
     approved = frozenset(one.digest for one in record.requests)
-    container_probe.look_at_ports(scene.attach(replace(ROOT, approved=approved)), ())
+    container_probe.probe_ports(scene.attach(replace(ROOT, approved=approved)), ())
     assert bound[2:] == [991, 992, 80, 15432, 9229]
 
 

@@ -32,9 +32,10 @@ from autoforward.trust.writers import Writers, writers_of_rows
 
 @dataclass(frozen=True, slots=True)
 class AttachResult:
-    """What was asked of the supervisor, and what is forwarded now.
+    """What was asked of the supervisor, and its answer.
 
-    `events` are the PORT_EVENT lines of the start; `problem` is set when nothing can be relayed; `state` is the session's.
+    `events` are the PORT_EVENT lines of the start; `problem` is set when nothing can be relayed; `state` is the
+    session's.
     """
 
     record: SessionRecord
@@ -47,18 +48,18 @@ class AttachResult:
 
 @contextlib.contextmanager
 def open_engine(docker_host: str | None, context: str | None) -> Iterator[Engine]:
-    """The engine that the flags and the environment name, for one command. Raises UsageError."""
+    """The engine from flags and environment, for one command. Raises UsageError."""
     with contextlib.closing(Engine(resolve_endpoint(docker_host, context))) as engine:
         yield engine
 
 
 def find_target(engine: Engine, target: str) -> ContainerInfo:
-    """The running container that is meant. Raises TargetError."""
+    """The running container that TARGET names. Raises TargetError."""
     return resolve_target(engine, target, output.say)
 
 
 def caller_of(flags: SessionFlags) -> CommandContext:
-    """This very command, with its flags and its environment. Raises UsageError for bad variables."""
+    """The context of this command: its flags and environment. Raises UsageError for invalid variables."""
     return CommandContext(
         given=layered(flags.given, settings_from_environment(os.environ)),
         settings_file=flags.settings_file,
@@ -71,7 +72,7 @@ def caller_of(flags: SessionFlags) -> CommandContext:
 
 
 def consents_of(*, attaching: bool) -> Callable[[SessionRecord], Consent]:
-    """What the user has said of a record's workspace, from the state folder. Raises AutoforwardError for one not to be used."""
+    """Return a lookup of the user's consent for a record's workspace. Raises AutoforwardError if the state folder is unusable."""
     paths = StatePaths.locate()
     paths.check()
     approvals = Approvals(paths)
@@ -79,7 +80,7 @@ def consents_of(*, attaching: bool) -> Callable[[SessionRecord], Consent]:
 
 
 def stored_writers() -> Writers:
-    """What containers can write that have sessions, from the state folder. The supervisor looks again in a moment."""
+    """What the containers of stored sessions can write. The supervisor checks again when it attaches."""
     return writers_of_rows(stored("sessions"))
 
 
@@ -98,11 +99,11 @@ def attach(
     trust_workspace: bool = False,
     replace: bool = False,
 ) -> AttachResult:
-    """Begin or change the session of a running container; returns when its first snapshot has been applied.
+    """Begin or change the session of a running container; returns once its first snapshot has been applied.
 
-    With `replace` it takes the session of its identity over from a container that runs. With `siblings` the other
-    services of its compose project have sessions too, also those that start later. The configuration is read as
-    `draft_of` says; with `trust_workspace` what it asks for now is approved. Raises AutoforwardError.
+    `replace` takes over the session of its identity from a container that still runs. `siblings` starts sessions for the
+    other services of its compose project, also for those that start later. The configuration is read as `draft_of`
+    says; `trust_workspace` approves what it asks for now. Raises AutoforwardError.
     """
     info = engine.inspect_with_network(container_ref)
     metadata = metadata or metadata_of(info, engine.image_labels(info).get(LABEL_METADATA, "[]"))
@@ -122,7 +123,7 @@ def attach(
     )
     record, found = draft.decided(consent_of(draft.record))
     if trust_workspace and record.requests:
-        # What is approved is what was read, whatever the files say by now.
+        # Approve what was read, not what the files contain by now.
         Approvals(StatePaths.locate()).answer(Workspace.of(record), record.requests, approved=True)
         record, found = draft.decided(consent_of(draft.record))
     warnings = list(found)
@@ -134,7 +135,7 @@ def attach(
         for _message in open_call:
             pass
         result = open_call.result or {}
-    for text in result.get("taken", ()):  # a supervisor of another version knows neither
+    for text in result.get("taken", ()):  # a supervisor of another version may send neither key
         output.say(text)
     warnings += result.get("refused", ())
     lanes = [(info.name, result["lane"], result.get("lane_note"))]
@@ -159,7 +160,7 @@ def attach_project(
     trust_workspace: bool,
     replace: bool = False,
 ) -> tuple[str, AttachResult]:
-    """Attach to every service of a compose project that runs; the name of the first, and what is forwarded."""
+    """Attach to every running service of a compose project; returns the first one's name and the result."""
     [first, *_] = resolve_project(engine, project, output.say)
     result = attach(
         first.container_id,
@@ -174,5 +175,5 @@ def attach_project(
 
 
 def _problem_in(answer: Mapping[str, Any]) -> str | None:
-    """Why nothing is forwarded, of a session as `attach` answers."""
+    """Why the session in the answer to `attach` forwards nothing."""
     return None if answer["lane"] is not None and answer["state"] == "watching" else answer["problem"]

@@ -1,4 +1,4 @@
-"""`autoforward doctor`: run the checks of `autoforward.doctor` and print the findings. Starts and leaves nothing."""
+"""`autoforward doctor`: run the checks of `autoforward.doctor` and print the findings. Changes nothing."""
 
 from __future__ import annotations
 
@@ -39,43 +39,43 @@ COLOURS: dict[FindingStatus, str] = {"ok": "green", "warn": "yellow", "fail": "r
 
 MAX_WIDTH = 120
 WITH_ID_FROM_WIDTH = 90
-"""On a narrower terminal the text has the line to itself."""
+"""A narrower terminal has the text on a line of its own."""
 
 ID_WIDTH = 16
 
 
 def examine(target: str | None, docker_host: str | None, context: str | None) -> Iterator[Finding]:
-    """Every finding, as soon as it is there. What fails does not keep the others from being looked at."""
-    engine_look, engine = host_probe.look_at_engine(docker_host, context)
+    """Yield each finding as soon as it is known. A check that fails does not stop the others."""
+    engine_facts, engine = host_probe.probe_engine(docker_host, context)
     try:
-        yield host_checks.check_engine(engine_look)
-        yield host_checks.check_engine_access(engine_look)
-        if engine_look.about is not None:
-            yield host_checks.check_engine_version(engine_look.about)
-            yield host_checks.check_clock(engine_look.about)
+        yield host_checks.check_engine(engine_facts)
+        yield host_checks.check_engine_access(engine_facts)
+        if engine_facts.about is not None:
+            yield host_checks.check_engine_version(engine_facts.about)
+            yield host_checks.check_clock(engine_facts.about)
         paths = StatePaths.locate()
-        folder = host_probe.look_at_state_folder(paths)
+        folder = host_probe.probe_state_folder(paths)
         folder_finding = host_checks.check_state_folder(folder)
         yield folder_finding
         yield host_checks.check_disk(folder)
-        # Who listens in a folder that others can write to is not to be asked anything.
+        # In a folder that others can write to, the listener may be another user's: do not query it.
         trusted = folder_finding.status != "fail"
-        supervisor = host_probe.look_at_supervisor(paths) if trusted else host_checks.SupervisorLook("none")
+        supervisor = host_probe.probe_supervisor(paths) if trusted else host_checks.SupervisorFacts("none")
         yield host_checks.check_supervisor(supervisor, __version__)
-        if (service := host_probe.look_at_service()) is not None:
+        if (service := host_probe.probe_service()) is not None:
             yield host_checks.check_service(service)
-        yield host_checks.check_devcontainer_cli(host_probe.look_at_devcontainer_cli(os.environ))
-        architecture = engine_look.about.architecture if engine_look.about is not None else None
-        yield host_checks.check_agent_package(host_probe.look_at_agents(), architecture)
-        yield host_checks.check_loopback(host_probe.look_at_loopback())
+        yield host_checks.check_devcontainer_cli(host_probe.probe_devcontainer_cli(os.environ))
+        architecture = engine_facts.about.architecture if engine_facts.about is not None else None
+        yield host_checks.check_agent_package(host_probe.probe_agents(), architecture)
+        yield host_checks.check_loopback(host_probe.probe_loopback())
         yield host_checks.check_privileged_ports(lowest_bindable_port())
         yield host_checks.check_descriptors(host_probe.descriptor_limit())
         yield host_checks.check_desktop(SessionEnvironment.capture(os.environ), sys.platform)
         if target is not None and (number := host_port_of(target)) is not None:
-            look = container_probe.tried(
-                container_checks.PortLook(target, number, "tcp", number, True, "free"), LOOPBACK
+            facts = container_probe.tried(
+                container_checks.PortFacts(target, number, "tcp", number, True, "free"), LOOPBACK
             )
-            yield host_checks.check_host_port(number, supervisor, look.holder, is_free=look.state != "taken")
+            yield host_checks.check_host_port(number, supervisor, facts.holder, is_free=facts.state != "taken")
         elif target is not None and engine is None:
             yield warn("target", f"{target} was not looked at: the engine does not answer")
         elif target is not None and engine is not None:
@@ -90,7 +90,7 @@ def host_port_of(target: str) -> int | None:
     return int(target) if re.fullmatch(r"[1-9][0-9]{0,4}", target) and int(target) <= 65535 else None
 
 
-def _examine_target(engine: Engine, target: str, supervisor: host_checks.SupervisorLook) -> Iterator[Finding]:
+def _examine_target(engine: Engine, target: str, supervisor: host_checks.SupervisorFacts) -> Iterator[Finding]:
     try:
         info = resolve_target(engine, target)
     except AutoforwardError as error:
@@ -101,7 +101,7 @@ def _examine_target(engine: Engine, target: str, supervisor: host_checks.Supervi
     yield container_checks.check_published(info.published)
     seen = container_probe.Inside(engine, info)
     session = next((row for row in supervisor.sessions if row["container_id"] == info.container_id), None)
-    lanes = container_probe.look_at_lanes(engine, info, seen, session)
+    lanes = container_probe.probe_lanes(engine, info, seen, session)
     yield from container_checks.check_lanes(lanes)
     yield container_checks.check_container_ipv6(seen.has_ipv6)
     yield container_checks.check_owners(seen.owners, with_agent=lanes.carries_agent)
@@ -110,7 +110,7 @@ def _examine_target(engine: Engine, target: str, supervisor: host_checks.Supervi
 
 
 def _examine_ports(
-    engine: Engine, info: ContainerInfo, target: str, supervisor: host_checks.SupervisorLook
+    engine: Engine, info: ContainerInfo, target: str, supervisor: host_checks.SupervisorFacts
 ) -> Iterator[Finding]:
     try:
         metadata = metadata_of(info, engine.image_labels(info).get(LABEL_METADATA, "[]"))
@@ -129,16 +129,16 @@ def _examine_ports(
         return
     yield container_checks.check_configuration((*warnings, *not_granted(record.requests, record.way_out)))
     session = next((row for row in supervisor.sessions if row["container_id"] == info.container_id), None)
-    yield container_checks.check_direct(*container_probe.look_at_direct(engine, info, record.options.direct, session))
+    yield container_checks.check_direct(*container_probe.probe_direct(engine, info, record.options.direct, session))
     if not record.declared:
         yield container_checks.check_no_ports()
-    for look in container_probe.look_at_ports(record, supervisor.forwards):
-        yield container_checks.check_port(look)
+    for facts in container_probe.probe_ports(record, supervisor.forwards):
+        yield container_checks.check_port(facts)
 
 
 def print_findings(findings: Iterator[Finding], as_json: bool) -> int:
-    """Each as it comes, or with `as_json` all at the end. Returns the exit code: 1 where something stands in the way, 4 where
-    the target is not there.
+    """Print findings as they come, or with `as_json` all at the end. Returns the exit code: 1 if a check failed, 4 if
+    the target was not found.
     """
     found: list[Finding] = []
     width = min(shutil.get_terminal_size((MAX_WIDTH, 24)).columns if sys.stdout.isatty() else MAX_WIDTH, MAX_WIDTH)
@@ -165,7 +165,7 @@ def summary(found: Sequence[Finding]) -> str:
 
 
 def format_finding(finding: Finding, width: int, *, unicode: bool, coloured: bool) -> list[Drawn]:
-    """Lines of at most `width` characters (a longer word is not cut): mark and text, the way out below it."""
+    """Lines of at most `width` characters (longer words are not cut): mark and text, the hint below."""
     mark = (MARKS if unicode else ASCII_MARKS)[finding.status]
     text = _text(finding.text, unicode)
     in_columns = width >= WITH_ID_FROM_WIDTH
@@ -205,7 +205,7 @@ def _terminal() -> dict[str, bool]:
 
 
 def can_print(text: str, encoding: str | None) -> bool:
-    """Whether that encoding has these characters."""
+    """Whether `encoding` can represent `text`."""
     try:
         text.encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):

@@ -1,4 +1,4 @@
-"""The end of a command that holds a claim: its connections may finish, unless the person wants an end at once."""
+"""How a foreground command ends: connections may finish, unless the user interrupts again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autoforward.core.errors import AutoforwardError
 
 
 def drain(open_call: supervisor_client.Call, take: Callable[[Message], None]) -> None:
-    """Give the claim up; `take` gets what is still said. Within `interruptible`: another Ctrl-C cuts."""
+    """Send `drain`; `take` gets the remaining messages. Call it within `interruptible`: another Ctrl-C cuts connections."""
     try:
         output.say("Ending; open connections may finish (Ctrl-C again to cut them)")
         open_call.send({"drain": True})
@@ -19,5 +19,7 @@ def drain(open_call: supervisor_client.Call, take: Callable[[Message], None]) ->
             take(message)
     except Interrupted:
         output.say("Cut.")
-    except AutoforwardError as error:  # the supervisor or the container went away in that moment: as good an end
+    except (
+        AutoforwardError
+    ) as error:  # the supervisor or the container went away meanwhile: the forwards have ended too
         output.say(str(error))

@@ -19,7 +19,7 @@ from autoforward.state.folder import StatePaths
 
 
 def print_logged(since: int, target: str | None) -> int:
-    """The events that the log holds. Raises TargetError where none is of the target, and it is not known."""
+    """Print the events of the log. Raises TargetError for an unknown target without events."""
     name = session_name(target)
     paths = StatePaths.locate()
     paths.check()
@@ -33,7 +33,7 @@ def print_logged(since: int, target: str | None) -> int:
 
 
 def _accepts(target: str | None, name: str | None) -> Callable[[Mapping[str, Any]], bool] | None:
-    """A workspace that has no session any more is in the log by the path that it was labelled with."""
+    """A filter by target. A workspace without a session is in the log under the path of its label."""
     if target is None or name is None:
         return None
     from autoforward.foreign.folders import spellings
@@ -43,7 +43,7 @@ def _accepts(target: str | None, name: str | None) -> Callable[[Mapping[str, Any
 
 
 def follow_forever(since: int | None, target: str | None) -> int:
-    """Events as they happen, across supervisors that come and go, until Ctrl-C (exit 0)."""
+    """Print events as they happen, across restarts of the supervisor, until Ctrl-C (exit 0)."""
     paths = StatePaths.locate()
     paths.ensure()
     said, target = target, session_name(target)
@@ -58,7 +58,7 @@ def follow_forever(since: int | None, target: str | None) -> int:
         while True:
             for line in supervisor_client.follow_events(since, target, replay=True):
                 show(line)
-                # With the next supervisor it goes on where it was, so that nothing in between is missed.
+                # Continue with the next supervisor at the last `seq`, so that no event is missed.
                 since = json.loads(line.removeprefix(LINE_PREFIX))["seq"]
             _wait_for_supervisor(paths)
     except KeyboardInterrupt:
@@ -66,12 +66,12 @@ def follow_forever(since: int | None, target: str | None) -> int:
 
 
 def end_with_reader(descriptor: int) -> None:
-    """End this process once its output has no reader any more: the next line, whose EPIPE would, may be a day away.
+    """End this process once its output has no reader: the next line, which would fail with EPIPE, may be a day away.
 
-    An editor that was killed would leave its follower behind. Nothing is held here that would have to be cleaned up.
+    An editor that was killed would leave its follower behind. The process holds nothing that needs cleaning up.
     """
     poller = select.poll()
-    poller.register(descriptor, 0)  # POLLERR (pipe, socket) and POLLHUP (terminal) are always told
+    poller.register(descriptor, 0)  # poll() always reports POLLERR (pipe, socket) and POLLHUP (terminal)
 
     def wait() -> None:
         if poller.poll():
@@ -81,7 +81,7 @@ def end_with_reader(descriptor: int) -> None:
 
 
 def _wait_for_supervisor(paths: StatePaths) -> None:
-    """Until there is a control socket again. Started before the first look, the watch misses nothing."""
+    """Block until a control socket exists. The watch starts before the first check, so it misses nothing."""
     import watchfiles
 
     folder = paths.supervisor_socket.parent

@@ -1,4 +1,4 @@
-"""`autoforward forward`: these ports only, held open by this very process, or handed over with `--detach`."""
+"""`autoforward forward`: only the given ports, held by this process, or handed over with `--detach`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`autoforward list`: print the rows, once or on every change. `table.py` lays the table out."""
+"""`autoforward list`: print the rows, once or on every change. `table.py` does the layout."""
 
 from __future__ import annotations
 
@@ -11,56 +11,56 @@ from typing import Any
 from autoforward.cli.console import supervisor_client
 from autoforward.cli.console.output import warn
 from autoforward.cli.console.places import session_name, unknown_yet
-from autoforward.cli.console.printing import draw, show_json, tell
+from autoforward.cli.console.printing import draw, print_message, show_json
 from autoforward.cli.console.printing import show as print_line
-from autoforward.cli.terminal.table import PLAIN, Look, format_rows, summed_up
+from autoforward.cli.terminal.table import PLAIN, TerminalStyle, format_rows, summed_up
 
 VOLATILE = ("ageSeconds", "connections", "bytes")
-"""What is different at every look: no reason to print the list again."""
+"""Columns that differ on every poll: no reason to print the list again."""
 
 _COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], *, everything: bool = False) -> None:
-    """The table on stdout, with the reasons under the rows that have one; unless `everything`, many ignored ports in a line."""
+    """The table on stdout, with reasons below their rows; unless `everything`, many ignored ports share a line."""
     if not rows:
-        tell("nothing is forwarded")
+        print_message("nothing is forwarded")
         return
     shown, lines = (rows, []) if everything else summed_up(rows)
     if shown:
-        draw(format_rows(shown, look_of_terminal()))
+        draw(format_rows(shown, terminal_style()))
     for line in lines:
         print_line(line)
 
 
-def look_of_terminal() -> Look:
-    """What stdout can show. Where it is no terminal: everything, as long as it is, and plain."""
+def terminal_style() -> TerminalStyle:
+    """What stdout can show; a pipe or file gets full width without decoration."""
     if not sys.stdout.isatty():
         return PLAIN
     term = os.environ.get("TERM")
-    return Look(
+    return TerminalStyle(
         width=shutil.get_terminal_size((80, 24)).columns,
         coloured=not os.environ.get("NO_COLOR") and term != "dumb",
         links=term not in ("dumb", "linux"),
-        # The console of Linux is UTF-8, and its font has next to nothing of it.
+        # The Linux console decodes UTF-8, but its font lacks most of these characters.
         ascii=term == "linux" or not _is_utf8(os.environ),
     )
 
 
 def _is_utf8(environ: Mapping[str, str]) -> bool:
-    """What the locale says, as the C library reads it. Python takes UTF-8 for granted where it says nothing; so do we."""
+    """The locale's charset as the C library reads it. Unset means UTF-8, as in Python."""
     ctype, lang = environ.get("LC_CTYPE"), environ.get("LANG")
     if ctype in _COERCED and lang and "." in lang:
-        # Python has put that there itself (PEP 538), where LANG names a locale that is not installed.
+        # Python set LC_CTYPE itself (PEP 538) because LANG names a locale that is not installed.
         ctype = None
     named = environ.get("LC_ALL") or ctype or lang or "UTF-8"
     return "utf8" in named.lower().replace("-", "") and sys.stdout.encoding.lower().replace("-", "") == "utf8"
 
 
 def watch_rows(said: str | None, as_json: bool) -> int:
-    """A screen with keys where there is a terminal to show it on, else the list again whenever it changes.
+    """The live table on a terminal, else the list again on every change.
 
-    A target that has no session is said to be unknown: it may come yet.
+    A target without a session gets a warning: it may appear later.
     """
     target = session_name(said)
     rows = supervisor_client.list_rows(target)
@@ -71,11 +71,11 @@ def watch_rows(said: str | None, as_json: bool) -> int:
         return _watch_in_lines(rows, target, as_json)
     from autoforward.cli.terminal.live import watch_on_terminal
 
-    return watch_on_terminal(rows, target, look_of_terminal(), unknown)
+    return watch_on_terminal(rows, target, terminal_style(), unknown)
 
 
 def _watch_in_lines(rows: Sequence[Mapping[str, Any]], target: str | None, as_json: bool) -> int:
-    """Across supervisors that come and go, until Ctrl-C or until stdout is closed."""
+    """Across restarts of the supervisor, until Ctrl-C or until stdout is closed."""
     import selectors
     import time
 
@@ -96,7 +96,7 @@ def _watch_in_lines(rows: Sequence[Mapping[str, Any]], target: str | None, as_js
             if shown is not None:
                 print_line("")
             if rows:
-                draw(format_rows(rows, look_of_terminal()))
+                draw(format_rows(rows, terminal_style()))
             else:
                 print_line("nothing is forwarded")
         shown = now

@@ -1,4 +1,4 @@
-"""`autoforward logs`: the supervisor's log, or the lines of it that are about one forward or one target."""
+"""`autoforward logs`: the supervisor's log, or the lines about one forward or one target."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from autoforward.state.folder import StatePaths
 FORWARD_ID = re.compile(r"fwd-[0-9a-f]{8}")
 
 _BEGINNING = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
-"""Of a line of the log; others (a traceback) go on with the one before."""
+"""The prefix of a record; other lines (a traceback) belong to the record above."""
 
 _ABOUT_ALL = re.compile(r"\S+ \S+ [A-Z]+ autoforward\.supervisor\.(supervisor: supervisor |sleep_detector: )")
-"""Starts and ends of supervisors, and sleeps of the machine, are about every forward."""
+"""Starts and ends of supervisors and sleeps of the machine concern every forward."""
 
-LOOK_MS = 1000
-"""The longest that a line is late, should the system have told us of it before we listened."""
+NOTIFY_TIMEOUT_MS = 1000
+"""Longest delay of a line when the system reported its change before we listened."""
 
 
 class LineFilter:
-    """Which lines are about a target or a forward. Keeps what it learns from them: to be asked in the log's order.
+    """Decide which lines concern a target or a forward. Stateful: pass the lines in the log's order.
 
-    `names` are what a target is called, containers first of all; `forward_id` narrows it to one forward of theirs, and
-    to what is about no forward in particular. Both empty: every line.
+    `names`: what a target is called, containers first; `forward_id` narrows it to one of its forwards and to lines
+    about no forward in particular. Both empty: every line.
     """
 
     def __init__(self, names: Iterable[str] = (), forward_id: str | None = None) -> None:
@@ -48,7 +48,7 @@ class LineFilter:
         return self._last
 
     def is_about(self, line: str) -> bool:
-        """Whether a line names it, and not all forwards alike."""
+        """Whether a line names it, rather than all forwards."""
         return _BEGINNING.match(line) is not None and not _ABOUT_ALL.match(line) and self._is_wanted(line)
 
     def _is_wanted(self, line: str) -> bool:
@@ -67,7 +67,7 @@ class LineFilter:
 
 
 class LogReader:
-    """The whole lines of a file that others append to and rotate: `PATH` becomes `PATH.1`, and a new `PATH` is begun."""
+    """The complete lines of a file that others append to and rotate: `PATH` becomes `PATH.1` and a new `PATH` begins."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -80,8 +80,8 @@ class LogReader:
             self._file = None
 
     def history(self) -> list[str]:
-        """Everything that is there, from the rotated file on. Once, before `new_lines`."""
-        # In this order: should it be rotated in between, the file that we hold is the one that is found there.
+        """All lines, from the rotated file on. Call once, before `new_lines`."""
+        # In this order: after a rotation in between, the open file is the one found as PATH.1.
         lines = self.new_lines()
         try:
             with self._path.with_name(self._path.name + ".1").open("rb") as rotated:
@@ -92,7 +92,7 @@ class LogReader:
             return lines
 
     def new_lines(self) -> list[str]:
-        """What has come since the last call. Nothing is lost at a rotation: the old file is read to its end first."""
+        """The lines since the last call. At a rotation the old file is read to its end first."""
         lines = self._read()
         try:
             now = self._path.open("rb")
@@ -101,7 +101,7 @@ class LogReader:
         if self._file is not None and os.path.sameopenfile(now.fileno(), self._file.fileno()):
             now.close()
             return lines
-        lines += self._read()  # what came between the two looks
+        lines += self._read()  # what was written between the two reads
         self.close()
         self._file, self._rest = now, b""
         return lines + self._read()
@@ -118,9 +118,9 @@ def _lines(data: bytes) -> list[str]:
 
 
 def print_log(target: str | None, follow: bool, count: int) -> int:
-    """The last lines that are wanted; then, with `follow`, what is added, until Ctrl-C or until stdout is closed.
+    """Print the last `count` matching lines; with `follow` also new ones, until Ctrl-C or until stdout is closed.
 
-    Raises TargetError where none is, and the target is not known.
+    Raises TargetError for an unknown target without lines.
     """
     said, target = target, session_name(target)
     paths = StatePaths.locate()
@@ -153,7 +153,7 @@ def _follow(paths: StatePaths, reader: LogReader, wanted: LineFilter) -> None:
         raise_interrupt=True,
         debounce=50,
         step=20,
-        rust_timeout=LOOK_MS,
+        rust_timeout=NOTIFY_TIMEOUT_MS,
         yield_on_timeout=True,
     ):
         for line in filter(wanted, reader.new_lines()):
@@ -170,7 +170,7 @@ def _filter_for(paths: StatePaths, target: str | None) -> LineFilter:
 
 
 def _names_of(paths: StatePaths, target: str) -> set[str]:
-    """The containers and sessions that a target or forward is of: as the supervisor knows them, and as they are stored."""
+    """The containers and sessions of a target or forward, from the supervisor and from the registry."""
     from autoforward.config.session_record import SessionRecord, meant
 
     is_forward = FORWARD_ID.fullmatch(target) is not None

@@ -1,4 +1,4 @@
-"""`autoforward open`: one forward's URL, in the browser that the person has, or printed where there is none."""
+"""`autoforward open`: open one forward's URL in the user's browser, or print it where no browser can be shown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autoforward.core.errors import TargetError, UsageError
 
 
 def open_forward(wanted: str) -> int:
-    """Print the URL of the forward and open it. Raises AutoforwardError: not there, ambiguous, without a URL, not opened."""
+    """Print the forward's URL and open it. Raises AutoforwardError: unknown, ambiguous, without a URL, not opened."""
     row = choose(supervisor_client.list_rows(), wanted)
     url = url_of(row)
     show(url)
@@ -23,15 +23,15 @@ def open_forward(wanted: str) -> int:
 
 
 def choose(rows: Sequence[Row], wanted: str) -> Row:
-    """The one row that is meant: by the forward's id, else by its port, on the host or in the container.
+    """Return the row that `wanted` names: by the forward's id, else by its port on the host or in the container.
 
-    Raises TargetError where there is none, UsageError where there are several.
+    Raises TargetError without a match, UsageError for several.
     """
     found = [row for row in rows if row["id"] == wanted]
     if not found and wanted.isascii() and wanted.isdecimal():
         number = int(wanted[:6])
         found = [row for row in rows if number in (row["localPort"], row["port"])]
-        # One that cannot be opened does not make another one ambiguous.
+        # A row without a URL does not make another row ambiguous.
         found = [row for row in found if safe_url(row["url"])] or found
     if not found:
         raise TargetError(f"no forward is called {wanted}", hint="`autoforward list` shows ids and ports")

@@ -1,4 +1,4 @@
-"""`autoforward restart`: another supervisor for the same sessions, on the same host ports."""
+"""`autoforward restart`: replace the supervisor; sessions and host ports stay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autoforward.state.folder import StatePaths
 
 
 def restart_supervisor() -> int:
-    """Exit status 1 when a forward has another host port afterwards, or none."""
+    """Exit status 1 if a forward has another host port afterwards, or none."""
     paths = StatePaths.locate()
     sock = connect_to_supervisor(paths)
     if sock is None and not supervisor_client.has_stored_sessions(paths):
@@ -30,7 +30,7 @@ def restart_supervisor() -> int:
             pid = _listener_of(sock)
             output.say(f"Ending the supervisor (pid {pid}); open connections have 5 s …")
             os.kill(pid, signal.SIGTERM)
-            # It hangs up when it has ended everything; the next one waits for its lock.
+            # It hangs up once it has ended everything; the next one waits for its lock.
             sock.settimeout(None)
             sock.recv(1)
     ensure_supervisor(paths).close()
@@ -38,7 +38,7 @@ def restart_supervisor() -> int:
 
 
 def _check_nothing_is_lost() -> None:
-    """What is not written yet only the supervisor knows that is about to end. Raises AutoforwardError."""
+    """Raises AutoforwardError while the supervisor holds changes that are not on disk."""
     status = supervisor_client.ask({"op": "status"}, start=False, any_version=True) or {}
     if problem := status.get("registry_problem"):
         raise AutoforwardError(f"not restarted, what has changed would be forgotten: {problem}")
@@ -56,7 +56,7 @@ def _compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> int:
 
 
 def _listener_of(sock: socket.socket) -> int:
-    """The process at the other end of the control socket."""
+    """The pid at the other end of the control socket."""
     pid = peer_of(sock).pid
     if pid is None:
         raise AutoforwardError("the system does not say which process the supervisor is")

@@ -1,4 +1,4 @@
-"""`autoforward service`: install, remove and show the service, and print what was done."""
+"""`autoforward service`: install, remove and show the service; print what was done."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from autoforward.core.errors import AutoforwardError
 if TYPE_CHECKING:
     from autoforward.service.units import Definition
 
-WORTH_GIVING = ("AUTOFORWARD_HOME", "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG")
-"""Set here and not for the service, these make it another engine's, or another supervisor's."""
+PASSED_VARIABLES = ("AUTOFORWARD_HOME", "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG")
+"""Variables that select another engine or another supervisor if they are set here and not for the service."""
 
 NOT_INSTALLED = 4
 
@@ -56,7 +56,7 @@ def install(context: click.Context, /, *, print_only: bool, variables: tuple[str
             show(line)
         return 0
     given = {name for name, _ in definition.environment}
-    for name in WORTH_GIVING:
+    for name in PASSED_VARIABLES:
         if os.environ.get(name) and name not in given:
             output.warn(f"{name} is set here, but not for the service", hint=f"--env {name} hands it over")
     try:
@@ -124,7 +124,7 @@ def service_status(as_json: bool) -> int:
 
 
 def _flags_given(context: click.Context, command: click.Command) -> list[str]:
-    """The flags of `command` that were given to this one, as they would be typed; files by their full path."""
+    """The flags of `command` that this call was given, as the user would type them; files by absolute path."""
     words: list[str] = []
     for option in command.params:
         if not isinstance(option, click.Option) or option.name is None or option.name not in context.params:
@@ -148,7 +148,7 @@ def _watch(context: click.Context) -> click.Command:
 
 
 def _definition_of(flags: Sequence[str], variables: Sequence[str]) -> Definition:
-    """What is started at login. Raises UsageError for variables that cannot be had."""
+    """What starts at login. Raises UsageError for variables without a value."""
     from autoforward.service.units import Definition, parse_variable
 
     environment = dict(parse_variable(text, dict(os.environ)) for text in variables)
@@ -156,7 +156,7 @@ def _definition_of(flags: Sequence[str], variables: Sequence[str]) -> Definition
 
 
 def _our_program() -> str:
-    """The console script that runs now; a link to it stays a link, for upgrades."""
+    """The running console script; a symbolic link stays one, so that upgrades keep working."""
     import shutil
 
     called = Path(sys.argv[0])

@@ -1,6 +1,6 @@
 """`autoforward status`: print the supervisor, its engines and watches, and a table of its sessions.
 
-`rich` lays the table out. `list` has a layout of its own, because it has to answer sooner than rich is loaded.
+`rich` does the layout. `list` has its own, because it must answer before rich is imported.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from autoforward.cli.console.printing import show
 from autoforward.core.text import printable
 
 UNBOUNDED = 10_000
-"""Columns where stdout is no terminal: a program that reads it wants whole lines."""
+"""Columns where stdout is no terminal: programs want whole lines."""
 
 
 def print_status(result: Mapping[str, Any]) -> None:
-    """`result` is the answer to the request `status`."""
+    """`result` is the answer to a `status` request."""
     for line in _heads(result):
         show(printable(line))
     if result["sessions"]:
@@ -37,7 +37,7 @@ def print_status(result: Mapping[str, Any]) -> None:
 
 
 def _lines_of(table: Table) -> list[str]:
-    """As wide as the terminal, where there is one."""
+    """As wide as the terminal, if stdout is one."""
     width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else UNBOUNDED
     text = io.StringIO()
     Console(file=text, width=width, highlight=False, markup=False, emoji=False, no_color=True).print(table)
@@ -74,7 +74,7 @@ def _table(sessions: list[Mapping[str, Any]]) -> Table:
 
 
 def _remarks(session: Mapping[str, Any]) -> Iterator[str]:
-    """What is not as it should be, and what the lane's name does not say."""
+    """Problems, and what the lane's name does not say."""
     if session["problem"]:
         again = session["next_try_s"]
         yield session["problem"] + ("" if again is None else f" (next try in {again:.1f} s)")

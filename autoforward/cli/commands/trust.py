@@ -10,7 +10,7 @@ from pathlib import Path
 from autoforward.cli.commands.attach import caller_of, stored_writers
 from autoforward.cli.console import output, supervisor_client
 from autoforward.cli.console.places import session_name
-from autoforward.cli.console.printing import ask, is_answered, show, show_json, tell
+from autoforward.cli.console.printing import ask, is_answered, print_message, show, show_json
 from autoforward.cli.console.session_flags import SessionFlags
 from autoforward.config.approvals import Answers, Approvals, Workspace, workspaces_of
 from autoforward.config.caller import bare_record
@@ -50,7 +50,7 @@ def trust_workspace(
         meant: list[Workspace | None] = [*_answers_for(target or os.curdir, approvals)]
         try:
             meant += workspaces_of(records_of(target or os.curdir, docker_host, context, paths))
-        except TargetError:  # a folder that is gone has its answers still
+        except TargetError:  # the answers for a deleted folder remain
             if not meant:
                 raise
         return _revoke([one for one in meant if one is not None], approvals)
@@ -68,20 +68,20 @@ def trust_workspace(
 
 
 def ask_once(record: SessionRecord) -> None:
-    """After all else is forwarded: ask for what is new, if a person is there to answer. Any answer is remembered."""
+    """After everything else is forwarded: ask about new requests, if a user is there to answer. Any answer is remembered."""
     new = [request for request in record.requests if not request.refused]
     if not new or not is_answered():
         return
     try:
         workspace, approvals = Workspace.of(record), Approvals(StatePaths.locate())
-        _describe(workspace, new, tell)
+        _describe(workspace, new, print_message)
         _answer(workspace, new, approvals, approved=_ask())
     except AutoforwardError as error:
         output.warn(f"your answer is not remembered: {error}", hint=error.hint)
 
 
 def records_of(target: str, docker_host: str | None, context: str | None, paths: StatePaths) -> list[SessionRecord]:
-    """The sessions that are meant, else one that would be the folder's. Raises TargetError."""
+    """The sessions that `target` names, else the one that its folder would have. Raises TargetError."""
     name = session_name(target) or target
     folder = real_path(name) if is_folder(target) else None
     stored = _stored(paths)
@@ -99,8 +99,8 @@ def records_of(target: str, docker_host: str | None, context: str | None, paths:
 def requests_of(
     records: Iterable[SessionRecord], approvals: Approvals
 ) -> tuple[dict[Workspace, list[Request]], set[Workspace]]:
-    """What they ask for now and is not granted, by workspace; of files that are not valid, which is said, what they asked
-    for last. Which workspaces these are.
+    """The requests that are not granted, by workspace, and the workspaces with invalid files: a warning names the file,
+    and the last known requests count.
     """
     found: dict[Workspace, list[Request]] = {}
     unread: set[Workspace] = set()
@@ -110,7 +110,7 @@ def requests_of(
         known = found.setdefault(workspace, [])
         requests = record.requests
         try:
-            is_new = not record.container_id  # so that no attach has said where its links may lead
+            is_new = not record.container_id  # no attach has recorded where its links may lead
             consent = approvals.consent(workspace)
             contents = read_sources(record.sources, os.environ, accept_links=is_new, consent=consent, writers=writers)
         except UsageError as error:
@@ -127,13 +127,13 @@ def _stored(paths: StatePaths) -> list[SessionRecord]:
 
 
 def _placed(record: SessionRecord) -> SessionRecord:
-    """With where its folder is, which records of before do not say."""
+    """The record with its folder's real path, which older records lack."""
     sources = record.sources
     if record.workspace_folder is None or sources.place is not None:
         return record
     try:
         place = place_of(record.workspace_folder, sources.mounts)
-    except UsageError:  # it does not answer
+    except UsageError:  # the folder does not answer
         place = None
     return replace(record, sources=replace(sources, place=place))
 
@@ -174,22 +174,22 @@ def _describe(workspace: Workspace, requests: Iterable[Request], say: Callable[[
 
 
 def _ask() -> bool:
-    """The question is on stderr; anything but a yes, the end of the input and Ctrl-C are a no."""
+    """The question goes to stderr; anything but a yes, the end of input and Ctrl-C mean no."""
     try:
         return ask("Allow it? [y/N]").strip().lower() in ("y", "yes")
     except KeyboardInterrupt:
-        tell("")
+        print_message("")
         return False
 
 
 def _answer(workspace: Workspace, requests: Sequence[Request], approvals: Approvals, *, approved: bool) -> None:
     approvals.answer(workspace, requests, approved=approved)
     names = names_in([request.value for request in requests if request.key == "localEnv"]) if approved else ()
-    _tell_supervisor(workspace, {name: os.environ[name] for name in names if name in os.environ})
+    _notify_supervisor(workspace, {name: os.environ[name] for name in names if name in os.environ})
     output.say("Allowed." if approved else "Not allowed. `autoforward trust` asks again.")
 
 
-def _tell_supervisor(workspace: Workspace, variables: Mapping[str, str], *, revoked: bool = False) -> None:
+def _notify_supervisor(workspace: Workspace, variables: Mapping[str, str], *, revoked: bool = False) -> None:
     supervisor_client.ask(
         {"op": "trust", **asdict(workspace), "variables": dict(variables), "revoked": revoked}, start=False
     )
@@ -198,7 +198,7 @@ def _tell_supervisor(workspace: Workspace, variables: Mapping[str, str], *, revo
 def _revoke(workspaces: Iterable[Workspace], approvals: Approvals) -> int:
     for workspace in dict.fromkeys(workspaces):
         count = approvals.revoke(workspace)
-        _tell_supervisor(workspace, {}, revoked=True)
+        _notify_supervisor(workspace, {}, revoked=True)
         output.say(f"{workspace.place}: {count} answer(s) forgotten.")
     return 0
 
@@ -218,11 +218,11 @@ def _known_as(place: str) -> str:
 
 
 def _places_of(target: str) -> Collection[str]:
-    """As what a workspace may be known that a person calls so. A folder may be gone, or be another one by now."""
+    """The workspaces that a user may mean by `target`. The folder may be gone, or be another one by now."""
     path = os.path.abspath(target)  # noqa: PTH100  # keeps symbolic links
     try:
         real = real_path(path)
-    except UsageError:  # it does not answer
+    except UsageError:  # the folder does not answer
         real = path
     return path, real, f"name:{target}", f"compose:{target}"
 

@@ -1,4 +1,4 @@
-"""`autoforward ui`: serves the page in the foreground until Ctrl-C, and opens it. What it serves is in `autoforward.ui`."""
+"""`autoforward ui`: serve the page in the foreground until Ctrl-C, and open it. The page is in `autoforward.ui`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from autoforward.ui.http_server import PageServer
 from autoforward.ui.supervisor_feed import Feed
 
 UNSEEN_S = 15.0
-"""A browser that has not asked for the page by then may be one that cannot read the file, or takes no files."""
+"""A browser that has not requested the page by then may be unable to read the file."""
 
 TRIES = 50
-"""Numbers that are tried when none is asked for: the kernel names one that is free on 127.0.0.1, `::1` may have an owner."""
+"""Attempts without `--port`: the kernel names a port that is free on 127.0.0.1; `::1` may have an owner."""
 
 
 def serve_page(port: int | None, open_it: bool) -> int:
-    """Exit status 0, after Ctrl-C or SIGTERM. Raises PortUnavailableError for a port that was asked for."""
+    """Exit status 0, after Ctrl-C or SIGTERM. Raises PortUnavailableError if `port` is taken."""
     paths = StatePaths.locate()
-    # Like `list`: sessions of a supervisor that was killed are taken up again, and none is started for nothing.
+    # As in `list`: sessions of a killed supervisor are restored; no supervisor is started for nothing.
     supervisor_client.ask({"op": "ping"}, start=supervisor_client.has_stored_sessions(paths))
     try:
         pair = _free_pair() if port is None else bind_pair("127.0.0.1", port)
@@ -69,7 +69,7 @@ async def _serve(pair: BoundPair, paths: StatePaths, open_it: bool) -> None:
 
 
 async def _lead_browser(paths: StatePaths, url: str, keys: Keys) -> None:
-    """Open it, and take the file that led there away once it was used. What cannot be opened can be opened by hand."""
+    """Open the page, and remove the file with its key once it was used. On failure the user can open the URL by hand."""
     seen = asyncio.Event()
     keys.on_code_used = seen.set
     try:

@@ -1,6 +1,6 @@
-"""`autoforward watch`: every dev container is attached to for as long as this command runs, over supervisors that come and go.
+"""`autoforward watch`: attach to every dev container while this command runs, across restarts of the supervisor.
 
-The supervisor does it; what is here holds the claim, says what happens, and comes back when the supervisor has gone.
+The supervisor does the work; this module holds the watch open, prints what happens, and reconnects after a restart.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from autoforward.engine.endpoint import resolve_endpoint
 from autoforward.state.event_lines import LINE_PREFIX
 
 WORKED_S = 10.0
-"""A supervisor that lived this long is worth another one at once; one that dies sooner, time after time, is not."""
+"""A supervisor that lived this long is restarted at once; one that dies sooner counts as failed."""
 
 MAX_DEATHS = 5
-"""In a row: then this command ends, and its caller (a person, a service manager) may start it again."""
+"""Failures in a row, then this command ends; its caller (a user, a service manager) may start it again."""
 
 
 def watch_containers(
@@ -40,7 +40,7 @@ def watch_containers(
     docker_host: str | None,
     context: str | None,
 ) -> int:
-    """Exit status. Ctrl-C and SIGTERM end what only this watch has attached to; a second one cuts its connections."""
+    """Exit status. Ctrl-C and SIGTERM end the sessions that only this watch began; a second one cuts their connections."""
     selection = ContainerFilter(parse_labels(labels), services)
     endpoint = resolve_endpoint(docker_host, context)
     caller = caller_of(flags)
@@ -52,20 +52,20 @@ def watch_containers(
         "caller": caller.to_json(),
     }
     with interruptible():
-        _stay(request, _Teller(f"{endpoint.host} (from {endpoint.source})"))
+        _stay(request, _Reporter(f"{endpoint.host} (from {endpoint.source})"))
     return 0
 
 
-def _stay(request: Mapping[str, Any], teller: _Teller) -> None:
+def _stay(request: Mapping[str, Any], reporter: _Reporter) -> None:
     deaths = 0
     open_call = None
     try:
         while True:
             began_s = time.monotonic()
-            open_call = supervisor_client.begin({**request, "declined": teller.declined})
+            open_call = supervisor_client.begin({**request, "declined": reporter.declined})
             try:
                 for message in open_call:
-                    teller.take(message)
+                    reporter.take(message)
             except supervisor_client.SupervisorGoneError:
                 pass
             open_call.close()
@@ -77,14 +77,14 @@ def _stay(request: Mapping[str, Any], teller: _Teller) -> None:
                 time.sleep(delay_s(deaths, local=True, chance=random.random()))
     except Interrupted:
         if open_call is not None:
-            drain(open_call, teller.take)
+            drain(open_call, reporter.take)
     finally:
         if open_call is not None:
             open_call.close()
 
 
-class _Teller:
-    """Says what the supervisor does, in a line each; remembers for the next one what was detached by hand."""
+class _Reporter:
+    """Prints what the supervisor does, one line each; remembers the containers that the user detached."""
 
     def __init__(self, engine: str) -> None:
         self.declined: dict[str, str] = {}
@@ -143,7 +143,7 @@ class _Teller:
 
 
 def _check(caller: CommandContext) -> None:
-    """What is wrong with the files of all containers is an error of the command. Raises UsageError."""
+    """Raises UsageError for an error in files that every container uses."""
     if caller.settings_file is not None:
         read_settings_file(caller.settings_file, required=True)
     if caller.user_file is not None:

@@ -1,1 +1,1 @@
-"""What commands share: output, progress, errors, targets, the client of the supervisor, completion."""
+"""What commands share: output, progress, errors, targets, the supervisor's client, completion."""

@@ -1,4 +1,4 @@
-"""A forward's URL, and the program that opens it: the desktop's, or AUTOFORWARD_BROWSER."""
+"""A forward's URL, and the program that opens it: the desktop's or AUTOFORWARD_BROWSER."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from autoforward.desktop.launcher import opener, start_opener
 from autoforward.detection.known_servers import not_http
 
 OPENER_PATIENCE_S = 3.0
-"""How long an opener is waited for. One that fails has ended by then; one that stays is the browser."""
+"""How long to wait for an opener. One that fails has exited by then; one that stays is the browser."""
 
 Row = Mapping[str, Any]
 
 
 def open_and_wait(what: str | Path) -> bool:
-    """Open it, or say why no browser can show it; whether it was opened.
+    """Open it, or say why no browser can show it; returns whether it was opened.
 
-    Raises AutoforwardError where that fails within `OPENER_PATIENCE_S`.
+    Raises AutoforwardError if the opener fails within `OPENER_PATIENCE_S`.
     """
     opening = begin_opening(what)
     if isinstance(opening, str):
@@ -43,7 +43,7 @@ def open_and_wait(what: str | Path) -> bool:
 
 
 def url_of(row: Row) -> str:
-    """Its URL, if autoforward made it. Raises AutoforwardError with the reason where the forward has no URL."""
+    """The forward's URL. Raises AutoforwardError with the reason if it has none."""
     url = safe_url(row["url"])
     if url is None:
         spoken = not_http(row["port"], row["process"], row["label"]) if row["localPort"] is not None else None
@@ -59,17 +59,14 @@ def url_of(row: Row) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A program that opens a URL; the caller reaps the process."""
+    """A program that opens a URL; the caller reaps it."""
 
     program: str
     process: subprocess.Popen[bytes]
 
 
 def begin_opening(what: str | Path) -> Opening | str:
-    """Start what opens it, or say why nothing is started: a URL of a forward, or a file that we have made.
-
-    Raises AutoforwardError.
-    """
+    """Start the opener for a forward's URL or a file of ours, or return why none is started. Raises AutoforwardError."""
     url = what.as_uri() if isinstance(what, Path) else safe_url(what)
     if url is None:
         raise AutoforwardError("this is not the URL of a forward")
@@ -85,7 +82,7 @@ def begin_opening(what: str | Path) -> Opening | str:
 
 
 def no_browser_reason(environment: SessionEnvironment, platform: str) -> str | None:
-    """Why a URL is not opened from here, None where it is. `BROWSER` is what `xdg-open` takes without a display."""
+    """Why no URL can be opened here, or None. Without a display `xdg-open` uses `BROWSER`."""
     if environment.in_ci:
         return "CI is set"
     if environment.browser or environment.get("BROWSER") or environment.has_display(platform):

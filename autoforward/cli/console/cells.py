@@ -1,6 +1,6 @@
 """The cells of `list`: a row's values as short texts, and the width of a text. Pure.
 
-Texts may come out of a container: what is no printable character is shown as one.
+Texts may come from a container: each unprintable character is replaced.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from autoforward.core.addresses import is_loopback, is_own_host
 Row = Mapping[str, Any]
 
 MAX_PROCESS = 40
-"""Characters of a command line in the table; the whole is in `--json`."""
+"""Characters of a command line in the table; `--json` has all of it."""
 
 _ASCII: Mapping[str, str] = {"…": "~", "↑": "^", "↓": "v", "—": "-", "’": "'"}
 
 
 def columns_of(text: str) -> int:
-    """How many columns a terminal takes for it: two for a wide character, none for one that goes onto another."""
+    """Terminal columns of `text`: two for a wide character, none for a combining one."""
     if text.isascii():
         return len(text)
     return sum(map(_columns_of_one, text))
@@ -35,7 +35,7 @@ def _columns_of_one(char: str) -> int:
 
 
 def cut_to(text: str, width: int) -> str:
-    """At most `width` columns of it, with … at its end where something is missing."""
+    """At most `width` columns of `text`, ending in … if it was cut."""
     if columns_of(text) <= width:
         return text
     while text and columns_of(text) > width - 1:
@@ -44,7 +44,7 @@ def cut_to(text: str, width: int) -> str:
 
 
 def in_ascii(text: str) -> str:
-    """For a terminal that knows nothing else; as wide as it was."""
+    """For a terminal without Unicode; the width stays."""
     if text.isascii():
         return text
     return "".join(char if char.isascii() else _ASCII.get(char) or "?" * _columns_of_one(char) for char in text)
@@ -59,7 +59,7 @@ def port_of(row: Row) -> str:
 
 
 def is_exposed(row: Row) -> bool:
-    """Whether other machines can reach what we listen on for it."""
+    """Whether other machines can connect to its host port."""
     host = row["hostIp"]
     return row["id"] is not None and host is not None and not is_loopback(host)
 
@@ -102,7 +102,7 @@ def size(count: float) -> str:
 
 
 def status_of(row: Row) -> str:
-    """`refusing` for a port that is forwarded and whose last connection could not be served: the reason says why."""
+    """The status; `refusing` for a forward whose last connection failed, with the reason in the row."""
     return "refusing" if row.get("lastRefusal") and row["status"] == "active" else row["status"] or "-"
 
 

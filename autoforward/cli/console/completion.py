@@ -1,7 +1,7 @@
 """Shell completion of ids, ports, targets, containers and contexts. Quick, and silent on errors.
 
-Ids and targets come from the registry on disk: no supervisor is asked, and none is started. Only where a target may be a
-container that nothing is forwarded from yet, the engine is asked, and that only on a local socket.
+Ids and targets come from the registry on disk: no supervisor is asked or started. Containers come from the engine,
+and only over a local socket.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PLAIN = re.compile(r"[\w.@%+,/#-]+")
 
 
 def forwards(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`open`: ids, with where they lead, and host ports."""
+    """`open`: ids, with their targets, and host ports."""
     return _beginning(incomplete, [*_ids(), *_ports()])
 
 
@@ -33,12 +33,12 @@ def forwards_and_targets(_context: click.Context, _parameter: click.Parameter, i
 
 
 def targets(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`detach`, `list`: what has a session."""
+    """`detach`, `list`: targets that have a session."""
     return _beginning(incomplete, _targets())
 
 
 def containers(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`attach`, `forward`, `doctor`: what runs on the engine, and folders."""
+    """`attach`, `forward`, `doctor`: running containers, and folders."""
     if incomplete.startswith((".", "/", "~")):
         return [CompletionItem(incomplete, type="dir")]
     found = _beginning(incomplete, _running(context.params.get("docker_host"), context.params.get("context")))
@@ -46,7 +46,7 @@ def containers(context: click.Context, _parameter: click.Parameter, incomplete: 
 
 
 def contexts(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`--context`: those that the docker CLI has written down."""
+    """`--context`: the contexts of the docker CLI."""
     from autoforward.engine.contexts import config_folder
 
     names = ["default"]
@@ -59,7 +59,7 @@ def contexts(_context: click.Context, _parameter: click.Parameter, incomplete: s
 
 
 def files(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`--settings`, `--devcontainer-path`: the shell knows better."""
+    """`--settings`, `--devcontainer-path`: the shell completes files."""
     return [CompletionItem(incomplete, type="file")]
 
 
@@ -121,7 +121,7 @@ def _running(docker_host: str | None, context: str | None) -> list[CompletionIte
 
 
 def _beginning(incomplete: str, items: Iterable[CompletionItem]) -> list[CompletionItem]:
-    """Those that go on from there, each once; without those that would have to be quoted, for not every shell does."""
+    """The items that begin with `incomplete`, each once; without those that need quoting, which not every shell adds."""
     found = {str(item.value): item for item in items if str(item.value).startswith(incomplete)}
     for item in found.values():
         item.help = printable(item.help) if item.help else None

@@ -1,7 +1,7 @@
-"""Turn Ctrl-C and SIGTERM into an exception in commands that keep running, also just before a wait begins.
+"""Turn Ctrl-C and SIGTERM into an exception in commands that keep running.
 
-Python hears a signal between two steps of its own. One that comes after the last of them and before the system call would
-be heard with the next message of the supervisor, which may be tomorrow: so waiting is done with `wait_for`.
+Python handles a signal between two bytecodes. One that arrives after the last of these and before the system call would
+be handled after the next message of the supervisor, maybe tomorrow: so commands wait with `wait_for`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from autoforward.net.poller import wait_readable
 
 
 class Interrupted(BaseException):
-    """The person wants an end. No `Exception`: those are caught by others (click does, around `isatty`)."""
+    """The user wants to stop. Not an `Exception`: others catch those (click does, around `isatty`)."""
 
 
 _woken: list[int] = []
-"""Where a byte comes with each signal, while there is an `interruptible`."""
+"""Receives a byte for each signal while `interruptible` is active."""
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within, each SIGINT and SIGTERM raises Interrupted. For the main thread."""
+    """Within it, each SIGINT and SIGTERM raises Interrupted. Main thread only."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
@@ -45,10 +45,10 @@ def interruptible() -> Iterator[None]:
 
 
 def wait_for(sock: socket.socket) -> None:
-    """Until there is something to be read, or the end of it; a signal's exception comes out of here at once."""
+    """Block until `sock` is readable or at EOF; a signal raises its exception here at once."""
     while sock.fileno() not in (ready := wait_readable(sock.fileno(), *_woken)):
         for descriptor in ready:
-            os.read(descriptor, 4096)  # the signal has been heard before, or is within the next step
+            os.read(descriptor, 4096)  # the signal was handled before, or is within the next bytecode
 
 
 def _interrupted(_number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""End sessions on disk while no supervisor runs, so that the next one does not restore them."""
+"""End stored sessions while no supervisor runs, so that the next one does not restore them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autoforward.state.document import RegistryDocument
 from autoforward.state.event_log import EventLog
 from autoforward.state.folder import StatePaths
 from autoforward.state.locks import acquire, lock_file
-from autoforward.state.missing_ends import tell_endings
+from autoforward.state.missing_ends import log_missing_ends
 from autoforward.state.registry import Registry
 
 LOCK_WAIT_S = 0.2
@@ -22,10 +22,11 @@ LOCK_WAIT_S = 0.2
 def forget_sessions(
     paths: StatePaths, target: str | None, container_ids: Sequence[str], everything: bool
 ) -> dict[str, Any] | None:
-    """Like the supervisor's `detach`: `sessions` by id; no rows, for nothing was bound any more. The events say all ends.
+    """Like the supervisor's `detach`: returns `sessions` by id; no rows, because nothing was bound. Logs the end of
+    each forward.
 
-    None when a supervisor is there after all: it is starting, or ending. Raises RegistryError, and AutoforwardError where
-    nothing can be written at all.
+    None if a supervisor runs after all: it is starting or ending. Raises RegistryError, and AutoforwardError if
+    nothing can be written.
     """
     try:
         lock = lock_file(paths.supervisor_lock)
@@ -36,7 +37,7 @@ def forget_sessions(
     try:
         with Registry(paths, output.warn).transaction() as document:
             ended = _take_out(document, target, container_ids, everything)
-        tell_endings(paths, EventLog(paths, output.warn))
+        log_missing_ends(paths, EventLog(paths, output.warn))
     finally:
         lock.release()
     return {"rows": [], "sessions": ended}
@@ -58,7 +59,7 @@ def _take_out(
 
 
 def _record(row: dict[str, Any]) -> SessionRecord | None:
-    """A stored session; None for one that no supervisor could restore either."""
+    """A stored session; None if no supervisor could restore it."""
     try:
         return SessionRecord.from_json(row)
     except (KeyError, TypeError, ValueError):

@@ -1,6 +1,6 @@
 """Messages for people, and the flags that commands share.
 
-Rules: data goes to stdout, words for people to stderr. An error is `autoforward: error: …`, lower case, with names and
+Rules: data goes to stdout, messages to stderr. An error is `autoforward: error: …`, lower case, with names and
 numbers, and a `hint` where there is a way out. No traceback. Colour only on a terminal, and not with NO_COLOR.
 """
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from autoforward.cli.console.printing import tell
+from autoforward.cli.console.printing import print_message
 from autoforward.core.addresses import is_loopback, is_own_host
 from autoforward.core.choices import DEFAULT_POLL_INTERVAL_S, LANE_CHOICES, MAX_POLL_INTERVAL_S, MIN_POLL_INTERVAL_S
 from autoforward.core.errors import AutoforwardError, UsageError
@@ -38,33 +38,33 @@ SESSION_FLAGS = ("lane", "bind", "exclude", "poll_interval", "no_direct", "setti
 """The options of `session_options`, by the names that click gives their values."""
 
 MAX_REASONS = 3
-"""For which ports are ignored, in one line."""
+"""Ignored ports that the one-line summary names."""
 
 
 def say(text: str) -> None:
-    """A line for people."""
-    tell(text)
+    """Print a message."""
+    print_message(text)
 
 
 def warn(text: str, *, hint: str | None = None) -> None:
-    """Something is not as it was asked for; the command goes on."""
+    """Print a warning; the command continues."""
     _labelled("warning", "yellow", text, hint)
 
 
 def fail(error: AutoforwardError) -> int:
-    """Say what failed; returns the exit code."""
+    """Print the error; returns its exit code."""
     _labelled("error", "red", str(error), error.hint)
     return error.exit_code
 
 
 def _labelled(kind: str, colour: str, text: str, hint: str | None) -> None:
-    tell(text, label=kind, colour=colour)
+    print_message(text, label=kind, colour=colour)
     if hint:
-        tell(hint, label="hint")
+        print_message(hint, label="hint")
 
 
 def _log_to_stderr(level: str | None) -> None:
-    """Where no level is asked for, warnings are said as the commands say theirs."""
+    """Without `level`, warnings are printed in the commands' own form."""
     form = "%(levelname)s:%(name)s:%(message)s" if level else "autoforward: warning: %(message)s"
     number = logging.getLevelNamesMapping().get(level.upper(), logging.WARNING) if level else logging.WARNING
     logging.basicConfig(handlers=[line_handler(logging.StreamHandler(), form)], level=number)
@@ -77,8 +77,8 @@ def _fault_text(error: BaseException | None) -> str:
     return f"a fault in autoforward: {type(error).__name__}: {error}"
 
 
-def _tell_fault(fault: threading.ExceptHookArgs) -> None:
-    """A thread of a command has ended with an exception; the command goes on."""
+def _report_fault(fault: threading.ExceptHookArgs) -> None:
+    """Report that a thread of a command ended with an exception; the command continues."""
     error = fault.exc_value
     log.debug("a fault in autoforward", exc_info=error)
     warn(_fault_text(error), hint=FAULT_HINT)
@@ -97,7 +97,7 @@ class _OurErrors(click.Command):
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
         _log_to_stderr(os.environ.get("AUTOFORWARD_LOG_LEVEL"))
-        before, threading.excepthook = threading.excepthook, _tell_fault
+        before, threading.excepthook = threading.excepthook, _report_fault
         try:
             self._main(args, prog_name, **extra)
         finally:
@@ -105,13 +105,13 @@ class _OurErrors(click.Command):
 
     def _main(self, args: Sequence[str] | None, prog_name: str | None, **extra: Any) -> NoReturn:
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-            # A label that the locale has no characters for is no reason to fail.
+            # A label that the locale cannot encode must not fail the command.
             sys.stdout.reconfigure(errors="replace")
         try:
             status = super().main(args, prog_name, standalone_mode=False, **extra)
         except AutoforwardError as error:
             sys.exit(fail(error))
-        except NoArgsIsHelpError as error:  # `autoforward` alone: nothing is wrong, and nothing was done
+        except NoArgsIsHelpError as error:  # `autoforward` without arguments
             for line in error.format_message().splitlines():
                 say(line)
             sys.exit(UsageError.exit_code)
@@ -128,11 +128,11 @@ class _OurErrors(click.Command):
         sys.exit(status if isinstance(status, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Here and not in `main`, because click's own answer to a broken pipe is exit status 1."""
+        """Not in `main`, because click answers a broken pipe with exit status 1."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # The reader of stdout has gone: `autoforward list | head`. Nothing more can be written, not even at exit.
+            # The reader of stdout has gone (`autoforward list | head`): nothing can be written, not even at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
 
@@ -150,7 +150,7 @@ def _lower_first(text: str) -> str:
 
 
 def completing(what: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
-    """A function of `completion.py`, which is imported when TAB is pressed."""
+    """A function of `completion.py`, imported when the user presses TAB."""
 
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from autoforward.cli.console import completion as functions
@@ -191,7 +191,7 @@ def watch_options(function: F) -> F:
 
 
 def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
-    """The flags that say how to watch and forward, handed on as one `flags`: SessionFlags."""
+    """The flags of a session, passed as one `flags: SessionFlags`."""
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
@@ -237,15 +237,15 @@ def session_options(*, no_auto: bool = True) -> Callable[[F], F]:
 
 
 def warn_of_bind(options: SessionOptions) -> None:
-    """Loudly, each time: what is bound elsewhere than on loopback can be reached by others."""
+    """Warn on every use of an address that other machines can reach."""
     if options.bind is not None and not is_loopback(options.bind):
         warn(f"forwards listen on {options.bind}: other machines can reach what runs in the container")
 
 
 def describe_mapping(row: Mapping[str, Any]) -> str:
-    """`127.0.0.1:3001 -> web:3000`: where a forward listens and what it leads to; on a terminal its URL, where it has one."""
+    """`127.0.0.1:3001 -> web:3000`: host address and target of a forward; on a terminal its URL, if it has one."""
     host = row["hostIp"]
-    url = row.get("url") if sys.stderr is not None and sys.stderr.isatty() else None  # to be clicked
+    url = row.get("url") if sys.stderr is not None and sys.stderr.isatty() else None  # a clickable link
     local = url or (f"[{host}]:{row['localPort']}" if host and ":" in host else f"{host}:{row['localPort']}")
     own = is_own_host(row["containerHost"])
     remote = f"{row['containerName']}:{row['port']}" if own else f"{row['containerHost']}:{row['port']}"
@@ -256,7 +256,7 @@ def describe_mapping(row: Mapping[str, Any]) -> str:
 
 
 def print_mappings(rows: Iterable[Mapping[str, Any]]) -> None:
-    """One line per port for people; `silent` ports have none, failures and remaps say why."""
+    """One line per port; none for `silent` ports; failures and remaps with their reason."""
     for row in rows:
         if row["port"] is None:
             warn(f"{row['containerName']}: {row['reason']}")
@@ -267,7 +267,7 @@ def print_mappings(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _line_of(row: Mapping[str, Any]) -> str | None:
-    """What is said of a port that can be had; None where nothing is."""
+    """The line for a reachable port; None if nothing is printed for it."""
     status, reason = row["status"], row["reason"]
     if row["onAutoForward"] in ("silent", "ignore"):
         return None
@@ -282,7 +282,7 @@ def _line_of(row: Mapping[str, Any]) -> str | None:
 
 
 def say_watching(where: str, rows: Sequence[Mapping[str, Any]], *, auto: bool) -> None:
-    """Where `print_mappings` says no port of `rows`: what is watched, and what becomes of the ports that there are.
+    """Print what is watched where `print_mappings` printed no port, and why the ports in `rows` are not forwarded.
 
     `auto`: whether detected ports are forwarded.
     """

@@ -1,4 +1,4 @@
-"""Turn a typed target into a session's name for it, and explain a target that no session has."""
+"""Resolve a typed target to a session's name, and explain a target without a session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 def session_name(target: str | None, say: Callable[[str], None] = output.say) -> str | None:
-    """What to ask a supervisor for. A folder above is taken, and said, where only that has a session; else it is as it is."""
+    """The name to send to the supervisor. If only a parent folder has a session, it is used, with a message."""
     if target is None:
         return None
     from autoforward.foreign.folders import as_typed, spellings
@@ -30,12 +30,12 @@ def session_name(target: str | None, say: Callable[[str], None] = output.say) ->
     level, known = found
     if level != as_typed(target):
         say(f"{level} is used: {as_typed(target)} is in it")
-    # Sessions that know it by several paths have the real one in common.
+    # Sessions that know the folder by several paths share its real path.
     return known[0] if len(known) == 1 else spellings(level)[-1]
 
 
 def folders_with_session(folder: str) -> tuple[str, list[str]] | None:
-    """This folder, or the nearest above, that stored sessions are of, and how they spell it; none above a configuration."""
+    """The nearest of this folder and its parents with stored sessions, and their spellings of it; not above a configuration."""
     from autoforward.devcontainers.configuration import config_files_of
     from autoforward.foreign.folders import same_folders, upwards
 
@@ -51,7 +51,7 @@ def folders_with_session(folder: str) -> tuple[str, list[str]] | None:
 
 
 def stored(what: str) -> list[dict[str, Any]]:
-    """The rows of the registry under this key; none of what cannot be read, which is the supervisor's to report."""
+    """The registry's rows under `what`; none if it cannot be read, which the supervisor reports."""
     try:
         return StatePaths.locate().stored(what)
     except ValueError:
@@ -59,32 +59,32 @@ def stored(what: str) -> list[dict[str, Any]]:
 
 
 def check_known(target: str, name: str) -> None:
-    """Raises TargetError, with the nearest names, where a target that has no ports has no session, and is no place either."""
+    """Raises TargetError, with the nearest names, for a target without ports that is neither a session nor a workspace."""
     if (unknown := _unknown(target, name)) is not None:
         text, hint = unknown
         raise TargetError(text, hint=hint)
 
 
 def say_unknown(target: str | None, name: str | None, what: str) -> None:
-    """The same in words, where it is no error; `what` is what is not done for it."""
+    """As `check_known`, but a message; `what` is what the command does not do for the target."""
     unknown = None if target is None or name is None else _unknown(target, name)
     output.say(f"{what}." if unknown is None else f"{what}: {'; '.join(unknown)}")
 
 
 def warn_unknown(target: str, name: str) -> None:
-    """Of a command that goes on."""
+    """As `check_known`, but a warning: the command continues."""
     if (unknown := unknown_yet(target, name)) is not None:
         output.warn(unknown[0], hint=unknown[1])
 
 
 def unknown_yet(target: str, name: str) -> tuple[str, str] | None:
-    """A warning and its hint for a command that goes on, for the target may come; None for one that is known."""
+    """A warning and its hint, because the target may appear later; None for a known target."""
     unknown = _unknown(target, name)
     return None if unknown is None else (f"{unknown[0]}, until now", unknown[1])
 
 
 def is_known(name: str) -> bool:
-    """Whether a session is called so, or it is a folder that is a workspace: configured, or remembered with its ports."""
+    """Whether `name` is a session's, or a folder that is a workspace: configured, or remembered with its ports."""
     answer = supervisor_client.ask({"op": "list", "target": name}, start=False)
     if answer is not None and answer["rows"]:
         return True

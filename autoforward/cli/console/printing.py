@@ -1,8 +1,8 @@
-"""The one place of the commands that prints. Nothing but printable characters and ends of lines goes through.
+"""The only module of the commands that prints. It lets only printable characters and line ends through.
 
-`show` is for data (stdout), `tell` for people (stderr): a line each, of whatever text. What is drawn, with escape sequences
-of the program's own, is `Drawn`: who makes one has filtered the texts that are in it. `pass_on` is for the bytes of
-another program, which are its own.
+`show` prints data (stdout), `print_message` messages (stderr): one line each, of any text. Output with the program's
+own escape sequences is `Drawn`: its maker has filtered the texts in it. `pass_on` writes the bytes of another program
+unchanged.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import click
 from autoforward.core.text import one_line
 
 Drawn = NewType("Drawn", str)
-"""Lines whose texts are printable, between escape sequences of the program's own. Made where tables are drawn only."""
+"""Lines of printable text between the program's own escape sequences. Only tables make these."""
 
 
 def show(text: str) -> None:
-    """A line of data, as long as it is."""
+    """Print a line of data, uncut."""
     click.echo(one_line(text, None))
 
 
 def show_json(values: Any, *, indent: int | None = 2) -> None:
-    """ASCII: whatever is in the texts, on the terminal it is an escape of JSON's."""
+    """Print ASCII: JSON escapes every other character."""
     click.echo(json.dumps(values, indent=indent, ensure_ascii=True))
 
 
-def tell(text: str, *, label: str = "", colour: str | None = None) -> None:
-    """A line for people; `label` stands before it, in colour where there is any."""
+def print_message(text: str, *, label: str = "", colour: str | None = None) -> None:
+    """Print a line on stderr; `label` precedes it, in colour on a terminal."""
     if label:
         coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         shown = click.style(f"{label}:", fg=colour, bold=True) if coloured and colour else f"{label}:"
@@ -41,24 +41,24 @@ def tell(text: str, *, label: str = "", colour: str | None = None) -> None:
 
 
 def is_answered() -> bool:
-    """Whether a person is there for a question."""
+    """Whether a user can answer a question."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def ask(question: str) -> str:
-    """The line that a person answers on stdin, "" at its end; the question is on stderr, so that stdout stays data."""
+    """Ask on stderr, since stdout is data; return the line from stdin, "" at its end."""
     click.echo(f"{one_line(question)} ", err=True, nl=False)
     return sys.stdin.readline()
 
 
 def draw(*lines: Drawn) -> None:
-    """On stdout, as they are: click would take links out where it takes colours out."""
+    """On stdout, unchanged: click would remove links where it removes colours."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
 
 
 def pass_on(data: bytes) -> None:
-    """Bytes of another program's stdout. A reader that has seen enough is no error."""
+    """Write another program's stdout. A reader that has closed the pipe is no error."""
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()

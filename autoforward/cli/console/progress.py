@@ -1,7 +1,7 @@
 """Progress lines on a terminal while something takes longer than a second.
 
-Lines of their own, and no spinner: other programs write to the same terminal meanwhile (a devcontainer CLI that builds
-an image, or one that says nothing for minutes), and what they write must stay readable.
+Plain lines, not a spinner: other programs write to the same terminal meanwhile (a devcontainer CLI that builds an
+image), and their output must stay readable.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from collections.abc import Iterator
 from autoforward.cli.console.output import say
 
 FIRST_S = (1, 5, 10, 20, 30)
-"""Seconds after which something is said, and then every `THEN_EVERY_S`: most waits are short, and a long one needs few lines."""
+"""Seconds until each line, then every `THEN_EVERY_S`: most waits are short, and a long one needs few lines."""
 
 THEN_EVERY_S = 30
 
 
 @contextlib.contextmanager
 def working(what: str) -> Iterator[None]:
-    """Around what may take long: `what … 5 s`. Nothing where stderr is no terminal, and nothing after it has ended."""
+    """Print `what … 5 s` while the block runs; nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
         yield
         return
     over = threading.Event()
 
-    def tell() -> None:
+    def report() -> None:
         began_s = time.monotonic()
         for due_s in itertools.chain(FIRST_S, itertools.count(FIRST_S[-1] + THEN_EVERY_S, THEN_EVERY_S)):
             if over.wait(max(0.0, began_s + due_s - time.monotonic())):
                 return
             say(f"{what} … {due_s} s" if due_s > 1 else f"{what} …")
 
-    teller = threading.Thread(target=tell, daemon=True, name="progress")
-    teller.start()
+    reporter = threading.Thread(target=report, daemon=True, name="progress")
+    reporter.start()
     try:
         yield
     finally:
         over.set()
-        teller.join()
+        reporter.join()

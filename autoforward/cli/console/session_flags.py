@@ -1,4 +1,4 @@
-"""The flags that say how to watch and forward, as one value. Imported by the commands that have them, when they run."""
+"""The flags of a session as one value. Imported by the commands that have them, when they run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autoforward.core.settings import NO_SETTINGS, Settings
 
 @dataclass(frozen=True, slots=True)
 class SessionFlags:
-    """How to watch and forward, as the flags say; environment and files are still to be read."""
+    """The flags of a session; environment and files are read later."""
 
     given: Settings = NO_SETTINGS
     settings_file: str | None = None

@@ -1,6 +1,6 @@
-"""The commands' end of the control socket: synchronous, light to import, plain errors.
+"""The commands' client of the control socket: synchronous, quick to import, plain errors.
 
-`autoforward list` has to answer in a blink: nothing here imports the engine's SDK, asyncio or rich.
+`autoforward list` must answer at once: nothing here imports the engine's SDK, asyncio or rich.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from autoforward.core.errors import AutoforwardError
 from autoforward.state.folder import StatePaths
 
 NO_ANSWER_S = 20.0
-"""A supervisor that is starting, or ending, does not answer; not for longer than this."""
+"""A supervisor that is starting or ending does not answer for at most this long."""
 
 
 class SupervisorGoneError(AutoforwardError):
-    """The supervisor ended while a command was waiting for it."""
+    """The supervisor ended during a request."""
 
 
 class Call:
-    """One request on its connection: iterate for the messages before the result, then `result` is there.
+    """One request on its connection: iterate over the messages before the result, then read `result`.
 
-    A context manager; leaving it hangs up, which ends what a foreground request asked for. A supervisor that ends in the
-    moment in which it is asked (idle, killed) has heard nothing: with `again`, which gives a connection to the next one or
-    None, the request is sent once more: a supervisor that dies each time is not started for ever.
+    A context manager; leaving it hangs up, which ends what a foreground request asked for. If the supervisor ends
+    before it has read the request (idle, killed), `again` gives a connection to the next one, or None, and the request
+    is sent once more. It is not repeated further: a supervisor that dies each time is not started for ever.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Call:
             raise SupervisorGoneError(f"the supervisor hung up: {error.strerror}") from error
 
     def __iter__(self) -> Iterator[Message]:
-        """Messages of type `progress`, `event`, `row`, `bound`; ends with the result. Raises what the supervisor reports."""
+        """Yield messages of type `progress`, `event`, `row`, `bound`, up to the result. Raises the supervisor's error."""
         while True:
             message = self._decoder.next_message()
             if message is None:
@@ -84,7 +84,7 @@ class Call:
             yield message
 
     def _gone(self) -> SupervisorGoneError:
-        """One that has said nothing may die each time: then its last words are worth more than ours."""
+        """A supervisor that said nothing may die on every start: then the end of its log is the better message."""
         what, paths = "the supervisor ended before it had answered", self._paths or StatePaths.locate()
         if self._heard:
             return SupervisorGoneError(what)
@@ -93,7 +93,7 @@ class Call:
     def _begin(self, sock: socket.socket) -> None:
         self._sock = sock
         self._decoder = MessageDecoder()
-        # Should the supervisor hang up on the request: why, or that it has gone, is there to be read.
+        # If the supervisor hangs up on the request, the reason or EOF is still readable.
         with contextlib.suppress(SupervisorGoneError):
             self.send(self._request)
 
@@ -107,7 +107,7 @@ class Call:
         return True
 
     def _receive(self) -> bool:
-        """Whether more can come. What has come of a line stays when a signal interrupts the wait."""
+        """Whether more can come. A partial line is kept when a signal interrupts the wait."""
         wait_for(self._sock)
         try:
             data = self._sock.recv(READ_BYTES)
@@ -125,9 +125,9 @@ class Call:
 def call(
     request: Mapping[str, Any], paths: StatePaths | None = None, *, start: bool, any_version: bool = False
 ) -> Call | None:
-    """Send one request; None when there is no supervisor and `start` is False. Raises AutoforwardError.
+    """Send one request; None if no supervisor runs and `start` is False. Raises AutoforwardError.
 
-    `any_version`: nothing is said of a supervisor of another version.
+    `any_version`: do not warn of a supervisor of another version.
     """
     paths = paths or StatePaths.locate()
 
@@ -138,23 +138,23 @@ def call(
     if sock is None:
         return None
     if not any_version:
-        _tell_of_another_version(paths)
+        _warn_of_other_version(paths)
     return Call(sock, request, connect, paths)
 
 
 def begin(request: Mapping[str, Any]) -> Call:
-    """Send one request, to a supervisor that is started for it if there is none. Raises AutoforwardError."""
+    """Send one request, starting the supervisor if none runs. Raises AutoforwardError."""
     open_call = call(request, start=True)
     if open_call is None:
         raise AutoforwardError("the supervisor could not be started")
     return open_call
 
 
-def _tell_of_another_version(paths: StatePaths) -> None:
-    """An upgrade leaves the supervisor of before running: it may not know what this command asks for."""
+def _warn_of_other_version(paths: StatePaths) -> None:
+    """Warn of a supervisor from before an upgrade: it may not know this request."""
     try:
         version = str(json.loads(paths.supervisor_info.read_bytes())["version"])
-    except (OSError, ValueError, KeyError, TypeError):  # it is just being written, or removed
+    except (OSError, ValueError, KeyError, TypeError):  # it is being written or removed
         return
     if version != __version__:
         _warn(f"the supervisor that runs is version {version[:40]}, this is {__version__}: `autoforward restart`")
@@ -167,7 +167,7 @@ def _warn(text: str) -> None:
 
 
 def ask(request: Mapping[str, Any], *, start: bool, any_version: bool = False) -> Message | None:
-    """The result of a request that needs no messages on the way; None when there is no supervisor to ask."""
+    """The result of a request without messages before it; None if no supervisor runs."""
     open_call = call(request, start=start, any_version=any_version)
     if open_call is None:
         return None
@@ -178,7 +178,7 @@ def ask(request: Mapping[str, Any], *, start: bool, any_version: bool = False) -
 
 
 def has_stored_sessions(paths: StatePaths) -> bool:
-    """Whether a supervisor would have something to restore. A file that cannot be read is the supervisor's to report."""
+    """Whether a supervisor would restore sessions. An unreadable registry is reported by the supervisor."""
     paths.check()
     try:
         return bool(paths.stored("sessions"))
@@ -187,7 +187,7 @@ def has_stored_sessions(paths: StatePaths) -> bool:
 
 
 def list_rows(target: str | None = None, *, any_version: bool = False) -> list[Message]:
-    """The forwards as `list --json` shows them. Restores a supervisor that died with sessions; starts none for nothing."""
+    """The rows of `list --json`. Restores a killed supervisor that had sessions; starts none otherwise."""
     paths = StatePaths.locate()
     result = ask({"op": "list", "target": target}, start=has_stored_sessions(paths), any_version=any_version)
     return [] if result is None else list(result["rows"])
@@ -213,7 +213,7 @@ def detach(
             from autoforward.cli.console.offline import forget_sessions
 
             result = forget_sessions(paths, target, container_ids, everything)
-            # One that is starting will answer in a moment, and one that is ending will have ended.
+            # A starting supervisor answers soon; an ending one will have ended.
             if result is None and time.monotonic() < deadline_s:
                 continue
             if result is None:
@@ -222,7 +222,7 @@ def detach(
 
 
 def follow_events(since: int | None = None, target: str | None = None, replay: bool = True) -> Iterator[str]:
-    """PORT_EVENT lines (without newline) as they happen, until the supervisor ends. Ends at once when there is none."""
+    """PORT_EVENT lines (without newline) as they happen, until the supervisor ends. Empty if none runs."""
     open_call = call({"op": "events", "since": since, "target": target, "replay": replay}, start=False)
     if open_call is None:
         return

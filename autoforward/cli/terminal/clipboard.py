@@ -1,7 +1,7 @@
-"""Copy a URL: with the platform's tool, with tmux, or by asking the terminal (OSC 52).
+"""Copy a URL: with the platform's tool, with tmux, or through the terminal (OSC 52).
 
-The terminal is the only one that reaches the clipboard in front of the person over ssh; elsewhere a tool is surer,
-for many terminals refuse OSC 52 and none says so. tmux drops the sequence by default, and has a command of its own.
+Over ssh only the terminal reaches the user's clipboard; locally a tool is more reliable, since many terminals refuse
+OSC 52 silently. tmux drops the sequence by default and has a command of its own.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import subprocess
 from collections.abc import Callable, Mapping
 
 TOOL_TIMEOUT_S = 2.0
-"""Tools hand the text over to a process of theirs and end."""
+"""Tools hand the text to a background process and exit."""
 
 
 def clipboard_tools(environ: Mapping[str, str], platform: str) -> list[list[str]]:
-    """What to try, in this order; none over ssh, where all of them would copy on the wrong machine."""
+    """The tools to try, in order; none over ssh, where each would copy on the wrong machine."""
     tools = []
     if not (environ.get("SSH_CONNECTION") or environ.get("SSH_TTY")):
         if platform == "darwin":
@@ -26,23 +26,23 @@ def clipboard_tools(environ: Mapping[str, str], platform: str) -> list[list[str]
         if environ.get("DISPLAY"):
             tools += [["xclip", "-selection", "clipboard"], ["xsel", "--clipboard", "--input"]]
     if environ.get("TMUX"):
-        # -w: to the terminal's clipboard too, which tmux may when programs in it may not.
+        # -w: also to the terminal's clipboard, which tmux may set when its programs may not
         tools.append(["tmux", "load-buffer", "-w", "-"])
     return tools
 
 
 def osc52(text: str, environ: Mapping[str, str]) -> str | None:
-    """The sequence that asks the terminal to copy; None for one that would show it instead."""
+    """The sequence that makes the terminal copy; None for a terminal that would print it."""
     term = environ.get("TERM", "")
     if term in ("dumb", "linux", ""):
         return None
     sequence = f"\x1b]52;c;{base64.b64encode(text.encode()).decode()}\x07"
-    # GNU screen hands on only what is wrapped.
+    # GNU screen passes on only wrapped sequences.
     return f"\x1bP{sequence}\x1b\\" if environ.get("STY") else sequence
 
 
 def copy(text: str, environ: Mapping[str, str], platform: str, send: Callable[[str], None]) -> str:
-    """Copy, and say how: `copied http://localhost:3000 (wl-copy)`."""
+    """Copy and return how: `copied http://localhost:3000 (wl-copy)`."""
     for argv in clipboard_tools(environ, platform):
         if shutil.which(argv[0], path=environ.get("PATH")) and _run(argv, text):
             return f"copied {text} ({argv[0]})"

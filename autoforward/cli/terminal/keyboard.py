@@ -1,7 +1,7 @@
 """Parse a terminal's input: bytes to names of keys. Sans-IO.
 
-Arrows come as escape sequences, in either of the two forms that terminals use. Sequences that mean nothing here are
-taken whole, so that their last letter is not taken for a key.
+Arrow keys are escape sequences, in one of two forms. Unknown sequences are consumed whole, so that their last letter is
+not read as a key.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _SEQUENCE = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|O[ -~]|[^\[O\x1b])", re.DOT
 _BEGUN = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|O)?\Z")
 
 MAX_SEQUENCE = 32
-"""Bytes of a sequence that has begun and does not end: no key has more."""
+"""Longest incomplete sequence; no key is longer."""
 
 _NAMED = {
     b"\x1b[A": "up",
@@ -33,13 +33,13 @@ _NAMED = {
 
 
 class KeyReader:
-    """`feed` bytes as they come, get the names of the keys in them: a character, or one of the words above."""
+    """`feed` bytes as they come; returns the names of their keys: a character, or one of the names above."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def forget(self) -> None:
-        """What has begun a while ago does not go on: it was the escape key, and the next key is one of its own."""
+        """Drop an incomplete sequence: after a delay it was the escape key, and the next byte begins another key."""
         self._rest = b""
 
     def feed(self, data: bytes) -> list[str]:

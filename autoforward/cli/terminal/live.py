@@ -1,6 +1,6 @@
-"""`autoforward list --watch` on a terminal: a screen, keys, and what the supervisor says, in one loop.
+"""`autoforward list --watch` on a terminal: one loop over screen, keys and supervisor.
 
-Nothing in the loop waits for anything but the next of these. However it ends, the terminal is as it was before.
+The loop blocks on nothing else. However it ends, the terminal is restored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from autoforward.cli.terminal.live_feed import Feed
 from autoforward.cli.terminal.live_view import EMPTY, View, draw, page_size
 from autoforward.cli.terminal.rates import key_of
 from autoforward.cli.terminal.screen import Screen
-from autoforward.cli.terminal.table import Look
+from autoforward.cli.terminal.table import TerminalStyle
 from autoforward.core.errors import AutoforwardError
 from autoforward.state.folder import StatePaths
 
@@ -37,23 +37,23 @@ SILENT = "the supervisor does not answer"
 
 
 class _Ended(BaseException):
-    """A signal that ends the program. Not an Exception: nothing on the way out may take it for a failure."""
+    """A signal that ends the program. Not an Exception, so that no handler takes it for a failure."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 def watch_on_terminal(
-    rows: Sequence[Row], target: str | None, look: Look, unknown: tuple[str, str] | None = None
+    rows: Sequence[Row], target: str | None, style: TerminalStyle, unknown: tuple[str, str] | None = None
 ) -> int:
-    """Show `rows`, and from then on what there is, until the person has seen enough. Dies of the signal that ends it.
+    """Show `rows` and every later state until the user quits. Dies of the signal that ends it.
 
-    `unknown`: that no session is called like the target, and a hint, to show while there is no row.
+    `unknown`: the message that no session matches the target, and a hint, shown while there are no rows.
     """
     keyboard = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
     screen = Screen(keyboard, sys.stdout.fileno())
     with selectors.DefaultSelector() as selector, _signals(selector) as woken:
-        live = _Live(selector, screen, keyboard, target, look, woken, unknown)
+        live = _Live(selector, screen, keyboard, target, style, woken, unknown)
         try:
             screen.enter()
             live.run(rows)
@@ -62,7 +62,7 @@ def watch_on_terminal(
         except OSError as error:
             if error.errno not in (errno.EIO, errno.EPIPE):
                 raise
-            return 0  # the terminal has gone, and with it the person
+            return 0  # the terminal is gone, and the user with it
         except _Ended as ended:
             _leave(screen, live)
             signal.signal(ended.number, signal.SIG_DFL)
@@ -73,7 +73,7 @@ def watch_on_terminal(
 
 
 def _leave(screen: Screen, live: _Live) -> None:
-    """Undisturbed: a second Ctrl-C must not leave the terminal half restored."""
+    """With signals blocked: a second Ctrl-C must not leave the terminal half restored."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     screen.leave()
@@ -82,7 +82,7 @@ def _leave(screen: Screen, live: _Live) -> None:
 
 @contextlib.contextmanager
 def _signals(selector: selectors.BaseSelector) -> Iterator[set[int]]:
-    """Signals that the loop takes note of, and that wake it; those that end it are raised. Put back at the end."""
+    """Wake the loop on signals and collect their numbers; those that end the program raise. Restores the handlers."""
     noted: set[int] = set()
 
     def note(number: int, _frame: object) -> None:
@@ -115,7 +115,7 @@ def _signals(selector: selectors.BaseSelector) -> Iterator[set[int]]:
 
 
 class _Live:
-    """The loop and what the keys do."""
+    """The loop, and what the keys do."""
 
     def __init__(
         self,
@@ -123,11 +123,17 @@ class _Live:
         screen: Screen,
         keyboard: int | None,
         target: str | None,
-        look: Look,
+        style: TerminalStyle,
         woken: set[int],
         unknown: tuple[str, str] | None,
     ) -> None:
-        self._selector, self._screen, self._keyboard, self._look, self._woken = selector, screen, keyboard, look, woken
+        self._selector, self._screen, self._keyboard, self._style, self._woken = (
+            selector,
+            screen,
+            keyboard,
+            style,
+            woken,
+        )
         self._view = View(empty="; ".join(unknown) if unknown else EMPTY)
         self._keys = KeyReader()
         self._feed = Feed(selector, StatePaths.locate(), target, self._on_rows, self._on_state)
@@ -146,15 +152,15 @@ class _Live:
             self._selector.register(self._keyboard, selectors.EVENT_READ, self._on_input)
         while not self._done:
             self._feed.step(time.monotonic())
-            self._screen.show(draw(self._view, self._look, self._height))
+            self._screen.show(draw(self._view, self._style, self._height))
             for key, _ in self._selector.select(max(0.0, self._feed.due_s - time.monotonic())):
                 key.data()
             self._on_signals()
             if time.monotonic() >= self._feed.due_s:
                 self._keys.forget()
-                self._look_after()
+                self._expire_notes()
 
-    # What comes in.
+    # Input.
 
     def _on_rows(self, rows: Sequence[Row]) -> None:
         self._view.absent = None
@@ -178,7 +184,7 @@ class _Live:
             self._screen.leave()
             self._woken.clear()
             os.kill(os.getpid(), signal.SIGSTOP)
-            # The shell has brought us back, maybe in a window of another size.
+            # Back in the foreground, maybe with another window size.
             self._screen.enter()
             self._measure()
         elif self._woken:
@@ -188,10 +194,10 @@ class _Live:
 
     def _measure(self) -> None:
         width, self._height = self._screen.size()
-        self._look = replace(self._look, width=width)
+        self._style = replace(self._style, width=width)
 
-    def _look_after(self) -> None:
-        """What is not urgent: a note that has been there long enough, an opener that has ended."""
+    def _expire_notes(self) -> None:
+        """Low-priority work: remove an old note, reap an opener."""
         if self._view.note and time.monotonic() >= self._note_until_s:
             self._view.note = None
         for url, opening in list(self._openers.items()):
@@ -200,7 +206,7 @@ class _Live:
                 if status:
                     self._say(f"not opened: {opening.program} ended with status {status}; c copies {url}")
 
-    # What the person wants.
+    # Keys.
 
     def _on_key(self, key: str) -> None:
         self._view.note = None
@@ -264,7 +270,7 @@ class _Live:
                 self._say(f"{_name(row)} is not stopped: {answer['message']}")
             else:
                 self._say(f"stopped {_name(row)}: `autoforward attach {row['target']}` brings it back")
-            self._feed.hurry()
+            self._feed.refresh()
 
         self._say(f"stopping {_name(row)} …")
         self._feed.ask({"op": "stop", "target": key_of(row), "all": False}, on_answer)

@@ -1,7 +1,7 @@
 """Non-blocking requests to the supervisor, for a loop that also reads keys.
 
-Rows are asked for when an event says that they have changed, and what moves in between at an even pace. A supervisor that
-goes is waited for; none is started, and none is kept alive.
+Rows are requested after an event, and counters at a steady pace. If the supervisor ends, the feed waits for the next
+one; it starts none and keeps none alive.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from autoforward.core.errors import AutoforwardError, ProtocolError
 from autoforward.state.folder import StatePaths
 
 INTERVAL_S = 1.0
-"""Between looks: what a person can follow. `python -m bench.screen` measures what it takes."""
+"""Between two polls; a user can follow this. `python -m bench.screen` measures the cost."""
 
 LIST_EVERY_S = 10.0
-"""All rows, though no event says so: 20 ms of CPU for 200 of them, in both processes together."""
+"""Between two full lists without an event: 200 rows cost 20 ms of CPU in both processes together."""
 
 MIN_INTERVAL_S = 0.2
-"""Events that come in a row (a container with many ports comes up) are one look."""
+"""A burst of events (a container with many ports starts) causes one poll."""
 
 SILENT_AFTER_S = 3.0
-"""A supervisor that has not answered for this long is said to be silent."""
+"""Without an answer for this long the supervisor is shown as silent."""
 
 Message = Mapping[str, Any]
 
 
 class Asked:
-    """One request on its way: `on_message` gets every line of the answer, `on_end` is called once, at its end."""
+    """One request in flight: `on_message` gets each message of the answer, `on_end` is called once, at its end."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class Asked:
         try:
             sock.sendall(encode(request))
         except OSError:
-            pass  # that it has gone is there to be read
+            pass  # EOF follows and is handled there
         sock.setblocking(False)
         selector.register(sock, selectors.EVENT_READ, self._read)
 
     def close(self) -> None:
-        """Hang up, without a word to anybody. Idempotent."""
+        """Hang up, without callbacks. Idempotent."""
         if not self._closed:
             self._closed = True
             self._selector.unregister(self._sock)
@@ -74,17 +74,17 @@ class Asked:
             while (message := self._decoder.next_message()) is not None:
                 self._on_message(message)
         except ProtocolError:
-            data = b""  # what speaks there is no supervisor of this program
+            data = b""  # the other end is no supervisor of this program
         if not data and not self._closed:
             self.close()
             self._on_end()
 
 
 class Feed:
-    """`rows` as they are known, and `state`: `up`, `gone`, or `silent` for one that is there and does not answer.
+    """`rows` as last listed, and `state`: `up`, `gone`, or `silent` for a supervisor that does not answer.
 
-    `on_rows` is called at every look: with another list when the rows may be others, with the same one when only ages,
-    connections and bytes in it have changed. `on_state` when `state` has. Call `step` when `due_s` is reached.
+    `on_rows` is called after each poll: with a new list if rows may have changed, with the same list if only ages,
+    connections and bytes have. `on_state` is called when `state` changes. Call `step` when `due_s` is reached.
     """
 
     def __init__(
@@ -101,46 +101,46 @@ class Feed:
         self._on_rows, self._on_state = on_rows, on_state
         self._rows: list[dict[str, Any]] = []
         self._ages_s: list[float] = []
-        """When they were listed."""
+        """When the rows were listed."""
         self._events: Asked | None = None
-        self._looking: Asked | None = None
+        self._listing: Asked | None = None
         self._asked: set[Asked] = set()
         self._asked_at_s = 0.0
         self._listed_at_s = 0.0
         self._stale = True
 
     def close(self) -> None:
-        for asked in (self._events, self._looking, *self._asked):
+        for asked in (self._events, self._listing, *self._asked):
             if asked is not None:
                 asked.close()
 
     def step(self, now_s: float) -> None:
-        """Look, if it is time to."""
+        """Poll if it is due."""
         if now_s < self.due_s:
             return
-        if self._looking is not None:
+        if self._listing is not None:
             if now_s - self._asked_at_s > SILENT_AFTER_S:
                 self._become("silent")
             self.due_s = now_s + INTERVAL_S
             return
         self._asked_at_s, self.due_s = now_s, now_s + INTERVAL_S
-        # The events first: what happens after the rows were made up is told.
+        # Subscribe first: changes after the list was made arrive as events.
         if self._events is None:
             request = {"op": "events", "since": None, "target": self._target, "replay": False}
             self._events = self._begin(request, self._on_event, self._on_events_end)
             self._stale = True
         if self._stale or now_s - self._listed_at_s >= LIST_EVERY_S:
             self._stale = False
-            self._looking = self._begin({"op": "list", "target": self._target}, self._on_list, self._on_look_end)
+            self._listing = self._begin({"op": "list", "target": self._target}, self._on_list, self._on_listing_end)
         else:
             request = {"op": "counters", "target": self._target}
-            self._looking = self._begin(request, self._on_counters, self._on_look_end)
-        if self._looking is None:
+            self._listing = self._begin(request, self._on_counters, self._on_listing_end)
+        if self._listing is None:
             self._stale = True
             self._become("gone")
 
     def ask(self, request: Message, on_answer: Callable[[Message | None], None]) -> None:
-        """Another request; `on_answer` gets its result or error, None when no supervisor answers."""
+        """Send another request; `on_answer` gets its result or error, None if no supervisor answers."""
         asked: Asked | None = None
 
         def on_message(message: Message) -> None:
@@ -163,8 +163,8 @@ class Feed:
         else:
             self._asked.add(asked)
 
-    def hurry(self) -> None:
-        """Something has changed: look soon."""
+    def refresh(self) -> None:
+        """Poll soon, because something has changed."""
         self._stale = True
         self.due_s = min(self.due_s, self._asked_at_s + MIN_INTERVAL_S)
 
@@ -178,11 +178,11 @@ class Feed:
 
     def _on_event(self, message: Message) -> None:
         if message["type"] == "event":
-            self.hurry()
+            self.refresh()
 
     def _on_events_end(self) -> None:
         self._events = None
-        self.hurry()
+        self.refresh()
 
     def _on_list(self, message: Message) -> None:
         if message["type"] == "result":
@@ -194,7 +194,7 @@ class Feed:
 
     def _on_counters(self, message: Message) -> None:
         if message["type"] != "result":
-            self._stale = True  # an older supervisor, which knows lists only
+            self._stale = True  # a supervisor from before counters
             return
         passed_s = self._asked_at_s - self._listed_at_s
         for row, age_s in zip(self._rows, self._ages_s, strict=True):
@@ -206,8 +206,8 @@ class Feed:
         self._become("up")
         self._on_rows(self._rows)
 
-    def _on_look_end(self) -> None:
-        self._looking = None
+    def _on_listing_end(self) -> None:
+        self._listing = None
         if self._stale:
             self.due_s = self._asked_at_s + MIN_INTERVAL_S
 

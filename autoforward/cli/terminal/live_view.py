@@ -6,7 +6,7 @@
     fwd-1a2b3c4d  http://localhost:3000 -> web:3000  node server.js
     ↑↓ select  o open  c copy URL  s stop  q quit
 
-A reason stands under its row when there is room for those of all rows, else only that of the selected one is shown.
+A reason is shown below its row if those of all rows fit, else only the selected row's.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from autoforward.cli.terminal.table import (
     GAP,
     NARROW,
     Layout,
-    Look,
+    TerminalStyle,
     choose_widths,
     line_of,
     natural_widths,
     reason_lines,
     reasons_under,
-    style,
+    styled,
 )
 from autoforward.core.text import printable
 
 MARK = "> "
-"""Before the selected row; what other rows have two spaces for."""
+"""Marks the selected row; other rows have two spaces."""
 
 STILL = ("LOCAL", "TARGET", "SERVICE", "PORT", "PROCESS", "LABEL", "STATUS")
 MOVING = ("AGE", "CONNECTIONS")
-"""Columns of `list` that are here too. The id is in the line about the selected row, for there are keys."""
+"""The columns of `list` shown here. The id is in the line about the selected row, which the keys act on."""
 
 LIVE = Layout(
     ("SERVICE", "AGE", "CONNECTIONS", "LABEL", "PROCESS", "PORT", "TREND", "UP/s", "DOWN/s", "STATUS"),
@@ -54,7 +54,7 @@ KEYS = (("↑↓", "select"), ("o", "open"), ("c", "copy URL"), ("s", "stop"), (
 
 
 class _Still:
-    """The cells of all rows that do not change with time, and how wide their columns are; `short` is LOCAL's, cut."""
+    """The cells that do not change with time, and their column widths; `short` is LOCAL's, cut."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.cells = [{name: printable(CELLS[name](row)) for name in STILL} for row in rows]
@@ -63,8 +63,8 @@ class _Still:
 
 @dataclass(slots=True)
 class View:
-    """What is shown. `note` is a line for the person in place of the keys; `absent` says why there are no rows, `empty` what to
-    show where there are none to show.
+    """The state of the screen. `note` replaces the line of keys; `absent` says why no rows are known; `empty` is shown
+    without rows.
     """
 
     rows: Sequence[Row] = ()
@@ -74,13 +74,13 @@ class View:
     note: str | None = None
     selected: str | None = None
     top: int = 0
-    """The first row that is on the screen."""
+    """The first visible row."""
     _still: _Still | None = None
 
     def update(self, rows: Sequence[Row]) -> None:
-        """Other rows: what is selected stays, or else the one that takes its place.
+        """Replace the rows: the selected row stays selected, or the one that takes its place.
 
-        The same sequence again means that nothing in it has changed but what moves: ages, connections, bytes.
+        The same sequence again means that only ages, connections and bytes have changed.
         """
         at = self.index
         if rows is not self.rows:
@@ -91,7 +91,7 @@ class View:
 
     @property
     def index(self) -> int:
-        """The selected row's number; 0 where there is none."""
+        """The selected row's number; 0 without rows."""
         return next((number for number, row in enumerate(self.rows) if key_of(row) == self.selected), 0)
 
     @property
@@ -100,7 +100,7 @@ class View:
 
     @property
     def still(self) -> _Still:
-        """The cells that stay for as long as the rows do. There are rows."""
+        """The constant cells of the current rows, which must not be empty."""
         if self._still is None:
             self._still = _Still(self.rows)
         return self._still
@@ -110,61 +110,61 @@ class View:
             self.selected = key_of(self.rows[max(0, min(len(self.rows) - 1, self.index + by))])
 
 
-def draw(view: View, look: Look, height: int) -> list[str]:
-    """At most `height` lines, each at most `look.width` columns wide. Scrolls `view` to what is selected."""
-    title, foot = _title(view, look), _foot(view, look)
+def draw(view: View, style: TerminalStyle, height: int) -> list[str]:
+    """At most `height` lines, each at most `style.width` columns wide. Scrolls `view` to the selected row."""
+    title, foot = _title(view, style), _foot(view, style)
     if view.absent is not None or not view.rows:
         words = view.absent or printable(view.empty)
-        header, shown = [], list(reason_lines(words, look))
+        header, shown = [], list(reason_lines(words, style))
         room = height - 1 - len(foot)
     else:
-        table = _Table(view, look)
+        table = _Table(view, style)
         header = [table.header]
         room = max(height - 2 - len(foot), 1)
         shown = table.with_reasons() if len(view.rows) <= room else []
         if not 0 < len(shown) <= room:
-            foot.insert(1, _reason(view, look))
+            foot.insert(1, _reason(view, style))
             room = max(room - 1, 1)
             view.top = max(min(view.top, view.index, len(view.rows) - room), view.index - room + 1, 0)
             shown = [table.line(number) for number in range(len(view.rows))[view.top : view.top + room]]
     lines = [title, *header, *shown, *[""] * (room - len(shown)), *foot]
-    # Where there is next to no room, the rows are worth more than words about them.
+    # With little room, rows matter more than text about them.
     return lines if len(lines) <= height else shown[: max(height, 0)]
 
 
 def page_size(height: int) -> int:
-    """How many rows a page key moves by."""
+    """How many rows a page key moves."""
     return max(height - 5, 1)
 
 
 class _Table:
-    """As wide as the widest of all rows; lines are made of those that are asked for."""
+    """As wide as the widest row; only requested lines are rendered."""
 
-    def __init__(self, view: View, look: Look) -> None:
-        self._view, self._look, self._at = view, look, view.index
-        self._widths = _widths(view, look.width - len(MARK))
-        self.header = " " * len(MARK) + line_of({name: name for name in self._widths}, self._widths, look)
+    def __init__(self, view: View, style: TerminalStyle) -> None:
+        self._view, self._style, self._at = view, style, view.index
+        self._widths = _widths(view, style.width - len(MARK))
+        self.header = " " * len(MARK) + line_of({name: name for name in self._widths}, self._widths, style)
 
     def line(self, number: int) -> str:
-        row, look = self._view.rows[number], self._look
+        row, style = self._view.rows[number], self._style
         texts = {**self._view.still.cells[number], **{name: CELLS[name](row) for name in MOVING}}
         rate, is_forward = self._view.rates.of(row), row["id"] is not None
         texts["UP/s"] = short_rate(rate.up).rjust(len("UP/s")) if is_forward else ""
         texts["DOWN/s"] = short_rate(rate.down).rjust(len("DOWN/s")) if is_forward else ""
-        texts["TREND"] = sparkline(rate.samples, self._widths.get("TREND", 0), ASCII_BLOCKS if look.ascii else BLOCKS)
-        mark = style(look, MARK, fg="cyan", bold=True) if number == self._at else " " * len(MARK)
-        return mark + line_of(texts, self._widths, look, row)
+        texts["TREND"] = sparkline(rate.samples, self._widths.get("TREND", 0), ASCII_BLOCKS if style.ascii else BLOCKS)
+        mark = styled(style, MARK, fg="cyan", bold=True) if number == self._at else " " * len(MARK)
+        return mark + line_of(texts, self._widths, style, row)
 
     def with_reasons(self) -> list[str]:
         lines = []
         for number, row in enumerate(self._view.rows):
             port = self._view.still.cells[number]["PORT"]
-            lines += [self.line(number), *reasons_under(row, port, self._widths, self._look)]
+            lines += [self.line(number), *reasons_under(row, port, self._widths, self._style)]
         return lines
 
 
 def _widths(view: View, width: int) -> dict[str, int]:
-    """Which columns there is room for, and how wide they are, in the table's order."""
+    """The columns that fit and their widths, in the table's order."""
     used = dict(view.still.widths)
     for name in MOVING:
         if widest := max(len(CELLS[name](row)) for row in view.rows):
@@ -179,8 +179,8 @@ def _widths(view: View, width: int) -> dict[str, int]:
     return widths
 
 
-def _title(view: View, look: Look) -> str:
-    """As much of it as there is room for."""
+def _title(view: View, style: TerminalStyle) -> str:
+    """As much of the title as fits."""
     words = "autoforward"
     if view.absent is None and view.rows:
         ports = f"  {len(view.rows)} port{'s' if len(view.rows) != 1 else ''}"
@@ -190,27 +190,27 @@ def _title(view: View, look: Look) -> str:
         statuses = f": {', '.join(f'{count} {status}' for status, count in counts.items())}"
         moving = f"  ↑ {up}/s  ↓ {down}/s"
         choices = (ports + statuses + moving, ports + moving, ports, "")
-        words += next((more for more in choices if columns_of(words + more) <= look.width), "")
-    return style(look, _fitted(words, look), bold=True)
+        words += next((more for more in choices if columns_of(words + more) <= style.width), "")
+    return styled(style, _fitted(words, style), bold=True)
 
 
-def _foot(view: View, look: Look) -> list[str]:
-    """Two lines: about what is selected, and what can be done or what was."""
+def _foot(view: View, style: TerminalStyle) -> list[str]:
+    """Two lines: the selected row, and the keys or a note."""
     about = ""
     if (row := view.row) is not None and view.absent is None:
         parts = [row["id"], f"{local_of(row)} -> {row['containerName']}:{port_of(row)}", row["label"], row["process"]]
         about = GAP.join(printable(str(part)) for part in parts if part)
     if view.note:
-        return [_fitted(about, look), style(look, _fitted(printable(view.note), look), fg="yellow")]
+        return [_fitted(about, style), styled(style, _fitted(printable(view.note), style), fg="yellow")]
     keys = GAP.join(f"{key} {what}" for key, what in KEYS)
-    return [_fitted(about, look), style(look, _fitted(keys, look), dim=True)]
+    return [_fitted(about, style), styled(style, _fitted(keys, style), dim=True)]
 
 
-def _reason(view: View, look: Look) -> str:
+def _reason(view: View, style: TerminalStyle) -> str:
     reason = view.row and view.row["reason"]
-    return style(look, _fitted(printable(reason or ""), look), dim=True)
+    return styled(style, _fitted(printable(reason or ""), style), dim=True)
 
 
-def _fitted(text: str, look: Look) -> str:
-    text = cut_to(text, look.width)
-    return in_ascii(text) if look.ascii else text
+def _fitted(text: str, style: TerminalStyle) -> str:
+    text = cut_to(text, style.width)
+    return in_ascii(text) if style.ascii else text

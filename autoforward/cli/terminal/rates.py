@@ -1,6 +1,6 @@
-"""Transfer rates: two looks at the rows to rates, and their history as a sparkline. Pure.
+"""Transfer rates: two samples of the rows to rates, and their history as a sparkline. Pure.
 
-Rows hold how much has been moved in all; two looks at them and the time in between make a rate.
+Rows hold totals; two samples and the time between them make a rate.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from autoforward.cli.console.cells import Row
 
 MAX_SAMPLES = 60
-"""A minute, at a look a second: the longest sparkline that there is room for."""
+"""A minute, at one sample a second: the longest sparkline."""
 
 MIN_INTERVAL_S = 0.5
-"""Looks that come sooner (something happened) are no sample: the history would have uneven steps."""
+"""Polls that come sooner (after an event) are no sample: the history needs even steps."""
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = " .:-=+*#@"
@@ -23,7 +23,7 @@ ASCII_BLOCKS = " .:-=+*#@"
 
 @dataclass(slots=True)
 class Rate:
-    """Bytes a second into the container (`up`) and out of it (`down`), and the sums of the last looks."""
+    """Bytes a second into the container (`up`) and out of it (`down`), and the totals of the last samples."""
 
     up: float = 0.0
     down: float = 0.0
@@ -31,7 +31,7 @@ class Rate:
 
 
 class Rates:
-    """`sample` once a look; a forward that has gone is forgotten."""
+    """Call `sample` once a poll; ended forwards are forgotten."""
 
     def __init__(self) -> None:
         self._counts: dict[str, tuple[int, int]] = {}
@@ -39,7 +39,7 @@ class Rates:
         self._at_s: float | None = None
 
     def sample(self, rows: Iterable[Row], now_s: float) -> bool:
-        """Whether it was one: not when it comes sooner than `MIN_INTERVAL_S` after the one before."""
+        """Whether it was a sample: not if it comes sooner than `MIN_INTERVAL_S` after the last."""
         passed_s = None if self._at_s is None else now_s - self._at_s
         if passed_s is not None and passed_s < MIN_INTERVAL_S:
             return False
@@ -62,18 +62,18 @@ class Rates:
 
 
 def key_of(row: Row) -> str:
-    """What a row is known by from one look to the next, whether it has an id or not."""
+    """A row's identity between polls, with or without an id."""
     return str(row["id"] or f"{row['containerId']}/{row['containerHost']}:{row['port']}/{row['transport']}")
 
 
 def sparkline(samples: Sequence[float], width: int, blocks: str = BLOCKS) -> str:
-    """The last `width` samples against the greatest of them, the newest at the right; empty when nothing moved."""
+    """The last `width` samples, scaled to the greatest, newest at the right; empty if nothing moved."""
     shown = list(samples)[-width:] if width > 0 else []
     greatest = max(shown, default=0.0)
     if greatest <= 0:
         return ""
     steps = len(blocks) - 1
-    # Whatever moved at all can be seen.
+    # Any traffic at all is visible.
     levels = (0 if value <= 0 else max(1, round(value / greatest * steps)) for value in shown)
     return "".join(blocks[level] for level in levels).rjust(width)
 

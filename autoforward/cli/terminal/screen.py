@@ -8,18 +8,18 @@ import termios
 from collections.abc import Sequence
 
 ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
-"""The other screen, no cursor, no wrapping at the right edge (a character may be wider than we think), nothing there."""
+"""Alternate screen, no cursor, no wrapping at the right edge (a character may be wider than computed), cleared."""
 
 LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 
 BEGIN, END = "\x1b[?2026h", "\x1b[?2026l"
-"""Around a change, so that no half of it is shown. Terminals that do not know it ignore it."""
+"""Synchronized update around a change; other terminals ignore it."""
 
 
 class Screen:
-    """`keyboard` and `display` are descriptors; without a keyboard that is a terminal nothing is read from it.
+    """`keyboard` and `display` are descriptors; without a keyboard that is a terminal no input is read.
 
-    `enter` and `leave` are idempotent. `leave` never raises: a terminal that has gone needs nothing back.
+    `enter` and `leave` are idempotent. `leave` never raises: a closed terminal needs no restoring.
     """
 
     def __init__(self, keyboard: int | None, display: int) -> None:
@@ -30,7 +30,7 @@ class Screen:
         self._shown: list[str] = []
 
     def enter(self) -> None:
-        """Keys come one by one and are not shown; Ctrl-C and Ctrl-Z stay signals. Raises OSError, termios.error."""
+        """Keys arrive one by one and are not echoed; Ctrl-C and Ctrl-Z stay signals. Raises OSError, termios.error."""
         if self._entered:
             return
         if self._keyboard is not None:
@@ -48,7 +48,7 @@ class Screen:
     def leave(self) -> None:
         if self._keyboard is not None and self._before is not None:
             with contextlib.suppress(OSError, termios.error):
-                # What was typed ahead is not for the shell.
+                # Discard pending input, so that the shell does not run it.
                 termios.tcsetattr(self._keyboard, termios.TCSAFLUSH, self._before)  # type: ignore[arg-type]
             self._before = None
         if self._entered:
@@ -57,7 +57,7 @@ class Screen:
                 self._write(LEAVE)
 
     def size(self) -> tuple[int, int]:
-        """(columns, lines), 80 by 24 where the terminal does not know."""
+        """(columns, lines); 80 by 24 if the terminal does not know."""
         try:
             found = os.get_terminal_size(self._display)
         except OSError:
@@ -65,12 +65,12 @@ class Screen:
         return found.columns or 80, found.lines or 24
 
     def redraw(self) -> None:
-        """Nothing is taken for granted any more: after a resize."""
+        """Draw everything again, as after a resize."""
         self._shown = []
         self._write("\x1b[2J")
 
     def show(self, lines: Sequence[str]) -> None:
-        """These lines, from the top. Only those that differ from what is there are written. Raises OSError."""
+        """Show these lines from the top. Writes only the changed ones. Raises OSError."""
         changed = []
         for number, line in enumerate(lines):
             if number >= len(self._shown) or self._shown[number] != line:
@@ -82,7 +82,7 @@ class Screen:
             self._write(BEGIN + "".join(changed) + END)
 
     def send(self, sequence: str) -> None:
-        """For the terminal itself; nothing of it is shown."""
+        """Send a sequence that displays nothing."""
         self._write(sequence)
 
     def _write(self, text: str) -> None:

@@ -1,7 +1,7 @@
 """The table of `autoforward list`: rows and a width to text. Pure.
 
-Where it does not fit, long cells are cut first, then whole columns go, what matters least first. An id is never cut: it
-is what other commands are given. No `rich` here: importing it would take longer than everything else that `list` does.
+If it does not fit, long cells are cut first, then whole columns go, the least important first. An id is never cut,
+because other commands take it. No `rich`: importing it takes longer than all else that `list` does.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from autoforward.core.text import printable
 
 GAP = "  "
 INDENT = "    "
-"""Before a reason."""
+"""Precedes a reason."""
 
 MAX_ALIKE = 5
-"""Ignored ports of a container that have a row each, of those with one reason."""
+"""Ignored ports of one container and one reason that get a row each."""
 
 MAX_SPANS = 8
 
 COMFORTABLE: Mapping[str, int] = {"PROCESS": 20, "LABEL": 12, "TARGET": 16}
-"""Columns that are cut, in this order, and to how many characters at least while there are others that may go."""
+"""Columns to cut, in this order, each to this width while other columns can go."""
 
 NARROW: Mapping[str, int] = {"PROCESS": 10, "LABEL": 10, "TARGET": 10}
-"""The same for the columns that matter."""
+"""The same for the important columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,8 @@ _COLOURS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """`width` in columns (0: as long as it is), whether escape sequences for colours and for links are understood, and
-    whether there is nothing but ASCII."""
+class TerminalStyle:
+    """`width` in columns (0: unlimited), whether the terminal understands colours and links, and whether it is ASCII only."""
 
     width: int = 0
     coloured: bool = False
@@ -72,23 +71,23 @@ class Look:
     ascii: bool = False
 
 
-PLAIN = Look()
+PLAIN = TerminalStyle()
 
 
-def format_rows(rows: Sequence[Row], look: Look = PLAIN) -> Drawn:
-    """Aligned columns, those that are empty left out, with each row's reason below it. No newline at the end."""
+def format_rows(rows: Sequence[Row], style: TerminalStyle = PLAIN) -> Drawn:
+    """Aligned columns without the empty ones; each row's reason below it. No newline at the end."""
     cells = [{name: printable(cell(row)) for name, cell in CELLS.items()} for row in rows]
     widths, short = natural_widths(cells)
-    if look.width:
-        widths = choose_widths(widths, short, look.width, LISTED)
-    lines = [line_of({name: name for name in widths}, widths, look)]
+    if style.width:
+        widths = choose_widths(widths, short, style.width, LISTED)
+    lines = [line_of({name: name for name in widths}, widths, style)]
     for row, one in zip(rows, cells, strict=True):
-        lines += [line_of(one, widths, look, row), *reasons_under(row, one["PORT"], widths, look)]
+        lines += [line_of(one, widths, style, row), *reasons_under(row, one["PORT"], widths, style)]
     return Drawn("\n".join(lines))
 
 
 def summed_up(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """The rows without those ignored ports of which a container has more than MAX_ALIKE for one reason, and a line a lot."""
+    """The rows without ignored ports of which one container has more than MAX_ALIKE for one reason, and a line for each group."""
     lots: dict[tuple[str, str] | None, list[Row]] = {}
     for row in rows:
         lots.setdefault(_lot_of(row), []).append(row)
@@ -103,7 +102,7 @@ def summed_up(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
 
 
 def _lot_of(row: Row) -> tuple[str, str] | None:
-    """What ignored ports have in common that are summed up: container and reason; None for what keeps its row."""
+    """The group of an ignored port: container and reason; None for a row that stays."""
     if row["status"] == "ignored" and row["port"] is not None and row["id"] is None:
         return str(row["containerName"]), str(row["reason"])
     return None
@@ -147,7 +146,7 @@ def choose_widths(natural: Mapping[str, int], short_local: int, width: int, layo
 def _fit(
     columns: Mapping[str, int], gone: Iterable[str], least: Mapping[str, int], width: int
 ) -> dict[str, int] | None:
-    """The columns without those, cut as far as they may be; None where that is not enough."""
+    """The columns without `gone`, cut as far as allowed; None if that is not enough."""
     widths = {name: size for name, size in columns.items() if name not in gone}
     over = sum(widths.values()) + len(GAP) * (len(widths) - 1) - width
     for name, size in least.items():
@@ -158,8 +157,8 @@ def _fit(
     return widths if over <= 0 else None
 
 
-def line_of(texts: Mapping[str, str], widths: Mapping[str, int], look: Look, row: Row | None = None) -> str:
-    """One line of the table; without a row it is the header. Decorations take no room: what is missing is counted before."""
+def line_of(texts: Mapping[str, str], widths: Mapping[str, int], style: TerminalStyle, row: Row | None = None) -> str:
+    """One line of the table; without a row, the header. Decorations have no width: padding is computed before."""
     parts = []
     for name, width in widths.items():
         text = texts[name]
@@ -167,38 +166,38 @@ def line_of(texts: Mapping[str, str], widths: Mapping[str, int], look: Look, row
             text = _short(text)
         text = cut_to(text, width)
         gap = " " * (width - columns_of(text))
-        text = in_ascii(text) if look.ascii else text
-        parts.append((style(look, text, bold=True) if row is None else _decorated(look, row, name, text)) + gap)
+        text = in_ascii(text) if style.ascii else text
+        parts.append((styled(style, text, bold=True) if row is None else _decorated(style, row, name, text)) + gap)
     return GAP.join(parts).rstrip()
 
 
-def reasons_under(row: Row, port: str, widths: Mapping[str, int], look: Look) -> Iterable[str]:
+def reasons_under(row: Row, port: str, widths: Mapping[str, int], style: TerminalStyle) -> Iterable[str]:
     """The lines of a row's reason, if it has one; without the column nothing else says which port is ignored."""
     if not row["reason"]:
         return []
     what = "" if "PORT" in widths else f"port {port}: "
-    return reason_lines(what + printable(row["reason"]), look, loud=is_exposed(row))
+    return reason_lines(what + printable(row["reason"]), style, loud=is_exposed(row))
 
 
-def reason_lines(text: str, look: Look, *, loud: bool = False) -> Iterable[str]:
-    """The lines under a row; `loud` where they have to be seen."""
-    text = in_ascii(text) if look.ascii else text
-    if not look.width:
+def reason_lines(text: str, style: TerminalStyle, *, loud: bool = False) -> Iterable[str]:
+    """The lines of a reason below its row; `loud` for a warning."""
+    text = in_ascii(text) if style.ascii else text
+    if not style.width:
         return [INDENT + text]
-    lines = textwrap.wrap(text, max(look.width, 20), initial_indent=INDENT, subsequent_indent=INDENT)
-    return [style(look, line, **({"fg": "red", "bold": True} if loud else {"dim": True})) for line in lines]
+    lines = textwrap.wrap(text, max(style.width, 20), initial_indent=INDENT, subsequent_indent=INDENT)
+    return [styled(style, line, **({"fg": "red", "bold": True} if loud else {"dim": True})) for line in lines]
 
 
-def style(look: Look, text: str, **how: Any) -> str:
-    """As `click.style`, where there are colours."""
-    return click.style(text, **how) if look.coloured and how and text else text
+def styled(style: TerminalStyle, text: str, **how: Any) -> str:
+    """As `click.style`, if the terminal has colours."""
+    return click.style(text, **how) if style.coloured and how and text else text
 
 
-def _decorated(look: Look, row: Row, name: str, text: str) -> str:
-    if name == "LOCAL" and look.links and (url := safe_url(row["url"])):
+def _decorated(style: TerminalStyle, row: Row, name: str, text: str) -> str:
+    if name == "LOCAL" and style.links and (url := safe_url(row["url"])):
         return f"\x1b]8;;{url}\x1b\\{text}\x1b]8;;\x1b\\"
     if name == "STATUS":
-        return style(look, text, **_COLOURS.get(status_of(row), {}))
+        return styled(style, text, **_COLOURS.get(status_of(row), {}))
     if name == "TREND":
-        return style(look, text, fg="cyan")
+        return styled(style, text, fg="cyan")
     return text

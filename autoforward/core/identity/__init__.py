@@ -1,1 +1,1 @@
-"""Who a container is: the labels that are its own, what they claim, names, namespaces that it shares. Pure."""
+"""A container's identity: its own labels, what they claim, names, shared namespaces. Pure."""

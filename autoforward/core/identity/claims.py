@@ -1,4 +1,4 @@
-"""A container with the identity of a session that another container has: whether it takes the session over."""
+"""Whether a container takes over the session of another container with the same identity."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ GONE_STATES = frozenset({"removing"})
 
 
 def holder_of(state: str | None) -> Holder:
-    """What the container that has the session is, from its state in the engine's words; None: no such container."""
+    """Classify the container that has the session by the engine's word for its state; None: it does not exist."""
     if state is None or state in GONE_STATES:
         return "gone"
     return "running" if state in RUNNING_STATES else "stopped"
 
 
 def takes_over(holder: Holder, *, by_hand: bool, replace: bool = False) -> bool:
-    """Once the other one has been removed, always: a rebuild. From a stopped one by hand; from one that runs if asked to."""
+    """A removed one always loses its session (a rebuild); a stopped one to a user's attach; a running one with `replace`."""
     return holder == "gone" or (by_hand and (replace or holder == "stopped"))

@@ -1,8 +1,8 @@
-"""The labels of a container that count: those that its image cannot have given it.
+"""A container's own labels: those that its image cannot have set.
 
-A container has the labels of its image and those that it was created with, in one table. An image is foreign: its
-author chose its labels. So one that the image has with the same value does not count, but for two cases, in which the
-container shows that its creator has written that label too.
+The engine reports the labels of image and container in one table. The image's author chose the image's labels, so a
+label that the image has with the same value does not count. In two exceptions other labels prove that the container's
+creator wrote it too.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ LABEL_CONFIG_HASH = "com.docker.compose.config-hash"
 LABEL_COMPOSE_IMAGE = "com.docker.compose.image"
 
 MADE_BY_COMPOSE = (LABEL_CONFIG_HASH, LABEL_NUMBER, LABEL_COMPOSE_IMAGE)
-"""What compose writes into containers and never into the images that it builds."""
+"""Compose writes these into containers and never into the images that it builds."""
 
 WRITTEN_BY_COMPOSE = (LABEL_PROJECT, LABEL_SERVICE, LABEL_NUMBER, LABEL_ONE_OFF, LABEL_PROJECT_FOLDER)
-"""What compose writes into every container that it makes, over whatever the image says."""
+"""Compose writes these into every container, whatever the image has."""
 
 FOLDERS = (LABEL_LOCAL_FOLDER, LABEL_PROJECT_FOLDER)
-"""What holds a folder; whatever else it holds is no label: a relative path, or a NUL."""
+"""Labels with a folder: a relative path or a NUL makes them invalid."""
 
 KNOWN = frozenset((LABEL_LOCAL_FOLDER, LABEL_CONFIG_FILE, LABEL_METADATA, *MADE_BY_COMPOSE, *WRITTEN_BY_COMPOSE))
 
 MAX_LABEL_CHARACTERS = 4096
 MAX_METADATA_CHARACTERS = 512 * 1024
-"""No more than a file of them may have."""
+"""As long as a file of metadata may be."""
 MAX_OTHER_CHARACTERS = 64 * 1024
-"""Of labels that are for nothing but `watch --label`, keys and values."""
+"""Keys and values of labels that only `watch --label` uses."""
 
 
 def own_labels(labels: Mapping[str, str], image_labels: Mapping[str, str] | None, image_id: str = "") -> dict[str, str]:
-    """The container's own of all its labels. `image_labels` None: the image is not to be found, so any may be its.
+    """The container's own labels. `image_labels` None: the image is missing, so that any label may be its.
 
-    Labels of compose that the image has too count where compose made the container, for then it has written them again;
-    so does `devcontainer.local_folder` beside a `devcontainer.config_file` of the container's own, as the CLIs write both.
-    An image cannot hold its own id: a container that names that of its image was made by compose, whatever became of it.
+    Compose's labels count even if the image has them where compose made the container, because it writes them itself;
+    so does `devcontainer.local_folder` next to an own `devcontainer.config_file`, because the CLIs write both. An image
+    cannot contain its own id: a container labelled with its image's id was made by compose, even if the image is gone.
     """
     own = {} if image_labels is None else {key: text for key, text in labels.items() if image_labels.get(key) != text}
     if image_id and labels.get(LABEL_COMPOSE_IMAGE) == image_id:
@@ -61,9 +61,10 @@ def _is_path(text: str) -> bool:
 
 
 def bounded(labels: Mapping[str, str]) -> dict[str, str]:
-    """What is kept of a container's own labels: those that we know, others up to MAX_OTHER_CHARACTERS together.
+    """The own labels to keep: known ones, others up to MAX_OTHER_CHARACTERS together.
 
-    One that is too long is left out, but for the metadata: a piece that is longer than any valid one stands for them.
+    A label that is too long is left out; of the metadata a piece longer than any valid one stays, so that it is an
+    error.
     """
     kept, left = {}, MAX_OTHER_CHARACTERS
     for key, text in labels.items():
@@ -77,5 +78,5 @@ def bounded(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def carries(labels: Mapping[str, str], wanted: Mapping[str, str | None]) -> bool:
-    """Whether all that is wanted is among these labels (value None: whatever its value)."""
+    """Whether the labels include everything in `wanted` (value None: any value)."""
     return all(key in labels and value in (None, labels[key]) for key, value in wanted.items())

@@ -7,15 +7,15 @@ import os.path
 from collections.abc import Iterable
 
 CONFIGURATION_FOLDER = ".devcontainer"
-"""Where dev container CLIs look for a configuration; a compose file in it makes this the project's folder."""
+"""Where dev container CLIs look for a configuration; a compose file here makes it the project's folder."""
 
 MAX_NEAREST = 3
 
 
 def project_names(project: str, *folders: str | None) -> frozenset[str]:
-    """What else than its name a compose project is called: as its folders (its own, its workspace's) are.
+    """Names of a compose project besides its own: those of its folders (its own, its workspace's).
 
-    A CLI calls the project of `~/src/shop/.devcontainer/compose.yaml` `shop_devcontainer`; people call it `shop`.
+    A CLI names the project of `~/src/shop/.devcontainer/compose.yaml` `shop_devcontainer`; users type `shop`.
     """
     names = set()
     for folder in folders:
@@ -27,7 +27,7 @@ def project_names(project: str, *folders: str | None) -> frozenset[str]:
 
 
 def nearest(wanted: str, names: Iterable[str]) -> list[str]:
-    """Up to MAX_NEAREST of the names that may be meant: those that hold the wanted one, or are held by it, then like ones."""
+    """Up to MAX_NEAREST similar names: those that contain the wanted one or are contained in it, then close matches."""
     known = sorted(set(names) - {""})
     low = wanted.lower().rstrip("/")
     parts = [
@@ -39,6 +39,6 @@ def nearest(wanted: str, names: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(wanted: str, names: Iterable[str]) -> str | None:
-    """A hint with the nearest names; None where nothing is near."""
+    """A hint with the nearest names, or None."""
     near = nearest(wanted, names)
     return "did you mean " + " or ".join(near) + "?" if near else None

@@ -1,4 +1,4 @@
-"""Which network namespace this process is in, in the words in which agents and watchers name theirs."""
+"""This process's network namespace, in the form that agents and watchers report theirs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @cache
 def own_namespace() -> bytes:
-    """`BOOT_ID net:[INODE]`: unique over machines and their starts. Empty where the system does not say (macOS)."""
+    """`BOOT_ID net:[INODE]`: unique across machines and boots. Empty if the system does not say (macOS)."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         return f"{boot} {Path('/proc/self/ns/net').readlink()}".encode("ascii")

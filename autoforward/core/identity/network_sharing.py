@@ -1,8 +1,8 @@
-"""Whether a network may carry what is plain: the decision, and the capabilities it rests on. Pure.
+"""Whether a network may carry unencrypted connections: the decision, and the capabilities it rests on. Pure.
 
-Who is on the same bridge and may send frames of his own making can pose as any of its addresses (ARP), and so read and
-change what goes to a container there. Docker gives every container that capability (NET_RAW) unless it is told not to;
-NET_ADMIN is as good, for it gives the interface another address.
+A container on the same bridge that may send raw frames can claim any address there (ARP spoofing), and so read and
+change another's traffic. Docker grants that capability (NET_RAW) by default; NET_ADMIN is equivalent, since it can
+add an address to the interface.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from dataclasses import dataclass, field
 
 FORGING = frozenset({"NET_RAW", "NET_ADMIN"})
 GIVEN_BY_DEFAULT = frozenset({"NET_RAW"})
-"""Of these, what a container has that was started without a word about capabilities."""
+"""Those of them that a container has by default."""
 
 BRIDGE = "bridge"
-"""The one driver whose networks end on this machine."""
+"""The only driver whose networks end on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A container that runs. `project`: the compose project that made it; None: none did, or only its image says so."""
+    """A running container. `project`: the compose project that made it; None: none, or only its image says so."""
 
     container_id: str
     name: str
     project: str | None
     may_forge: bool
     project_folder: str | None = None
-    """A project is one name in one folder: any compose file may take any name."""
+    """A project is a name in a folder: a compose file may use any name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """`addresses`: of the containers that are on it now, by id, those of IPv4 first."""
+    """`addresses`: of the containers on it, by id, IPv4 first."""
 
     name: str
     driver: str
@@ -41,16 +41,16 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class DirectPath:
-    """`address`: where this machine may connect to the container past the engine; None: nowhere, for `reason`."""
+    """`address`: where this machine can connect to the container without the engine; None: nowhere, for `reason`."""
 
     address: str | None
     reason: str | None = None
 
 
 def may_forge(cap_add: Sequence[str], cap_drop: Sequence[str], *, privileged: bool) -> bool:
-    """Whether a container may send what looks like another's, from the engine's words (`CapAdd`, `CapDrop`).
+    """Whether a container may spoof another's address, from the engine's `CapAdd` and `CapDrop`.
 
-    As Docker puts them together: https://github.com/moby/moby/blob/v28.2.2/daemon/pkg/oci/caps/utils.go
+    Combined as in https://github.com/moby/moby/blob/v28.2.2/daemon/pkg/oci/caps/utils.go
     """
     added, dropped = _names(cap_add), _names(cap_drop)
     if privileged:
@@ -66,10 +66,10 @@ def _names(capabilities: Iterable[str]) -> frozenset[str]:
 
 
 def objection(network: Network, target: Member, others: Iterable[Member]) -> str | None:
-    """Why what is plain does not go over this network; None: nothing is against it.
+    """Why unencrypted connections may not use this network; None if they may.
 
-    `others` are all who share it, those in the network namespace of a container on it included. They are read up to the
-    first that counts.
+    `others`: everyone on it, including those in the network namespace of a container on it. Read up to the first
+    objection.
     """
     if network.driver != BRIDGE:
         return f"the network {network.name} is of the driver {network.driver}: other machines may be on it"

@@ -1,1 +1,1 @@
-"""Secrets hidden in command lines: names, shapes, and the line as it may be shown. Pure."""
+"""Mask secrets in command lines: names, shapes, and the line as shown. Pure."""

@@ -1,7 +1,7 @@
-"""Command lines as they may be shown: short, without control characters, without secrets. Pure.
+"""Command lines as shown: short, without control characters, without secrets. Pure.
 
-Masking errs on the side of hiding: a harmless value that stands after a key-like word is hidden too. What is hidden is in
-two tables: names (`secret_names.py`) and shapes (`shapes.py`).
+In doubt it masks: a harmless value after a key-like word is hidden too. Two tables say what is hidden: names
+(`secret_names.py`) and shapes (`shapes.py`).
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from autoforward.core.masking.shapes import SHAPES
 MAX_COMMAND_LINE = 200
 MASK = "***"
 
-# What is looked at before masking; a container decides how long its command lines are.
+# Characters read before masking; a container decides how long its command lines are.
 _MAX_INPUT = 4096
 
-# What is taken out leaves a space, and is no more than what surely belongs to it: an option that was glued to the word
-# before it, or lost its first letters, would not be known as one (`0--api-key x`, `OKEN=x`).
+# A removed part leaves a space, and includes only what surely belongs to it: an option glued to the word before it, or
+# without its first letters, would not be recognised (`0--api-key x`, `OKEN=x`).
 _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)?")
 _SCRIPT = re.compile(r"-[a-z]*c")
-"""The option of a shell (`-c`, `-lc`) after which an argument is a script: words as a shell reads them."""
+"""A shell's option (`-c`, `-lc`) whose argument is a script: words as a shell splits them."""
 
 
 def mask_command_line(text: str, *, cut: bool = False) -> str:
-    """At most 200 characters on one line, each secret as `***`.
+    """At most 200 characters on one line, with each secret as `***`.
 
-    Arguments are apart by NUL, as in /proc/PID/cmdline, or by spaces. `cut`: the end is missing. Then the last word is left
-    out: what is left of a secret may not look like one.
+    Arguments are separated by NUL, as in /proc/PID/cmdline, or by spaces. `cut`: the end is missing, so the last word
+    is left out, because the rest of a secret may not look like one.
     """
     cut = cut or len(text) > _MAX_INPUT
     text = _ANSI.sub(" ", text[:_MAX_INPUT])
@@ -45,7 +45,7 @@ def mask_command_line(text: str, *, cut: bool = False) -> str:
 
 
 def _joined(arguments: Iterable[str]) -> str:
-    """Apart by NUL; before a script by a space, so that it is no argument with a value that may hold spaces."""
+    """Separated by NUL; before a script by a space, so that its words are read as a shell would."""
     text, before = "", ""
     for argument in arguments:
         text += argument if not text else (" " if _SCRIPT.fullmatch(before) else "\0") + argument
@@ -57,7 +57,7 @@ def _hide(text: str, spans: Iterable[Span]) -> str:
     parts, position = [], 0
     for start, end in sorted(spans):
         if start < position:
-            # One that goes on where another one has begun.
+            # It overlaps the span before.
             position = max(position, end)
             continue
         parts += [text[position:start], MASK]
@@ -70,5 +70,5 @@ def _printable(character: str) -> str:
         return character
     if character in "\t\n\r\v\f\u2028\u2029":
         return " "
-    # Cc control, Cf format (bidi overrides among them), Cs lone surrogates, Co and Cn without a meaning.
+    # Cc control, Cf format (includes bidi overrides), Cs lone surrogates, Co and Cn unassigned.
     return "" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn") else character

@@ -1,7 +1,7 @@
-"""A command line as it is read: where values end in it, and what finds spans in it. Pure.
+"""A parsed command line: where values end, and how spans are found. Pure.
 
-Texts are `Line`s: arguments apart by NUL where these are known, else by spaces as in a shell. No expression goes back over
-what it has read (possessive repeats; a value that is hidden is not searched again), so that the cost is linear in the length.
+Texts are `Line`s: arguments separated by NUL if known, else by spaces as in a shell. No expression backtracks
+(possessive repeats; a hidden value is not searched again), so that the cost is linear in the length.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Span = tuple[int, int]
 
 
 class Line:
-    """A command line: `text`, where its quotes are, and the programs that it names."""
+    """A command line: `text`, its quotes, and the programs that it names."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -22,16 +22,16 @@ class Line:
         self._has_arguments = "\0" in text
 
     def end_of_value(self, start: int, name_at: int | None = None) -> int:
-        """Where the value that begins at `start` ends; `name_at`: where the name before it begins (`NAME=VALUE`).
+        """Where the value that starts at `start` ends; `name_at`: where its name starts (`NAME=VALUE`).
 
-        An argument of its own, or one that begins with the name, is a value as a whole; so is the rest of an argument
-        after `;NAME=`. Elsewhere the rules are a shell's: up to a space, quoted parts included; within quotes up to
-        their end.
+        A separate argument, or one that starts with the name, is a value as a whole; so is the rest of an argument
+        after `;NAME=`. Elsewhere a shell's rules apply: up to a space, quoted parts included; within quotes up to their
+        end.
         """
         text = self.text
         if self._has_arguments and start > 0 and (text[start - 1] == "\0" or (name_at and text[name_at - 1] in "\0;")):
             return index(text, "\0", start)
-        if _MASKED.match(text, start):  # once before: it stays as it is
+        if _MASKED.match(text, start):  # already masked
             return start + 3
         if start < len(text) and text[start] in "\"'":
             return self._end_of_quoted(start)
@@ -43,7 +43,7 @@ class Line:
         return self._end_of_word(start)
 
     def end_of_argument(self, start: int) -> int:
-        """The end of the quotes around it, else of the argument."""
+        """The end of the surrounding quotes, else of the argument."""
         end = index(self.text, "\0", start)
         quote = self._quotes[start] if start < len(self.text) else ""
         return min(end, index(self.text, quote, start)) if quote else end
@@ -51,7 +51,7 @@ class Line:
     def _end_of_quoted(self, start: int) -> int:
         match = _QUOTED.match(self.text, start)
         end = match.end() if match else start
-        # `'it'\''s'` is one word of a shell; `"x","y"` is JSON.
+        # `'it'\''s'` is one word in a shell; `"x","y"` is JSON.
         return end if end >= len(self.text) or self.text[end] in ",}]):&;| \0" else self._end_of_word(end)
 
     def _end_of_word(self, start: int) -> int:
@@ -73,7 +73,7 @@ _IN_SUBSTITUTION = re.compile(rf"{_QUOTED.pattern}|[()\0]")
 
 
 def _end_of_substitution(text: str, start: int) -> int:
-    """Behind the parenthesis that closes the one at `start`: `$(printf %s "x")`."""
+    """The index after the parenthesis that closes the one at `start`: `$(printf %s "x")`."""
     depth = 0
     for match in _IN_SUBSTITUTION.finditer(text, start):
         if match[0] == "\0":
@@ -85,7 +85,7 @@ def _end_of_substitution(text: str, start: int) -> int:
 
 
 def _quotes_of(text: str) -> list[str]:
-    """For each character the quote that it stands in, or nothing."""
+    """For each character its surrounding quote, or ""."""
     quotes, quote = [], ""
     for char in text:
         if char == "\0" or char == quote:
@@ -110,9 +110,9 @@ def values_after(
     *,
     programs: frozenset[str] | None = None,
 ) -> Callable[[Line], Iterator[Span]]:
-    """Values that begin where `pattern` ends, and whose name, if it has one, is group 1.
+    """A finder of values that start where `pattern` ends; group 1 is the name, if any.
 
-    Where `is_secret` says so of the match and `is_harmless` does not of the value; `programs`: one of them is named.
+    Only if `is_secret` accepts the match and `is_harmless` rejects the value; `programs`: one of them is named.
     """
     compiled = re.compile(pattern)
 
@@ -133,7 +133,7 @@ def values_after(
 
 
 def pieces(pattern: str, is_secret: Callable[[str], bool] = lambda _piece: True) -> Callable[[Line], Iterator[Span]]:
-    """What group 1 of `pattern` matches."""
+    """A finder of what group 1 of `pattern` matches."""
     compiled = re.compile(pattern)
 
     def find(line: Line) -> Iterator[Span]:

@@ -1,7 +1,7 @@
-"""Which names have secret values, and which variables are known to be harmless. Pure.
+"""Which names have secret values, and which variables are harmless. Pure.
 
-Two directions: an option or a field is shown unless its name says that it is a secret (`--password`, `apiKey`, `sig`);
-a variable in the style of the environment (`FOO_BAR`) is hidden unless it is in the table of harmless ones.
+Two defaults: an option or field is shown unless its name says secret (`--password`, `apiKey`, `sig`); an environment
+variable (`FOO_BAR`) is hidden unless the table of harmless ones has it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ SECRET_PARTS: Final = (
     *("password", "passwd", "passphrase", "passcode", "pwd", "pswd"),
     *("secret", "token", "credential", "signature", "cookie", "mnemonic"),
 )
-"""Anywhere in a name, whatever its style: `PGPASSWORD`, `--passwordFile`, `client_secret`."""
+"""Anywhere in a name, in any style: `PGPASSWORD`, `--passwordFile`, `client_secret`."""
 
 SECRET_WORDS: Final = frozenset(
     {
@@ -34,7 +34,7 @@ SECRET_WORDS: Final = frozenset(
         "creds",
     }
 )
-"""A word of its own in a name: `DB_PASS`, `--authToken`, `--jwt`; so `passport` and `author` are left alone."""
+"""A separate word in a name: `DB_PASS`, `--authToken`, `--jwt`, but not `passport` or `author`."""
 
 SECRET_ENDS: Final = ("key", "pass", "auth", "pw")
 """At the end of a word: `apikey`, `requirepass`, `masterauth`, `rootpw`."""
@@ -54,7 +54,7 @@ ORDINARY_WORDS: Final = frozenset(
         "turkey",
     }
 )
-"""Words that end so and mean something else."""
+"""Words with such an end and another meaning."""
 
 HARMLESS_OPTIONS: Final = frozenset(
     {
@@ -70,7 +70,7 @@ HARMLESS_OPTIONS: Final = frozenset(
         *("key_bindings", "key_binding", "key_map", "newkey"),
     }
 )
-"""Of language models (their tokens are words), of keyboards; `-newkey rsa:2048`."""
+"""Of language models (their tokens are words) and keyboards; `-newkey rsa:2048`."""
 
 _HARMLESS = """
     ADDRESS APP_ENV ARCH ASPNETCORE_ENVIRONMENT ASPNETCORE_URLS BABEL_ENV BASE_PATH BIND BROWSER BUNDLE_GEMFILE
@@ -86,18 +86,18 @@ _HARMLESS = """
     WATCHPACK_POLLING WEB_CONCURRENCY WORKERS
 """
 HARMLESS_VARIABLES: Final = frozenset(_HARMLESS.split())
-"""Variables whose values say how a program runs. `LC_…`, `XDG_…` and numbers called `…_PORT` are harmless, too."""
+"""Variables that say how a program runs. `LC_…`, `XDG_…` and numbers in `…_PORT` are harmless too."""
 
 HARMLESS_VALUES: Final = frozenset({"", "0", "1", "true", "false", "yes", "no", "on", "off", "null", "none"})
-"""Of a variable whose name does not say that it is a secret: nothing is hidden in these."""
+"""Values of a variable with a neutral name that are shown."""
 
 NO_SECRETS: Final = frozenset({"none", "null", "true", "false"})
-"""Of a name that says that it is a secret: nothing is hidden in these."""
+"""Values of a secret name that are shown."""
 
 AUTH_METHODS: Final = frozenset(
     {"basic", "bearer", "digest", "jwt", "ldap", "md5", "oauth", "oauth2", "oidc", "password", "peer", "token", "trust"}
 )
-"""Of a name that ends with `auth`: how, and not with what."""
+"""Values of a name ending in `auth` that say how, not with what."""
 
 _KEY_FILE = re.compile(r"[\w./~+-]*+(?<=\.(?:pem|key|crt|cer|p12|pfx|jks|der|pub|asc|gpg))|[\w./~+-]*+(?<=\.keystore)")
 _OWN_PATH = re.compile(r"(?:~|\.{1,2}+)/[\w./+-]++")
@@ -109,7 +109,7 @@ _HARMLESS_KINDS = re.compile(r"(?:LC_|XDG_)[A-Z_]++")
 
 
 def is_secret(name: str) -> bool:
-    """Whether the value of this option, field or variable is a secret: `--api-key`, `clientSecret`, `DB_PASS`."""
+    """Whether this option, field or variable has a secret value: `--api-key`, `clientSecret`, `DB_PASS`."""
     lower = name.lower()
     if name in HARMLESS_VARIABLES or lower.lstrip("-").replace("-", "_") in HARMLESS_OPTIONS:
         return False
@@ -120,7 +120,7 @@ def is_secret(name: str) -> bool:
 
 
 def is_harmless_value(name: str, value: str) -> bool:
-    """Whether this value of a name that says that it is a secret is none: `--auth none`, `--key a.pem`, `--max-tokens-in 9`."""
+    """Whether a secret name's value is harmless: `--auth none`, `--key a.pem`, `--max-tokens-in 9`."""
     if value.lower() in NO_SECRETS or _KEY_FILE.fullmatch(value) or _OWN_PATH.fullmatch(value):
         return True
     words = [word.lower() for word in _WORDS.findall(name)]
@@ -136,7 +136,7 @@ def _is_count(value: str) -> bool:
 
 
 def is_harmless_variable(name: str, value: str) -> bool:
-    """Whether `NAME=VALUE` of an environment is known to hold no secret."""
+    """Whether `NAME=VALUE` of an environment is known to be harmless."""
     if is_secret(name):
         return is_harmless_value(name, value)
     if name in HARMLESS_VARIABLES or _HARMLESS_KINDS.fullmatch(name) or value.lower() in HARMLESS_VALUES:

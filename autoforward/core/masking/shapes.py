@@ -1,6 +1,6 @@
-"""The shapes in which secrets stand on a command line: a table of what finds them. Pure.
+"""Shapes of secrets on a command line: a table of finders. Pure.
 
-Each row is asked for itself and gives the spans to be hidden; what one finds hides nothing from the others.
+Each row finds its spans independently of the others.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from autoforward.core.masking.line import Line, Span, index, pieces, values_afte
 from autoforward.core.masking.secret_names import HARMLESS_VARIABLES, is_harmless_value, is_harmless_variable, is_secret
 
 MAX_USER = 24
-"""Characters of a user without a password, in a URL that is not of the web; what is longer is a token."""
+"""Longest user name in a URL without a password, outside the web; anything longer is a token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One row: `what` it is for those who read the table, and what finds it."""
+    """One row: a description, and the finder."""
 
     what: str
     find: Callable[[Line], Iterator[Span]]
@@ -46,7 +46,7 @@ _SQL = (
 _ELEMENT = re.compile(r"<([\w:.-]++)(?: [^<>\0]*+)?>(?:<!\[CDATA\[)?+([^<\0]++)")
 _ATTRIBUTES = r"""<[\w:.-]++ (?:key|name)=["']([\w:.-]++)["'] value="""
 _NO_OPTION = r"(?!-(?:[A-Za-z]|[a-z][-a-z]*+|-[A-Za-z][-\w.]*+)(?:[ \0=]|$))"
-"""What comes next is no option itself: `--auth --port 80`."""
+"""The next argument is no option: `--auth --port 80`."""
 _OPTION = rf"(?<![-\w])(--?[A-Za-z][-\w.]*+)[ \0]{_NO_OPTION}"
 
 
@@ -88,7 +88,7 @@ _option_settings = values_after(_SETTING, _is_unknown, _is_harmless)
 
 
 def _settings_of_options(line: Line) -> Iterator[Span]:
-    """`-e foo=X`; `webpack --env target=web` says what to build."""
+    """`-e foo=X`; but `webpack --env target=web` is harmless."""
     if not _BUNDLERS & line.programs:
         yield from _option_settings(line)
 
@@ -151,13 +151,13 @@ _ONLY_USER = r"""(?<![^ \0])(?:-[A-Za-z#]{0,8}?u[ \0]?|--user[ =\0])["']?+([^ \0
 _HOST_AND_PORT = re.compile(r"[\w.-]*+:\d{1,5}/")
 _USER = re.compile(r"[\w.+-]+")
 _NO_PASSWORDS = ("", "x-oauth-basic")
-"""Then the user is a token: `https://TOKEN:x-oauth-basic@github.com`."""
+"""Then the user is the token: `https://TOKEN:x-oauth-basic@github.com`."""
 _NO_USERS = ("npm", "jsr", "workspace", "link", "file")
-"""What stands before the colon in the words of package managers: `npm:react@18`."""
+"""Precedes the colon in package managers' words: `npm:react@18`."""
 
 
 def _in_urls(line: Line) -> Iterator[Span]:
-    """`scheme://user:PASSWORD@host`, whatever the password consists of; `scheme://TOKEN@host`."""
+    """`scheme://user:PASSWORD@host` with any password; `scheme://TOKEN@host`."""
     for word in re.finditer("[^ \0]++", line.text):
         text = word[0]
         begin, at = text.find("://") + 3, text.rfind("@")
@@ -208,7 +208,7 @@ def _headers(line: Line) -> Iterator[Span]:
             yield start, hidden
 
 
-# -- secrets that are known by themselves --------------------------------------------------------
+# -- secrets recognised by themselves -----------------------------------------------------------
 
 _TOKENS = (
     *("gh[pousr]_", "github_pat_", "gl[a-z]{2,6}-", "[rsp]k_(?:live|test)_", "whsec_", "xox[a-z]-", "xapp-", "AIza"),
@@ -229,7 +229,7 @@ _LIKELY_TOKENS = (
     *("sk-", "npm_", "pypi-", "hf_", r"SG\.", "pat-", "ntn_"),
     *("xai-", "gsk_", "r8_", "pplx-", "rubygems_", "sbp_", "nfp_", "phx_"),
 )
-"""Names begin like that, too."""
+"""Names start like these too."""
 
 
 _HEX_TOKENS = r"(?<![A-Za-z0-9])((?:(?:dapi|key-)[0-9a-f]{32}|EAA[A-Z][A-Za-z0-9]{6,}+)[\w-]*+)"
@@ -244,7 +244,7 @@ def _token(prefixes: tuple[str, ...], least: int) -> str:
 
 
 def _is_random(token: str) -> bool:
-    """It has digits, capital and small letters, or a long piece; `npm_config_registry` and `sk-learn-server` have not."""
+    """It has digits, upper and lower case, or a long part; `npm_config_registry` and `sk-learn-server` do not."""
     if any(char.isdigit() for char in token[4:]) or max(map(len, re.split("[-_.]", token))) >= 16:
         return True
     return not (token[4:].islower() or token[4:].isupper())
@@ -288,4 +288,4 @@ SHAPES: Final[tuple[Shape, ...]] = (
     Shape("eyJX", pieces(_token(("eyJ",), 8))),
     Shape("-----BEGIN PRIVATE KEY-----X", _private_keys),
 )
-"""What is hidden: the value alone where a name says what it is, the whole of a token that is known by itself."""
+"""What is hidden: only the value if a name identifies it, all of a self-identifying token."""

@@ -1,8 +1,8 @@
-"""The agent lane on the host: one exec stream, a mux stream per client connection (protocol: SPEC.md, "Agent").
+"""The agent lane on the host: one exec stream with a mux stream per client connection (SPEC.md, "Agent protocol").
 
-Where the container's address can be reached, the first connection is the occasion to ask for a trunk, and what comes
-after it is opened there; the exec stream stays for what the agent says of itself, and for connections while there is no
-trunk. A violation ends the mux, and with it this session's connections, no other session's.
+If the container's address is reachable, the first connection requests a trunk, and later ones use it; the exec stream
+stays for the agent's own events, and for connections while there is no trunk. A protocol violation ends the mux and this
+session's connections only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from autoforward.core.budget import (
 )
 from autoforward.core.errors import ProtocolError
 from autoforward.core.model import DialAddress, Transport
-from autoforward.core.pause import ENGINE_WORD_S, PauseQuestion
+from autoforward.core.pause import PAUSE_ANSWER_TIMEOUT_S, PauseQuestion
 from autoforward.core.text import LineSplitter, decoded_line
 from autoforward.dataplane.mux.handshake import DirectConnector
 from autoforward.dataplane.mux.multiplexer import Multiplexer
@@ -40,22 +40,22 @@ log = logging.getLogger(__name__)
 
 PING_INTERVAL_S = 4.0
 MAX_SNAPSHOTS = 100
-"""From one ping to the next; ten a second are the most that we ask for. Control would drown in what it cannot apply."""
+"""Between two pings; the fastest interval gives ten a second. More would flood control."""
 
 MAX_PROCESSES = 8192
-"""From one ping to the next, twice what a snapshot holds: each socket is named once, and all again after each WATCH."""
+"""Between two pings, twice a snapshot's sockets: each socket is named once, and all again after each WATCH."""
 
 MAX_LOGGED_LINES = 20
-"""Of the agent's stderr, from one ping to the next: it has a word or two to say, and who has its pipe can pour in anything."""
+"""Of the agent's stderr, between two pings: it has a line or two to write, and whoever holds its pipe can write anything."""
 
-MAX_WORDS_BYTES = 4096
-"""Of what the agent's stderr has at once; the end of it counts."""
+MAX_STDERR_BYTES = 4096
+"""Of one chunk of the agent's stderr; its end counts."""
 
 MAX_NAMES = frames.MAX_ENTRIES
-"""Processes that wait for control to be told of them: as many as a snapshot has sockets."""
+"""Processes queued for control: as many as a snapshot has sockets."""
 
 SILENCE_LIMIT_S = 13.0
-"""The agent answers a ping at once; three unanswered ones, and a fourth that is due, mean that it is gone."""
+"""The agent answers a ping at once; it is lost after three unanswered ones, when the fourth is due."""
 
 
 BEHIND_REST_S = 0.05
@@ -65,9 +65,9 @@ AT_THE_PAUSE = b"paused??"
 
 
 class Mux(Multiplexer[ExecStream]):
-    """Events that are not about a stream go to `on_event`; `on_lost` is called once, unless it is closed.
+    """Events about no stream go to `on_event`; `on_lost` is called once, unless the mux is closed.
 
-    `on_unsure` asks whether the container is paused: the answer comes by `pause`, or, if it is not, not at all.
+    `on_unsure` asks whether the container is paused; `pause` takes the answer, which may not come.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class Mux(Multiplexer[ExecStream]):
         self._last_number = 0
         self._window = 0
         self._snapshots = self._processes = self._logged_lines = 0
-        self._last_words = ""
+        self._last_stderr = ""
         self.is_over_budget = False
         """Whether it was lost because it cost too much."""
         self._newest: frames.SnapshotEvent | None = None
         self._names: OrderedDict[int, frames.Process] = OrderedDict()
-        self._tells_later = False
+        self._reports_later = False
         self._snapshot_budget = Budget(SNAPSHOTS, self._heard_s)
         self._name_budget = Budget(NAMES, self._heard_s)
         self._timer: Timer | None = None
@@ -107,7 +107,7 @@ class Mux(Multiplexer[ExecStream]):
         self._trunks = TrunkManager(loop, self, self._gate)
         self._doubts = itertools.count(1)
         self._doubt = b""
-        """The ping whose answer shows that the agent lives; none: there is no doubt."""
+        """The ping whose answer proves that the agent lives; empty: no doubt."""
         self._waiting: list[tuple[PatientOwner, Transport, Sequence[DialAddress]]] = []
         self._takers |= {
             frames.Hello: self._take_hello,
@@ -131,22 +131,22 @@ class Mux(Multiplexer[ExecStream]):
 
     @property
     def is_up(self) -> bool:
-        """Whether the agent has answered the hello and the stream still stands: channels can be opened."""
+        """Whether the agent has answered the hello and the stream is open: streams can be opened."""
         return self._window > 0 and self._stream.fileno() >= 0
 
     @property
     def window(self) -> int:
-        """What the agent accepts on a new stream, in bytes; 0 before its hello."""
+        """The agent's credit for a new stream, in bytes; 0 before its hello."""
         return self._window
 
     def doubt(self) -> None:
-        """The agent's other connection has ended, and it may have ended with it: what is new waits for a word of it."""
+        """The trunk has ended, and the agent may have too: new connections wait for its next frame."""
         if not self._doubt:
             self._doubt = b"lives" + next(self._doubts).to_bytes(8, "big")[-3:]
             self.send(decoder.encode_ping(self._doubt))
 
     def join(self, relay: PatientOwner, transport: Transport, dials: Sequence[DialAddress]) -> bool:
-        """A stream for this relay, now or once it is sure that the agent lives; whether it is open. Only while `is_up`."""
+        """Open a stream for this relay, now or once the agent is known to live; returns which. Only while `is_up`."""
         if self._doubt:
             self._waiting.append((relay, transport, dials))
             return False
@@ -154,7 +154,7 @@ class Mux(Multiplexer[ExecStream]):
         relay.opened()
         return True
 
-    def _let_join(self) -> None:
+    def _close_early(self) -> None:
         self._doubt = b""
         waiting, self._waiting = self._waiting, []
         for relay, transport, dials in waiting:
@@ -162,7 +162,7 @@ class Mux(Multiplexer[ExecStream]):
                 self.join(relay, transport, dials)
 
     def open(self, relay: StreamOwner, transport: Transport, dials: Sequence[DialAddress]) -> MuxStream:
-        """A stream for this relay. Only while `is_up`."""
+        """Open a stream for this relay. Only while `is_up`."""
         trunk = self._trunks.get()
         number = self._last_number % frames.MAX_STREAM + 1
         while number in self._channels or self._trunks.has(number):
@@ -176,16 +176,16 @@ class Mux(Multiplexer[ExecStream]):
         return channel
 
     def watch(self, interval_ms: int, *, udp: bool) -> None:
-        """Ask for snapshots at that pace."""
+        """Request snapshots at this interval."""
         self.send(decoder.encode_watch(interval_ms, udp=udp))
 
     def allow_direct(self, address: str | None) -> None:
-        """Where this machine may reach the container from now on; None: what is new stays on the exec stream."""
+        """Where this machine can reach the container from now on; None: new streams use the exec stream."""
         if not self.is_closed:
             self._trunks.allow(address)
 
     def pause(self, paused: bool) -> None:
-        """The engine says whether the container is paused. One ping waits there, for which its agent has a word at last."""
+        """Whether the engine reports the container as paused. The agent answers a pending ping once it is resumed."""
         if self.is_closed:
             return
         if not self._pause.answer(paused):
@@ -196,7 +196,7 @@ class Mux(Multiplexer[ExecStream]):
         self.send(decoder.encode_ping(AT_THE_PAUSE))
 
     def _judge_silence(self) -> None:
-        """The engine has said that it is not paused, or nothing."""
+        """Called when the engine says that it is not paused, or does not answer."""
         silent_s = time.monotonic() - self._heard_s
         if self._timer is not None:
             self._timer.cancel()
@@ -207,12 +207,12 @@ class Mux(Multiplexer[ExecStream]):
         self._ping()
 
     def retire(self) -> None:
-        """Send nothing more, and end after the last stream has ended: checked with each ping."""
-        self._on_event = self._on_lost = _say_nothing
+        """Send nothing more, and end after the last stream's end, which each ping checks."""
+        self._on_event = self._on_lost = _ignore
         self._is_retired = True
 
     def close(self) -> None:
-        """End it: the agent sees EOF on its stdin, channels are broken off. Idempotent; `on_lost` is not called."""
+        """Close the stream: the agent sees EOF on stdin, streams are broken. Idempotent; does not call `on_lost`."""
         if self.is_closed:
             return
         if self._timer is not None:
@@ -229,7 +229,7 @@ class Mux(Multiplexer[ExecStream]):
 
     def _lose(self, reason: str) -> None:
         if self._stream.fileno() >= 0:
-            self._on_lost(reason)  # before its connections: what starts over is for another agent
+            self._on_lost(reason)  # before its connections: those that start over need another agent
             self.close()
 
     # The stream.
@@ -241,9 +241,9 @@ class Mux(Multiplexer[ExecStream]):
                 return
             chunks = self._stream.recv()
             if chunks is None:
-                self._lose(self._last_words or "the agent's stream ended")
+                self._lose(self._last_stderr or "the agent's stream ended")
                 return
-            # The engine's frames cut ours anywhere: put together again, fewer pieces go further.
+            # The engine splits frames anywhere: joined, they make fewer chunks.
             said = [payload for stream, payload in chunks if stream == STDOUT]
             self._extra += len(chunks)
             for stream, payload in chunks:
@@ -251,9 +251,9 @@ class Mux(Multiplexer[ExecStream]):
                     continue
                 if stream == STDERR:
                     self._empty += len(payload) // 16
-                    self._take_words(self._stderr.feed(payload[-MAX_WORDS_BYTES:]))
+                    self._take_stderr(self._stderr.feed(payload[-MAX_STDERR_BYTES:]))
                 elif payload:
-                    self._last_words = decoded_line(payload)
+                    self._last_stderr = decoded_line(payload)
             self._take_turn(said[0] if len(said) == 1 else b"".join(said))
         except BlockingIOError:
             return
@@ -263,14 +263,14 @@ class Mux(Multiplexer[ExecStream]):
         except ProtocolError as error:
             self._lose(str(error))
         except OSError as error:
-            self._lose(self._last_words or str(error))
+            self._lose(self._last_stderr or str(error))
 
-    def _take_words(self, lines: Sequence[bytes]) -> None:
+    def _take_stderr(self, lines: Sequence[bytes]) -> None:
         for line in lines[: MAX_LOGGED_LINES - self._logged_lines]:
             self._logged_lines += 1
             log.info("agent: %s", decoded_line(line))
         if lines:
-            self._last_words = decoded_line(lines[-1])
+            self._last_stderr = decoded_line(lines[-1])
 
     def _take_hello(self, event: frames.Hello) -> None:
         self._window = event.window
@@ -283,7 +283,7 @@ class Mux(Multiplexer[ExecStream]):
     def _take_pong(self, event: frames.Pong) -> None:
         self._empty += 1
         if event.payload == self._doubt:
-            self._let_join()
+            self._close_early()
         if self._pause.is_paused:
             self._pause.ask()
         self._gate.pong(event.payload)
@@ -320,11 +320,11 @@ class Mux(Multiplexer[ExecStream]):
 
     def _take_bye(self, event: frames.Bye) -> None:
         self._empty += 1
-        self._last_words = f"the agent ended: {event.text or event.reason}"
+        self._last_stderr = f"the agent ended: {event.text or event.reason}"
 
     def _tell_control(self) -> None:
-        """The newest snapshot and the names that are not told yet, as far as the budget goes; the rest of it later."""
-        if self._tells_later:
+        """Send control the newest snapshot and the queued names, as far as the budget allows; the rest later."""
+        if self._reports_later:
             return
         now_s = time.monotonic()
         if self._newest is not None and not (rest_s := self._rest_s(self._snapshot_budget, now_s)):
@@ -336,27 +336,27 @@ class Mux(Multiplexer[ExecStream]):
             self._name_budget.spend(name_cost(len(name.command_line)), now_s)
             self._on_event(name)
         if self._newest is not None or self._names:
-            self._tells_later = True
-            self._loop.call_later(rest_s, self._tell_the_rest)
+            self._reports_later = True
+            self._loop.call_later(rest_s, self._report_later)
 
     def _rest_s(self, budget: Budget, now_s: float) -> float:
         return BEHIND_REST_S if self._is_behind() else budget.rest_s(now_s)
 
-    def _tell_the_rest(self) -> None:
-        self._tells_later = False
+    def _report_later(self) -> None:
+        self._reports_later = False
         if not self.is_closed:
             self._tell_control()
 
     def check(self, timeout_s: float) -> None:
-        """Is the agent there? It is lost unless it has said something by then."""
+        """Ping the agent: it is lost unless it sends something within `timeout_s`."""
         asked_s = time.monotonic()
 
-        def look() -> None:
+        def check() -> None:
             if self._heard_s < asked_s and not self.is_closed and not self._pause.is_paused:
                 self._lose(f"the agent did not answer within {timeout_s:.0f} s")
 
         self.send(decoder.encode_ping(bytes(8)))
-        self._loop.call_later(timeout_s, look)
+        self._loop.call_later(timeout_s, check)
 
     def _ping(self) -> None:
         silent_s = time.monotonic() - self._heard_s
@@ -365,7 +365,7 @@ class Mux(Multiplexer[ExecStream]):
             return
         if silent_s > SILENCE_LIMIT_S:
             self._pause.ask()
-            self._timer = self._loop.call_later(ENGINE_WORD_S, self._judge_silence)
+            self._timer = self._loop.call_later(PAUSE_ANSWER_TIMEOUT_S, self._judge_silence)
             return
         if self._is_retired and self.is_idle and self._trunks.is_idle:
             self.close()
@@ -376,11 +376,11 @@ class Mux(Multiplexer[ExecStream]):
         self._timer = self._loop.call_later(PING_INTERVAL_S, self._ping)
 
 
-def _say_nothing(_what: object) -> None:
-    """What a retired mux tells."""
+def _ignore(_what: object) -> None:
+    """The event handler of a retired mux."""
 
 
 @functools.lru_cache(maxsize=1024)
 def _open_payload(transport: Transport, dials: tuple[DialAddress, ...]) -> bytes:
-    """Parsing the same addresses for every connection took a fifth of its time."""
+    """Cached: parsing the same addresses took a fifth of a connection's time."""
     return decoder.open_payload(transport, dials[0].port, [dial.host for dial in dials])

@@ -1,8 +1,8 @@
-"""The direct path: TCP connections of our own to the agent, one for each stream that turns out to be bulk, one as the trunk.
+"""The direct path: TCP connections from this machine to the agent, one per bulk stream, and one as the trunk.
 
-The agent listens only after we asked it to (LISTEN, with a secret that travels over the exec stream alone). Each has a
-fresh token (DIRECT, TRUNK); the connection begins with both sides proving that they know the secret, neither sends it.
-Whatever fails here, the stream stays on the mux, and neither end of it notices. Protocol: SPEC.md, "Direct connections".
+The agent listens only after LISTEN, with a secret that only the exec stream carries. Each connection has a fresh token
+(DIRECT, TRUNK) and begins with both sides proving that they know the secret, without sending it. If anything fails,
+the stream stays on the mux and neither end notices. Protocol: SPEC.md, "Direct connections".
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ AGENT_WORDS = b"autoforward direct agent"
 TRUNK_WORDS = b"autoforward trunk key"
 
 MAX_DIRECT = 64
-"""Direct connections over one agent at once; what comes after them stays on the mux."""
+"""Direct connections of one agent at once; further streams stay on the mux."""
 
 HANDSHAKE_TIMEOUT_S = 2.0
-"""The container is on this machine: a handshake takes less than a millisecond, or a firewall swallows it."""
+"""The container is on this machine: a handshake takes less than a millisecond, or a firewall drops it."""
 
 MAX_FAILURES = 3
-"""Handshakes in a row that may fail before there is a rest: it is not just an agent that is busy."""
+"""Failed handshakes in a row before a pause: more than a busy agent."""
 
 FIRST_REST_S = 5.0
-"""Before it is tried again when the address could not be reached; doubled each time that it still cannot."""
+"""Before an unreachable address is tried again; doubles with each failure."""
 
 MAX_REST_S = 60.0
 
 
 def proof(secret: bytes, words: bytes, token: bytes, nonce: bytes) -> bytes:
-    """What shows that `secret` is known, without telling it: 32 bytes of HMAC-SHA256."""
+    """HMAC-SHA256 (32 bytes) that proves knowledge of `secret`."""
     return hmac.digest(secret, words + token + nonce, "sha256")
 
 
 class DirectUser(Protocol):
-    """A stream that may move, or the trunk; it owns the connection from `direct_ready` on."""
+    """A stream that may move, or the trunk; owns the connection from `direct_ready` on."""
 
     @property
     def number(self) -> int: ...
 
     def announce(self, token: bytes) -> bytes:
-        """The frame that tells the agent whose the connection with this token is."""
+        """The frame that assigns the connection with this token."""
 
     def direct_ready(self, far: socket.socket) -> None: ...
 
@@ -67,9 +67,9 @@ class MuxWriter(Protocol):
 
 
 class DirectConnector:
-    """The agent's listener, as the host sees it: asked for with the first connection, closed while `address` is None.
+    """The agent's listener, seen from the host: requested with the first connection, closed while `address` is None.
 
-    `address`: one of the container's own, at which this machine may reach it now.
+    `address`: one of the container's own, reachable from this machine.
     """
 
     def __init__(self, loop: Loop, mux: MuxWriter, address: str | None) -> None:
@@ -78,12 +78,12 @@ class DirectConnector:
         self.address = address
         self._secret = b""
         self._place: tuple[str, int] | None = None
-        """Address and port of the agent's listener, once it has said so."""
+        """Address and port of the agent's listener, once known."""
         self._asked = self._shut = False
         self._shut_at: str | None = None
-        """The address that is not tried any more."""
+        """An address that is no longer tried."""
         self._stopping = b""
-        """The payload of the ping behind "listen no more": what the agent says of a listener before its answer is old."""
+        """The payload of the ping after "stop listening": a LISTENING before its answer is stale."""
         self._waiting: dict[int, DirectUser] = {}
         self._announced: dict[bytes, _Handshake] = {}
         self._handshakes: set[_Handshake] = set()
@@ -91,13 +91,13 @@ class DirectConnector:
         self._failures = self._rests = 0
         self._rests_until_s = 0.0
         self.active = 0
-        """Streams that have a direct connection, and who is about to."""
+        """Streams that have a direct connection, and those with a handshake."""
 
     def __repr__(self) -> str:
         return f"<DirectConnector {self._place or self.address} active={self.active}>"
 
     def want(self, user: DirectUser) -> bool:
-        """A direct connection for this stream, if it can be had; `release` it once it is over. Whether it is tried."""
+        """Start a direct connection for this stream if possible, and return whether; call `release` at the stream's end."""
         if self._shut or self.address is None or self.active >= MAX_DIRECT or time.monotonic() < self._rests_until_s:
             return False
         self.active += 1
@@ -116,9 +116,9 @@ class DirectConnector:
         self._mux.send(decoder.encode_listen(self._secret, self.address))
 
     def allow(self, address: str | None) -> None:
-        """Where the container may be reached from now on; None: nowhere. Connections that are proven stay.
+        """Where the container can be reached from now on; None: nowhere. Established connections stay.
 
-        Streams that wait for a connection go on waiting, for an address that may come.
+        Streams that wait for a connection keep waiting for an address.
         """
         if address == self.address:
             return
@@ -142,14 +142,14 @@ class DirectConnector:
         return next(self._numbers).to_bytes(8, "big")
 
     def release(self, user: DirectUser) -> None:
-        """That stream is over."""
+        """This stream has ended."""
         self._waiting.pop(user.number, None)
         for handshake in [one for one in self._handshakes if one.user is user]:
             handshake.close()
         self.active -= 1
 
     def listening(self, said: Listening) -> None:
-        """The agent's answer, or its word that it listens no more."""
+        """The agent listens, or has stopped listening."""
         if not self._asked and not self._stopping:
             raise ProtocolError("the agent listens without having been asked to")
         if self._stopping:
@@ -167,11 +167,11 @@ class DirectConnector:
             self._connect(user, self._place)
 
     def trunk_key(self, token: bytes) -> bytes:
-        """What opening is signed with on the trunk that came with this token."""
+        """The key that signs SIGNED_OPEN on the trunk with this token."""
         return hmac.digest(self._secret, TRUNK_WORDS + token, "sha256")
 
     def close(self) -> None:
-        """The mux is over."""
+        """The mux has ended."""
         self._shut = True
         self._waiting.clear()
         self._announced.clear()
@@ -182,13 +182,13 @@ class DirectConnector:
         token = os.urandom(TOKEN_SIZE)
         handshake = _Handshake(self, self._loop, user, self._secret, token, place)
         self._handshakes.add(handshake)
-        # A connection is faster than the exec stream: it begins once the agent is known to have the token.
+        # The connection is faster than the exec stream: start it once a pong shows that the agent has the token.
         ping = self._next_ping()
         self._announced[ping] = handshake
         self._mux.send(user.announce(token) + decoder.encode_ping(ping))
 
     def pong(self, payload: bytes) -> None:
-        """The agent has had all that was sent before the ping with that payload."""
+        """The agent has received everything sent before the ping with this payload."""
         if payload == self._stopping:
             self._stopping = b""
             if self._waiting:
@@ -197,7 +197,7 @@ class DirectConnector:
         if handshake is not None:
             handshake.start()
 
-    # What handshakes say.
+    # Called by handshakes.
 
     def forget(self, handshake: _Handshake) -> None:
         self._handshakes.discard(handshake)
@@ -207,7 +207,7 @@ class DirectConnector:
         user.direct_ready(far)
 
     def failed(self, reason: str, *, unreachable: bool) -> None:
-        """It goes on over the exec stream, and a way that is there again is found: floods and lost networks pass."""
+        """The stream stays on the exec stream; a later one tries again, since overload and lost networks pass."""
         self._failures += 1
         log.debug("no direct connection to %s for one stream: %s", self.address, reason)
         now_s = time.monotonic()
@@ -230,7 +230,7 @@ class DirectConnector:
 
 
 class _Handshake:
-    """From the connection to the proof. Closed in silence when its stream ends first."""
+    """From connect to proof. Closed silently if its stream ends first."""
 
     def __init__(
         self,
@@ -262,7 +262,7 @@ class _Handshake:
             self._sock = sock = socket.socket(family, socket.SOCK_STREAM)
             sock.setblocking(False)
             result = sock.connect_ex(self._address)
-        except OSError as error:  # no descriptors left: not the path's fault
+        except OSError as error:  # no descriptors left, which says nothing about the path
             self._fail(error.strerror or str(error), unreachable=False)
             return
         if result not in (0, errno.EINPROGRESS):

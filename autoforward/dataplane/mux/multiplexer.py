@@ -1,9 +1,9 @@
-"""Many streams over one carrier: the base of the exec mux and of the trunk.
+"""Many streams on one carrier: the base of the exec mux and of the trunk.
 
-Runs in the data plane's thread. What goes out in one turn of the loop goes out as one write; what a stream may send is
-bounded by the credit that the agent gave, and what all streams may have waiting here by `HIGH_WATER_BYTES`, so that one
-bulk transfer starves no other stream. Everything that the agent sends is hostile until decoded, and costs: a turn takes
-`TURN_FRAMES`, and over its budget (`core.budget`) the stream is not read, so that its sender has to wait.
+Data plane thread only. Output of one turn of the loop is one write. A stream is bounded by the agent's credit, and all
+streams' queued output by `HIGH_WATER_BYTES`, so that one bulk transfer starves no other stream. The agent's bytes are
+hostile until decoded, and cost budget: a turn takes `TURN_FRAMES`, and over budget (`core.budget`) the carrier is not
+read, so that its sender must wait.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from autoforward.agent_protocol import decoder as wire
 from autoforward.agent_protocol import frames
 from autoforward.core.budget import EMPTY_FRAMES, FRAMES, FRAMES_OF_A_STREAM, Budget
 from autoforward.dataplane.mux.handshake import DirectConnector
-from autoforward.dataplane.mux.stream import MuxStream, StreamOwner, in_words
+from autoforward.dataplane.mux.stream import MuxStream, StreamOwner, errno_text
 from autoforward.net.loop import Loop
 
 HIGH_WATER_BYTES = 256 * 1024
-"""What may wait for the other side to take it before streams have to queue."""
+"""Queued output before streams have to wait."""
 
 MAX_OUT_BYTES = 4 * 1024 * 1024
-"""Frames that are not bytes of clients (new connections, credit, ends) go on top of that. An agent that takes none of them
-while clients come and go is as good as lost."""
+"""Frames without client bytes (new connections, credit, ends) may exceed that. An agent that takes none of them while
+clients come and go is as good as lost.
+"""
 
 TURN_FRAMES = 512
-"""Frames, and sockets of snapshots, that one carrier may bring into a turn of the loop: some 0.5 ms. What else has come waits
-for the next turn; 64 connections that are asked as fast as they answer bring 64."""
+"""Frames, and sockets of snapshots, that one carrier may process in one turn: about 0.5 ms. The rest waits for the next
+turn; 64 connections in request-response bring 64.
+"""
 
 LEAST_CREDIT_BYTES = frames.MIN_WINDOW // 4
-"""An agent gives credit in pieces of a quarter of its window, so a smaller one says next to nothing."""
+"""An agent sends credit in quarters of its window; smaller amounts are counted as empty."""
 
 JOINED_BYTES = 4096
-"""Payloads up to this are copied behind their header: one piece is cheaper than two."""
+"""Payloads up to this are copied behind their header: one chunk is cheaper than two."""
 
 
 class Carrier(Protocol):
@@ -51,14 +53,14 @@ S = TypeVar("S", bound=Carrier)
 
 
 class Multiplexer(Generic[S]):
-    """Owns its stream. Subclasses read it, hand `take` what was decoded, and say what becomes of a loss."""
+    """Owns its carrier. Subclasses read it, pass decoded events to `take`, and handle a loss."""
 
     def __init__(self, loop: Loop, stream: S, decoder: wire.Decoder, direct: DirectConnector | None) -> None:
         self._loop = loop
         self._stream = stream
         self._decoder = decoder
         self.direct = direct
-        """Where streams that turn out to be bulk get a connection of their own; None: nowhere."""
+        """Gives bulk streams a connection of their own; None: no direct path."""
         self._channels: dict[int, MuxStream] = {}
         self._turns: deque[MuxStream] = deque()
         self._out: list[bytes | memoryview] = []
@@ -67,11 +69,11 @@ class Multiplexer(Generic[S]):
         self._mask = 0
         self._heard_s = time.monotonic()
         self._unanswered = False
-        """Whether something was sent since the last word."""
+        """Whether something was sent since the last frame arrived."""
         self._frames = Budget(FRAMES, self._heard_s)
         self._empty_frames = Budget(EMPTY_FRAMES, self._heard_s)
         self._extra = self._empty = 0
-        """Of this turn: what frames cost beyond one each, and how many of them meant nothing."""
+        """Of this turn: the cost of frames beyond one each, and the number of empty ones."""
         self._is_held = False
         self._takers: dict[type[Any], Callable[[Any], None]] = {
             frames.Data: self._take_data,
@@ -97,11 +99,11 @@ class Multiplexer(Generic[S]):
         return not self._channels
 
     def _lose(self, reason: str) -> None:
-        """The stream broke, or what it said is not the protocol."""
+        """The carrier broke, or the peer violated the protocol."""
         raise NotImplementedError
 
     def _read(self) -> None:
-        """The stream is readable."""
+        """The carrier is readable."""
         raise NotImplementedError
 
     def _start_watching(self) -> None:
@@ -110,7 +112,7 @@ class Multiplexer(Generic[S]):
         self._loop.watch(self._stream.fileno(), self._mask, self._on_stream)
 
     def close(self) -> None:
-        """End it; its channels are broken off. Idempotent."""
+        """Close it; its streams are broken. Idempotent."""
         fd = self._stream.fileno()
         if fd < 0:
             return
@@ -127,10 +129,10 @@ class Multiplexer(Generic[S]):
         self._empty_frames.earn(FRAMES_OF_A_STREAM)
         return channel
 
-    # What channels use.
+    # Called by streams.
 
     def send(self, frame: bytes | memoryview) -> None:
-        """Put a frame behind what is waiting; it goes out at the end of this turn."""
+        """Queue a frame; it is written at the end of this turn."""
         self._out.append(frame)
         self._out_size += len(frame)
         if not self._flush_due:
@@ -154,7 +156,7 @@ class Multiplexer(Generic[S]):
     def forget(self, number: int) -> None:
         self._channels.pop(number, None)
 
-    # The stream.
+    # The carrier.
 
     def _on_stream(self, events: int) -> None:
         if events & selectors.EVENT_READ and not self._is_held:
@@ -163,11 +165,11 @@ class Multiplexer(Generic[S]):
             self._flush()
 
     def _flush(self) -> None:
-        """One write for all that waits; then as many turns as there is room for, round and round."""
+        """Write everything queued at once; then give streams their turns, round-robin, while there is room."""
         fd = self._stream.fileno()
         if fd < 0:
             return
-        self._flush_due = True  # what is put in from here on goes out below
+        self._flush_due = True  # frames queued from here on are written below
         try:
             while True:
                 while self._turns and not self.is_backlogged:
@@ -205,9 +207,9 @@ class Multiplexer(Generic[S]):
             self._loop.watch(self._stream.fileno(), events, self._on_stream)
 
     def _take_turn(self, data: bytes) -> None:
-        """Act on what came, as far as it is one turn's; the rest, and what comes, waits for a turn or for the budget.
+        """Process what came, up to one turn's amount; the rest waits for a turn or for the budget.
 
-        Raises ProtocolError, OverBudgetError too.
+        Raises ProtocolError, also OverBudgetError.
         """
         now_s = self._heard_s = time.monotonic()
         taken = self._decoder.feed(data, TURN_FRAMES)
@@ -218,7 +220,7 @@ class Multiplexer(Generic[S]):
             self._hold(rest_s)
 
     def _spend(self, count: int, now_s: float) -> float:
-        """The turn brought so many frames; how long to read no more. Raises OverBudgetError."""
+        """Account for a turn of `count` frames; returns how long to stop reading. Raises OverBudgetError."""
         rest_s = self._frames.spend(count + self._extra, now_s)
         if self._empty:
             rest_s = max(rest_s, self._empty_frames.spend(self._empty, now_s))
@@ -226,26 +228,26 @@ class Multiplexer(Generic[S]):
         return rest_s
 
     def _hold(self, rest_s: float) -> None:
-        """Read nothing for so long: what the kernel keeps for us fills up, and then the other side has to wait."""
+        """Stop reading for `rest_s`: the kernel's buffer fills, and the sender has to wait."""
         if not self._is_held:
             self._is_held = True
             self._watch()
-            self._loop.call_later(rest_s, self._go_on)
+            self._loop.call_later(rest_s, self._resume)
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         if not self.is_closed:
             self._is_held = False
             self._read()
         if not self.is_closed:
             self._watch()
 
-    # What the agent says of streams. What is not of one that is open may have crossed its end.
+    # The agent's frames about streams. One for a closed stream may have crossed its end.
 
     def _take(self, event: frames.Event) -> None:
         self._takers[type(event)](event)
 
     def _take_opened(self, event: frames.Opened) -> None:
-        self._empty += 1  # which address answered is of no use here
+        self._empty += 1  # which address answered does not matter here
         if (channel := self._channels.get(event.stream)) is not None:
             channel.answered()
 
@@ -277,7 +279,7 @@ class Multiplexer(Generic[S]):
 
     def _take_reset(self, event: frames.Reset) -> None:
         if (channel := self._channels.pop(event.stream, None)) is not None:
-            channel.reset(in_words(event.errno) if event.errno else "the agent ended the connection")
+            channel.reset(errno_text(event.errno) if event.errno else "the agent ended the connection")
         else:
             self._empty += 1
 
@@ -288,5 +290,5 @@ class Multiplexer(Generic[S]):
             self._empty += 1
 
     def _pass_over(self, _event: object) -> None:
-        """That something came is all that it has to say."""
+        """Count an event that carries nothing else."""
         self._empty += 1

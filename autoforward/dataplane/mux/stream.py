@@ -1,6 +1,6 @@
-"""One client connection on the agent's mux or trunk: its credit both ways, its place in the queue, its two ends.
+"""One client connection on the agent's mux or trunk: credit both ways, its place in the queue, its two ends.
 
-See `far_end.FarEnd` for the contract towards the relay. All calls are made in the data plane's thread.
+Implements `far_end.FarEnd` for the relay. Data plane thread only.
 """
 
 from __future__ import annotations
@@ -18,33 +18,34 @@ from autoforward.dataplane.mux.handshake import DirectConnector
 from autoforward.net.write_buffer import append_joined
 
 WINDOW_BYTES = 1024 * 1024
-"""What the agent may send on one stream before we give more credit: enough for bulk at the latency of a busy loop."""
+"""Bytes that the agent may send on one stream before it needs credit: enough for bulk at a busy loop's latency."""
 
 CREDIT_STEP_BYTES = WINDOW_BYTES // 4
-"""Credit is given back in steps of this size: a frame for each small chunk would double the traffic."""
+"""Credit is returned in steps of this size: a frame per small chunk would double the traffic."""
 
 BULK_BYTES = 256 * 1024
-"""A stream that has moved this much one way is worth a connection of its own. Looked at when credit goes back, which is
-in steps of this size at most: nothing is counted for the small ones."""
+"""A stream that has moved this much one way gets a direct connection. Checked when credit is returned, at most in steps
+of this size, so that small streams count nothing.
+"""
 
 TURN_BYTES = frames.MAX_PAYLOAD
-"""What one stream may put into a turn while others wait: one frame."""
+"""Bytes that one stream may send in a turn while others wait: one frame."""
 
 
 class Move(enum.Enum):
-    """How far a stream is on its way to a direct connection (handshake.py)."""
+    """The state of a stream's move to a direct connection (handshake.py)."""
 
     NOT_ASKED = "not asked"
     ASKED = "asked"
-    """The agent was asked for a connection."""
+    """A connection was requested."""
     CONNECTED = "connected"
-    """It is there; what is queued goes out on the mux first."""
+    """It is connected; queued bytes go out on the mux first."""
     SENT = "sent"
     """MOVE was sent: nothing more goes out on the mux."""
     DONE = "done"
-    """MOVE came too: the owner has the connection."""
+    """MOVE has also arrived: the owner has the connection."""
     OVER = "over"
-    """The stream has ended, and lets go of its connection."""
+    """The stream has ended and releases its connection."""
 
 
 MOVES = Transitions(
@@ -73,7 +74,7 @@ class StreamOwner(Protocol):
 
 @runtime_checkable
 class PatientOwner(StreamOwner, Protocol):
-    """One whose client waits: as long as none of its bytes are on their way, another far end will do."""
+    """An owner whose client waits: while none of its bytes are in flight, another far end will do."""
 
     @property
     def is_over(self) -> bool: ...
@@ -84,36 +85,36 @@ class PatientOwner(StreamOwner, Protocol):
 
 @runtime_checkable
 class MovableOwner(StreamOwner, Protocol):
-    """One that can go on over a direct connection."""
+    """An owner that can continue on a direct connection."""
 
     def hold_client(self) -> None: ...
     def moved(self, far: socket.socket) -> None: ...
 
 
 class StreamSender(Protocol):
-    """What a stream asks of the multiplexer that carries it."""
+    """What a stream needs of its multiplexer."""
 
     @property
     def direct(self) -> DirectConnector | None:
-        """Where bulk may move to a connection of its own; None: nowhere."""
+        """Gives bulk streams a connection of their own; None: no direct path."""
 
     @property
     def is_backlogged(self) -> bool:
-        """Whether so much waits to be sent that no stream may add to it."""
+        """Whether so much output is queued that no stream may add to it."""
 
     def send(self, frame: bytes | memoryview) -> None: ...
 
     def send_data(self, number: int, payload: bytes | memoryview) -> None: ...
 
     def queue_turn(self, channel: MuxStream) -> None:
-        """Let this stream send once others had their turn."""
+        """Let this stream send after the others' turns."""
 
     def forget(self, number: int) -> None:
-        """This stream is over."""
+        """This stream has ended."""
 
 
 class MuxStream:
-    """See `far_end.FarEnd` for the contract. Usable at once: what is sent before the answer goes to the server or is dropped."""
+    """Implements `far_end.FarEnd`. Usable at once: bytes sent before the answer go to the server or are dropped."""
 
     __slots__ = (
         "_begun",
@@ -151,12 +152,12 @@ class MuxStream:
         self._consumed = 0
         self._write_ended = self._eof_sent = self._server_ended = False
         self._begun = datagrams
-        """Whether there was an answer, or something of the client's was sent: then a loss is the client's to know."""
+        """Whether the agent answered or client bytes were sent: then the client must see a loss."""
         self._datagrams = datagrams
         self.extra_cost = DATAGRAM_COST if datagrams else 0
-        """Of each DATA, in frames."""
+        """The cost of each DATA, in frames."""
         self._parts: list[bytes] = []
-        # The direct path: the credit that came back, and the connection.
+        # The direct path: the returned credit, and the connection.
         self._returned = 0
         self._move = Move.NOT_ASKED
         self._far: socket.socket | None = None
@@ -164,7 +165,7 @@ class MuxStream:
     def __repr__(self) -> str:
         return f"<MuxStream {self.number} of {self._relay}, move {self._move.value}>"
 
-    # What the relay calls.
+    # Called by the relay.
 
     @property
     def pending(self) -> int:
@@ -181,7 +182,7 @@ class MuxStream:
         self._become_ready()
 
     def write_datagram(self, datagram: bytes) -> bool:
-        """One datagram in one frame, now or not at all."""
+        """Send one datagram in one frame, now or not at all."""
         if len(datagram) > self._credit or self._mux.is_backlogged:
             return False
         self._credit -= len(datagram)
@@ -196,7 +197,7 @@ class MuxStream:
             self._send_eof()
 
     def consumed(self, count: int) -> None:
-        """The client has taken this many bytes: the agent may send as many more."""
+        """The client has taken `count` bytes: the agent may send as many more."""
         self._consumed += count
         if self._consumed >= CREDIT_STEP_BYTES and not self._server_ended:
             self._mux.send(decoder.encode_credit(self.number, self._consumed))
@@ -205,13 +206,13 @@ class MuxStream:
             self._is_bulk()
 
     def pause(self) -> None:
-        """Nothing to do: without `consumed` there is no new credit."""
+        """No-op: without `consumed` there is no new credit."""
 
     def resume(self) -> None:
         pass
 
     def server_closed(self) -> None:
-        """The agent says so itself."""
+        """No-op: the agent reports it."""
 
     def abort(self) -> None:
         if self._relay is not None:
@@ -219,12 +220,12 @@ class MuxStream:
             self._queue.clear()
             self._mux.send(decoder.encode_reset(self.number, 0))
             self._mux.forget(self.number)
-            self._let_direct_go()
+            self._close_direct()
 
-    # What the mux calls.
+    # Called by the mux.
 
     def take_turn(self) -> bool:
-        """Put up to one turn's bytes into the mux; True when there is more that may go."""
+        """Send up to one turn's bytes; True if more may go."""
         budget = min(TURN_BYTES, self._credit)
         while self._queue and budget > 0:
             chunk = self._queue[0]
@@ -287,26 +288,26 @@ class MuxStream:
     def refused(self, number: int) -> None:
         relay, self._relay = self._relay, None
         if relay is not None:
-            relay.refuse(in_words(number))
+            relay.refuse(errno_text(number))
 
     def reset(self, reason: str) -> None:
-        """The server broke off; what it said before is to arrive."""
+        """The server reset the connection; deliver what it sent before."""
         relay, self._relay = self._relay, None
         self._queue.clear()
-        self._let_direct_go()
+        self._close_direct()
         if relay is not None:
             relay.server_reset(reason)
 
     def broke(self, reason: str) -> None:
         relay, self._relay = self._relay, None
         self._queue.clear()
-        self._let_direct_go()
+        self._close_direct()
         if not self._begun and isinstance(relay, PatientOwner):
             relay.start_over(retry=False)
         elif relay is not None:
             relay.broken(reason)
 
-    # The direct path: once the connection is there, what is queued goes out, MOVE goes both ways, then the relay has it.
+    # The direct path: once connected, queued bytes go out, MOVE goes both ways, then the relay gets the connection.
 
     def announce(self, token: bytes) -> bytes:
         return decoder.encode_direct(self.number, token)
@@ -322,12 +323,12 @@ class MuxStream:
             self._say_move()
 
     def take_move(self) -> None:
-        """All that the agent had on the mux has arrived. It was told to go first, so the connection is there."""
+        """Everything that the agent sent on the mux has arrived. It moves second, so the connection exists."""
         far, self._far = self._far, None
         if self._move is not Move.SENT or far is None:
             raise ProtocolError("the agent moved a stream that was not to move")
         self._advance(Move.DONE)
-        self._received = WINDOW_BYTES  # not a byte more of it on the mux
+        self._received = WINDOW_BYTES  # no more bytes on the mux
         if isinstance(self._relay, MovableOwner):
             self._relay.moved(far)
 
@@ -344,7 +345,7 @@ class MuxStream:
             self._advance(Move.SENT)
             self._mux.send(decoder.encode_move(self.number))
 
-    def _let_direct_go(self) -> None:
+    def _close_direct(self) -> None:
         asked = self._move not in (Move.NOT_ASKED, Move.OVER)
         self._advance(Move.OVER)
         if asked and self._mux.direct is not None:
@@ -360,9 +361,9 @@ class MuxStream:
             self._finish()
 
     def _finish(self) -> None:
-        """Both directions have ended in order."""
+        """Both directions have ended normally."""
         self._mux.forget(self.number)
-        self._let_direct_go()
+        self._close_direct()
         relay, self._relay = self._relay, None
         if relay is not None:
             relay.server_ended()
@@ -383,8 +384,8 @@ _LINUX_ERRORS = {
     111: "connection refused",
     113: "no route to host",
 }
-"""The agent's numbers are those of Linux, whatever this host's are."""
+"""The agent uses Linux error numbers, whatever this host's are."""
 
 
-def in_words(number: int) -> str:
+def errno_text(number: int) -> str:
     return _LINUX_ERRORS.get(number, f"error {number}")

@@ -1,10 +1,10 @@
-"""The trunk: a TCP connection of our own to the agent that carries many streams, past the engine.
+"""The trunk: a TCP connection to the agent, past the engine, that carries many streams.
 
-It is opened as a direct connection is (`handshake`): to the container's own address, with a token that the agent got
-over the exec stream, and a proof from both sides. Then frames go both ways as on the exec stream, two processes
-less in each direction. Streams stay where they were opened. Opening is signed: who can change what is said on that
-network must not get connections to what listens in the container. When the trunk breaks, its connections are broken off,
-new ones go over the exec stream, and after a moment there is another.
+It opens like a direct connection (`handshake`): to the container's own address, with a token sent over the exec stream,
+and a proof from both sides. Then frames go both ways as on the exec stream, with two processes less in each direction.
+Streams stay where they were opened. Opens are signed: someone who can change that network's traffic must not get
+connections to the container's servers. When the trunk breaks, its connections break, new ones use the exec stream, and
+soon there is another trunk.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ UNANSWERED_S = 1.0
 """Seconds without a frame, with something sent since, after which the agent is pinged."""
 
 SEEK_AGAIN_S = 3.0
-"""After asking for a trunk, until it may be asked for again: what came of it is known by then (`HANDSHAKE_TIMEOUT_S`)."""
+"""From one request for a trunk to the next; its outcome is known by then (`HANDSHAKE_TIMEOUT_S`)."""
 
 GRACE_S = 1.0
-"""For the answer to come over the trunk, too, after it came over the exec stream, which is the longer way."""
+"""For the pong to arrive on the trunk after it arrived on the exec stream, the longer path."""
 
 
 class Opener(Protocol):
-    """The mux, as far as its trunk goes."""
+    """The mux, as its trunk uses it."""
 
     @property
     def window(self) -> int: ...
@@ -49,17 +49,17 @@ class Opener(Protocol):
 
 
 class TrunkManager:
-    """The trunk of one mux: asked for with the first connection, looked after with each ping, replaced when it broke."""
+    """The trunk of one mux: requested with the first connection, checked with each ping, replaced when it broke."""
 
     number = 0
-    """In the connector's table: streams begin at 1."""
+    """Its key in the connector's table: streams begin at 1."""
 
     def __init__(self, loop: Loop, mux: Opener, gate: DirectConnector) -> None:
         self._loop = loop
         self._mux = mux
         self._gate = gate
         self._trunk: Trunk | None = None
-        self._sought = self._waits = self._barred = self._wanted = False
+        self._sought = self._waits = self._is_barred = self._wanted = False
         self._sought_s = 0.0
         self._token = b""
         self._questions = itertools.count(1)
@@ -71,7 +71,7 @@ class TrunkManager:
         return f"<TrunkManager {self._trunk}>"
 
     def get(self) -> Trunk | None:
-        """The trunk, if new streams may go over it. Where there is none it is asked for, once from one `maintain` on."""
+        """The trunk, if new streams may use it. Otherwise it is requested, once per `maintain`."""
         if self._gate.address is None:
             self._wanted = True
             return None
@@ -89,22 +89,22 @@ class TrunkManager:
         return self._trunk is not None and self._trunk.has(number)
 
     def allow(self, address: str | None) -> None:
-        """Where the container may be reached from now on; without an address nothing new goes over the trunk that there is."""
+        """Where the container can be reached from now on; without an address the existing trunk takes no new streams."""
         self._gate.allow(address)
         if address is None:
             self._wanted = self._wanted or self._waits
-            self._let_go()
-            self._sought = self._barred
+            self._resume_waiting()
+            self._sought = self._is_barred
         elif self._wanted:
             self._wanted = False
             self.get()
 
     def maintain(self) -> None:
-        """With each ping of the mux."""
+        """Called with each ping of the mux."""
         if self._trunk is None:
             if time.monotonic() - self._sought_s >= SEEK_AGAIN_S:
-                self._let_go()
-                self._sought = self._barred
+                self._resume_waiting()
+                self._sought = self._is_barred
         elif self._gate.address is None and self._trunk.has_said_all:
             log.info("the trunk is ended: the direct path is off")
             self._end()
@@ -112,9 +112,9 @@ class TrunkManager:
             self.check()
 
     def check(self) -> None:
-        """Ping the agent, on both paths at once: a trunk that the answer does not come over leads nowhere.
+        """Ping the agent on both paths: a trunk without the answer leads nowhere.
 
-        However busy the agent is or if its container is paused: then the exec stream is silent as well.
+        A busy agent or a paused container is no loss: then the exec stream is silent too.
         """
         if self._trunk is not None and not self._question:
             self._asked_s = time.monotonic()
@@ -123,24 +123,24 @@ class TrunkManager:
             self._mux.send(decoder.encode_ping(self._question))
 
     def pong(self, payload: bytes) -> None:
-        """An answer came over the exec stream."""
-        if payload == self._question and self._judgement is None:  # once, however often the agent says so
+        """A pong has arrived on the exec stream."""
+        if payload == self._question and self._judgement is None:  # once, however often the agent sends it
             self._judgement = self._loop.call_later(GRACE_S, self._judge)
 
     def _judge(self) -> None:
         self._question = b""
         self._judgement = None
         if self._trunk is not None:
-            self._trunk.catch_up()  # a loop that was held up may not have read it yet
+            self._trunk.catch_up()  # a busy loop may not have read it yet
         if self._trunk is not None and self._trunk.heard_s < self._asked_s:
             self.lost("it leads nowhere any more", agent_lives=True)
 
     def lost(self, reason: str, *, for_good: bool = False, agent_lives: bool = False) -> None:
-        """It broke: the agent is told, should it not know. `for_good`: there will be no other with this agent.
+        """The trunk broke: tell the agent in case it does not know. `for_good`: no other trunk with this agent.
 
-        Where it has not just said a word on the exec stream it may have gone itself.
+        Unless the agent has just sent something on the exec stream (`agent_lives`), it may be gone too.
         """
-        self._barred = self._barred or for_good
+        self._is_barred = self._is_barred or for_good
         if self._trunk is not None:
             log.info("the trunk is lost: %s", reason)
             if not agent_lives:
@@ -156,24 +156,24 @@ class TrunkManager:
         if trunk is not None:
             trunk.close()
 
-    # What the gate calls.
+    # Called by the connector.
 
     def announce(self, token: bytes) -> bytes:
         self._token = token
         return decoder.encode_trunk(token)
 
     def direct_ready(self, far: socket.socket) -> None:
-        self._let_go()
+        self._resume_waiting()
         self._trunk = Trunk(self._loop, self, far, self._gate, self._gate.trunk_key(self._token), self._mux.window)
 
-    def _let_go(self) -> None:
+    def _resume_waiting(self) -> None:
         if self._waits:
             self._waits = False
             self._gate.release(self)
 
 
 class Trunk(Multiplexer[socket.socket]):
-    """One that both sides have proven themselves on. Owns the socket."""
+    """An authenticated trunk. Owns the socket."""
 
     def __init__(
         self, loop: Loop, trunks: TrunkManager, sock: socket.socket, direct: DirectConnector, key: bytes, window: int
@@ -192,7 +192,7 @@ class Trunk(Multiplexer[socket.socket]):
 
     @property
     def heard_s(self) -> float:
-        """When the last word came, on the monotonic clock."""
+        """When the last frame arrived, on the monotonic clock."""
         return self._heard_s
 
     def has(self, number: int) -> bool:
@@ -200,11 +200,11 @@ class Trunk(Multiplexer[socket.socket]):
 
     @property
     def has_said_all(self) -> bool:
-        """Whether there are no streams on it, and the agent has heard the ends of those that were."""
+        """Whether it has no streams, and the agent has received the ends of the former ones."""
         return self.is_idle and not self._out and not self._unanswered
 
     def open(self, number: int, relay: StreamOwner, payload: bytes, *, datagrams: bool) -> MuxStream | None:
-        """A stream here; None: what it takes to dial is too long to be signed, or the stream numbers began again at 1."""
+        """Open a stream; None if the payload is too long to be signed, or the stream numbers wrapped around."""
         if len(payload) > MAX_SIGNED_PAYLOAD or number <= self._last_number:
             return None
         self._last_number = number
@@ -217,7 +217,7 @@ class Trunk(Multiplexer[socket.socket]):
         return channel
 
     def _check_activity(self) -> None:
-        """As long as there are connections."""
+        """While there are connections."""
         self._timer = None
         if self.is_idle:
             return
@@ -231,7 +231,7 @@ class Trunk(Multiplexer[socket.socket]):
         super().close()
 
     def catch_up(self) -> None:
-        """Take what has come; one that is held has said too much, not too little."""
+        """Read what has arrived, unless reading is held."""
         if self._is_held:
             self._heard_s = time.monotonic()
         else:
@@ -248,7 +248,7 @@ class Trunk(Multiplexer[socket.socket]):
         except BlockingIOError:
             return
         except ProtocolError as error:
-            # The agent's, or of an attacker who can write to that network: neither gets a second one.
+            # The agent's, or from an attacker on that network: neither gets a second one.
             self._trunks.lost(str(error), for_good=True)
         except OSError as error:
             self._lose(error.strerror or str(error))

@@ -1,1 +1,1 @@
-"""`autoforward watch`: which containers are attached to, and a compose project's services."""
+"""`autoforward watch`: which containers and compose services to attach to."""

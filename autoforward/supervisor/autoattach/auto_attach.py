@@ -1,6 +1,6 @@
-"""One `autoforward watch`: attaches to every container that its filter selects, those that run and those that start later.
+"""One `autoforward watch`: attaches to every container that its filter selects, running now or started later.
 
-Level-triggered: whatever happens (`wake`) leads to another look at all that runs.
+Level-triggered: every event (`wake`) leads to another pass over all running containers.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from autoforward.trust.writers import Writers
 log = logging.getLogger(__name__)
 
 MAX_NOTES = 100
-"""Events that a command has not read yet; more are dropped."""
+"""Messages queued for a slow command; more are dropped."""
 
 T = TypeVar("T")
 WatchId = tuple[object, str | None]
-"""The engine (`EngineEndpoint.key`) and the selection, as sessions keep it."""
+"""The engine (`EngineEndpoint.key`) and the filter, as sessions store it."""
 
 Notes = asyncio.Queue[dict[str, Any]]
 
 
 class Host(Protocol):
-    """The supervisor, as far as it is needed here."""
+    """What this module needs of the supervisor."""
 
     sessions: dict[str, Session]
     engines: EnginePool
@@ -59,9 +59,10 @@ class Host(Protocol):
 
 
 class AutoAttach:
-    """`caller` is of the command that asked last. `declined`: by container, when the one that the user detached was started.
+    """`caller`: the last command's context. `declined`: by container, when a container that the user detached was
+    started.
 
-    `quiet` is told of sessions whose servers are not news to anybody: they ran before the watch began.
+    `quiet` is called with sessions whose servers the user knows: they ran before the watch began.
     """
 
     def __init__(
@@ -84,10 +85,10 @@ class AutoAttach:
         self._quiet = quiet
         self._wake = asyncio.Event()
         self._has_looked = False
-        self._told: set[str] = set()
-        """Containers of which the command has heard why they are not attached to."""
+        self._reported: set[str] = set()
+        """Containers whose reason for not being attached the command has been sent."""
         self._faulty: set[str] = set()
-        """Containers at which an internal error came up: they are not looked at again while they run."""
+        """Containers that caused an internal error: skipped while they run."""
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -95,7 +96,7 @@ class AutoAttach:
         return self.endpoint.key, str(self.selection)
 
     def start(self) -> None:
-        """Look now, and from now on whenever something happens."""
+        """Start the first pass now, and one after every event."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"watch for {self.selection}")
         self.wake()
@@ -105,29 +106,29 @@ class AutoAttach:
         if self._task is not None:
             self._task.cancel()
 
-    def tell(self, note: dict[str, Any]) -> None:
+    def notify(self, note: dict[str, Any]) -> None:
         for notes in self.commands:
             if notes.qsize() < MAX_NOTES:
                 notes.put_nowait(note)
 
-    # What happens.
+    # Events.
 
     def wake(self) -> None:
         """Something may have changed."""
         self._wake.set()
 
     def on_event(self, event: ContainerEvent | None) -> None:
-        """None: whatever may have happened."""
+        """None: events may have been missed."""
         if event is None or (event.action in ("start", "unpause") and self.selection.covers(event.labels)):
             self.wake()
 
     def on_session_ended(self, session: Session, reason: str) -> None:
-        if reason == FAULT:  # else it would be begun and end for ever
+        if reason == FAULT:  # else it would start and end for ever
             self.decline([session])
         self.wake()
 
     def decline(self, sessions: list[Session]) -> None:
-        """The user detached these: they are left alone until they are restarted."""
+        """The user detached these: skip them until they restart."""
         declined = {
             one.record.container_id: one.info.started_at
             for one in sessions
@@ -135,9 +136,9 @@ class AutoAttach:
         }
         if declined:
             self.declined |= declined
-            self.tell({"type": "declined", "declined": self.declined})
+            self.notify({"type": "declined", "declined": self.declined})
 
-    # Looking.
+    # Passes.
 
     async def _run(self) -> None:
         failures = 0
@@ -165,18 +166,18 @@ class AutoAttach:
         if problem != self.problem:
             self.problem, self.hint = problem, hint
             log.info("the watch for %s: %s", self.selection, problem or "the engine answers")
-            self.tell({"type": "problem", "problem": problem, "hint": hint})
+            self.notify({"type": "problem", "problem": problem, "hint": hint})
 
     async def _attach_running(self) -> None:
-        """Attach to what runs and is meant. Raises what the engine raises."""
+        """Attach to running, selected containers. Raises the engine's errors."""
         engine = self._host.engines.get(self.endpoint).engine
         queries = self.selection.queries
         found = [(query, await self._in_pool(functools.partial(engine.find_ids, query))) for query in queries]
         running = {key: None for _query, ids in found for key in ids}
-        # Metadata of an image are no claim: most images that are made for dev containers have them.
+        # An image's metadata selects nothing: most images for dev containers have it.
         claims = {key for query, ids in found for key in ids if LABEL_METADATA not in query or self.selection.labels}
         self.declined = {key: started for key, started in self.declined.items() if key in running}
-        self._told &= running.keys()
+        self._reported &= running.keys()
         self._faulty &= running.keys()
         left_out = self._faulty | {
             one.record.container_id for one in self._host.sessions.values() if one.record.attached
@@ -185,7 +186,7 @@ class AutoAttach:
         self._has_looked = True
 
     async def _consider(self, engine: Engine, container_id: str, claims: bool) -> None:
-        """`claims`: it has the labels that are looked for, from wherever."""
+        """`claims`: it has the labels, from whatever source."""
         try:
             info = await self._in_pool(lambda: engine.inspect(container_id))
             if not info.running or self.declined.get(container_id) == info.started_at:
@@ -196,20 +197,20 @@ class AutoAttach:
                 self._tell_once(info, f"only labels of its image make it one of the {self.selection}")
         except EngineUnreachableError:
             raise
-        except TargetError as error:  # it went away meanwhile
+        except TargetError as error:  # removed meanwhile
             log.debug("%s", error)
         except AutoforwardError as error:
             self._warn(f"container {container_id[:12]} is not attached to: {error}")
-        except Exception as error:  # what it is labelled with may be anything: the watch goes on with the others
+        except Exception as error:  # labels may be anything: continue with the other containers
             log.exception("a fault while container %s was looked at", container_id[:12])
             self._faulty.add(container_id)
             self._warn(f"container {container_id[:12]} is not attached to: an internal error, see the log: {error}")
 
     async def _adopt(self, info: ContainerInfo, image_labels: Mapping[str, str]) -> None:
-        """A session for this container, unless another one has that of its identity. One with an owner keeps its options."""
-        before = self._host.session_for(bare_record(info, self.endpoint, self.caller, target=info.name, look=False))
+        """Start a session for this container, unless another has its identity's. A session with an owner keeps its options."""
+        before = self._host.session_for(bare_record(info, self.endpoint, self.caller, target=info.name, search=False))
         if before is not None and before.record.container_id != info.container_id:
-            # Once that one is removed its session ends or moves, by itself, and the numbers are this one's.
+            # Once that one is removed its session ends or moves, and this one gets the numbers.
             if await self._host.siblings.holder_of(before) != "gone":
                 self._tell_once(info, f"{held_by(before.record)}, and it waits until that one is removed")
             else:
@@ -219,7 +220,7 @@ class AutoAttach:
         record = await self._record(info, caller, image_labels)
         session = self._host.session_for(record)
         if session is None and before is None:
-            # No await between this look and the session: no command can come between them.
+            # No await between this check and the session: no command can interleave.
             new = [await self._host.siblings.take_up(record)]
             if record.siblings:
                 new += await self._host.siblings.take_up_others(record, new_only=True)
@@ -228,15 +229,15 @@ class AutoAttach:
                 if not self._has_looked:
                     self._quiet(one)
         elif session is None or session is not before:
-            self.wake()  # another command was quicker, or it has ended: look again
+            self.wake()  # another command was first, or it has ended: check again
         elif not session.record.attached:
             await self._take_over(session, record)
 
     async def _record(
         self, info: ContainerInfo, caller: CommandContext, image_labels: Mapping[str, str]
     ) -> SessionRecord:
-        """As `attach` would ask for it. Files that are not valid are left out; mended, they are in force."""
-        # A large label is parsed in a child, which is waited for.
+        """As `attach` would request it. Invalid files are left out until they are fixed."""
+        # A large label is parsed in a child process.
         metadata = await self._in_pool(lambda: metadata_of(info, image_labels.get(LABEL_METADATA, "[]")))
         how: dict[str, Any] = {
             "target": info.workspace_folder or info.name,
@@ -258,14 +259,14 @@ class AutoAttach:
     def _unconfigured(
         self, info: ContainerInfo, caller: CommandContext, writers: Writers, how: dict[str, Any]
     ) -> SessionRecord:
-        """With the user's own files alone: what they narrow holds whatever is wrong with the others."""
+        """With only the user's own files: their restrictions apply whatever is wrong with the others."""
         try:
             record = bare_record(info, self.endpoint, caller, **how)
-        except UsageError:  # where it would be does not answer
-            record = bare_record(info, self.endpoint, caller, **how, look=False)
+        except UsageError:  # the folder does not answer
+            record = bare_record(info, self.endpoint, caller, **how, search=False)
         try:
             contents = read_own(record.sources, consent=self._consent_of(record), writers=writers)
-        except UsageError:  # it is these that are not valid
+        except UsageError:  # the user's own files are invalid
             contents = SourceContents()
         return configure(record, contents)[0]
 
@@ -273,7 +274,7 @@ class AutoAttach:
         return self._host.approvals.consent_of(record)
 
     async def _take_over(self, session: Session, record: SessionRecord) -> None:
-        """Of `record` only what the session has not: it was begun for single ports."""
+        """Add from `record` what the session lacks: it was started for single ports."""
 
         def change(before: SessionRecord) -> SessionRecord:
             return replace(
@@ -290,16 +291,16 @@ class AutoAttach:
 
         await session.reconfigure(change)
         await self._host.store_session(session)
-        self.tell({"type": "joined", "session": describe(session)})
+        self.notify({"type": "joined", "session": describe(session)})
 
     def _tell_once(self, info: ContainerInfo, why: str) -> None:
-        if info.container_id not in self._told:
-            self._told.add(info.container_id)
+        if info.container_id not in self._reported:
+            self._reported.add(info.container_id)
             self._warn(f"{info.name} is not attached to: {why}")
 
     def _warn(self, text: str) -> None:
         log.warning("%s", text)
-        self.tell({"type": "warning", "text": text})
+        self.notify({"type": "warning", "text": text})
 
     async def _in_pool(self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._host.engines.get(self.endpoint).pool, job)

@@ -1,7 +1,7 @@
-"""All watches of `autoforward watch`, and the commands that hold them (`auto_attach.py` does the work of one).
+"""All watches of `autoforward watch`, and the commands that hold them (`auto_attach.py` implements one watch).
 
-It ends with the last of them; where that went without a word (it was killed, or the supervisor was), what only the watch
-wanted stays for `RETURN_S`, so that a service manager can start the next one.
+A watch ends with its last command; if that vanished (killed, or with the supervisor), its sessions stay for `RETURN_S`,
+so that a service manager can restart the command.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from autoforward.supervisor.session.session import Session
 log = logging.getLogger(__name__)
 
 RETURN_S = 30.0
-"""A service manager takes seconds to restart a command. Longer, and unwanted ports stay."""
+"""A service manager restarts a command within seconds. Longer would keep unwanted ports."""
 
 
 class Host(WatchHost, Protocol):
-    """The supervisor, as far as it is needed here."""
+    """What this module needs of the supervisor."""
 
     async def end_sessions(self, sessions: Iterable[Session], reason: str) -> None: ...
     def leave_engines(self) -> None: ...
@@ -40,10 +40,10 @@ class Host(WatchHost, Protocol):
 
 
 class AutoAttachManager:
-    """`join` and `leave` are of commands; `expect`, `on_…` and `decline` of the supervisor. Owns its tasks: `close`."""
+    """Commands call `join` and `leave`; the supervisor calls `expect`, `on_…` and `decline`. Owns its tasks: `close`."""
 
     def __init__(self, host: Host, quiet: Callable[[Session], None]) -> None:
-        """`quiet` is told of sessions whose servers are not news to anybody: they ran before the watch began."""
+        """`quiet` is called with sessions whose servers the user knows: they ran before the watch began."""
         self._host = host
         self._quiet = quiet
         self._watches: dict[WatchId, AutoAttach] = {}
@@ -51,11 +51,11 @@ class AutoAttachManager:
 
     @property
     def engines(self) -> set[object]:
-        """Those that are followed for them, by `EngineEndpoint.key`."""
+        """Engines followed for watches, by `EngineEndpoint.key`."""
         return {watch.endpoint.key for watch in self._watches.values()}
 
     def describe(self) -> list[dict[str, Any]]:
-        """Their part of `status --json`."""
+        """The watches in `status --json`."""
         return [
             {
                 "selection": str(watch.selection),
@@ -72,7 +72,7 @@ class AutoAttachManager:
     def join(
         self, endpoint: EngineEndpoint, selection: ContainerFilter, caller: CommandContext, declined: Mapping[str, str]
     ) -> AutoAttach:
-        """The watch of this selection, which begins now unless there is one. The engine is followed from now on."""
+        """The watch with this filter, started unless it exists. The engine is followed from now on."""
         new = AutoAttach(self._host, self._quiet, endpoint, selection, caller)
         if (timer := self._returns.pop(new.id, None)) is not None:
             timer.cancel()
@@ -85,7 +85,7 @@ class AutoAttachManager:
         return watch
 
     def wait_for_return(self, watch_id: WatchId) -> None:
-        """The last command has gone without a word: what only this watch wanted stays for a while."""
+        """The last command has vanished: its sessions stay for a while."""
         if watch_id not in self._returns:
             loop = asyncio.get_running_loop()
             self._returns[watch_id] = loop.call_later(
@@ -93,7 +93,7 @@ class AutoAttachManager:
             )
 
     async def end(self, watch_id: WatchId, drain_s: float) -> list[Session]:
-        """End the watch and what only it wanted, after the open connections; the sessions that ended."""
+        """End the watch and its own sessions, after their open connections; returns the ended sessions."""
         self._forget(watch_id)
         unwanted = [session for session in self.sessions_of(watch_id) if not await self._keep(session)]
         await self._host.drain(_forwards_of(unwanted), drain_s)
@@ -102,15 +102,15 @@ class AutoAttachManager:
         return unwanted
 
     async def cut(self, watch_id: WatchId) -> None:
-        """Do not wait for connections any longer."""
+        """Stop waiting for connections."""
         await self._host.drain(_forwards_of(self.sessions_of(watch_id)), 0.0)
 
     def sessions_of(self, watch_id: WatchId) -> list[Session]:
-        """What only this watch wants."""
+        """The sessions that only this watch wants."""
         return [one for one in self._host.sessions.values() if (one.record.endpoint.key, one.record.watch) == watch_id]
 
     def wants(self, watch_id: WatchId, container_id: str | None) -> bool:
-        """Whether a container has a session that only this watch wants."""
+        """Whether a container's session is one that only this watch wants."""
         return any(session.record.container_id == container_id for session in self.sessions_of(watch_id))
 
     def is_there(self, watch: AutoAttach) -> bool:
@@ -118,7 +118,7 @@ class AutoAttachManager:
         return self._watches.get(watch.id) is watch
 
     def others_of(self, watch: AutoAttach) -> list[Session]:
-        """What it would have attached to, had no other command done so."""
+        """The selected sessions that another command began."""
         return [
             one
             for one in self._host.sessions.values()
@@ -130,31 +130,31 @@ class AutoAttachManager:
         ]
 
     def close(self) -> None:
-        """The supervisor ends: nothing is attached to any more, and what there is stays for the next one."""
+        """The supervisor ends: attach to nothing more; sessions stay for the next supervisor."""
         for watch_id in (*self._watches, *self._returns):
             self._forget(watch_id)
 
-    # What happens.
+    # Events.
 
     def expect(self, record: SessionRecord) -> None:
-        """A session begins. Its watch may be gone: with the supervisor that was killed, or a moment ago."""
+        """A session begins. Its watch may be gone: with a killed supervisor, or a moment ago."""
         watch_id = (record.endpoint.key, record.watch)
         if record.watch is not None and watch_id not in self._watches:
             self.wait_for_return(watch_id)
 
     def decline(self, sessions: list[Session]) -> None:
-        """The user detached these: they are left alone until they are restarted."""
+        """The user detached these: skip them until they restart."""
         for watch in self._watches.values():
             watch.decline(sessions)
 
     def on_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
-        """None: whatever may have happened."""
+        """None: events may have been missed."""
         for watch in self._watches.values():
             if watch.endpoint.key == endpoint.key:
                 watch.on_event(event)
 
     def on_lost(self, endpoint: EngineEndpoint) -> None:
-        """Nothing more is heard of this engine: is it still there?"""
+        """This engine's events are lost: check whether it is still there."""
         self.on_event(endpoint, None)
 
     def on_session_ended(self, session: Session, reason: str) -> None:
@@ -175,17 +175,17 @@ class AutoAttachManager:
             watch.close()
 
     async def _keep(self, session: Session) -> bool:
-        """Whether another claim is on it: another watch on all of it, or a `forward` on its ports."""
+        """Whether something else wants it: another watch, or a `forward` of its ports."""
         labels = session.info.labels if session.info is not None else {}
-        heirs = [
+        remaining = [
             watch
             for watch in self._watches.values()
             if watch.endpoint.key == session.record.endpoint.key and watch.selection.covers(labels)
         ]
-        if heirs:
-            session.record = replace(session.record, watch=str(heirs[0].selection))
+        if remaining:
+            session.record = replace(session.record, watch=str(remaining[0].selection))
         elif session.manual_specs or session.awaited:
-            with contextlib.suppress(TargetError):  # it has just ended by itself
+            with contextlib.suppress(TargetError):  # it has just ended
                 await session.reconfigure(
                     lambda record: replace(record, attached=False, watch=None, declared=(), rules=NO_RULES)
                 )

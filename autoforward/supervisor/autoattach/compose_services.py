@@ -1,4 +1,4 @@
-"""Sessions of records, and of the other services of a compose project: those that run, and those that start later."""
+"""Sessions from records, and for the other services of a compose project, running now or started later."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Host(Protocol):
-    """The supervisor, as far as it is needed here."""
+    """What this module needs of the supervisor."""
 
     sessions: dict[str, Session]
     engines: EnginePool
@@ -43,7 +43,7 @@ class Host(Protocol):
 
 
 class HeldError(AutoforwardError):
-    """A container with the identity of a session that another container has."""
+    """Another container has the session of this container's identity."""
 
     def __init__(self, record: SessionRecord, before: SessionRecord, holder: Holder) -> None:
         name = record.container_name
@@ -56,10 +56,10 @@ class HeldError(AutoforwardError):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """How a session is asked for that another container may have.
+    """How to resolve a session that another container may have.
 
-    `by_hand`: by a command, not by what a watch has found. `replace`: also from a container that runs. `taken` and
-    `refused` are filled with texts for the user.
+    `by_hand`: requested by a command, not found by a watch. `replace`: also from a running container. `taken` and
+    `refused` collect texts for the user.
     """
 
     by_hand: bool = False
@@ -69,27 +69,27 @@ class Claim:
 
 
 class ComposeServices:
-    """`take_up` makes a record a session; `on_event` does for services that start while their project is watched."""
+    """`take_up` makes a record a session; `on_event` does so for services that start while their project is watched."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._seen: dict[tuple[object, str], dict[str, str]] = {}
-        """By engine and project: the containers that were thought of, and when each was started."""
+        """By engine and project: the considered containers, and when each was started."""
         self._waiting = False
-        """Whether a service has been left out because another container has its session."""
+        """Whether a service was skipped because another container has its session."""
 
     async def take_up(self, record: SessionRecord, claim: Claim | None = None) -> Session:
-        """Begin a session, or change the one that there is: options are replaced, SPECs added. Stored when it returns.
+        """Begin a session, or change the existing one: replace options, add SPECs. Stored when it returns.
 
-        Raises HeldError while another container has the session, as far as `claim` does not say otherwise.
+        Raises HeldError if another container has the session and `claim` does not resolve it.
         """
         while (session := await self._holder_for(record, claim or Claim())) is not None:
             if record.manual:
-                await session.settled()  # what it forwards decides about what these are
+                await session.settled()  # its forwards decide which SPECs are additional
             before = session.record
             manual = merge_specs(before.manual, session.told_apart(record.manual))
             identity = before.identity if before.container_id == record.container_id else record.identity
-            # The same container by another way (a context, an address) goes on by the way that it began on.
+            # The same container by another endpoint (a context, an address) keeps its original endpoint.
             endpoint = before.endpoint
             if record.endpoint.key == endpoint.key:
                 endpoint = replace(record.endpoint, source=endpoint.source)
@@ -98,7 +98,7 @@ class ComposeServices:
             try:
                 await session.update(changed)
                 break
-            except TargetError:  # it has just ended, with the container that it had
+            except TargetError:  # it has just ended, with its container
                 await session.wait_ended()
         else:
             self._host.engines.renew(record.endpoint)
@@ -107,10 +107,10 @@ class ComposeServices:
         return session
 
     async def session_of(self, record: SessionRecord) -> Session | None:
-        """The session that this very container has, or takes over from one that is removed. One that does not outlive such a
-        container has ended when this returns.
+        """The session that this container has, or takes over from a removed one. A session that does not outlive its
+        removed container has ended when this returns.
 
-        Raises HeldError, and what the engine raises.
+        Raises HeldError, and the engine's errors.
         """
         while (session := await self._holder_for(record, Claim())) is not None:
             before = session.record
@@ -127,16 +127,16 @@ class ComposeServices:
         return None
 
     async def _holder_for(self, record: SessionRecord, claim: Claim) -> Session | None:
-        """The session that the record may change, None if it begins one. Raises HeldError, and what the engine raises."""
+        """The session that the record may change, or None to begin one. Raises HeldError, and the engine's errors."""
         while (session := self._host.session_for(record)) is not None:
             before = session.record
             if before.container_id == record.container_id:
                 return session
-            holder, name = await self._look_at(session)
+            holder, name = await self._inspect(session)
             if self._host.session_for(record) is not session or session.record is not before:
-                continue  # meanwhile it has ended, or become another container's
+                continue  # meanwhile it has ended, or moved to another container
             if before.identity.is_name and name not in (None, before.container_name):
-                await _follow_name(session, name)  # the old one is another container's by now
+                await _follow_name(session, name)  # the old name is another container's by now
                 continue
             if not takes_over(holder, by_hand=claim.by_hand, replace=claim.replace):
                 raise HeldError(record, before, holder)
@@ -148,11 +148,11 @@ class ComposeServices:
         return None
 
     async def holder_of(self, session: Session) -> Holder:
-        """What the engine says of the container of a session."""
-        return (await self._look_at(session))[0]
+        """The engine's state of a session's container."""
+        return (await self._inspect(session))[0]
 
-    async def _look_at(self, session: Session) -> tuple[Holder, str | None]:
-        """The same, and what the container is called by now."""
+    async def _inspect(self, session: Session) -> tuple[Holder, str | None]:
+        """As `holder_of`, with the container's current name."""
         try:
             info = await self._in_pool(session.record, lambda: session.engine.inspect(session.record.container_id))
         except TargetError:
@@ -160,7 +160,7 @@ class ComposeServices:
         return holder_of(info.state), info.name
 
     async def is_moving(self, before: Session, record: SessionRecord) -> bool:
-        """Whether a session goes on in this container by itself, with its own options, for its own is removed."""
+        """Whether a session moves to this container by itself, with its own options, because its own was removed."""
         if before.record.container_id == record.container_id or not before.record.outlives_container:
             return False
         if await self.holder_of(before) != "gone":
@@ -171,9 +171,9 @@ class ComposeServices:
     async def take_up_others(
         self, anchor: SessionRecord, claim: Claim | None = None, *, new_only: bool = False
     ) -> list[Session]:
-        """Sessions for the other services of the anchor's project that run. Raises what the engine raises.
+        """Sessions for the other running services of the anchor's project. Raises the engine's errors.
 
-        `new_only`: those that have one keep it as it is, and are not among them.
+        `new_only`: existing sessions stay unchanged, and are not returned.
         """
         project, engine = anchor.project, self._engine_of(anchor)
         if project is None or engine is None:
@@ -190,12 +190,12 @@ class ComposeServices:
         return sessions
 
     def on_event(self, endpoint: EngineEndpoint, event: ContainerEvent | None) -> None:
-        """A container has started: if it is a service of a project that is watched as a whole, it is watched too.
+        """A container has started: attach if it is a service of a project that is watched as a whole.
 
-        None: events may have been missed; what has started since is looked for.
+        None: events may have been missed; find what has started since.
         """
         if event is None:
-            self._look_for_missed(endpoint)
+            self._adopt_missed_sessions(endpoint)
             return
         project, folder = event.labels.get(LABEL_PROJECT), event.labels.get(LABEL_PROJECT_FOLDER)
         if event.action != "start" or project is None:
@@ -204,26 +204,26 @@ class ComposeServices:
         if any(one.record.container_id == event.container_id for one in sessions):
             return
         anchors = [one for one in sessions if one.record.siblings and _is_of(one, project, folder)]
-        # The one whose own configuration it is, where that still has a session.
+        # Prefer the session with its own configuration, if it still exists.
         anchor = min(anchors, key=lambda one: one.record.is_sibling, default=None)
         if anchor is not None:
             self._host.spawn(self._adopt_started(anchor, event.container_id), f"attach to {event.name}")
 
     def on_session_ended(self, session: Session) -> None:
-        """What waited for it may have its turn: another container with the identity of one that is removed."""
+        """Let a waiting container try again: one with the identity of a removed one."""
         self._forget_others()
         if self._waiting:
             self._waiting = False
-            self._look_for_missed(session.record.endpoint)
+            self._adopt_missed_sessions(session.record.endpoint)
 
     def decline(self, sessions: list[Session]) -> None:
-        """The user detached these: they are left alone until they are restarted."""
+        """The user detached these: skip them until they restart."""
         for one in sessions:
             if one.info is not None:
                 self._note(one.record, [one.info])
 
     def _forget_others(self) -> None:
-        """What was thought of in projects that have no session any more."""
+        """Drop the state of projects without a session."""
         known = {(one.record.endpoint.key, one.record.project) for one in self._host.sessions.values()}
         self._seen = {key: seen for key, seen in self._seen.items() if key in known}
 
@@ -232,9 +232,9 @@ class ComposeServices:
             seen = self._seen.setdefault((record.endpoint.key, record.project), {})
             seen.update({info.container_id: info.started_at for info in found})
 
-    def _look_for_missed(self, endpoint: EngineEndpoint) -> None:
+    def _adopt_missed_sessions(self, endpoint: EngineEndpoint) -> None:
         watched: dict[tuple[str | None, str | None], Session] = {}
-        # The one whose own configuration it is, where that still has a session: it comes last.
+        # Prefer the session with its own configuration, if it still exists: it comes last.
         for one in sorted(self._host.sessions.values(), key=lambda one: not one.record.is_sibling):
             if one.record.siblings and one.record.endpoint.key == endpoint.key:
                 watched[one.record.project, one.info.project_folder if one.info is not None else None] = one
@@ -242,7 +242,7 @@ class ComposeServices:
             self._host.spawn(self._adopt_missed(anchor), f"look for services of {project}")
 
     async def _adopt_missed(self, anchor: Session) -> None:
-        """Those that started while no event was received. The first look only shows what there is: it may have been detached."""
+        """Attach to services that started while events were missed. The first pass only records: they may have been detached."""
         record = anchor.record
         project, engine = record.project, anchor.engine
         if project is None:
@@ -270,7 +270,7 @@ class ComposeServices:
             await self._adopt(anchor.record, info, Claim())
 
     async def _adopt(self, anchor: SessionRecord, info: ContainerInfo, claim: Claim) -> Session | None:
-        """A session for this service; None, with a line in the log, when there can be none."""
+        """A session for this service; None, with a log line, if it cannot have one."""
         try:
             record = await self._in_pool(anchor, lambda: sibling_of(anchor, info))
         except UsageError as error:
@@ -292,7 +292,7 @@ class ComposeServices:
                 return None
             session = await self.take_up(record, claim)
         except HeldError as error:
-            # It is thought of again once that session has ended.
+            # It is considered again once that session has ended.
             self._waiting = True
             self._seen.get((anchor.endpoint.key, anchor.project or ""), {}).pop(info.container_id, None)
             claim.refused.append(str(error))
@@ -305,12 +305,12 @@ class ComposeServices:
         return session
 
     def _services_of(self, engine: Engine, anchor: SessionRecord, project: str) -> list[ContainerInfo]:
-        """Blocks. Those of the anchor's own folder: another folder's project of that name is another project."""
+        """Services in the anchor's own folder only: another folder's project of that name is a different one. Blocks."""
         folder = self._folder_of(engine, anchor)
         return [info for info in services_of(engine, project) if info.project_folder == folder]
 
     def _folder_of(self, engine: Engine, record: SessionRecord) -> str | None:
-        """The folder of its project. Blocks; raises TargetError where its container is gone."""
+        """The folder of its project. Blocks; raises TargetError if its container is gone."""
         session = self._host.session_for(record)
         known = session.info if session is not None and session.record.container_id == record.container_id else None
         return (known or engine.inspect(record.container_id)).project_folder
@@ -329,6 +329,6 @@ async def _follow_name(session: Session, name: str) -> None:
 
 
 def _is_of(session: Session, project: str, folder: str | None) -> bool:
-    """By what is known of the session until now."""
+    """By what is known of the session so far."""
     known = session.info is None or session.info.project_folder == folder
     return session.record.project == project and known

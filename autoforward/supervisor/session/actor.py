@@ -1,8 +1,8 @@
-"""An actor: one task that takes what comes in one after the other, so that nothing changes between deciding and doing.
+"""An actor: one task that processes its inbox sequentially, so that nothing changes between deciding and acting.
 
-Things that happen go into the inbox with `tell`; commands of others with `execute`, which returns their result. The
-actor's task reads with `next_item`. `ending` is set from outside (or by the task itself) and interrupts every wait.
-The inbox has one place for each kind of thing: of what happens again and again the newest counts, and no more is held.
+Events go into the inbox with `post`, others' commands with `execute`, which returns their result. The actor's task
+reads with `next_item`. `ending` is set from outside (or by the task itself) and interrupts every wait. The inbox has
+one slot per kind of item: the newest of a repeated item replaces the last.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from typing import Any, Generic, TypeVar
 from autoforward.core.errors import AutoforwardError, TargetError
 
 PATIENCE_S = 5.0
-"""A blocking call that takes longer is worth a word: what it asks may hang."""
+"""A slower blocking call is reported: what it calls may hang."""
 
 Item = TypeVar("Item")
 T = TypeVar("T")
 
 FAULT = "an internal error, see the log"
-"""The reason of an end that no command asked for."""
+"""The reason for an end that no command requested."""
 
 
 class Ending(Exception):  # noqa: N818  # control flow, not an error
-    """The actor is to end."""
+    """The actor must end."""
 
 
 class Restart(Exception):  # noqa: N818  # control flow, not an error
-    """A command changed what the actor's task is based on: it has to begin again."""
+    """A command changed the basis of the actor's task, which must start over."""
 
 
 @dataclass(frozen=True, slots=True)
 class CarriedOut:
-    """A command was carried out: what was true before it need not be any more, nor what the timeout came from."""
+    """A command was executed: earlier state, and the timeout derived from it, may be stale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class _Command:
 
 
 class Actor(Generic[Item]):
-    """`place_of` says which place an item has: it replaces the one that waits there.
+    """`place_of` returns an item's slot: it replaces the item that waits there.
 
-    `on_slow` is awaited, in the actor's turn, when a blocking call takes longer than `PATIENCE_S`; once a call.
+    `on_slow` is awaited, in the actor's turn, when a blocking call takes longer than `PATIENCE_S`; once per call.
     """
 
     def __init__(
@@ -63,23 +63,23 @@ class Actor(Generic[Item]):
         self.ending = asyncio.Event()
         self.end_reason = ""
         self._inbox: OrderedDict[Hashable, Item | _Command] = OrderedDict()
-        self._news = asyncio.Event()
+        self._wakeup = asyncio.Event()
 
-    def tell(self, item: Item) -> None:
+    def post(self, item: Item) -> None:
         self._inbox[self._place_of(item)] = item
-        self._news.set()
+        self._wakeup.set()
 
     def end(self, reason: str) -> None:
-        """Ask it to end; the first reason counts."""
+        """Request the end; the first reason counts."""
         self.end_reason = self.end_reason or reason
         self.ending.set()
-        self._news.set()
+        self._wakeup.set()
 
     async def execute(self, action: Callable[[], Awaitable[T]]) -> T:
-        """Run `action` in the actor's turn. Raises what it raises; TargetError when the actor ends first."""
+        """Run `action` in the actor's turn. Raises what it raises; TargetError if the actor ends first."""
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._inbox[done] = _Command(action, done)
-        self._news.set()
+        self._wakeup.set()
         ended = asyncio.ensure_future(self.ending.wait())
         waiting: list[asyncio.Future[Any]] = [done, ended]
         try:
@@ -92,13 +92,13 @@ class Actor(Generic[Item]):
         return done.result()
 
     async def next_item(self, timeout_s: float | None) -> Item | CarriedOut | None:
-        """What comes next, None after the timeout. Commands are carried out here. Raises Ending, Restart."""
-        await asyncio.sleep(0)  # also where there is always something next
+        """The next item, None after the timeout. Executes commands. Raises Ending, Restart."""
+        await asyncio.sleep(0)  # yield even if an item is waiting
         try:
             async with asyncio.timeout(timeout_s):
                 while not self._inbox and not self.ending.is_set():
-                    self._news.clear()
-                    await self._news.wait()
+                    self._wakeup.clear()
+                    await self._wakeup.wait()
         except TimeoutError:
             return None
         if self.ending.is_set():
@@ -126,7 +126,7 @@ class Actor(Generic[Item]):
                 command.done.set_result(result)
 
     async def call(self, pool: Executor, job: Callable[[], T], discard: Callable[[T], None] | None = None) -> T:
-        """Run a blocking job in the pool. The end does not wait for it: what it returns then is given to `discard`."""
+        """Run a blocking job in the pool. An end does not wait for it: `discard` then gets its result."""
         job_done: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(pool, job)
         ending = asyncio.ensure_future(self.ending.wait())
         waiting: list[asyncio.Future[Any]] = [job_done, ending]

@@ -1,4 +1,4 @@
-"""The agent of one session in control: install it, start it, hand it to the data plane, take its events."""
+"""A session's agent on the control side: install it, start it, hand it to the data plane, take its events."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ HELLO_TIMEOUT_S = 10.0
 """From the start of its process to its hello; milliseconds on an idle machine."""
 
 AGENT_POLL_INTERVAL_S = 0.1
-"""A look of the agent asks the kernel for listening sockets alone and costs next to nothing."""
+"""The agent's poll asks the kernel for listening sockets only and costs next to nothing."""
 
 
 class AgentLink:
-    """Like a `Detector`: frames go to `on_frame`, whose the sockets are to `on_owner`, `on_lost` is called once.
+    """Like a `Detector`: frames go to `on_frame`, socket owners to `on_owner`, `on_lost` is called once.
 
-    Its stream belongs to the data plane.
+    The data plane owns its stream.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class AgentLink:
         self.is_over_budget = False
         """Whether it was lost because it cost too much."""
         self.network = b""
-        """The network namespace that it says it is in; known before the first frame, or not at all."""
+        """The network namespace that it reports, before the first frame or never."""
 
     def __repr__(self) -> str:
         return f"<AgentLink of {self._session_id}>"
 
     async def start(self, stream: SocketStream, poll_interval_s: float, direct_address: str | None) -> None:
-        """Hand the stream over and wait for the agent's hello. Raises NoAgentError when it does not come.
+        """Hand the stream over and wait for the agent's hello. Raises NoAgentError if it does not come.
 
-        AgentDoesNotRunError when its process ended before; once only, for a link that failed is of no more use.
+        AgentDoesNotRunError if its process ended before. Call once: a failed link cannot be reused.
         """
         self._services.plane.submit(MuxStart(self._session_id, stream, _interval_ms(poll_interval_s), direct_address))
         try:
@@ -106,25 +106,25 @@ class AgentLink:
         self._services.plane.submit(MuxPace(self._session_id, _interval_ms(poll_interval_s)))
 
     def retire(self) -> None:
-        """Stay for the connections that are open, and say nothing more. `close` then does nothing."""
+        """Stay for the open connections, without callbacks. `close` then does nothing."""
         if self._open:
             self._open = False
             self._services.plane.submit(MuxRetire(self._session_id))
 
     def ping_now(self, timeout_s: float) -> None:
-        """The data plane pings all the time, and hears of a sleep of the machine by itself (`MuxCheck`)."""
+        """No-op: the data plane pings constantly, and gets `MuxCheck` after a sleep of the machine."""
 
     def pause(self, paused: bool) -> None:
         self._services.plane.submit(MuxPause(self._session_id, paused))
 
     def close(self) -> None:
-        """End the agent. Idempotent; makes no callback."""
+        """End the agent. Idempotent; makes no callbacks."""
         if self._open:
             self._open = False
             self._services.plane.submit(MuxEnd(self._session_id))
 
 
 def _interval_ms(poll_interval_s: float) -> int:
-    """The default interval is a shell loop's pace."""
+    """The default interval is for a shell loop; the agent's is shorter."""
     interval_s = AGENT_POLL_INTERVAL_S if poll_interval_s == DEFAULT_POLL_INTERVAL_S else poll_interval_s
     return round(interval_s * 1000)

@@ -1,8 +1,8 @@
 """Reload the configuration: when a file that a session depends on is saved, the session changes.
 
-One watcher for all sessions, on the folders (editors replace a file by renaming another), none while there is no session.
-It tells only that something happened: what counts is the files as they are then, against what was read last. No file is
-touched on the control loop, and in a supervisor none in its process: see `foreign.reader`.
+One watcher for all sessions, on folders (editors replace a file by renaming another), none without a session. An event
+only wakes it: the files' current state is compared with the last read one. No file is touched on the control loop, nor
+by the supervisor's own process: see `foreign.reader`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from autoforward.core.budget import FILES, Budget
 from autoforward.core.errors import TargetError, UsageError
 from autoforward.foreign import reader
 from autoforward.foreign.children import SILENT
-from autoforward.foreign.opening import Look, Signature
+from autoforward.foreign.opening import PathState, Signature
 from autoforward.net.file_changes import HAS_INOTIFY, Changes
 from autoforward.state.event_log import PortEvent
 from autoforward.supervisor.session.session import Session
@@ -32,18 +32,18 @@ from autoforward.trust.writers import NO_WRITERS, Writers, spelled_both_ways, wr
 log = logging.getLogger(__name__)
 
 CHANGE_REST_S = 0.2
-"""After a change nothing is looked at for this long: a save is several changes, and a container may make any number."""
+"""Delay from a change to the check: a save is several changes, and a container may make any number."""
 
 POLL_S = 1.0
-"""How often files are looked at where their folders cannot be watched."""
+"""How often files are polled where their folders cannot be watched."""
 
 SETTLE_S = 0.3
-"""A file that cannot be read or is gone is looked at again after this, before a word is said: it may be half written."""
+"""An unreadable or missing file is read again after this before it is reported: it may be half written."""
 
 RETRY_S = 5.0
 """After a fault, and while files do not answer."""
 
-MAX_TOLD = 5
+MAX_REPORTED = 5
 """Warnings of one configuration in the log: a container may write another one every two seconds."""
 
 MAX_READERS = 4
@@ -53,10 +53,10 @@ T = TypeVar("T")
 
 
 class LiveConfiguration:
-    """`sessions` gives those that there are; `store` writes one whose record has another configuration now.
+    """`sessions` returns the current ones; `store` writes a session whose record has changed.
 
-    `consent_of` gives what the user has said of a session's workspace. `refresh` says that sessions came, went or have other
-    files. Owned by the supervisor: `aclose` ends its tasks.
+    `consent_of` returns the user's consent for a session's workspace. Call `refresh` when sessions begin, end or have
+    other files. Owned by the supervisor: `aclose` ends its tasks.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class LiveConfiguration:
         self._wake = asyncio.Event()
         self._is_polling = False
         self._read: dict[str, _Read] = {}
-        """By session id: the files as they were when they were read."""
+        """By session id: the files' state when they were read."""
         self._pool = ThreadPoolExecutor(MAX_READERS, thread_name_prefix="autoforward-files")
         self._task: asyncio.Task[None] | None = None
         self._updating: dict[str, asyncio.Task[None]] = {}
         self._good: dict[str, SourceContents] = {}
-        """By session id: what its files said when they were valid last."""
+        """By session id: the last valid contents."""
         self._budgets: dict[str, Budget] = {}
 
     def refresh(self) -> None:
@@ -87,10 +87,10 @@ class LiveConfiguration:
             self._task = asyncio.create_task(self._run(), name="live configuration")
 
     async def reconsider(self, session: Session, variables: Mapping[str, str], *, revoked: bool) -> None:
-        """The user has said something of its workspace: what its files ask for is decided again; returns once that is done.
+        """The user has answered for its workspace: decide again what its files ask for; returns once that is done.
 
-        `variables` are values of the user's environment for what has been granted. `revoked`: files that are not valid now
-        have nothing to say, for what they said last may be what was taken back.
+        `variables`: values of the user's environment for granted variables. `revoked`: invalid files count as empty,
+        because their last valid contents may be what was revoked.
         """
         key = session.record.session_id
         if revoked:
@@ -103,7 +103,7 @@ class LiveConfiguration:
         )
         await asyncio.wait([task])
         self._wake.set()
-        if not task.cancelled():  # else another one came after it, and decides with this answer too
+        if not task.cancelled():  # else a later one replaced it, and uses this answer too
             task.result()
 
     async def _decide_again(self, session: Session, variables: Mapping[str, str]) -> None:
@@ -119,7 +119,7 @@ class LiveConfiguration:
             await session.reconfigure(change)
             self._read.pop(session.record.session_id, None)
             await self._apply(session, at_once=True)
-            await self._store(session)  # also what a task that was cancelled for this one had still to store
+            await self._store(session)  # also stores the pending change of a cancelled task
         except TargetError as error:  # it has ended
             log.debug("%s", error)
 
@@ -131,7 +131,7 @@ class LiveConfiguration:
             await asyncio.wait(tasks)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    # What is watched.
+    # Watching.
 
     async def _run(self) -> None:
         folders: frozenset[str] = frozenset()
@@ -145,10 +145,10 @@ class LiveConfiguration:
                     await asyncio.wait_for(self._wake.wait(), RETRY_S)
 
     async def _poll(self, folders: frozenset[str]) -> frozenset[str]:
-        """Look at the files, and wait until there is a reason to look again; return the folders to watch then."""
+        """Check the files, and wait for a reason to check again; returns the folders to watch then."""
         changes = await self._watch(folders)
         try:
-            # Watched before the look: what is saved from then on is told.
+            # Watch before checking: later saves are reported.
             survey = await self._survey()
             self._reload_changed(survey)
             if survey.folders == folders and await self._is_woken(survey, changes):
@@ -160,7 +160,7 @@ class LiveConfiguration:
         return survey.folders
 
     async def _watch(self, folders: frozenset[str]) -> Changes | None:
-        """None: there is nothing to watch, or no way to do so."""
+        """None: nothing to watch, or no way to watch it."""
         if not folders or not HAS_INOTIFY:
             return None
         changes = None
@@ -180,7 +180,7 @@ class LiveConfiguration:
         return changes
 
     async def _is_woken(self, survey: Survey, changes: Changes | None) -> bool:
-        """Wait for a change or a `refresh`; where files do not answer or are not watched, not for long. Whether it was this."""
+        """Wait for a change or a `refresh`, briefly if files hang or cannot be watched; returns whether it was one."""
         waits = [asyncio.ensure_future(self._wake.wait())]
         if changes is not None:
             waits.append(asyncio.ensure_future(changes.happened.wait()))
@@ -204,10 +204,10 @@ class LiveConfiguration:
     def _writers(self) -> Writers:
         return writers_of(session.record for session in self._sessions())
 
-    # What is done.
+    # Applying.
 
     def _reload_changed(self, survey: Survey) -> None:
-        """Bring up to date each session whose files are not as they were read; in tasks, for one may be busy for long."""
+        """Reload each session whose files differ from those it read; in tasks, because one may be busy for long."""
         sessions = {session.record.session_id: session for session in self._sessions()}
         self._read = {key: read for key, read in self._read.items() if key in sessions}
         self._good = {key: good for key, good in self._good.items() if key in sessions}
@@ -228,10 +228,10 @@ class LiveConfiguration:
         return read is not None and (read.sources, read.state) == (sources, survey.of(sources))
 
     async def _bring_up_to_date(self, session: Session) -> None:
-        """However often the files are saved, they are read once in SETTLE_S."""
+        """However often the files are saved, they are read once per SETTLE_S."""
         try:
             while session.state != "ended":
-                # A container may write its files as often as it likes; what they say once it is their turn counts.
+                # A container may write its files as often as it likes; the contents at its turn count.
                 budget = self._budgets.setdefault(session.record.session_id, Budget(FILES, time.monotonic()))
                 await asyncio.sleep(budget.spend(1, time.monotonic()))
                 began_s = time.monotonic()
@@ -253,13 +253,13 @@ class LiveConfiguration:
         read = await self._in_pool(lambda: self._read_all(before, good, writers))
         if read.problem is not None and not is_new:
             await asyncio.sleep(SETTLE_S)
-            if (await self._survey_of(session)).of(sources) != read.state:  # else the problem is what it was
+            if (await self._survey_of(session)).of(sources) != read.state:  # else the problem is unchanged
                 read = await self._in_pool(lambda: self._read_all(before, good, writers))
-        if session.record.sources != sources:  # a command was quicker: its files are the ones that count
+        if session.record.sources != sources:  # a command was faster: its files count
             return
         self._read[key] = read
         if read.contents is None:
-            # One that is gone when we first look was so for the command too, which has said it.
+            # A file missing at the first check was missing for the command too, which reported it.
             if not (is_new and read.is_missing):
                 await self._complain(session, read.problem)
             if read.configured is not None:
@@ -282,31 +282,33 @@ class LiveConfiguration:
 
         is_changed = await session.reconfigure(change, at_once=at_once)
         if read.configured is not None and session.record.sources == read.configured.sources:
-            self._read[key] = replace(read, sources=session.record.sources)  # what came of it is read as well
+            self._read[key] = replace(read, sources=session.record.sources)  # the changed sources count as read
         if is_changed:
             name = session.record.container_name
             log.info("%s: its configuration has changed", name)
             new = [request for request in session.record.requests if request not in before.requests]
-            told = [*warnings, *not_granted(new, before.way_out)]
-            for warning in told[:MAX_TOLD]:
+            reported = [*warnings, *not_granted(new, before.way_out)]
+            for warning in reported[:MAX_REPORTED]:
                 log.warning("%s: %s", name, warning)
-            if len(told) > MAX_TOLD:
-                log.warning("%s: and %d more of these: `autoforward attach` says them", name, len(told) - MAX_TOLD)
+            if len(reported) > MAX_REPORTED:
+                log.warning(
+                    "%s: and %d more of these: `autoforward attach` says them", name, len(reported) - MAX_REPORTED
+                )
             await self._store(session)
         await self._complain(session, None)
 
     async def _in_pool(self, job: Callable[[], T]) -> T:
-        """What has to do with files: in threads that are for nothing else, for these may have to wait."""
+        """Run file operations in dedicated threads, because they may block."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, job)
 
     def _read_all(self, record: SessionRecord, good: SourceContents | None, writers: Writers) -> _Read:
-        """Blocks on the disk. Where files are not valid, what the user's own say now counts all the same."""
+        """Blocks on the disk. If files are invalid, the user's own files still count."""
         read = self._read_files(record, writers)
         if read.contents is not None or good is None:
             return read
         try:
             said = read_own(record.sources, consent=self._consent_of(record), writers=writers)
-        except UsageError:  # it is these that are not valid
+        except UsageError:  # the user's own files are invalid
             return read
         contents = replace(
             good,
@@ -335,7 +337,7 @@ class LiveConfiguration:
         return _Read(sources, state, contents, configured=configured, warnings=warnings)
 
     async def _complain(self, session: Session, problem: str | None) -> None:
-        """Say once that the configuration in force is not what the files say; None: it is, from now on."""
+        """Report once that the configuration in use is not what the files say; None: it is again."""
         if problem == session.config_problem:
             return
         session.config_problem = problem
@@ -348,43 +350,43 @@ class LiveConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What is where sessions have files. `silent`: those that do not answer. `writers` are spelled both ways."""
+    """The state of sessions' files. `silent`: paths that do not answer. `writers` are spelled both ways."""
 
-    looks: Mapping[str, Look]
+    path_states: Mapping[str, PathState]
     silent: frozenset[str] = frozenset()
     writers: Writers = field(default_factory=dict)
 
     @property
     def folders(self) -> frozenset[str]:
-        return frozenset(folder for look in self.looks.values() for folder in look.folders)
+        return frozenset(folder for path_state in self.path_states.values() for folder in path_state.folders)
 
     def of(self, sources: ConfigSources) -> FilesState:
-        looks = {path: self.looks.get(path) for path in sources.files}
+        path_states = {path: self.path_states.get(path) for path in sources.files}
         return {
-            path: None if look is None else (look.signature, self._writer_of(path, look, sources))
-            for path, look in looks.items()
+            path: None if path_state is None else (path_state.signature, self._writer_of(path, path_state, sources))
+            for path, path_state in path_states.items()
         }
 
-    def _writer_of(self, path: str, look: Look, sources: ConfigSources) -> str | None:
-        """Where that counts: of the user's own files."""
-        return writer_of(look.real, self.writers) if path in (sources.user_file, sources.settings_file) else None
+    def _writer_of(self, path: str, path_state: PathState, sources: ConfigSources) -> str | None:
+        """Only for the user's own files."""
+        return writer_of(path_state.real, self.writers) if path in (sources.user_file, sources.settings_file) else None
 
 
 FilesState = Mapping[str, tuple[Signature | None, str | None] | None]
-"""By path: what differs when a file has been saved, and which container can write it; None where it does not answer."""
+"""By path: what changes on a save, and which container can write it; None if it does not answer."""
 
 
 def survey_files(paths: Iterable[str], writers: Writers = NO_WRITERS) -> Survey:
     found = reader.survey(dict.fromkeys(paths))
-    looks = {path: look for path, look in found.items() if look is not None}
-    return Survey(looks, frozenset(found.keys() - looks.keys()), spelled_both_ways(writers))
+    path_states = {path: path_state for path, path_state in found.items() if path_state is not None}
+    return Survey(path_states, frozenset(found.keys() - path_states.keys()), spelled_both_ways(writers))
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """How the files were before they were read, and what they say or what is wrong.
+    """The files' state before they were read, and their contents or what is wrong.
 
-    `configured` is what the record that they were read for comes to.
+    `configured`: the resulting record.
     """
 
     sources: ConfigSources

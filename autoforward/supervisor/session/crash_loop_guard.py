@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 WORKED_S = 5.0
-"""A watch that lasted this long had worked; one that is lost sooner counts as a failed attempt, and is backed off from."""
+"""A watch that lasted this long has worked; an earlier loss counts as a failed attempt, with backoff."""
 
 MAX_QUICK_ENDS = 3
-"""In a row, of the same run of the container: whatever ends it will do so again."""
+"""Failures in a row in the same run of the container: another attempt will fail too."""
 
 AGENT_REST_S = 60.0
-"""For so long after the last of them a watch that begins does without it."""
+"""How long new watches do without the agent after the last failure."""
 
 
 class CrashLoopGuard:
-    """`began` and `ended` for each agent; `refusal_reason` before the next one."""
+    """Call `began` and `ended` for each agent; `refusal_reason` before the next one."""
 
     def __init__(self) -> None:
         self._run = ""
@@ -29,7 +29,7 @@ class CrashLoopGuard:
         self._count, self._ended_s, self._reason = (self._count + 1 if is_quick else 0), now_s, reason
 
     def refusal_reason(self, run: str, now_s: float) -> str | None:
-        """Why no agent is to be started now; None when one may be. `run` differs once the container has been restarted."""
+        """Why no agent may start now, or None. `run` changes when the container restarts."""
         if run != self._run or now_s - self._ended_s > AGENT_REST_S:
             self._run, self._count = run, 0
         if self._count < MAX_QUICK_ENDS:

@@ -1,7 +1,7 @@
 """Choose how a container is watched and its connections carried: the agent, else a shell watcher and a relay tool.
 
-The lane is chosen again whenever a watch begins: what could not run before may have been installed. `connections` and
-`forwarder` are told of the choice; frames and losses go to the session's actor.
+The lane is chosen again for every watch: tools may have been installed meanwhile. `connections` and `forwarder` get the
+choice; frames and losses go to the session's actor.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ from autoforward.supervisor.session.shared import SessionServices
 log = logging.getLogger(__name__)
 
 WRONG_KIND = "exec format error"
-"""What an engine says of a program for another kind of machine."""
+"""An engine's message about a program for another architecture."""
 
 CUT_STATUSES = (None, 0, 126)
-"""Of an agent that did not end by itself: it lives, or saw the end of its stdin; the last is what Docker says of a process
-whose stream was cut, however that ended."""
+"""Exit codes of an agent that did not fail by itself: it still runs, or got EOF on stdin; the last is Docker's for a
+process whose stream was cut, however it ended.
+"""
 
 T = TypeVar("T")
 Watch = Detector | AgentLink
@@ -50,7 +51,7 @@ Watch = Detector | AgentLink
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """This watch is over, and why."""
+    """This watch has ended, and why."""
 
     watch: Watch
     reason: str
@@ -58,12 +59,12 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class ProcessesKnown:
-    """There is news of whose the sockets of the last frame are."""
+    """Owners of the last frame's sockets have arrived."""
 
 
 @dataclass(frozen=True, slots=True)
 class NeighboursChanged:
-    """Another session that leads to the same servers has more or less than before."""
+    """The port claims of another session have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +74,17 @@ class NetworkChanged:
 
 @dataclass(frozen=True, slots=True)
 class ConfigurationChanged:
-    """The session's record is another one."""
+    """The session's record has changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class PauseUnclear:
-    """The watch is silent, or speaks although the container is paused."""
+    """The watch is silent, or sends although the container is paused."""
 
 
 @dataclass(frozen=True, slots=True)
 class NumbersAsked:
-    """A container was created that publishes these (transport, host port)."""
+    """A container that publishes these (transport, host port) was created."""
 
     numbers: frozenset[tuple[str, int]]
 
@@ -99,11 +100,11 @@ Item = (
     | NetworkChanged
     | ConfigurationChanged
 )
-"""What a session's actor hears."""
+"""The items in a session's inbox."""
 
 
 def place_of(item: Item) -> Hashable:
-    """In the actor's inbox: only the newest snapshot counts, and of a container's life what it is now."""
+    """The inbox slot of an item: only the newest snapshot counts, and the container's current state."""
     match item:
         case ContainerEvent(action):
             return "pause" if action in ("pause", "unpause") else "rename" if action == "rename" else "life"
@@ -114,7 +115,7 @@ def place_of(item: Item) -> Hashable:
 
 
 class LaneChooser:
-    """`begin`, then `drop` or `retire`; one watch at a time."""
+    """Call `begin`, then `drop` or `retire`; one watch at a time."""
 
     def __init__(
         self,
@@ -138,15 +139,15 @@ class LaneChooser:
         self._agent_exec = ""
         self._agent_lost: tuple[str, float] | None = None
         self._book = ProcessBook()
-        self._news_told = False
-        self._lane_told = ""
+        self._processes_reported = False
+        self._reported_lane = ""
 
     async def begin(self, info: ContainerInfo, options: SessionOptions) -> Watch:
-        """A watch that runs, and the lane that goes with it; `connections.problem` says why there is none.
+        """Start a watch and choose its lane; `connections.problem` says why there is none.
 
-        Raises NoShellError where nothing can be run at all, and what the engine raises.
+        Raises NoShellError if nothing can run in the container, and the engine's errors.
         """
-        self._news_told = False
+        self._processes_reported = False
         agent, no_agent_reason = await self._begin_with_agent(info, options)
         if agent is not None:
             self._watch = agent
@@ -157,15 +158,15 @@ class LaneChooser:
         return self._watch
 
     def _tell_lane(self, container_name: str) -> None:
-        """A line in the log when it is another one than before."""
+        """Log the lane when it changes."""
         tool = self._connections.tool
         lane = f"lane {tool.lane}: {tool.capabilities.note}" if tool is not None else self._connections.problem or ""
-        if lane != self._lane_told:
-            self._lane_told = lane
+        if lane != self._reported_lane:
+            self._reported_lane = lane
             log.info("%s: %s", container_name, lane)
 
     def retire(self) -> None:
-        """Another watch is to begin: this one says nothing more, and stays for as long as its connections are open."""
+        """Another watch is about to begin: this one makes no more callbacks, and stays while its connections are open."""
         watch = self._watch
         if isinstance(watch, AgentLink):
             watch.retire()
@@ -174,7 +175,7 @@ class LaneChooser:
             self._watch = None
 
     def drop(self) -> None:
-        """End it. Idempotent."""
+        """End the watch. Idempotent."""
         self.direct.end()
         watch, self._watch = self._watch, None
         starting, self._starting = self._starting, None
@@ -183,12 +184,12 @@ class LaneChooser:
                 ended.close()
 
     def forget(self) -> None:
-        """Whose the ports were is of no use any more."""
+        """Drop the known owners of ports."""
         self._book = ProcessBook()
 
     @property
     def network(self) -> bytes:
-        """The network namespace that the container is in, as it says; known with the first frame, or not at all."""
+        """The container's network namespace, as it reports it; known with the first frame, or never."""
         return self._watch.network if self._watch is not None else b""
 
     def ping_now(self, timeout_s: float = PONG_TIMEOUT_S) -> None:
@@ -196,20 +197,20 @@ class LaneChooser:
             self._watch.ping_now(timeout_s)
 
     def set_pace(self, poll_interval_s: float) -> bool:
-        """Another poll interval, if the watch can change it without a new beginning."""
+        """Change the poll interval, if the watch can do so without a restart."""
         if isinstance(self._watch, AgentLink):
             self._watch.set_pace(poll_interval_s)
             return True
         return False
 
     def pause(self, paused: bool) -> None:
-        """What the engine says; also to watches that are kept for their connections."""
+        """The engine's answer, also for retired watches."""
         if self._watch is not None:
             self._watch.pause(paused)
         self._connections.pause_retired(paused)
 
     def on_unsure(self) -> None:
-        self._actor.tell(PauseUnclear())
+        self._actor.post(PauseUnclear())
 
     def on_mux_said(self, notice: MuxSaid) -> None:
         if (link := self._link) is not None:
@@ -220,19 +221,19 @@ class LaneChooser:
             link.on_mux_lost(notice)
 
     def processes(self) -> Mapping[ForwardKey, ServerProcess | None]:
-        """Whose the ports are, as far as it is known now; see `ProcessBook.by_port`."""
-        self._news_told = False
+        """The currently known owners of ports; see `ProcessBook.by_port`."""
+        self._processes_reported = False
         return self._book.by_port()
 
     def _take_frame(self, frame: Frame) -> None:
         self._book.see(frame.table.rows)
-        self._actor.tell(frame)
+        self._actor.post(frame)
 
     def _take_owner(self, owner: Owner) -> None:
-        # One word for all that come before it is heard: a container can have thousands of sockets.
-        if self._book.note(owner.inode, owner.pid, owner.command_line) and not self._news_told:
-            self._news_told = True
-            self._actor.tell(ProcessesKnown())
+        # One item for all owners until it is processed: a container can have thousands of sockets.
+        if self._book.note(owner.inode, owner.pid, owner.command_line) and not self._processes_reported:
+            self._processes_reported = True
+            self._actor.post(ProcessesKnown())
 
     def _take_answer(self, answer: Answer) -> None:
         if isinstance(answer, Owner):
@@ -250,11 +251,11 @@ class LaneChooser:
     async def _begin_with_agent(
         self, info: ContainerInfo, options: SessionOptions
     ) -> tuple[AgentLink | None, str | None]:
-        """The agent, running; or None and the reason for which it is not the lane (None where it was not asked for)."""
+        """The running agent; or None and why it is not the lane (None if it was not requested)."""
         if options.lane not in ("auto", "agent"):
             return None, None
         await self._judge_last_agent()
-        # With `--lane agent` it is tried on for ever.
+        # With `--lane agent` it is retried without limit.
         no_agent_reason = (
             self._agents.refusal_reason(info.started_at, time.monotonic()) if options.lane == "auto" else None
         )
@@ -271,11 +272,11 @@ class LaneChooser:
                     path = await self._in_pool(lambda: deploy_agent(self._engine, info, kinds[0], tuple(unusable)))
                     link = await self._start_agent(info, path, options)
                 except AgentDoesNotRunError as error:
-                    words = str(error)
-                    if await self._in_pool(partial(self._engine.goes_by_number, info.container_id, words)):
+                    error_text = str(error)
+                    if await self._in_pool(partial(self._engine.goes_by_number, info.container_id, error_text)):
                         continue
-                    unusable[path] = f"{path}: {words}"
-                    if WRONG_KIND in words.lower() and len(kinds) > 1:  # no place would make a difference
+                    unusable[path] = f"{path}: {error_text}"
+                    if WRONG_KIND in error_text.lower() and len(kinds) > 1:  # another place would not help
                         tried.extend(unusable.values())
                         unusable.clear()
                         kinds.pop(0)
@@ -287,7 +288,7 @@ class LaneChooser:
         return link, None
 
     async def _start_agent(self, info: ContainerInfo, path: str, options: SessionOptions) -> AgentLink:
-        """Run what is at `path` and hear it say hello. Raises NoAgentError, and what the engine raises."""
+        """Run the program at `path` and wait for its hello. Raises NoAgentError, and the engine's errors."""
         link = AgentLink(
             self._session_id,
             self._services,
@@ -310,12 +311,12 @@ class LaneChooser:
         self._lost(link, reason)
 
     def _lost(self, watch: Watch, reason: str) -> None:
-        """The actor has its turn when it has: nothing is to be opened over this one until then."""
+        """Until the actor's turn, open nothing over this watch."""
         self._connections.close_gate()
-        self._actor.tell(Lost(watch, reason))
+        self._actor.post(Lost(watch, reason))
 
     async def _judge_last_agent(self) -> None:
-        """Did it end, or was its stream cut? Then it ended in order, or lives, or that is unknown: not its fault."""
+        """Whether the agent itself ended, or only its stream: in the latter case it counts as no failure."""
         lost, self._agent_lost = self._agent_lost, None
         if lost is None:
             return
@@ -326,7 +327,7 @@ class LaneChooser:
     async def _begin_with_shell(
         self, info: ContainerInfo, options: SessionOptions, no_agent_reason: str | None
     ) -> Detector:
-        """The shell watcher, and the best of the tools that the container has."""
+        """The shell watcher, and the best tool in the container."""
         self._forwarder.route_over(None)
         self.direct.end()
         try:
@@ -362,6 +363,6 @@ class LaneChooser:
 
 
 def _discard(stream: SocketStream) -> None:
-    """A stream that came after its request was given up: its process ends on stdin EOF."""
+    """A stream that arrived after its request was abandoned: its process exits on stdin EOF."""
     stream.shutdown_write()
     stream.close()

@@ -1,10 +1,10 @@
-"""Open client connections of one session: streams into the container, and a check on their processes.
+"""Client connections of one session: open streams into the container, and check their processes.
 
-Opening a stream goes beside the session's own task, for connections must not wait for each other. While the container is
-out of reach new connections wait, for a bounded time.
+Streams open beside the session's own task, because connections must not wait for each other. While the container is
+unreachable, new connections wait for a bounded time.
 
-Where a server may be on one of several addresses, the one that answered is dialled alone from then on: trying several
-takes three more processes in the container for every connection. When it does not answer any more, all are tried again.
+If a server may be on one of several addresses, only the one that answered is dialled from then on: trying several takes
+three more processes in the container per connection. When it stops answering, all are tried again.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from autoforward.lanes.relay_tools import RelayTool, relay_argv, usable_addresse
 from autoforward.lanes.scripts import relay_environment
 from autoforward.lanes.shell_watcher import Detector
 from autoforward.lanes.watcher_protocol import Answer, Frame, Sockets, encode_kill, encode_sockets
+from autoforward.supervisor.session.metering import SparingLog
 from autoforward.supervisor.session.shared import SessionServices
-from autoforward.supervisor.session.telling import SparingLog
 
 log = logging.getLogger(__name__)
 
 HOLD_S = 10.0
-"""How long a new connection waits while the container is out of reach."""
+"""How long a new connection waits while the container is unreachable."""
 
 LOSS_SHOWS_S = 1.0
-"""A container or engine that goes refuses processes before it is known to go: for so long that is waited for."""
+"""A container or engine that is ending refuses processes before it is known to end: wait this long."""
 
 MAX_PROCESSES = 512
-"""Connections of a session that are a process in the container each; more would be most of what runs there."""
+"""A session's connections with a process in the container each; more would be most of its processes."""
 
 LATE_STREAM_S = 2.0
-"""How long the end of a session waits for processes that are being started, so that the watcher's sweep finds them."""
+"""How long a session's end waits for processes that are starting, so that the watcher's sweep finds them."""
 
 
 class Connections:
-    """`open_gate` when the container is watched, `close_gate` when it is not; the rest comes from the data plane."""
+    """Call `open_gate` when the container is watched, `close_gate` when it is not; the data plane sends the rest."""
 
     def __init__(self, session_id: str, engine: Engine, services: SessionServices, forwarder: Forwarder) -> None:
         self.tool: RelayTool | None = None
@@ -69,11 +69,11 @@ class Connections:
         self._log = SparingLog(log, time.monotonic())
 
     def watched_by(self, detector: Detector | None, session_token: str) -> None:
-        """Relays from now on carry this token, and this watcher ends them. None: they have no processes of their own."""
+        """New relays carry this token, and this watcher ends them. None: they have no processes."""
         self._detector, self._session_token, self._tracker = detector, session_token, CloseWaitTracker()
 
     def retire_watch(self) -> bool:
-        """Before another watch begins: keep the watcher for as long as its relays are open. False when it has none."""
+        """Before another watch: keep the watcher while its relays are open. False if it has none."""
         token, detector = self._session_token, self._detector
         if detector is None or token not in self._watch_of.values():
             return False
@@ -104,7 +104,7 @@ class Connections:
         self._closed = True
 
     async def aclose(self) -> None:
-        """Give up what waits, and wait (not for ever) for the processes that are being started."""
+        """Abandon waiting connections, and wait (bounded) for processes that are starting."""
         self.take_no_more()
         for task in self._opening:
             task.cancel()
@@ -114,7 +114,7 @@ class Connections:
         if self._starting:
             await asyncio.wait(self._starting, timeout=LATE_STREAM_S)
 
-    # Notices of the data plane.
+    # Events of the data plane.
 
     def on_stream_wanted(self, notice: messages.StreamWanted) -> None:
         if self._closed:
@@ -136,7 +136,7 @@ class Connections:
             self._answered[notice.forward_id] = dials[notice.attempt]
 
     def on_relay_ended(self, notice: messages.RelayEnded) -> None:
-        """Of any session: the forward may have ended before its last relay, and then its session is unknown."""
+        """Of any session: the forward may have ended before its last relay, so that its session is unknown."""
         if (task := self._held.pop(notice.relay_id, None)) is not None:
             task.cancel()  # its client has gone
         self._dialled.pop(notice.relay_id, None)
@@ -166,7 +166,7 @@ class Connections:
             self._detector.send(encode_kill(notice.container_pid, notice.relay_token, hard=notice.hard))
 
     async def _open_stream(self, wanted: messages.StreamWanted) -> None:
-        """Where the way turns out to have been lost before anything was sent there, the next one is waited for."""
+        """If the stream is lost before anything was sent on it, wait for another one."""
         until_s = wanted.until_s or asyncio.get_running_loop().time() + HOLD_S
         held_until_s = None
         while True:
@@ -196,7 +196,7 @@ class Connections:
                 return
 
     async def _wait_for_server(self, wanted: messages.StreamWanted, holds_s: float, until_s: float) -> str | None:
-        """Wait until the server is seen to listen, or the forward changes otherwise; why the client has to be reset."""
+        """Wait until the server listens, or the forward changes otherwise; returns why the client must be reset."""
         with self._forwarder.held(wanted.forward_id) as failure:
             task = asyncio.current_task()
             if failure is not None or task is None:
@@ -213,7 +213,7 @@ class Connections:
         return None
 
     async def _start_stream(self, wanted: messages.StreamWanted, until_s: float) -> str | None:
-        """Have it carried by what carries connections now; why the engine could start no process for it."""
+        """Open it on the current lane; returns why the engine could not start a process."""
         plane = self._services.plane
         known, tool, token = (
             self._forwarder.dials_of(wanted.forward_id, ipv6=wanted.ipv6),
@@ -259,21 +259,21 @@ class Connections:
     def _choose(
         self, wanted: messages.StreamWanted, tool: RelayTool, usable: tuple[DialAddress, ...]
     ) -> tuple[DialAddress, ...]:
-        """What this stream dials: the address that answered last time, or all."""
+        """The addresses to dial: the one that answered last time, or all."""
         if wanted.retry:
             self._answered.pop(wanted.forward_id, None)
         if self._forwarder.dials_of(wanted.forward_id, ipv6=True) != self._forwarder.dials_of(wanted.forward_id):
-            return usable  # these may be two servers, each with clients of its own
+            return usable  # they may be two servers, with clients of their own
         answered = self._answered.get(wanted.forward_id)
-        # A tool that does not say when it is connected has eaten the client's first bytes when it fails.
+        # A tool that does not report connecting has consumed the client's first bytes when it fails.
         if answered in usable and tool.capabilities.confirms_connect:
             return (answered,)
         return usable
 
-    # What the watcher says.
+    # Output of the watcher.
 
     def take_frame(self, frame: Frame) -> None:
-        """Look for servers that have closed, where the relay's tool does not say so itself."""
+        """Detect closed servers, for relay tools that do not report it."""
         if self.tool is None or not self.tool.needs_close_wait:
             return
         closed, questions = self._tracker.frame(frame.table.close_wait)
@@ -292,7 +292,7 @@ class Connections:
 
 
 def _discard(opening: asyncio.Future[SocketStream]) -> None:
-    """A stream that came after its request was given up: its process ends on stdin EOF."""
+    """A stream that arrived after its request was abandoned: its process exits on stdin EOF."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result().shutdown_write()
         opening.result().close()

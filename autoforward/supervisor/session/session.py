@@ -1,8 +1,8 @@
-"""One session: the supervisor's work for one container, over all its restarts.
+"""One session: the supervisor's work for one container, across its restarts.
 
-A session is an actor (`actor.py`): one task takes what comes in (frames, container events, commands) one after the other.
-Its phases are plain code: look at the container, wait until it runs, watch it until the watch is lost, again. Client
-connections go beside it (`openings.py`).
+A session is an actor (`actor.py`): one task processes frames, container events and commands sequentially. Its phases are
+plain code: inspect the container, wait until it runs, watch it until the watch is lost, repeat. Client connections run
+beside it (`openings.py`).
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ from autoforward.supervisor.session import lane_choice
 from autoforward.supervisor.session.actor import FAULT, Actor, Ending, Restart
 from autoforward.supervisor.session.crash_loop_guard import WORKED_S
 from autoforward.supervisor.session.direct_switch import DirectSwitch
+from autoforward.supervisor.session.metering import MeteredPublisher
 from autoforward.supervisor.session.openings import Connections
 from autoforward.supervisor.session.session_states import SESSION, State
 from autoforward.supervisor.session.shared import SessionServices
-from autoforward.supervisor.session.telling import MeteredPublisher
 from autoforward.trust.widening import not_granted
 
 log = logging.getLogger(__name__)
 
 SETTLED_AFTER_S = 10.0
-"""An attempt that fails after more than this is answer enough for a command that waits."""
+"""A failed attempt after this time is the answer for a waiting command."""
 
 DORMANT_AFTER_S = 300.0
-"""A container stopped, or removed, for this long keeps neither its host ports nor the supervisor."""
+"""A container that was stopped or removed this long ago keeps neither its host ports nor the supervisor."""
 
 FORGOTTEN_AFTER_S = 30 * 86400.0
-"""So long it is waited for the next container of a workspace or service."""
+"""How long to wait for the next container of a workspace or service."""
 
 STOPPED = "stopped by the user"
-"""The reason of a forward's end that a foreground `forward` takes as its own."""
+"""The end reason that a foreground `forward` reports as its own."""
 
 T = TypeVar("T")
 
 
 class Session:
-    """Start it with `start`, end it with `end`; both once. `record` is what is stored."""
+    """Call `start` and `end` once each. `record` is what is stored."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Session:
         on_change: Callable[[], None],
         on_moved: Callable[[Session], None] = lambda _session: None,
     ) -> None:
-        """`on_moved`: its container was removed, or it goes on in the next one; what is stored has to follow."""
+        """`on_moved`: its container was removed, or it continues in the next one; the stored record must follow."""
         self.record = record
         self.engine = engine
         self._state: State = "starting"
@@ -85,8 +85,8 @@ class Session:
         self._attempts = Budget(services.limits.attempts, now_s)
         self._publisher = MeteredPublisher(services.publisher, services.limits.events, now_s)
         services = replace(services, publisher=self._publisher)
-        self._slowed_told = False
-        self._cost_told = ""
+        self._slowdown_reported = False
+        self._reported_cost = ""
         self.forwarder = Forwarder(services, self._place(record))
         self.connections = Connections(record.session_id, engine, services, self.forwarder)
         self._services = services
@@ -98,12 +98,12 @@ class Session:
         self.watching = lane_choice.LaneChooser(
             record.session_id, engine, services, self._actor, self.connections, self.forwarder
         )
-        self._beside = SessionClaims(services.neighbours, lambda: self._actor.tell(lane_choice.NeighboursChanged()))
+        self._beside = SessionClaims(services.neighbours, lambda: self._actor.post(lane_choice.NeighboursChanged()))
         self._task: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         self._claims: dict[int, tuple[PortSpec, ...]] = {}
         self.awaited = 0
-        """Commands that are about to claim ports of it."""
+        """Commands about to claim its ports."""
         self._stopped_keys: set[ForwardKey] = set()
         self.info: ContainerInfo | None = None
         self._snapshot: Snapshot = ()
@@ -117,7 +117,7 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session {self.record.session_id} {self.record.container_name} {self.state}>"
 
-    # The supervisor's side.
+    # Called by the supervisor.
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._live(), name=f"session {self.record.container_name}")
@@ -137,18 +137,18 @@ class Session:
             await asyncio.wait([self._task])
 
     def rows(self, counters: Mapping[str, ForwardCounters]) -> list[dict[str, Any]]:
-        """`list --json` rows of its forwards, of the ports that are not forwarded, and of what is not granted."""
+        """The rows of `list --json`: its forwards, unforwarded ports, and requests that are not granted."""
         record = self.record
         asked = not_granted(record.requests, record.way_out)
         return list(self.forwarder.rows(record.target, self.tool.lane if self.tool else None, counters, asked))
 
     @property
     def next_try_in_s(self) -> float | None:
-        """How long until the next attempt; None while none is waited for."""
+        """How long until the next attempt; None if none is pending."""
         return None if self._next_try_s is None else max(0.0, self._next_try_s - time.monotonic())
 
     async def settled(self) -> None:
-        """Wait until a first snapshot has been applied, or it is known why there is none."""
+        """Wait until a first snapshot has been applied, or its absence is explained."""
         await self._settled.wait()
 
     @property
@@ -162,12 +162,12 @@ class Session:
 
     @property
     def tool(self) -> RelayTool | None:
-        """What carries its connections; None while nothing can."""
+        """The lane that carries its connections; None if there is none."""
         return self.connections.tool
 
     @property
     def direct(self) -> DirectSwitch:
-        """Whether its connections may go past the engine."""
+        """Whether its connections may bypass the engine."""
         return self.watching.direct
 
     @property
@@ -183,22 +183,22 @@ class Session:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody still wants anything of this session."""
+        """Whether anything still needs this session."""
         return self.record.attached or bool(self.record.manual) or bool(self._claims) or self.awaited > 0
 
     def uses_network_of(self, container_id: str) -> bool:
         return self.info is not None and self.info.network_of == container_id
 
     def notice_network(self) -> None:
-        """Something happened to the container whose network this one uses: what the engine publishes may be another one's."""
-        self._actor.tell(lane_choice.NetworkChanged())
+        """The container whose network this one uses has changed: the engine's published ports may be another's."""
+        self._actor.post(lane_choice.NetworkChanged())
 
     def notice_event(self, event: ContainerEvent) -> None:
-        """The engine said something about this container, or may have failed to."""
-        self._actor.tell(event)
+        """The engine sent an event about this container, or may have missed one."""
+        self._actor.post(event)
 
     def recheck(self) -> None:
-        """Something may have become of its container, or another one may have come after it."""
+        """Its container may have changed, or been succeeded by another."""
         self.notice_event(ContainerEvent("recheck", self.record.container_id, self.record.container_name, {}))
 
     @property
@@ -207,15 +207,15 @@ class Session:
         return self.state == "stopped"
 
     def numbers_asked(self, numbers: frozenset[tuple[str, int]]) -> None:
-        """Another container publishes them as soon as it starts."""
-        self._actor.tell(lane_choice.NumbersAsked(numbers))
+        """Another container publishes these ports when it starts."""
+        self._actor.post(lane_choice.NumbersAsked(numbers))
 
     def check_streams(self, timeout_s: float) -> None:
-        """The machine was asleep: is the watcher still there? (The agent is asked by the data plane.)"""
+        """The machine was asleep: check the watcher. (The data plane checks the agent.)"""
         self.watching.ping_now(timeout_s)
 
     async def update(self, record: SessionRecord) -> None:
-        """Take over new options, ports and container; returns once they are in force."""
+        """Apply new options, ports and container; returns once they are in effect."""
 
         async def change() -> None:
             self._stopped_keys.clear()
@@ -225,10 +225,10 @@ class Session:
         await self.settled()
 
     async def reconfigure(self, change: Callable[[SessionRecord], SessionRecord], *, at_once: bool = False) -> bool:
-        """Take over what `change` makes of the record as it is then; whether that is another one.
+        """Apply `change` to the record as it is then; returns whether it changed.
 
-        Does not wait for a watch, nor, unless `at_once` (it is the user's word), for what follows from it, which has its
-        turn when the session's budget allows.
+        Does not wait for a watch, nor, unless `at_once` (a user's action), for the consequences, which follow when the session's
+        budget allows.
         """
 
         async def take_over() -> bool:
@@ -237,7 +237,7 @@ class Session:
             await self._take_over(record, at_once=at_once)
             return True
 
-        # A Restart, which answers nothing, comes after the record was taken over.
+        # A Restart, without a result, follows after the record was applied.
         return await self._actor.execute(take_over) is not False
 
     async def _take_over(self, record: SessionRecord, *, at_once: bool = True) -> None:
@@ -257,15 +257,15 @@ class Session:
         if at_once:
             await self._replan()
         else:
-            self._actor.tell(lane_choice.ConfigurationChanged())
+            self._actor.post(lane_choice.ConfigurationChanged())
 
     def told_apart(self, specs: tuple[PortSpec, ...]) -> tuple[PortSpec, ...]:
-        """These as they are beside what there is: a port that has a forward on another number gets a further one."""
+        """These SPECs relative to the existing forwards: a port forwarded on another number gets an additional one."""
         numbers = {spec.key: spec.number for spec in self.manual_specs}
         return told_apart(specs, {**numbers, **self.forwarder.numbers})
 
     async def claim(self, claim_id: int, asked: tuple[PortSpec, ...]) -> tuple[PortSpec, ...]:
-        """Forward these for as long as the claim is held; returns them told apart from what there was."""
+        """Forward these while the claim is held; returns them relative to the existing forwards."""
 
         async def change() -> tuple[PortSpec, ...]:
             self._claims[claim_id] = specs = self.told_apart(asked)
@@ -284,7 +284,7 @@ class Session:
             await self._actor.execute(change)
 
     async def stop_forward(self, forward_id: str) -> bool:
-        """End one forward for good: it comes back with the next `attach`, not with the next snapshot."""
+        """End one forward permanently: it returns with the next `attach`, not with the next snapshot."""
 
         async def change() -> bool:
             key = self.forwarder.key_of(forward_id)
@@ -312,20 +312,20 @@ class Session:
             log.exception("a fault in the session of %s", self.record.container_name)
         finally:
             self._actor.end(FAULT)
-            await self._wind_up(self._actor.end_reason)
+            await self._shut_down(self._actor.end_reason)
 
-    async def _wind_up(self, reason: str) -> None:
+    async def _shut_down(self, reason: str) -> None:
         self.connections.take_no_more()
         try:
             if drain_s := self._drain_s:
                 await self._services.plane.drain(self.forwarder.forward_ids, drain_s)
             await self.forwarder.close_all(reason)
         finally:
-            # The watcher ends last: what it finds of this session's relays it takes with it.
+            # The watcher ends last: it kills the session's remaining relays.
             await self.connections.aclose()
             self._drop_watch()
             self._beside.leave()
-            # Not only once the collector comes to the circle that a session is: thousands of sockets are megabytes.
+            # Break the reference cycle now: thousands of sockets are megabytes until the collector runs.
             self._snapshot, self._seen = (), {}
             self.watching.forget()
             self.record.options.forget_searches()
@@ -339,16 +339,16 @@ class Session:
         while True:
             try:
                 failures = await self._attempt(failures)
-            except Restart:  # wherever the command found us, also between two attempts
+            except Restart:  # wherever the command arrived, also between two attempts
                 self._drop_watch()
                 failures = 0
 
     async def _attempt(self, failures: int) -> int:
-        """Look at the container, and watch it if it runs; how many attempts in a row have failed now."""
+        """Inspect the container, and watch it if it runs; returns the attempts that have failed in a row."""
         await self._idle(self._attempts.spend(1, time.monotonic()), wakes=())
         began_s = time.monotonic()
         try:
-            info = await self._in_pool(self._inspect) or await self._go_on_elsewhere()
+            info = await self._in_pool(self._inspect) or await self._move_to_next()
             if info is None:
                 await self._wait_for_next()
             elif info.running:
@@ -367,9 +367,9 @@ class Session:
             if isinstance(error, TargetError) and not self.record.outlives_container:
                 raise TargetError(f"the container {self.record.container_name} is gone") from error
             failures += 1
-            if failures <= SHOWN_AS_FAILED_AFTER:  # what goes on for hours is not said every two seconds
+            if failures <= SHOWN_AS_FAILED_AFTER:  # a lasting problem is not logged every two seconds
                 log.info("%s: %s", self.record.container_name, error)
-            # The first loss is often over by the next attempt; only then it is worth a word.
+            # The first loss is often over by the next attempt; log from the second on.
             if failures > 1 or isinstance(error, EngineUnreachableError):
                 await self._become("failed" if failures > SHOWN_AS_FAILED_AFTER else "reconnecting", str(error))
             if failures > 3 or time.monotonic() - began_s > SETTLED_AFTER_S:
@@ -379,7 +379,7 @@ class Session:
         return failures
 
     def _inspect(self) -> ContainerInfo | None:
-        """Blocks. None: the container is removed, and the session waits for the next one."""
+        """None: the container is removed, and the session waits for the next one. Blocks."""
         try:
             return self.engine.inspect_with_network(self.record.container_id)
         except TargetError:
@@ -387,8 +387,8 @@ class Session:
                 return None
             raise
 
-    async def _go_on_elsewhere(self) -> ContainerInfo | None:
-        """Of a container that is removed: move to the next one of its workspace or service; None while there is none."""
+    async def _move_to_next(self) -> ContainerInfo | None:
+        """Its container is removed: move to the next one of its workspace or service; None if there is none."""
         before = self.record
 
         def look() -> tuple[ContainerInfo, SessionRecord] | None:
@@ -412,21 +412,21 @@ class Session:
         return await self._actor.call(self._services.engine_pool, job)
 
     async def _engine_is_slow(self) -> None:
-        """It may hang: who asks is told so by now, not once the request has timed out."""
+        """It may hang: report it now, not after the request's timeout."""
         if self.state in ("starting", "watching"):
             await self._become("reconnecting", f"the engine at {self.record.endpoint.host} takes long to answer")
 
     async def _rest(self, reason: str) -> None:
-        """It cost too much: it is left alone for a while, or until the container is started again."""
-        if reason != self._cost_told:
-            self._cost_told = reason
+        """It cost too much: pause for a while, or until the container restarts."""
+        if reason != self._reported_cost:
+            self._reported_cost = reason
             log.warning("%s: %s; it is tried again every %.0f s", self.record.container_name, reason, LEFT_ALONE_S)
         await self._become("failed", reason)
         self._settled.set()
         await self._idle(LEFT_ALONE_S, wakes=("start",))
 
     async def _idle(self, seconds: float, wakes: Collection[str] | None = None) -> None:
-        """Wait between attempts; an event of the container ends the wait, one of `wakes` if these are given."""
+        """Wait between attempts; an event of the container (of `wakes`, if given) ends the wait."""
         self._next_try_s = deadline_s = time.monotonic() + seconds
         try:
             while (remaining_s := deadline_s - time.monotonic()) > 0:
@@ -442,7 +442,7 @@ class Session:
         await self._wait_away(state, f"the container is {info.state}", f"the container has been {info.state}")
 
     async def _wait_for_next(self) -> None:
-        """The container was removed: as if it was stopped, until there is another one of its workspace or service."""
+        """The container was removed: wait, as if it was stopped, for the next one of its workspace or service."""
         now = datetime.now(UTC)
         if self.record.removed is None:
             self.record = replace(self.record, removed=format_time(now))
@@ -461,9 +461,9 @@ class Session:
         await self._wait_away("stopped", what, f"{name} has been removed", FORGOTTEN_AFTER_S - away_s)
 
     async def _wait_away(self, state: State, what: str, has_been: str, forgotten_s: float | None = None) -> None:
-        """The container does not run: keep the ports for a while, then only the leases, until something happens to it.
+        """The container does not run: keep its ports for a while, then only the leases, until an event.
 
-        After `forgotten_s` seconds as well, for the caller to look again.
+        Returns after `forgotten_s` seconds as well, so that the caller checks again.
         """
         self._drop_watch()
         if self._stopped_at_s is None:
@@ -486,26 +486,26 @@ class Session:
                 self._beside.leave()
                 self.state = "dormant"
             elif isinstance(item, ContainerEvent):
-                return  # look at it again: the event may be old
+                return  # inspect it again: the event may be old
 
     async def _give_up(self, reason: str) -> None:
-        """Nothing can run in this container as it is: wait for it to be restarted."""
+        """Nothing can run in this container: wait for its restart."""
         await self._become("failed", reason)
         self._settled.set()
         while not isinstance(await self._actor.next_item(None), ContainerEvent):
             pass
 
     async def _become(self, state: State, problem: str) -> None:
-        problem = problem.replace(self.record.container_id, self.record.container_name)  # the engine's words
+        problem = problem.replace(self.record.container_id, self.record.container_name)  # the engine's message
         self.state, self.problem = state, problem
-        self._recheck_at_s = None  # nothing is decided until it is back
+        self._recheck_at_s = None  # no decisions until it is back
         self.connections.close_gate()
         await self.forwarder.suspend(problem)
 
     # Watching.
 
     async def _watch(self, info: ContainerInfo) -> None:
-        """Watch until the watcher is lost. Returns after a loss that follows a time of working; raises otherwise."""
+        """Watch until the watcher is lost. Returns if it had worked before the loss; raises otherwise."""
         self.info = info
         self._beside.join(self.record, info)
         restarted = bool(self._seen)
@@ -520,7 +520,7 @@ class Session:
             self.problem = self.connections.problem
             await self._follow(watch)
         except Restart:
-            # Only how to watch has changed: connections that are open now keep their watcher, and it keeps them.
+            # Only the way to watch has changed: open connections keep their watcher.
             if self.record.container_id == info.container_id:
                 self.watching.retire()
             raise
@@ -570,11 +570,11 @@ class Session:
                         return
                     raise AutoforwardError(f"the watch on the container failed: {reason}")
                 case lane_choice.PauseUnclear():
-                    await self._look_for_pause()
+                    await self._ask_for_pause()
                 case ContainerEvent():
                     await self._take_event(item)
                 case lane_choice.NetworkChanged():
-                    await self._look_at_network()
+                    await self._inspect_network()
                     is_due = True
                 case (
                     lane_choice.ProcessesKnown() | lane_choice.NeighboursChanged() | lane_choice.ConfigurationChanged()
@@ -586,17 +586,17 @@ class Session:
                         await self.forwarder.retry_failed(self._host_ip)
                     is_due = True
 
-    async def _look_at_network(self) -> None:
+    async def _inspect_network(self) -> None:
         try:
             self.info = await self._in_pool(lambda: self.engine.inspect_with_network(self.record.container_id))
-        except AutoforwardError as error:  # the container's own events, and those of its watch, tell more
+        except AutoforwardError as error:  # the container's own events and its watch report more
             log.info("%s: the containers on its network cannot be listed: %s", self.record.container_name, error)
 
     def _rest_s(self, now_s: float) -> float:
-        """How long the next decision has to wait: what changes all the time is followed at the pace of its budget."""
+        """How long the next decision must wait: constant changes are followed at the budget's pace."""
         rest_s = max(self._plans.rest_s(now_s), self._publisher.rest_s(now_s))
-        if rest_s > self._limits.slowed_s and not self._slowed_told:
-            self._slowed_told = True
+        if rest_s > self._limits.slowed_s and not self._slowdown_reported:
+            self._slowdown_reported = True
             name = self.record.container_name
             log.warning("%s: its ports and processes change all the time: they are followed with a delay", name)
         return rest_s
@@ -608,7 +608,7 @@ class Session:
             self.state = "watching"
             if self.info is not None:
                 self._beside.join(self.record, self.info, self.watching.network)
-        await asyncio.sleep(0)  # a large one is some work, and so is the plan: others have their turn between
+        await asyncio.sleep(0)  # a large frame and its plan are work: let others run in between
         await self._replan()
         if first:
             self.connections.open_gate()
@@ -618,24 +618,24 @@ class Session:
         if event.action in ("pause", "unpause"):
             await self._pause(event.action == "pause")
         elif event.action == "recheck" and self._is_paused:
-            await self._look_for_pause()
+            await self._ask_for_pause()
         elif event.action == "rename" and event.name:
             await self._rename(event.name)
 
     async def _rename(self, name: str) -> None:
-        """Another container may have the old name now: the session, and what is bound, goes by the new one."""
+        """Another container may have the old name now: use the new one for the session and its forwards."""
         if name != self.record.container_name:
             self.record = self.record.named(name)
             await self.forwarder.move_to(self._place(self.record))
             self._on_moved(self)
 
-    async def _look_for_pause(self) -> None:
-        """An event may have been missed. Raises what the engine raises: then the watch is as good as lost."""
+    async def _ask_for_pause(self) -> None:
+        """An event may have been missed. Raises the engine's errors: then the watch is as good as lost."""
         info = await self._in_pool(lambda: self.engine.inspect(self.record.container_id))
         await self._pause(info.state == "paused")
 
     async def _pause(self, paused: bool) -> None:
-        """Connections and the watch stay as they are for as long as the engine says that it is paused."""
+        """Connections and the watch stay unchanged while the engine reports a pause."""
         was_paused, self._is_paused = self._is_paused, paused
         self.watching.pause(paused)
         if paused:
@@ -655,18 +655,18 @@ class Session:
         self.watching.drop()
 
     def _extend_grace(self) -> None:
-        """Servers of a container that was away may take a while to come back: their ports wait for them."""
+        """Servers of a container that was away may need time to come back: their ports wait."""
         until_s = time.monotonic() + self._limits.restart_grace_s - self._limits.withdrawal_grace_s
         self._seen = {key: replace(seen, gone_at_s=until_s, returning=True) for key, seen in self._seen.items()}
 
-    # Deciding.
+    # Planning.
 
     @property
     def _host_ip(self) -> str:
         return self.record.options.bind or LOOPBACK
 
     async def _replan(self) -> None:
-        """Decide from what is known now, and carry it out. Not before a snapshot is known, nor while the container is away."""
+        """Plan from the current state, and apply it; not before the first snapshot, nor while the container is away."""
         if self.state != "watching":
             return
         elsewhere = self._beside.consult(self.record, self._snapshot, self._seen, can_relay=self.tool is not None)

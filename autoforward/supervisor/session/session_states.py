@@ -1,4 +1,4 @@
-"""The states of a session, and what may follow what."""
+"""The states of a session and their transitions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SESSION: Transitions[State] = Transitions(
     {
         "starting": ("watching", "reconnecting", "stopped", "failed", "ended"),
         "watching": ("reconnecting", "stopped", "failed", "ended"),
-        # A container that stays paused becomes dormant like one that is stopped.
+        # A container that stays paused becomes dormant like a stopped one.
         "reconnecting": ("watching", "stopped", "dormant", "failed", "ended"),
         "stopped": ("watching", "reconnecting", "dormant", "failed", "ended"),
         "dormant": ("watching", "reconnecting", "failed", "ended"),

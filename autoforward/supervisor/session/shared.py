@@ -32,7 +32,7 @@ LIMITS = SessionLimits()
 
 @dataclass(frozen=True, slots=True)
 class SessionServices(Services):
-    """`engine_pool` runs what blocks on the session's engine; at most that many processes are started there at once."""
+    """`engine_pool` runs blocking calls on the session's engine; it bounds the processes started there at once."""
 
     engine_pool: Executor
     neighbours: PortClaims = field(default_factory=PortClaims)

@@ -1,4 +1,4 @@
-"""A session as `status --json` shows it."""
+"""A session's entry in `status --json`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Ask the engine which containers share a container's networks. Blocks; one call at a time.
+"""Find which containers share a container's networks. Blocks; one call at a time.
 
-A container is inspected once, as long as it lives: capabilities and labels are those that it was made with. A network is
-inspected when it is new, when something happened there, when other containers than before are said to be on it, and while
-it shows one that does not run: that one is about to start, or leaves. Podman shows those that leave for some time after
-`die`, and says nothing when they have left.
+A container is inspected once: its capabilities and labels are fixed at creation. A network is inspected when it is new,
+after an event, when its listed members change, and while it shows a container that does not run: that one is starting
+or leaving. Podman lists leaving ones for some time after `die`, and sends no event when they have left.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ from autoforward.core.identity.network_sharing import DirectPath, Member, Networ
 from autoforward.engine.client import MAX_NETWORK_HOPS, NETWORK_OF, Engine, Running
 
 MAX_MEMBERS = 64
-"""Containers on one network that are inspected for it; where more share it, the direct path is off."""
+"""Containers inspected per network; if more share it, the direct path is off."""
 
 
 Found = tuple[DirectPath, str | None]
-"""And the id of the network that the path is over."""
+"""And the id of the path's network."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
     network: Network
     seen: frozenset[str]
-    """The containers that were said to be on it when it was inspected."""
+    """The containers listed on it when it was inspected."""
 
 
-class NetworkLook:
-    """See the module. Raises what the engine raises."""
+class NetworkInspector:
+    """See the module. Raises the engine's errors."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -40,21 +39,21 @@ class NetworkLook:
         self._networks: dict[str, _Known] = {}
         self._modes: dict[str, str] = {}
         self.is_settled = True
-        """False: a path is off for the sake of containers alone that do not run. Of the last look."""
+        """False: only containers that do not run block a path. Of the last inspection."""
 
     def __repr__(self) -> str:
         return f"<NetworkLook {len(self._networks)} networks, {len(self._members)} members>"
 
-    def look(self, targets: Collection[str], changed: Collection[str] | None = None) -> dict[str, Found]:
-        """By id of the container; who does not run is left out.
+    def inspect(self, targets: Collection[str], changed: Collection[str] | None = None) -> dict[str, Found]:
+        """By container id, without containers that do not run.
 
-        `changed`: ids of networks where something happened since the last look; None: on any of them.
+        `changed`: ids of networks with events since the last call; None: any of them.
         """
         for network_id in list(self._networks) if changed is None else changed:
             self._networks.pop(network_id, None)
         rows = {row.container_id: row for row in map(self._with_mode, self.engine.running_networks())}
         users: dict[str, list[str]] = {}
-        """Who is in the network namespace of a container, itself included."""
+        """Containers in the network namespace of a container, itself included."""
         for row in rows.values():
             users.setdefault(_owner(row, rows), []).append(row.container_id)
         for table in (self._members, self._modes):
@@ -74,7 +73,7 @@ class NetworkLook:
         return {key: self._path(key, owner, users, rows) for key, owner in wanted.items()}
 
     def _with_mode(self, row: Running) -> Running:
-        """Podman's list says of no container whose network it uses."""
+        """Podman's list does not say which container's network one uses."""
         if row.network_mode:
             return row
         if row.container_id not in self._modes:
@@ -86,7 +85,7 @@ class NetworkLook:
         known = self._networks.get(network_id)
         if known is None or known.seen != seen or any(key not in running for key in known.network.addresses):
             self._networks.pop(network_id, None)
-            with suppress(TargetError):  # it has gone meanwhile
+            with suppress(TargetError):  # removed meanwhile
                 self._networks[network_id] = _Known(self.engine.network(network_id), seen)
 
     def _path(
@@ -131,7 +130,7 @@ class NetworkLook:
                 yield member
 
     def _member(self, key: str) -> Member | None:
-        """None: it has gone meanwhile."""
+        """None: removed meanwhile."""
         if key not in self._members:
             try:
                 info = self.engine.inspect(key)
@@ -142,7 +141,7 @@ class NetworkLook:
 
 
 def _owner(row: Running, rows: Mapping[str, Running]) -> str:
-    """Whose network namespace this container is in: its own, or that of another one."""
+    """The container whose network namespace this one is in: its own, or another's."""
     for _ in range(MAX_NETWORK_HOPS):
         if not row.network_mode.startswith(NETWORK_OF):
             break

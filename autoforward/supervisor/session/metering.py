@@ -11,7 +11,7 @@ from autoforward.state.event_log import PortEvent
 
 
 class MeteredPublisher:
-    """Passes every event on, for each is a fact, and counts it: over the budget no new ones are to be caused (`rest_s`)."""
+    """Passes every event on, because each is a fact, and counts it: over the budget, callers wait `rest_s`."""
 
     def __init__(self, publisher: Publisher, limit: Limit, now_s: float) -> None:
         self._publisher = publisher
@@ -22,12 +22,12 @@ class MeteredPublisher:
         return await self._publisher.publish(event)
 
     def rest_s(self, now_s: float) -> float:
-        """How long to wait before something is done that has events."""
+        """How long to wait before causing more events."""
         return self._budget.rest_s(now_s)
 
 
 class SparingLog:
-    """Lines that a container or its clients can cause as often as they like: those over the budget are counted."""
+    """For lines that a container or its clients can cause at will: those over the budget are only counted."""
 
     def __init__(self, log: logging.Logger, now_s: float) -> None:
         self._log = log
