@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any
 
 import pytest
 
@@ -38,19 +37,22 @@ def in_c() -> dict[str, int]:
     return found
 
 
-def prose(title: str = "Agent protocol") -> str:
-    return " ".join(section(title).split())
+def frame_rows() -> list[dict[str, str]]:
+    return [dict(zip(COLUMNS, row, strict=True)) for row in table("Frames", "type")]
+
+
+COLUMNS = ("type", "name", "exec stream", "trunk", "stream", "payload")
 
 
 def payload(name: str) -> str:
-    return next(row[3] for row in table("Frames", "type") if row[1] == name)
+    return next(row["payload"] for row in frame_rows() if row["name"] == name)
 
 
 # Frames.
 
 
 def test_numbers_and_names_of_the_frames() -> None:
-    rows = [(int(row[0]), row[1]) for row in table("Frames", "type")]
+    rows = [(int(row["type"]), row["name"]) for row in frame_rows()]
     assert rows == [(getattr(frames, name), name) for _, name in rows]
     assert {number for number, _ in rows} == {frames.DATA}.union(*agent_wire.RULES.values())
     header = re.search(r"OPEN = 1,(.*?)\};", (ROOT / "agent/wire.h").read_text(), re.DOTALL)
@@ -59,42 +61,40 @@ def test_numbers_and_names_of_the_frames() -> None:
     assert [{"END": "EOF"}.get(name, name) for name in in_header] == [name for _, name in rows]
 
 
-def test_senders_of_the_frames() -> None:
-    for row in table("Frames", "type"):
-        number, way = int(row[0]), row[2]
+READERS = {"both": {"agent", "host"}, "→ agent": {"agent"}, "→ host": {"host"}, "no": set[str]()}
+
+
+@pytest.mark.parametrize(("column", "suffix"), [("exec stream", ""), ("trunk", "-trunk")])
+def test_senders_of_the_frames(column: str, suffix: str) -> None:
+    for row in frame_rows():
+        number = int(row["type"])
         if number == frames.DATA:  # passed on in parts, so without a rule of its own
-            assert way == "both"
+            assert row[column] == "both"
             continue
-        readers = {role.removesuffix("-trunk") for role, rules in agent_wire.RULES.items() if number in rules}
-        assert readers == {"both": {"agent", "host"}, "→ agent": {"agent"}, "→ host": {"host"}}[way], row[1]
+        readers = {role for role in ("agent", "host") if number in agent_wire.RULES[f"{role}{suffix}"]}  # type: ignore[index]
+        assert readers == READERS[row[column]], row["name"]
 
 
-def test_frames_of_a_trunk() -> None:
-    """Of the exec stream's frames only those of streams, and a ping one way; what opens is another."""
+def test_frames_of_a_trunk_have_the_rules_of_the_exec_stream() -> None:
     agent, host = agent_wire.RULES["agent-trunk"], agent_wire.RULES["host-trunk"]
-    both = {frames.EOF, frames.RESET, frames.CREDIT, frames.MOVE}
-    assert set(agent) == both | {frames.SIGNED_OPEN, frames.PING}
-    assert set(host) == both | {frames.OPENED, frames.REFUSED, frames.PONG}
     for trunk, exec_stream in ((agent, agent_wire.RULES["agent"]), (host, agent_wire.RULES["host"])):
         assert all(exec_stream[number] == rule for number, rule in trunk.items() if number != frames.SIGNED_OPEN)
 
 
 def test_frames_of_a_stream() -> None:
-    assert "OPEN to CREDIT, DIRECT, MOVE and SIGNED_OPEN are of a stream, all others are of stream 0" in prose()
-    of_stream = {*range(frames.OPEN, frames.CREDIT + 1), frames.DIRECT, frames.MOVE, frames.SIGNED_OPEN}
+    of_stream = {int(row["type"]) for row in frame_rows() if row["stream"] == "n"}
+    assert {row["stream"] for row in frame_rows()} == {"n", "0"}
     for rules in agent_wire.RULES.values():
         assert all(rule.of_stream == (number in of_stream) for number, rule in rules.items())
 
 
 def test_flags_are_those_of_a_snapshot() -> None:
-    assert "Flags are 0 but for SNAPSHOT" in prose()
     flagged = {
         number: rule.flags for rules in agent_wire.RULES.values() for number, rule in rules.items() if rule.flags
     }
-    assert flagged == {frames.SNAPSHOT: 1 << 0 | 1 << 1}
-    assert "bit 0 set when more frames" in payload("SNAPSHOT")
-    assert "flag bit 1 says that there were more" in prose()
-    assert (frames.SNAPSHOT_MORE, frames.SNAPSHOT_CUT) == (1 << 0, 1 << 1)
+    assert flagged == {frames.SNAPSHOT: frames.SNAPSHOT_MORE | frames.SNAPSHOT_CUT}
+    flags = [int(row[0]) for row in table("Frames", "flag of SNAPSHOT")]
+    assert flags == [frames.SNAPSHOT_MORE, frames.SNAPSHOT_CUT]
 
 
 def fields(text: str) -> int:
@@ -114,8 +114,6 @@ def test_sizes_of_the_frames() -> None:
     assert agent[frames.WATCH].max_size == 4 + 1
     assert fields(payload("PROCESS")) + frames.MAX_COMMAND == host[frames.PROCESS].max_size
     assert fields(payload("BYE")) + frames.MAX_BYE_TEXT == host[frames.BYE].max_size
-    assert "address (4 or 16 bytes)" in payload("LISTEN")
-    assert "or none" in payload("LISTEN")
     assert agent[frames.LISTEN].min_size == 0
     assert fields(payload("LISTEN")) + 16 == agent[frames.LISTEN].max_size
     assert fields(payload("LISTENING")) == host[frames.LISTENING].max_size
@@ -124,7 +122,7 @@ def test_sizes_of_the_frames() -> None:
     signed = agent_wire.RULES["agent-trunk"][frames.SIGNED_OPEN]
     assert fields(payload("SIGNED_OPEN")) == frames.TAG_SIZE
     least, most = signed.min_size - frames.TAG_SIZE, signed.max_size - frames.TAG_SIZE
-    assert f"what OPEN has, {least} to {most} bytes" in payload("SIGNED_OPEN")
+    assert re.findall(r"(\d+) to (\d+) bytes", payload("SIGNED_OPEN")) == [(str(least), str(most))]
     assert f"MAX_SIGNED_OPEN = TAG_SIZE + {most}," in (ROOT / "agent/wire.h").read_text()
 
 
@@ -133,102 +131,111 @@ def test_hello() -> None:
     assert sum(int(row[0]) for row in rows) == frames.HELLO_SIZE
     assert bytes.fromhex(ticked(rows[0][1])[0].replace(" ", "")) == frames.MAGIC
     assert rows[1][1] == f"version, {frames.VERSION}"
-    assert f"Version {frames.VERSION}." in prose()
     assert f"{frames.MIN_WINDOW:,} to {frames.MAX_WINDOW:,}" in rows[3][1]
     assert f"(the agent's: {in_c()['WINDOW']:,}, the host's: {WINDOW_BYTES:,})" in rows[3][1]
 
 
-# Limits.
+# Numbers.
 
-HOST: dict[str, tuple[Any, str]] = {
-    "HEADER_SIZE": (frames.HEADER_SIZE, "Header, {} bytes"),
-    "MAX_PAYLOAD": (frames.MAX_PAYLOAD, "Payload at most {} bytes"),
-    "MAX_ADDRESSES": (frames.MAX_ADDRESSES, "number of addresses (1), 1 to {} ·"),
-    "MAX_NAME": (frames.MAX_NAME, "length (1): 4, 16, or 1 to {} ·"),
-    "MAX_ERRNO": (frames.MAX_ERRNO, "errno (4), at most {}, 0 when unknown"),
-    "ENTRY_SIZE": (frames.ENTRY_SIZE, "SNAPSHOT entry, {} bytes"),
-    "MAX_ENTRIES": (frames.MAX_ENTRIES, "At most {} entries over all frames"),
-    "MAX_COMMAND": (frames.MAX_COMMAND, "cut to {} bytes"),
-    "MAX_STREAMS": (frames.MAX_STREAMS, "At most {} streams"),
-    "TAG_SIZE": (frames.TAG_SIZE, "Its tag is the first {} bytes of"),
-    "MAX_DATAGRAM": (frames.MAX_DATAGRAM, "while the credit is at least {}."),
+UNITS = {"": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "ms": 1, "s": 1000}
+"""Of the table; times are in ms in the agent's source."""
+
+BOTH: dict[str, tuple[str, int]] = {
+    "bytes of a frame's header": ("HEADER_SIZE", frames.HEADER_SIZE),
+    "highest payload of a frame": ("MAX_PAYLOAD", frames.MAX_PAYLOAD),
+    "addresses of an OPEN": ("MAX_ADDRESSES", frames.MAX_ADDRESSES),
+    "bytes of a name": ("MAX_NAME", frames.MAX_NAME),
+    "highest errno": ("MAX_ERRNO", frames.MAX_ERRNO),
+    "bytes of an entry of a snapshot": ("ENTRY_SIZE", frames.ENTRY_SIZE),
+    "entries of a snapshot": ("MAX_ENTRIES", frames.MAX_ENTRIES),
+    "bytes of a command line": ("MAX_COMMAND", frames.MAX_COMMAND),
+    "streams at once": ("MAX_STREAMS", frames.MAX_STREAMS),
+    "bytes of a tag": ("TAG_SIZE", frames.TAG_SIZE),
+    "bytes of a datagram": ("MAX_DATAGRAM", frames.MAX_DATAGRAM),
+    "lowest window": ("MIN_WINDOW", frames.MIN_WINDOW),
+    "highest window": ("MAX_WINDOW", frames.MAX_WINDOW),
+    "highest credit": ("MAX_CREDIT", frames.MAX_CREDIT),
 }
-"""What both ends hold: the host's value, and where the text says it."""
-
-
-@pytest.mark.parametrize("name", HOST)
-def test_limits_of_both_ends(name: str) -> None:
-    value, phrase = HOST[name]
-    assert in_c()[name] == value
-    assert phrase.format(f"{value:,}") in prose()
-
-
-def test_credit_is_bounded() -> None:
-    assert in_c()["MAX_CREDIT"] == frames.MAX_CREDIT == 2**31 - 1
-    assert payload("CREDIT").startswith("bytes (4), 1 to 2^31 - 1,")
-    assert frames.MAX_STREAM == 2**32 - 1
-    assert "not reused within 2^32 - 1 opens" in prose()
-
+"""Kept by both ends: the name in the agent's source, and the host's value."""
 
 AGENT = {
-    "main.SILENCE_MS": (1000, ["So do {} s without a byte", "2 nothing heard for {} s"]),
-    "main.FAREWELL_MS": (1, ["as far as stdout takes it within {} ms"]),
-    "main.EXIT_USAGE": (1, ["(exit {}, nothing on stdout", "Wrong use: exit {}."]),
-    "main.EXIT_PROTOCOL": (1, ["with BYE and exit {})"]),
-    "main.EXIT_SILENCE": (1, ["from the host (exit {})"]),
-    "agent.PATH_RING": (1024, ["output buffer (bounded: {} KiB)"]),
-    "sys.POOL_LIMIT": (1 << 20, ["and {} MiB over all streams"]),
-    "streams.TURN": (1024, ["gives at most {} KiB in its turn"]),
-    "dial.CONNECT_MS": (1000, ["come about within {} s"]),
-    "dial.DNS_MS": (1000, ["the last has {} s"]),
-    "dial.NEXT_NAMESERVER_MS": (1000, ["or is silent for {} s"]),
-    "dial.DNS_SECOND_ANSWER_MS": (1, ["the other has {} ms more"]),
-    "streams.UDP_IDLE_MS": (1000, ["{} s without a datagram either way"]),
-    "streams.CONNECTIONS": (1, ["or {} streams have a direct connection"]),
-    "streams.GREETINGS": (1, ["At most {} are looked at at a time"]),
-    "listener.BAD_BURST": (1, ["It accepts {} such at once"]),
-    "listener.BAD_MS": (1, ["one more each {} ms"]),
-    "listener.CROWDED_MS": (1, ["they have {} ms more"]),
-    "listener.ACCEPT_PAUSE_MS": (1000, ["it tries again after {} s"]),
-    "listener.GREETING_MS": (1000, ["not there within {} s"]),
-    "streams.LEAVE_MS": (1000, ["closed by the agent {} s later", "within {} s, is given up"]),
-    "detect.PROC_BASE_MS": (1, ["at most {} ms, if the interval"]),
-    "detect.PROC_LIMIT_MS": (1000, ["down to every {} s"]),
+    "silence of the host, then the agent ends": "main.SILENCE_MS",
+    "time for stdout to take BYE": "main.FAREWELL_MS",
+    "exit code of wrong use": "main.EXIT_USAGE",
+    "exit code of a protocol error": "main.EXIT_PROTOCOL",
+    "exit code of silence": "main.EXIT_SILENCE",
+    "output buffer of a path": "agent.PATH_RING",
+    "bytes kept for all servers": "sys.POOL_LIMIT",
+    "bytes of a stream in its turn": "streams.TURN",
+    "time to connect to an address": "dial.CONNECT_MS",
+    "time for the last nameserver": "dial.DNS_MS",
+    "time for a nameserver before it": "dial.NEXT_NAMESERVER_MS",
+    "time for the second kind of address": "dial.DNS_SECOND_ANSWER_MS",
+    "time without a datagram, then a stream ends": "streams.UDP_IDLE_MS",
+    "direct connections at once": "streams.CONNECTIONS",
+    "connections that have still to prove themselves": "streams.GREETINGS",
+    "connections without a proof that are accepted at once": "listener.BAD_BURST",
+    "time until one more of these is accepted": "listener.BAD_MS",
+    "more time for them if all places are taken": "listener.CROWDED_MS",
+    "pause of accepting without descriptors": "listener.ACCEPT_PAUSE_MS",
+    "time for a proof to arrive": "listener.GREETING_MS",
+    "time from one side's end to the close of the connection": "streams.LEAVE_MS",
+    "longest interval of reading `/proc` where that is five times the poll interval": "detect.PROC_BASE_MS",
+    "the same where reading is slow": "detect.PROC_LIMIT_MS",
 }
-"""What is the agent's alone: the unit, and where the text says it."""
+"""Kept by the agent alone: the name in its source."""
+
+NUMBERS = table("Numbers", "number")
 
 
-@pytest.mark.parametrize("name", AGENT)
-def test_limits_of_the_agent(name: str) -> None:
-    unit, phrases = AGENT[name]
-    value, rest = divmod(in_c()[name], unit)
-    assert not rest
-    for phrase in phrases:
-        assert phrase.format(value) in prose()
+def amount(cell: str) -> int:
+    digits, _, unit = cell.partition(" ")
+    return int(digits) * UNITS[unit]
 
 
-def test_decoder_of_a_trunk_takes_its_frames_alone() -> None:
-    said = re.search(r"To the agent go ([\w, ]+); to the host ([\w, ]+)\.", prose("Trunk"))
-    assert said
-    to_agent, to_host = ({getattr(frames, name) for name in re.findall(r"[A-Z_]+", names)} for names in said.groups())
-    assert to_agent == {frames.DATA, *agent_wire.RULES["agent-trunk"]}
-    assert to_host == {frames.DATA, *agent_wire.RULES["host-trunk"]}
+def test_every_number_is_one_constant_of_the_code() -> None:
+    assert [row[0] for row in NUMBERS] == [*BOTH, *AGENT]
+    assert [row[2] for row in NUMBERS] == ["both"] * len(BOTH) + ["agent"] * len(AGENT)
+
+
+@pytest.mark.parametrize(("number", "cell"), [row[:2] for row in NUMBERS], ids=[row[0] for row in NUMBERS])
+def test_numbers_have_the_value_of_the_code(number: str, cell: str) -> None:
+    name, value = BOTH.get(number) or (AGENT[number], amount(cell))
+    assert in_c()[name] == value == amount(cell)
+
+
+IN_POWERS = {"highest credit": "2^31 - 1"}
+
+
+@pytest.mark.parametrize(("number", "cell"), [row[:2] for row in NUMBERS], ids=[row[0] for row in NUMBERS])
+def test_numbers_that_the_section_repeats_are_those_of_the_table(number: str, cell: str) -> None:
+    """A change of the constant has to reach the text."""
+    text = " ".join(section("Agent protocol").partition("### Numbers")[0].split())
+    digits, _, unit = cell.partition(" ")
+    written = IN_POWERS.get(number) or f"{int(digits):,}" + (f" {unit}" if unit not in ("", "bytes") else "")
+    assert re.search(rf"(?<![\d.,]){re.escape(written)}(?!\w|[.,]\d)", text)
+
+
+def test_streams_are_numbered_in_32_bits() -> None:
+    assert frames.MAX_STREAM == 2**32 - 1
+    assert frames.MAX_CREDIT == 2**31 - 1
 
 
 def test_signed_bytes_begin_with_the_same_text() -> None:
-    for words, source in (
-        (handshake.HOST_WORDS, "listener.c"),
-        (handshake.AGENT_WORDS, "listener.c"),
-        (handshake.TRUNK_WORDS, "trunk.c"),
+    rows = table("Direct connections", "HMAC-SHA256")
+    for row, words, source in zip(
+        rows,
+        (handshake.HOST_WORDS, handshake.AGENT_WORDS, handshake.TRUNK_WORDS),
+        ("listener.c", "listener.c", "trunk.c"),
+        strict=True,
     ):
+        assert ticked(row[1]) == [words.decode()]
         assert f'"{words.decode()}"' in (ROOT / "agent" / source).read_text()
-        assert f'"{words.decode()}" + token' in prose()
 
 
 def test_reasons_of_bye() -> None:
-    words = {"stdin ended": "stdin ended", "silence": "nothing heard for", "protocol error": "protocol error"}
-    for number, reason in enumerate(frames.BYE_REASONS, 1):
-        assert f"{number} {words[reason]}" in payload("BYE")
+    reasons = payload("BYE").partition(" · ")[0].removeprefix("reason (1): ")
+    assert reasons == ", ".join(f"{number} {reason}" for number, reason in enumerate(frames.BYE_REASONS, 1))
 
 
 def test_protocol_is_described_in_its_section_alone() -> None:
@@ -241,6 +248,6 @@ def test_protocol_is_described_in_its_section_alone() -> None:
 
 
 def test_the_agents_place_and_name() -> None:
-    text = prose("Agent")
-    assert f"`{agent_install.FOLDER}/agent-HASH`" in text
-    assert f"mode {agent_install.MODE:04o}" in text
+    text = section("Agent")
+    assert f"{agent_install.FOLDER}/agent-HASH" in ticked(text)
+    assert re.findall(r"\bmode (\d+)", text) == [f"{agent_install.MODE:04o}"]
