@@ -42,7 +42,7 @@ class NetworkInspector:
         """False: only containers that do not run block a path. Of the last inspection."""
 
     def __repr__(self) -> str:
-        return f"<NetworkLook {len(self._networks)} networks, {len(self._members)} members>"
+        return f"<NetworkInspector {len(self._networks)} networks, {len(self._members)} members>"
 
     def inspect(self, targets: Collection[str], changed: Collection[str] | None = None) -> dict[str, Found]:
         """By container id, without containers that do not run.

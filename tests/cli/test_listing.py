@@ -224,7 +224,7 @@ def test_only_own_urls_become_links() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "look"),
+    ("environment", "style"),
     [
         ({"TERM": "xterm-256color"}, TerminalStyle(72, coloured=True, links=True)),
         ({"TERM": "xterm", "NO_COLOR": "1"}, TerminalStyle(72, coloured=False, links=True)),
