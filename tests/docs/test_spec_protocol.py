@@ -229,8 +229,9 @@ def test_signed_bytes_begin_with_the_same_text() -> None:
         ("listener.c", "listener.c", "trunk.c"),
         strict=True,
     ):
-        assert ticked(row[1]) == [words.decode()]
-        assert f'"{words.decode()}"' in (ROOT / "agent" / source).read_text()
+        quoted = f'"{words.decode()}"'
+        assert ticked(row[1]) == [quoted]
+        assert quoted in (ROOT / "agent" / source).read_text()
 
 
 def test_reasons_of_bye() -> None:
