@@ -34,6 +34,7 @@ from tests.support.observing import (
     row_of,
     status_json,
     wait_event,
+    wait_names,
 )
 
 pytestmark = pytest.mark.docker
@@ -387,4 +388,4 @@ def test_pause_is_no_loss(container: ContainerFactory, run: Runner, home: Path, 
         assert ask(client, b"new\n", ends=b"\n") == b"new\n"
     row_of(run, server.port, status="active")
     assert [process.pid for process in app.processes() if is_watcher(process)] == pids
-    assert names(logged(home, server.port)) == ["forwarded", "reconnecting", "reconnected"]
+    wait_names(home, server.port, ["forwarded", "reconnecting", "reconnected"])

@@ -19,7 +19,7 @@ from tests.images.recipes import ARM64
 from tests.lanes.test_leftovers import RESET, open_connections, wait_connected, within_the_limit
 from tests.support.conformance import dial, is_watcher, read_all
 from tests.support.containers import Container, Process, Server, eventually, fetch
-from tests.support.observing import free_port, logged, row_of, status_json, steps, wait_event
+from tests.support.observing import free_port, row_of, status_json, wait_event, wait_steps
 
 ELF_MACHINE_AARCH64 = 183
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("arm64")]
@@ -57,7 +57,7 @@ def test_listener_is_seen_and_its_end(container: ContainerFactory, run: Runner, 
     assert fetch(row["url"]) == "hello from arm64\n"
     server.stop()
     wait_event(home, "unforwarded", server.port)
-    assert steps(logged(home, server.port)) == ["forwarded", "unforwarded"]
+    wait_steps(home, server.port, ["forwarded", "unforwarded"])
 
 
 def test_datagrams(container: ContainerFactory, run: Runner) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner, script, supervisor_of
 from tests.support.containers import event_lines, eventually
-from tests.support.observing import Command, free_port, logged, row_of, rows, steps, wait_event
+from tests.support.observing import Command, free_port, logged, row_of, rows, wait_event, wait_steps
 
 pytestmark = pytest.mark.docker
 
@@ -179,7 +179,7 @@ def test_follower_into_a_pipe_that_closes(container: ContainerFactory, run: Runn
         wait_event(home, "unforwarded", server.port)
         piped.wait()
         assert len(piped.lines) == 1, piped.lines
-    assert steps(logged(home, server.port)) == ["forwarded", "unforwarded"]
+    wait_steps(home, server.port, ["forwarded", "unforwarded"])
 
 
 def test_follower_ends_with_its_reader(home: Path) -> None:

@@ -15,7 +15,16 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner, supervisor_of
 from tests.support.containers import Server, eventually, fetch, is_refused
-from tests.support.observing import Command, ask, free_port, logged, registry, row_of, rows, steps, wait_event
+from tests.support.observing import (
+    Command,
+    ask,
+    free_port,
+    registry,
+    row_of,
+    rows,
+    wait_event,
+    wait_steps,
+)
 
 pytestmark = pytest.mark.docker
 
@@ -51,8 +60,8 @@ def test_forward_binds_before_it_prints(container: ContainerFactory, run: Runner
     assert is_refused("127.0.0.1", host_port)
     assert is_refused("::1", host_port)
     assert rows(run) == []
-    assert steps(logged(home, server.port)) == ["forwarded", "unforwarded"]
-    assert registry(home)["sessions"] == []
+    wait_steps(home, server.port, ["forwarded", "unforwarded"])
+    eventually(lambda: registry(home)["sessions"] == [], what="no sessions in the registry")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -138,7 +147,7 @@ def test_taken_port_is_exit_5(container: ContainerFactory, run: Runner, home: Pa
     assert _answer(done.stderr.splitlines())[0].startswith(f"autoforward: error: host port {host_port} "), done.stderr
     assert "in use" in done.stderr
     assert rows(run) == [], "a command that failed leaves nothing behind"
-    assert registry(home)["sessions"] == []
+    eventually(lambda: registry(home)["sessions"] == [], what="no sessions in the registry")
 
 
 def test_container_removed_meanwhile_is_exit_4(container: ContainerFactory, home: Path) -> None:
@@ -174,7 +183,7 @@ def test_detached_forward_is_handed_over_and_the_command_returns(
     assert not session["attached"]
     run("autoforward", "stop", row["id"], check=0)
     assert is_refused("127.0.0.1", host_port)
-    assert registry(home)["sessions"] == []
+    eventually(lambda: registry(home)["sessions"] == [], what="no sessions in the registry")
 
 
 def test_detached_forward_is_printed_as_json(container: ContainerFactory, run: Runner) -> None:
@@ -269,7 +278,7 @@ def test_forward_stopped_by_another_command_ends_its_own(container: ContainerFac
         assert is_refused("127.0.0.1", host_port)
         assert command.wait() == 0
         assert _answer(command.lines)[1:] == ["stopped by the user"]
-    assert registry(home)["sessions"] == []
+    eventually(lambda: registry(home)["sessions"] == [], what="no sessions in the registry")
 
 
 def test_two_commands_for_one_port(container: ContainerFactory, run: Runner, home: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner
 from tests.support.containers import Container, eventually, fetch
-from tests.support.observing import free_port, logged, row_of, rows, status_json, steps, wait_event
+from tests.support.observing import free_port, row_of, rows, status_json, wait_event, wait_steps
 
 pytestmark = pytest.mark.docker
 
@@ -155,7 +155,7 @@ def test_detected_udp_is_shown_and_forwarded_on_demand(container: ContainerFacto
             assert exchange(client, b"hello") == b"olleh"
     wait_event(home, "unforwarded", port, since=event["seq"])
     # One row ends before the other begins.
-    assert steps(logged(home, port)) == ["ignored", "unforwarded", "forwarded", "unforwarded"]
+    wait_steps(home, port, ["ignored", "unforwarded", "forwarded", "unforwarded"])
     assert rows(run) == []
 
 

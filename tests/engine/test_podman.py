@@ -28,11 +28,10 @@ from tests.support.observing import (
     ask,
     begin_supervisor,
     free_port,
-    logged,
     row_of,
     status_json,
-    steps,
     wait_event,
+    wait_steps,
 )
 
 pytestmark = pytest.mark.docker
@@ -158,7 +157,7 @@ def test_connections_survive_a_pause(box: Callable[..., Container], run: Runner,
             app.raw.unpause()
         assert ask(client, b"after\n", ends=b"\n") == b"after\n"
     row_of(run, port, status="active")
-    assert steps(logged(home, port)) == ["forwarded", "reconnecting", "reconnected"]
+    wait_steps(home, port, ["forwarded", "reconnecting", "reconnected"])
 
 
 def test_shell_lanes_serve_and_end(box: Callable[..., Container], run: Runner) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner, end_everything_of, supervisor_of
 from tests.support.containers import Container, eventually, fetch, is_refused
-from tests.support.observing import free_port, logged, names, row_of, rows, wait_event
+from tests.support.observing import free_port, logged, row_of, rows, wait_event, wait_names
 
 pytestmark = pytest.mark.docker
 
@@ -95,7 +95,7 @@ def test_an_editors_own_server_is_not_forwarded_and_never_was(
     assert row["reason"] == "an editor's own server (VS Code, Cursor, Windsurf): not forwarded automatically"
     start_as(app, "/workspaces/app/node", mine)
     wait_event(home, "forwarded", mine)
-    assert names(logged(home, port)) == ["ignored"]
+    wait_names(home, port, ["ignored"])
     # Somebody who wants it says so.
     run("autoforward", "attach", app.name, str(port), "--lane", lane, check=0)
     assert row_of(run, port, status="active")["source"] == "manual"

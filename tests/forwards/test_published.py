@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ContainerFactory, Runner
-from tests.support.containers import fetch, is_refused
-from tests.support.observing import free_port, logged, names, registry, row_of, rows, steps
+from tests.support.containers import eventually, fetch, is_refused
+from tests.support.observing import free_port, logged, names, registry, row_of, rows, wait_steps
 
 pytestmark = pytest.mark.docker
 
@@ -24,8 +24,8 @@ def test_published_port_is_a_row_with_its_address(container: ContainerFactory, r
     assert (row["url"], row["autoForwarded"]) == (f"http://localhost:{host_port}", False)
     assert fetch(row["url"]) == "hello\n"
     assert is_refused("127.0.0.1", container_port)
-    assert registry(home)["entries"] == []
-    assert steps(logged(home, container_port)) == ["ignored"]
+    eventually(lambda: registry(home)["entries"] == [], what="no entries in the registry")
+    wait_steps(home, container_port, ["ignored"])
     listed = run("autoforward", "list", check=0).stdout
     assert "published" in listed
     assert f"localhost:{host_port}" in listed
@@ -67,7 +67,7 @@ def test_container_on_the_hosts_network(container: ContainerFactory, run: Runner
     assert "host's network" in done.stderr
     assert app.name in done.stderr
     assert fetch(f"http://127.0.0.1:{server.port}/") == "on the host\n"
-    assert registry(home)["entries"] == []
+    eventually(lambda: registry(home)["entries"] == [], what="no entries in the registry")
     assert {row["status"] for row in rows(run)} <= {"ignored"}
     assert "forwarded" not in names(logged(home))
 
@@ -90,7 +90,7 @@ def test_container_without_any_lane(container: ContainerFactory, run: Runner, ho
     row = row_of(run, server.port, status="failed")
     assert all(tool in row["reason"] for tool in ("socat", "nc", "bash", "agent")), row["reason"]
     assert (row["localPort"], row["id"]) == (None, None)
-    assert steps(logged(home, server.port)) == ["failed"]
+    wait_steps(home, server.port, ["failed"])
     assert is_refused("127.0.0.1", server.port)
 
     done = run("autoforward", "forward", app.name, f"{free_port()}:{server.port}")

@@ -23,8 +23,8 @@ from tests.support.observing import (
     registry,
     row_of,
     rows,
-    steps,
     wait_event,
+    wait_steps,
 )
 
 pytestmark = pytest.mark.docker
@@ -50,7 +50,7 @@ def test_container_stops_and_starts(container: ContainerFactory, run: Runner, ho
     row = row_of(run, server.port, status="active")
     assert (row["localPort"], row["id"]) == (before["localPort"], before["id"])
     assert fetch(row["url"]) == "after the start\n"
-    assert steps(logged(home, server.port)) == ["forwarded", "reconnecting", "reconnected"]
+    wait_steps(home, server.port, ["forwarded", "reconnecting", "reconnected"])
 
 
 def test_connection_made_while_the_container_restarts_is_served(
@@ -123,7 +123,7 @@ def test_container_removed_and_built_anew(container: ContainerFactory, run: Runn
         third.remove()
         eventually(lambda: registry(home)["sessions"][0]["removed"])
         run("autoforward", "detach", folder, check=0)
-        assert registry(home)["sessions"] == []
+        eventually(lambda: registry(home)["sessions"] == [], what="no sessions in the registry")
 
 
 def test_renamed_container_keeps_its_session_and_leaves_its_name_to_another(

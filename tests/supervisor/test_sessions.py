@@ -22,6 +22,7 @@ from tests.support.observing import (
     rows,
     steps,
     wait_event,
+    wait_steps,
 )
 
 pytestmark = pytest.mark.docker
@@ -52,7 +53,7 @@ def test_declared_port_refuses_until_its_server_is_up_and_again_when_it_stops(
         assert is_refused("127.0.0.1", port)
         assert is_refused("::1", port)
         assert row_of(run, port)["localPort"] == port
-    assert steps(logged(home, port)) == ["waiting", "forwarded", "waiting", "forwarded", "waiting"]
+    wait_steps(home, port, ["waiting", "forwarded", "waiting", "forwarded", "waiting"])
     assert {(event["id"], event["localPort"]) for event in logged(home, port)} == {(row["id"], port)}
 
 
@@ -152,7 +153,7 @@ def test_remapped_number_is_kept_while_its_own_is_taken_and_no_longer(
     for app in apps:
         run("autoforward", "detach", app.name, check=0)
     assert rows(run) == []
-    assert {entry["state"] for entry in registry(home)["entries"]} == {"reserved"}
+    eventually(lambda: {entry["state"] for entry in registry(home)["entries"]} == {"reserved"}, what="reserved")
 
     # The number that it asked for is free, and neither has settled: a callback, a bookmark or a test asks for that one.
     run("autoforward", "attach", apps[1].name, check=0)
@@ -185,7 +186,7 @@ def test_attach_again_replaces_options_adds_ports_and_cuts_nothing(
         run("autoforward", "attach", app.name, check=0)
         assert row_of(run, dropped.port, status="active"), "an option that is not repeated is in force no more"
         ask(client)
-    assert steps(logged(home, kept.port)) == ["forwarded"]
+    wait_steps(home, kept.port, ["forwarded"])
     assert len(registry(home)["sessions"]) == 1
 
 
@@ -199,7 +200,7 @@ def test_another_poll_interval_cuts_nothing(container: ContainerFactory, run: Ru
         ask(client)
         run("autoforward", "attach", app.name, "--lane", lane, "--poll-interval", "0.2", check=0)
         ask(client)
-    assert steps(logged(home, server.port)) == ["forwarded"]
+    wait_steps(home, server.port, ["forwarded"])
 
 
 def test_another_lane_cuts_nothing(container: ContainerFactory, run: Runner, home: Path) -> None:
@@ -214,7 +215,7 @@ def test_another_lane_cuts_nothing(container: ContainerFactory, run: Runner, hom
         clients.append(socket.create_connection(("127.0.0.1", row["localPort"]), timeout=20))
         for client in clients:
             ask(client)
-    assert steps(logged(home, server.port)) == ["forwarded"]
+    wait_steps(home, server.port, ["forwarded"])
     for client in clients:
         client.close()
     [left] = eventually(lambda: (found := app.processes(of_tests=False))[1:] == [] and found, timeout_s=20)
@@ -260,9 +261,9 @@ def test_stop_by_id_by_target_and_detach(container: ContainerFactory, run: Runne
     assert {row["containerName"] for row in rows(run)} == {apps[0].name}
     run("autoforward", "detach", "--all", check=0)
     assert rows(run) == []
-    assert registry(home)["sessions"] == []
-    assert {entry["state"] for entry in registry(home)["entries"]} == {"reserved"}
-    assert steps(logged(home, servers[2].port)) == ["forwarded", "unforwarded"]
+    eventually(lambda: registry(home)["sessions"] == [], what="no sessions in the registry")
+    eventually(lambda: {entry["state"] for entry in registry(home)["entries"]} == {"reserved"}, what="reserved")
+    wait_steps(home, servers[2].port, ["forwarded", "unforwarded"])
     assert names(logged(home)).count("attached") == names(logged(home)).count("detached") == 2
     # Twice is fine.
     run("autoforward", "detach", "--all", check=0)
@@ -374,7 +375,7 @@ def test_pinned_number_that_is_taken_is_had_once_it_is_free(
     event = wait_event(home, "forwarded", server.port)
     assert event["localPort"] == pinned
     assert fetch(f"http://127.0.0.1:{pinned}/") == "hello\n"
-    assert steps(logged(home, server.port)) == ["failed", "forwarded"], "told once, however often it was tried"
+    wait_steps(home, server.port, ["failed", "forwarded"])
 
 
 def test_current_folder_is_the_default_target(container: ContainerFactory, run: Runner, tmp_path: Path) -> None:
@@ -405,4 +406,4 @@ def test_bind_address_is_said_loudly_each_time(container: ContainerFactory, run:
         row = row_of(run, server.port, status="active")
         assert (row["hostIp"], row["localPort"]) == ("0.0.0.0", loopback["localPort"])
         assert fetch(f"http://127.0.0.1:{row['localPort']}/") == "hello\n"
-    assert steps(logged(home, server.port)) == ["forwarded", "unforwarded", "forwarded"]
+    wait_steps(home, server.port, ["forwarded", "unforwarded", "forwarded"])

@@ -112,7 +112,7 @@ def test_two_services_on_one_number_and_a_named_one_beside_the_apps_own(
     run("autoforward", "detach", f"{project}/*", check=0)
     assert rows(run) == []
     assert all(is_refused("127.0.0.1", port) for _id, port in before.values())
-    assert registry(home)["sessions"] == []
+    eventually(lambda: registry(home)["sessions"] == [], what="no sessions in the registry")
     run("autoforward", "attach", f"{project}/*", check=0)
     after = by_service(run)
     reasons = [row["reason"] for row in after.values()]
@@ -197,7 +197,7 @@ def test_every_service_is_recreated(service: Services, run: Runner, home: Path, 
     eventually(lambda: f"{made['db'].name} was removed: its session waits" in log.read_text(), timeout_s=20)
     assert by_service(run)["db", port]["containerId"] == made["db"].id
     run("autoforward", "detach", f"{project}/*", check=0)
-    assert registry(home)["sessions"] == []
+    eventually(lambda: registry(home)["sessions"] == [], what="no sessions in the registry")
 
 
 def test_a_session_of_one_service_does_not_watch_the_others(
@@ -269,7 +269,7 @@ def test_devup_for_all_services_and_devdown(
     assert {row["workspaceFolder"] for row in found.values()} == {str(one.folder)}
     run("devdown", "--workspace-folder", str(one.folder), check=0)
     assert rows(run) == []
-    assert registry(home)["sessions"] == []
+    eventually(lambda: registry(home)["sessions"] == [], what="no sessions in the registry")
     assert not one.containers()
 
 

@@ -113,7 +113,7 @@ def test_three_dev_containers_one_of_them_later_and_then_the_end(
         assert (row["localPort"], fetch(f"http://127.0.0.1:{row['localPort']}/")) == (late["localPort"], "again\n")
         end(command)
     assert rows(run) == []
-    assert registry(home)["sessions"] == []
+    eventually(lambda: registry(home)["sessions"] == [], what="no sessions in the registry")
     assert is_refused("127.0.0.1", late["localPort"])
     for one in (first, second, again):
         eventually(lambda one=one: one.processes(of_tests=False) == [], timeout_s=WAIT_S, what="nothing is left in it")  # type: ignore[misc]
@@ -232,7 +232,7 @@ def test_services_of_its_project_only_when_that_is_asked_for(
         late = container(labels=labels("late"))
         attached(command, late)
         end(command)
-    assert registry(home)["sessions"] == []
+    eventually(lambda: registry(home)["sessions"] == [], what="no sessions in the registry")
 
 
 def test_dev_containers_are_told_by_their_labels_on_a_real_engine(container: ContainerFactory, engine: Any) -> None:

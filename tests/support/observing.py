@@ -137,6 +137,24 @@ def wait_event(home: Path, name: str, container_port: int | None, *, since: int 
     return event
 
 
+def wait_names(
+    home: Path, container_port: int | None, expected: list[str], *, of: Callable[[list[Row]], list[str]] = names
+) -> None:
+    """What is logged of that port is this, as soon as it is written: rows and answers are there before."""
+
+    def are_logged() -> bool:
+        found = of(logged(home, container_port))
+        assert found == expected
+        return True
+
+    eventually(are_logged, what=f"{expected} of port {container_port}")
+
+
+def wait_steps(home: Path, container_port: int | None, expected: list[str]) -> None:
+    """As `wait_names`, without `updated`."""
+    wait_names(home, container_port, expected, of=steps)
+
+
 def registry(home: Path) -> Row:
     """What registry.json holds; nothing when there is none yet."""
     path = home / "registry.json"
