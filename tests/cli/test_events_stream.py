@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ContainerFactory, Runner, script, supervisor_of
 from tests.support.containers import event_lines, eventually
-from tests.support.observing import Command, free_port, logged, row_of, rows, wait_event, wait_steps
+from tests.support.observing import Command, free_port, logged, names, row_of, rows, wait_event, wait_steps
 
 pytestmark = pytest.mark.docker
 
@@ -49,6 +49,7 @@ def test_events_prints_what_the_log_holds(container: ContainerFactory, run: Runn
     for app in apps:
         run("autoforward", "attach", app.name, check=0)
     run("autoforward", "detach", "--all", check=0)
+    eventually(lambda: names(logged(home)).count("detached") == 2, what="both are detached")
     text = run("autoforward", "events", check=0).stdout
     lines = text.splitlines()
     assert all(line.startswith('PORT_EVENT: {"port":') for line in lines)
@@ -94,7 +95,7 @@ def test_late_follower_hears_first_what_is_up_and_then_what_happens(
         new.stop()
         follower.wait_line(_is_event("unforwarded", new.port))
         live = follower.events()[1:]
-        assert live == logged(home, since=last_seq)
+        eventually(lambda: live == logged(home, since=last_seq), what="the same is logged")
         follower.signal(signal.SIGINT)
         assert follower.wait() == 0
         assert not [line for line in follower.lines if not line.startswith("PORT_EVENT: ")]
@@ -121,7 +122,7 @@ def test_follower_that_names_where_it_was(container: ContainerFactory, run: Runn
         server.stop()
         follower.wait_line(_is_event("unforwarded", server.port))
         events = follower.events()
-        assert events == logged(home, since=1), "each once, in order, and none as a replay"
+        eventually(lambda: events == logged(home, since=1), what="each once, in order, and none as a replay")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

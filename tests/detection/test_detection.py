@@ -158,6 +158,7 @@ def test_dns_of_the_engine_is_never_forwarded(
     server = app.start_server(port=free_port())
     row_of(run, server.port, status="active")
     assert [row["port"] for row in rows(run)] == [server.port]
+    wait_event(home, "forwarded", server.port)
     assert {event["port"] for event in logged(home)} == {None, server.port}
 
 

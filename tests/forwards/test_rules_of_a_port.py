@@ -90,6 +90,7 @@ def test_attributes_by_range_expression_host_and_the_rest(
     # Never forwarded for a moment: whose it is was known before it was decided.
     # (A shell lane may need longer for that than it is waited for.)
     if lane == "agent":
+        wait_event(home, "ignored", tool)
         assert set(names(logged(home, tool))) == {"ignored"}
     assert fetch(row_of(run, first)["url"].replace("https", "http") + "/srv/app.py")
     written = (home / "events.jsonl").read_text()

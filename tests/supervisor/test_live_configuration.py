@@ -142,6 +142,8 @@ def test_ports_are_removed_relabelled_pinned_and_excluded_without_a_command(
     for port in (3002, 3003, 3004):
         one.start_server(port=port)
     run("autoforward", "attach", str(folder), check=0)
+    for port in (3002, 3003, 3004):
+        wait_event(home, "forwarded", port)
     since = last_seq(home)
     local = free_port()
     save(

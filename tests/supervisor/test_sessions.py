@@ -98,7 +98,9 @@ def test_port_that_is_announced_and_dialled_at_once_is_reached(
             with socket.create_connection(("127.0.0.1", announced), timeout=20) as data, data.makefile("rb") as answer:
                 assert answer.read() == b"data of %d" % port
     assert {row["connections"]["refused"] for row in rows(run)} == {0}
-    assert {tuple(steps(logged(home, port))[:2]) for port in ports} == {("waiting", "forwarded")}
+    for port in ports:
+        wait_event(home, "forwarded", port)
+        assert steps(logged(home, port))[:2] == ["waiting", "forwarded"]
 
 
 # -- two workspaces with the same port -----------------------------------------------------------
@@ -122,7 +124,7 @@ def test_two_workspaces_on_one_number(container: ContainerFactory, run: Runner, 
     assert two["remapped"]
     assert f"host port {port} is in use" in two["reason"]
     assert one["id"] in two["reason"], "who has it is known here"
-    [event] = [event for event in logged(home, port) if event["containerId"] == apps[1].id]
+    [event] = eventually(lambda: [event for event in logged(home, port) if event["containerId"] == apps[1].id])
     assert (event["event"], event["remapped"], event["localPort"], event["reason"]) == (
         "forwarded",
         True,
@@ -264,7 +266,8 @@ def test_stop_by_id_by_target_and_detach(container: ContainerFactory, run: Runne
     eventually(lambda: registry(home)["sessions"] == [], what="no sessions in the registry")
     eventually(lambda: {entry["state"] for entry in registry(home)["entries"]} == {"reserved"}, what="reserved")
     wait_steps(home, servers[2].port, ["forwarded", "unforwarded"])
-    assert names(logged(home)).count("attached") == names(logged(home)).count("detached") == 2
+    eventually(lambda: names(logged(home)).count("detached") == 2, what="both are detached")
+    assert names(logged(home)).count("attached") == 2
     # Twice is fine.
     run("autoforward", "detach", "--all", check=0)
     run("autoforward", "detach", apps[1].name, check=0)

@@ -18,7 +18,7 @@ from tests.support import soak_server
 from tests.support.conformance import relays_in
 from tests.support.containers import Server, eventually, is_refused
 from tests.support.fault_report import Fault
-from tests.support.observing import free_port, logged, registry, row_of, rows, steps
+from tests.support.observing import free_port, logged, registry, row_of, rows, steps, wait_event
 from tests.support.supervisors import kill_9, the_supervisor
 from tests.support.traffic import Traffic, ask_once
 
@@ -112,6 +112,8 @@ def test_ends_that_a_killed_supervisor_could_not_tell(
     up = {port: row_of(run, port)["id"] for port in (server.port, waiting)}
     row = fault("supervisor is killed (-9), who follows the events")
     said = (home / "supervisor.json").read_text()
+    for name, port in (("forwarded", server.port), ("waiting", waiting)):
+        wait_event(home, name, port)
     kill_9(the_supervisor(home))
     since = logged(home)[-1]["seq"]
     if who == "detach":
