@@ -26,6 +26,7 @@ import hypothesis
 import jsonschema
 import psutil
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from autoforward.core.settings import KEYS
 from scripts.engine import engine_answers
@@ -43,6 +44,9 @@ pytest_plugins = ["tests.support.fault_fixtures", "tests.support.local_fixtures"
 
 SPEEDS = ("faults", "docker", "local", "unit")
 """Each file with tests has one of these marks; from the slowest to the fastest."""
+
+FLOODS = ("test_hostile.py", "test_hostile_frames.py", "test_hostile_files.py", "test_soak.py")
+"""Of tests/product: each asks what an innocent neighbour has of a flood, and so does not run beside another one."""
 
 REPOSITORY_DIR = Path(__file__).resolve().parents[1]
 SETTING_VARIABLES = {key.variable for key in KEYS.values()}
@@ -71,11 +75,29 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first: two files at a time end together then. What tests/nightly.py names is marked `nightly`."""
+    """The long ones first: all processes end together then. What tests/nightly.py names is marked `nightly`."""
     for item in items:
         if is_nightly(item.nodeid):
             item.add_marker(pytest.mark.nightly)
-    items.sort(key=lambda item: next((at for at, speed in enumerate(SPEEDS) if item.get_closest_marker(speed)), -1))
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        speed = next((at for at, name in enumerate(SPEEDS) if item.get_closest_marker(name)), -1)
+        return item.path.name not in FLOODS, speed
+
+    items.sort(key=place)
+
+
+class FilesAndFloods(LoadFileScheduling):
+    """Each process takes a whole file at a time, and one of them all floods."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "floods" if file.rpartition("/")[2] in FLOODS else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndFloods | None:
+    return FilesAndFloods(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)
