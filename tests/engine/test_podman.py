@@ -139,6 +139,13 @@ def test_life_of_a_container_is_told(box: Callable[..., Container], podman: Podm
     assert {(event.name, event.labels["color"]) for event in mine} == {(app.name, "blue")}
 
 
+def _answer_of(url: str) -> str:
+    try:
+        return fetch(url)
+    except OSError:
+        return ""
+
+
 @pytest.mark.parametrize("lane", ["agent", "socat"])
 def test_connections_survive_a_pause(box: Callable[..., Container], run: Runner, home: Path, lane: str) -> None:
     """Also one that is longer than the time after which an agent or a watcher that says nothing is given up."""
@@ -148,7 +155,12 @@ def test_connections_survive_a_pause(box: Callable[..., Container], run: Runner,
     run("autoforward", "attach", app.name, "--lane", lane, check=0)
     with dial(row_of(run, port, status="active")["localPort"]) as client:
         assert ask(client, b"before\n", ends=b"\n") == b"before\n"
-        app.raw.pause()
+        try:
+            app.raw.pause()
+        except docker.errors.APIError as error:
+            if "can not pause" not in str(error):
+                raise
+            pytest.skip(f"this engine pauses nothing here: {error.explanation}")
         try:
             wait_event(home, "reconnecting", port)
             assert "paused" in row_of(run, port)["reason"]
@@ -186,7 +198,8 @@ def test_same_port_after_a_restart(box: Callable[..., Container], run: Runner) -
     app.restart()
     after = row_of(run, port, status="active")
     assert (after["id"], after["localPort"]) == (before["id"], before["localPort"])
-    assert eventually(lambda: fetch(after["url"]), timeout_s=20) == "hello\n"
+    # The row is active again as soon as the container is: its server may not be up yet.
+    eventually(lambda: _answer_of(after["url"]) == "hello\n", timeout_s=20, what="the server answers again")
 
 
 @pytest.mark.timeout(180)

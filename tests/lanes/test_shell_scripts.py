@@ -268,7 +268,8 @@ def test_watcher_names_the_process_of_what_is_new(container: ContainerFactory, i
         watch.wait_for(owners)
         own = owners()[0]
         assert (own.inode, own.pid) == (inode(3000), first.pid)
-        seen = one.shell(f"tr '\\0' ' ' </proc/{first.pid}/cmdline")
+        # An exec on a busy engine may end before its output has been passed on.
+        seen = eventually(lambda: one.shell(f"tr '\\0' ' ' </proc/{first.pid}/cmdline"), what="its command line")
         assert own.command_line.split(b"\0") == seen.encode().split()
         one.start_server(port=3001, user="root")
         # The answer may overtake the frame: they are two streams.
