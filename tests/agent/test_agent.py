@@ -22,6 +22,7 @@ import pytest
 from autoforward.agent_protocol import decoder, frames
 from tests.support import agent_wire
 from tests.support.agent_client import WINDOW, AgentClient, cpu_s, descriptors, echo, wait_until
+from tests.support.local_fixtures import StartAgent
 
 pytestmark = pytest.mark.local
 
@@ -29,7 +30,6 @@ LOOPBACK = "127.0.0.1"
 ECONNREFUSED, ECONNRESET, ENOENT = 111, 104, 2
 MEBIBYTE = 1 << 20
 
-StartAgent = Callable[..., AgentClient]
 Handler = Callable[[socket.socket], None]
 
 

@@ -8,7 +8,7 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,35 +17,15 @@ from autoforward.agent_protocol import decoder
 from autoforward.agent_protocol.frames import SocketEntry
 from autoforward.core.identity.network_namespace import own_namespace
 from tests.support import agent_wire
-from tests.support.agent_build import build
 from tests.support.agent_client import AgentClient
 from tests.support.harness import free_port
+from tests.support.local_fixtures import StartAgent
 
 pytestmark = pytest.mark.local
 
 LOOPBACK = "127.0.0.1"
 POLL_MS = 100
 ENOENT = 2
-
-StartAgent = Callable[..., AgentClient]
-
-
-@pytest.fixture(scope="module", params=["agent", "agent-asan"])
-def binary(request: pytest.FixtureRequest) -> Path:
-    return build(request.param)
-
-
-@pytest.fixture
-def start(binary: Path) -> Iterator[StartAgent]:
-    agents: list[AgentClient] = []
-
-    def begin(*arguments: str) -> AgentClient:
-        agents.append(AgentClient(binary, *arguments))
-        return agents[-1]
-
-    yield begin
-    for agent in agents:
-        agent.close()
 
 
 def listen(address: str, kind: socket.SocketKind = socket.SOCK_STREAM, port: int = 0) -> socket.socket:

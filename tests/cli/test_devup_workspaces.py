@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Runner, command_env, script, supervisor_of
-from tests.support.containers import event_lines, eventually, fetch, is_refused
+from tests.support.containers import assert_page, event_lines, eventually, fetch, is_refused
 from tests.support.observing import rows, status_json
 from tests.support.terminal import Terminal
 from tests.support.workspaces import Kind, RecordedCli, Workspace, WorkspaceFactory
@@ -30,18 +30,6 @@ def free_port() -> int:
 
 def devup(run: Runner, cli: RecordedCli, workspace: Workspace, *args: str) -> subprocess.CompletedProcess[str]:
     return run("devup", "--auto-forward", "--devcontainer-path", cli.path, *workspace.up_args, *args, timeout_s=100)
-
-
-def assert_page(url: str, page: str) -> None:
-    """The page is there soon: a refusal means that the server has not been seen yet."""
-
-    def look() -> bool:
-        try:
-            return fetch(url) == page
-        except OSError:
-            return False
-
-    assert eventually(look, what=url)
 
 
 @pytest.mark.parametrize("kind", ["image", "dockerfile", "compose"])

@@ -15,7 +15,6 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ import pytest
 from autoforward.agent_protocol.frames import HEADER_SIZE, HELLO_SIZE, Hello
 from autoforward.core.model import DialAddress
 from autoforward.dataplane.messages import MuxLost, MuxSaid, MuxStart, Route, StreamFailed, StreamWanted
-from tests.support.agent_build import build
 from tests.support.agent_client import LOOKED_INTO
 from tests.support.direct_rig import AgentStream, descriptors, eventually, exactly
 from tests.support.plane_rig import FORWARD, TIMEOUT_S, Rig, rig
@@ -170,11 +168,6 @@ def conversation(binary: Path, who: str, cut: int) -> Proxy:
         assert not answer or MESSAGE in map(bytes, echo.heard), f"an answer to half a message: {who} {cut}"
     eventually(lambda: descriptors("self") == before, f"descriptors: {who} {cut}")
     return proxy
-
-
-@pytest.fixture(scope="module", params=["agent", "agent-asan"])
-def binary(request: pytest.FixtureRequest) -> Iterator[Path]:
-    yield build(request.param)
 
 
 @pytest.mark.timeout(300)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from autoforward.dataplane.messages import MuxDirect
 from autoforward.dataplane.mux import exec_mux, trunk
 from autoforward.dataplane.mux.trunk import Trunk
 from tests.support import agent_wire
-from tests.support.agent_build import build
 from tests.support.direct_rig import (
     SESSION,
     Direct,
@@ -41,19 +39,6 @@ Pair = tuple[socket.socket, socket.socket]
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exec_mux, "PING_INTERVAL_S", 0.2)
     monkeypatch.setattr(trunk, "SEEK_AGAIN_S", 0.2)
-
-
-@pytest.fixture(params=["agent", "agent-asan"])
-def binary(request: pytest.FixtureRequest) -> Path:
-    return build(request.param)
-
-
-@pytest.fixture
-def direct(binary: Path) -> Iterator[Direct]:
-    with rig() as one:
-        path = Direct(one, binary)
-        yield path
-        path.close()
 
 
 def allow(direct: Direct, address: str | None) -> None:

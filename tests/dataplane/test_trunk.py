@@ -22,7 +22,6 @@ from autoforward.dataplane.mux.exec_mux import Mux
 from autoforward.dataplane.mux.handshake import DirectConnector
 from autoforward.dataplane.mux.trunk import Trunk
 from tests.support import agent_wire
-from tests.support.agent_build import build
 from tests.support.direct_rig import (
     SESSION,
     Direct,
@@ -92,24 +91,11 @@ class Between:
         self.cut("FIN")
 
 
-@pytest.fixture(scope="module", params=["agent", "agent-asan"])
-def binary(request: pytest.FixtureRequest) -> Path:
-    return build(request.param)
-
-
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new trunk is sought soon after the last one was lost."""
     monkeypatch.setattr(exec_mux, "PING_INTERVAL_S", 0.2)
     monkeypatch.setattr(trunk, "SEEK_AGAIN_S", 0.2)
-
-
-@pytest.fixture
-def direct(binary: Path) -> Iterator[Direct]:
-    with rig() as one:
-        path = Direct(one, binary)
-        yield path
-        path.close()
 
 
 @pytest.fixture

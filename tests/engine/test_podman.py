@@ -21,7 +21,7 @@ from tests.conftest import Runner
 from tests.dataplane.test_direct_path import PIECE, SIZE, echo_of, listening_on_its_address
 from tests.images.recipes import HELPER_DIR
 from tests.support.conformance import dial
-from tests.support.containers import Container, eventually, fetch
+from tests.support.containers import Container, assert_page, eventually, fetch
 from tests.support.engines.podman import PodmanService, podman_with
 from tests.support.observing import (
     IMPATIENT,
@@ -139,13 +139,6 @@ def test_life_of_a_container_is_told(box: Callable[..., Container], podman: Podm
     assert {(event.name, event.labels["color"]) for event in mine} == {(app.name, "blue")}
 
 
-def _answer_of(url: str) -> str:
-    try:
-        return fetch(url)
-    except OSError:
-        return ""
-
-
 @pytest.mark.parametrize("lane", ["agent", "socat"])
 def test_connections_survive_a_pause(box: Callable[..., Container], run: Runner, home: Path, lane: str) -> None:
     """Also one that is longer than the time after which an agent or a watcher that says nothing is given up."""
@@ -199,7 +192,7 @@ def test_same_port_after_a_restart(box: Callable[..., Container], run: Runner) -
     after = row_of(run, port, status="active")
     assert (after["id"], after["localPort"]) == (before["id"], before["localPort"])
     # The row is active again as soon as the container is: its server may not be up yet.
-    eventually(lambda: _answer_of(after["url"]) == "hello\n", timeout_s=20, what="the server answers again")
+    assert_page(after["url"], "hello\n", timeout_s=20)
 
 
 @pytest.mark.timeout(180)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ContainerFactory, Runner, supervisor_of
-from tests.support.containers import Container, eventually, fetch
+from tests.support.containers import Container, assert_page
 from tests.support.observing import free_port, logged, names, row_of, rows, status_json, wait_event
 from tests.support.workspaces import RecordedCli, Workspace, WorkspaceFactory
 
@@ -105,7 +105,7 @@ def test_a_port_is_added_during_a_download_through_another(
             answered: list[float] = []
 
             def ask() -> None:
-                eventually(lambda: _page(local) == "new\n", timeout_s=30, what="the new port")
+                assert_page(f"http://localhost:{local}", "new\n", timeout_s=30)
                 answered.append(time.monotonic())
 
             asking = threading.Thread(target=ask)
@@ -125,13 +125,6 @@ def test_a_port_is_added_during_a_download_through_another(
     assert (now["label"], now["localPort"], now["id"]) == ("old", old["localPort"], old["id"])
     # The sender has ended by now, and with it its server.
     assert [name for name in names(logged(home, 3000)) if name != "waiting"] == ["forwarded", "updated"]
-
-
-def _page(host_port: int) -> str:
-    try:
-        return fetch(f"http://localhost:{host_port}")
-    except OSError:
-        return ""
 
 
 def test_ports_are_removed_relabelled_pinned_and_excluded_without_a_command(

@@ -311,6 +311,18 @@ def fetch(url: str, *, timeout_s: float = 10.0) -> str:
         return str(answer.read().decode())
 
 
+def assert_page(url: str, page: str, *, timeout_s: float = 10.0) -> None:
+    """The page is there in time: a refusal or a reset means that the server has not been seen yet."""
+
+    def is_there() -> bool:
+        try:
+            return fetch(url) == page
+        except OSError:
+            return False
+
+    eventually(is_there, timeout_s=timeout_s, what=f"{page!r} at {url}")
+
+
 def is_refused(host: str, port: int) -> bool:
     """Whether a connection to it is refused (ECONNREFUSED, nothing else)."""
     try:

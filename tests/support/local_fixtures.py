@@ -14,7 +14,9 @@ from autoforward.agent_protocol import decoder
 from tests.support.agent_build import build
 from tests.support.agent_client import AgentClient
 from tests.support.direct_far import LOOPBACK, Far, NewFar
+from tests.support.direct_rig import Direct
 from tests.support.harness import free_port
+from tests.support.plane_rig import rig
 from tests.support.world import Worlds
 
 StartAgent = Callable[..., AgentClient]
@@ -34,6 +36,14 @@ def port() -> int:
 @pytest.fixture(scope="module", params=["agent", "agent-asan"])
 def binary(request: pytest.FixtureRequest) -> Path:
     return build(request.param)
+
+
+@pytest.fixture
+def direct(binary: Path) -> Iterator[Direct]:
+    with rig() as one:
+        path = Direct(one, binary)
+        yield path
+        path.close()
 
 
 @pytest.fixture
