@@ -17,7 +17,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 from autoforward.agent_protocol import decoder
@@ -101,7 +100,7 @@ def build(repository: Path, out: Path) -> None:
             *(source / "pyproject.toml", "--output-file", sbom, installed),
             env=environ,
         )
-        _write_provenance(made, version, commit, epoch)
+        _write_provenance(made, version, commit)
         _write_sums(made)
         out.mkdir(parents=True, exist_ok=True)
         for path in sorted(made.iterdir()):
@@ -154,19 +153,14 @@ def _build_agents(source: Path, environ: dict[str, str]) -> None:
 
 def _check_that_it_runs(program: Path) -> None:
     """Its answer to our HELLO is its own."""
-    with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as agent:
-        assert agent.stdin is not None and agent.stdout is not None
-        agent.stdin.write(decoder.encode_hello(65536))
-        agent.stdin.flush()
-        answer = list(decoder.Decoder().feed(os.read(agent.stdout.fileno(), 65536)))
-        agent.kill()
+    done = subprocess.run([program], input=decoder.encode_hello(65536), capture_output=True, timeout=30, check=False)
+    answer = decoder.Decoder().feed(done.stdout)
     if not answer or not isinstance(answer[0], Hello):
-        raise SetupError(f"the agent for this machine does not run: exit {agent.returncode}")
+        raise SetupError(f"the agent for this machine does not run: exit {done.returncode}")
 
 
-def _write_provenance(made: Path, version: str, commit: str, epoch: str) -> None:
+def _write_provenance(made: Path, version: str, commit: str) -> None:
     """Which commit the files were built from, and with what: https://slsa.dev/spec/v1.0/provenance."""
-    time = datetime.fromtimestamp(int(epoch), UTC).isoformat()
     statement = {
         "_type": "https://in-toto.io/Statement/v1",
         "predicateType": "https://slsa.dev/provenance/v1",
@@ -184,8 +178,8 @@ def _write_provenance(made: Path, version: str, commit: str, epoch: str) -> None
                 ],
             },
             "runDetails": {
+                # No times: when it was built would be other bytes each time.
                 "builder": {"id": "urn:autoforward:make-dist"},
-                "metadata": {"startedOn": time, "invocationId": commit},
             },
         },
     }

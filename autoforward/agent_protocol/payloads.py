@@ -33,7 +33,7 @@ def parse_hello(data: bytes) -> frames.Hello:
 
 
 def parse_errno(payload: bytes) -> int:
-    """A number of Linux. Raises ProtocolError for what is none."""
+    """An errno of Linux. Raises ProtocolError for any other number."""
     (number,) = U32.unpack(payload)
     if number > frames.MAX_ERRNO:
         raise ProtocolError(f"an error number of {number}")

@@ -19,7 +19,6 @@ def drain(open_call: supervisor_client.Call, take: Callable[[Message], None]) ->
             take(message)
     except Interrupted:
         output.say("Cut.")
-    except (
-        AutoforwardError
-    ) as error:  # the supervisor or the container went away meanwhile: the forwards have ended too
+    except AutoforwardError as error:
+        # The supervisor or the container went away meanwhile: the forwards have ended too.
         output.say(str(error))

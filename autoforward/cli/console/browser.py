@@ -66,7 +66,7 @@ class Opening:
 
 
 def begin_opening(what: str | Path) -> Opening | str:
-    """Start the opener for a forward's URL or a file of ours, or return why none is started. Raises AutoforwardError."""
+    """Start the opener for a forward's URL or the page's file, or return why none is started. Raises AutoforwardError."""
     url = what.as_uri() if isinstance(what, Path) else safe_url(what)
     if url is None:
         raise AutoforwardError("this is not the URL of a forward")
